@@ -1,0 +1,77 @@
+"""Every error that bgekit raises on purpose.
+
+BgekitError
+├── CardError            (ValueError)    what a model needs is unknown or contradictory
+├── CheckpointError      (OSError)       a model cannot be found, read or written
+├── TextTypeError        (TypeError)     an element of the input is not a string
+├── ArgumentError        (TypeError)     an unknown or impossible argument
+├── DataError            (ValueError)    a record of an input file cannot be used
+├── OutputError          (OSError)       an output cannot be written, or belongs to another run
+├── NumericalError       (ArithmeticError)  NaN or infinity in a vector
+├── WorkerError          (RuntimeError)  a worker process died or answered with an error
+├── ApiError             (RuntimeError)  an embedding API refused or did not answer
+└── MissingExtraError    (ImportError)   an optional dependency is not installed
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class BgekitError(Exception):
+    """Base of all errors raised by bgekit; its message says what to do."""
+
+
+class CardError(BgekitError, ValueError):
+    """What a model needs (pooling, prompts, ...) is unknown or contradictory."""
+
+
+class CheckpointError(BgekitError, OSError):
+    """A model cannot be found, read or written."""
+
+
+class TextTypeError(BgekitError, TypeError):
+    """An element of the input is not a string."""
+
+
+class ArgumentError(BgekitError, TypeError):
+    """An argument is unknown or has an impossible value."""
+
+
+class DataError(BgekitError, ValueError):
+    """A record of an input file cannot be used."""
+
+
+class OutputError(BgekitError, OSError):
+    """An output cannot be written, or belongs to another run."""
+
+
+class NumericalError(BgekitError, ArithmeticError):
+    """A vector contains NaN or infinity."""
+
+
+class WorkerError(BgekitError, RuntimeError):
+    """A worker process died or answered with an error."""
+
+
+class ApiError(BgekitError, RuntimeError):
+    """An embedding API refused a request or did not answer."""
+
+
+class MissingExtraError(BgekitError, ImportError):
+    """An optional dependency is not installed."""
+
+
+def import_extra(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency, or say in one line which extra brings it.
+
+    Raises:
+        MissingExtraError: `module` is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        raise MissingExtraError(f"this needs the package {module!r}: pip install 'bgekit[{extra}]'") from error

@@ -1,0 +1,400 @@
+"""What a model needs to be used rightly, and where each fact was found.
+
+The order of belief is the checkpoint's own files, then the table of families, then the caller; a caller who
+contradicts a known fact is obeyed, with a warning that names both values.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final, Literal, cast, get_args
+
+from ..errors import CardError, CheckpointError
+from .checkpoint import read_json, stored_dtype
+from .families import Family, find_family, model_name
+from .prompts import Prompt
+
+logger = logging.getLogger(__name__)
+
+Pooling = Literal["cls", "mean", "max", "weighted_mean", "last_token"]
+POOLINGS: Final = get_args(Pooling)
+
+#: Our name of each pooling -> the flag and the name that sentence-transformers writes for it.
+SENTENCE_TRANSFORMERS_POOLING: Final[dict[str, tuple[str, str]]] = {
+    "cls": ("pooling_mode_cls_token", "cls"),
+    "mean": ("pooling_mode_mean_tokens", "mean"),
+    "max": ("pooling_mode_max_tokens", "max"),
+    "weighted_mean": ("pooling_mode_weightedmean_tokens", "weightedmean"),
+    "last_token": ("pooling_mode_lasttoken", "lasttoken"),
+}
+
+#: Without any stated limit, texts are cut at this many tokens (the default of FlagEmbedding).
+DEFAULT_MAX_LENGTH: Final = 512
+
+
+class Unset(Enum):
+    """Type of the default of arguments for which None has a meaning of its own."""
+
+    UNSET = "unset"
+
+    def __repr__(self) -> str:
+        return "<from the model card>"
+
+
+UNSET: Final = Unset.UNSET
+
+
+@dataclass(frozen=True)
+class DenseLayer:
+    """A `Dense` module of sentence-transformers: activation(x W^T + b) after pooling.
+
+    Attributes:
+        folder: Folder of the module inside the checkpoint.
+        activation: Last part of the activation's class name, such as `Tanh` or `Identity`.
+    """
+
+    folder: str
+    in_features: int
+    out_features: int
+    bias: bool
+    activation: str
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model needs to be used rightly.
+
+    Attributes:
+        name: Name or path that the caller gave.
+        pooling: How token vectors become one vector.
+        normalize: Whether vectors are scaled to unit length.
+        prompts: Text around inputs by role: `query`, `document`, and others that the checkpoint defines.
+        max_length: Longest input in tokens, special tokens included.
+        dimension: Width of the vectors.
+        similarity: `cosine` or `dot`.
+        include_prompt: Whether the prompt's tokens take part in pooling (INSTRUCTOR excludes them).
+        default_prompt: Role whose prompt a plain `encode` uses, None for no prompt.
+        dense: Dense layers after pooling.
+        dtype: Type of the stored weights.
+        architecture: Model type of transformers, such as `bert`.
+        position_limit: Most tokens that the position embeddings allow, None without a fixed limit.
+        family: Title of the family in the table, None when the model is unknown there.
+        notice: Advice to log once at load.
+        sources: Where each field was found.
+        selftest: A text and its vector, as stored by `FlagModel.save`, None without.
+    """
+
+    name: str
+    pooling: Pooling
+    normalize: bool
+    prompts: Mapping[str, Prompt]
+    max_length: int
+    dimension: int
+    similarity: str = "cosine"
+    include_prompt: bool = True
+    default_prompt: str | None = None
+    dense: tuple[DenseLayer, ...] = ()
+    dtype: str = "float32"
+    architecture: str = ""
+    position_limit: int | None = None
+    family: str | None = None
+    notice: str | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
+    selftest: Mapping[str, Any] | None = None
+
+    def prompt(self, role: str | None) -> Prompt:
+        """The prompt of a role; a role without one has the empty prompt."""
+        return self.prompts.get(role, Prompt()) if role else Prompt()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The card as plain values, for manifests and reports; prompts as [prefix, suffix]."""
+        return {
+            "name": self.name,
+            "pooling": self.pooling,
+            "normalize": self.normalize,
+            "prompts": {role: [prompt.prefix, prompt.suffix] for role, prompt in self.prompts.items()},
+            "max_length": self.max_length,
+            "dimension": self.dimension,
+            "similarity": self.similarity,
+            "include_prompt": self.include_prompt,
+            "default_prompt": self.default_prompt,
+            "dense": [layer.folder for layer in self.dense],
+            "dtype": self.dtype,
+            "architecture": self.architecture,
+            "family": self.family,
+        }
+
+
+def read_card(folder: Path, name: str | None = None, **caller: Any) -> ModelCard:
+    """The card of the checkpoint in `folder`.
+
+    Args:
+        folder: A checkpoint with its `config.json`.
+        name: The name the caller used; the family is looked up by it, then by the folder.
+        caller: Fields that the caller sets: `pooling`, `normalize`, `query`, `document` (prompts),
+            `max_length`; values that are `UNSET` are ignored.
+
+    Raises:
+        CardError: pooling is known to nobody, or the model is no embedder.
+        CheckpointError: a file is missing or damaged.
+    """
+    name = name or str(folder)
+    family = find_family(name) or find_family(str(folder))
+    config = _model_config(folder)
+    _refuse_rerankers(name, config, family)
+    facts = _Facts(name)
+    facts.add("checkpoint", _checkpoint_facts(folder))
+    if family is not None:
+        facts.add(f"family table ({family.title})", _family_facts(family))
+    facts.add("default", {"normalize": True, "similarity": "cosine", "include_prompt": True})
+    facts.add("default", {"default_prompt": None, "dense": (), "dtype": "float32", "selftest": None})
+    facts.add("default", {"max_length": _usable_length(config), "query": Prompt(), "document": Prompt()})
+    facts.override("caller", {key: value for key, value in caller.items() if value is not UNSET})
+    known, sources = facts.values, facts.sources
+    if "pooling" not in known:
+        raise CardError(
+            f"nothing says how {name!r} pools its token vectors: it has no 1_Pooling/config.json and "
+            f"{model_name(name)!r} is not in the table of known families. Pass pooling_method=, one of "
+            f"{', '.join(POOLINGS)} (BGE models: cls)."
+        )
+    if sources["query"] == "default":
+        logger.info("no prompts are known for %s: queries are encoded as they are", name)
+    prompts = {**known.get("prompts", {}), "query": known["query"], "document": known["document"]}
+    dense = known["dense"]
+    return ModelCard(
+        name=name,
+        pooling=known["pooling"],
+        normalize=known["normalize"],
+        prompts=prompts,
+        max_length=_checked_length(known["max_length"], sources["max_length"], config, name),
+        dimension=dense[-1].out_features if dense else hidden_size(config),
+        similarity=known["similarity"],
+        include_prompt=known["include_prompt"],
+        default_prompt=known["default_prompt"],
+        dense=dense,
+        dtype=known["dtype"],
+        architecture=str(config.get("model_type", "")),
+        position_limit=position_limit(config),
+        family=family.title if family else None,
+        notice=family.notice if family else None,
+        sources=sources,
+        selftest=known["selftest"],
+    )
+
+
+class _Facts:
+    """Values with their sources; the first source of a field is believed, a caller overrides it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.values: dict[str, Any] = {}
+        self.sources: dict[str, str] = {}
+
+    def add(self, source: str, values: Mapping[str, Any]) -> None:
+        for key, value in values.items():
+            if key not in self.values:
+                self.values[key], self.sources[key] = value, source
+
+    def override(self, source: str, values: Mapping[str, Any]) -> None:
+        for key, value in values.items():
+            known, where = self.values.get(key), self.sources.get(key, "default")
+            if where != "default" and value != known and not _is_off(key, value):
+                logger.warning(
+                    "%s of %s is %r according to the %s, but the caller says %r: the caller's is used",
+                    key, self.name, _shown(known), where, _shown(value),
+                )  # fmt: skip
+            self.values[key], self.sources[key] = value, source
+
+
+def _is_off(key: str, value: Any) -> bool:
+    # Leaving a prompt away, or cutting texts earlier, is a choice and not a contradiction.
+    return (key in ("query", "document") and not value) or key == "max_length"
+
+
+def _shown(value: Any) -> Any:
+    return str(value) if isinstance(value, Prompt) else value
+
+
+def _refuse_rerankers(name: str, config: Mapping[str, Any], family: Family | None) -> None:
+    if family is not None and family.kind == "reranker":
+        raise CardError(
+            f"{model_name(name)} is a reranker: it scores pairs and has no text vectors. "
+            "Use FlagReranker(name).compute_score(pairs) instead of FlagModel."
+        )
+    architectures = config.get("architectures") or []
+    if any(kind.endswith("ForSequenceClassification") for kind in architectures) and family is None:
+        raise CardError(
+            f"{name!r} is a sequence classifier ({architectures[0]}), most likely a reranker: "
+            "use FlagReranker(name).compute_score(pairs) instead of FlagModel."
+        )
+
+
+def _model_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is no model: it has no config.json")
+    return cast(dict[str, Any], read_json(path))
+
+
+def hidden_size(config: Mapping[str, Any]) -> int:
+    """Width of the token vectors of a Hugging Face config."""
+    for key in ("hidden_size", "d_model", "n_embd", "dim"):
+        if key in config:
+            return int(config[key])
+    raise CheckpointError("config.json does not say the hidden size")
+
+
+def position_limit(config: Mapping[str, Any]) -> int | None:
+    """Most tokens that the position embeddings of a config allow, None without a fixed limit."""
+    limit = config.get("max_position_embeddings") or config.get("n_positions")
+    if limit is None or config.get("model_type") in ("t5", "mt5", "umt5"):
+        return None
+    # RoBERTa-kind models number positions from pad_token_id + 1; MPNet does the same.
+    offset = int(config.get("pad_token_id") or 0) + 1 if config.get("model_type") in OFFSET_POSITIONS else 0
+    return int(limit) - offset
+
+
+#: Model types whose positions start at pad_token_id + 1.
+OFFSET_POSITIONS: Final = frozenset(
+    {
+        "roberta",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "camembert",
+        "mpnet",
+        "roberta-prelayernorm",
+        "data2vec-text",
+    }
+)
+
+
+def _usable_length(config: Mapping[str, Any]) -> int:
+    return min(DEFAULT_MAX_LENGTH, position_limit(config) or DEFAULT_MAX_LENGTH)
+
+
+def _checked_length(length: Any, source: str, config: Mapping[str, Any], name: str) -> int:
+    limit = position_limit(config)
+    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
+        raise CardError(f"max_length of {name} must be a positive number of tokens, not {length!r}")
+    if limit is None or length <= limit:
+        return length
+    if source == "caller":
+        raise CardError(
+            f"max_length={length} is more than {name} can take: it has position embeddings for {limit} tokens. "
+            "Pass at most that, or split long texts into passages (bge encode --chunk)."
+        )
+    return limit
+
+
+def _checkpoint_facts(folder: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    if (dtype := stored_dtype(folder)) is not None:
+        facts["dtype"] = dtype
+    facts |= _length_facts(folder)
+    facts |= _prompt_facts(folder)
+    modules = folder / "modules.json"
+    if not modules.is_file():
+        if (folder / "1_Pooling" / "config.json").is_file():
+            facts |= _pooling_facts(folder / "1_Pooling" / "config.json")
+        return facts
+    dense: list[DenseLayer] = []
+    facts["normalize"] = False
+    for module in read_json(modules):
+        kind, path = module["type"].rsplit(".", 1)[-1], module.get("path", "")
+        if kind == "Pooling":
+            facts |= _pooling_facts(folder / path / "config.json")
+        elif kind == "Dense":
+            dense.append(_dense_layer(folder, path))
+        elif kind == "Normalize":
+            facts["normalize"] = True
+        elif kind not in ("Transformer", "Dropout"):
+            raise CardError(
+                f"{modules} names a module of kind {kind!r} ({module['type']}), which bgekit does not know; "
+                "it knows Transformer, Pooling, Dense, Dropout and Normalize"
+            )
+    facts["dense"] = tuple(dense)
+    return facts
+
+
+def _length_facts(folder: Path) -> dict[str, Any]:
+    for file, key in (
+        ("sentence_bert_config.json", "max_seq_length"),
+        ("tokenizer_config.json", "model_max_length"),
+    ):
+        path = folder / file
+        value = read_json(path).get(key) if path.is_file() else None
+        # Tokenizers without a limit store a huge number here.
+        if isinstance(value, int | float) and 0 < value < 1_000_000:
+            return {"max_length": int(value)}
+    return {}
+
+
+def _prompt_facts(folder: Path) -> dict[str, Any]:
+    path = folder / "config_sentence_transformers.json"
+    if not path.is_file():
+        return {}
+    content = read_json(path)
+    facts: dict[str, Any] = {}
+    if content.get("similarity_fn_name") in ("cosine", "dot"):
+        facts["similarity"] = content["similarity_fn_name"]
+    ours = content.get("bgekit") or {}
+    suffixes = ours.get("prompt_suffixes") or {}
+    prompts = {
+        role: Prompt(text or "", suffixes.get(role, "")) for role, text in (content.get("prompts") or {}).items()
+    }
+    # sentence-transformers 5 and later writes empty prompts for every model it saves: they say nothing.
+    if not ours and not any(prompts.values()):
+        return facts
+    roles = {"query": ("query",), "document": ("document", "passage", "corpus")}
+    for role, names in roles.items():
+        found = next((prompts[name] for name in names if name in prompts), None)
+        if found is not None:
+            facts[role] = found
+    facts["prompts"] = prompts
+    facts["default_prompt"] = content.get("default_prompt_name")
+    if ours.get("selftest"):
+        facts["selftest"] = ours["selftest"]
+    return facts
+
+
+def _pooling_facts(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing, but modules.json names it")
+    content = read_json(path)
+    names = {theirs: ours for ours, (_, theirs) in SENTENCE_TRANSFORMERS_POOLING.items()}
+    if isinstance(content.get("pooling_mode"), str):
+        chosen = [content["pooling_mode"]]
+    else:
+        flags = {flag: theirs for flag, theirs in SENTENCE_TRANSFORMERS_POOLING.values()}
+        chosen = [flags.get(key, key) for key, on in content.items() if key.startswith("pooling_mode_") and on is True]
+    if len(chosen) != 1 or chosen[0] not in names:
+        raise CardError(f"{path} asks for the pooling {chosen}; bgekit knows exactly one of {', '.join(POOLINGS)}")
+    return {"pooling": names[chosen[0]], "include_prompt": content.get("include_prompt", True) is not False}
+
+
+def _dense_layer(folder: Path, path: str) -> DenseLayer:
+    file = folder / path / "config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing, but modules.json names it")
+    content = read_json(file)
+    return DenseLayer(
+        folder=path,
+        in_features=int(content["in_features"]),
+        out_features=int(content["out_features"]),
+        bias=bool(content.get("bias", True)),
+        activation=str(content.get("activation_function", "Identity")).rsplit(".", 1)[-1],
+    )
+
+
+def _family_facts(family: Family) -> dict[str, Any]:
+    facts: dict[str, Any] = {"query": family.query, "document": family.document}
+    for key in ("pooling", "normalize", "max_length"):
+        if (value := getattr(family, key)) is not None:
+            facts[key] = value
+    if (include_prompt := getattr(family, "include_prompt", None)) is not None:
+        facts["include_prompt"] = include_prompt
+    return facts

