@@ -1,0 +1,253 @@
+"""What every embedder offers, whatever computes its vectors."""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Sized
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ArgumentError
+from ..models.card import UNSET, ModelCard, Unset
+from ..models.prompts import Prompt
+from .result import Embeddings, Encoded
+from .windows import Collector, Tally, Window, checked_windows, not_texts, split, with_progress
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+Kind = Literal["query", "document", "plain"]
+
+#: Texts that are planned together: enough for batches of nearly equal length, few enough to stream.
+WINDOW: Final = 2048
+
+
+class Embedder(abc.ABC):
+    """Texts -> vectors, with the names that FlagEmbedding and sentence-transformers users know.
+
+    A str gives one vector [dimension], a list an array [n, dimension], an empty list an array [0, dimension], and
+    any other iterable is read as a stream. Vectors are float32. The arrays are `Embeddings`: they know which texts
+    were cut. Equal texts in one call are computed once.
+    """
+
+    card: ModelCard
+    #: Whether `encode` returns arrays, or tensors, unless told.
+    convert_to_numpy: bool = True
+    #: Texts that `encode` plans together.
+    window: ClassVar[int] = WINDOW
+
+    @property
+    @abc.abstractmethod
+    def dimension(self) -> int:
+        """Width of the vectors."""
+
+    @property
+    @abc.abstractmethod
+    def precision(self) -> str:
+        """Number format that vectors are computed in, such as `bfloat16`."""
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """sha256 (hex) of all that decides what vector a text gets."""
+
+    @abc.abstractmethod
+    def _encode_unique(
+        self, windows: Iterable[list[str]], prompt: Prompt, max_length: int | None, batch_size: int | None
+    ) -> Iterator[Encoded]:
+        """One result for each window of distinct, valid Unicode texts, in order."""
+
+    def close(self) -> None:
+        """Free what the embedder holds (worker processes); it can be used again."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def encode(
+        self,
+        sentences: str | Iterable[str],
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        convert_to_numpy: bool | None = None,
+        *,
+        instruction: str | Unset | None = UNSET,
+        instruction_format: str = "{}{}",
+        prompt: str | Unset | None = UNSET,
+        prompt_name: str | None = None,
+        convert_to_tensor: bool = False,
+        show_progress: bool | None = None,
+        show_progress_bar: bool | None = None,
+        out: npt.NDArray[Any] | None = None,
+    ) -> Embeddings:
+        """Vectors of texts as they are (or with the prompt that the checkpoint declares its default).
+
+        Args:
+            sentences: A text, a list of texts, or any iterable of texts, which is streamed.
+            batch_size: Most texts in a batch; by default batches are sized from the device.
+            max_length: Cut texts at this many tokens, special tokens and prompt included; the card's by default.
+            convert_to_numpy: Return an array; if false a torch tensor on the CPU.
+            instruction: Text put before each input; None or "" for none.
+            instruction_format: Template of instruction and text, two slots `{}`.
+            prompt: Another name of `instruction`, as in sentence-transformers.
+            prompt_name: Use the card's prompt of this role instead.
+            convert_to_tensor: Return a tensor, as in sentence-transformers.
+            show_progress: Show a progress bar; by default on a terminal, from a few thousand texts on.
+            show_progress_bar: Another name of `show_progress`, as in sentence-transformers.
+            out: Array or memmap [n, dimension] of any float type to write into; it is returned, viewed as Embeddings.
+
+        Raises:
+            TextTypeError: an element is not a string; the message has its index.
+            ArgumentError: arguments contradict each other or are impossible.
+            NumericalError: a vector has NaN or infinity.
+        """
+        chosen = self._choose_prompt(self.card.default_prompt, instruction, instruction_format, prompt, prompt_name)
+        progress = show_progress if show_progress is not None else show_progress_bar
+        as_tensor = convert_to_tensor or not (self.convert_to_numpy if convert_to_numpy is None else convert_to_numpy)
+        vectors: Embeddings = self._encode(sentences, chosen, max_length, batch_size, progress, out, as_tensor)
+        return vectors
+
+    def encode_queries(
+        self, queries: str | Iterable[str], batch_size: int | None = None, max_length: int | None = None,
+        convert_to_numpy: bool | None = None, *, instruction: str | Unset | None = UNSET, **options: Any,
+    ) -> Embeddings:  # fmt: skip
+        """Vectors of retrieval queries, with the query instruction. Arguments as `encode`."""
+        return self._encode_role("query", queries, batch_size, max_length, convert_to_numpy, instruction, options)
+
+    def encode_corpus(
+        self, corpus: str | Iterable[str], batch_size: int | None = None, max_length: int | None = None,
+        convert_to_numpy: bool | None = None, *, instruction: str | Unset | None = UNSET, **options: Any,
+    ) -> Embeddings:  # fmt: skip
+        """Vectors of passages, with the passage instruction if the model has one. Arguments as `encode`."""
+        return self._encode_role("document", corpus, batch_size, max_length, convert_to_numpy, instruction, options)
+
+    def encode_query(self, sentences: str | Iterable[str], **options: Any) -> Embeddings:
+        """`encode_queries`, by the name that sentence-transformers uses."""
+        return self.encode_queries(sentences, **options)
+
+    def encode_document(self, sentences: str | Iterable[str], **options: Any) -> Embeddings:
+        """`encode_corpus`, by the name that sentence-transformers uses."""
+        return self.encode_corpus(sentences, **options)
+
+    def encode_windows(
+        self, windows: Iterable[list[str]], *, kind: Kind = "document", max_length: int | None = None,
+        batch_size: int | None = None,
+    ) -> Iterator[Encoded]:  # fmt: skip
+        """One result for each window of texts, in order, tokenisation and computation overlapped.
+
+        The bytes of a window's vectors depend on its own texts alone. Rows in errors count from the first window.
+        """
+        role = self.card.default_prompt if kind == "plain" else kind
+        length = max_length if max_length is not None else self._role_length(role)
+        checked = checked_windows(windows, across=False, texts_stay=False)
+        for window, encoded in self._run(checked, self._prompt_of(role), length, batch_size):
+            yield window.restore(encoded)
+
+    def similarity(self, a: npt.ArrayLike, b: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Scores [n, m] of vectors [n, d] and [m, d] in float32: cosine, or dot product where the card says so."""
+        left, right = (np.atleast_2d(np.asarray(e, dtype=np.float32)) for e in (a, b))
+        if left.shape[1] != right.shape[1]:
+            raise ArgumentError(f"the vectors have different widths: {left.shape[1]} and {right.shape[1]}")
+        if self.card.similarity == "cosine":
+            left, right = (e / np.maximum(np.linalg.norm(e, axis=1, keepdims=True), 1e-12) for e in (left, right))
+        return left @ right.T
+
+    def _prompt_of(self, role: str | None) -> Prompt:
+        return self.card.prompt(role)
+
+    def _role_length(self, role: str | None) -> int | None:
+        """Maximum length that the caller set for a role, None for the card's."""
+        return None
+
+    def _choose_prompt(
+        self, role: str | None, instruction: str | Unset | None, template: str, prompt: str | Unset | None,
+        prompt_name: str | None,
+    ) -> Prompt:  # fmt: skip
+        if instruction is UNSET:
+            instruction = prompt
+        elif prompt is not UNSET and prompt != instruction:
+            raise ArgumentError(f"instruction={instruction!r} and prompt={prompt!r} are two names of one argument")
+        if prompt_name is not None:
+            if instruction is not UNSET:
+                raise ArgumentError("give either a prompt's text or its name (prompt_name), not both")
+            if prompt_name not in self.card.prompts:
+                known = ", ".join(map(repr, self.card.prompts))
+                raise ArgumentError(f"{self.card.name} has no prompt named {prompt_name!r}; it has {known}")
+            return self._prompt_of(prompt_name)
+        return self._prompt_of(role) if isinstance(instruction, Unset) else Prompt.from_format(instruction, template)
+
+    def _encode_role(
+        self, role: str, texts: str | Iterable[str], batch_size: int | None, max_length: int | None,
+        convert_to_numpy: bool | None, instruction: str | Unset | None, options: dict[str, Any],
+    ) -> Any:  # fmt: skip
+        if isinstance(instruction, Unset) and not {"prompt", "prompt_name"} & options.keys():
+            options["prompt_name"] = role
+        elif not isinstance(instruction, Unset):
+            options["instruction"] = instruction
+        length = max_length if max_length is not None else self._role_length(role)
+        return self.encode(texts, batch_size, length, convert_to_numpy, **options)
+
+    def _encode(
+        self, texts: str | Iterable[str], prompt: Prompt, max_length: int | None, batch_size: int | None,
+        progress: bool | None, out: npt.NDArray[Any] | None, as_tensor: bool,
+    ) -> Any:  # fmt: skip
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise ArgumentError(f"batch_size must be a positive number of texts, not {batch_size!r}")
+        if not isinstance(texts, Iterable):
+            raise not_texts(texts)
+        single = isinstance(texts, str)
+        listed = [texts] if isinstance(texts, str) else texts
+        total = len(listed) if isinstance(listed, Sized) else None
+        windows = checked_windows(split(listed, self.window), across=True, texts_stay=total is not None)
+        collector = Collector(self.dimension, total, out)
+        for window, encoded in with_progress(self._run(windows, prompt, max_length, batch_size), total, progress):
+            collector.add(window, encoded)
+        result = collector.result()
+        if as_tensor:
+            import torch
+
+            tensor = torch.from_numpy(np.asarray(result))
+            return tensor[0] if single else tensor
+        return Embeddings.of(np.asarray(result)[0], result.truncated, result.repaired) if single else result
+
+    def _run(
+        self, windows: Iterable[Window], prompt: Prompt, max_length: int | None, batch_size: int | None
+    ) -> Iterator[tuple[Window, Encoded]]:
+        """Each window with the vectors of its distinct texts, checked to be finite, in order."""
+        if max_length is not None and (not isinstance(max_length, int) or max_length < 1):
+            raise ArgumentError(f"max_length must be a positive number of tokens, not {max_length!r}")
+        waiting: deque[Window] = deque()
+
+        def texts() -> Iterator[list[str]]:
+            for window in windows:
+                waiting.append(window)
+                if window.texts:
+                    yield window.texts
+
+        tally = Tally()
+        nothing = Encoded(np.empty((0, self.dimension), dtype=np.float32))
+        for encoded in self._encode_unique(texts(), prompt, max_length, batch_size):
+            while not waiting[0].texts:
+                yield waiting.popleft(), nothing
+            window = waiting.popleft()
+            window.check(encoded)
+            tally.add(window, encoded)
+            yield window, encoded
+        while waiting:
+            yield waiting.popleft(), nothing
+        tally.log(self.card.name)
+
+
+def digest(*parts: str) -> str:
+    """sha256 (hex) of some strings, for fingerprints."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -1,0 +1,231 @@
+"""Several devices: one persistent worker each, windows handed out as workers become free, results in order.
+
+Workers are processes of their own (`bgekit.encoding.worker`) that talk through their standard streams. They need
+no import guard in the caller's script, start from threads, notebooks and daemonic processes alike, and end when
+their parent does, because their input ends. The first device is served by the engine of this process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from ..errors import ArgumentError, WorkerError
+from .result import Encoded
+
+if TYPE_CHECKING:
+    from .engine import Engine, EngineSpec, Request
+
+logger = logging.getLogger(__name__)
+
+#: An input with fewer texts is computed by the first device alone.
+SMALL_INPUT: Final = 2048
+#: Windows that wait for a device, for each device.
+_QUEUED: Final = 2
+
+
+def resolve_devices(
+    devices: str | int | torch.device | Sequence[str | int | torch.device] | None,
+) -> tuple[torch.device, ...]:
+    """The devices to use: those asked for, by default every visible GPU, else the CPU.
+
+    An int is the GPU of that number. `CUDA_VISIBLE_DEVICES` counts as everywhere.
+
+    Raises:
+        ArgumentError: a device does not exist.
+    """
+    if devices is None:
+        if torch.cuda.is_available():
+            return tuple(torch.device("cuda", index) for index in range(torch.cuda.device_count()))
+        return (torch.device("mps" if torch.backends.mps.is_available() else "cpu"),)
+    wanted = [devices] if isinstance(devices, str | int | torch.device) else list(devices)
+    if not wanted:
+        raise ArgumentError("devices is empty: name at least one, such as 'cpu' or 'cuda:0'")
+    return tuple(_existing(device) for device in wanted)
+
+
+def _existing(wanted: str | int | torch.device) -> torch.device:
+    try:
+        device = torch.device("cuda", wanted) if isinstance(wanted, int) else torch.device(wanted)
+    except RuntimeError as error:
+        raise ArgumentError(f"{wanted!r} is no device: {error}") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ArgumentError(f"there is no device {device}: {count} GPUs are visible")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ArgumentError("there is no device mps on this machine")
+    return device
+
+
+class WorkerPool:
+    """Several devices that share the windows of one input. One input at a time; callers in threads wait."""
+
+    def __init__(self, spec: EngineSpec, engine: Engine, devices: Sequence[torch.device]) -> None:
+        self._spec, self._engine, self._devices = spec, engine, devices
+        self._workers: list[_Worker] = []
+        self._lock = threading.Lock()
+
+    def encode_windows(self, windows: Iterable[Sequence[str]], request: Request) -> Iterator[Encoded]:
+        """One result for each window, in order; see `Engine.encode_windows`.
+
+        Raises:
+            WorkerError: a worker died; the message names its device.
+        """
+        source = iter(windows)
+        head: list[Sequence[str]] = []
+        while sum(map(len, head)) < SMALL_INPUT:
+            window = next(source, None)
+            if window is None:
+                yield from self._engine.encode_windows(head, request)
+                return
+            head.append(window)
+        with self._lock:
+            self._start()
+            yield from self._share(_joined(head, source), request)
+
+    def _start(self) -> None:
+        if not self._workers:
+            cpus = sum(device.type == "cpu" for device in self._devices)
+            threads = max(1, torch.get_num_threads() // cpus) if cpus else None
+            self._workers = [_Worker(self._spec, str(device), threads) for device in self._devices[1:]]
+
+    def _share(self, windows: Iterator[Sequence[str]], request: Request) -> Iterator[Encoded]:
+        tasks: SimpleQueue[tuple[int, Sequence[str]] | None] = SimpleQueue()
+        results: SimpleQueue[tuple[int, Encoded | BaseException]] = SimpleQueue()
+        runners = [self._local, *(worker.encode for worker in self._workers)]
+        threads = [threading.Thread(target=_serve, args=(run, request, tasks, results), daemon=True) for run in runners]
+        for thread in threads:
+            thread.start()
+        done: dict[int, Encoded] = {}
+        sent = received = 0
+        exhausted = completed = False
+        try:
+            while True:
+                while not exhausted and sent - received < _QUEUED * len(runners):
+                    window = next(windows, None)
+                    if window is None:
+                        exhausted = True
+                    else:
+                        tasks.put((sent, window))
+                        sent += 1
+                if received == sent:
+                    break
+                while received not in done:
+                    number, result = results.get()
+                    if isinstance(result, BaseException):
+                        raise result
+                    done[number] = result
+                yield done.pop(received)
+                received += 1
+            completed = True
+        finally:
+            for _ in threads:
+                tasks.put(None)
+            if completed:
+                for thread in threads:
+                    thread.join()
+            else:
+                # What the workers still compute belongs to nobody: they are ended and start again when needed.
+                self.close()
+
+    def _local(self, window: Sequence[str], request: Request) -> Encoded:
+        return next(self._engine.encode_windows([window], request))
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self._workers:
+            worker.close()
+        self._workers = []
+
+
+def _joined(head: list[Sequence[str]], rest: Iterator[Sequence[str]]) -> Iterator[Sequence[str]]:
+    yield from head
+    yield from rest
+
+
+def _serve(run: Any, request: Request, tasks: SimpleQueue[Any], results: SimpleQueue[Any]) -> None:
+    """Take windows until there are none; an error is a result too, and ends this device's part."""
+    while (task := tasks.get()) is not None:
+        number, window = task
+        try:
+            results.put((number, run(window, request)))
+        except BaseException as error:
+            results.put((number, error))
+            return
+
+
+class _Worker:
+    """A process with the model on one device."""
+
+    def __init__(self, spec: EngineSpec, device: str, threads: int | None) -> None:
+        self.device = device
+        package_root = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", "from bgekit.encoding.worker import main; main()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        self._send((spec, device, threads))
+
+    def encode(self, window: Sequence[str], request: Request) -> Encoded:
+        """The vectors of a window, computed by the process."""
+        self._send((list(window), request))
+        answer = self._receive()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+    def _send(self, message: Any) -> None:
+        assert self._process.stdin is not None
+        try:
+            pickle.dump(message, self._process.stdin, protocol=5)
+            self._process.stdin.flush()
+        except OSError:
+            raise self._death() from None
+
+    def _receive(self) -> Any:
+        assert self._process.stdout is not None
+        try:
+            return pickle.load(self._process.stdout)
+        except (EOFError, OSError, pickle.UnpicklingError):
+            raise self._death() from None
+
+    def _death(self) -> WorkerError:
+        try:
+            code = self._process.wait(timeout=5)
+            reason = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        except subprocess.TimeoutExpired:
+            reason = "closed its output"
+        return WorkerError(
+            f"the worker of device {self.device} (process {self._process.pid}) {reason}. Its messages stand on stderr; "
+            "signal 9 most often means that memory ran out. What was finished before is kept by bge encode."
+        )
+
+    def close(self) -> None:
+        """End the process."""
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                try:
+                    stream.close()
+                except OSError:
+                    # A dead worker's pipe breaks when what it never read is flushed: nothing is lost by it.
+                    logger.debug("pipe of the worker of %s was broken", self.device)
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()

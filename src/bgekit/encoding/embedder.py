@@ -1,0 +1,263 @@
+"""FlagModel: a checkpoint as an embedder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from ..errors import ArgumentError, CardError, CheckpointError
+from ..models.card import UNSET, ModelCard, Pooling, Unset, read_card
+from ..models.checkpoint import fingerprint, resolve
+from ..models.families import find_family
+from ..models.prompts import Prompt
+from .base import Embedder, digest
+from .result import Encoded
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerFast
+
+    from .devices import WorkerPool
+
+logger = logging.getLogger(__name__)
+
+#: Least cosine to the stored self-test vector (float32) by precision; a wrong pooling gives about 0.8.
+_SELFTEST_COSINE: Final = {"float32": 0.9999, "bfloat16": 0.99, "float16": 0.99, "int8": 0.97}
+#: Families whose advice has been logged in this process.
+_noticed: set[str] = set()
+
+
+class FlagModel(Embedder):
+    """A text embedding model: a checkpoint, with everything that its card says applied.
+
+    Pooling, normalisation, instructions and maximum length come from the checkpoint and the table of known
+    families; arguments override them. The model is loaded when it is made; further devices start when an input
+    is large enough to pay for it.
+    """
+
+    def __new__(cls, model_name_or_path: str | os.PathLike[str], *args: Any, **options: Any) -> Any:
+        """A hosted model (`text-embedding-3-small`) gives an `OpenAIEmbedder`, which has the same methods."""
+        family = find_family(os.fspath(model_name_or_path))
+        if family is not None and family.kind == "api":
+            from .api import OpenAIEmbedder
+
+            return OpenAIEmbedder(os.fspath(model_name_or_path), *args, **options)
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        model_name_or_path: str | os.PathLike[str],
+        pooling_method: Pooling | Unset = UNSET,
+        normalize_embeddings: bool | Unset = UNSET,
+        query_instruction_for_retrieval: str | Unset | None = UNSET,
+        use_fp16: bool = True,
+        *,
+        use_bf16: bool = False,
+        query_instruction_format: str = "{}{}",
+        passage_instruction_for_retrieval: str | Unset | None = UNSET,
+        passage_instruction_format: str = "{}{}",
+        devices: str | int | torch.device | Sequence[str | int | torch.device] | None = None,
+        device: str | int | torch.device | None = None,
+        batch_size: int | None = None,
+        max_length: int | Unset = UNSET,
+        query_max_length: int | None = None,
+        passage_max_length: int | None = None,
+        convert_to_numpy: bool = True,
+        truncate_dim: int | None = None,
+        dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+        cache_dir: str | None = None,
+        trust_remote_code: bool = False,
+        allow_pickle: bool = False,
+    ) -> None:
+        """Load a model.
+
+        Args:
+            model_name_or_path: A folder, a Hugging Face id, or `packaged:NAME`.
+            pooling_method: `cls`, `mean`, `max`, `weighted_mean` or `last_token`.
+            normalize_embeddings: Whether vectors have unit length.
+            query_instruction_for_retrieval: Text before queries in `encode_queries`; None or "" for none.
+            use_fp16: Compute in the fastest 16-bit format of the device (float32 where none is fast).
+            use_bf16: Compute in bfloat16.
+            query_instruction_format: Template of instruction and query, two slots `{}`.
+            passage_instruction_for_retrieval: Text before passages in `encode_corpus`; None or "" for none.
+            passage_instruction_format: Template of instruction and passage, two slots `{}`.
+            devices: One device or several (`"cuda:0"`, `1`, `["cpu", "cpu"]`); by default every visible GPU,
+                else the CPU. A device named twice has two workers.
+            device: Another name of `devices`, as in sentence-transformers.
+            batch_size: Most texts in a batch; by default batches are sized from the device.
+            max_length: Cut texts at this many tokens.
+            query_max_length: The same for `encode_queries`.
+            passage_max_length: The same for `encode_corpus`.
+            convert_to_numpy: Whether `encode` returns arrays by default, or tensors.
+            truncate_dim: Keep this many leading dimensions, then normalise (for Matryoshka models).
+            dtype: Format to compute in: `float32`, `bfloat16`, `float16`, `int8`; overrides `use_fp16`.
+            revision: Branch, tag or commit on the hub.
+            cache_dir: Where files from the hub are kept.
+            trust_remote_code: Allow a checkpoint to bring its own Python code.
+            allow_pickle: Allow weights in `.bin` files.
+
+        Raises:
+            CheckpointError: there is no such model, or its files are damaged.
+            CardError: pooling is known to nobody, or the model is no embedder.
+            ArgumentError: an argument is impossible.
+        """
+        from ..models.precision import choose_precision
+        from .devices import resolve_devices
+        from .engine import Engine, EngineSpec
+
+        name = os.fspath(model_name_or_path)
+        _refuse_rerankers(name)
+        folder = resolve(
+            name, revision=revision, cache_dir=cache_dir, allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        self.card = read_card(
+            folder,
+            name,
+            pooling=pooling_method,
+            normalize=normalize_embeddings,
+            query=_prompt(query_instruction_for_retrieval, query_instruction_format),
+            document=_prompt(passage_instruction_for_retrieval, passage_instruction_format),
+            max_length=max_length,
+        )
+        _log_notice(self.card)
+        self.folder = folder
+        self.devices = resolve_devices(devices if devices is not None else device)
+        self.batch_size = batch_size
+        self.query_max_length, self.passage_max_length = query_max_length, passage_max_length
+        self.convert_to_numpy = convert_to_numpy
+        self._truncate_dim = _checked_dim(truncate_dim, self.card)
+        self._spec = EngineSpec(
+            folder=folder,
+            card=self.card,
+            precision=choose_precision(
+                self.devices[0],
+                dtype="bfloat16" if use_bf16 and dtype is None else dtype,
+                use_fp16=use_fp16,
+                model_type=self.card.architecture,
+            ),
+            truncate_dim=self._truncate_dim,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
+        self._engine = Engine(self._spec, str(self.devices[0]))
+        self._pool: WorkerPool | None = None
+        self._starting = threading.Lock()
+        self._check_selftest()
+
+    @property
+    def dimension(self) -> int:
+        """Width of the vectors."""
+        return self._truncate_dim or self.card.dimension
+
+    @property
+    def precision(self) -> str:
+        """Number format that vectors are computed in."""
+        return self._spec.precision
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of weights, tokenizer, card and precision."""
+        weights = fingerprint(self.folder, allow_pickle=self._spec.allow_pickle)
+        card = {key: value for key, value in self.card.to_dict().items() if key not in ("name", "family")}
+        return digest(weights, repr(card), self.precision, str(self._truncate_dim))
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The Hugging Face tokenizer of the checkpoint."""
+        return self._engine.tokenizer
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Save the model in the layout that sentence-transformers 2.7 to 6.2 and text-embeddings-inference read.
+
+        The weights are written in the precision that the checkpoint has, whatever this model computes in.
+        The folder appears complete or not at all.
+
+        Args:
+            path: Folder to make.
+            overwrite: Replace a folder that is there.
+
+        Raises:
+            OutputError: the folder exists or cannot be written.
+        """
+        from ..models.saving import save_model
+
+        save_model(self, Path(path), overwrite=overwrite)
+
+    def close(self) -> None:
+        """End the worker processes of further devices; they start again when they are needed."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def _role_length(self, role: str | None) -> int | None:
+        return {"query": self.query_max_length, "document": self.passage_max_length}.get(role or "")
+
+    def _encode_unique(
+        self, windows: Iterable[list[str]], prompt: Prompt, max_length: int | None, batch_size: int | None
+    ) -> Iterator[Encoded]:
+        from .engine import Request
+
+        length = max_length or self.card.max_length
+        limit = self.card.position_limit
+        if limit is not None and length > limit:
+            raise ArgumentError(f"max_length={length} is more than {self.card.name} can take: {limit} tokens")
+        request = Request(prompt, length, batch_size or self.batch_size)
+        if len(self.devices) == 1:
+            yield from self._engine.encode_windows(windows, request)
+            return
+        from .devices import WorkerPool
+
+        with self._starting:
+            if self._pool is None:
+                self._pool = WorkerPool(self._spec, self._engine, self.devices)
+        yield from self._pool.encode_windows(windows, request)
+
+    def _check_selftest(self) -> None:
+        """Compare the vector of a fixed text with the one that `save` stored, if it did."""
+        stored, overridden = self.card.selftest, {"pooling", "normalize"}
+        if stored is None or any(self.card.sources.get(field) == "caller" for field in overridden):
+            return
+        expected = np.asarray(stored["vector"], dtype=np.float32)[: self.dimension]
+        got = np.asarray(self.encode(stored["text"], prompt=None, convert_to_numpy=True))
+        cosine = float(got @ expected / max(float(np.linalg.norm(got) * np.linalg.norm(expected)), 1e-12))
+        least = _SELFTEST_COSINE[self.precision]
+        if not cosine >= least:
+            raise CheckpointError(
+                f"{self.folder} fails its self-test: the vector of {stored['text']!r} has a cosine of {cosine:.5f} to "
+                f"the one stored when the model was saved, at least {least} is expected in {self.precision}. "
+                "A file was changed since then: the weights, the tokenizer, or 1_Pooling/config.json."
+            )
+
+
+def _prompt(instruction: str | Unset | None, template: str) -> Prompt | Unset:
+    return UNSET if isinstance(instruction, Unset) else Prompt.from_format(instruction, template)
+
+
+def _refuse_rerankers(name: str) -> None:
+    family = find_family(name)
+    if family is not None and family.kind == "reranker":
+        raise CardError(
+            f"{name} is a reranker: it scores pairs and has no text vectors. "
+            "Use FlagReranker(name).compute_score(pairs) instead of FlagModel."
+        )
+
+
+def _checked_dim(truncate_dim: int | None, card: ModelCard) -> int | None:
+    if truncate_dim is not None and not 1 <= truncate_dim <= card.dimension:
+        raise ArgumentError(f"truncate_dim={truncate_dim} must be from 1 to the model's {card.dimension} dimensions")
+    return truncate_dim
+
+
+def _log_notice(card: ModelCard) -> None:
+    if card.notice and card.family and card.family not in _noticed:
+        _noticed.add(card.family)
+        logger.warning("%s: %s", card.name, card.notice)

@@ -1,0 +1,239 @@
+"""One device: windows of texts -> vectors, with tokenisation and computation overlapped.
+
+A window is a list of texts that is planned as one: its batches are cut from its own texts alone, so the bytes of
+its vectors do not depend on its neighbours. While one window is computed the next is being tokenised, and the
+streams (threads that each compute whole batches) go on with it without waiting for the last batch before.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..models.card import ModelCard
+from ..models.encoder import Encoder, PaddedBackbone, load_encoder
+from ..models.packing import Packed
+from ..models.prompts import Prompt
+from .batching import plan_batches
+from .result import Encoded
+from .tokenization import TextTokenizer, Tokens, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+logger = logging.getLogger(__name__)
+
+#: A window below this many tokens is computed by the calling thread: starting streams would cost more.
+_INLINE_TOKENS: Final = 512
+#: Windows tokenised and queued ahead of the one whose result is awaited.
+_WINDOWS_AHEAD: Final = 2
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """All that is needed to build the same engine in this process or another."""
+
+    folder: Path
+    card: ModelCard
+    precision: str
+    truncate_dim: int | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """How texts are to be encoded."""
+
+    prompt: Prompt
+    max_length: int
+    batch_size: int | None = None
+
+
+@dataclass
+class _Job:
+    """A window on its way: its tokens, and the vectors of its batches as they come."""
+
+    tokens: Tokens
+    batches: list[list[int]]
+    vectors: list[Future[Tensor]]
+
+
+class Engine:
+    """A model on one device. Safe to use from several threads."""
+
+    def __init__(self, spec: EngineSpec, device: str) -> None:
+        """Load the model on a torch device; on the CPU it computes with `torch.get_num_threads()` threads."""
+        self.spec = spec
+        self.device = torch.device(device)
+        self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(spec.folder, trust_remote_code=spec.trust_remote_code)
+        self.encoder: Encoder = load_encoder(
+            spec.folder,
+            spec.card,
+            precision=spec.precision,
+            device=self.device,
+            truncate_dim=spec.truncate_dim,
+            trust_remote_code=spec.trust_remote_code,
+            allow_pickle=spec.allow_pickle,
+        )
+        self.padded = isinstance(self.encoder.backbone, PaddedBackbone)
+        self.streams, self.threads_per_stream = _placement(self.device)
+        self.token_budget = _token_budget(self.device, self.encoder, self.padded)
+        self._text_tokenizer = lru_cache(maxsize=16)(self._new_text_tokenizer)
+
+    def _new_text_tokenizer(self, prompt: Prompt, max_length: int) -> TextTokenizer:
+        return TextTokenizer(self.tokenizer, prompt, max_length)
+
+    def encode_windows(self, windows: Iterable[Sequence[str]], request: Request) -> Iterator[Encoded]:
+        """One result for each window, in order.
+
+        Args:
+            windows: Lists of valid Unicode texts, not empty.
+            request: How to encode them.
+        """
+        tokenise = self._text_tokenizer(request.prompt, request.max_length)
+        source = iter(windows)
+        first = next(source, None)
+        if first is None:
+            return
+        # Short input that is all there is, the case of a single query, goes without any thread.
+        second = next(source, None)
+        if second is None and len(first) <= _INLINE_TOKENS:
+            tokens = tokenise(first)
+            if sum(map(len, tokens.ids)) <= _INLINE_TOKENS:
+                batches = self._plan(tokens, request)
+                yield self._assemble(tokens, batches, [self._forward_or_split(tokens, batch) for batch in batches])
+                return
+            yield from self._overlapped([first], request, tokenised=tokens)
+            return
+        rest = [first] if second is None else _chain(first, second, source)
+        yield from self._overlapped(rest, request)
+
+    def _overlapped(
+        self, windows: Iterable[Sequence[str]], request: Request, *, tokenised: Tokens | None = None
+    ) -> Iterator[Encoded]:
+        tokenise = self._text_tokenizer(request.prompt, request.max_length)
+        compute = ThreadPoolExecutor(
+            self.streams,
+            "bgekit-compute",
+            initializer=_limit_threads,
+            initargs=(self.device, self.threads_per_stream),
+        )
+        prepare = ThreadPoolExecutor(1, "bgekit-tokenise")
+
+        def start(window: Sequence[str]) -> _Job:
+            tokens = tokenise(window) if tokenised is None else tokenised
+            batches = self._plan(tokens, request)
+            return _Job(tokens, batches, [compute.submit(self._forward_or_split, tokens, batch) for batch in batches])
+
+        ahead: deque[Future[_Job]] = deque()
+        try:
+            for window in windows:
+                ahead.append(prepare.submit(start, window))
+                if len(ahead) > _WINDOWS_AHEAD:
+                    yield self._finish(ahead.popleft().result())
+            while ahead:
+                yield self._finish(ahead.popleft().result())
+        finally:
+            # Reached early on an error, Ctrl-C or a caller who stops reading: what is queued is dropped.
+            prepare.shutdown(wait=True, cancel_futures=True)
+            compute.shutdown(wait=True, cancel_futures=True)
+
+    def _finish(self, job: _Job) -> Encoded:
+        return self._assemble(job.tokens, job.batches, [vectors.result() for vectors in job.vectors])
+
+    def _plan(self, tokens: Tokens, request: Request) -> list[list[int]]:
+        lengths = list(map(len, tokens.ids))
+        # A small window is shared evenly between the streams instead of filling the first one's budget.
+        budget = min(self.token_budget, max(_INLINE_TOKENS, -(-sum(lengths) // self.streams)))
+        return list(plan_batches(lengths, budget, batch_size=request.batch_size, padded=self.padded))
+
+    def _pack(self, tokens: Tokens, batch: list[int]) -> Packed:
+        excluded = tokens.prompt_length if not self.spec.card.include_prompt else 0
+        skip = [excluded] * len(batch) if excluded else None
+        return Packed.of([tokens.ids[row] for row in batch], skip)
+
+    def _forward_or_split(self, tokens: Tokens, batch: list[int]) -> Tensor:
+        try:
+            return self._forward(self._pack(tokens, batch))
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or len(batch) == 1:
+                raise
+            size = sum(len(tokens.ids[row]) for row in batch)
+        # Outside the handler, where the failed batch's tensors are no longer held by the traceback.
+        self.token_budget = min(self.token_budget, max(1, size // 2))
+        logger.warning("%s is out of memory at %d tokens a batch: trying %d", self.device, size, self.token_budget)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        middle = (len(batch) + 1) // 2
+        return torch.cat([self._forward_or_split(tokens, part) for part in (batch[:middle], batch[middle:])])
+
+    def _forward(self, batch: Packed) -> Tensor:
+        with torch.inference_mode():
+            vectors: Tensor = self.encoder(batch.to(self.device))
+            return vectors
+
+    def _assemble(self, tokens: Tokens, batches: list[list[int]], parts: list[Tensor]) -> Encoded:
+        # Results stay on the device until the window is done: one copy instead of one a batch.
+        order = np.concatenate([np.asarray(batch) for batch in batches])
+        vectors = np.empty((len(order), parts[0].shape[1]), dtype=np.float32)
+        vectors[order] = torch.cat(parts).float().cpu().numpy()
+        return Encoded(vectors, sum(map(len, tokens.ids)), tokens.truncated)
+
+
+def _chain(first: Any, second: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    yield first
+    yield second
+    yield from rest
+
+
+def _limit_threads(device: torch.device, threads: int) -> None:
+    # torch keeps this number for each thread; elsewhere than on the CPU it does not matter.
+    if device.type == "cpu":
+        torch.set_num_threads(threads)
+
+
+def _placement(device: torch.device) -> tuple[int, int]:
+    """Streams, and CPU threads of each."""
+    if device.type != "cpu":
+        return 1, torch.get_num_threads()
+    from ..models.fused import recommended_streams
+
+    return recommended_streams()
+
+
+def _token_budget(device: torch.device, encoder: Encoder, padded: bool) -> int:
+    """Tokens of a batch: on CPUs what stays in cache, elsewhere what fits the free memory."""
+    if device.type == "cpu":
+        from ..models.fused import TOKEN_BUDGET
+
+        return TOKEN_BUDGET
+    cap = 16_384 if padded else 131_072
+    if device.type != "cuda":
+        return 16_384
+    config = encoder.backbone.model.config  # type: ignore[attr-defined]
+    wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    # Live at the widest point: the residual, q, k, v and two tensors of the feed-forward, in 4 bytes at most.
+    bytes_per_token = 4 * (6 * config.hidden_size + 2 * wide)
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(min(cap, max(2048, free // 2 // bytes_per_token)))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory was not enough, and nothing else."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "DefaultCPUAllocator: can't allocate memory" in text or "MPS backend out of memory" in text
+    )
