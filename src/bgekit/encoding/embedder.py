@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import ArgumentError, CardError, CheckpointError
 from ..models.card import UNSET, ModelCard, Pooling, Unset, read_card
 from ..models.checkpoint import fingerprint, resolve
-from ..models.families import find_family
+from ..models.families import Family, find_family
 from ..models.prompts import Prompt
 from .base import Embedder, digest
 from .result import Encoded
@@ -60,7 +60,7 @@ class FlagModel(Embedder):
         use_fp16: bool = True,
         *,
         use_bf16: bool = False,
-        query_instruction_format: str = "{}{}",
+        query_instruction_format: str | None = None,
         passage_instruction_for_retrieval: str | Unset | None = UNSET,
         passage_instruction_format: str = "{}{}",
         devices: str | int | torch.device | Sequence[str | int | torch.device] | None = None,
@@ -86,7 +86,8 @@ class FlagModel(Embedder):
             query_instruction_for_retrieval: Text before queries in `encode_queries`; None or "" for none.
             use_fp16: Compute in the fastest 16-bit format of the device (float32 where none is fast).
             use_bf16: Compute in bfloat16.
-            query_instruction_format: Template of instruction and query, two slots `{}`.
+            query_instruction_format: Template of instruction and query, two slots `{}`; by default what the
+                model's family uses, which for most is the instruction followed by the query.
             passage_instruction_for_retrieval: Text before passages in `encode_corpus`; None or "" for none.
             passage_instruction_format: Template of instruction and passage, two slots `{}`.
             devices: One device or several (`"cuda:0"`, `1`, `["cpu", "cpu"]`); by default every visible GPU,
@@ -114,7 +115,9 @@ class FlagModel(Embedder):
         from .engine import Engine, EngineSpec
 
         name = os.fspath(model_name_or_path)
-        _refuse_rerankers(name)
+        family = find_family(name)
+        _refuse_rerankers(name, family)
+        template = query_instruction_format or (family.template if family else None) or "{}{}"
         folder = resolve(
             name, revision=revision, cache_dir=cache_dir, allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
@@ -124,7 +127,7 @@ class FlagModel(Embedder):
             name,
             pooling=pooling_method,
             normalize=normalize_embeddings,
-            query=_prompt(query_instruction_for_retrieval, query_instruction_format),
+            query=_prompt(query_instruction_for_retrieval, template),
             document=_prompt(passage_instruction_for_retrieval, passage_instruction_format),
             max_length=max_length,
         )
@@ -242,8 +245,7 @@ def _prompt(instruction: str | Unset | None, template: str) -> Prompt | Unset:
     return UNSET if isinstance(instruction, Unset) else Prompt.from_format(instruction, template)
 
 
-def _refuse_rerankers(name: str) -> None:
-    family = find_family(name)
+def _refuse_rerankers(name: str, family: Family | None) -> None:
     if family is not None and family.kind == "reranker":
         raise CardError(
             f"{name} is a reranker: it scores pairs and has no text vectors. "

@@ -148,6 +148,8 @@ class Engine:
             # Reached early on an error, Ctrl-C or a caller who stops reading: what is queued is dropped.
             prepare.shutdown(wait=True, cancel_futures=True)
             compute.shutdown(wait=True, cancel_futures=True)
+            # The streams' limit is theirs alone for OpenMP, but MKL keeps one number for the process.
+            torch.set_num_threads(torch.get_num_threads())
 
     def _finish(self, job: _Job) -> Encoded:
         return self._assemble(job.tokens, job.batches, [vectors.result() for vectors in job.vectors])

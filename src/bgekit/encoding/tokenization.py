@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError, TextTypeError
+from ..errors import ArgumentError, CheckpointError, TextTypeError
 from ..models.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -97,46 +97,45 @@ class TextTokenizer:
         # A copy through its serialised form: the settings of the original stay as they are.
         self._backend: Any = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_padding()
-        self._prefix = prompt.prefix
-        self._max_length = max_length
-        self._suffix = self._plain_ids(prompt.suffix)
-        self._trailing = self._trailing_specials()
-        room = max_length - len(self._suffix)
-        if room <= self._backend.num_special_tokens_to_add(False):
-            raise CheckpointError(f"max_length={max_length} leaves no room for a text beside its special tokens")
-        self._backend.enable_truncation(room)
-        self.prompt_length = self._prompt_length()
+        self._backend.no_truncation()
+        self._leading, self._trailing = self._special_counts()
+        self._joined = "" if prompt.apart else prompt.prefix
+        self._before = self._plain_ids(prompt.prefix) if prompt.apart else []
+        self._after = self._plain_ids(prompt.suffix)
+        self.prompt_length = self._prompt_length(prompt.prefix)
+        self._room = max_length - len(self._before) - len(self._after)
+        if self._room <= self._leading + self._trailing:
+            raise ArgumentError(f"max_length={max_length} leaves no room for text beside the special tokens")
+        self._backend.enable_truncation(self._room)
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Token ids of valid Unicode texts."""
-        if self._prefix:
-            texts = [self._prefix + text for text in texts]
+        if self._joined:
+            texts = [self._joined + text for text in texts]
         encodings = self._backend.encode_batch_fast(texts) if len(texts) > 1 else [self._backend.encode(texts[0])]
         ids = [encoding.ids for encoding in encodings]
-        room = self._max_length - len(self._suffix)
-        truncated = [i for i, encoding in enumerate(encodings) if len(ids[i]) >= room and len(encoding.overflowing) > 0]
-        if self._suffix:
-            ids = [self._with_suffix(row) for row in ids]
+        truncated = [
+            row for row, encoding in enumerate(encodings) if len(ids[row]) >= self._room and encoding.overflowing
+        ]
+        if self._before or self._after:
+            ids = [self._surrounded(row) for row in ids]
         return Tokens(ids, truncated, self.prompt_length)
 
-    def _with_suffix(self, ids: list[int]) -> list[int]:
-        end = len(ids) - self._trailing
-        return ids[:end] + self._suffix + ids[end:]
+    def _surrounded(self, ids: list[int]) -> list[int]:
+        start, end = self._leading, len(ids) - self._trailing
+        return ids[:start] + self._before + ids[start:end] + self._after + ids[end:]
 
     def _plain_ids(self, text: str) -> list[int]:
         return list(self._backend.encode(text, add_special_tokens=False).ids) if text else []
 
-    def _trailing_specials(self) -> int:
-        # What the tokenizer appends after every text, such as [SEP] or </s>.
-        with_specials, plain = (
-            self._backend.encode("a").ids,
-            self._backend.encode("a", add_special_tokens=False).ids,
-        )
-        for start in range(len(with_specials) - len(plain) + 1):
-            if with_specials[start : start + len(plain)] == plain:
-                return len(with_specials) - start - len(plain)
-        return 0
+    def _special_counts(self) -> tuple[int, int]:
+        """How many tokens the tokenizer puts before and after every text, such as [CLS] and [SEP]."""
+        whole, plain = self._backend.encode("a").ids, self._backend.encode("a", add_special_tokens=False).ids
+        for start in range(len(whole) - len(plain) + 1):
+            if whole[start : start + len(plain)] == plain:
+                return start, len(whole) - start - len(plain)
+        return 0, 0
 
-    def _prompt_length(self) -> int:
+    def _prompt_length(self, prefix: str) -> int:
         # As sentence-transformers counts it for include_prompt=False: the prompt alone, less what follows a text.
-        return len(self._backend.encode(self._prefix).ids) - self._trailing if self._prefix else 0
+        return len(self._backend.encode(prefix).ids) - self._trailing if prefix else 0

@@ -373,7 +373,10 @@ def _pooling_facts(path: Path) -> dict[str, Any]:
         chosen = [flags.get(key, key) for key, on in content.items() if key.startswith("pooling_mode_") and on is True]
     if len(chosen) != 1 or chosen[0] not in names:
         raise CardError(f"{path} asks for the pooling {chosen}; bgekit knows exactly one of {', '.join(POOLINGS)}")
-    return {"pooling": names[chosen[0]], "include_prompt": content.get("include_prompt", True) is not False}
+    facts: dict[str, Any] = {"pooling": names[chosen[0]]}
+    if "include_prompt" in content:
+        facts["include_prompt"] = content["include_prompt"] is not False
+    return facts
 
 
 def _dense_layer(folder: Path, path: str) -> DenseLayer:
@@ -392,9 +395,7 @@ def _dense_layer(folder: Path, path: str) -> DenseLayer:
 
 def _family_facts(family: Family) -> dict[str, Any]:
     facts: dict[str, Any] = {"query": family.query, "document": family.document}
-    for key in ("pooling", "normalize", "max_length"):
+    for key in ("pooling", "normalize", "max_length", "include_prompt", "similarity"):
         if (value := getattr(family, key)) is not None:
             facts[key] = value
-    if (include_prompt := getattr(family, "include_prompt", None)) is not None:
-        facts["include_prompt"] = include_prompt
     return facts

@@ -268,9 +268,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
         title="Stella v5, English",
         names=("stella_en_400M_v5", "stella_en_1.5B_v5"),
         pooling="mean",
-        query=Prompt(
-            "Instruct: Given a web search query, retrieve relevant passages that answer the query.\nQuery: "
-        ),
+        query=Prompt("Instruct: Given a web search query, retrieve relevant passages that answer the query.\nQuery: "),
         template=_INSTRUCT,
         notice=_REMOTE_CODE,
         source="model cards of NovaSearch/stella_en_*_v5, prompt s2p_query",

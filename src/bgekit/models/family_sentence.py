@@ -92,9 +92,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
         pooling="mean",
         normalize=True,
         max_length=256,
-        dimensions=dict.fromkeys(
-            ("sentence-t5-base", "sentence-t5-large", "sentence-t5-xl", "sentence-t5-xxl"), 768
-        ),
+        dimensions=dict.fromkeys(("sentence-t5-base", "sentence-t5-large", "sentence-t5-xl", "sentence-t5-xxl"), 768),
         source="model cards of sentence-transformers/sentence-t5-*; a dense head gives 768 at every size",
     ),
     Family(
@@ -209,8 +207,8 @@ FAMILIES: Final[tuple[Family, ...]] = (
             "SGPT-5.8B-weightedmean-msmarco-specb-bitfit",
         ),
         pooling="weighted_mean",
-        query=Prompt("[", "]"),
-        document=Prompt("{", "}"),
+        query=Prompt("[", "]", apart=True),
+        document=Prompt("{", "}", apart=True),
         dimensions={
             "sgpt-bloom-7b1-msmarco": 4096,
             "SGPT-125M-weightedmean-msmarco-specb-bitfit": 768,

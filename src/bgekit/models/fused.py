@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, layer_norm
+from torch.nn.functional import embedding, layer_norm, scaled_dot_product_attention
 
 from ..errors import ArgumentError
 
@@ -324,4 +324,11 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out:
             torch.sum(scores, -1, keepdim=True, out=totals[part])
         else:
             torch.bmm(scores, ones[part], out=totals[part])
+    smallest, largest = torch.aminmax(totals)
+    if not (smallest > _SMALLEST and largest < _LARGEST):
+        # Scores far from zero, which trained encoders do not have; this also lets NaN through.
+        valid = None if mask is None else mask[:, None, None, :].bool()
+        exact = scaled_dot_product_attention(query, key, value, attn_mask=valid, scale=math.log(2))
+        out.copy_(exact)
+        return
     torch.div(sums.view(query.shape), totals.view(n, heads, -1, 1), out=out)

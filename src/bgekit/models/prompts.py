@@ -12,10 +12,16 @@ class Prompt:
     """Text put before and after an input.
 
     The suffix survives truncation: a long input is cut so that prefix, text and suffix fit together.
+
+    Attributes:
+        prefix: Text before the input.
+        suffix: Text after it, always tokenised by itself.
+        apart: Tokenise the prefix by itself too, where it could merge with the input's first word (SGPT's brackets).
     """
 
     prefix: str = ""
     suffix: str = ""
+    apart: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.prefix or self.suffix)
