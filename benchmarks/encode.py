@@ -1,0 +1,361 @@
+"""How fast texts become vectors: this toolkit, its named peers, and the machine's own limit, in one run.
+
+    python benchmarks/encode.py setup --envs DIR            make an environment for each peer
+    python benchmarks/encode.py run --envs DIR --out F.json  measure (interleaved rounds; medians count)
+    python benchmarks/encode.py table F.json                 print the result as markdown
+    python benchmarks/encode.py plot F.json F.png            draw it
+
+Every peer runs in a process and an environment of its own, one at a time, on the same real texts; the machine's
+matrix rate is measured again in every round. `run` needs the project's environment (make dev).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+SHARED = HERE.parents[1] / "shared"
+ENVIRONMENTS = {
+    "FlagEmbedding": "flagembedding",
+    "sentence-transformers": "sentence-transformers",
+    "sentence-transformers bf16": "sentence-transformers",
+    "sentence-transformers bf16, batch 8": "sentence-transformers",
+    "sentence-transformers ONNX": "sentence-transformers-export",
+    "sentence-transformers ONNX int8": "sentence-transformers-export",
+    "sentence-transformers OpenVINO": "sentence-transformers-export",
+    "sentence-transformers OpenVINO bf16": "sentence-transformers-export",
+    "fastembed": "fastembed",
+}
+OURS = ("bgekit", "bgekit fp32")
+PEERS = (*OURS, *ENVIRONMENTS)
+#: layers, hidden, heads, intermediate of the random model that has bge-base's shape.
+BASE = (12, 768, 12, 3072)
+
+
+class Worker:
+    """A peer's process."""
+
+    def __init__(self, peer: str, folder: Path, envs: Path | None) -> None:
+        python = sys.executable
+        if peer in ENVIRONMENTS:
+            if envs is None:
+                raise SystemExit(f"{peer} needs an environment: pass --envs (made by setup)")
+            python = str(envs / ENVIRONMENTS[peer] / "bin" / "python")
+        self.peer = peer
+        self.log = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(
+            [python, str(HERE / "worker.py"), peer, str(folder)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
+        )  # fmt: skip
+        start = time.perf_counter()
+        self.load_seconds = self._answer()["load_seconds"]
+        self.start_seconds = time.perf_counter() - start
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self.process.wait()
+            self.log.seek(0)
+            raise RuntimeError(f"{self.peer} failed: {self.log.read()[-2000:].decode(errors='replace')}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def setup(envs: Path) -> None:
+    envs.mkdir(parents=True, exist_ok=True)
+    for name in sorted(set(ENVIRONMENTS.values())):
+        python = envs / name / "bin" / "python"
+        if not python.exists():
+            subprocess.run([sys.executable, "-m", "venv", str(envs / name)], check=True)
+        requirements = (HERE / "requirements" / f"{name}.txt").read_text().split()
+        for requirement in requirements:  # torch first, so that its pinned build is the one that stays
+            subprocess.run([str(python), "-m", "pip", "install", "-q", requirement], check=True)
+
+
+def real_texts(count: int) -> list[str]:
+    """MS MARCO passages where shared data is, else the documentation of the Python standard library."""
+    corpus = SHARED / "data" / "MSMARCODev600Retrieval" / "corpus.jsonl.gz"
+    if corpus.exists():
+        with gzip.open(corpus, "rt", encoding="utf-8") as file:
+            records = map(json.loads, file)
+            texts = [f"{record.get('title', '')} {record['text']}".strip() for record in records]
+    else:
+        from bgekit.search.pydocs import stdlib_records
+
+        texts = [record.text for record in stdlib_records()]
+    random.Random(0).shuffle(texts)
+    return texts[:count]
+
+
+def mixed_texts(count: int) -> list[str]:
+    """Texts of 1 to more than 512 tokens, for the comparison of vectors."""
+    texts = real_texts(count)
+    pick = random.Random(1)
+    longer = [" ".join(pick.sample(texts, 8)) for _ in range(count // 10)]
+    shorter = [" ".join(text.split()[: pick.randint(1, 6)]) for text in texts[: count // 10]]
+    return (longer + shorter + texts)[:count]
+
+
+def model_folder(size: str, work: Path) -> Path:
+    """The real bge-small-en-v1.5, or a random model of bge-base's shape with the same tokenizer."""
+    source = SHARED / "models" / "bge-small-en-v1.5"
+    if not source.is_dir():
+        raise SystemExit(f"needs the weights in {source}")
+    folder = work / f"bge-{size}"
+    if (folder / "config.json").exists():
+        return folder
+    subprocess.run(["cp", "-rL", str(source), str(folder)], check=True)
+    subprocess.run(["chmod", "-R", "u+w", str(folder)], check=True)
+    if size == "base":
+        import torch
+        from transformers import BertConfig, BertModel
+
+        layers, hidden, heads, intermediate = BASE
+        torch.manual_seed(0)
+        (folder / "model.safetensors").unlink()
+        config = BertConfig.from_pretrained(
+            source, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+            intermediate_size=intermediate,
+        )  # fmt: skip
+        BertModel(config).save_pretrained(folder)
+        pooling = json.loads((folder / "1_Pooling" / "config.json").read_text())
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps({**pooling, "word_embedding_dimension": hidden}))
+    return folder
+
+
+def write_texts(path: Path, texts: list[str]) -> str:
+    path.write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8")
+    return str(path)
+
+
+def count_tokens(folder: Path, texts: list[str]) -> int:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return sum(map(len, tokenizer(texts, truncation=True, max_length=512)["input_ids"]))
+
+
+def linear_flops(folder: Path) -> int:
+    """FLOPs a token in the linear layers of the transformer, which is all that is counted as useful."""
+    config = json.loads((folder / "config.json").read_text())
+    hidden, intermediate = config["hidden_size"], config["intermediate_size"]
+    return int(2 * config["num_hidden_layers"] * (4 * hidden * hidden + 2 * hidden * intermediate))
+
+
+def run(args: argparse.Namespace) -> None:
+    work = Path(args.work)
+    work.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {"cpu": _cpu(), "python": platform.python_version(), "models": {}}
+    for size in args.models:
+        results["models"][size] = run_model(size, work, args)
+        Path(args.out).write_text(json.dumps(results, indent=1))
+    if args.growth:
+        results["growth"] = run_growth(model_folder("small", work), work, args.growth)
+    Path(args.out).write_text(json.dumps(results, indent=1))
+
+
+def run_model(size: str, work: Path, args: argparse.Namespace) -> dict[str, Any]:
+    folder = model_folder(size, work)
+    texts = real_texts(args.texts if size == "small" else args.texts // 3)
+    warm, timed = write_texts(work / "warm.jsonl", texts[:64]), write_texts(work / f"{size}.jsonl", texts)
+    compared = write_texts(work / "compared.jsonl", mixed_texts(args.compare))
+    single = write_texts(work / "single.jsonl", ["what is the best way to search a text by its meaning?"])
+    tokens = count_tokens(folder, texts)
+    peers: dict[str, dict[str, Any]] = {}
+    rates: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    reference = _vectors("reference", folder, None, compared, work)
+    for round_number in range(args.rounds):
+        machine = Worker("limit", folder, None)
+        for dtype, rate in machine.ask(texts=single)["rates"].items():
+            rates[dtype].append(rate)
+        machine.close()
+        for peer in args.peers:
+            facts = peers.setdefault(peer, {"seconds": [], "load_seconds": [], "latency_ms": []})
+            try:
+                worker = Worker(peer, folder, args.envs)
+                worker.ask(texts=warm)
+                answer = worker.ask(texts=timed)
+                latency = worker.ask(texts=single, single=True, repeat=30)["seconds"]
+                if round_number == 0:
+                    worker.ask(texts=compared, save=str(work / "vectors.npy"))
+                    facts["worst_cosine"] = _worst_cosine(work / "vectors.npy", reference)
+                worker.close()
+            except RuntimeError as error:
+                facts["error"] = str(error)
+                print(error, file=sys.stderr)
+                continue
+            facts["seconds"] += answer["seconds"]
+            facts["load_seconds"].append(worker.start_seconds)
+            facts["latency_ms"] += [1000 * seconds for seconds in latency[5:]]
+            facts["peak_mib"] = max(answer["peak_mib"], facts.get("peak_mib", 0))
+            print(f"{size} round {round_number + 1} {peer}: {tokens / answer['seconds'][0]:,.0f} tokens/s", flush=True)
+    return {"texts": len(texts), "tokens": tokens, "flops_per_token": linear_flops(folder), "rates": rates, "peers": peers}
+
+
+def _vectors(peer: str, folder: Path, envs: Path | None, texts: str, work: Path) -> Any:
+    import numpy as np
+
+    worker = Worker(peer, folder, envs)
+    worker.ask(texts=texts, save=str(work / "reference.npy"))
+    worker.close()
+    return np.load(work / "reference.npy")
+
+
+def _worst_cosine(path: Path, reference: Any) -> float:
+    import numpy as np
+
+    vectors = np.load(path).astype(np.float64)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return float((vectors * reference).sum(1).min())
+
+
+def run_growth(folder: Path, work: Path, sizes: list[int]) -> list[dict[str, Any]]:
+    """Encode growing corpora to a memmap: tokens/s should stay flat, and so should memory."""
+    base = real_texts(10_000)
+    rows = []
+    for size in sizes:
+        code = (
+            "import json,resource,sys,time,numpy as np\n"
+            "from bgekit import FlagModel\n"
+            "base=[json.loads(l) for l in open(sys.argv[2])]; n=int(sys.argv[3])\n"
+            "model=FlagModel(sys.argv[1]); model.encode(base[:64])\n"
+            "out=np.lib.format.open_memmap(sys.argv[4],mode='w+',dtype='float32',shape=(n,model.dimension))\n"
+            "start=time.perf_counter()\n"
+            "texts=(f'{i//len(base)} {base[i%len(base)]}' for i in range(n))\n"
+            "model.encode(texts,out=out)\n"
+            "print(json.dumps([time.perf_counter()-start,resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024]))\n"
+        )
+        path = write_texts(work / "growth.jsonl", base)
+        tokens = count_tokens(folder, base) * size / len(base)
+        command = [sys.executable, "-c", code, str(folder), path, str(size), str(work / "growth.npy")]
+        seconds, peak = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        rows.append({"texts": size, "tokens_per_second": tokens / seconds, "peak_mib": peak})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"{name}, {sum(line.startswith('processor') for line in lines) or '?'} cores"
+
+
+def table(results: dict[str, Any]) -> str:
+    lines = [f"CPU: {results['cpu']}"]
+    for size, model in results["models"].items():
+        fp32, bf16 = (statistics.median(model["rates"][dtype]) for dtype in ("float32", "bfloat16"))
+        ratio = bf16 / fp32
+        kind = "AMX" if ratio >= 4 else "AVX512-BF16" if ratio >= 1.5 else "no fast bf16"
+        lines += [
+            "",
+            f"### bge-{size} shape: {model['texts']:,} texts, {model['tokens']:,} tokens",
+            "",
+            f"Matrix rate: bf16 {bf16 / 1e9:,.0f} GFLOP/s, fp32 {fp32 / 1e9:,.0f} GFLOP/s, ratio {ratio:.1f} "
+            f"({kind}). The limit is {max(bf16, fp32) / model['flops_per_token']:,.0f} tokens/s.",
+            "",
+            "| | tokens/s | bgekit is | of the limit | worst cosine | one text, ms | start, s | peak, MiB |",
+            "|---|--:|--:|--:|--:|--:|--:|--:|",
+        ]
+        speeds = {
+            peer: model["tokens"] / statistics.median(facts["seconds"])
+            for peer, facts in model["peers"].items()
+            if facts["seconds"]
+        }
+        for peer, speed in sorted(speeds.items(), key=lambda item: -item[1]):
+            facts = model["peers"][peer]
+            lines.append(
+                f"| {peer} | {speed:,.0f} | {speeds['bgekit'] / speed:.2f}x | "
+                f"{speed * model['flops_per_token'] / max(bf16, fp32):.0%} | {facts['worst_cosine']:.5f} | "
+                f"{statistics.median(facts['latency_ms']):.1f} | {statistics.median(facts['load_seconds']):.1f} | "
+                f"{facts['peak_mib']:,.0f} |"
+            )
+    if results.get("growth"):
+        lines += ["", "### As the corpus grows", "", "| texts | tokens/s | peak, MiB |", "|--:|--:|--:|"]
+        for row in results["growth"]:
+            lines.append(f"| {row['texts']:,} | {row['tokens_per_second']:,.0f} | {row['peak_mib']:,.0f} |")
+    return "\n".join(lines)
+
+
+def plot(results: dict[str, Any], path: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(results["models"]), figsize=(7 * len(results["models"]), 4.2), squeeze=False)
+    for axis, (size, model) in zip(axes[0], results["models"].items(), strict=True):
+        speeds = {
+            peer: model["tokens"] / statistics.median(facts["seconds"])
+            for peer, facts in model["peers"].items()
+            if facts["seconds"]
+        }
+        names = sorted(speeds, key=lambda peer: speeds[peer])
+        colours = ["#1f6f54" if name in OURS else "#b8b8b8" for name in names]
+        bars = axis.barh(names, [speeds[name] for name in names], color=colours)
+        axis.bar_label(bars, [f"{speeds[name]:,.0f}" for name in names], padding=3, fontsize=8)
+        best = max(statistics.median(rate) for rate in model["rates"].values()) / model["flops_per_token"]
+        axis.axvline(best, color="#444444", linestyle="--", linewidth=1)
+        axis.text(best, -0.9, " matrix limit", fontsize=8, va="center", ha="right")
+        axis.set_title(f"bge-{size} shape, tokens/s ({results['cpu']})", fontsize=10)
+        axis.set_xlim(0, best * 1.08)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    make = verbs.add_parser("setup", help="make the peers' environments")
+    make.add_argument("--envs", type=Path, required=True)
+    measure = verbs.add_parser("run", help="measure")
+    measure.add_argument("--envs", type=Path, help="folder that setup filled; not needed for bgekit alone")
+    measure.add_argument("--out", default="encode.json")
+    measure.add_argument("--work", default=str(Path(tempfile.gettempdir()) / "bgekit-benchmark"))
+    measure.add_argument("--models", nargs="+", choices=["small", "base"], default=["small", "base"])
+    measure.add_argument("--peers", nargs="+", default=list(PEERS))
+    measure.add_argument("--rounds", type=int, default=3)
+    measure.add_argument("--texts", type=int, default=1500, help="texts for small; base gets a third")
+    measure.add_argument("--compare", type=int, default=300, help="texts whose vectors are compared")
+    measure.add_argument("--growth", type=int, nargs="*", default=[], help="corpus sizes, such as 1000 10000 100000")
+    for verb in ("table", "plot"):
+        show = verbs.add_parser(verb)
+        show.add_argument("results", type=Path)
+        if verb == "plot":
+            show.add_argument("image")
+    args = parser.parse_args()
+    if args.verb == "setup":
+        setup(args.envs)
+    elif args.verb == "run":
+        run(args)
+    elif args.verb == "table":
+        print(table(json.loads(args.results.read_text())))
+    else:
+        plot(json.loads(args.results.read_text()), args.image)
+
+
+if __name__ == "__main__":
+    main()
