@@ -1,0 +1,97 @@
+"""`bge encode`: texts of files -> shards of vectors with a manifest, resumable."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any
+
+from . import options
+
+if TYPE_CHECKING:
+    from ..encoding.shards import EncodeReport
+
+_DESCRIPTION = """\
+Encode the texts of jsonl, csv, tsv, parquet or txt files (gzipped or not; - is standard input) into a folder:
+vectors as shard-00000.npy, ..., ids as shard-00000.ids.jsonl, ..., and manifest.json. Memory does not grow with the
+input. An interrupted run goes on where it stopped when the same command is given again, with the same result."""
+
+_EPILOG = """\
+examples:
+  bge encode corpus.jsonl -o vectors --model BAAI/bge-small-en-v1.5
+  zcat dump.gz | bge encode - -o vectors --model BAAI/bge-m3 --format jsonl --text-field body --chunk"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb's parser."""
+    parser = subparsers.add_parser(
+        "encode", help="encode the texts of files into vectors on disk", description=_DESCRIPTION, epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("files", nargs="+", metavar="FILE", help="file of texts, - for standard input")
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder of the shards")
+    parser.add_argument("--shard-size", type=options.positive, default=1024, metavar="N", help="texts a shard [1024]")
+    parser.add_argument(
+        "--kind", choices=("document", "query", "plain"), default="document",
+        help="whose instruction the texts get: documents', queries', or none [document]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output-dtype", choices=("float32", "float16"), default="float32", help="of the vectors on disk [float32]"
+    )
+    parser.add_argument("--store-texts", action="store_true", help="keep the texts beside the ids (for bge search)")
+    parser.add_argument("--overwrite", action="store_true", help="remove shards that are there and start anew")
+    options.add_model_options(parser)
+    options.add_input_options(parser)
+    options.add_chunk_options(parser)
+    options.add_report_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Encode."""
+    options.set_up_logging(args)
+    from ..encoding.outputs import OutputFolder
+
+    # What can fail at once does, before a model is loaded: a missing input, an output that another process holds.
+    records = options.open_records(args, args.files)
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(OutputFolder(args.output))
+        model = stack.enter_context(options.load_model(args))
+        from ..encoding.progress import EncodeProgress
+        from ..encoding.shards import encode_to_shards
+
+        show = not (args.no_progress or args.quiet)
+        progress = stack.enter_context(EncodeProgress(records.size)) if show else None
+        start = time.perf_counter()
+        report = encode_to_shards(
+            model,
+            records,
+            output,
+            shard_size=args.shard_size,
+            kind=args.kind,
+            dtype=args.output_dtype,
+            max_length=args.max_length,
+            batch_size=args.batch_size,
+            chunks=options.chosen_chunks(args),
+            store_texts=args.store_texts,
+            overwrite=args.overwrite,
+            progress=progress,
+        )
+    if not args.quiet:
+        print(_summary(report, args.output, time.perf_counter() - start))
+    return 0
+
+
+def _summary(report: EncodeReport, output: str, seconds: float) -> str:
+    new = report.texts - report.kept
+    parts = [f"{report.texts:,} texts in {report.shards:,} {'shard' if report.shards == 1 else 'shards'} in {output}"]
+    if report.kept:
+        parts.append(f"{report.kept:,} kept from an earlier run")
+    parts.append(f"{new:,} encoded in {seconds:,.1f} s ({new / max(seconds, 1e-9):,.0f} texts/s)")
+    if report.truncated:
+        parts.append(f"{report.truncated:,} were cut at the maximum length (--chunk splits them instead)")
+    if report.repaired:
+        parts.append(f"{report.repaired:,} had lone surrogates, now U+FFFD")
+    if report.skipped:
+        parts.append(f"{report.skipped:,} lines skipped (listed in manifest.json)")
+    return "; ".join(parts)

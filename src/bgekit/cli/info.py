@@ -1,0 +1,127 @@
+"""`bge info`: a model's card, and where each field of it is known from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+from . import options
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb's parser."""
+    parser = subparsers.add_parser(
+        "info",
+        help="show what a model needs, and where that is known from",
+        description="Show a model's card (pooling, prompts, maximum length, dimension, ...) and the source of each "
+        "field: the checkpoint's own files, the table of known families, or a default.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder, Hugging Face id, packaged:NAME, or a hosted model")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    options.add_checkpoint_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the card."""
+    from ..errors import CheckpointError
+    from ..models.checkpoint import resolve
+    from ..models.families import find_family
+
+    family = find_family(args.model)
+    note = None
+    folder: Path | None = None
+    if family is None or family.kind == "embedder":
+        try:
+            folder = resolve(
+                args.model, revision=args.revision, cache_dir=args.cache_dir, allow_pickle=args.allow_pickle,
+                trust_remote_code=args.trust_remote_code,
+            )  # fmt: skip
+        except CheckpointError as error:
+            if family is None:
+                raise
+            note = f"{error}.\nThe table of known families says this of it:\n"
+    if folder is not None:
+        facts, sources = _card(folder, args.model)
+    else:
+        facts, sources = _family(args.model)
+    if args.json:
+        report = {"model": args.model, "folder": str(folder) if folder else None, "card": facts, "sources": sources}
+        print(json.dumps(report, ensure_ascii=False, indent=1))
+        return 0
+    if note:
+        print(note)
+    print(_table(args.model, folder, facts, sources))
+    return 0
+
+
+def _card(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    from ..models.card import read_card
+
+    card = read_card(folder, name)
+    facts, sources = card.to_dict(), dict(card.sources)
+    prompts = facts.pop("prompts")
+    facts.pop("name")
+    for role in dict.fromkeys(("query", "document", *prompts)):
+        facts[f"{role} prompt"] = prompts.get(role, ["", ""])
+        sources[f"{role} prompt"] = sources.get(role, sources.get("prompts", "default"))
+    sources |= {"dimension": sources.get("dimension", "checkpoint"), "architecture": "checkpoint"}
+    sources["family"] = "family table" if card.family else ""
+    if card.notice:
+        facts["note"], sources["note"] = card.notice, sources["family"]
+    return facts, sources
+
+
+def _family(name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    from ..models.families import find_family, model_name
+
+    family = find_family(name)
+    if family is None:
+        raise LookupError(name)
+    known = {
+        "family": family.title,
+        "kind": family.kind,
+        "pooling": family.pooling,
+        "normalize": family.normalize,
+        "similarity": family.similarity,
+        "max_length": family.max_length,
+        "dimension": {key.lower(): value for key, value in family.dimensions.items()}.get(model_name(name).lower()),
+        "query prompt": [family.query.prefix, family.query.suffix],
+        "document prompt": [family.document.prefix, family.document.suffix],
+        "note": family.notice,
+    }
+    if family.kind == "reranker":
+        known = {key: known[key] for key in ("family", "kind", "max_length", "note")}
+        known["use"] = "FlagReranker(name).compute_score(pairs)"
+    facts = {key: value for key, value in known.items() if value is not None}
+    return facts, {key: f"family table ({family.title})" for key in facts if key != "family"}
+
+
+def _table(name: str, folder: Path | None, facts: dict[str, Any], sources: dict[str, str]) -> str:
+    notice = facts.pop("note", None)
+    rows = [(key.replace("_", " "), _shown(key, value), sources.get(key, "")) for key, value in facts.items()]
+    left = max(len(label) for label, _, _ in rows)
+    # A long instruction must not push every source off the screen.
+    middle = min(62, max(_width(text) for _, text, _ in rows))
+    lines = [name, *([f"in {folder}"] if folder and str(folder) != name else []), ""]
+    for label, text, source in rows:
+        lines.append(f"  {label:<{left}}  {text}{' ' * (middle - _width(text))}  {source}".rstrip())
+    return "\n".join([*lines, *(["", notice] if notice else [])])
+
+
+def _width(text: str) -> int:
+    """Columns that a terminal shows a text in: Chinese characters take two."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def _shown(key: str, value: Any) -> str:
+    if key.endswith(" prompt"):
+        prefix, suffix = value
+        return repr(prefix + ("{text}" + suffix if suffix else "")) if prefix or suffix else "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)

@@ -1,0 +1,98 @@
+"""Entry of the command `bge`: find the verb, import it alone, run it, turn errors into one line.
+
+Exit codes: 0 done, 1 an error that the message explains, 2 wrong usage, 130 interrupted (Ctrl-C).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Final
+
+from .. import __version__
+from ..errors import BgekitError
+from .options import Parser
+
+#: The verbs in the order of the help. A verb's module is imported only when it is asked for.
+VERBS: Final = {
+    "encode": "encode the texts of files into vectors on disk",
+    "search": "search files or encoded vectors by meaning",
+    "demo": "search the documentation of Python's standard library, to see how it works",
+    "models": "list the model families that bgekit knows",
+    "info": "show what a model needs, and where that is known from",
+}
+
+#: Seconds that an interrupted run may take to put things in order before it is ended.
+_GRACE: Final = 2.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: Arguments after the command's name; by default those of the process, whose Ctrl-C is then handled.
+
+    Returns:
+        The exit code.
+    """
+    if argv is None:
+        _exit_soon_on_interrupt()
+        argv = sys.argv[1:]
+    try:
+        code = _run(list(argv))
+        sys.stdout.flush()
+        return code
+    except BgekitError as error:
+        print(f"bge: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bge: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) has gone. What Python would still flush at exit goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(arguments: list[str]) -> int:
+    parser = Parser(
+        prog="bge",
+        description="Text embedding models of the BGE kind: from a checkpoint to vectors and search.",
+        epilog="`bge VERB --help` explains a verb.",
+    )
+    parser.add_argument("--version", action="version", version=f"bgekit {__version__}")
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+    asked = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for verb, summary in VERBS.items():
+        if verb == asked:
+            module = importlib.import_module(f".{verb}", __package__)
+            module.add_parser(subparsers)
+        else:
+            subparsers.add_parser(verb, help=summary, add_help=False)
+    args = parser.parse_args(arguments)
+    if args.verb is None:
+        parser.print_help()
+        return 0
+    code: int = module.run(args)
+    return code
+
+
+def _exit_soon_on_interrupt() -> None:
+    """Ctrl-C ends the program within seconds, even if a thread is deep in a computation; twice ends it at once.
+
+    Set also where SIGINT came ignored, as for background jobs of scripts: whoever sends it means it.
+    """
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+        last = threading.Timer(_GRACE, os._exit, (130,))
+        last.daemon = True
+        last.start()
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, interrupt)

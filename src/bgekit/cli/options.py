@@ -1,0 +1,209 @@
+"""What the verbs' options have in common."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..encoding.base import Embedder
+    from ..encoding.records import RecordReader
+    from ..encoding.shards import Chunks
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that takes `--shard_size` for `--shard-size` and the reverse.
+
+    Options are written out in full: an abbreviation would change its meaning when an option is added.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("allow_abbrev", False)
+        super().__init__(**options)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override]
+        """As in argparse, after option names are brought to the form they were added in."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        end = arguments.index("--") if "--" in arguments else len(arguments)
+        return super().parse_known_args([*map(self._known_form, arguments[:end]), *arguments[end:]], namespace)
+
+    def _known_form(self, argument: str) -> str:
+        if not argument.startswith("--"):
+            return argument
+        name, equals, value = argument.partition("=")
+        for form in (name, "--" + name[2:].replace("_", "-"), "--" + name[2:].replace("-", "_")):
+            if form in self._option_string_actions:
+                return form + equals + value
+        return argument
+
+
+def add_list_option(parser: argparse._ActionsContainer, *names: str, **options: Any) -> None:
+    """An option that takes several values, after one another or by being repeated: `--x a b` is `--x a --x b`."""
+    parser.add_argument(*names, nargs="+", action="extend", **options)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 on is expected, not {text!r}")
+    return value
+
+
+def not_negative(text: str) -> int:
+    """A whole number from 0 on."""
+    return 0 if text.strip() == "0" else positive(text)
+
+
+def add_model_options(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
+    """Options of the model and how it computes; `load_model` makes a model of them.
+
+    Args:
+        parser: The verb's parser.
+        default: The model used without `--model`; None makes the option required.
+    """
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", "--model-name-or-path", "-m", required=default is None, default=default, metavar="MODEL",
+        help="folder, Hugging Face id, packaged:NAME, or a hosted model" + (f" [{default}]" if default else ""),
+    )  # fmt: skip
+    add_list_option(
+        group, "--devices", "--device", metavar="DEVICE",
+        help="such as cpu, cuda:0, mps; several share the work [all visible GPUs, else the CPU]",
+    )  # fmt: skip
+    group.add_argument("--fp32", action="store_true", help="compute in float32 [the device's fastest 16-bit format]")
+    group.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16", "int8"), help="compute in exactly this format"
+    )
+    group.add_argument("--max-length", type=positive, metavar="TOKENS", help="cut texts here [the model's limit]")
+    group.add_argument("--batch-size", type=positive, metavar="N", help="most texts in a batch [from the device]")
+    group.add_argument("--truncate-dim", type=positive, metavar="N", help="keep the first N dimensions (Matryoshka)")
+    group.add_argument(
+        "--pooling", "--pooling-method", choices=("cls", "mean", "max", "weighted_mean", "last_token"),
+        help="how token vectors become one [what the model says]",
+    )  # fmt: skip
+    group.add_argument("--no-normalize", action="store_true", help="leave vectors at their length [the model's card]")
+    group.add_argument(
+        "--query-instruction", "--query-instruction-for-retrieval", metavar="TEXT",
+        help='text before queries, "" for none [the model\'s card]',
+    )  # fmt: skip
+    group.add_argument(
+        "--query-instruction-format", metavar="FORMAT", help="instruction and query in two slots {} [{}{}]"
+    )
+    group.add_argument(
+        "--passage-instruction", "--passage-instruction-for-retrieval", metavar="TEXT",
+        help='text before documents, "" for none [the model\'s card]',
+    )  # fmt: skip
+    add_checkpoint_options(group)
+
+
+def add_checkpoint_options(group: argparse._ActionsContainer) -> None:
+    """Options that say where a model's files come from."""
+    group.add_argument("--revision", metavar="REV", help="branch, tag or commit on the hub")
+    group.add_argument("--cache-dir", metavar="DIR", help="where files from the hub are kept")
+    group.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
+    group.add_argument("--allow-pickle", action="store_true", help="read weights in .bin files")
+
+
+def load_model(args: argparse.Namespace) -> Embedder:
+    """The model that the options of `add_model_options` describe."""
+    from .. import FlagModel
+
+    given = {
+        "pooling_method": args.pooling,
+        "query_instruction_for_retrieval": args.query_instruction,
+        "query_instruction_format": args.query_instruction_format,
+        "passage_instruction_for_retrieval": args.passage_instruction,
+        "devices": args.devices,
+        "batch_size": args.batch_size,
+        "max_length": args.max_length,
+        "truncate_dim": args.truncate_dim,
+        "dtype": args.dtype,
+        "revision": args.revision,
+        "cache_dir": args.cache_dir,
+        # What is off goes unsaid, so that a hosted model is not told of weights it does not have.
+        "use_fp16": False if args.fp32 else None,
+        "normalize_embeddings": False if args.no_normalize else None,
+        "trust_remote_code": args.trust_remote_code or None,
+        "allow_pickle": args.allow_pickle or None,
+    }
+    return FlagModel(args.model, **{key: value for key, value in given.items() if value is not None})
+
+
+def add_input_options(parser: argparse.ArgumentParser) -> None:
+    """Options of reading records; `open_records` makes a reader of them."""
+    from ..encoding.rows import FORMATS
+
+    group = parser.add_argument_group("input")
+    group.add_argument("--format", choices=FORMATS, help="of all files [each file's name, or its first bytes]")
+    group.add_argument("--text-field", metavar="NAME", help="field or column of the text [text, content, contents]")
+    group.add_argument("--title-field", metavar="NAME", help='put before the text, "" for none [title]')
+    group.add_argument("--id-field", metavar="NAME", help="[_id, id; without one, the number of the row from 0]")
+    group.add_argument(
+        "--on-error", choices=("raise", "skip"), default="raise",
+        help="stop at a line that cannot be used, or leave it out and list it [raise]",
+    )  # fmt: skip
+
+
+def open_records(args: argparse.Namespace, files: Sequence[str]) -> RecordReader:
+    """The records of some files, read as the options of `add_input_options` say."""
+    from ..encoding.records import read_records
+
+    return read_records(
+        files, text_field=args.text_field, title_field=args.title_field, id_field=args.id_field,
+        on_error=args.on_error, format=args.format,
+    )  # fmt: skip
+
+
+def add_chunk_options(parser: argparse.ArgumentParser) -> None:
+    """Options of splitting long documents; `chosen_chunks` reads them."""
+    group = parser.add_argument_group("long documents")
+    group.add_argument("--chunk", action="store_true", help="split into overlapping passages instead of cutting")
+    group.add_argument("--chunk-size", type=positive, metavar="TOKENS", help="of a passage [what the model takes]")
+    group.add_argument("--chunk-overlap", type=not_negative, metavar="TOKENS", help="of neighbours [size / 8]")
+
+
+def chosen_chunks(args: argparse.Namespace) -> Chunks | None:
+    """How to split documents, None for not at all; naming a size or an overlap asks for it, too."""
+    if not args.chunk and args.chunk_size is None and args.chunk_overlap is None:
+        return None
+    from ..encoding.shards import Chunks
+
+    return Chunks(args.chunk_size, args.chunk_overlap)
+
+
+def add_report_options(parser: argparse.ArgumentParser) -> None:
+    """Options of what is said while a verb runs; `set_up_logging` obeys them."""
+    group = parser.add_argument_group("messages")
+    group.add_argument("--no-progress", action="store_true", help="no progress bar")
+    group.add_argument("--quiet", action="store_true", help="nothing but errors and results")
+    group.add_argument("--verbose", action="store_true", help="say more")
+
+
+def set_up_logging(args: argparse.Namespace) -> None:
+    """Send log lines of bgekit to stderr, as quietly or verbosely as asked for."""
+    handler = _StderrHandler()
+    handler.setFormatter(logging.Formatter("bge: %(levelname)s: %(message)s"))
+    for level in (logging.WARNING, logging.INFO):
+        logging.addLevelName(level, logging.getLevelName(level).lower())
+    root = logging.getLogger("bgekit")
+    root.handlers[:] = [handler]
+    root.setLevel(logging.ERROR if args.quiet else logging.INFO if args.verbose else logging.WARNING)
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to stderr without breaking a progress bar that stands there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = self.format(record)
+        tqdm = sys.modules.get("tqdm")
+        if tqdm is not None:
+            tqdm.tqdm.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr)

@@ -1,0 +1,193 @@
+"""`bge search`: files, encoded shards or an index, and questions -> what fits them by meaning."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ArgumentError
+from . import options
+
+if TYPE_CHECKING:
+    from ..encoding.base import Embedder
+    from ..search.index import SearchIndex
+
+_DESCRIPTION = """\
+Search by meaning. What is searched are files of texts (jsonl, csv, tsv, parquet, txt; gzipped or not), a folder that
+`bge encode` wrote (with --store-texts, if texts are to be shown), or an index that was made before. Without -q,
+questions are read from the terminal, or a line each from standard input."""
+
+_EPILOG = """\
+examples:
+  bge search docs.jsonl --model BAAI/bge-small-en-v1.5 -q "how do I read a csv file"
+  bge search docs.jsonl --model BAAI/bge-small-en-v1.5 --index docs.index --chunk     # kept for the next time
+  bge search --index docs.index -q "first question" "second question" --json
+  bge search vectors/ --model BAAI/bge-small-en-v1.5 --index big.index --index-type hnsw"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb's parser."""
+    parser = subparsers.add_parser(
+        "search", help="search files or encoded vectors by meaning", description=_DESCRIPTION, epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("sources", nargs="*", metavar="FILE_OR_DIR", help="what to search (before -q); - is stdin")
+    options.add_list_option(parser, "-q", "--query", "--queries", metavar="QUERY", help="questions to answer")
+    parser.add_argument("-k", "--top-k", type=options.positive, default=10, metavar="N", help="results a question [10]")
+    parser.add_argument("--json", action="store_true", help="one JSON object a question and line")
+    parser.add_argument(
+        "--no-instruction", action="store_true", help="encode questions without the model's instruction"
+    )
+    group = parser.add_argument_group("index")
+    group.add_argument(
+        "--index", metavar="DIR", help="keep the index here, and use it as long as the files are the same"
+    )
+    group.add_argument(
+        "--index-type", choices=("exact", "hnsw", "ivf"),
+        help="exact looks at every vector; hnsw and ivf are faster on millions [that of the index in DIR, else exact]",
+    )  # fmt: skip
+    # The model of an index that is there is known: only files need the option.
+    options.add_model_options(parser, default="")
+    options.add_input_options(parser)
+    options.add_chunk_options(parser)
+    options.add_report_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Search."""
+    options.set_up_logging(args)
+    with contextlib.ExitStack() as stack:
+        index, model = _open(args, stack)
+        _report(args, f"{_size(index)} in {index.folder}" if args.index or not args.sources else _size(index))
+        instruction = {"instruction": None} if args.no_instruction else {}
+        from .results import show
+
+        for queries in _queries(args):
+            for query, hits in zip(queries, index.ask(model, queries, args.top_k, **instruction), strict=True):
+                show(query, hits, as_json=args.json, typed=not args.query and sys.stdin.isatty())
+    return 0
+
+
+def _open(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[SearchIndex, Embedder]:
+    """The index to search, made or updated if need be, and the model that goes with it."""
+    folders = [source for source in args.sources if os.path.isdir(source)]
+    if not args.sources and args.index is None:
+        hint = _files_among_queries(args.query or [])
+        raise ArgumentError(f"nothing to search: give files, a folder of encoded shards, or --index DIR{hint}")
+    if folders and len(args.sources) > 1:
+        raise ArgumentError(f"{folders[0]} is a folder: it is searched alone, not beside other files")
+    if (folders or not args.sources) and options.chosen_chunks(args) is not None:
+        raise ArgumentError("what is encoded already cannot be split into passages: use --chunk where it is encoded")
+    if folders or not args.sources:
+        index = _open_folder(args, folders[0] if folders else args.index, stack)
+        args.model = args.model or index.facts.model_name
+        return index, stack.enter_context(options.load_model(args))
+    if not args.model:
+        raise ArgumentError("--model is needed to encode files, such as --model BAAI/bge-small-en-v1.5")
+    return _open_files(args, stack)
+
+
+def _open_folder(args: argparse.Namespace, folder: str, stack: contextlib.ExitStack) -> SearchIndex:
+    from ..encoding.shardset import load_shards
+    from ..search.building import index_shards, with_type
+    from ..search.facts import FACTS
+    from ..search.index import SearchIndex
+
+    is_index = (Path(folder) / FACTS).exists()
+    if is_index and args.sources and args.index:
+        raise ArgumentError(f"{folder} is an index itself: leave out --index {args.index}")
+    if is_index and args.index_type:
+        with_type(folder, args.index_type)
+    if is_index or not (args.sources and (args.index or args.index_type not in (None, "exact"))):
+        return SearchIndex.load(folder)
+    return index_shards(load_shards(folder), _index_folder(args, stack), index_type=args.index_type)
+
+
+def _open_files(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[SearchIndex, Embedder]:
+    # What can fail at once does, before a model is loaded.
+    records = options.open_records(args, args.sources)
+    if "-" in args.sources and not args.query:
+        raise ArgumentError("standard input holds the texts, so the questions must come with -q")
+    model = stack.enter_context(options.load_model(args))
+    from ..encoding.progress import EncodeProgress
+    from ..search.building import index_records
+
+    show = not (args.no_progress or args.quiet)
+    start = time.perf_counter()
+    index, report = index_records(
+        model,
+        records,
+        _index_folder(args, stack),
+        index_type=args.index_type,
+        chunks=options.chosen_chunks(args),
+        max_length=args.max_length,
+        batch_size=args.batch_size,
+        progress=(lambda: EncodeProgress(records.size)) if show else None,
+    )
+    if report is not None:
+        parts = [f"encoded {report.texts - report.kept:,} texts in {time.perf_counter() - start:,.1f} s"]
+        if report.truncated:
+            parts.append(f"{report.truncated:,} were cut at the maximum length (--chunk splits them instead)")
+        if report.skipped:
+            parts.append(f"{report.skipped:,} lines skipped")
+        if args.index is None:
+            parts.append("--index DIR would keep them for the next time")
+        _report(args, "; ".join(parts))
+    return index, model
+
+
+def _index_folder(args: argparse.Namespace, stack: contextlib.ExitStack) -> str:
+    return args.index or stack.enter_context(tempfile.TemporaryDirectory(prefix="bge-search-"))
+
+
+def _queries(args: argparse.Namespace) -> Iterator[list[str]]:
+    """The questions, in groups that are answered together."""
+    if args.query:
+        yield args.query
+        return
+    if not sys.stdin.isatty():
+        for line in sys.stdin:
+            if line.strip():
+                yield [line.strip()]
+        return
+    yield from ask_on_terminal()
+
+
+def ask_on_terminal() -> Iterator[list[str]]:
+    """Questions as they are typed, until an empty line or the end of input."""
+    with contextlib.suppress(ImportError):  # Not on every system; without it there is no history.
+        import readline  # noqa: F401
+    print("Ask a question; an empty line ends.", file=sys.stderr)
+    while True:
+        try:
+            if not sys.stdout.isatty():  # Results go to a file or a pipe, and the prompt must not go with them.
+                print("? ", end="", file=sys.stderr, flush=True)
+            question = input("? " if sys.stdout.isatty() else "").strip()
+        except EOFError:
+            print(file=sys.stderr)
+            return
+        if not question:
+            return
+        yield [question]
+
+
+def _report(args: argparse.Namespace, message: str) -> None:
+    if not args.quiet:
+        print(message, file=sys.stderr)
+
+
+def _size(index: SearchIndex) -> str:
+    what = "passages" if index.facts.chunked else "texts"
+    return f"{len(index):,} {what}, {index.dimension} dimensions, {index.facts.index_type} search"
+
+
+def _files_among_queries(queries: list[str]) -> str:
+    found = [query for query in queries if os.path.exists(query)]
+    return f" ({found[0]} was taken for a question: name it before -q)" if found else ""

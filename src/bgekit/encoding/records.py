@@ -1,0 +1,315 @@
+"""Records of input files: JSON lines, CSV, TSV, Parquet and plain text, each also gzipped, and standard input.
+
+This is the one reader for the whole project. It holds one record at a time, whatever the size of the input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import logging
+import os
+import stat
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final, Literal
+
+from ..errors import ArgumentError, DataError
+from .rows import FORMATS, STDIN, BadRow, Row, Stream, format_of, listing, open_stream, parquet_rows, shown, text_rows
+
+logger = logging.getLogger(__name__)
+
+OnError = Literal["raise", "skip"]
+
+ID_FIELDS: Final = ("_id", "id")
+TITLE_FIELDS: Final = ("title",)
+TEXT_FIELDS: Final = ("text", "content", "contents")
+
+#: Bad lines kept in memory and listed; all are counted.
+_LISTED: Final = 10_000
+#: Bad lines that are logged one by one.
+_LOGGED: Final = 20
+
+
+@dataclass(frozen=True)
+class Record:
+    """One text of the input.
+
+    Attributes:
+        id: The record's own id, or the number of its row over the whole input (from 0).
+        text: Title and text, joined by one space.
+        file: The file as the caller named it, `-` for standard input.
+        line: Line in that file, from 1 (in Parquet files the row).
+    """
+
+    id: str
+    text: str
+    file: str = ""
+    line: int = 0
+
+
+@dataclass(frozen=True)
+class SkippedLine:
+    """A line of the input that holds no usable record."""
+
+    file: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}, line {self.line}: {self.reason}"
+
+
+@dataclass
+class Skipped:
+    """Lines that were left out.
+
+    Attributes:
+        count: All of them.
+        lines: The first 10,000.
+    """
+
+    count: int = 0
+    lines: list[SkippedLine] = field(default_factory=list)
+
+    def add(self, line: SkippedLine) -> None:
+        """Count, keep and log one line."""
+        self.count += 1
+        if self.count <= _LISTED:
+            self.lines.append(line)
+        if self.count <= _LOGGED:
+            logger.warning("skipped %s", line)
+        elif self.count == _LOGGED + 1:
+            logger.warning("more lines are skipped; from here on they are only counted")
+
+
+def read_records(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    *,
+    text_field: str | None = None,
+    title_field: str | None = None,
+    id_field: str | None = None,
+    on_error: OnError = "raise",
+    format: str | None = None,
+) -> RecordReader:
+    """The records of some files, one after another.
+
+    Args:
+        paths: Files, `-` for standard input. What is gzipped is recognised by its content.
+        text_field: Field of the text; by default the first of `text`, `content`, `contents`.
+        title_field: Field of the title; by default `title`, if there is one. "" for no title.
+        id_field: Field of the id; by default `_id` or `id`. Records without one are numbered by row.
+        on_error: `raise` on the first line that cannot be used, or `skip` such lines and list them in `.skipped`.
+            A file that cannot be read as a whole (missing, cut off, without a column of texts) always raises.
+        format: One of `jsonl`, `csv`, `tsv`, `parquet`, `txt` for all files; by default each file's name says it,
+            or else its first bytes.
+
+    Raises:
+        DataError: a file cannot be read, or (while iterating) a line cannot be used; it names file and line.
+    """
+    return RecordReader(
+        paths, text_field=text_field, title_field=title_field, id_field=id_field, on_error=on_error, format=format
+    )
+
+
+class RecordReader(Iterator[Record]):
+    """Iterator over the records of files; see `read_records`.
+
+    Attributes:
+        files: The files as the caller named them.
+        skipped: What was left out so far.
+        size: Bytes of all files, None when that cannot be known (standard input, pipes).
+    """
+
+    def __init__(
+        self,
+        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        *,
+        text_field: str | None = None,
+        title_field: str | None = None,
+        id_field: str | None = None,
+        on_error: OnError = "raise",
+        format: str | None = None,
+    ) -> None:
+        if on_error not in ("raise", "skip"):
+            raise ArgumentError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
+        if format is not None and format not in FORMATS:
+            raise ArgumentError(f"format must be one of {', '.join(FORMATS)}, not {format!r}")
+        listed = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+        self.files = [os.fspath(path) for path in listed]
+        self.skipped = Skipped()
+        self._fields = _Fields(text_field, title_field, id_field)
+        self._on_error, self._format = on_error, format
+        sizes = [_checked_size(file) for file in self.files]
+        if self.files.count(STDIN) > 1:
+            raise DataError("standard input (-) is given twice; it can be read only once")
+        self.size = sum(size for size in sizes if size is not None) if None not in sizes else None
+        self._finished_bytes = 0
+        self._current: _Position = _Position()
+        self._records = self._read()
+
+    def __next__(self) -> Record:
+        return next(self._records)
+
+    @property
+    def position(self) -> int:
+        """Bytes of the files that were read so far; compare with `size`."""
+        return self._finished_bytes + self._current.bytes()
+
+    @property
+    def settings(self) -> dict[str, str | None]:
+        """The options that decide which records a given input has."""
+        fields = self._fields
+        return {
+            "text_field": fields.text, "title_field": fields.title, "id_field": fields.id, "format": self._format,
+        }  # fmt: skip
+
+    def _read(self) -> Iterator[Record]:
+        row_number = 0
+        for file in self.files:
+            for line, row in self._rows(file):
+                try:
+                    yield self._fields.record(row, row_number, file, line)
+                except BadRow as problem:
+                    bad = SkippedLine(file, line, str(problem))
+                    if self._on_error == "raise":
+                        raise DataError(f"{bad} (--on-error skip leaves such lines out)") from problem
+                    self.skipped.add(bad)
+                row_number += 1
+            self._finished_bytes, self._current = self._finished_bytes + (_size(file) or 0), _Position()
+
+    def _rows(self, file: str) -> Iterator[tuple[int, Row]]:
+        """Line numbers (from 1) and rows of one file; a row that cannot be parsed comes as the reason."""
+        line = 0
+        try:
+            with contextlib.ExitStack() as stack:
+                stream, raw, name = open_stream(file, stack)
+                form = self._format or format_of(name, stream, set(TEXT_FIELDS))
+                columns = partial(self._fields.columns, file)
+                if form == "parquet":
+                    if _size(file) is None:
+                        raise DataError("Parquet cannot be read from a pipe, its index is at the end: name the file")
+                    count, rows = parquet_rows(file, columns)
+                    self._current = _Position(None, count, _size(file) or 0)
+                else:
+                    rows = text_rows(form, file, stream, columns)
+                    self._current = _Position(raw if _size(file) is not None else None)
+                for line, row in rows:
+                    self._current.row = line
+                    yield line, row
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(f"{file} is damaged or cut off after line {line}: {error}") from error
+        except OSError as error:
+            raise DataError(f"cannot read {file} after line {line}: {error.strerror or error}") from error
+
+
+@dataclass
+class _Position:
+    """How far a file has been read: by its stream, or by rows where there is no stream."""
+
+    stream: Stream | None = None
+    rows: int = 0
+    size: int = 0
+    row: int = 0
+
+    def bytes(self) -> int:
+        if self.stream is not None and not self.stream.closed:
+            return self.stream.tell()
+        return self.size * self.row // self.rows if self.rows else 0
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """Which fields of a row hold its text, title and id."""
+
+    text: str | None
+    title: str | None
+    id: str | None
+
+    def record(self, row: Row, number: int, file: str, line: int) -> Record:
+        if isinstance(row, BadRow):
+            raise row
+        if isinstance(row, str):
+            return Record(str(number), row, file, line)
+        text = self._text(row)
+        title = self._title(row)
+        # No space at either end when one of the two is empty.
+        joined = f"{title} {text}" if title and text else title or text
+        return Record(self._id(row, number), joined, file, line)
+
+    def columns(self, file: str, names: Sequence[str]) -> list[str]:
+        """The columns of a table that are needed.
+
+        Raises:
+            DataError: the table has no column of texts, or not the one that was asked for.
+        """
+        found = []
+        for kind, wanted, usual in self._wanted():
+            present = [name for name in ((wanted,) if wanted else usual) if name in names]
+            if not present and (wanted or kind == "text"):
+                asked = wanted or " or ".join(usual)
+                raise DataError(f"{file} has no column {asked}; it has {listing(names)}. Name it with --{kind}-field.")
+            found += present[: 1 if kind == "text" else None]
+        return list(dict.fromkeys(found))
+
+    def _wanted(self) -> list[tuple[str, str | None, tuple[str, ...]]]:
+        titles = () if self.title == "" else TITLE_FIELDS
+        return [("text", self.text, TEXT_FIELDS), ("title", self.title, titles), ("id", self.id, ID_FIELDS)]
+
+    def _text(self, row: Mapping[str, Any]) -> str:
+        for name in (self.text,) if self.text else TEXT_FIELDS:
+            if name in row:
+                return _string(name, row[name])
+        wanted = self.text or f"{', '.join(TEXT_FIELDS[:-1])} or {TEXT_FIELDS[-1]}"
+        raise BadRow(f"no field {wanted}; it has {listing(list(row))}. Name the field with --text-field.")
+
+    def _title(self, row: Mapping[str, Any]) -> str:
+        if self.title == "":
+            return ""
+        for name in (self.title,) if self.title else TITLE_FIELDS:
+            if row.get(name) is not None:
+                return _string(name, row[name])
+        return ""
+
+    def _id(self, row: Mapping[str, Any], number: int) -> str:
+        for name in (self.id,) if self.id else ID_FIELDS:
+            value = row.get(name)
+            if value is None or value == "":
+                continue
+            if isinstance(value, str | int) and not isinstance(value, bool):
+                return str(value)
+            raise BadRow(f"the id {name} must be a string or a whole number, not {shown(value)}")
+        if self.id and self.id not in row:
+            raise BadRow(f"no field {self.id}; it has {listing(list(row))}")
+        return str(number)
+
+
+def _string(name: str, value: object) -> str:
+    if isinstance(value, str):
+        return value
+    raise BadRow(f"the field {name} must be a string, not {shown(value)}")
+
+
+def _size(file: str) -> int | None:
+    """Bytes of a regular file; None for pipes and standard input."""
+    if file == STDIN:
+        return None
+    status = os.stat(file)
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _checked_size(file: str) -> int | None:
+    # Opened, not only looked at, so that a missing permission shows before a model is loaded. A pipe is only
+    # looked at: opening it would take what was written to it.
+    try:
+        size = _size(file)
+        if size is not None:
+            with open(file, "rb"):
+                return size
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror or error}") from error
+    if file != STDIN and os.path.isdir(file):
+        raise DataError(f"cannot read {file}: it is a folder; give the files in it ({file.rstrip('/')}/*)")
+    return None

@@ -1,0 +1,223 @@
+"""Rows of input files by format: what `records` makes records of. A row that cannot be parsed comes as its reason."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from typing import Any, Final, TypeAlias
+
+from ..errors import DataError, import_extra
+
+FORMATS: Final = ("jsonl", "csv", "tsv", "parquet", "txt")
+STDIN: Final = "-"
+
+_SUFFIXES: Final = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv",
+    ".parquet": "parquet", ".pq": "parquet", ".txt": "txt", ".text": "txt",
+}  # fmt: skip
+_BOM: Final = b"\xef\xbb\xbf"
+#: Longest CSV field in characters. The module's own limit (128 Ki) is below a long document; without any limit one
+#: unclosed quote would pull the rest of the file into memory.
+_CSV_FIELD: Final = 64 << 20
+
+Stream: TypeAlias = "io.BufferedReader[Any]"
+#: Columns of a table -> those that are needed; raises DataError when there is no text among them.
+ChooseColumns: TypeAlias = "Callable[[Sequence[str]], list[str]]"
+
+
+class BadRow(Exception):
+    """Why a row is no record."""
+
+
+#: Fields by name, a whole text, or why there is neither.
+Row: TypeAlias = "Mapping[str, Any] | str | BadRow"
+
+
+def shown(value: object) -> str:
+    """A value and its type, for messages."""
+    return f"{'null' if value is None else repr(value):.60} ({type(value).__name__})"
+
+
+def listing(names: Sequence[object]) -> str:
+    """The first eight names, for messages."""
+    first = ", ".join(map(str, names[:8])) or "none"
+    return f"{first}, ..." if len(names) > 8 else first
+
+
+def open_stream(file: str, stack: contextlib.ExitStack) -> tuple[Stream, Stream, str]:
+    """The stream of a file's content, the stream of its own bytes, and its name without `.gz`.
+
+    Raises:
+        DataError: the file is called `.gz` and is not gzipped.
+        OSError: it cannot be opened.
+    """
+    raw: Any = sys.stdin.buffer if file == STDIN else stack.enter_context(open(file, "rb", buffering=1 << 18))
+    if raw.peek(2)[:2] == b"\x1f\x8b":
+        unzipped: Any = stack.enter_context(gzip.GzipFile(fileobj=raw))
+        # The buffer around it splits lines in C.
+        return io.BufferedReader(unzipped, 1 << 18), raw, re.sub(r"\.gz$", "", file, flags=re.IGNORECASE)
+    if file.lower().endswith(".gz"):
+        raise DataError(f"{file} is not gzipped, in spite of its name")
+    return raw, raw, file
+
+
+def text_rows(form: str, file: str, stream: Stream, choose_columns: ChooseColumns) -> Iterator[tuple[int, Row]]:
+    """Line numbers (from 1) and rows of a stream of jsonl, csv, tsv or txt.
+
+    Raises:
+        DataError: the stream as a whole is not what it should be.
+    """
+    _skip_bom(file, stream)
+    if form == "jsonl":
+        return _json_rows(file, stream)
+    if form == "txt":
+        return _plain_rows(stream)
+    return _table_rows(file, stream, "\t" if form == "tsv" else ",", choose_columns)
+
+
+def parquet_rows(file: str, choose_columns: ChooseColumns) -> tuple[int, Iterator[tuple[int, Row]]]:
+    """How many rows a Parquet file has, and its row numbers (from 1) and rows.
+
+    Raises:
+        DataError: the file is damaged or lacks a column (while iterating, too).
+        MissingExtraError: pyarrow is not installed.
+    """
+    parquet = import_extra("pyarrow.parquet", "parquet")
+    with _arrow_errors(file):
+        table = parquet.ParquetFile(file)
+        columns = choose_columns(table.schema_arrow.names)
+
+    def rows() -> Iterator[tuple[int, Row]]:
+        with contextlib.closing(table), _arrow_errors(file):
+            row = 0
+            for batch in table.iter_batches(batch_size=1024, columns=columns):
+                for content in _batch_rows(batch):
+                    row += 1
+                    yield row, content
+
+    return table.metadata.num_rows, rows()
+
+
+@contextlib.contextmanager
+def _arrow_errors(file: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        # What pyarrow raises for damaged files is a ValueError (ArrowInvalid), as our own DataError is.
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file} is damaged or no Parquet file: {error}") from error
+
+
+def format_of(name: str, stream: Stream, text_fields: Set[str]) -> str:
+    """The format by a file's name, or else by its first bytes."""
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in _SUFFIXES:
+        return _SUFFIXES[suffix]
+    head = stream.peek(4096).removeprefix(_BOM)
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.lstrip()[:1] in (b"{", b"["):
+        return "jsonl"
+    # A first line that names a column of texts is a table's header.
+    header = head.split(b"\n", 1)[0].decode("utf-8", "replace").strip()
+    for form, delimiter in (("tsv", "\t"), ("csv", ",")):
+        if delimiter in header and not text_fields.isdisjoint(part.strip(' "') for part in header.split(delimiter)):
+            return form
+    return "txt"
+
+
+def _skip_bom(file: str, stream: Stream) -> None:
+    head = stream.peek(3)[:3]
+    if head == _BOM:
+        stream.read(3)
+    elif head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise DataError(f"{file} is UTF-16; convert it to UTF-8 first (iconv -f utf-16 -t utf-8)")
+
+
+def _json_rows(file: str, stream: Stream) -> Iterator[tuple[int, Row]]:
+    for line, raw in enumerate(stream, 1):
+        if raw.isspace():
+            continue
+        try:
+            row = json.loads(raw.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            yield line, _not_utf8(error)
+        except (ValueError, RecursionError) as error:
+            if line == 1 and raw.strip() in (b"[", b"[{"):
+                raise DataError(f"{file} is one JSON array; make it JSON lines first (jq -c '.[]')") from error
+            yield line, BadRow(f"not valid JSON: {error}")
+        else:
+            if line == 1 and isinstance(row, list) and row and isinstance(row[0], dict):
+                raise DataError(f"{file} is one JSON array; make it JSON lines first (jq -c '.[]')")
+            yield line, row if isinstance(row, dict) else BadRow(f"a JSON object is expected, not {shown(row)}")
+
+
+def _plain_rows(stream: Stream) -> Iterator[tuple[int, Row]]:
+    # Every line counts, an empty one too: line n of the file stays row n of the vectors.
+    for line, raw in enumerate(stream, 1):
+        try:
+            yield line, raw.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+        except UnicodeDecodeError as error:
+            yield line, _not_utf8(error)
+
+
+def _table_rows(file: str, stream: Stream, delimiter: str, choose_columns: ChooseColumns) -> Iterator[tuple[int, Row]]:
+    csv.field_size_limit(max(csv.field_size_limit(), _CSV_FIELD))
+    # An exception inside this generator would end it, so bad bytes pass as lone surrogates and are found below.
+    decoded = (raw.decode("utf-8", "surrogateescape") for raw in stream)
+    rows = csv.reader(decoded, delimiter=delimiter, strict=True)
+    try:
+        header = next(rows, None)
+    except csv.Error as error:
+        raise DataError(f"{file}, line 1: the header cannot be read: {error}") from error
+    if header is None:
+        return
+    choose_columns(header)
+    while True:
+        line = rows.line_num + 1
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield line, BadRow(f"not valid {'TSV' if delimiter != ',' else 'CSV'}: {error}")
+            continue
+        if not row:
+            continue
+        if len(row) != len(header):
+            yield line, BadRow(f"it has {len(row)} columns, the header has {len(header)}")
+        elif any(_escaped(cell) for cell in row):
+            yield line, BadRow("not valid UTF-8")
+        else:
+            yield line, dict(zip(header, row, strict=True))
+
+
+def _escaped(cell: str) -> bool:
+    if cell.isascii():
+        return False
+    return any("\udc80" <= character <= "\udcff" for character in cell)
+
+
+def _batch_rows(batch: Any) -> Iterator[Row]:
+    try:
+        yield from batch.to_pylist()
+        return
+    except UnicodeDecodeError:
+        pass  # A row of the batch is no valid UTF-8: taken one by one, only that row is lost.
+    for row in range(batch.num_rows):
+        try:
+            yield {name: batch.column(name)[row].as_py() for name in batch.schema.names}
+        except UnicodeDecodeError as error:
+            yield _not_utf8(error)
+
+
+def _not_utf8(error: UnicodeDecodeError) -> BadRow:
+    return BadRow(f"not valid UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}")

@@ -1,0 +1,161 @@
+"""The command itself: verbs, usage errors, exit codes, option spellings."""
+
+import argparse
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bgekit.cli import main as cli
+from bgekit.cli import options
+from bgekit.errors import BgekitError
+
+BGE = [sys.executable, "-m", "bgekit"]
+
+
+def bge(*arguments, **rest):
+    return subprocess.run([*BGE, *map(str, arguments)], capture_output=True, text=True, timeout=120, **rest)
+
+
+def test_help_lists_every_verb(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--help"])
+    assert end.value.code == 0
+    help_text = capsys.readouterr().out
+    for verb in cli.VERBS:
+        assert f"\n    {verb}" in help_text
+
+
+def test_no_verb_shows_the_help(capsys):
+    assert cli.main([]) == 0
+    assert "verbs:" in capsys.readouterr().out
+
+
+def test_version():
+    from bgekit import __version__
+
+    assert bge("--version").stdout == f"bgekit {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["--nonsense"], ["encode"], ["models", "--nonsense"]])
+def test_wrong_usage_is_exit_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 2
+    assert "usage: bge" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", list(cli.VERBS))
+def test_every_verb_has_help(verb, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([verb, "--help"])
+    assert end.value.code == 0
+    assert f"usage: bge {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", list(cli.VERBS))
+def test_a_verb_s_help_needs_nothing_heavy(verb):
+    code = (
+        f"import sys\nfrom bgekit.cli.main import main\ntry:\n    main([{verb!r}, '--help'])\n"
+        "except SystemExit:\n    print('heavy:', [m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.endswith("heavy: []\n")
+
+
+def run_verb(monkeypatch, run):
+    import types
+
+    module = types.SimpleNamespace(add_parser=lambda subparsers: subparsers.add_parser("models"), run=run)
+    monkeypatch.setattr(cli.importlib, "import_module", lambda *_: module)
+    return cli.main(["models"])
+
+
+def test_our_errors_are_one_line_and_exit_code_1(monkeypatch, capsys):
+    def run(args):
+        raise BgekitError("something\nis wrong")
+
+    assert run_verb(monkeypatch, run) == 1
+    assert capsys.readouterr().err == "bge: error: something is wrong\n"
+
+
+def test_interrupt_is_exit_code_130(monkeypatch, capsys):
+    def run(args):
+        raise KeyboardInterrupt
+
+    assert run_verb(monkeypatch, run) == 130
+    assert capsys.readouterr().err == "bge: interrupted\n"
+
+
+def test_other_errors_keep_their_traceback(monkeypatch):
+    def run(args):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_verb(monkeypatch, run)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs pipes that can break")
+def test_a_reader_that_leaves_is_no_error():
+    process = subprocess.Popen([*BGE, "models", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=60) == 141
+
+
+# --- options
+
+
+@pytest.fixture
+def parser():
+    parser = options.Parser()
+    parser.add_argument("--shard-size", type=int)
+    parser.add_argument("--old_name")
+    options.add_list_option(parser, "--names")
+    return parser
+
+
+@pytest.mark.parametrize("arguments", [["--shard-size", "5"], ["--shard_size", "5"], ["--shard_size=5"]])
+def test_dash_and_underscore(parser, arguments):
+    assert parser.parse_args(arguments).shard_size == 5
+
+
+def test_options_added_with_an_underscore(parser):
+    assert parser.parse_args(["--old-name", "a_b-c"]).old_name == "a_b-c"
+    assert parser.parse_args(["--old_name=a_b"]).old_name == "a_b"
+
+
+def test_dash_and_underscore_after_a_verb():
+    top = options.Parser()
+    verb = top.add_subparsers().add_parser("verb")
+    verb.add_argument("--shard-size", type=int)
+    assert top.parse_args(["verb", "--shard_size", "5"]).shard_size == 5
+
+
+def test_values_are_left_as_they_are(parser):
+    assert parser.parse_args(["--names", "a_b", "c-d", "--names=e_f"]).names == ["a_b", "c-d", "e_f"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--names", "a", "b"], ["--names", "a", "--names", "b"], ["--names=a", "--names=b"]]
+)
+def test_list_options(parser, arguments):
+    assert parser.parse_args(arguments.split()).names == ["a", "b"]
+
+
+def test_options_are_not_abbreviated(parser):
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--shard", "5"])
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "x", "1.5", ""])
+def test_positive(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        options.positive(text)
+
+
+def test_not_negative():
+    assert (options.not_negative("0"), options.not_negative("3")) == (0, 3)
+    with pytest.raises(argparse.ArgumentTypeError):
+        options.not_negative("-1")

@@ -1,0 +1,177 @@
+"""`bge search`, as it is called."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+
+from bgekit.cli.main import main
+from bgekit.cli.results import readable, wrapped
+from bgekit.search.index import Hit
+
+TEXTS = ["the cat is small", "a dog runs fast by the river", "python code and class", "a mountain and a tree house"]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "docs.jsonl"
+    path.write_text("".join(json.dumps({"_id": f"d{row}", "text": text}) + "\n" for row, text in enumerate(TEXTS)))
+    return str(path)
+
+
+@pytest.fixture
+def bge(capsys, monkeypatch):
+    def call(*arguments, stdin=""):
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        code = main(["search", *map(str, arguments), "--no-progress"])
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return call
+
+
+def answers(out):
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_files(bge, corpus, tiny_bert):
+    code, out, err = bge(corpus, "--model", tiny_bert, "-q", *TEXTS[:2], "-k", 2, "--json")
+    assert code == 0
+    assert [answer["query"] for answer in answers(out)] == TEXTS[:2]
+    for row, answer in enumerate(answers(out)):
+        assert [hit["rank"] for hit in answer["results"]] == [1, 2]
+        first = answer["results"][0]
+        assert (first["id"], first["text"]) == (f"d{row}", TEXTS[row])
+        assert first["score"] == pytest.approx(1, abs=0.01)
+        assert "passage" not in first
+    assert "encoded 4 texts" in err
+    assert "--index DIR" in err
+
+
+def test_readable(bge, corpus, tiny_bert, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    code, out, _ = bge(corpus, "--model", tiny_bert, "-q", TEXTS[1], "--top-k", 1)
+    assert code == 0
+    assert out.splitlines() == [f"? {TEXTS[1]}", out.splitlines()[1], f"     {TEXTS[1]}", ""]
+    assert out.splitlines()[1].split()[::2] == ["1", "d1"]
+
+
+def test_an_index_is_kept_and_needs_no_model(bge, corpus, tiny_bert, tmp_path):
+    index = tmp_path / "index"
+    assert "encoded 4" in bge(corpus, "--model", tiny_bert, "--index", index, "-q", "x")[2]
+    code, _, err = bge(corpus, "--model", tiny_bert, "--index", index, "-q", "x")
+    assert code == 0
+    assert "encoded" not in err
+    for arguments in (["--index", index], [index]):
+        code, out, err = bge(*arguments, "-q", TEXTS[2], "--json")
+        assert code == 0
+        assert answers(out)[0]["results"][0]["id"] == "d2"
+
+
+def test_lines_of_standard_input_are_questions(bge, corpus, tiny_bert):
+    code, out, _ = bge(corpus, "--model", tiny_bert, "--json", stdin=f"{TEXTS[0]}\n\n{TEXTS[3]}\n")
+    assert code == 0
+    assert [answer["results"][0]["id"] for answer in answers(out)] == ["d0", "d3"]
+
+
+def test_shards(bge, corpus, tiny_bert, tmp_path):
+    shards, index = str(tmp_path / "shards"), str(tmp_path / "index")
+    assert main(["encode", corpus, "-o", shards, "--model", str(tiny_bert), "--store-texts", "--no-progress"]) == 0
+    bge()  # Take what was printed.
+    for arguments in ([], ["--index", index]):
+        code, out, _ = bge(shards, *arguments, "-q", TEXTS[2], "--json")
+        assert code == 0
+        assert answers(out)[0]["results"][0]["text"] == TEXTS[2]
+    assert bge("--index", index, "-q", "x", "--json")[0] == 0
+
+
+@pytest.mark.parametrize("index_type", ["hnsw", "ivf"])
+def test_approximate(bge, corpus, tiny_bert, tmp_path, index_type):
+    pytest.importorskip("faiss", reason="approximate indexes need the extra faiss")
+    index = tmp_path / "index"
+    code, out, err = bge(
+        corpus, "--model", tiny_bert, "--index", index, "--index-type", index_type, "-q", TEXTS[0], "--json"
+    )
+    assert code == 0
+    assert index_type in err
+    assert answers(out)[0]["results"][0]["id"] == "d0"
+    assert "exact" in bge("--index", index, "--index_type", "exact", "-q", "x")[2]
+
+
+def test_chunks(bge, tiny_bert, tmp_path):
+    path = tmp_path / "long.jsonl"
+    long = "the cat is small. " * 30 + "python code and class."
+    path.write_text(json.dumps({"id": "long", "text": long}) + "\n" + json.dumps({"id": "b", "text": "a bird"}) + "\n")
+    code, out, err = bge(path, "--model", tiny_bert, "--chunk", "--chunk-size", 16, "-q", "python code", "--json")
+    assert code == 0
+    (answer,) = answers(out)
+    assert sorted(hit["id"] for hit in answer["results"]) == ["b", "long"]
+    assert all(hit["text"] in long for hit in answer["results"] if hit["id"] == "long")
+    assert all(isinstance(hit["passage"], int) for hit in answer["results"])
+    assert "passages" in err
+
+
+def test_no_instruction(bge, corpus, tiny_bert):
+    instructed = ["--query-instruction", "embedding vector search query: "]
+    scores = [
+        answers(bge(corpus, "--model", tiny_bert, *instructed, *more, "-q", TEXTS[0], "--json", "-k", 1)[1])[0]
+        for more in ([], ["--no-instruction"])
+    ]
+    assert scores[0]["results"][0]["score"] < 0.999
+    assert scores[1]["results"][0]["score"] == pytest.approx(1, abs=0.005)
+
+
+def test_quiet(bge, corpus, tiny_bert):
+    assert bge(corpus, "--model", tiny_bert, "-q", "x", "--quiet")[2] == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to search"),
+        (["-q", "x", "CORPUS"], "name it before -q"),
+        (["CORPUS", "-q", "x"], "--model is needed"),
+        (["FOLDER", "-q", "x"], "no index and no folder of encoded shards"),
+        (["FOLDER", "CORPUS", "--model", "MODEL", "-q", "x"], "searched alone"),
+        (["--index", "NOWHERE", "-q", "x"], "does not exist"),
+        (["--index", "NOWHERE", "--chunk", "-q", "x"], "--chunk where it is encoded"),
+        (["NOFILE", "--model", "MODEL", "-q", "x"], "cannot read"),
+        (["-", "--model", "MODEL"], "must come with -q"),
+    ],
+)
+def test_mistakes(bge, corpus, tiny_bert, tmp_path, arguments, message):
+    (tmp_path / "folder").mkdir()
+    places = {
+        "CORPUS": corpus, "MODEL": tiny_bert, "FOLDER": tmp_path / "folder", "NOWHERE": tmp_path / "nowhere",
+        "NOFILE": tmp_path / "no.jsonl",
+    }  # fmt: skip
+    code, out, err = bge(*[places.get(argument, argument) for argument in arguments])
+    assert (code, out) == (1, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_another_model(bge, corpus, tiny_bert, make_model, tmp_path):
+    bge(corpus, "--model", tiny_bert, "--index", tmp_path / "index", "-q", "x")
+    other = make_model("bert", seed=1, name="other")
+    code, _, err = bge("--index", tmp_path / "index", "--model", other, "-q", "x")
+    assert code == 1
+    assert "cannot be searched with" in err
+
+
+def test_wrapping():
+    assert wrapped("one two three four", 9, 2) == ["one two", "three…"]
+    assert wrapped("one two", 9, 2) == ["one two"]
+    assert wrapped("中文模型向量检索", 6, 2) == ["中文模", "型向…"]
+    assert wrapped("x" * 30, 10, 3) == ["x" * 10] * 3
+    assert wrapped("", 10, 2) == []
+
+
+def test_documents_cannot_steer_the_terminal():
+    shown = readable("q\x1b[2J", [Hit(1, 0.5, "a\nb", "x\x1b]0;title\x07 \ud800 y\r\n" * 9, 2)], 60)
+    assert not set(shown) & set("\x1b\x07\r\ud800")
+    assert shown.splitlines()[1] == "  1  0.500  a b  (passage 3)"
+    assert len(shown.splitlines()) == 4 + 1 - 1
+    assert all(len(line) <= 60 for line in shown.splitlines())

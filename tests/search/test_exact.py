@@ -1,0 +1,53 @@
+"""Exact search against the plain way: all scores, sorted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bgekit.search.exact import nearest, unit
+
+
+def blocks(vectors, size):
+    return [(first, vectors[first : first + size]) for first in range(0, len(vectors), size)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    count=st.integers(0, 60),
+    size=st.integers(1, 70),
+    top_k=st.integers(1, 80),
+    cosine=st.booleans(),
+)
+def test_equals_sorting_all_scores(seed, count, size, top_k, cosine):
+    generator = np.random.default_rng(seed)
+    # Small whole numbers: many ties, and float32 is exact for dot products.
+    vectors = generator.integers(-2, 3, size=(count, 3)).astype(np.float32)
+    queries = generator.integers(-2, 3, size=(4, 3)).astype(np.float32)
+    found = nearest(queries, blocks(vectors, size), top_k, cosine=cosine)
+    for query, (scores, rows) in zip(queries, found, strict=True):
+        if cosine:
+            everything = (unit(vectors) * unit(query)).sum(axis=1)
+            best = np.sort(everything)[::-1][:top_k]
+            np.testing.assert_allclose(scores, best, atol=1e-6)
+            np.testing.assert_allclose(everything[rows], best, atol=1e-6)
+        else:
+            everything = vectors @ query
+            order = np.argsort(-everything, kind="stable")[:top_k]
+            assert rows.tolist() == order.tolist()
+            assert scores.tolist() == everything[order].tolist()
+
+
+def test_half_precision_is_compared_in_float32():
+    vectors = np.array([[60000, 60000], [1, 0]], dtype=np.float16)
+    ((scores, rows),) = nearest(np.array([[2, 2]], np.float32), [(0, vectors)], 2, cosine=False)
+    assert scores.dtype == np.float32
+    assert rows.tolist() == [0, 1]
+    assert scores[0] == pytest.approx(4 * float(vectors[0, 0]))
+
+
+def test_zeros_have_no_direction():
+    assert np.array_equal(unit(np.zeros((2, 3))), np.zeros((2, 3)))

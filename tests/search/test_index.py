@@ -1,0 +1,198 @@
+"""An index finds what it should, shows it, and refuses what does not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from bgekit.encoding.records import Record
+from bgekit.encoding.shardset import load_shards
+from bgekit.errors import ArgumentError, OutputError
+from bgekit.search.building import index_records, index_shards
+from bgekit.search.index import SearchIndex
+
+TYPES = ["exact", "hnsw", "ivf"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def faiss():
+    return pytest.importorskip("faiss", reason="approximate indexes need the extra faiss")
+
+
+def random_unit(count, dimension=24, seed=0):
+    # A few directions with noise: as embeddings, not evenly spread.
+    generator = np.random.default_rng(seed)
+    centers = generator.normal(size=(20, dimension))
+    vectors = centers[generator.integers(0, 20, count)] + 0.5 * generator.normal(size=(count, dimension))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def ids(hits):
+    return [hit.id for hit in hits]
+
+
+@pytest.mark.parametrize("index_type", TYPES)
+def test_types_agree(shards_of, tmp_path, index_type):
+    vectors, queries = random_unit(3000), random_unit(50, seed=1)
+    index = index_shards(load_shards(shards_of(vectors)), tmp_path / "index", index_type=index_type)
+    answers = index.search(queries, 10)
+    best = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
+    recall = np.mean(
+        [len({str(row) for row in rows} & set(ids(hits))) / 10 for rows, hits in zip(best, answers, strict=True)]
+    )
+    assert recall == 1 if index_type == "exact" else recall > 0.95
+    for query, hits in zip(queries, answers, strict=True):
+        assert [hit.rank for hit in hits] == list(range(1, 11))
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+        np.testing.assert_allclose([hit.score for hit in hits], vectors[[int(i) for i in ids(hits)]] @ query, atol=1e-6)
+        assert [hit.text for hit in hits] == [f"text {i}" for i in ids(hits)]
+
+
+@pytest.mark.parametrize("index_type", TYPES)
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_more_wanted_than_there_are(shards_of, tmp_path, index_type, count):
+    folder = shards_of(random_unit(count))
+    index = index_shards(load_shards(folder), tmp_path / "index", index_type=index_type)
+    (hits,) = index.search(random_unit(1, seed=3), 50)
+    assert len(index) == count
+    assert sorted(ids(hits)) == [str(row) for row in range(count)]
+    assert index.search(np.empty((0, 24)), 5) == []
+
+
+def test_shards_are_searched_where_they_lie(shards_of, tmp_path):
+    vectors, queries = random_unit(350), random_unit(3, seed=1)
+    folder = shards_of(vectors, dtype="float16")
+    found = SearchIndex.load(folder).search(queries, 5)
+    assert found == index_shards(load_shards(folder), tmp_path / "index").search(queries, 5)
+    assert [hit.text for hit in found[0]] == [f"text {hit.id}" for hit in found[0]]
+
+
+def test_without_texts(shards_of):
+    index = SearchIndex.load(shards_of(random_unit(5), store_texts=False))
+    assert [hit.text for hit in index.search(random_unit(1), 2)[0]] == [None, None]
+
+
+def test_equal_vectors_come_in_order_whatever_their_block(shards_of):
+    vectors = np.repeat(random_unit(1), 333, axis=0)
+    (hits,) = SearchIndex.load(shards_of(vectors, shard_size=50)).search(random_unit(1, seed=5), 333)
+    assert ids(hits) == [str(row) for row in range(333)]
+    assert len({hit.score for hit in hits}) == 1
+
+
+@pytest.mark.parametrize("index_type", TYPES)
+def test_dot_product_where_the_card_says_so(shards_of, tmp_path, index_type):
+    vectors = np.array([[3, 0], [1, 1], [0, 9]], np.float32)
+    for similarity, order in (("dot", ["2", "0", "1"]), ("cosine", ["1", "0", "2"])):
+        folder = shards_of(vectors, similarity=similarity, normalize=False)
+        index = index_shards(load_shards(folder), tmp_path / similarity, index_type=index_type)
+        assert ids(index.search([1, 0.9], 3)[0]) == order
+
+
+@pytest.mark.parametrize("index_type", TYPES)
+def test_documents_are_ranked_by_their_best_passage(shards_of, tmp_path, index_type):
+    # One document of 500 passages that are all nearer than the other documents: they must be found all the same.
+    close, far = np.array([1, 0.01]), np.array([1, 1])
+    names = [f"long#{number}" for number in range(500)] + ["b#1#0", "c#0", "c#1"]
+    vectors = np.array([close] * 500 + [far, far * [1, 3], far * [1, 0.5]], np.float32)
+    vectors[77] = [1, 0]
+    index = index_shards(
+        load_shards(shards_of(vectors, ids=names, chunked=True, normalize=False)), tmp_path / "i", index_type=index_type
+    )
+    (hits,) = index.search([1, 0], 10)
+    assert [(hit.rank, hit.id, hit.passage) for hit in hits] == [(1, "long", 77), (2, "c", 1), (3, "b#1", 0)]
+    assert hits[0].text == "text 77"
+    assert hits[0].to_dict()["passage"] == 77
+    assert len(index.search([[1, 0], [0, 1]], 1)[1]) == 1
+
+
+def test_queries_are_checked(shards_of):
+    index = SearchIndex.load(shards_of(random_unit(5)))
+    with pytest.raises(ArgumentError, match="24 dimensions"):
+        index.search(np.zeros((1, 3)))
+    with pytest.raises(ArgumentError, match="NaN"):
+        index.search(np.full((1, 24), np.nan))
+    with pytest.raises(ArgumentError, match="top_k"):
+        index.search(np.zeros((1, 24)), 0)
+
+
+class TestModels:
+    """Vectors of another model are not compared with those of the index."""
+
+    @pytest.fixture
+    def index(self, embedder, tmp_path):
+        records = [Record(str(row), f"a text {row}") for row in range(20)]
+        return index_records(embedder(), records, tmp_path / "index")[0]
+
+    def test_queries_get_the_instruction(self, index, embedder, monkeypatch):
+        model = embedder()
+        seen, original = [], model._encode_unique
+
+        def watched(windows, prompt, *rest):
+            seen.append(prompt.prefix)
+            return original(windows, prompt, *rest)
+
+        monkeypatch.setattr(model, "_encode_unique", watched)
+        assert ids(index.ask(model, ["a text 7"], 1)[0]) == ["7"]
+        index.ask(model, ["a text 7"], 1, instruction=None)
+        assert seen == ["q: ", ""]
+
+    def test_another_precision_is_fine(self, index, embedder):
+        assert ids(index.ask(embedder(precision="bfloat16"), ["a text 7"], 1)[0]) == ["7"]
+
+    def test_another_model_is_refused(self, index, embedder):
+        other = embedder(name="other")
+        other.salt = "x"
+        with pytest.raises(ArgumentError, match=r"made with table and cannot be searched with other.*--model table"):
+            index.ask(other, ["a"])
+
+    @pytest.mark.parametrize("card", [{"pooling": "mean"}, {"dimension": 8}])
+    def test_another_card_is_refused(self, index, embedder, card):
+        with pytest.raises(ArgumentError, match=r"pooling was cls|16 dimensions"):
+            index.ask(embedder(**card), ["a"])
+
+    def test_without_texts_nothing_can_tell(self, shards_of, embedder):
+        index = SearchIndex.load(shards_of(random_unit(5, 16), store_texts=False))
+        assert len(index.ask(embedder(), ["a"])[0]) == 5
+        with pytest.raises(ArgumentError, match="keeps no texts"):
+            index.ask(embedder(precision="bfloat16"), ["a"])
+
+
+class TestDamage:
+    """What is missing or damaged is an error that names the file."""
+
+    @pytest.fixture
+    def folder(self, shards_of, tmp_path):
+        index_shards(load_shards(shards_of(random_unit(50))), tmp_path / "index", index_type="hnsw")
+        return tmp_path / "index"
+
+    @pytest.mark.parametrize("name", ["vectors.npy", "rows.jsonl", "offsets.npy", "index.faiss", "index.json"])
+    @pytest.mark.parametrize("change", ["gone", "short", "empty"])
+    def test_files(self, folder, name, change):
+        content = (folder / name).read_bytes()
+        (folder / name).unlink()
+        if change != "gone":
+            (folder / name).write_bytes(content[: len(content) // 2 if change == "short" else 0])
+        with pytest.raises(OutputError, match=name.replace(".", r"\.") if name != "index.json" else "index"):
+            SearchIndex.load(folder)
+
+    def test_an_index_of_another_corpus(self, folder, shards_of, tmp_path):
+        index_shards(load_shards(shards_of(random_unit(40))), tmp_path / "other", index_type="hnsw")
+        shutil.copy(tmp_path / "other" / "index.faiss", folder)
+        with pytest.raises(OutputError, match="another index"):
+            SearchIndex.load(folder)
+
+    @pytest.mark.parametrize(("key", "value"), [("format", "x"), ("version", 99), ("extra", 1)])
+    def test_facts(self, folder, key, value):
+        facts = json.loads((folder / "index.json").read_text())
+        (folder / "index.json").write_text(json.dumps(facts | {key: value}))
+        with pytest.raises(OutputError, match="index"):
+            SearchIndex.load(folder)
+
+    def test_no_index(self, tmp_path):
+        with pytest.raises(OutputError, match="does not exist"):
+            SearchIndex.load(tmp_path / "nowhere")
+        with pytest.raises(OutputError, match="is no index"):
+            SearchIndex.load(tmp_path)

@@ -1,0 +1,46 @@
+"""The demo's corpus is real, large enough, and read without running anything."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from bgekit.search import pydocs
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    before = set(sys.modules)
+    found = {record.id: record.text for record in pydocs.standard_library()}
+    # Modules in Python are parsed, not imported: nothing that opens a window or a browser came in.
+    assert not {"antigravity", "turtle", "tkinter", "this", "webbrowser", "idlelib"} & (set(sys.modules) - before)
+    return found
+
+
+def test_thousands_of_entries(corpus):
+    assert 3000 < len(corpus) < 10_000
+    assert len(set(corpus.values())) == len(corpus)
+
+
+@pytest.mark.parametrize(
+    "name", ["str.split", "csv.reader", "shutil.copytree", "json", "os.listdir", "functools.lru_cache", "topic: with"]
+)
+def test_what_everybody_uses_is_there(corpus, name):
+    assert corpus[name].startswith(name + " ")
+    assert len(corpus[name]) > len(name) + 30
+
+
+def test_private_names_and_tests_are_not(corpus):
+    assert not [name for name in corpus if any(part.startswith("_") for part in name.split("."))]
+    assert not [name for name in corpus if name.startswith(("test.", "idlelib", "distutils", "site-packages"))]
+
+
+def test_a_source_that_cannot_be_parsed_is_left_out(tmp_path):
+    path = tmp_path / "broken.py"
+    path.write_text("def (:\n")
+    assert list(pydocs._source(path, "broken")) == []
+    path.write_text(
+        '"""Doc."""\nif True:\n    class A:\n        def f(self):\n            "Of f."\n        def _g(self): ...\n'
+    )
+    assert list(pydocs._source(path, "m")) == [("m", "Doc."), ("m.A", ""), ("m.A.f", "Of f.")]
