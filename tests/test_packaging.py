@@ -32,9 +32,7 @@ def test_every_source_file_is_in_the_wheel():
         pytest.skip("runs against the sources; make test runs against the wheel")
     sources = ROOT / "src"
     expected = {
-        path.relative_to(sources)
-        for path in sources.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        path.relative_to(sources) for path in sources.rglob("*") if path.is_file() and "__pycache__" not in path.parts
     }
     assert {path for path in expected if not (Path(site) / path).is_file()} == set()
 
@@ -69,9 +67,7 @@ def test_every_named_extra_exists():
 
 
 def test_constraints_pin_every_dependency():
-    pins = set(
-        re.findall(r"^([A-Za-z0-9._-]+)==", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE)
-    )
+    pins = set(re.findall(r"^([A-Za-z0-9._-]+)==", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE))
     pinned = {re.sub(r"[-_.]+", "-", name).lower() for name in pins}
     for requirement in importlib.metadata.requires("bgekit") or []:
         name = re.sub(r"[-_.]+", "-", re.match(r"[A-Za-z0-9._-]+", requirement)[0]).lower()

@@ -243,3 +243,18 @@ def test_the_packaged_model(minilm, tmp_path, capsys):
     vectors = load_shards(tmp_path / "out").vectors()
     scores = vectors @ vectors.T
     assert scores[0, 1] > scores[0, 2] + 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", None])
+def test_a_short_rest_has_the_same_bytes_when_it_is_encoded_alone(minilm, texts, precision):
+    """A whole run computes the last shard behind others, a resumed run perhaps by itself."""
+    from bgekit import FlagModel
+
+    model = FlagModel(minilm, dtype=precision)
+    before = texts(40, longest=20)
+    for seed in range(1, 13):
+        rest = texts(seed, seed=seed, longest=20)
+        behind_others = [encoded.vectors for encoded in model.encode_windows([before, rest])][1]
+        (alone,) = (encoded.vectors for encoded in model.encode_windows([rest]))
+        assert alone.tobytes() == behind_others.tobytes(), seed

