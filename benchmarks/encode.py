@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
 import platform
 import random
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,17 @@ ENVIRONMENTS = {
     "FlagEmbedding": "flagembedding",
     "sentence-transformers": "sentence-transformers",
     "sentence-transformers bf16": "sentence-transformers",
-    "sentence-transformers bf16, batch 8": "sentence-transformers",
-    "sentence-transformers ONNX": "sentence-transformers-export",
-    "sentence-transformers ONNX int8": "sentence-transformers-export",
-    "sentence-transformers OpenVINO": "sentence-transformers-export",
-    "sentence-transformers OpenVINO bf16": "sentence-transformers-export",
+    "sentence-transformers ONNX": "onnx",
+    "sentence-transformers ONNX int8": "onnx",
+    "sentence-transformers OpenVINO": "openvino",
+    "sentence-transformers OpenVINO int8": "openvino",
     "fastembed": "fastembed",
 }
 OURS = ("bgekit", "bgekit fp32")
-PEERS = (*OURS, *ENVIRONMENTS)
+#: `, batch N` after a name sets the batch size; the other peers run at their defaults.
+PEERS = (*OURS, *ENVIRONMENTS, "sentence-transformers bf16, batch 8", "sentence-transformers OpenVINO, batch 8")
+#: The peers that users get who choose nothing.
+DEFAULTS = ("FlagEmbedding", "sentence-transformers")
 #: layers, hidden, heads, intermediate of the random model that has bge-base's shape.
 BASE = (12, 768, 12, 3072)
 
@@ -47,22 +49,24 @@ class Worker:
     """A peer's process."""
 
     def __init__(self, peer: str, folder: Path, envs: Path | None) -> None:
-        python = sys.executable
-        if peer in ENVIRONMENTS:
+        python, name = sys.executable, peer.partition(", batch ")[0]
+        if name in ENVIRONMENTS:
             if envs is None:
                 raise SystemExit(f"{peer} needs an environment: pass --envs (made by setup)")
-            python = str(envs / ENVIRONMENTS[peer] / "bin" / "python")
+            python = str(envs / ENVIRONMENTS[name] / "bin" / "python")
         self.peer = peer
+        # The peers' environments must not see this project's packages, nor ask a hub for anything.
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         self.log = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
             [python, str(HERE / "worker.py"), peer, str(folder)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
+            env=environment | {"HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
-        start = time.perf_counter()
-        self.load_seconds = self._answer()["load_seconds"]
-        self.start_seconds = time.perf_counter() - start
+        self.start = self._answer()
 
     def ask(self, **request: Any) -> dict[str, Any]:
+        """Hand over a request and wait for its answer."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
@@ -72,13 +76,14 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            self.process.wait()
+            status = self.process.wait()
             self.log.seek(0)
-            raise RuntimeError(f"{self.peer} failed: {self.log.read()[-2000:].decode(errors='replace')}")
+            raise RuntimeError(f"{self.peer} ended with {status}: {self.log.read()[-2000:].decode(errors='replace')}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     def close(self) -> None:
+        """End the process."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
@@ -91,8 +96,11 @@ def setup(envs: Path) -> None:
         if not python.exists():
             subprocess.run([sys.executable, "-m", "venv", str(envs / name)], check=True)
         requirements = (HERE / "requirements" / f"{name}.txt").read_text().split()
-        for requirement in requirements:  # torch first, so that its pinned build is the one that stays
-            subprocess.run([str(python), "-m", "pip", "install", "-q", requirement], check=True)
+        # torch first and alone: together with others an index may offer a build of several gigabytes for it.
+        for step in (requirements[:1], requirements):
+            subprocess.run([str(python), "-m", "pip", "install", "-q", *step], check=True)
+        # optimum-intel asks for torchvision, whose build may not match torch's; texts need none, and it breaks imports.
+        subprocess.run([str(python), "-m", "pip", "uninstall", "-q", "-y", "torchvision"], check=True)
 
 
 def real_texts(count: int) -> list[str]:
@@ -103,9 +111,9 @@ def real_texts(count: int) -> list[str]:
             records = map(json.loads, file)
             texts = [f"{record.get('title', '')} {record['text']}".strip() for record in records]
     else:
-        from bgekit.search.pydocs import stdlib_records
+        from bgekit.search.pydocs import standard_library
 
-        texts = [record.text for record in stdlib_records()]
+        texts = [record.text for record in standard_library()]
     random.Random(0).shuffle(texts)
     return texts[:count]
 
@@ -174,51 +182,74 @@ def run(args: argparse.Namespace) -> None:
         Path(args.out).write_text(json.dumps(results, indent=1))
     if args.growth:
         results["growth"] = run_growth(model_folder("small", work), work, args.growth)
-    Path(args.out).write_text(json.dumps(results, indent=1))
+        Path(args.out).write_text(json.dumps(results, indent=1))
 
 
 def run_model(size: str, work: Path, args: argparse.Namespace) -> dict[str, Any]:
     folder = model_folder(size, work)
     texts = real_texts(args.texts if size == "small" else args.texts // 3)
-    warm, timed = write_texts(work / "warm.jsonl", texts[:64]), write_texts(work / f"{size}.jsonl", texts)
-    compared = write_texts(work / "compared.jsonl", mixed_texts(args.compare))
-    single = write_texts(work / "single.jsonl", ["what is the best way to search a text by its meaning?"])
     tokens = count_tokens(folder, texts)
-    peers: dict[str, dict[str, Any]] = {}
+    calibration = work / "calibration" / "train.jsonl"
+    calibration.parent.mkdir(exist_ok=True)
+    calibration.write_text("".join(json.dumps({"text": text}) + "\n" for text in real_texts(10_000)[-300:]))
+    files = {
+        "warm": write_texts(work / "warm.jsonl", texts[:64]),
+        "timed": write_texts(work / f"{size}.jsonl", texts),
+        "compared": write_texts(work / "compared.jsonl", mixed_texts(args.compare)),
+        "single": write_texts(work / "single.jsonl", [" ".join(text.split()[:8]) for text in texts[:60]]),
+    }
     rates: dict[str, list[float]] = {"float32": [], "bfloat16": []}
-    reference = _vectors("reference", folder, None, compared, work)
-    for round_number in range(args.rounds):
+    peers: dict[str, dict[str, Any]] = {peer: {"seconds": [], "latency_ms": [], "starts": []} for peer in args.peers}
+    reference = _reference(folder, files["compared"], work)
+    for peer in args.peers:  # untimed: export what a peer needs, and read its files into memory once
+        _measure(peer, folder, args.envs, files, peers[peer], work, reference)
+    for number in range(args.rounds):
         machine = Worker("limit", folder, None)
-        for dtype, rate in machine.ask(texts=single)["rates"].items():
+        for dtype, rate in machine.ask(texts=files["single"])["rates"].items():
             rates[dtype].append(rate)
         machine.close()
         for peer in args.peers:
-            facts = peers.setdefault(peer, {"seconds": [], "load_seconds": [], "latency_ms": []})
-            try:
-                worker = Worker(peer, folder, args.envs)
-                worker.ask(texts=warm)
-                answer = worker.ask(texts=timed)
-                latency = worker.ask(texts=single, single=True, repeat=30)["seconds"]
-                if round_number == 0:
-                    worker.ask(texts=compared, save=str(work / "vectors.npy"))
-                    facts["worst_cosine"] = _worst_cosine(work / "vectors.npy", reference)
-                worker.close()
-            except RuntimeError as error:
-                facts["error"] = str(error)
-                print(error, file=sys.stderr)
-                continue
-            facts["seconds"] += answer["seconds"]
-            facts["load_seconds"].append(worker.start_seconds)
-            facts["latency_ms"] += [1000 * seconds for seconds in latency[5:]]
-            facts["peak_mib"] = max(answer["peak_mib"], facts.get("peak_mib", 0))
-            print(f"{size} round {round_number + 1} {peer}: {tokens / answer['seconds'][0]:,.0f} tokens/s", flush=True)
-    return {"texts": len(texts), "tokens": tokens, "flops_per_token": linear_flops(folder), "rates": rates, "peers": peers}
+            if "error" not in peers[peer]:
+                _measure(peer, folder, args.envs, files, peers[peer], work)
+                speed = tokens / peers[peer]["seconds"][-1]
+                print(f"{size}, round {number + 1}, {peer}: {speed:,.0f} tokens/s", flush=True)
+    return {
+        "texts": len(texts), "tokens": tokens, "flops_per_token": linear_flops(folder), "rates": rates, "peers": peers
+    }  # fmt: skip
 
 
-def _vectors(peer: str, folder: Path, envs: Path | None, texts: str, work: Path) -> Any:
+def _measure(
+    peer: str, folder: Path, envs: Path | None, files: dict[str, str], facts: dict[str, Any], work: Path,
+    reference: Any = None,
+) -> None:  # fmt: skip
+    """One peer's turn. With a reference only the vectors are compared and nothing is timed."""
+    worker = None
+    try:
+        worker = Worker(peer, folder, envs)
+        if reference is not None:
+            worker.ask(texts=files["compared"], save=str(work / "vectors.npy"))
+            facts["worst_cosine"] = _worst_cosine(work / "vectors.npy", reference)
+            return
+        worker.ask(texts=files["warm"])
+        timed = worker.ask(texts=files["timed"])
+        single = worker.ask(texts=files["single"], single=True)["seconds"]
+    except RuntimeError as error:
+        facts["error"] = str(error)
+        print(error, file=sys.stderr)
+        return
+    finally:
+        if worker is not None:
+            worker.close()
+    facts["seconds"] += timed["seconds"]
+    facts["starts"].append(worker.start)
+    facts["latency_ms"] += [1000 * seconds for seconds in single[10:]]
+    facts["peak_mib"] = max(timed["peak_mib"], facts.get("peak_mib", 0))
+
+
+def _reference(folder: Path, texts: str, work: Path) -> Any:
     import numpy as np
 
-    worker = Worker(peer, folder, envs)
+    worker = Worker("reference", folder, None)
     worker.ask(texts=texts, save=str(work / "reference.npy"))
     worker.close()
     return np.load(work / "reference.npy")
@@ -263,6 +294,18 @@ def _cpu() -> str:
     return f"{name}, {sum(line.startswith('processor') for line in lines) or '?'} cores"
 
 
+def _speeds(model: dict[str, Any]) -> dict[str, float]:
+    """Tokens/s of each peer that ran, best first; the median of its rounds."""
+    ran = {peer: facts for peer, facts in model["peers"].items() if facts["seconds"]}
+    speeds = {peer: model["tokens"] / statistics.median(facts["seconds"]) for peer, facts in ran.items()}
+    return dict(sorted(speeds.items(), key=lambda item: -item[1]))
+
+
+def _limit(model: dict[str, Any]) -> float:
+    """Tokens/s if the faster matrix rate were kept for all linear layers and nothing else took time."""
+    return float(max(map(statistics.median, model["rates"].values())) / model["flops_per_token"])
+
+
 def table(results: dict[str, Any]) -> str:
     lines = [f"CPU: {results['cpu']}"]
     for size, model in results["models"].items():
@@ -273,25 +316,34 @@ def table(results: dict[str, Any]) -> str:
             "",
             f"### bge-{size} shape: {model['texts']:,} texts, {model['tokens']:,} tokens",
             "",
-            f"Matrix rate: bf16 {bf16 / 1e9:,.0f} GFLOP/s, fp32 {fp32 / 1e9:,.0f} GFLOP/s, ratio {ratio:.1f} "
-            f"({kind}). The limit is {max(bf16, fp32) / model['flops_per_token']:,.0f} tokens/s.",
+            f"Matrix rate: bf16 {bf16 / 1e9:,.0f} GFLOP/s, fp32 {fp32 / 1e9:,.0f} GFLOP/s, ratio {ratio:.1f} ({kind}). "
+            f"The limit is {_limit(model):,.0f} tokens/s.",
             "",
-            "| | tokens/s | bgekit is | of the limit | worst cosine | one text, ms | start, s | peak, MiB |",
-            "|---|--:|--:|--:|--:|--:|--:|--:|",
+            "| | tokens/s | bgekit is | of the limit | worst cosine | one text p50 / p95, ms | import, s | load, s "
+            "| peak, MiB |",
+            "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
         ]
-        speeds = {
-            peer: model["tokens"] / statistics.median(facts["seconds"])
-            for peer, facts in model["peers"].items()
-            if facts["seconds"]
-        }
-        for peer, speed in sorted(speeds.items(), key=lambda item: -item[1]):
+        speeds = _speeds(model)
+        for peer, speed in speeds.items():
             facts = model["peers"][peer]
-            lines.append(
-                f"| {peer} | {speed:,.0f} | {speeds['bgekit'] / speed:.2f}x | "
-                f"{speed * model['flops_per_token'] / max(bf16, fp32):.0%} | {facts['worst_cosine']:.5f} | "
-                f"{statistics.median(facts['latency_ms']):.1f} | {statistics.median(facts['load_seconds']):.1f} | "
-                f"{facts['peak_mib']:,.0f} |"
+            imports, loads = (
+                statistics.median(start[f"{step}_seconds"] for start in facts["starts"]) for step in ("import", "load")
             )
+            latency = statistics.quantiles(facts["latency_ms"], n=20)
+            ours = f"{speeds['bgekit'] / speed:.2f}x" if "bgekit" in speeds else ""
+            lines.append(
+                f"| {peer} | {speed:,.0f} | {ours} | {speed / _limit(model):.0%} | {facts['worst_cosine']:.5f} "
+                f"| {latency[9]:.1f} / {latency[18]:.1f} | {imports:.1f} | {loads:.1f} | {facts['peak_mib']:,.0f} |"
+            )
+        others = [peer for peer in speeds if not peer.startswith("bgekit")]
+        if "bgekit" in speeds and others:
+            named = [*(peer for peer in DEFAULTS if peer in speeds), others[0]]
+            ratios = ", ".join(f"{speeds['bgekit'] / speeds[peer]:.2f}x {peer}" for peer in named)
+            lines += [
+                "",
+                f"bgekit is {ratios} (the best of them), at {speeds['bgekit'] / _limit(model):.0%} of the limit.",
+            ]
+        lines += [f"{peer} did not run." for peer, facts in model["peers"].items() if not facts["seconds"]]
     if results.get("growth"):
         lines += ["", "### As the corpus grows", "", "| texts | tokens/s | peak, MiB |", "|--:|--:|--:|"]
         for row in results["growth"]:
@@ -307,16 +359,12 @@ def plot(results: dict[str, Any], path: str) -> None:
 
     figure, axes = plt.subplots(1, len(results["models"]), figsize=(7 * len(results["models"]), 4.2), squeeze=False)
     for axis, (size, model) in zip(axes[0], results["models"].items(), strict=True):
-        speeds = {
-            peer: model["tokens"] / statistics.median(facts["seconds"])
-            for peer, facts in model["peers"].items()
-            if facts["seconds"]
-        }
-        names = sorted(speeds, key=lambda peer: speeds[peer])
-        colours = ["#1f6f54" if name in OURS else "#b8b8b8" for name in names]
+        speeds = _speeds(model)
+        names = list(reversed(speeds))
+        colours = ["#1f6f54" if name.startswith("bgekit") else "#b8b8b8" for name in names]
         bars = axis.barh(names, [speeds[name] for name in names], color=colours)
         axis.bar_label(bars, [f"{speeds[name]:,.0f}" for name in names], padding=3, fontsize=8)
-        best = max(statistics.median(rate) for rate in model["rates"].values()) / model["flops_per_token"]
+        best = _limit(model)
         axis.axvline(best, color="#444444", linestyle="--", linewidth=1)
         axis.text(best, -0.9, " matrix limit", fontsize=8, va="center", ha="right")
         axis.set_title(f"bge-{size} shape, tokens/s ({results['cpu']})", fontsize=10)
@@ -338,7 +386,7 @@ def main() -> None:
     measure.add_argument("--models", nargs="+", choices=["small", "base"], default=["small", "base"])
     measure.add_argument("--peers", nargs="+", default=list(PEERS))
     measure.add_argument("--rounds", type=int, default=3)
-    measure.add_argument("--texts", type=int, default=1500, help="texts for small; base gets a third")
+    measure.add_argument("--texts", type=int, default=600, help="texts for small; base gets a third")
     measure.add_argument("--compare", type=int, default=300, help="texts whose vectors are compared")
     measure.add_argument("--growth", type=int, nargs="*", default=[], help="corpus sizes, such as 1000 10000 100000")
     for verb in ("table", "plot"):

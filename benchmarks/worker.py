@@ -1,10 +1,12 @@
 """One peer of the encode benchmark: loads a model in its own environment and answers requests as JSON lines.
 
-Started by encode.py as `python worker.py PEER MODEL_FOLDER`. Needs nothing but the peer itself.
+Started by encode.py as `python worker.py PEER MODEL_FOLDER`; a peer's name may end in `, batch N`. Needs nothing but
+the peer itself. The first answer says how long importing and loading took, each further one belongs to a request.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
@@ -14,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-Encode = Callable[[list[str]], Any]
+Encode = Callable[..., Any]
 
 
 def bgekit(folder: str, **options: Any) -> Encode:
@@ -23,10 +25,11 @@ def bgekit(folder: str, **options: Any) -> Encode:
     return FlagModel(folder, **options).encode
 
 
-def flagembedding(folder: str) -> Encode:
+def flagembedding(folder: str, **options: Any) -> Encode:
+    """Its default asks for fp16, which it drops on CPUs; instructions are off, so that all encode the same tokens."""
     from FlagEmbedding import FlagModel
 
-    return FlagModel(folder, query_instruction_for_retrieval=None, devices="cpu").encode
+    return FlagModel(folder, query_instruction_for_retrieval=None, devices="cpu", **options).encode
 
 
 def sentence_transformers(folder: str, batch_size: int = 32, **options: Any) -> Encode:
@@ -36,41 +39,70 @@ def sentence_transformers(folder: str, batch_size: int = 32, **options: Any) -> 
     return lambda texts: model.encode(texts, batch_size=batch_size, show_progress_bar=False)
 
 
-def sentence_transformers_bf16(folder: str, batch_size: int = 32) -> Encode:
-    import numpy as np
+def sentence_transformers_bf16(folder: str, **options: Any) -> Encode:
+    """As users do it, with bf16 weights; its result is converted by NumPy, which has no bf16, through float32."""
     import torch
 
-    encode = sentence_transformers(folder, batch_size, model_kwargs={"dtype": torch.bfloat16})
-    return lambda texts: np.asarray(encode(texts), dtype=np.float32)
+    return sentence_transformers(folder, model_kwargs={"dtype": torch.bfloat16}, **options)
 
 
-def onnx_int8(folder: str) -> Encode:
+def exported(folder: str, backend: str, file: str | None = None, **options: Any) -> Encode:
+    """sentence-transformers on another runtime, from files exported once beside the model's folder.
+
+    Beside it and not into it, because what one version saves others may not read.
+    """
+    export(folder, backend)
+    file = file or {"onnx": "onnx/model.onnx", "openvino": "openvino/openvino_model.xml"}[backend]
+    return sentence_transformers(f"{folder}-{backend}", backend=backend, model_kwargs={"file_name": file}, **options)
+
+
+def export(folder: str, backend: str) -> Any:
+    from sentence_transformers import SentenceTransformer
+
+    if not Path(f"{folder}-{backend}").is_dir():
+        SentenceTransformer(folder, device="cpu", backend=backend).save_pretrained(f"{folder}-{backend}")
+
+
+def onnx_int8(folder: str, **options: Any) -> Encode:
+    """Dynamic quantisation, the recipe of sentence-transformers' documentation for this kind of CPU."""
     from sentence_transformers import SentenceTransformer, export_dynamic_quantized_onnx_model
 
+    export(folder, "onnx")
     file = "onnx/model_qint8_avx512_vnni.onnx"
-    if not (Path(folder) / file).is_file():
-        model = SentenceTransformer(folder, device="cpu", backend="onnx")
-        export_dynamic_quantized_onnx_model(model, "avx512_vnni", folder)
-    return sentence_transformers(folder, backend="onnx", model_kwargs={"file_name": file})
+    if not Path(f"{folder}-onnx", file).is_file():
+        model = SentenceTransformer(f"{folder}-onnx", device="cpu", backend="onnx")
+        export_dynamic_quantized_onnx_model(model, "avx512_vnni", f"{folder}-onnx")
+    return exported(folder, "onnx", file, **options)
 
 
-def openvino_bf16(folder: str) -> Encode:
-    config = {"INFERENCE_PRECISION_HINT": "bf16"}
-    return sentence_transformers(folder, backend="openvino", model_kwargs={"ov_config": config})
+def openvino_int8(folder: str, **options: Any) -> Encode:
+    """Static quantisation, the recipe of sentence-transformers' documentation, calibrated on the driver's texts."""
+    from sentence_transformers import SentenceTransformer, export_static_quantized_openvino_model
+
+    export(folder, "openvino")
+    file = "openvino/openvino_model_qint8_quantized.xml"
+    if not Path(f"{folder}-openvino", file).is_file():
+        model = SentenceTransformer(f"{folder}-openvino", device="cpu", backend="openvino")
+        calibration = str(Path(folder).parent / "calibration")
+        export_static_quantized_openvino_model(
+            model, None, f"{folder}-openvino", calibration, "default", "train", "text"
+        )  # fmt: skip
+    return exported(folder, "openvino", file, **options)
 
 
-def fastembed(folder: str) -> Encode:
+def fastembed(folder: str, batch_size: int = 256) -> Encode:
+    """Reads the file that the ONNX peer exported: its own download needs a hub."""
     import numpy as np
     from fastembed import TextEmbedding
     from fastembed.common.model_description import ModelSource, PoolingType
 
-    width = json.loads((Path(folder) / "config.json").read_text())["hidden_size"]
+    width = json.loads(Path(folder, "config.json").read_text())["hidden_size"]
     TextEmbedding.add_custom_model(
         model="local/model", pooling=PoolingType.CLS, normalization=True, dim=width,
         sources=ModelSource(hf="local/model"), model_file="onnx/model.onnx",
     )  # fmt: skip
-    model = TextEmbedding("local/model", specific_model_path=folder)
-    return lambda texts: np.stack(list(model.embed(texts)))
+    model = TextEmbedding("local/model", specific_model_path=f"{folder}-onnx")
+    return lambda texts: np.stack(list(model.embed(texts, batch_size=batch_size)))
 
 
 def reference(folder: str) -> Encode:
@@ -96,65 +128,73 @@ def limit(folder: str) -> Encode:
     """The machine's matrix rate: hidden x intermediate at 4,096 rows; returns FLOP/s by dtype instead of vectors."""
     import torch
 
-    config = json.loads((Path(folder) / "config.json").read_text())
+    config = json.loads(Path(folder, "config.json").read_text())
 
     def measure(dtype: Any) -> float:
         layer = torch.nn.Linear(config["hidden_size"], config["intermediate_size"]).to(dtype).eval()
         rows = torch.randn(4096, config["hidden_size"]).to(dtype)
         times = []
         with torch.inference_mode():
-            for _ in range(25):
+            for _ in range(45):
                 start = time.perf_counter()
                 layer(rows)
                 times.append(time.perf_counter() - start)
-        return 2 * 4096 * config["hidden_size"] * config["intermediate_size"] / sorted(times[5:])[10]
+        return 2 * 4096 * config["hidden_size"] * config["intermediate_size"] / sorted(times[5:])[20]
 
     return lambda texts: {"float32": measure(torch.float32), "bfloat16": measure(torch.bfloat16)}
 
 
-PEERS: dict[str, Callable[[str], Encode]] = {
-    "bgekit": bgekit,
-    "bgekit fp32": lambda folder: bgekit(folder, use_fp16=False),
-    "bgekit int8": lambda folder: bgekit(folder, dtype="int8"),
-    "FlagEmbedding": flagembedding,
-    "sentence-transformers": sentence_transformers,
-    "sentence-transformers bf16": sentence_transformers_bf16,
-    "sentence-transformers bf16, batch 8": lambda folder: sentence_transformers_bf16(folder, 8),
-    "sentence-transformers ONNX": lambda folder: sentence_transformers(folder, backend="onnx"),
-    "sentence-transformers ONNX int8": onnx_int8,
-    "sentence-transformers OpenVINO": lambda folder: sentence_transformers(folder, backend="openvino"),
-    "sentence-transformers OpenVINO bf16": openvino_bf16,
-    "fastembed": fastembed,
-    "reference": reference,
-    "limit": limit,
-}
+#: What each peer imports, and how it loads a model.
+PEERS: dict[str, tuple[str, Callable[..., Encode]]] = {
+    "bgekit": ("bgekit", bgekit),
+    "bgekit fp32": ("bgekit", lambda folder, **options: bgekit(folder, use_fp16=False, **options)),
+    "bgekit int8": ("bgekit", lambda folder, **options: bgekit(folder, dtype="int8", **options)),
+    "FlagEmbedding": ("FlagEmbedding", flagembedding),
+    "sentence-transformers": ("sentence_transformers", sentence_transformers),
+    "sentence-transformers bf16": ("sentence_transformers", sentence_transformers_bf16),
+    "sentence-transformers ONNX": (
+        "sentence_transformers", lambda folder, **options: exported(folder, "onnx", **options)
+    ),
+    "sentence-transformers ONNX int8": ("sentence_transformers", onnx_int8),
+    "sentence-transformers OpenVINO": (
+        "sentence_transformers", lambda folder, **options: exported(folder, "openvino", **options)
+    ),
+    "sentence-transformers OpenVINO int8": ("sentence_transformers", openvino_int8),
+    "fastembed": ("fastembed", fastembed),
+    "reference": ("transformers", reference),
+    "limit": ("torch", limit),
+}  # fmt: skip
 
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to stderr
     peer, folder = sys.argv[1:3]
+    name, _, batch = peer.partition(", batch ")
+    module, load = PEERS[name]
 
     def answer(**facts: Any) -> None:
         print(json.dumps(facts), file=answers, flush=True)
 
     start = time.perf_counter()
-    encode = PEERS[peer](folder)
-    answer(load_seconds=time.perf_counter() - start)
+    importlib.import_module(module)
+    imported = time.perf_counter()
+    encode = load(folder, **({"batch_size": int(batch)} if batch else {}))
+    answer(import_seconds=imported - start, load_seconds=time.perf_counter() - imported)
     for line in sys.stdin:
         request = json.loads(line)
         texts = [json.loads(text) for text in Path(request["texts"]).read_text(encoding="utf-8").splitlines()]
-        times = []
-        for _ in range(request.get("repeat", 1)):
+        seconds, result = [], None
+        for call in texts if request.get("single") else [texts]:
             start = time.perf_counter()
-            result = encode(texts[0] if request.get("single") and peer != "fastembed" else texts)
-            times.append(time.perf_counter() - start)
+            result = encode(call)
+            seconds.append(time.perf_counter() - start)
         if request.get("save"):
             import numpy as np
 
             np.save(request["save"], np.asarray(result, dtype=np.float32))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        answer(seconds=times, peak_mib=peak, rates=result if peer == "limit" else None)
+        answer(seconds=seconds, peak_mib=peak, rates=result if name == "limit" else None)
 
 
 if __name__ == "__main__":
