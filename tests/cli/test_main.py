@@ -137,9 +137,7 @@ def test_values_are_left_as_they_are(parser):
     assert parser.parse_args(["--names", "a_b", "c-d", "--names=e_f"]).names == ["a_b", "c-d", "e_f"]
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--names", "a", "b"], ["--names", "a", "--names", "b"], ["--names=a", "--names=b"]]
-)
+@pytest.mark.parametrize("arguments", ["--names a b", "--names a --names b", "--names=a --names=b"])
 def test_list_options(parser, arguments):
     assert parser.parse_args(arguments.split()).names == ["a", "b"]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +15,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModel
 
 from bgekit import FlagModel
 from bgekit.encoding.engine import Engine
 from bgekit.errors import ArgumentError, CardError, NumericalError, TextTypeError
 
 Texts = Callable[..., list[str]]
+WORDS = "the cat dog river mountain is of a large small red house and tree by walk".split()
+
+
+def random_texts(count: int) -> list[str]:
+    generator = np.random.default_rng(7)
+    return [" ".join(generator.choice(WORDS, size=generator.integers(0, 80))) for _ in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +97,7 @@ def test_a_megabyte_is_cut_and_counted(model: FlagModel, caplog: pytest.LogCaptu
     with caplog.at_level(logging.WARNING, "bgekit"):
         vectors = model.encode(["short", long, "short too", long])
     assert vectors.truncated == (1, 3)
-    assert "2 of 4 texts were too long" in caplog.text or "1 of 4" in caplog.text
+    assert "2 of 4 texts were too long" in caplog.text
     assert np.allclose(vectors[1], model.encode("word " * 100), atol=1e-6)
 
 
@@ -266,3 +277,107 @@ def test_rerankers_are_sent_to_their_class(make_model: Callable[..., Path]) -> N
         FlagModel("BAAI/bge-reranker-base")
     with pytest.raises(CardError, match="FlagReranker"):
         FlagModel(make_model(name="bge-reranker-v2-m3"))
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_any_order_any_company_any_batch_size(model: FlagModel, data: st.DataObject) -> None:
+    """The same text has the same vector, to 1e-6 in float32, wherever and with whatever else it stands."""
+    pool = random_texts(40)
+    picked = data.draw(st.lists(st.sampled_from(range(len(pool))), min_size=1, max_size=60))
+    batch_size = data.draw(st.none() | st.integers(1, 9))
+    streamed = data.draw(st.booleans())
+    some = [pool[row] for row in picked]
+    got = model.encode(iter(some) if streamed else some, batch_size=batch_size)
+    assert np.abs(got - np.asarray(model.encode(pool))[picked]).max() < 1e-6
+    for first, row in enumerate(picked):  # equal texts have equal bytes
+        assert np.array_equal(got[first], got[picked.index(row)])
+
+
+@pytest.mark.parametrize(("precision", "least"), [("float32", 1 - 1e-6), ("bfloat16", 0.9998)])
+def test_company_in_a_real_model(bge_small_en: Path, texts: Texts, precision: str, least: float) -> None:
+    """bfloat16 rounds differently in other batches: a cosine of 0.9998 is what is promised, 0.9999 what is seen."""
+    real = FlagModel(bge_small_en, dtype=precision, devices="cpu")
+    some = texts(120, longest=60)
+    together = np.asarray(real.encode(some), dtype=np.float64)
+    order = np.random.default_rng(1).permutation(len(some))
+    for other in (
+        np.stack([real.encode(text) for text in some]),
+        real.encode([some[row] for row in order])[np.argsort(order)],
+        real.encode(some, batch_size=7),
+        real.encode([*some, *texts(300, seed=5)])[:120],
+    ):
+        assert (together * np.asarray(other)).sum(1).min() >= least
+
+
+def test_a_prompt_that_pooling_leaves_out(tiny_bert: Path, tmp_path: Path) -> None:
+    """As INSTRUCTOR: the instruction is read by attention, but only the text's own tokens are averaged."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_bert, folder)
+    pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True, "include_prompt": False}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    prompts = {"prompts": {"query": "search the river: ", "document": ""}}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    model = FlagModel(folder, use_fp16=False, devices="cpu")
+    assert model.card.include_prompt is False
+    some = ["a cat", "the large tree and the red house", "", "by the river " * 40]
+    plain = AutoModel.from_pretrained(folder).eval()
+    for text, vector in zip(some, model.encode_queries(some), strict=True):
+        ids = model.tokenizer("search the river: " + text, truncation=True, max_length=64, return_tensors="pt")
+        prompt = len(model.tokenizer("search the river: ")["input_ids"]) - 1  # with [CLS], without [SEP]
+        with torch.no_grad():
+            expected = plain(**ids).last_hidden_state[0, prompt:].mean(0)
+        assert np.abs(vector - (expected / expected.norm()).numpy()).max() < 1e-5
+    theirs = pytest.importorskip("sentence_transformers").SentenceTransformer(str(folder), device="cpu")
+    assert np.abs(model.encode_queries(some) - theirs.encode(some, prompt_name="query")).max() < 1e-5
+    assert np.abs(model.encode(some) - theirs.encode(some)).max() < 1e-5
+
+
+def test_every_way_to_set_the_length(tiny_bert: Path) -> None:
+    long = "word " * 100
+    model = FlagModel(
+        tiny_bert, use_fp16=False, devices="cpu", max_length=40, query_max_length=10, passage_max_length=20
+    )
+    expected = {length: model.encode("word " * (length - 2)) for length in (5, 10, 20, 40)}
+    for vector, length in (
+        (model.encode(long), 40),
+        (model.encode_queries(long), 10),
+        (model.encode_corpus(long), 20),
+        (model.encode_queries(long, max_length=5), 5),
+        (model.encode(long, max_length=5), 5),
+        (next(model.encode_windows([[long]], kind="query")).vectors[0], 10),
+        (next(model.encode_windows([[long]], kind="document")).vectors[0], 20),
+        (next(model.encode_windows([[long]], kind="plain")).vectors[0], 40),
+        (next(model.encode_windows([[long]], max_length=5)).vectors[0], 5),
+    ):
+        assert np.abs(vector - expected[length]).max() < 1e-6
+
+
+def test_a_caller_may_ask_for_more_than_the_card_but_not_more_than_there_is(tiny_bert: Path) -> None:
+    short = FlagModel(tiny_bert, use_fp16=False, devices="cpu", max_length=8)
+    long = "cat " * 20
+    assert short.encode([long]).truncated == (0,)
+    assert short.encode([long], max_length=64).truncated == ()
+    with pytest.raises(ArgumentError, match="64 tokens"):
+        short.encode([long], max_length=65)
+
+
+def test_truncation_of_copies_in_streams(model: FlagModel) -> None:
+    long = "word " * 100
+    many = ["a", long, "b"] * 1500
+    expected = tuple(range(1, 4500, 3))
+    assert model.encode(many).truncated == expected
+    assert model.encode(iter(many)).truncated == expected
+
+
+def test_the_instruction_takes_its_room_from_the_text(make_model: Callable[..., Path]) -> None:
+    model = FlagModel(make_model(name="bge-small-en-v1.5"), use_fp16=False, devices="cpu")
+    prompt = model.card.prompts["query"].prefix
+    used = len(model.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    fits = "cat " * (62 - used)
+    assert model.encode_queries([fits, fits + "cat"]).truncated == (1,)
+    assert model.encode_corpus([fits, fits + "cat"]).truncated == ()
+
+
+def test_a_caller_of_an_api_family_still_gets_one_class(tiny_bert: Path) -> None:
+    assert type(FlagModel(tiny_bert, devices="cpu")) is FlagModel

@@ -171,3 +171,107 @@ def test_sequence_classifiers_are_rerankers(copy: Callable[[str], Path]) -> None
     write(folder, "config.json", config | {"architectures": ["XLMRobertaForSequenceClassification"]})
     with pytest.raises(CardError, match="FlagReranker"):
         read_card(folder)
+
+
+def test_a_renamed_copy_of_a_real_model_knows_its_family(bge_small_zh: Path, tmp_path: Path) -> None:
+    """By the last part of its path alone, wherever it was copied to and however it is named there."""
+    folder = tmp_path / "anything" / "bge-small-zh-v1.5"
+    shutil.copytree(bge_small_zh, folder)
+    for name in (str(folder), f"{folder}/", str(folder.parent / "x" / ".." / folder.name)):
+        card = read_card(folder, name)
+        assert card.prompts["query"] == Prompt(ZH) and "family table" in card.sources["query"]
+        assert (card.pooling, card.sources["pooling"]) == ("cls", "checkpoint")
+        assert card.prompts["document"] == Prompt()
+    unknown = tmp_path / "my-model"
+    folder.rename(unknown)
+    card = read_card(unknown)
+    assert card.prompts["query"] == Prompt() and card.sources["query"] == "default"
+    assert card.pooling == "cls"
+
+
+def test_the_current_folder_and_links_have_names_too(
+    copy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = copy("bge-small-zh-v1.5")
+    (tmp_path / "link").symlink_to(folder)
+    assert read_card(tmp_path / "link").prompts["query"] == Prompt(ZH)
+    monkeypatch.chdir(folder)
+    assert read_card(Path("."), ".").prompts["query"] == Prompt(ZH)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"pooling": "mean"}, ("pooling", "'cls'", "'mean'", "checkpoint")),
+        ({"normalize": False}, ("normalize", "True", "False", "checkpoint")),
+        ({"query": Prompt("other: ")}, ("query", ZH, "other: ", "family table")),
+        ({"document": Prompt("passage: ")}, ("document", "''", "passage: ", "family table")),
+    ],
+)
+def test_the_warning_names_both_values_and_the_source(
+    copy: Callable[[str], Path], caplog: pytest.LogCaptureFixture, arguments: Any, named: tuple[str, ...]
+) -> None:
+    with caplog.at_level(logging.WARNING, "bgekit"):
+        card = read_card(copy("bge-small-zh-v1.5"), **arguments)
+    assert len(caplog.records) == 1
+    assert all(word in caplog.text for word in named)
+    assert [field for field, source in card.sources.items() if source == "caller"] == [named[0]]
+
+
+def test_a_folder_saved_by_the_installed_sentence_transformers(tiny_bert: Path, tmp_path: Path) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    theirs = sentence_transformers.SentenceTransformer(str(tiny_bert), device="cpu")
+    theirs.save(str(tmp_path / "bge-small-zh-v1.5"))
+    card = read_card(tmp_path / "bge-small-zh-v1.5")
+    assert (card.pooling, card.normalize, card.max_length) == ("cls", True, 64)
+    assert card.prompts["query"] == Prompt(ZH)  # its empty prompts say nothing
+    theirs.prompts = {"query": "own: ", "document": "", "clustering": "group: "}
+    theirs.default_prompt_name = "clustering"
+    theirs.save(str(tmp_path / "with-prompts"))
+    card = read_card(tmp_path / "with-prompts")
+    assert card.prompts["query"] == Prompt("own: ") and card.prompts["clustering"] == Prompt("group: ")
+    assert card.default_prompt == "clustering"
+    some = ["a cat", "the river"]
+    model = FlagModel(tmp_path / "with-prompts", use_fp16=False, devices="cpu")
+    assert abs(model.encode(some) - theirs.encode(some)).max() < 1e-5
+    assert abs(model.encode_queries(some) - theirs.encode_query(some)).max() < 1e-5
+
+
+def test_prompts_that_stand_apart_are_read_back(copy: Callable[[str], Path]) -> None:
+    folder = copy("model")
+    ours = {"format": 1, "prompt_suffixes": {"query": "]"}, "prompts_apart": ["query"]}
+    write(folder, "config_sentence_transformers.json", {"prompts": {"query": "[", "document": ""}, "bgekit": ours})
+    assert read_card(folder).prompts["query"] == Prompt("[", "]", apart=True)
+    assert read_card(folder).prompts["document"] == Prompt()
+
+
+@pytest.mark.parametrize("length", [0, -1, True, 2.5, "512", None])
+def test_a_length_that_is_none(tiny_bert: Path, length: Any) -> None:
+    with pytest.raises(CardError, match="positive number of tokens"):
+        read_card(tiny_bert, max_length=length)
+
+
+def test_files_that_promise_more_than_there_are_positions(copy: Callable[[str], Path]) -> None:
+    folder = copy("model")
+    write(folder, "sentence_bert_config.json", {"max_seq_length": 8192})
+    assert read_card(folder).max_length == 64
+    (folder / "sentence_bert_config.json").unlink()
+    assert read_card(folder).max_length == 64  # the tokenizer's
+
+
+@pytest.mark.parametrize("missing", ["1_Pooling/config.json", "config.json"])
+def test_missing_side_files_are_named(copy: Callable[[str], Path], missing: str) -> None:
+    folder = copy("model")
+    (folder / missing).unlink()
+    with pytest.raises(CheckpointError, match=missing):
+        read_card(folder)
+
+
+def test_a_card_is_plain_values_when_asked(bge_small_zh: Path) -> None:
+    card = read_card(bge_small_zh)
+    values = card.to_dict()
+    assert json.loads(json.dumps(values)) == values
+    assert values["prompts"]["query"] == [ZH, ""] and values["dimension"] == 512
+    assert set(card.sources) >= {"pooling", "normalize", "max_length", "query", "document"}
+    assert card.prompt("query") == Prompt(ZH)
+    assert card.prompt(None) == card.prompt("no such role") == Prompt()

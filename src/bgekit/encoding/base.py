@@ -150,8 +150,12 @@ class Embedder(abc.ABC):
         role = self.card.default_prompt if kind == "plain" else kind
         length = max_length if max_length is not None else self._role_length(role)
         checked = checked_windows(windows, across=False, texts_stay=False)
+        tally = Tally()
         for window, encoded in self._run(checked, self._prompt_of(role), length, batch_size):
-            yield window.restore(encoded)
+            result = window.restore(encoded)
+            tally.add(window.size, result)
+            yield result
+        tally.log(self.card.name)
 
     def similarity(self, a: npt.ArrayLike, b: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Scores [n, m] of vectors [n, d] and [m, d] in float32: cosine, or dot product where the card says so."""
@@ -213,6 +217,9 @@ class Embedder(abc.ABC):
         for window, encoded in with_progress(self._run(windows, prompt, max_length, batch_size), total, progress):
             collector.add(window, encoded)
         result = collector.result()
+        tally = Tally()
+        tally.add(len(result), result)
+        tally.log(self.card.name)
         if as_tensor:
             import torch
 
@@ -234,18 +241,15 @@ class Embedder(abc.ABC):
                 if window.texts:
                     yield window.texts
 
-        tally = Tally()
         nothing = Encoded(np.empty((0, self.dimension), dtype=np.float32))
         for encoded in self._encode_unique(texts(), prompt, max_length, batch_size):
             while not waiting[0].texts:
                 yield waiting.popleft(), nothing
             window = waiting.popleft()
             window.check(encoded)
-            tally.add(window, encoded)
             yield window, encoded
         while waiting:
             yield waiting.popleft(), nothing
-        tally.log(self.card.name)
 
 
 def digest(*parts: str) -> str:

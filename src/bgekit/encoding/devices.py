@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
@@ -69,7 +70,11 @@ def _existing(wanted: str | int | torch.device) -> torch.device:
 
 
 class WorkerPool:
-    """Several devices that share the windows of one input. One input at a time; callers in threads wait."""
+    """Several devices that share the windows of one input.
+
+    One input at a time has the workers. Another one that comes meanwhile is computed by the first device until they
+    are free: nobody waits for a caller who reads slowly, or for himself.
+    """
 
     def __init__(self, spec: EngineSpec, engine: Engine, devices: Sequence[torch.device]) -> None:
         self._spec, self._engine, self._devices = spec, engine, devices
@@ -90,20 +95,36 @@ class WorkerPool:
                 yield from self._engine.encode_windows(head, request)
                 return
             head.append(window)
-        with self._lock:
+        windows = _joined(head, source)
+        while not self._lock.acquire(blocking=False):
+            window = next(windows, None)
+            if window is None:
+                return
+            yield from self._engine.encode_windows([window], request)
+        try:
             self._start()
-            yield from self._share(_joined(head, source), request)
+            yield from self._share(windows, request)
+        finally:
+            self._lock.release()
 
     def _start(self) -> None:
-        if not self._workers:
-            cpus = sum(device.type == "cpu" for device in self._devices)
-            threads = max(1, torch.get_num_threads() // cpus) if cpus else None
-            self._workers = [_Worker(self._spec, str(device), threads) for device in self._devices[1:]]
+        if self._workers:
+            return
+        cpus = sum(device.type == "cpu" for device in self._devices)
+        threads = max(1, torch.get_num_threads() // cpus) if cpus else None
+        try:
+            for device in self._devices[1:]:
+                self._workers.append(_Worker(self._spec, str(device), threads))
+        except BaseException:
+            self.close()
+            raise
 
     def _share(self, windows: Iterator[Sequence[str]], request: Request) -> Iterator[Encoded]:
         tasks: SimpleQueue[tuple[int, Sequence[str]] | None] = SimpleQueue()
         results: SimpleQueue[tuple[int, Encoded | BaseException]] = SimpleQueue()
-        runners = [self._local, *(worker.encode for worker in self._workers)]
+        stop = threading.Event()
+        local = partial(self._local, stop=stop)
+        runners = [local, *(worker.encode for worker in self._workers)]
         threads = [threading.Thread(target=_serve, args=(run, request, tasks, results), daemon=True) for run in runners]
         for thread in threads:
             thread.start()
@@ -136,11 +157,12 @@ class WorkerPool:
                 for thread in threads:
                     thread.join()
             else:
-                # What the workers still compute belongs to nobody: they are ended and start again when needed.
+                # What is still being computed belongs to nobody. Workers are ended; they start again when needed.
+                stop.set()
                 self.close()
 
-    def _local(self, window: Sequence[str], request: Request) -> Encoded:
-        return next(self._engine.encode_windows([window], request))
+    def _local(self, window: Sequence[str], request: Request, stop: threading.Event) -> Encoded:
+        return next(self._engine.encode_windows([window], request, stop=stop))
 
     def close(self) -> None:
         """End the workers."""
@@ -215,7 +237,9 @@ class _Worker:
         )
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, at once: it has nothing to save, and a thread may be waiting for its answer."""
+        self._process.kill()
+        self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 try:
@@ -223,9 +247,3 @@ class _Worker:
                 except OSError:
                     # A dead worker's pipe breaks when what it never read is flushed: nothing is lost by it.
                     logger.debug("pipe of the worker of %s was broken", self.device)
-        self._process.terminate()
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()

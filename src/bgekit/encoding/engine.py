@@ -8,9 +8,10 @@ streams (threads that each compute whole batches) go on with it without waiting 
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -94,12 +95,15 @@ class Engine:
     def _new_text_tokenizer(self, prompt: Prompt, max_length: int) -> TextTokenizer:
         return TextTokenizer(self.tokenizer, prompt, max_length)
 
-    def encode_windows(self, windows: Iterable[Sequence[str]], request: Request) -> Iterator[Encoded]:
+    def encode_windows(
+        self, windows: Iterable[Sequence[str]], request: Request, *, stop: threading.Event | None = None
+    ) -> Iterator[Encoded]:
         """One result for each window, in order.
 
         Args:
             windows: Lists of valid Unicode texts, not empty.
             request: How to encode them.
+            stop: Once set, by another thread, no further batch is computed and CancelledError ends the call.
         """
         tokenise = self._text_tokenizer(request.prompt, request.max_length)
         source = iter(windows)
@@ -114,13 +118,18 @@ class Engine:
                 batches = self._plan(tokens, request)
                 yield self._assemble(tokens, batches, [self._forward_or_split(tokens, batch) for batch in batches])
                 return
-            yield from self._overlapped([first], request, tokenised=tokens)
+            yield from self._overlapped([first], request, stop, tokenised=tokens)
             return
         rest = [first] if second is None else _chain(first, second, source)
-        yield from self._overlapped(rest, request)
+        yield from self._overlapped(rest, request, stop)
 
     def _overlapped(
-        self, windows: Iterable[Sequence[str]], request: Request, *, tokenised: Tokens | None = None
+        self,
+        windows: Iterable[Sequence[str]],
+        request: Request,
+        stop: threading.Event | None,
+        *,
+        tokenised: Tokens | None = None,
     ) -> Iterator[Encoded]:
         tokenise = self._text_tokenizer(request.prompt, request.max_length)
         compute = ThreadPoolExecutor(
@@ -131,10 +140,15 @@ class Engine:
         )
         prepare = ThreadPoolExecutor(1, "bgekit-tokenise")
 
+        def forward(tokens: Tokens, batch: list[int]) -> Tensor:
+            if stop is not None and stop.is_set():
+                raise CancelledError
+            return self._forward_or_split(tokens, batch)
+
         def start(window: Sequence[str]) -> _Job:
             tokens = tokenise(window) if tokenised is None else tokenised
             batches = self._plan(tokens, request)
-            return _Job(tokens, batches, [compute.submit(self._forward_or_split, tokens, batch) for batch in batches])
+            return _Job(tokens, batches, [compute.submit(forward, tokens, batch) for batch in batches])
 
         ahead: deque[Future[_Job]] = deque()
         try:

@@ -65,8 +65,10 @@ class EncodeProgress:
         if counts:
             self._bar.update(step)
             return
+        # Not by `update`: what is only read must not count in the rate that the time left is reckoned from.
         self._bar.n += step
-        self._bar.refresh()
+        self._bar.last_print_n += step
+        self._bar.update(0)
         if not self._texts:  # The bar's own clock and rate begin where the work does.
             self._bar.initial = self._bar.n
             self._start = time.perf_counter()

@@ -170,11 +170,11 @@ class Tally:
     def __init__(self) -> None:
         self._texts = self._truncated = self._repaired = 0
 
-    def add(self, window: Window, encoded: Encoded) -> None:
-        """Count a window."""
-        self._texts += window.size
-        self._truncated += len(encoded.truncated)
-        self._repaired += len(window.repaired)
+    def add(self, texts: int, result: Encoded | Embeddings) -> None:
+        """Count a result that has a row for each of its `texts`, copies included."""
+        self._texts += texts
+        self._truncated += len(result.truncated)
+        self._repaired += len(result.repaired)
 
     def log(self, name: str) -> None:
         """Say what happened, if anything did."""

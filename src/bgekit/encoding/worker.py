@@ -41,6 +41,8 @@ def main() -> None:
             answer = error
         try:
             message = pickle.dumps(answer, protocol=5)
+            if isinstance(answer, Exception):
+                pickle.loads(message)  # Some exceptions can be written but not read back.
         except Exception:
             message = pickle.dumps(RuntimeError(f"{type(answer).__name__}: {answer}"))
         answers.write(message)

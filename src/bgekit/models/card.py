@@ -143,7 +143,7 @@ def read_card(folder: Path, name: str | None = None, **caller: Any) -> ModelCard
         CheckpointError: a file is missing or damaged.
     """
     name = name or str(folder)
-    family = find_family(name) or find_family(str(folder))
+    family = find_family(name) or find_family(str(folder.resolve()))
     config = _model_config(folder)
     _refuse_rerankers(name, config, family)
     facts = _Facts(name)
@@ -303,8 +303,8 @@ def _checkpoint_facts(folder: Path) -> dict[str, Any]:
         return facts
     dense: list[DenseLayer] = []
     facts["normalize"] = False
-    for module in read_json(modules):
-        kind, path = module["type"].rsplit(".", 1)[-1], module.get("path", "")
+    for module in read_json(modules, list):
+        kind, path = _module(module, modules)
         if kind == "Pooling":
             facts |= _pooling_facts(folder / path / "config.json")
         elif kind == "Dense":
@@ -318,6 +318,13 @@ def _checkpoint_facts(folder: Path) -> dict[str, Any]:
             )
     facts["dense"] = tuple(dense)
     return facts
+
+
+def _module(entry: Any, file: Path) -> tuple[str, str]:
+    """Kind and folder of a module; `sentence_transformers.models.Pooling` is of the kind `Pooling`."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
+        raise CheckpointError(f"{file} is damaged: {entry!r:.80} does not say its type")
+    return entry["type"].rsplit(".", 1)[-1], entry.get("path", "")
 
 
 def _length_facts(folder: Path) -> dict[str, Any]:
@@ -342,9 +349,10 @@ def _prompt_facts(folder: Path) -> dict[str, Any]:
     if content.get("similarity_fn_name") in ("cosine", "dot"):
         facts["similarity"] = content["similarity_fn_name"]
     ours = content.get("bgekit") or {}
-    suffixes = ours.get("prompt_suffixes") or {}
+    suffixes, apart = ours.get("prompt_suffixes") or {}, ours.get("prompts_apart") or ()
     prompts = {
-        role: Prompt(text or "", suffixes.get(role, "")) for role, text in (content.get("prompts") or {}).items()
+        role: Prompt(text or "", suffixes.get(role, ""), role in apart)
+        for role, text in (content.get("prompts") or {}).items()
     }
     # sentence-transformers 5 and later writes empty prompts for every model it saves: they say nothing.
     if not ours and not any(prompts.values()):
@@ -384,6 +392,8 @@ def _dense_layer(folder: Path, path: str) -> DenseLayer:
     if not file.is_file():
         raise CheckpointError(f"{file} is missing, but modules.json names it")
     content = read_json(file)
+    if not all(isinstance(content.get(key), int) for key in ("in_features", "out_features")):
+        raise CheckpointError(f"{file} is damaged: it does not say in_features and out_features")
     return DenseLayer(
         folder=path,
         in_features=int(content["in_features"]),

@@ -148,16 +148,19 @@ def _from_hub(name: str, revision: str | None, cache_dir: str | None, patterns: 
         raise CheckpointError(f"cannot fetch {known} from {constants.ENDPOINT}: {error}") from error
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+def read_json(path: Path, kind: type = dict) -> Any:
+    """The content of a JSON file, which must be an object, or a list if `kind` says so.
 
     Raises:
-        CheckpointError: the file is not valid JSON.
+        CheckpointError: the file is not valid JSON, or holds something else.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, kind):
+        raise CheckpointError(f"{path} is damaged: it holds a {type(content).__name__} instead of a {kind.__name__}")
+    return content
 
 
 def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
@@ -186,7 +189,10 @@ def _files(folder: Path, name: str) -> list[Path]:
     index = folder / f"{name}.index.json"
     if not index.is_file():
         return []
-    shards = sorted({folder / shard for shard in read_json(index)["weight_map"].values()})
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{index} is damaged: it has no weight_map")
+    shards = sorted({folder / shard for shard in places.values()})
     for shard in shards:
         if not shard.is_file():
             raise CheckpointError(f"{shard} is missing, but {index.name} names it")
@@ -244,11 +250,14 @@ def read_tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
             raise CheckpointError(f"{file} is damaged: {error}") from error
         return
     import pickle
+    import zipfile
 
     import torch
 
     try:
-        yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
+        # Before torch 1.6 these files were no archives, which alone can be mapped instead of read.
+        mapped = zipfile.is_zipfile(file)
+        yield from torch.load(file, map_location="cpu", weights_only=True, mmap=mapped).items()
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{file} is damaged or holds more than weights: {error}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -129,7 +130,8 @@ def load_transformer(
     """
     from transformers import AutoConfig, AutoModel, T5EncoderModel
 
-    for file in weight_files(folder, allow_pickle=allow_pickle):
+    files = weight_files(folder, allow_pickle=allow_pickle)
+    for file in files:
         if file.suffix == ".safetensors":
             safetensors_header(file)
     register()
@@ -145,6 +147,8 @@ def load_transformer(
                 use_safetensors=None if allow_pickle else True,
                 output_loading_info=True,
             )
+    except (pickle.UnpicklingError, EOFError) as error:
+        raise CheckpointError(f"{files[0]} is damaged or holds more than weights") from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"cannot load the model in {folder}: {error}") from error
     missing = [key for key in report["missing_keys"] if "pooler" not in key and "position_ids" not in key]

@@ -1,0 +1,385 @@
+"""A checkpoint on disk that every library loads with the same vectors, complete or not there at all.
+
+Everything is written into a folder beside the target, flushed to the disk, and renamed. A full disk, an exception or a
+lost machine leaves the target as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ..errors import ArgumentError, BgekitError, OutputError
+from .card import DenseLayer, ModelCard
+from .checkpoint import read_json, read_tensors, weight_files
+from .side_files import dense_folder, readme, side_files
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerFast
+
+    from ..encoding.embedder import FlagModel
+    from .encoder import Encoder
+
+logger = logging.getLogger(__name__)
+
+#: The text of the self-test: case, an accent, Chinese, digits and punctuation, so that a wrong tokenizer shows.
+SELFTEST_TEXT: Final = "Self-test: 文本向量 of 2 Élan vital, done."
+
+_TOKENIZER_FILES: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+#: Kept as they are beside unchanged weights: terms of use, and the further heads of BGE-M3.
+_KEPT_FILES: Final = ("LICENSE*", "LICENCE*", "NOTICE*", "sparse_linear.pt", "colbert_linear.pt")
+
+
+def save_model(model: FlagModel, path: Path, *, overwrite: bool = False) -> None:
+    """Save a model with what its card says, overridden fields included, and a self-test.
+
+    The weights are those of the checkpoint, in the precision that they are stored in there.
+
+    Args:
+        model: The model.
+        path: Folder to make.
+        overwrite: Replace a model that is there.
+
+    Raises:
+        OutputError: the folder exists, or cannot be written.
+    """
+    from .encoder import load_encoder
+
+    path = _target(path, overwrite)  # Before the work, not after it.
+    spec, encoder = model._spec, model._engine.encoder
+    device = model.devices[0]
+    if spec.precision != "float32" or spec.truncate_dim is not None:
+        import torch
+
+        device = torch.device("cpu")
+        encoder = load_encoder(
+            model.folder, model.card, trust_remote_code=spec.trust_remote_code, allow_pickle=spec.allow_pickle
+        )
+    write_checkpoint(
+        path,
+        card=model.card,
+        source=model.folder,
+        selftest=make_selftest(encoder, model.tokenizer, model.card, device),
+        overwrite=overwrite,
+        allow_pickle=spec.allow_pickle,
+        remote_code=spec.trust_remote_code,
+    )
+
+
+def make_selftest(
+    encoder: Encoder, tokenizer: PreTrainedTokenizerFast, card: ModelCard, device: torch.device
+) -> dict[str, Any]:
+    """The self-test of a model: a text and its vector without prompt, as `FlagModel` checks it at load.
+
+    Args:
+        encoder: The network in float32, on `device`, giving all its dimensions.
+        tokenizer: The tokenizer; it is left as it is.
+        card: The card that is saved with it.
+        device: Where the network is.
+    """
+    import torch
+    from tokenizers import Tokenizer
+
+    from .packing import Packed
+
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_padding()
+    backend.enable_truncation(card.max_length)
+    with torch.inference_mode():
+        vector = encoder(Packed.of([backend.encode(SELFTEST_TEXT).ids]).to(device))[0].float().cpu().numpy()
+    # The shortest decimal number that is read back as the same float32.
+    return {"text": SELFTEST_TEXT, "vector": [float(str(value)) for value in vector]}
+
+
+def write_checkpoint(
+    path: Path,
+    *,
+    card: ModelCard,
+    source: Path,
+    weights: Mapping[str, Tensor] | None = None,
+    dense: Sequence[Mapping[str, Tensor]] | None = None,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    selftest: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    allow_pickle: bool = False,
+    remote_code: bool = False,
+) -> None:
+    """Write a checkpoint in the universal layout, atomically.
+
+    Args:
+        path: Folder to make.
+        card: What the checkpoint says of itself.
+        source: Checkpoint that config, tokenizer and licence are taken from, and the weights unless given.
+        weights: Weights of the transformer by their names there; floating ones are stored as `card.dtype`. None
+            copies the source's: safetensors byte by byte, `.bin` files (if allowed) converted tensor by tensor.
+        dense: `weight` and `bias` of each of `card.dense`; None copies the source's.
+        tokenizer: A tokenizer to save instead of the source's.
+        selftest: What `make_selftest` gave for the new weights, None for no self-test.
+        overwrite: Replace a checkpoint that is there.
+        allow_pickle: Read `.bin` weights of the source.
+        remote_code: Copy the source's Python files.
+
+    Raises:
+        OutputError: the folder exists or holds something else, or it cannot be written.
+        CheckpointError: the source is damaged.
+    """
+    if dense is not None and len(dense) != len(card.dense):
+        raise ArgumentError(f"the card has {len(card.dense)} dense layers, but weights of {len(dense)} are given")
+    with _atomic_folder(_target(path, overwrite)) as folder:
+        if weights is None:
+            _copy_weights(source, folder, allow_pickle)
+            _copy_matching(source, folder, _KEPT_FILES)
+        else:
+            _save_tensors(_as_stored(weights, card.dtype), folder)
+            _copy_matching(source, folder, _KEPT_FILES[:3])
+        for number, layer in enumerate(card.dense):
+            given = None if dense is None else _as_stored(dense[number], card.dtype)
+            _write_dense(source, folder / dense_folder(number), layer, given, allow_pickle)
+        _write_config(source, folder, None if weights is None else card.dtype)
+        if remote_code:
+            _copy_matching(source, folder, ("*.py",))
+        _write_tokenizer(source, folder, tokenizer, card.max_length)
+        if selftest is not None:
+            selftest = {**selftest, "weights": weights_digest(folder)}
+        for name, content in side_files(card, selftest, _versions()).items():
+            _write_json(folder / name, content)
+        for module in read_json(folder / "modules.json"):
+            (folder / module["path"]).mkdir(exist_ok=True)
+        text = readme(card, base_model=_hub_id(card.name, source), source=source / "README.md")
+        (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def weights_digest(folder: Path) -> str:
+    """sha256 (hex) of the weights of a checkpoint: tells a self-test of other weights from one that fails."""
+    digest = hashlib.sha256()
+    for file in [*weight_files(folder), *sorted(folder.glob("*/model.safetensors"))]:
+        with file.open("rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _target(path: Path, overwrite: bool) -> Path:
+    """The folder to make, links resolved: a link to it stays one."""
+    path = path.expanduser().resolve()
+    if not path.exists():
+        return path
+    if not path.is_dir():
+        raise OutputError(f"{path} is a file; give a folder that does not exist yet")
+    if not any(path.iterdir()):
+        return path
+    if not overwrite:
+        raise OutputError(f"{path} exists; pass overwrite=True to replace the model there, or give another folder")
+    if not (path / "config.json").is_file():
+        raise OutputError(f"{path} holds no model (no config.json), so it is not replaced; give another folder")
+    return path
+
+
+@contextlib.contextmanager
+def _atomic_folder(path: Path) -> Iterator[Path]:
+    """A new folder that becomes `path` if the block ends well, and vanishes otherwise."""
+    from safetensors import SafetensorError
+
+    token = secrets.token_hex(4)
+    working, replaced = (path.with_name(f".{path.name}.{token}.{what}") for what in ("tmp", "old"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        working.mkdir()
+        yield working
+        _flush(working)
+        if path.exists():
+            _exchange(path, working, replaced)
+        else:
+            working.rename(path)
+        _flush_folder(path.parent)
+    except BgekitError:
+        raise
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror or error if isinstance(error, OSError) else error
+        raise OutputError(f"cannot save the model to {path}: {reason}; what was there before is unchanged") from error
+    finally:
+        # Whatever ended the block, Ctrl-C too; what cannot be removed takes space, no more.
+        shutil.rmtree(working, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _exchange(path: Path, working: Path, replaced: Path) -> None:
+    path.rename(replaced)
+    try:
+        working.rename(path)
+    except BaseException:
+        replaced.rename(path)
+        raise
+
+
+def _flush(folder: Path) -> None:
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(root, name), "rb") as file:
+                os.fsync(file.fileno())
+        _flush_folder(Path(root))
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return  # Folders cannot be opened there.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _copy_weights(source: Path, folder: Path, allow_pickle: bool) -> None:
+    files = weight_files(source, allow_pickle=allow_pickle)
+    if files[0].suffix != ".safetensors":
+        _save_tensors(dict(pair for file in files for pair in _tensors(file)), folder)
+        return
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+    if files[0].name != "model.safetensors":
+        shutil.copyfile(source / "model.safetensors.index.json", folder / "model.safetensors.index.json")
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    import torch
+
+    # Old pickles can hold numbers beside their tensors.
+    return ((name, value) for name, value in read_tensors(file) if isinstance(value, torch.Tensor))
+
+
+def _as_stored(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    import torch
+
+    stored = getattr(torch, dtype)
+    moved = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    return {name: each.to(stored) if each.is_floating_point() else each for name, each in moved.items()}
+
+
+def _save_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
+    """As `model.safetensors`, in shards with an index from 5 GB on; tied weights once."""
+    from huggingface_hub import save_torch_state_dict
+
+    save_torch_state_dict(tensors, folder, metadata={"format": "pt"})
+
+
+def _write_dense(
+    source: Path, folder: Path, layer: DenseLayer, given: dict[str, Tensor] | None, allow_pickle: bool
+) -> None:
+    import torch
+
+    folder.mkdir()
+    if given is None:
+        files = weight_files(source / layer.folder, allow_pickle=allow_pickle)
+        given = dict(pair for file in files for pair in _tensors(file))
+    tensors = {f"linear.{name.removeprefix('linear.')}": value.contiguous() for name, value in given.items()}
+    _save_tensors(tensors, folder)
+    # The one file that sentence-transformers 2.7 reads here. Everything newer, bgekit too, prefers the other.
+    buffer = io.BytesIO()  # Written to a file directly, torch hides the reason of a failure.
+    torch.save(tensors, buffer)
+    (folder / "pytorch_model.bin").write_bytes(buffer.getbuffer())
+
+
+def _write_config(source: Path, folder: Path, dtype: str | None) -> None:
+    """The source's `config.json` byte by byte, or with the type of new weights where that is another one."""
+    config = read_json(source / "config.json")
+    name = "dtype" if "dtype" in config else "torch_dtype"
+    if dtype is None or config.get(name) == dtype:
+        shutil.copyfile(source / "config.json", folder / "config.json")
+    else:
+        _write_json(folder / "config.json", {**config, name: dtype})
+
+
+def _write_tokenizer(source: Path, folder: Path, tokenizer: PreTrainedTokenizerFast | None, max_length: int) -> None:
+    if tokenizer is None:
+        for name in _TOKENIZER_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+    needed = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+    if any(not (folder / name).is_file() for name in needed):
+        _complete_tokenizer(source, folder, tokenizer, needed)
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path)
+    mended = _portable(settings) | {"model_max_length": max_length}
+    if mended != settings:
+        _write_json(path, mended)
+
+
+def _complete_tokenizer(
+    source: Path, folder: Path, tokenizer: PreTrainedTokenizerFast | None, needed: Sequence[str]
+) -> None:
+    """Add what a checkpoint of another age does not have (transformers 5 writes no special_tokens_map.json)."""
+    from transformers import AutoTokenizer
+
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(source)
+    with tempfile.TemporaryDirectory(dir=folder) as made:
+        tokenizer.save_pretrained(made)
+        names = {each.name for each in Path(made).iterdir()}
+        for name in names & {*needed, *_TOKENIZER_FILES}:
+            if not (folder / name).exists():
+                shutil.move(Path(made) / name, folder / name)
+    specials = folder / "special_tokens_map.json"
+    if not specials.is_file():
+        _write_json(specials, {key: str(value) for key, value in tokenizer.special_tokens_map.items()})
+
+
+def _portable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Tokenizer settings in words that transformers 4 knows and 5 still understands."""
+    settings = dict(settings)
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(settings.get("extra_special_tokens"), list):  # There, a dict of named tokens.
+        extra = settings.pop("extra_special_tokens")
+        settings |= {"additional_special_tokens": extra} if extra else {}
+    return settings
+
+
+def _copy_matching(source: Path, folder: Path, patterns: Sequence[str]) -> None:
+    for pattern in patterns:
+        for file in source.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, folder / file.name)
+
+
+def _hub_id(name: str, source: Path) -> str | None:
+    is_local = Path(name).expanduser().resolve() == source.resolve()
+    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not is_local else None
+
+
+def _versions() -> dict[str, str]:
+    import torch
+    import transformers
+
+    from .. import __version__
+
+    return {"bgekit": __version__, "transformers": transformers.__version__, "pytorch": torch.__version__}
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,208 @@
+"""The small files around weights: what sentence-transformers, text-embeddings-inference and readers look at.
+
+They have the form that sentence-transformers wrote until 5.3, which its releases from 2.7 to 6.2 all read; what newer
+ones write themselves loads in no older one. text-embeddings-inference asks for the flags `pooling_mode_cls_token` and
+`pooling_mode_mean_tokens`, for `max_seq_length`, and for prompts that are strings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from .card import SENTENCE_TRANSFORMERS_POOLING, DenseLayer, ModelCard
+from .prompts import Prompt
+
+#: Version of the `bgekit` entry in config_sentence_transformers.json.
+FORMAT: Final = 1
+#: The oldest release that reads the layout: newer ones warn of a file from a release after their own.
+LAYOUT_VERSION: Final = "2.7.0"
+
+_ALIASES: Final = {"document": ("passage", "corpus")}
+
+
+def dense_folder(number: int) -> str:
+    """Folder of a dense layer, counted from 0: modules are numbered through, the transformer being 0."""
+    return f"{number + 2}_Dense"
+
+
+def side_files(card: ModelCard, selftest: Mapping[str, Any] | None, versions: Mapping[str, str]) -> dict[str, Any]:
+    """Path inside the checkpoint -> JSON content, for every file that sentence-transformers reads.
+
+    Args:
+        card: What the files are to say.
+        selftest: A text and its vector, or None for no self-test.
+        versions: Versions of `transformers`, `pytorch` and `bgekit`, for the record.
+    """
+    files: dict[str, Any] = {
+        "modules.json": _modules(card),
+        "1_Pooling/config.json": _pooling(card),
+        "sentence_bert_config.json": {
+            "max_seq_length": card.max_length,
+            # Lowercasing is the tokenizer's own business; here it would mean to lowercase before it, once more.
+            "do_lower_case": False,
+        },
+        "config_sentence_transformers.json": _main_config(card, selftest, versions),
+    }
+    for number, layer in enumerate(card.dense):
+        files[f"{dense_folder(number)}/config.json"] = _dense(layer)
+    return files
+
+
+def _modules(card: ModelCard) -> list[dict[str, Any]]:
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    modules += [(dense_folder(number), "Dense") for number in range(len(card.dense))]
+    if card.normalize:
+        modules.append((f"{len(modules)}_Normalize", "Normalize"))
+    return [
+        {"idx": idx, "name": str(idx), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for idx, (path, kind) in enumerate(modules)
+    ]
+
+
+def _pooling(card: ModelCard) -> dict[str, Any]:
+    flag, name = SENTENCE_TRANSFORMERS_POOLING[card.pooling]
+    flags = [theirs for theirs, _ in SENTENCE_TRANSFORMERS_POOLING.values()]
+    width = card.dense[0].in_features if card.dense else card.dimension
+    return {
+        "word_embedding_dimension": width,
+        **{each: each == flag for each in [*flags[:3], "pooling_mode_mean_sqrt_len_tokens", *flags[3:]]},
+        "include_prompt": card.include_prompt,
+    } | {"pooling_mode": name}
+
+
+def _dense(layer: DenseLayer) -> dict[str, Any]:
+    home = "linear" if layer.activation == "Identity" else "activation"
+    return {
+        "in_features": layer.in_features,
+        "out_features": layer.out_features,
+        "bias": layer.bias,
+        "activation_function": f"torch.nn.modules.{home}.{layer.activation}",
+    }
+
+
+def _main_config(card: ModelCard, selftest: Mapping[str, Any] | None, versions: Mapping[str, str]) -> dict[str, Any]:
+    prompts = saved_prompts(card)
+    ours: dict[str, Any] = {"format": FORMAT, "version": versions["bgekit"]}
+    suffixes = {role: prompt.suffix for role, prompt in prompts.items() if prompt.suffix}
+    apart = sorted(role for role, prompt in prompts.items() if prompt.apart)
+    # What sentence-transformers has no field for; it ignores a key that it does not know.
+    ours |= {"prompt_suffixes": suffixes} if suffixes else {}
+    ours |= {"prompts_apart": apart} if apart else {}
+    ours |= {"selftest": dict(selftest)} if selftest is not None else {}
+    return {
+        "model_type": "SentenceTransformer",
+        "__version__": {
+            "sentence_transformers": LAYOUT_VERSION,
+            "transformers": versions["transformers"],
+            "pytorch": versions["pytorch"],
+        },
+        "prompts": {role: prompt.prefix for role, prompt in prompts.items()},
+        "default_prompt_name": card.default_prompt,
+        "similarity_fn_name": card.similarity,
+        "bgekit": ours,
+    }
+
+
+def saved_prompts(card: ModelCard) -> dict[str, Prompt]:
+    """The card's prompts by role, `query` and `document` first.
+
+    A checkpoint can have its document prompt under other names too; they follow when the caller gave another one.
+    """
+    prompts = {"query": card.prompt("query"), "document": card.prompt("document"), **card.prompts}
+    for role, names in _ALIASES.items():
+        if card.sources.get(role) == "caller":
+            prompts |= {name: prompts[role] for name in names if name in prompts}
+    if card.default_prompt is not None:
+        prompts.setdefault(card.default_prompt, Prompt())
+    return prompts
+
+
+def readme(card: ModelCard, *, base_model: str | None, source: Path | None) -> str:
+    """A model card in Markdown, with front matter that model hubs and sentence-transformers understand.
+
+    Args:
+        card: What the model needs.
+        base_model: Hub id of the model that this one is a copy of, if known; else the source's own base is kept.
+        source: README.md of the checkpoint that this one comes from: its licence and languages are kept.
+    """
+    from huggingface_hub import ModelCardData
+
+    known = _front_matter(source)
+    tags = ["sentence-transformers", "sentence-similarity", "feature-extraction", "bgekit"]
+    front = ModelCardData(
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=tags + [tag for tag in _strings(known.get("tags")) if tag not in tags],
+        language=known.get("language"),
+        license=known.get("license"),
+        license_name=known.get("license_name"),
+        license_link=known.get("license_link"),
+        base_model=base_model or known.get("base_model"),
+    )
+    title = base_model.rsplit("/", 1)[-1] if base_model else (card.family or "Text embedding model")
+    return f"---\n{front.to_yaml()}\n---\n\n# {title}\n\n{_facts(card)}\n{_usage(card)}"
+
+
+def _front_matter(source: Path | None) -> dict[str, Any]:
+    """What a README says between its first two lines of `---`; nothing if it is not there or no valid YAML."""
+    if source is None or not source.is_file():
+        return {}
+    import yaml  # type: ignore[import-untyped]
+    from huggingface_hub import metadata_load
+
+    try:
+        return metadata_load(source) or {}
+    except (ValueError, UnicodeDecodeError, yaml.YAMLError):
+        return {}  # It was written for people; that it cannot be parsed must not stop a save.
+
+
+def _strings(value: Any) -> Sequence[str]:
+    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else ()
+
+
+def _facts(card: ModelCard) -> str:
+    rows = [
+        ("vectors", f"{card.dimension} dimensions, {'unit length' if card.normalize else 'not normalised'}"),
+        ("similarity", "dot product" if card.similarity == "dot" else "cosine"),
+        ("pooling", card.pooling + ("" if card.include_prompt else ", without the prompt's tokens")),
+        ("longest text", f"{card.max_length} tokens"),
+        ("architecture", card.architecture),
+        ("weights", card.dtype),
+    ]
+    for role, prompt in saved_prompts(card).items():
+        if prompt:
+            # The text as a JSON string: line breaks and blanks at the end stay visible.
+            rows.append((f"prompt of a {role}", "`" + json.dumps(f"{prompt.prefix}{{text}}{prompt.suffix}",
+                                                                 ensure_ascii=False) + "`"))  # fmt: skip
+    return "| | |\n|---|---|\n" + "".join(f"| {name} | {_cell(text)} |\n" for name, text in rows)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _usage(card: ModelCard) -> str:
+    prompted = bool(card.prompt("query") or card.prompt("document"))
+    queries, passages = ("encode_query", "encode_document") if prompted else ("encode", "encode")
+    note = ""
+    if any(prompt.suffix for prompt in card.prompts.values()):
+        note = "\nsentence-transformers puts prompts before a text only: add what follows it above yourself.\n"
+    return f"""## Use
+
+```python
+from bgekit import FlagModel
+
+model = FlagModel("path/to/this/folder")
+scores = model.similarity(model.encode_queries(["a question"]), model.encode_corpus(["a passage"]))
+```
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/folder")
+scores = model.similarity(model.{queries}(["a question"]), model.{passages}(["a passage"]))
+```
+{note}"""
