@@ -275,3 +275,9 @@ def test_a_card_is_plain_values_when_asked(bge_small_zh: Path) -> None:
     assert set(card.sources) >= {"pooling", "normalize", "max_length", "query", "document"}
     assert card.prompt("query") == Prompt(ZH)
     assert card.prompt(None) == card.prompt("no such role") == Prompt()
+
+
+@pytest.mark.parametrize("pooling", ["average", "CLS", "", None, True, 3])
+def test_a_pooling_that_does_not_exist_is_never_taken_for_another(tiny_bert: Path, pooling: Any) -> None:
+    with pytest.raises(CardError, match=r"pooling_method=.* is not one of cls, mean, max, weighted_mean, last_token"):
+        FlagModel(tiny_bert, pooling_method=pooling)

@@ -6,6 +6,7 @@ import abc
 import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sized
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import numpy as np
@@ -205,8 +206,6 @@ class Embedder(abc.ABC):
         self, texts: str | Iterable[str], prompt: Prompt, max_length: int | None, batch_size: int | None,
         progress: bool | None, out: npt.NDArray[Any] | None, as_tensor: bool,
     ) -> Any:  # fmt: skip
-        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-            raise ArgumentError(f"batch_size must be a positive number of texts, not {batch_size!r}")
         if not isinstance(texts, Iterable):
             raise not_texts(texts)
         single = isinstance(texts, str)
@@ -231,8 +230,8 @@ class Embedder(abc.ABC):
         self, windows: Iterable[Window], prompt: Prompt, max_length: int | None, batch_size: int | None
     ) -> Iterator[tuple[Window, Encoded]]:
         """Each window with the vectors of its distinct texts, checked to be finite, in order."""
-        if max_length is not None and (not isinstance(max_length, int) or max_length < 1):
-            raise ArgumentError(f"max_length must be a positive number of tokens, not {max_length!r}")
+        check_count("batch_size", batch_size, "texts")
+        check_count("max_length", max_length, "tokens")
         waiting: deque[Window] = deque()
 
         def texts() -> Iterator[list[str]]:
@@ -250,6 +249,12 @@ class Embedder(abc.ABC):
             yield window, encoded
         while waiting:
             yield waiting.popleft(), nothing
+
+
+def check_count(name: str, value: object, things: str) -> None:
+    """Raise ArgumentError unless an argument is left out (None) or a positive whole number."""
+    if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
+        raise ArgumentError(f"{name} must be a positive number of {things}, not {value!r}")
 
 
 def digest(*parts: str) -> str:

@@ -17,7 +17,7 @@ from ..models.card import UNSET, ModelCard, Pooling, Unset, read_card
 from ..models.checkpoint import fingerprint, resolve
 from ..models.families import Family, find_family
 from ..models.prompts import Prompt
-from .base import Embedder, digest
+from .base import Embedder, check_count, digest
 from .result import Encoded
 
 if TYPE_CHECKING:
@@ -114,6 +114,10 @@ class FlagModel(Embedder):
         from .devices import resolve_devices
         from .engine import Engine, EngineSpec
 
+        check_count("batch_size", batch_size, "texts")
+        check_count("truncate_dim", truncate_dim, "dimensions")
+        check_count("query_max_length", query_max_length, "tokens")
+        check_count("passage_max_length", passage_max_length, "tokens")
         name = os.fspath(model_name_or_path)
         family = find_family(name)
         _refuse_rerankers(name, family)

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: A window below this many tokens is computed by the calling thread: starting streams would cost more.
-_INLINE_TOKENS: Final = 512
+#: Up to this many tokens a window is small: all threads share each of its batches, and alone, as a single query is,
+#: the calling thread computes it, because starting streams would cost more.
+_SMALL: Final = 512
 #: Windows tokenised and queued ahead of the one whose result is awaited.
 _WINDOWS_AHEAD: Final = 2
 
@@ -112,9 +113,9 @@ class Engine:
             return
         # Short input that is all there is, the case of a single query, goes without any thread.
         second = next(source, None)
-        if second is None and len(first) <= _INLINE_TOKENS:
+        if second is None and len(first) <= _SMALL:
             tokens = tokenise(first)
-            if sum(map(len, tokens.ids)) <= _INLINE_TOKENS:
+            if _is_small(tokens):
                 batches = self._plan(tokens, request)
                 yield self._assemble(tokens, batches, [self._forward_or_split(tokens, batch) for batch in batches])
                 return
@@ -132,23 +133,22 @@ class Engine:
         tokenised: Tokens | None = None,
     ) -> Iterator[Encoded]:
         tokenise = self._text_tokenizer(request.prompt, request.max_length)
-        compute = ThreadPoolExecutor(
-            self.streams,
-            "bgekit-compute",
-            initializer=_limit_threads,
-            initargs=(self.device, self.threads_per_stream),
-        )
+        compute = ThreadPoolExecutor(self.streams, "bgekit-compute")
         prepare = ThreadPoolExecutor(1, "bgekit-tokenise")
+        all_threads = torch.get_num_threads()
 
-        def forward(tokens: Tokens, batch: list[int]) -> Tensor:
+        def forward(tokens: Tokens, batch: list[int], threads: int) -> Tensor:
             if stop is not None and stop.is_set():
                 raise CancelledError
+            _limit_threads(self.device, threads)
             return self._forward_or_split(tokens, batch)
 
         def start(window: Sequence[str]) -> _Job:
             tokens = tokenise(window) if tokenised is None else tokenised
             batches = self._plan(tokens, request)
-            return _Job(tokens, batches, [compute.submit(forward, tokens, batch) for batch in batches])
+            # Sums are rounded otherwise with more threads: a small window must not get other bytes when it comes alone.
+            threads = all_threads if _is_small(tokens) else self.threads_per_stream
+            return _Job(tokens, batches, [compute.submit(forward, tokens, batch, threads) for batch in batches])
 
         ahead: deque[Future[_Job]] = deque()
         try:
@@ -171,7 +171,7 @@ class Engine:
     def _plan(self, tokens: Tokens, request: Request) -> list[list[int]]:
         lengths = list(map(len, tokens.ids))
         # A small window is shared evenly between the streams instead of filling the first one's budget.
-        budget = min(self.token_budget, max(_INLINE_TOKENS, -(-sum(lengths) // self.streams)))
+        budget = min(self.token_budget, max(_SMALL, -(-sum(lengths) // self.streams)))
         return list(plan_batches(lengths, budget, batch_size=request.batch_size, padded=self.padded))
 
     def _pack(self, tokens: Tokens, batch: list[int]) -> Packed:
@@ -205,6 +205,10 @@ class Engine:
         vectors = np.empty((len(order), parts[0].shape[1]), dtype=np.float32)
         vectors[order] = torch.cat(parts).float().cpu().numpy()
         return Encoded(vectors, sum(map(len, tokens.ids)), tokens.truncated)
+
+
+def _is_small(tokens: Tokens) -> bool:
+    return sum(map(len, tokens.ids)) <= _SMALL
 
 
 def _chain(first: Any, second: Any, rest: Iterator[Any]) -> Iterator[Any]:

@@ -161,6 +161,8 @@ def read_card(folder: Path, name: str | None = None, **caller: Any) -> ModelCard
             f"{model_name(name)!r} is not in the table of known families. Pass pooling_method=, one of "
             f"{', '.join(POOLINGS)} (BGE models: cls)."
         )
+    if known["pooling"] not in POOLINGS:
+        raise CardError(f"pooling_method={known['pooling']!r} is not one of {', '.join(POOLINGS)}")
     if sources["query"] == "default":
         logger.info("no prompts are known for %s: queries are encoded as they are", name)
     prompts = {**known.get("prompts", {}), "query": known["query"], "document": known["document"]}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, layer_norm, scaled_dot_product_attention
+from torch.nn.functional import embedding, layer_norm, pad, scaled_dot_product_attention
 
 from ..errors import ArgumentError
 
@@ -39,14 +39,17 @@ _ACTIVATIONS: Final[dict[str, tuple[str, str]]] = {
 }
 _IDENTITY: Final = ("none", "")
 
-#: Tokens that a batch should have: few enough that the activations of a layer stay near the core.
-TOKEN_BUDGET: Final = 1024
+#: Tokens that a batch should have.
+TOKEN_BUDGET: Final = 2048
+
+#: Rows that go through a feed-forward network at a time: what lies between its layers stays in the core's cache.
+_BLOCK: Final = 256
+
+#: Tokens from which on sequences of equal length get attention calls of their own.
+_RUN: Final = 256
 
 #: Attention scores computed at once: they are read three times, so they should stay in the cache.
-_SCORES: Final = 1 << 19
-
-#: What one more attention call costs, in tokens of padding.
-_CALL_COST: Final = 32
+_SCORES: Final = 1 << 20
 
 #: Between these, a softmax denominator taken without subtracting the row's maximum has lost nothing.
 _SMALLEST, _LARGEST = 1e-25, 1e25
@@ -85,14 +88,12 @@ class _Linear:
     def __init__(
         self, weight: Tensor, bias: Tensor, dtype: torch.dtype, activation: tuple[str, str] = _IDENTITY
     ) -> None:
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), TOKEN_BUDGET)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), _BLOCK)
         self.bias = bias.to(dtype).contiguous()
         self.activation, self.algorithm = activation
 
     def __call__(self, x: Tensor) -> Tensor:
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self.weight, self.bias, self.activation, [], self.algorithm
-        )
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.activation, [], self.algorithm)
         return y
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
@@ -112,72 +113,97 @@ class _Norm:
 
 
 class _Layer:
-    """The weights of one transformer layer."""
+    """One transformer layer but for its attention: the projections before it and all that follows."""
 
-    def __init__(self, layer: Any, heads: int, dtype: torch.dtype, activation: tuple[str, str]) -> None:
-        attention = layer.attention.self
-        # Scores come out in units of log2, so that softmax needs exp2 alone.
-        scale = math.log2(math.e) / math.sqrt(attention.query.out_features // heads)
-        parts = [attention.query, attention.key, attention.value]
-        weights = [part.weight.float() * (scale if part is parts[0] else 1.0) for part in parts]
-        biases = [part.bias.float() * (scale if part is parts[0] else 1.0) for part in parts]
-        self.query = _Linear(weights[0], biases[0], dtype)
-        self.key_value = _Linear(torch.cat(weights[1:]), torch.cat(biases[1:]), dtype)
-        dense = layer.attention.output.dense, layer.intermediate.dense, layer.output.dense
-        self.output = _Linear(dense[0].weight, dense[0].bias, dtype)
-        self.up = _Linear(dense[1].weight, dense[1].bias, dtype, activation)
-        self.down = _Linear(dense[2].weight, dense[2].bias, dtype)
-        self.output_norm = _Norm(layer.attention.output.LayerNorm)
+    def __init__(self, layer: Any, scale: float, dtype: torch.dtype, activation: tuple[str, str]) -> None:
+        attention, output = layer.attention.self, layer.attention.output
+        self.qkv = _projection([attention.query, attention.key, attention.value], [scale, 1.0, 1.0], dtype)
+        self.output = _Linear(output.dense.weight, output.dense.bias, dtype)
+        self.output_norm = _Norm(output.LayerNorm)
+        self.up = _Linear(layer.intermediate.dense.weight, layer.intermediate.dense.bias, dtype, activation)
+        self.down = _Linear(layer.output.dense.weight, layer.output.dense.bias, dtype)
         self.down_norm = _Norm(layer.output.LayerNorm)
 
-    def feed_forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """All that follows attention: [T, hidden] of the layer's input and of the heads' results."""
-        x = self.output_norm(self.output.plus(context, x))
-        return self.down.plus(self.up(x), x)
+    def finish(self, x: Tensor, context: Tensor) -> Tensor:
+        """The layer's output for its input and the heads' results, all [rows, hidden]."""
+        result = torch.empty_like(x)
+        for start in range(0, len(x), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            y = self.output_norm(self.output.plus(context[rows], x[rows]))
+            result[rows] = self.down_norm(self.down.plus(self.up(y), y))
+        return result
+
+
+def _projection(parts: list[nn.Linear], scales: list[float], dtype: torch.dtype) -> _Linear:
+    """Linear layers of the same input as one, the results of each times its scale."""
+    pairs = list(zip(parts, scales, strict=True))
+    weight = torch.cat([part.weight.float() * scale for part, scale in pairs])
+    return _Linear(weight, torch.cat([part.bias.float() * scale for part, scale in pairs]), dtype)
+
+
+def _round_up(count: int) -> int:
+    """The next of the few sizes that matrices come in.
+
+    oneDNN compiles and keeps a kernel for each new shape (here 0.2 to 0.7 ms and 0.6 to 0.9 MB, up to 1,024 of
+    them), which would cost every batch of a new size time, and the process its memory.
+    """
+    step = 8 if count <= 64 else 16 if count <= 256 else 32
+    return -(-count // step) * step
 
 
 @dataclass(frozen=True, eq=False)
 class _Group:
-    """Neighbouring sequences of nearly equal length, which share their attention products.
+    """Neighbouring sequences that share their attention products, as if all had `length` tokens.
 
     Attributes:
+        count: How many sequences.
         sequences: Which ones, of the sorted batch.
         tokens: Their rows in the packed batch.
-        padded: [n * length] row of each token when each sequence is padded to `length` by repeating its last
-            token; None if all have that length.
-        real: [tokens] where the real tokens are in `padded`; None likewise.
-        mask: [n, length] 1 for real tokens and 0 for padding, in the compute dtype; None likewise.
+        length: Keys of each of them, padding included.
+        own: Tokens of each, if all have equally many (what follows a sequence is then its padding), else 0.
+        padded: [n * length] otherwise: the row of each token, with a sequence's last token as its padding.
+        real: [tokens] where the real tokens are in `padded`.
+        mask: [n or 1, length] 1 for real tokens and 0 for padding, in the compute dtype; None without padding.
     """
 
+    count: int
     sequences: slice
     tokens: slice
     length: int
-    padded: Tensor | None = None
-    real: Tensor | None = None
-    mask: Tensor | None = None
+    own: int
+    padded: Tensor | None
+    real: Tensor | None
+    mask: Tensor | None
+
+    @classmethod
+    def of(cls, lengths: list[int], first: int, start: int, rows: int, dtype: torch.dtype) -> _Group:
+        """The group of sequences `first` and following, whose tokens begin at row `start` of `rows`."""
+        own, length = torch.tensor(lengths), _round_up(lengths[-1])
+        ends = own.cumsum(0) + start
+        places = len(lengths), slice(first, first + len(lengths)), slice(start, int(ends[-1]))
+        column = torch.arange(length)
+        if lengths[0] == lengths[-1] and places[2].stop + length - lengths[-1] <= rows:
+            mask = (column < own[:1]).to(dtype)[None] if length > lengths[-1] else None
+            return cls(*places, length, lengths[-1], None, None, mask)
+        valid = column < own[:, None]
+        padded = torch.minimum((ends - own)[:, None] + column, ends[:, None] - 1)
+        return cls(*places, length, 0, padded.flatten(), valid.flatten().nonzero()[:, 0], valid.to(dtype))
 
 
-def _group(lengths: list[int], dtype: torch.dtype) -> list[_Group]:
-    """Cut ascending lengths where one more attention call costs less than the padding it saves."""
-    groups, first, start = [], 0, 0
-    for i in range(1, len(lengths) + 1):
-        if i < len(lengths):
-            padding = (lengths[i] - lengths[i - 1]) * (i - first)
-            if padding <= _CALL_COST:
-                continue
-        count, stop = i - first, start + sum(lengths[first:i])
-        longest = lengths[i - 1]
-        sequences, tokens = slice(first, i), slice(start, stop)
-        if stop - start == count * longest:
-            groups.append(_Group(sequences, tokens, longest))
+def _group(lengths: list[int], rows: int, dtype: torch.dtype) -> list[_Group]:
+    """Groups of ascending lengths: equal ones where they are many, else those of the same rounded length."""
+    runs: list[list[int]] = []
+    for length, same in itertools.groupby(lengths):
+        run = list(same)
+        few = max(sum(run), sum(runs[-1]) if runs else _RUN) < _RUN
+        if few and _round_up(length) == _round_up(runs[-1][-1]):
+            runs[-1] += run
         else:
-            own = torch.tensor(lengths[first:i])[:, None]
-            column = torch.arange(longest)[None, :]
-            valid = column < own
-            padded = start + own.cumsum(0) - own + torch.minimum(column, own - 1)
-            real = valid.flatten().nonzero().squeeze(1)
-            groups.append(_Group(sequences, tokens, longest, padded.flatten(), real, valid.to(dtype)))
-        first, start = i, stop
+            runs.append(run)
+    groups, first, start = [], 0, 0
+    for run in runs:
+        groups.append(_Group.of(run, first, start, rows, dtype))
+        first, start = first + len(run), start + sum(run)
     return groups
 
 
@@ -213,8 +239,13 @@ class FusedEncoder:
             segment = embeddings.token_type_embeddings.weight.detach().float()[0]
             self.positions = embeddings.position_embeddings.weight.detach().float()[first:] + segment
             self.norm = _Norm(embeddings.LayerNorm)
+            # Scores come out in units of log2, so that softmax needs exp2 alone.
+            scale = math.log2(math.e) / math.sqrt(config.hidden_size // self.heads)
             activation = _ACTIVATIONS[config.hidden_act]
-            self.layers = [_Layer(each, self.heads, dtype, activation) for each in source.encoder.layer]
+            self.layers = [_Layer(each, scale, dtype, activation) for each in source.encoder.layer]
+            last = source.encoder.layer[-1].attention.self
+            self.last_query = _projection([last.query], [scale], dtype)
+            self.last_pair = _projection([last.key, last.value], [1.0, 1.0], dtype)
 
     def __call__(self, input_ids: Tensor, lengths: Sequence[int], select: Select = "all") -> Tensor:
         """Hidden states of the last layer.
@@ -253,42 +284,58 @@ class FusedEncoder:
 
     def _forward(self, input_ids: Tensor, lengths: list[int], select: Select) -> Tensor:
         """`__call__` for ascending lengths."""
-        groups = _group(lengths, self.dtype)
+        count, rows = len(input_ids), _round_up(len(input_ids))
+        groups = _group(lengths, rows, self.dtype)
         own = torch.tensor(lengths)
         ends = own.cumsum(0)
-        place = torch.arange(len(input_ids)) - (ends - own).repeat_interleave(own)
-        x = embedding(input_ids, self.words)
-        x += embedding(place, self.positions)
+        place = torch.arange(count) - (ends - own).repeat_interleave(own)
+        x = embedding(pad(input_ids, (0, rows - count)), self.words)
+        x += embedding(pad(place, (0, rows - count)), self.positions)
         x = self.norm(x).to(self.dtype)
-        for layer in self.layers[:-1]:
-            x = layer.down_norm(layer.feed_forward(x, self._attention(layer, x, x, groups)))
-        # Only the wanted tokens go through the last layer; attention still reads the others.
-        layer = self.layers[-1]
-        wanted = x if select == "all" else x[ends - own if select == "first" else ends - 1]
-        context = self._attention(layer, x, wanted, groups)
-        return layer.down_norm(layer.feed_forward(wanted, context).float())
+        for layer in self.layers if select == "all" else self.layers[:-1]:
+            x = layer.finish(x, self._attention(layer.qkv(x), None, groups))
+        if select != "all":
+            x, count = self._last(x, groups, ends - own if select == "first" else ends - 1), len(lengths)
+        return x[:count].float()
 
-    def _attention(self, layer: _Layer, x: Tensor, wanted: Tensor, groups: list[_Group]) -> Tensor:
-        """The heads' results for the `wanted` rows, [len(wanted), hidden]: all of `x` or one a sequence."""
-        hidden = x.shape[1]
-        query, key_value = layer.query(wanted), layer.key_value(x)
-        context = torch.empty_like(query)
-        one_each = wanted is not x
+    def _last(self, x: Tensor, groups: list[_Group], wanted: Tensor) -> Tensor:
+        """The last layer for one `wanted` row a sequence; attention still reads the other rows."""
+        wanted = pad(wanted, (0, _round_up(len(wanted)) - len(wanted)))
+        chosen = x[wanted]
+        context = self._attention(self.last_pair(x), self.last_query(chosen), groups)
+        return self.layers[-1].finish(chosen, context)
+
+    def _attention(self, states: Tensor, queries: Tensor | None, groups: list[_Group]) -> Tensor:
+        """The heads' results, [rows, hidden].
+
+        Args:
+            states: [rows, 3 * hidden] queries, keys and values of all tokens; if `queries` are given,
+                [rows, 2 * hidden] keys and values.
+            queries: One a sequence, [at least n, hidden], or None for those of all tokens.
+            groups: The sequences.
+        """
+        wide = states.shape[1]
+        hidden = wide // (3 if queries is None else 2)
+        width = hidden // self.heads
+        context = states.new_zeros(len(states if queries is None else queries), hidden)
         for group in groups:
-            n = group.sequences.stop - group.sequences.start
-            rows = group.sequences if one_each else group.tokens
-            kv, q = key_value[group.tokens], query[rows]
+            n, shape = group.count, (group.count, group.length, wide // hidden, self.heads, width)
             if group.padded is not None:
-                kv = key_value.index_select(0, group.padded)
-                q = q if one_each else query.index_select(0, group.padded)
-            k, v = kv.view(n, group.length, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-            q = q.view(n, -1, self.heads, k.shape[-1]).transpose(1, 2)
-            if group.real is None or one_each:
-                _attend(q, k, v, group.mask, context[rows].view(n, -1, self.heads, k.shape[-1]).transpose(1, 2))
+                own = states.index_select(0, group.padded).view(shape)
             else:
-                padded = torch.empty_like(q.transpose(1,2), memory_format=torch.contiguous_format)
-                _attend(q, k, v, group.mask, padded.transpose(1, 2))
-                torch.index_select(padded.view(-1, hidden), 0, group.real, out=context[rows])
+                strides = group.own * wide, wide, hidden, width, 1
+                own = states.as_strided(shape, strides, group.tokens.start * wide)
+            parts = own.permute(2, 0, 3, 1, 4)
+            if queries is not None:
+                query = queries[group.sequences].view(n, 1, self.heads, width).transpose(1, 2)
+                _attend(query, parts[0], parts[1], group.mask, context[group.sequences].view(n, 1, self.heads, width))
+            elif group.real is None:
+                out = context[group.tokens].view(n, group.own, self.heads, width)
+                _attend(parts[0], parts[1], parts[2], group.mask, out)
+            else:
+                out = context.new_empty(n, group.length, self.heads, width)
+                _attend(parts[0], parts[1], parts[2], group.mask, out)
+                torch.index_select(out.view(-1, hidden), 0, group.real, out=context[group.tokens])
         return context
 
 
@@ -299,8 +346,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out:
         query: [n, heads, q, d].
         key: [n, heads, L, d].
         value: [n, heads, L, d].
-        mask: [n, L] 1 for tokens and 0 for padding, None without padding.
-        out: [n, heads, q, d], written.
+        mask: [n or 1, L] 1 for tokens and 0 for padding, None without padding.
+        out: [n, q or less, heads, d], written with the results of the first queries.
     """
     n, heads, length, width = key.shape
     queries = query.reshape(n * heads, -1, width)
@@ -308,27 +355,34 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out:
     # smaller, hence finer in bfloat16, and exp2 needs no pass to find and subtract the row's maximum.
     keys = torch.sub(key, key.mean(2, keepdim=True), out=key.new_empty(key.shape)).view(n * heads, length, width)
     if mask is None:
-        values = value.reshape(n * heads, length, width)
-        ones = None
+        values, ones = value.reshape(keys.shape), None
     else:
-        # Padding adds nothing to either sum once its value and its share of the denominator are zero.
-        values = torch.mul(value, mask[:, None, :, None], out=value.new_empty(value.shape)).view(keys.shape)
-        ones = mask[:, None, :, None].expand(n, heads, length, 1).reshape(n * heads, length, 1)
+        # Padding adds nothing to either sum once its values and its share of the denominator are zero.
+        share = mask[:, None, :, None]
+        values = torch.mul(value, share, out=value.new_empty(value.shape)).view(keys.shape)
+        ones = share.expand(n, heads, length, 1).reshape(n * heads, length, 1)
     sums, totals = torch.empty_like(queries), queries.new_empty(n * heads, queries.shape[1], 1)
-    step = max(1, _SCORES // (length * queries.shape[1]))
-    for i in range(0, n * heads, step):
-        part = slice(i, i + step)
-        scores = torch.bmm(queries[part], keys[part].transpose(1, 2)).exp2_()
-        torch.bmm(scores, values[part], out=sums[part])
+    for part in _powers_of_two(n * heads, max(1, _SCORES // (length * queries.shape[1]))):
+        weights = torch.bmm(queries[part], keys[part].transpose(1, 2)).exp2_()
+        torch.bmm(weights, values[part], out=sums[part])
         if ones is None:
-            torch.sum(scores, -1, keepdim=True, out=totals[part])
+            torch.sum(weights, -1, keepdim=True, out=totals[part])
         else:
-            torch.bmm(scores, ones[part], out=totals[part])
+            torch.bmm(weights, ones[part], out=totals[part])
     smallest, largest = torch.aminmax(totals)
-    if not (smallest > _SMALLEST and largest < _LARGEST):
-        # Scores far from zero, which trained encoders do not have; this also lets NaN through.
+    if smallest > _SMALLEST and largest < _LARGEST:
+        results = sums.view(query.shape).transpose(1, 2)[:, : out.shape[1]]
+        torch.div(results, totals.view(n, heads, -1, 1).transpose(1, 2)[:, : out.shape[1]], out=out)
+    else:  # Scores of hundreds, which trained encoders do not have; NaN comes here too, and stays NaN.
         valid = None if mask is None else mask[:, None, None, :].bool()
         exact = scaled_dot_product_attention(query, key, value, attn_mask=valid, scale=math.log(2))
-        out.copy_(exact)
-        return
-    torch.div(sums.view(query.shape), totals.view(n, heads, -1, 1), out=out)
+        out.copy_(exact.transpose(1, 2)[:, : out.shape[1]])
+
+
+def _powers_of_two(count: int, most: int) -> Iterator[slice]:
+    """Cut `count` into the largest powers of two up to `most`, so that few shapes occur (see `_round_up`)."""
+    start = 0
+    while start < count:
+        stop = start + (1 << (min(count - start, most).bit_length() - 1))
+        yield slice(start, stop)
+        start = stop

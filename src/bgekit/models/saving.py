@@ -168,7 +168,7 @@ def write_checkpoint(
             selftest = {**selftest, "weights": weights_digest(folder)}
         for name, content in side_files(card, selftest, _versions()).items():
             _write_json(folder / name, content)
-        for module in read_json(folder / "modules.json"):
+        for module in read_json(folder / "modules.json", list):
             (folder / module["path"]).mkdir(exist_ok=True)
         text = readme(card, base_model=_hub_id(card.name, source), source=source / "README.md")
         (folder / "README.md").write_text(text, encoding="utf-8")
