@@ -298,14 +298,14 @@ def test_any_order_any_company_any_batch_size(model: FlagModel, data: st.DataObj
 def test_company_in_a_real_model(bge_small_en: Path, texts: Texts, precision: str, least: float) -> None:
     """bfloat16 rounds differently in other batches: a cosine of 0.9998 is what is promised, 0.9999 what is seen."""
     real = FlagModel(bge_small_en, dtype=precision, devices="cpu")
-    some = texts(120, longest=60)
+    some = texts(40, longest=60)
     together = np.asarray(real.encode(some), dtype=np.float64)
     order = np.random.default_rng(1).permutation(len(some))
     for other in (
         np.stack([real.encode(text) for text in some]),
         real.encode([some[row] for row in order])[np.argsort(order)],
         real.encode(some, batch_size=7),
-        real.encode([*some, *texts(300, seed=5)])[:120],
+        real.encode([*some, *texts(60, seed=5)])[:40],
     ):
         assert (together * np.asarray(other)).sum(1).min() >= least
 
@@ -334,11 +334,11 @@ def test_a_prompt_that_pooling_leaves_out(tiny_bert: Path, tmp_path: Path) -> No
 
 
 def test_every_way_to_set_the_length(tiny_bert: Path) -> None:
-    long = "word " * 100
+    long = "cat " * 100
     model = FlagModel(
         tiny_bert, use_fp16=False, devices="cpu", max_length=40, query_max_length=10, passage_max_length=20
     )
-    expected = {length: model.encode("word " * (length - 2)) for length in (5, 10, 20, 40)}
+    expected = {length: model.encode("cat " * (length - 2)) for length in (5, 10, 20, 40)}
     for vector, length in (
         (model.encode(long), 40),
         (model.encode_queries(long), 10),
