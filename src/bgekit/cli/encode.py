@@ -27,7 +27,8 @@ def add_parser(subparsers: Any) -> None:
     """Add the verb's parser."""
     parser = subparsers.add_parser(
         "encode", help="encode the texts of files into vectors on disk", description=_DESCRIPTION, epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter, usage="bge encode FILE... -o DIR --model MODEL [option ...]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="bge encode FILE... -o DIR --model MODEL [option ...]",
     )  # fmt: skip
     parser.add_argument("files", nargs="+", metavar="FILE", help="file of texts, - for standard input")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder of the shards")
