@@ -166,6 +166,11 @@ PEERS: dict[str, tuple[str, Callable[..., Encode]]] = {
 }  # fmt: skip
 
 
+def _cpu_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to stderr
@@ -184,7 +189,7 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         texts = [json.loads(text) for text in Path(request["texts"]).read_text(encoding="utf-8").splitlines()]
-        seconds, result = [], None
+        seconds, result, cpu = [], None, _cpu_seconds()
         for call in texts if request.get("single") else [texts]:
             start = time.perf_counter()
             result = encode(call)
@@ -194,7 +199,9 @@ def main() -> None:
 
             np.save(request["save"], np.asarray(result, dtype=np.float32))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        answer(seconds=seconds, peak_mib=peak, rates=result if name == "limit" else None)
+        answer(
+            seconds=seconds, peak_mib=peak, cpu_seconds=_cpu_seconds() - cpu, rates=result if name == "limit" else None
+        )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Only the arithmetic of a published model is kept (`BertModel` and its relatives, post-norm); its weights are
 copied once into the layout that oneDNN multiplies fastest. What makes it fast:
 
-- linear layers see real tokens only, from prepacked weights, with GELU and the residual sum in the same pass;
+- linear layers see real tokens only, prepacked weights, GELU and the residual sum in the same pass;
 - attention is batched products over sequences of nearly equal length, with a softmax of two passes (`_attend`);
 - pooling that reads one token of a text leaves out the other tokens of the last layer (`select`).
 """
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, layer_norm, pad, scaled_dot_product_attention
 
 from ..errors import ArgumentError
+from .fused_int8 import Int8Layer, Int8Projection, has_fast_int8
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -102,27 +103,28 @@ class _Linear:
         return y
 
 
-class _Norm:
+class Norm:
     """Layer normalisation with float32 parameters and statistics, whatever the dtype of its input."""
 
     def __init__(self, norm: nn.LayerNorm) -> None:
         self.weight, self.bias, self.eps = norm.weight.detach().float(), norm.bias.detach().float(), norm.eps
 
     def __call__(self, x: Tensor) -> Tensor:
+        """[rows, hidden] in the dtype of x."""
         return layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class _Layer:
     """One transformer layer but for its attention: the projections before it and all that follows."""
 
-    def __init__(self, layer: Any, scale: float, dtype: torch.dtype, activation: tuple[str, str]) -> None:
-        attention, output = layer.attention.self, layer.attention.output
-        self.qkv = _projection([attention.query, attention.key, attention.value], [scale, 1.0, 1.0], dtype)
-        self.output = _Linear(output.dense.weight, output.dense.bias, dtype)
-        self.output_norm = _Norm(output.LayerNorm)
-        self.up = _Linear(layer.intermediate.dense.weight, layer.intermediate.dense.bias, dtype, activation)
-        self.down = _Linear(layer.output.dense.weight, layer.output.dense.bias, dtype)
-        self.down_norm = _Norm(layer.output.LayerNorm)
+    def __init__(self, layer: Any, qkv: _Linear, norms: tuple[Norm, Norm], activation: str) -> None:
+        def pack(linear: nn.Linear, epilogue: tuple[str, str] = _IDENTITY) -> _Linear:
+            return _Linear(linear.weight, linear.bias, qkv.bias.dtype, epilogue)
+
+        self.qkv = qkv
+        self.output, self.output_norm = pack(layer.attention.output.dense), norms[0]
+        self.up = pack(layer.intermediate.dense, _ACTIVATIONS[activation])
+        self.down, self.down_norm = pack(layer.output.dense), norms[1]
 
     def finish(self, x: Tensor, context: Tensor) -> Tensor:
         """The layer's output for its input and the heads' results, all [rows, hidden]."""
@@ -132,13 +134,6 @@ class _Layer:
             y = self.output_norm(self.output.plus(context[rows], x[rows]))
             result[rows] = self.down_norm(self.down.plus(self.up(y), y))
         return result
-
-
-def _projection(parts: list[nn.Linear], scales: list[float], dtype: torch.dtype) -> _Linear:
-    """Linear layers of the same input as one, the results of each times its scale."""
-    pairs = list(zip(parts, scales, strict=True))
-    weight = torch.cat([part.weight.float() * scale for part, scale in pairs])
-    return _Linear(weight, torch.cat([part.bias.float() * scale for part, scale in pairs]), dtype)
 
 
 def _round_up(count: int) -> int:
@@ -219,33 +214,52 @@ class FusedEncoder:
 
         Args:
             model: A model for which `can_fuse` is true.
-            dtype: torch.float32 or torch.bfloat16; embeddings and all norms compute in float32 in both.
+            dtype: torch.float32, torch.bfloat16 or "int8" (CPUs with VNNI); embeddings and all norms compute in
+                float32 whatever it is.
 
         Raises:
             ArgumentError: the model or the dtype is not supported.
         """
         if not can_fuse(model):
             raise ArgumentError(f"{type(model).__name__} cannot be fused: ask can_fuse first")
-        if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.bfloat16):
-            raise ArgumentError(f"dtype {dtype} is not supported here: torch.float32 or torch.bfloat16")
+        if dtype not in (torch.float32, torch.bfloat16, "int8"):
+            raise ArgumentError(f"dtype {dtype} is not supported: torch.float32, torch.bfloat16 or 'int8'")
+        if dtype == "int8" and not has_fast_int8():
+            raise ArgumentError("dtype='int8' needs a CPU with VNNI: use dtype='bfloat16' or 'float32'")
         source: Any = model
         config, embeddings = source.config, source.embeddings
-        self.dtype = dtype
         self.heads: int = config.num_attention_heads
+        self.int8 = dtype == "int8"
+        half = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+        #: What attention computes in, and what goes from layer to layer.
+        self.dtype: torch.dtype = dtype if isinstance(dtype, torch.dtype) else half
+        self.state_dtype: torch.dtype = dtype if isinstance(dtype, torch.dtype) else torch.float32
         with torch.no_grad():
             self.words = embeddings.word_embeddings.weight.detach().float()
             first = config.pad_token_id + 1 if _CLASSES[type(model).__name__] else 0
             # There is one segment, so its embedding is part of every position's.
             segment = embeddings.token_type_embeddings.weight.detach().float()[0]
             self.positions = embeddings.position_embeddings.weight.detach().float()[first:] + segment
-            self.norm = _Norm(embeddings.LayerNorm)
-            # Scores come out in units of log2, so that softmax needs exp2 alone.
-            scale = math.log2(math.e) / math.sqrt(config.hidden_size // self.heads)
-            activation = _ACTIVATIONS[config.hidden_act]
-            self.layers = [_Layer(each, scale, dtype, activation) for each in source.encoder.layer]
+            self.norm = Norm(embeddings.LayerNorm)
+            self.layers = [self._layer(layer, config.hidden_act) for layer in source.encoder.layer]
             last = source.encoder.layer[-1].attention.self
-            self.last_query = _projection([last.query], [scale], dtype)
-            self.last_pair = _projection([last.key, last.value], [1.0, 1.0], dtype)
+            self.last_query = self._projection(last.query)
+            self.last_pair = self._projection(last.key, last.value)
+
+    def _layer(self, layer: Any, activation: str) -> _Layer | Int8Layer:
+        attention = layer.attention.self
+        qkv: Any = self._projection(attention.query, attention.key, attention.value)
+        norms = Norm(layer.attention.output.LayerNorm), Norm(layer.output.LayerNorm)
+        return (Int8Layer if self.int8 else _Layer)(layer, qkv, norms, activation)
+
+    def _projection(self, *parts: nn.Linear) -> _Linear | Int8Projection:
+        """Linear layers of the same input as one. A query before others or alone brings the scores' scale."""
+        weights, biases = [part.weight.float() for part in parts], [part.bias.float() for part in parts]
+        if len(parts) != 2:
+            # Scores come out in units of log2, so that softmax needs exp2 alone.
+            scale = math.log2(math.e) / math.sqrt(parts[0].out_features // self.heads)
+            weights[0], biases[0] = weights[0] * scale, biases[0] * scale
+        return (Int8Projection if self.int8 else _Linear)(torch.cat(weights), torch.cat(biases), self.dtype)
 
     def __call__(self, input_ids: Tensor, lengths: Sequence[int], select: Select = "all") -> Tensor:
         """Hidden states of the last layer.
@@ -291,7 +305,7 @@ class FusedEncoder:
         place = torch.arange(count) - (ends - own).repeat_interleave(own)
         x = embedding(pad(input_ids, (0, rows - count)), self.words)
         x += embedding(pad(place, (0, rows - count)), self.positions)
-        x = self.norm(x).to(self.dtype)
+        x = self.norm(x).to(self.state_dtype)
         for layer in self.layers if select == "all" else self.layers[:-1]:
             x = layer.finish(x, self._attention(layer.qkv(x), None, groups))
         if select != "all":

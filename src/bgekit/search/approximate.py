@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 #: Links of a vector in the HNSW graph, and candidates looked at while it is built and while it is searched.
-_LINKS, _BUILD_WIDTH, _SEARCH_WIDTH = 32, 200, 128
+_LINKS, _BUILD_WIDTH, _SEARCH_WIDTH = 32, 100, 128
 #: Vectors that the cells are found from, for each cell: faiss asks for 39 at least, and more than 64 take memory.
 _TRAIN_LEAST, _TRAIN_MOST = 39, 64
 #: Share of the cells of an IVF index that a query looks into, and the least number of them.

@@ -1,0 +1,27 @@
+"""Freed memory, back to the operating system."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from functools import cache
+
+
+def return_freed_memory() -> None:
+    """Have the C library give the pages it no longer needs back to the system, where it can (glibc); 20 ms.
+
+    Batches of ever-changing sizes leave holes in its heap, which it keeps: measured with a 6-layer model, the process
+    grew by 2.5 MB with every thousand texts, without end and without a single object more. With this it stays flat.
+    """
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    if os.name != "posix":
+        return None
+    function: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return function
