@@ -347,6 +347,15 @@ def test_ctrl_c_ends_everything_soon(slow_folder: Path, devices: list[str]) -> N
     assert no_process_of_group(process.pid)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as on a terminal: scripts start their background jobs with SIGINT ignored."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("devices", [["cpu"], ["cpu", "cpu"]], ids=["one", "two"])
 def test_a_model_goes_on_after_ctrl_c(slow_folder: Path, texts: Texts, devices: list[str]) -> None:
     """As in a notebook: the cell is interrupted, the next one uses the model again."""
