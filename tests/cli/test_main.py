@@ -157,3 +157,17 @@ def test_not_negative():
     assert (options.not_negative("0"), options.not_negative("3")) == (0, 3)
     with pytest.raises(argparse.ArgumentTypeError):
         options.not_negative("-1")
+
+
+def test_a_caller_within_the_process_keeps_its_logging(monkeypatch):
+    import logging
+
+    def run(args):
+        args.quiet, args.verbose = True, False
+        options.set_up_logging(args)
+        return 0
+
+    logger = logging.getLogger("bgekit")
+    before = (list(logger.handlers), logger.level)
+    assert run_verb(monkeypatch, run) == 0
+    assert (logger.handlers, logger.level) == before

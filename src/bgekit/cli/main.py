@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 an error that the message explains, 2 wrong usage, 130 int
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -42,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         _exit_soon_on_interrupt()
         argv = sys.argv[1:]
+    # A caller within the process keeps its own logging.
+    logger = logging.getLogger("bgekit")
+    handlers, level = logger.handlers[:], logger.level
     try:
         code = _run(list(argv))
         sys.stdout.flush()
@@ -56,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of a pipe (head, less) has gone. What Python would still flush at exit goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    finally:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
 
 
 def _run(arguments: list[str]) -> int:

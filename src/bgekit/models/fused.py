@@ -1,8 +1,6 @@
 """CPU inference of BERT-family encoders: packed tokens, oneDNN-fused layers, attention without padding work.
 
-Only the arithmetic of a published model is kept (`BertModel` and its relatives, post-norm); its weights are
-copied once into the layout that oneDNN multiplies fastest. What makes it fast:
-
+Only the arithmetic of a published model (`BertModel` and its relatives) is kept. What makes it fast:
 - linear layers see real tokens only, prepacked weights, GELU and the residual sum in the same pass;
 - attention is batched products over sequences of nearly equal length, with a softmax of two passes (`_attend`);
 - pooling that reads one token of a text leaves out the other tokens of the last layer (`select`).
