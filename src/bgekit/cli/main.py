@@ -29,6 +29,9 @@ VERBS: Final = {
 
 #: Seconds that an interrupted run may take to put things in order before it is ended.
 _GRACE: Final = 2.0
+#: Exit code after Ctrl-C, as shells know it.
+INTERRUPTED: Final = 130
+_interrupted: Final = threading.Event()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,22 +43,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    if argv is None:
-        _exit_soon_on_interrupt()
-        argv = sys.argv[1:]
+    if argv is not None:
+        return _guarded(list(argv))
+    interrupted = _handle_interrupts()
+    try:
+        return _guarded(sys.argv[1:])
+    except BaseException:
+        # Not only KeyboardInterrupt: one that strikes within an import often comes out as another error.
+        if not interrupted.is_set():
+            raise
+    print("bge: interrupted", file=sys.stderr, flush=True)
+    # Python itself would wait for threads, and in some cases end by the signal instead of with the code.
+    os._exit(INTERRUPTED)
+
+
+def _guarded(arguments: list[str]) -> int:
     # A caller within the process keeps its own logging.
     logger = logging.getLogger("bgekit")
     handlers, level = logger.handlers[:], logger.level
     try:
-        code = _run(list(argv))
+        code = _run(arguments)
         sys.stdout.flush()
         return code
     except BgekitError as error:
+        if _interrupted.is_set():
+            raise
         print(f"bge: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        if _interrupted.is_set():
+            raise
         print("bge: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe (head, less) has gone. What Python would still flush at exit goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -88,18 +107,24 @@ def _run(arguments: list[str]) -> int:
     return code
 
 
-def _exit_soon_on_interrupt() -> None:
+def _handle_interrupts() -> threading.Event:
     """Ctrl-C ends the program within seconds, even if a thread is deep in a computation; twice ends it at once.
 
-    Set also where SIGINT came ignored, as for background jobs of scripts: whoever sends it means it.
+    Handled also where SIGINT came ignored, as for background jobs of scripts: whoever sends it means it.
+
+    Returns:
+        What is set once there was one.
     """
 
     def interrupt(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-        last = threading.Timer(_GRACE, os._exit, (130,))
+        if _interrupted.is_set():
+            os._exit(INTERRUPTED)
+        _interrupted.set()
+        last = threading.Timer(_GRACE, os._exit, (INTERRUPTED,))
         last.daemon = True
         last.start()
         raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, interrupt)
+    return _interrupted
