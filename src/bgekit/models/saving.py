@@ -113,7 +113,8 @@ def make_selftest(
     with torch.inference_mode():
         vector = encoder(Packed.of([backend.encode(SELFTEST_TEXT).ids]).to(device))[0].float().cpu().numpy()
     # The shortest decimal number that is read back as the same float32.
-    return {"text": SELFTEST_TEXT, "vector": [float(str(value)) for value in vector]}
+    values = [float(str(value)) for value in vector]
+    return {"text": SELFTEST_TEXT, "max_length": card.max_length, "vector": values}
 
 
 def write_checkpoint(
@@ -174,10 +175,10 @@ def write_checkpoint(
         (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def weights_digest(folder: Path) -> str:
+def weights_digest(folder: Path, *, allow_pickle: bool = False) -> str:
     """sha256 (hex) of the weights of a checkpoint: tells a self-test of other weights from one that fails."""
     digest = hashlib.sha256()
-    for file in [*weight_files(folder), *sorted(folder.glob("*/model.safetensors"))]:
+    for file in [*weight_files(folder, allow_pickle=allow_pickle), *sorted(folder.glob("*/model.safetensors"))]:
         with file.open("rb") as content:
             while block := content.read(1 << 20):
                 digest.update(block)
