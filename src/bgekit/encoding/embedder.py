@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from ..errors import ArgumentError, CardError, CheckpointError
-from ..models.card import UNSET, ModelCard, Pooling, Unset, read_card
+from ..errors import ArgumentError, CheckpointError
+from ..models.card import UNSET, ModelCard, Pooling, Unset, read_card, refuse_reranker
 from ..models.checkpoint import fingerprint, resolve
-from ..models.families import Family, find_family
+from ..models.families import find_family
 from ..models.prompts import Prompt
 from .base import Embedder, check_count, digest
 from .result import Encoded
@@ -120,7 +120,7 @@ class FlagModel(Embedder):
         check_count("passage_max_length", passage_max_length, "tokens")
         name = os.fspath(model_name_or_path)
         family = find_family(name)
-        _refuse_rerankers(name, family)
+        refuse_reranker(name, family)
         template = query_instruction_format or (family.template if family else None) or "{}{}"
         folder = resolve(
             name, revision=revision, cache_dir=cache_dir, allow_pickle=allow_pickle,
@@ -262,14 +262,6 @@ class FlagModel(Embedder):
 
 def _prompt(instruction: str | Unset | None, template: str) -> Prompt | Unset:
     return UNSET if isinstance(instruction, Unset) else Prompt.from_format(instruction, template)
-
-
-def _refuse_rerankers(name: str, family: Family | None) -> None:
-    if family is not None and family.kind == "reranker":
-        raise CardError(
-            f"{name} is a reranker: it scores pairs and has no text vectors. "
-            "Use FlagReranker(name).compute_score(pairs) instead of FlagModel."
-        )
 
 
 def _checked_dim(truncate_dim: int | None, card: ModelCard) -> int | None:

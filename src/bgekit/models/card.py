@@ -221,12 +221,17 @@ def _shown(value: Any) -> Any:
     return str(value) if isinstance(value, Prompt) else value
 
 
-def _refuse_rerankers(name: str, config: Mapping[str, Any], family: Family | None) -> None:
+def refuse_reranker(name: str, family: Family | None) -> None:
+    """Raise CardError if the table of families knows the model as a reranker."""
     if family is not None and family.kind == "reranker":
         raise CardError(
             f"{model_name(name)} is a reranker: it scores pairs and has no text vectors. "
             "Use FlagReranker(name).compute_score(pairs) instead of FlagModel."
         )
+
+
+def _refuse_rerankers(name: str, config: Mapping[str, Any], family: Family | None) -> None:
+    refuse_reranker(name, family)
     architectures = config.get("architectures") or []
     if any(kind.endswith("ForSequenceClassification") for kind in architectures) and family is None:
         raise CardError(
