@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+#: What a row is compared with: 8 bits with 8 bits, 16 and 32 bits with each other.
+OURS = {"int8": "bgekit int8", "16 or 32 bits": "bgekit"}
 #: The peers that users get who choose nothing.
 DEFAULTS = ("FlagEmbedding", "sentence-transformers")
 
@@ -21,6 +23,23 @@ def _limit(model: dict[str, Any]) -> float:
     return float(max(map(statistics.median, model["rates"].values())) / model["flops_per_token"])
 
 
+def _class(peer: str) -> str:
+    return "int8" if "int8" in peer.split(",")[0].split() else "16 or 32 bits"
+
+
+def _verdicts(speeds: dict[str, float], limit: float) -> list[str]:
+    """A sentence for each class of number formats in which bgekit and somebody else were measured."""
+    lines = []
+    for kind, ours in OURS.items():
+        others = [peer for peer in speeds if _class(peer) == kind and not peer.startswith("bgekit")]
+        if ours not in speeds or not others:
+            continue
+        named = dict.fromkeys([*(peer for peer in DEFAULTS if peer in others), others[0]])
+        ratios = ", ".join(f"{speeds[ours] / speeds[peer]:.2f}x {peer}" for peer in named)
+        lines.append(f"{ours} is {ratios} (the best of them in {kind}), at {speeds[ours] / limit:.0%} of the limit.")
+    return lines
+
+
 def table(results: dict[str, Any]) -> str:
     lines = [f"CPU: {results['cpu']}"]
     for size, model in results["models"].items():
@@ -34,8 +53,8 @@ def table(results: dict[str, Any]) -> str:
             f"Matrix rate: bf16 {bf16 / 1e9:,.0f} GFLOP/s, fp32 {fp32 / 1e9:,.0f} GFLOP/s, ratio {ratio:.1f} ({kind}). "
             f"The limit is {_limit(model):,.0f} tokens/s.",
             "",
-            "| | tokens/s | bgekit is | of the limit | worst cosine | one text p50 / p95, ms | import, s | load, s "
-            "| peak, MiB |",
+            "| | tokens/s | bgekit in as many bits is | of the limit | worst cosine | one text p50 / p95, ms "
+            "| import, s | load, s | peak, MiB |",
             "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
         ]
         speeds = _speeds(model)
@@ -45,21 +64,16 @@ def table(results: dict[str, Any]) -> str:
                 statistics.median(start[f"{step}_seconds"] for start in facts["starts"]) for step in ("import", "load")
             )
             latency = statistics.quantiles(facts["latency_ms"], n=20)
-            ours = f"{speeds['bgekit'] / speed:.2f}x" if "bgekit" in speeds else ""
+            counterpart = OURS[_class(peer)]
+            ours = f"{speeds[counterpart] / speed:.2f}x" if counterpart in speeds else ""
             lines.append(
                 f"| {peer} | {speed:,.0f} | {ours} | {speed / _limit(model):.0%} | {facts['worst_cosine']:.5f} "
                 f"| {latency[9]:.1f} / {latency[18]:.1f} | {imports:.1f} | {loads:.1f} | {facts['peak_mib']:,.0f} |"
             )
         busiest = max((facts.get("others", 0.0) for facts in model["peers"].values()), default=0.0)
         lines += ["", f"Other processes used at most {busiest:.0%} of the CPU during a timed turn."]
-        others = [peer for peer in speeds if not peer.startswith("bgekit")]
-        if "bgekit" in speeds and others:
-            named = [*(peer for peer in DEFAULTS if peer in speeds), others[0]]
-            ratios = ", ".join(f"{speeds['bgekit'] / speeds[peer]:.2f}x {peer}" for peer in named)
-            lines += [
-                "",
-                f"bgekit is {ratios} (the best of them), at {speeds['bgekit'] / _limit(model):.0%} of the limit.",
-            ]
+        for verdict in _verdicts(speeds, _limit(model)):
+            lines += ["", verdict]
         lines += [f"{peer} did not run." for peer, facts in model["peers"].items() if not facts["seconds"]]
     if results.get("growth"):
         lines += ["", "### As the corpus grows", "", "| texts | tokens/s | peak, MiB |", "|--:|--:|--:|"]
