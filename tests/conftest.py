@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from table_embedder import TableEmbedder
+from tiny_rerankers import make_classifier
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
@@ -35,6 +38,11 @@ def shared(*parts: str) -> Path:
 @pytest.fixture(scope="session")
 def shared_path() -> Callable[..., Path]:
     return shared
+
+
+@pytest.fixture
+def embedder() -> Callable[..., TableEmbedder]:
+    return TableEmbedder
 
 
 @pytest.fixture(scope="session")
@@ -148,6 +156,26 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def tiny_bert(make_model: Callable[..., Path]) -> Path:
     """A tiny random BERT with a tokenizer and CLS pooling. Do not change its files: copy the folder."""
     return make_model("bert")
+
+
+@pytest.fixture(scope="session")
+def make_reranker(make_model: Callable[..., Path]) -> Callable[..., Path]:
+    """Make a tiny cross-encoder: `make_reranker("roberta", labels=2)`."""
+    made: dict[Any, Path] = {}
+
+    def make(kind: str = "bert", *, labels: int = 1, seed: int = 1, **options: Any) -> Path:
+        key = (kind, labels, seed, *options.items())
+        if key not in made:
+            made[key] = make_classifier(make_model(kind, pooling=None, **options), kind, labels, seed)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_reranker(make_reranker: Callable[..., Path]) -> Path:
+    """A tiny random BERT cross-encoder. Do not change its files: copy the folder."""
+    return make_reranker("bert")
 
 
 def random_texts(count: int, *, seed: int = 0, longest: int = 80) -> list[str]:

@@ -12,8 +12,8 @@ from bgekit.errors import ArgumentError, BgekitError
 
 #: The public names of FlagEmbedding 1.2 and 1.4 that are not here.
 MISSING = (
-    "BGEM3FlagModel FlagLLMModel FlagICLModel FlagPseudoMoEModel LLMEmbedder FlagReranker FlagLLMReranker "
-    "FlagAutoReranker LayerWiseFlagLLMReranker LightWeightFlagLLMReranker AbsEmbedder AbsReranker EmbedderModelClass "
+    "BGEM3FlagModel FlagLLMModel FlagICLModel FlagPseudoMoEModel LLMEmbedder FlagLLMReranker "
+    "LayerWiseFlagLLMReranker LightWeightFlagLLMReranker AbsEmbedder AbsReranker EmbedderModelClass "
     "RerankerModelClass"
 ).split()
 

@@ -1,4 +1,4 @@
-"""`from FlagEmbedding import FlagModel` goes on working: a thin alias of bgekit.
+"""`from FlagEmbedding import FlagModel, FlagReranker` goes on working: a thin alias of bgekit.
 
 Not to be installed beside the original FlagEmbedding, which provides a package of the same name.
 """
@@ -11,11 +11,14 @@ from bgekit.errors import ArgumentError, BgekitError
 from bgekit.models.card import UNSET, Pooling, Unset
 
 if TYPE_CHECKING:
-    from bgekit import FlagModel
+    from bgekit import FlagModel, FlagReranker
 
-__all__ = ["FlagAutoModel", "FlagModel"]
+__all__ = ["FlagAutoModel", "FlagAutoReranker", "FlagModel", "FlagReranker"]
 
-_RERANKER = "rerankers are not in bgekit yet"
+_LANGUAGE_MODEL = (
+    "rerankers on language models are not in bgekit; FlagReranker(name) takes every cross-encoder with a "
+    "classification head, such as BAAI/bge-reranker-v2-m3"
+)
 #: Names of FlagEmbedding 1.2 to 1.4 that are not here -> what to do.
 _MISSING = {
     "BGEM3FlagModel": "bgekit has the dense vectors of BGE-M3: FlagModel(name).encode(texts) gives them as an array",
@@ -23,15 +26,13 @@ _MISSING = {
     "FlagICLModel": "use FlagModel(name) for its vectors without in-context examples",
     "FlagPseudoMoEModel": "models with experts by domain are not in bgekit",
     "LLMEmbedder": "use FlagModel(name) with the instruction of your task as query_instruction_for_retrieval",
-    "FlagReranker": _RERANKER,
-    "FlagLLMReranker": _RERANKER,
-    "FlagAutoReranker": _RERANKER,
-    "LayerWiseFlagLLMReranker": _RERANKER,
-    "LightWeightFlagLLMReranker": _RERANKER,
-    "AbsReranker": _RERANKER,
+    "FlagLLMReranker": _LANGUAGE_MODEL,
+    "LayerWiseFlagLLMReranker": _LANGUAGE_MODEL,
+    "LightWeightFlagLLMReranker": _LANGUAGE_MODEL,
+    "AbsReranker": "rerankers have no base class here: FlagReranker is the one there is",
     "AbsEmbedder": "the base class of embedders is bgekit.Embedder",
     "EmbedderModelClass": "no model class is needed: FlagModel(name) finds out what a model is",
-    "RerankerModelClass": _RERANKER,
+    "RerankerModelClass": "no model class is needed: FlagReranker(name) finds out what a model is",
 }
 #: Kinds of FlagAutoModel whose vectors are those of FlagModel.
 _MODEL_CLASSES = ("encoder-only-base", "decoder-only-base")
@@ -102,18 +103,54 @@ class FlagAutoModel:
         )
 
 
-def __getattr__(name: str) -> Any:
-    if name == "FlagModel":
-        from bgekit import FlagModel
+class FlagAutoReranker:
+    """The entry point of FlagEmbedding 1.3 and later; every model is a `FlagReranker` here."""
 
-        return FlagModel
+    def __init__(self) -> None:
+        raise ArgumentError("FlagAutoReranker is not made itself; call FlagAutoReranker.from_finetuned(name)")
+
+    @classmethod
+    def from_finetuned(
+        cls,
+        model_name_or_path: str,
+        model_class: str | None = None,
+        use_fp16: bool = False,
+        trust_remote_code: bool | None = None,
+        **options: Any,
+    ) -> FlagReranker:
+        """A `FlagReranker`.
+
+        Args:
+            model_name_or_path: A folder, a Hugging Face id, or `packaged:NAME`.
+            model_class: Not needed: `encoder-only-base` is accepted.
+            use_fp16: As in `FlagReranker`.
+            trust_remote_code: As in `FlagReranker`; None for no.
+            options: Further arguments of `FlagReranker`.
+
+        Raises:
+            ArgumentError: `model_class` names a kind that is not here.
+        """
+        kind = getattr(model_class, "value", model_class)
+        if kind not in (None, "encoder-only-base"):
+            raise ArgumentError(f"model_class={kind!r} is not in bgekit: {_LANGUAGE_MODEL}")
+        return __getattr__("FlagReranker")(  # type: ignore[no-any-return]
+            model_name_or_path, use_fp16=use_fp16, trust_remote_code=bool(trust_remote_code), **options
+        )
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("FlagModel", "FlagReranker"):
+        import bgekit
+
+        return getattr(bgekit, name)
     if name in _MISSING:
         # Not an AttributeError: Python would replace its text in `from FlagEmbedding import ...`.
         raise NotOfferedError(
-            f"this FlagEmbedding is the alias package of bgekit, which has FlagModel and FlagAutoModel but no {name}: "
+            f"this FlagEmbedding is the alias package of bgekit, which has {', '.join(__all__)} but no {name}: "
             f"{_MISSING[name]}. To use the original, install it in an environment without bgekit."
         )
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it is an alias of bgekit, with FlagModel")
+    here = ", ".join(__all__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it is an alias of bgekit, with {here}")
 
 
 def __dir__() -> list[str]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .encoding.result import Embeddings
     from .errors import BgekitError
     from .models.card import ModelCard, read_card
+    from .reranking.reranker import FlagReranker
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ _HOMES = {
     "Embedder": "encoding.base",
     "Embeddings": "encoding.result",
     "FlagModel": "encoding.embedder",
+    "FlagReranker": "reranking.reranker",
     "ModelCard": "models.card",
     "OpenAIEmbedder": "encoding.api",
     "read_card": "models.card",
@@ -33,6 +35,7 @@ __all__ = [
     "Embedder",
     "Embeddings",
     "FlagModel",
+    "FlagReranker",
     "ModelCard",
     "OpenAIEmbedder",
     "__version__",

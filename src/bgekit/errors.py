@@ -9,6 +9,7 @@ BgekitError
 ├── OutputError          (OSError)       an output cannot be written, or belongs to another run
 ├── NumericalError       (ArithmeticError)  NaN or infinity in a vector
 ├── WorkerError          (RuntimeError)  a worker process died or answered with an error
+├── ForkError            (RuntimeError)  a model on a GPU is used in a process forked after it was loaded
 ├── ApiError             (RuntimeError)  an embedding API refused or did not answer
 └── MissingExtraError    (ImportError)   an optional dependency is not installed
 """
@@ -53,6 +54,10 @@ class NumericalError(BgekitError, ArithmeticError):
 
 class WorkerError(BgekitError, RuntimeError):
     """A worker process died or answered with an error."""
+
+
+class ForkError(BgekitError, RuntimeError):
+    """A model on a GPU is used in a process that was forked after it was loaded."""
 
 
 class ApiError(BgekitError, RuntimeError):

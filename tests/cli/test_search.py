@@ -8,7 +8,8 @@ import json
 import pytest
 
 from bgekit.cli.main import main
-from bgekit.cli.results import readable, wrapped
+from bgekit.cli.results import readable
+from bgekit.evaluation.reports.columns import wrapped
 from bgekit.search.index import Hit
 
 TEXTS = ["the cat is small", "a dog runs fast by the river", "python code and class", "a mountain and a tree house"]
@@ -162,11 +163,12 @@ def test_another_model(bge, corpus, tiny_bert, make_model, tmp_path):
 
 
 def test_wrapping():
-    assert wrapped("one two three four", 9, 2) == ["one two", "three…"]
-    assert wrapped("one two", 9, 2) == ["one two"]
-    assert wrapped("中文模型向量检索", 6, 2) == ["中文模", "型向…"]
-    assert wrapped("x" * 30, 10, 3) == ["x" * 10] * 3
-    assert wrapped("", 10, 2) == []
+    assert wrapped("one two three four", 9, lines=2) == ["one two", "three…"]
+    assert wrapped("one two", 9, lines=2) == ["one two"]
+    assert wrapped("中文模型向量检索", 8, lines=2) == ["中文模型", "向量检索"]
+    assert wrapped("中文模型向量检索样例", 8, lines=2) == ["中文模型", "向量检…"]
+    assert wrapped("x" * 30, 10, lines=3) == ["x" * 10] * 3
+    assert wrapped("", 10, lines=2) == []
 
 
 def test_documents_cannot_steer_the_terminal():

@@ -601,7 +601,11 @@ def test_ctrl_c_does_not_wait_for_a_server_that_hangs(server: Server):
         "from bgekit.encoding.api import OpenAIEmbedder\n"
         "OpenAIEmbedder('text-embedding-3-small').encode(['a', 'b'], batch_size=1)"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE,
+        # As on a terminal: scripts start their background jobs, and so these tests, with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
     try:
         while not server.requests:
             time.sleep(0.02)

@@ -11,6 +11,8 @@ import torch
 
 from bgekit import FlagModel
 from bgekit.encoding import devices
+from bgekit.encoding.records import Record
+from bgekit.encoding.shards import encode_to_shards
 from bgekit.errors import ArgumentError
 
 Texts = Callable[..., list[str]]
@@ -45,6 +47,29 @@ def test_two_workers_give_what_one_gives(tiny_bert: Path, texts: Texts) -> None:
         assert np.abs(two.encode(iter(some)) - expected).max() < 1e-6
         assert two._pool._workers[0]._process is process  # persistent
     assert process.poll() is not None  # closed with the model
+
+
+def test_shards_have_the_same_bytes_whichever_device_makes_them(
+    make_model: Callable[..., Path], texts: Texts, tmp_path: Path
+) -> None:
+    """Windows of a few hundred tokens, which is where the number of streams and of threads shows."""
+    folder = make_model("bert", hidden_size=384, num_attention_heads=12, intermediate_size=1536, num_hidden_layers=1)
+    records = [Record(str(number), text) for number, text in enumerate(texts(2400, longest=20))]
+    one = FlagModel(folder, use_fp16=False, devices="cpu")
+    encode_to_shards(one, records, tmp_path / "one", shard_size=70)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
+    with FlagModel(folder, use_fp16=False, devices=["cpu", "cpu"]) as two:
+        out = tmp_path / "two"
+        encode_to_shards(two, records, out, shard_size=70)
+        assert two._pool is not None and two._pool._workers
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
+        # Resumed, most shards are computed by another device than before; the rest of a run by the first one alone.
+        for kept in (3, 30):
+            for path in sorted(out.glob("shard-*.json"))[kept:]:
+                path.unlink()
+            report = encode_to_shards(two, records, out, shard_size=70)
+            assert report.kept == 70 * kept
+            assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
 
 
 def test_an_error_in_a_worker_reaches_the_caller(tiny_bert: Path, texts: Texts, tmp_path: Path) -> None:

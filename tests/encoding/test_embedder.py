@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModel
+from transformers import AutoModel, BertTokenizer
 
 from bgekit import FlagModel
 from bgekit.encoding.engine import Engine
@@ -187,6 +187,18 @@ def test_instructions(make_model: Callable[..., Path]) -> None:
         own.encode("x", prompt_name="nothing")
 
 
+def test_a_format_without_an_instruction_is_that_of_the_models_own(make_model: Callable[..., Path]) -> None:
+    folder = make_model(name="bge-small-en-v1.5")
+    english = "Represent this sentence for searching relevant passages: "
+    formatted = FlagModel(folder, query_instruction_format="<{}> {}", use_fp16=False, devices="cpu")
+    plain = FlagModel(folder, query_instruction_for_retrieval=None, query_instruction_format="<{}> {}", use_fp16=False)
+    assert np.array_equal(formatted.encode_queries("query"), formatted.encode(f"<{english}> query"))
+    assert np.array_equal(plain.encode_queries("query"), formatted.encode("query"))
+    assert np.array_equal(formatted.encode_corpus("query"), formatted.encode("query"))
+    with pytest.raises(ArgumentError, match=r"two slots \{\}"):
+        FlagModel(folder, query_instruction_format="{}", devices="cpu")
+
+
 def test_a_suffix_survives_truncation(model: FlagModel) -> None:
     from bgekit.encoding.tokenization import TextTokenizer
     from bgekit.models.prompts import Prompt
@@ -215,6 +227,69 @@ def test_similarity(model: FlagModel) -> None:
     assert np.allclose(model.similarity(a, b), a @ b.T, atol=1e-6)
     assert model.similarity(a[0], 3 * b).shape == (1, 3)
     assert np.allclose(model.similarity(a[0], 3 * b), a[:1] @ b.T, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "order"), [("euclidean", 2), ("manhattan", 1)])
+def test_distances_are_negative_scores(tiny_bert: Path, tmp_path: Path, name: str, order: int) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_bert, folder)
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"similarity_fn_name": name}))
+    model = FlagModel(folder, use_fp16=False, devices="cpu")
+    a, b = np.asarray(model.encode(["a cat", "the river"])), np.asarray(model.encode(["a cat", "dog", "tree"]))
+    scores = model.similarity(a, 3 * b)
+    expected = -torch.cdist(torch.from_numpy(a).double(), 3 * torch.from_numpy(b).double(), p=order).numpy()
+    assert scores.dtype == np.float32 and np.abs(scores - expected).max() < 1e-5
+    assert model.similarity(a[0], a[0]) == 0  # exactly: no rounding of large numbers that cancel out
+    assert model.similarity(np.empty((0, 32)), b).shape == (0, 3)
+    with pytest.raises(ArgumentError, match="different widths: 32 and 31"):
+        model.similarity(a, b[:, :31])
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu").similarity(a, 3 * b)
+    assert np.abs(scores - theirs.numpy()).max() < 1e-4
+    model.save(tmp_path / "saved")
+    assert FlagModel(tmp_path / "saved", devices="cpu").card.similarity == name
+
+
+@pytest.fixture
+def cased(tiny_bert: Path, tmp_path: Path) -> Path:
+    """A model whose tokenizer keeps case, but whose sentence_bert_config.json asks for lowercase."""
+    folder = tmp_path / "cased"
+    shutil.copytree(tiny_bert, folder)
+    BertTokenizer(vocab=str(folder / "vocab.txt"), do_lower_case=False, model_max_length=64).save_pretrained(folder)
+    return folder
+
+
+def test_lowercasing_that_the_checkpoint_asks_for(cased: Path, tmp_path: Path) -> None:
+    mixed = ["A Cat IN the House", "DOG", "plain", "É ÀB", "", "Fast [SEP] Red [MASK]"]
+    asked = FlagModel(cased, use_fp16=False, devices="cpu")
+    assert asked.card.lower_case
+    vectors = asked.encode(mixed)
+    assert np.array_equal(vectors[:2], asked.encode(["a cat in the house", "dog"]))
+    assert np.array_equal(asked.encode("CAT", instruction="Find: "), asked.encode("find: cat"))
+    asked.save(tmp_path / "saved")
+    assert np.array_equal(FlagModel(tmp_path / "saved", use_fp16=False, devices="cpu").encode(mixed), vectors)
+    theirs = pytest.importorskip("sentence_transformers")
+    for folder in (cased, tmp_path / "saved"):
+        assert np.abs(theirs.SentenceTransformer(str(folder), device="cpu").encode(mixed) - vectors).max() < 1e-5
+    (cased / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 64, "do_lower_case": False}))
+    kept = FlagModel(cased, use_fp16=False, devices="cpu")
+    assert not kept.card.lower_case and kept.fingerprint != asked.fingerprint
+    assert np.abs(kept.encode(mixed)[:2] - vectors[:2]).max() > 1e-3
+    assert np.abs(kept.encode("plain") - vectors[2]).max() < 1e-6
+
+
+def test_a_spelled_padding_token_is_computed_as_in_transformers(make_model: Callable[..., Path]) -> None:
+    folder = make_model("xlm-roberta")
+    model = FlagModel(folder, use_fp16=False, devices="cpu")
+    some = ["the [PAD] cat", "[PAD]", "a [PAD] [PAD] dog by the river [PAD]", "a dog"]
+    plain = AutoModel.from_pretrained(folder).eval()
+    for text, vector in zip(some, model.encode(some), strict=True):
+        tokens = model.tokenizer(text, return_tensors="pt")
+        assert (model.tokenizer.pad_token_id in tokens["input_ids"]) == ("PAD" in text)
+        tokens.pop("token_type_ids", None)
+        with torch.no_grad():
+            expected = plain(**tokens).last_hidden_state[0, 0]
+        assert np.abs(vector - (expected / expected.norm()).numpy()).max() < 1e-5
 
 
 def test_not_a_number_names_the_text(make_model: Callable[..., Path], texts: Texts) -> None:
@@ -360,6 +435,13 @@ def test_a_caller_may_ask_for_more_than_the_card_but_not_more_than_there_is(tiny
     assert short.encode([long], max_length=64).truncated == ()
     with pytest.raises(ArgumentError, match="64 tokens"):
         short.encode([long], max_length=65)
+
+
+@pytest.mark.parametrize("field", ["query_max_length", "passage_max_length"])
+def test_lengths_that_cannot_be_are_refused_at_once(tiny_bert: Path, field: str) -> None:
+    with pytest.raises(ArgumentError, match=f"{field}=65 is more than .* can take: 64 tokens"):
+        FlagModel(tiny_bert, devices="cpu", **{field: 65})
+    assert FlagModel(tiny_bert, devices="cpu", **{field: 64}).encode_queries("a").shape == (32,)
 
 
 def test_truncation_of_copies_in_streams(model: FlagModel) -> None:

@@ -9,7 +9,7 @@ import tracemalloc
 
 import pytest
 
-from bgekit.encoding.records import Record, read_records
+from bgekit.encoding.records import Record, read_records, read_rows
 from bgekit.errors import ArgumentError, DataError
 
 
@@ -330,3 +330,39 @@ def test_memory_does_not_grow_with_the_input(write, name):
         return size
 
     assert peak(15_000) < peak(5_000) + 200_000
+
+
+# --- rows
+
+
+def test_rows_have_every_field(write):
+    path = write("a.csv", "s1,s2,score\r\na,b,1\r\n\r\nc,d,2\r\n")
+    assert list(read_rows(path)) == [
+        (2, {"s1": "a", "s2": "b", "score": "1"}),
+        (4, {"s1": "c", "s2": "d", "score": "2"}),
+    ]
+    assert list(read_rows(write("a.jsonl.gz", '{"x": [1]}\n\n{"y": null}\n'))) == [(1, {"x": [1]}), (3, {"y": None})]
+    assert list(read_rows(write("a.txt", "one\n\n"))) == [(1, {"text": "one"}), (2, {"text": ""})]
+    assert list(read_rows(write("a", '{"x": 1}\n'), format="jsonl")) == [(1, {"x": 1})]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"x": 1}\n{x}\n', r"a.jsonl, line 2: not valid JSON"),
+        ("a.csv", "a,b\n1,2,3\n", r"a.csv, line 2: it has 3 columns, the header has 2"),
+        ("a.jsonl", b"\x1f\x8b\x08\x00", r"a.jsonl is damaged or cut off after line 0"),
+    ],
+)
+def test_rows_that_cannot_be_read(write, name, content, message):
+    with pytest.raises(DataError, match=message):
+        list(read_rows(write(name, content)))
+
+
+def test_rows_of_no_file(tmp_path):
+    with pytest.raises(DataError, match=r"cannot read .*nowhere.jsonl: No such file"):
+        list(read_rows(tmp_path / "nowhere.jsonl"))
+    with pytest.raises(DataError, match=r"it is a folder"):
+        list(read_rows(tmp_path))
+    with pytest.raises(ArgumentError, match=r"format must be one of jsonl"):
+        list(read_rows(tmp_path, format="xml"))

@@ -140,6 +140,31 @@ def test_pooling_that_is_not_one_of_ours(copy: Callable[[str], Path], content: A
         read_card(folder)
 
 
+@pytest.mark.parametrize("name", ["cosine", "dot", "euclidean", "manhattan"])
+def test_every_similarity_of_sentence_transformers(copy: Callable[[str], Path], name: str) -> None:
+    folder = copy("model")
+    write(folder, "config_sentence_transformers.json", {"similarity_fn_name": name})
+    card = read_card(folder)
+    assert (card.similarity, card.sources["similarity"]) == (name, "checkpoint")
+    write(folder, "config_sentence_transformers.json", {"similarity_fn_name": None})
+    assert read_card(folder).sources["similarity"] == "default"
+
+
+def test_the_stored_type_without_weights_is_that_of_the_config(copy: Callable[[str], Path]) -> None:
+    folder = copy("model")
+    config = json.loads((folder / "config.json").read_text())
+    write(folder, "config.json", {**config, "dtype": "float16"})
+    assert read_card(folder).dtype == "float32"  # the weights themselves know best
+    (folder / "model.safetensors").unlink()
+    card = read_card(folder)
+    assert (card.dtype, card.sources["dtype"]) == ("float16", "config.json")
+    config.pop("dtype", None)
+    write(folder, "config.json", {**config, "torch_dtype": "bfloat16"})
+    assert read_card(folder).dtype == "bfloat16"
+    write(folder, "config.json", config)
+    assert read_card(folder).sources["dtype"] == "default"
+
+
 def test_damaged_side_files_are_named(copy: Callable[[str], Path]) -> None:
     folder = copy("model")
     (folder / "modules.json").write_text("[{")
@@ -187,6 +212,26 @@ def test_a_renamed_copy_of_a_real_model_knows_its_family(bge_small_zh: Path, tmp
     card = read_card(unknown)
     assert card.prompts["query"] == Prompt() and card.sources["query"] == "default"
     assert card.pooling == "cls"
+
+
+def test_a_format_is_applied_to_the_known_instruction(
+    copy: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = copy("bge-small-zh-v1.5")
+    card = read_card(folder, query_format="<{}> {}")
+    assert card.prompts["query"] == Prompt(f"<{ZH}> ")
+    assert card.sources["query"] == "caller" and "family table" in caplog.text
+    assert card.prompts["document"] == Prompt()  # nothing to put in a format
+    assert read_card(folder, query_format="{}{}").prompts["query"] == Prompt(ZH)
+    assert read_card(folder, query_format="<{}> {}", query=Prompt()).prompts["query"] == Prompt()
+    # A family with a template of its own: its instruction is put in the caller's.
+    multilingual = folder.rename(folder.with_name("multilingual-e5-large-instruct"))
+    assert read_card(multilingual, query_format="[{}] {}").prompts["query"].prefix == (
+        "[Given a web search query, retrieve relevant passages that answer the query] "
+    )
+    write(multilingual, "config_sentence_transformers.json", {"prompts": {"query": "find: ", "document": "passage: "}})
+    card = read_card(multilingual, query_format="[{}] {}", document_format="({}) {}")
+    assert card.prompts["query"] == Prompt("[find: ] ") and card.prompts["document"] == Prompt("(passage: ) ")
 
 
 def test_the_current_folder_and_links_have_names_too(

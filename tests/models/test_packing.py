@@ -89,12 +89,38 @@ def test_packed_backbone_is_differentiable_and_exact(make_model: Callable[..., P
         assert torch.allclose(own[name], gradient, atol=1e-4 * float(gradient.abs().max() + 1)), name
 
 
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "mpnet", "bert"])
+def test_padding_tokens_that_a_text_spells(make_model: Callable[..., Path], kind: str) -> None:
+    """transformers derives RoBERTa's positions from the ids that are not padding; attention sees all of them."""
+    from transformers import AutoModel
+
+    folder = make_model(kind, pooling="mean")
+    plain = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    padding = plain.config.pad_token_id
+    ids = [[2, padding, 30, padding, padding, 40, 3], [2, 50, 60, 3], [padding], [2, 7, 8, 9, padding, 3]]
+    with torch.no_grad():
+        whole = [plain(input_ids=torch.tensor([row]), attention_mask=torch.ones(1, len(row))) for row in ids]
+    expected = torch.cat([output.last_hidden_state[0] for output in whole])
+    own = load_transformer(folder, dtype=torch.float32)
+    backbones = [
+        load_encoder(folder, read_card(folder)).backbone,
+        (PaddedBackbone if kind == "mpnet" else PackedBackbone)(own),
+    ]
+    for backbone in backbones:
+        with torch.inference_mode():
+            hidden = backbone(Packed.of(ids), "all")
+        assert (hidden - expected).abs().max() < 1e-4, type(backbone).__name__
+
+
 def test_positions_and_boundaries() -> None:
     batch = Packed.of([[1, 2, 3], [4], [5, 6]])
     assert batch.positions.tolist() == [0, 1, 2, 0, 0, 1]
     assert batch.starts.tolist() == [0, 3, 4]
     assert batch.cumulative.tolist() == [0, 3, 4, 6]
     assert batch.input_ids.tolist() == [1, 2, 3, 4, 5, 6]
+    assert batch.positions_for(None).tolist() == batch.positions.tolist()
+    assert batch.positions_for(9).tolist() == [10, 11, 12, 10, 10, 11]
+    assert batch.positions_for(2).tolist() == [3, 2, 4, 3, 3, 4]  # token 2 is padding, at position 2
 
 
 def test_excluded_prompt_tokens_do_not_count_in_the_mean() -> None:

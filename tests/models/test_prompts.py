@@ -37,6 +37,37 @@ def test_braces_of_an_instruction_are_text() -> None:
     assert Prompt.from_format("a {} b", "{}: {}") == Prompt("a {} b: ")
 
 
+INSTRUCT = "Instruct: {}\nQuery: {}"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "made_with", "template", "expected"),
+    [
+        (Prompt("find: "), None, "<{}> {}", Prompt("<find: > ")),
+        (Prompt("find: "), None, "{}{}", Prompt("find: ")),
+        (Prompt("Instruct: Find\nQuery: "), INSTRUCT, "<i>{}\n<q>{}\n<r>", Prompt("<i>Find\n<q>", "\n<r>")),
+        (Prompt("Instruct: Find\nQuery: "), INSTRUCT, "{}{}", Prompt("Find")),
+        (Prompt("Instruct: Find\nQuery: "), None, INSTRUCT, Prompt("Instruct: Find\nQuery: ")),
+        (Prompt("Instruct: Find\nQuery: "), None, r"Instruct: {}\nQuery: {}", Prompt("Instruct: Find\nQuery: ")),
+        (Prompt("<i>Find\n<q>", "\n<r>"), "<i>{}\n<q>{}\n<r>", INSTRUCT, Prompt("Instruct: Find\nQuery: ")),
+        (Prompt("own: "), INSTRUCT, "<{}> {}", Prompt("<own: > ")),
+        (Prompt(), INSTRUCT, "<{}> {}", Prompt()),
+    ],
+)
+def test_the_instruction_of_a_prompt_in_another_template(
+    prompt: Prompt, made_with: str | None, template: str, expected: Prompt
+) -> None:
+    assert prompt.in_format(template, made_with) == expected
+
+
+@pytest.mark.parametrize("prompt", [Prompt("[", "]", apart=True), Prompt("[", "]"), Prompt("x", apart=True)])
+def test_brackets_are_no_instruction(prompt: Prompt) -> None:
+    with pytest.raises(ArgumentError, match="is no instruction"):
+        prompt.in_format("<{}> {}")
+    with pytest.raises(ArgumentError, match=r"two slots \{\}"):
+        Prompt("find: ").in_format("{}")
+
+
 def test_how_prompts_are_shown() -> None:
     assert str(Prompt("query: ")) == "query: "
     assert str(Prompt("[", "]")) == "[{text}]"

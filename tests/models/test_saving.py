@@ -74,7 +74,7 @@ def test_side_files_have_the_form_that_all_releases_read(saved):
         "include_prompt": True,
         "pooling_mode": "cls",
     }
-    assert read(saved, "sentence_bert_config.json") == {"max_seq_length": 64, "do_lower_case": False}
+    assert read(saved, "sentence_bert_config.json") == {"max_seq_length": 64, "do_lower_case": True}
     main = read(saved, "config_sentence_transformers.json")
     assert main["__version__"]["sentence_transformers"] == "2.7.0"
     assert (main["prompts"], main["default_prompt_name"]) == ({"query": "", "document": ""}, None)
@@ -436,7 +436,7 @@ def test_a_link_stays_a_link(saved, tiny_bert, tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("bug")])
-@pytest.mark.parametrize("function", ["_copy_weights", "_write_tokenizer", "_flush", "_flush_folder"])
+@pytest.mark.parametrize("function", ["copy_weights", "write_tokenizer", "_flush", "_flush_folder"])
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_failure_leaves_everything_as_it_was(saved, tiny_bert, monkeypatch, error, function, exists):
     target = saved if exists else saved.parent / "new"

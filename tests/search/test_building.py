@@ -47,6 +47,23 @@ def test_made_once(corpus, embedder, tmp_path):
     assert again.ask(model, ["T text 7"], 3) == [hits]
 
 
+@pytest.mark.parametrize("card", [{"similarity": "manhattan"}, {"similarity": "euclidean", "normalize": False}])
+def test_distances_that_an_index_does_not_know_are_refused(corpus, embedder, shards_of, tmp_path, card):
+    with pytest.raises(ArgumentError, match=r"compared by their .* distance, indexes by cosine"):
+        index_records(embedder(**card), read_records(corpus), tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+    with pytest.raises(ArgumentError, match=card["similarity"]):
+        SearchIndex.load(shards_of(np.eye(4, 16, dtype=np.float32), **card))
+
+
+def test_distances_of_unit_vectors_have_the_order_of_their_products(corpus, embedder, tmp_path):
+    model = embedder(similarity="euclidean")
+    index, _ = index_records(model, read_records(corpus), tmp_path / "index")
+    (hits,) = index.ask(model, ["T text 7"], 30)
+    (distances,) = model.similarity(model.encode_queries(["T text 7"]), model.encode([hit.text for hit in hits]))
+    assert hits[0].id == "d7" and list(distances) == sorted(distances, reverse=True)
+
+
 def test_a_touched_or_moved_file_is_the_same(corpus, embedder, tmp_path):
     index_records(embedder(), read_records(corpus), tmp_path / "index")
     os.utime(corpus, (1, 1))

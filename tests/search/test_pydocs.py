@@ -24,8 +24,11 @@ def test_thousands_of_entries(corpus):
 
 
 @pytest.mark.parametrize(
-    "name", ["str.split", "csv.reader", "shutil.copytree", "json", "os.listdir", "functools.lru_cache", "topic: with"]
-)
+    "name",
+    ["str.split", "csv.reader", "shutil.copytree", "json", "os.listdir", "functools.lru_cache", "topic: with",
+     "pathlib.Path", "pathlib.Path.glob", "pathlib.Path.read_text", "pathlib.PurePath.with_suffix",
+     "datetime.datetime.fromisoformat", "collections.abc.Mapping.get", "concurrent.futures.Future.result"],
+)  # fmt: skip
 def test_what_everybody_uses_is_there(corpus, name):
     assert corpus[name].startswith(name + " ")
     assert len(corpus[name]) > len(name) + 30
@@ -34,13 +37,3 @@ def test_what_everybody_uses_is_there(corpus, name):
 def test_private_names_and_tests_are_not(corpus):
     assert not [name for name in corpus if any(part.startswith("_") for part in name.split("."))]
     assert not [name for name in corpus if name.startswith(("test.", "idlelib", "distutils", "site-packages"))]
-
-
-def test_a_source_that_cannot_be_parsed_is_left_out(tmp_path):
-    path = tmp_path / "broken.py"
-    path.write_text("def (:\n")
-    assert list(pydocs._source(path, "broken")) == []
-    path.write_text(
-        '"""Doc."""\nif True:\n    class A:\n        def f(self):\n            "Of f."\n        def _g(self): ...\n'
-    )
-    assert list(pydocs._source(path, "m")) == [("m", "Doc."), ("m.A", ""), ("m.A.f", "Of f.")]

@@ -17,11 +17,11 @@ def add_parser(subparsers: Any) -> None:
         "info",
         help="show what a model needs, and where that is known from",
         description="Show a model's card (pooling, prompts, maximum length, dimension, ...) and the source of each "
-        "field: the checkpoint's own files, the table of known families, or a default.",
+        "field: the checkpoint's own files, the table of known families, or a default. No weights are fetched for it.",
     )
     parser.add_argument("model", metavar="MODEL", help="folder, Hugging Face id, packaged:NAME, or a hosted model")
     parser.add_argument("--json", action="store_true", help="one JSON object")
-    options.add_checkpoint_options(parser)
+    options.add_hub_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,10 +35,7 @@ def run(args: argparse.Namespace) -> int:
     folder: Path | None = None
     if family is None or family.kind == "embedder":
         try:
-            folder = resolve(
-                args.model, revision=args.revision, cache_dir=args.cache_dir, allow_pickle=args.allow_pickle,
-                trust_remote_code=args.trust_remote_code,
-            )  # fmt: skip
+            folder = resolve(args.model, revision=args.revision, cache_dir=args.cache_dir, card_only=True)
         except CheckpointError as error:
             if family is None:
                 raise

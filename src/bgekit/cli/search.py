@@ -29,6 +29,7 @@ examples:
   bge search docs.jsonl --model BAAI/bge-small-en-v1.5 -q "how do I read a csv file"
   bge search docs.jsonl --model BAAI/bge-small-en-v1.5 --index docs.index --chunk     # kept for the next time
   bge search --index docs.index -q "first question" "second question" --json
+  bge search --index docs.index -q "a question" --reranker BAAI/bge-reranker-v2-m3
   bge search vectors/ --model BAAI/bge-small-en-v1.5 --index big.index --index-type hnsw"""
 
 
@@ -53,6 +54,11 @@ def add_parser(subparsers: Any) -> None:
         "--index-type", choices=("exact", "hnsw", "ivf"),
         help="exact looks at every vector; hnsw and ivf are faster on millions [that of the index in DIR, else exact]",
     )  # fmt: skip
+    group = parser.add_argument_group("second stage")
+    group.add_argument("--reranker", metavar="MODEL", help="a cross-encoder that puts what was found in a new order")
+    group.add_argument(
+        "--rerank-top-k", type=options.positive, default=100, metavar="N", help="texts a question that it reads [100]"
+    )
     # The model of an index that is there is known: only files need the option.
     options.add_model_options(parser, default="")
     options.add_input_options(parser)
@@ -64,13 +70,17 @@ def run(args: argparse.Namespace) -> int:
     """Search."""
     options.set_up_logging(args)
     with contextlib.ExitStack() as stack:
+        asked: dict[str, Any] = {"instruction": None} if args.no_instruction else {}
+        if args.reranker:  # Before files are encoded: if it cannot be loaded, that work would be lost.
+            reranker = stack.enter_context(options.load_reranker(args, args.reranker))
+            asked |= {"reranker": reranker, "rerank_top_k": args.rerank_top_k}
         index, model = _open(args, stack)
         _report(args, f"{_size(index)} in {index.folder}" if args.index or not args.sources else _size(index))
-        instruction = {"instruction": None} if args.no_instruction else {}
         from .results import show
 
         for queries in _queries(args):
-            for query, hits in zip(queries, index.ask(model, queries, args.top_k, **instruction), strict=True):
+            found = index.ask(model, queries, args.top_k, **asked)
+            for query, hits in zip(queries, found, strict=True):
                 show(query, hits, as_json=args.json, typed=not args.query and sys.stdin.isatty())
     return 0
 

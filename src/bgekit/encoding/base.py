@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import hashlib
-from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
@@ -15,8 +14,10 @@ import numpy.typing as npt
 from ..errors import ArgumentError
 from ..models.card import UNSET, ModelCard, Unset
 from ..models.prompts import Prompt
+from ..models.score_map import calibration_map
 from .result import Embeddings, Encoded
-from .windows import Collector, Tally, Window, checked_windows, not_texts, split, with_progress
+from .similarity import similarity
+from .windows import Collector, Tally, Window, checked_windows, computed, not_texts, split, with_progress
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -158,14 +159,37 @@ class Embedder(abc.ABC):
             yield result
         tally.log(self.card.name)
 
-    def similarity(self, a: npt.ArrayLike, b: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Scores [n, m] of vectors [n, d] and [m, d] in float32: cosine, or dot product where the card says so."""
-        left, right = (np.atleast_2d(np.asarray(e, dtype=np.float32)) for e in (a, b))
-        if left.shape[1] != right.shape[1]:
-            raise ArgumentError(f"the vectors have different widths: {left.shape[1]} and {right.shape[1]}")
-        if self.card.similarity == "cosine":
-            left, right = (e / np.maximum(np.linalg.norm(e, axis=1, keepdims=True), 1e-12) for e in (left, right))
-        return left @ right.T
+    def similarity(self, a: npt.ArrayLike, b: npt.ArrayLike, *, calibrated: bool = False) -> npt.NDArray[np.float32]:
+        """Scores [n, m] of vectors [n, d] and [m, d] in float32: cosine, or what the card says; higher is nearer.
+
+        Args:
+            a: Vectors of this model.
+            b: Others.
+            calibrated: Turn the scores into what the calibration in the card makes of them, from 0 to 1: the
+                probability that two texts are related, or the share of unrelated pairs that are less similar.
+
+        Raises:
+            ArgumentError: the vectors have different widths.
+            CardError: the card has no calibration, or one of another model.
+        """
+        scores = similarity(a, b, self.card.similarity)
+        return calibration_map(self.card, self.similarity_facts())(scores) if calibrated else scores
+
+    @property
+    def weights_fingerprint(self) -> str:
+        """sha256 (hex) of what was learnt: the weights without the settings, where they can be told apart."""
+        return self.fingerprint
+
+    def similarity_facts(self) -> dict[str, Any]:
+        """What decides how similar two texts are, beyond the number format, as plain values."""
+        card = self.card
+        return {
+            "weights": self.weights_fingerprint,
+            "pooling": card.pooling,
+            "normalize": card.normalize,
+            "similarity": card.similarity,
+            "dimension": self.dimension,
+        }
 
     def _prompt_of(self, role: str | None) -> Prompt:
         return self.card.prompt(role)
@@ -227,28 +251,16 @@ class Embedder(abc.ABC):
         return Embeddings.of(np.asarray(result)[0], result.truncated, result.repaired) if single else result
 
     def _run(
-        self, windows: Iterable[Window], prompt: Prompt, max_length: int | None, batch_size: int | None
-    ) -> Iterator[tuple[Window, Encoded]]:
+        self, windows: Iterable[Window[str]], prompt: Prompt, max_length: int | None, batch_size: int | None
+    ) -> Iterator[tuple[Window[str], Encoded]]:
         """Each window with the vectors of its distinct texts, checked to be finite, in order."""
         check_count("batch_size", batch_size, "texts")
         check_count("max_length", max_length, "tokens")
-        waiting: deque[Window] = deque()
 
-        def texts() -> Iterator[list[str]]:
-            for window in windows:
-                waiting.append(window)
-                if window.texts:
-                    yield window.texts
+        def compute(texts: Iterator[list[str]]) -> Iterator[Encoded]:
+            return self._encode_unique(texts, prompt, max_length, batch_size)
 
-        nothing = Encoded(np.empty((0, self.dimension), dtype=np.float32))
-        for encoded in self._encode_unique(texts(), prompt, max_length, batch_size):
-            while not waiting[0].texts:
-                yield waiting.popleft(), nothing
-            window = waiting.popleft()
-            window.check(encoded)
-            yield window, encoded
-        while waiting:
-            yield waiting.popleft(), nothing
+        yield from computed(windows, compute, self.dimension)
 
 
 def check_count(name: str, value: object, things: str) -> None:

@@ -7,6 +7,7 @@ their parent does, because their input ends. The first device is served by the e
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import pickle
@@ -22,14 +23,15 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from ..errors import ArgumentError, WorkerError
+from .forking import forget_in_children
 from .result import Encoded
 
 if TYPE_CHECKING:
-    from .engine import Engine, EngineSpec, Request
+    from .engine import AnyRequest, Engine, Spec
 
 logger = logging.getLogger(__name__)
 
-#: An input with fewer texts is computed by the first device alone.
+#: An input with fewer texts (or pairs) is computed by the first device alone.
 SMALL_INPUT: Final = 2048
 #: Windows that wait for a device, for each device.
 _QUEUED: Final = 2
@@ -76,26 +78,27 @@ class WorkerPool:
     are free: nobody waits for a caller who reads slowly, or for himself.
     """
 
-    def __init__(self, spec: EngineSpec, engine: Engine, devices: Sequence[torch.device]) -> None:
+    def __init__(self, spec: Spec[Any], engine: Engine[Any], devices: Sequence[torch.device]) -> None:
         self._spec, self._engine, self._devices = spec, engine, devices
         self._workers: list[_Worker] = []
         self._lock = threading.Lock()
+        forget_in_children(self)
 
-    def encode_windows(self, windows: Iterable[Sequence[str]], request: Request) -> Iterator[Encoded]:
+    def encode_windows(self, windows: Iterable[Sequence[Any]], request: AnyRequest) -> Iterator[Encoded]:
         """One result for each window, in order; see `Engine.encode_windows`.
 
         Raises:
             WorkerError: a worker died; the message names its device.
         """
         source = iter(windows)
-        head: list[Sequence[str]] = []
+        head: list[Sequence[Any]] = []
         while sum(map(len, head)) < SMALL_INPUT:
             window = next(source, None)
             if window is None:
                 yield from self._engine.encode_windows(head, request)
                 return
             head.append(window)
-        windows = _joined(head, source)
+        windows = itertools.chain(head, source)
         while not self._lock.acquire(blocking=False):
             window = next(windows, None)
             if window is None:
@@ -111,19 +114,20 @@ class WorkerPool:
         if self._workers:
             return
         cpus = sum(device.type == "cpu" for device in self._devices)
-        threads = max(1, torch.get_num_threads() // cpus) if cpus else None
+        threads = torch.get_num_threads()
         try:
             for device in self._devices[1:]:
-                self._workers.append(_Worker(self._spec, str(device), threads))
+                streams = max(1, threads // cpus) if device.type == "cpu" else None
+                self._workers.append(_Worker(self._spec, str(device), threads, streams))
         except BaseException:
             self.close()
             raise
 
-    def _share(self, windows: Iterator[Sequence[str]], request: Request) -> Iterator[Encoded]:
-        tasks: SimpleQueue[tuple[int, Sequence[str]] | None] = SimpleQueue()
+    def _share(self, windows: Iterator[Sequence[Any]], request: AnyRequest) -> Iterator[Encoded]:
+        tasks: SimpleQueue[tuple[int, Sequence[Any]] | None] = SimpleQueue()
         results: SimpleQueue[tuple[int, Encoded | BaseException]] = SimpleQueue()
         stop = threading.Event()
-        local = partial(self._local, stop=stop)
+        local = partial(self._local, stop=stop, threads=torch.get_num_threads())
         runners = [local, *(worker.encode for worker in self._workers)]
         threads = [threading.Thread(target=_serve, args=(run, request, tasks, results), daemon=True) for run in runners]
         for thread in threads:
@@ -161,7 +165,10 @@ class WorkerPool:
                 stop.set()
                 self.close()
 
-    def _local(self, window: Sequence[str], request: Request, stop: threading.Event) -> Encoded:
+    def _local(self, window: Sequence[Any], request: AnyRequest, stop: threading.Event, threads: int) -> Encoded:
+        # torch keeps this number for each thread, and small windows are computed by this very one: all devices must
+        # do it with equally many threads, or a window's bytes would depend on who took it.
+        torch.set_num_threads(threads)
         return next(self._engine.encode_windows([window], request, stop=stop))
 
     def close(self) -> None:
@@ -170,13 +177,14 @@ class WorkerPool:
             worker.close()
         self._workers = []
 
+    def forget(self) -> None:
+        """Let go of the workers, in a forked child: they are its parent's."""
+        for worker in self._workers:
+            worker.forget()
+        self._workers, self._lock = [], threading.Lock()
 
-def _joined(head: list[Sequence[str]], rest: Iterator[Sequence[str]]) -> Iterator[Sequence[str]]:
-    yield from head
-    yield from rest
 
-
-def _serve(run: Any, request: Request, tasks: SimpleQueue[Any], results: SimpleQueue[Any]) -> None:
+def _serve(run: Any, request: AnyRequest, tasks: SimpleQueue[Any], results: SimpleQueue[Any]) -> None:
     """Take windows until there are none; an error is a result too, and ends this device's part."""
     while (task := tasks.get()) is not None:
         number, window = task
@@ -190,7 +198,15 @@ def _serve(run: Any, request: Request, tasks: SimpleQueue[Any], results: SimpleQ
 class _Worker:
     """A process with the model on one device."""
 
-    def __init__(self, spec: EngineSpec, device: str, threads: int | None) -> None:
+    def __init__(self, spec: Spec[Any], device: str, threads: int, streams: int | None) -> None:
+        """Start it.
+
+        Args:
+            spec: The model.
+            device: The torch device.
+            threads: What `torch.get_num_threads()` is to be there: as here, for equal bytes.
+            streams: See `Engine`.
+        """
         self.device = device
         package_root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
@@ -200,9 +216,9 @@ class _Worker:
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
         )
-        self._send((spec, device, threads))
+        self._send((spec, device, threads, streams))
 
-    def encode(self, window: Sequence[str], request: Request) -> Encoded:
+    def encode(self, window: Sequence[Any], request: AnyRequest) -> Encoded:
         """The vectors of a window, computed by the process."""
         self._send((list(window), request))
         answer = self._receive()
@@ -235,6 +251,13 @@ class _Worker:
             f"the worker of device {self.device} (process {self._process.pid}) {reason}. Its messages stand on stderr; "
             "signal 9 most often means that memory ran out. What was finished before is kept by bge encode."
         )
+
+    def forget(self) -> None:
+        """Close the pipes, in a forked child, so that the parent's end is still the worker's; send nothing."""
+        self._process.returncode = 0  # Not a child of this process, which therefore must not wait for it.
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.raw.close()  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """End the process, at once: it has nothing to save, and a thread may be waiting for its answer."""

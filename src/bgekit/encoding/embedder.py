@@ -62,7 +62,7 @@ class FlagModel(Embedder):
         use_bf16: bool = False,
         query_instruction_format: str | None = None,
         passage_instruction_for_retrieval: str | Unset | None = UNSET,
-        passage_instruction_format: str = "{}{}",
+        passage_instruction_format: str | None = None,
         devices: str | int | torch.device | Sequence[str | int | torch.device] | None = None,
         device: str | int | torch.device | None = None,
         batch_size: int | None = None,
@@ -86,10 +86,10 @@ class FlagModel(Embedder):
             query_instruction_for_retrieval: Text before queries in `encode_queries`; None or "" for none.
             use_fp16: Compute in the fastest 16-bit format of the device (float32 where none is fast).
             use_bf16: Compute in bfloat16.
-            query_instruction_format: Template of instruction and query, two slots `{}`; by default what the
-                model's family uses, which for most is the instruction followed by the query.
+            query_instruction_format: Template of instruction and query, two slots `{}`, of the model's own instruction
+                too; by default what the model's family uses, which for most is the instruction followed by the query.
             passage_instruction_for_retrieval: Text before passages in `encode_corpus`; None or "" for none.
-            passage_instruction_format: Template of instruction and passage, two slots `{}`.
+            passage_instruction_format: The same for passages.
             devices: One device or several (`"cuda:0"`, `1`, `["cpu", "cpu"]`); by default every visible GPU,
                 else the CPU. A device named twice has two workers.
             device: Another name of `devices`, as in sentence-transformers.
@@ -132,9 +132,13 @@ class FlagModel(Embedder):
             pooling=pooling_method,
             normalize=normalize_embeddings,
             query=_prompt(query_instruction_for_retrieval, template),
-            document=_prompt(passage_instruction_for_retrieval, passage_instruction_format),
+            document=_prompt(passage_instruction_for_retrieval, passage_instruction_format or "{}{}"),
+            query_format=query_instruction_format or UNSET,
+            document_format=passage_instruction_format or UNSET,
             max_length=max_length,
         )
+        self._check_length("query_max_length", query_max_length)
+        self._check_length("passage_max_length", passage_max_length)
         _log_notice(self.card)
         self.folder = folder
         self.devices = resolve_devices(devices if devices is not None else device)
@@ -177,6 +181,13 @@ class FlagModel(Embedder):
         card = {key: value for key, value in self.card.to_dict().items() if key not in ("name", "family")}
         return digest(weights, repr(card), self.precision, str(self._truncate_dim))
 
+    @cached_property
+    def weights_fingerprint(self) -> str:
+        """sha256 (hex) of the weights alone."""
+        from ..models.saving import weights_digest
+
+        return weights_digest(self.folder, allow_pickle=self._spec.allow_pickle)
+
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The Hugging Face tokenizer of the checkpoint."""
@@ -214,10 +225,8 @@ class FlagModel(Embedder):
         from .engine import Request
 
         length = max_length or self.card.max_length
-        limit = self.card.position_limit
-        if limit is not None and length > limit:
-            raise ArgumentError(f"max_length={length} is more than {self.card.name} can take: {limit} tokens")
-        request = Request(prompt, length, batch_size or self.batch_size)
+        self._check_length("max_length", length)
+        request = Request(prompt, length, batch_size=batch_size or self.batch_size)
         if len(self.devices) == 1:
             yield from self._engine.encode_windows(windows, request)
             return
@@ -227,6 +236,11 @@ class FlagModel(Embedder):
             if self._pool is None:
                 self._pool = WorkerPool(self._spec, self._engine, self.devices)
         yield from self._pool.encode_windows(windows, request)
+
+    def _check_length(self, field: str, length: int | None) -> None:
+        limit = self.card.position_limit
+        if length is not None and limit is not None and length > limit:
+            raise ArgumentError(f"{field}={length} is more than {self.card.name} can take: {limit} tokens")
 
     def _check_selftest(self) -> None:
         """Compare the vector of a fixed text with the one that `save` stored, if it did."""

@@ -1,31 +1,35 @@
-"""One device: windows of texts -> vectors, with tokenisation and computation overlapped.
+"""One device: windows of texts (or pairs) -> vectors (or scores), with tokenisation and computation overlapped.
 
-A window is a list of texts that is planned as one: its batches are cut from its own texts alone, so the bytes of
+A window is a list of inputs that is planned as one: its batches are cut from its own inputs alone, so the bytes of
 its vectors do not depend on its neighbours. While one window is computed the next is being tokenised, and the
 streams (threads that each compute whole batches) go on with it without waiting for the last batch before.
 """
 
 from __future__ import annotations
 
+import abc
+import itertools
 import logging
+import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..models.card import ModelCard
-from ..models.encoder import Encoder, PaddedBackbone, load_encoder
+from ..models.encoder import Encoder, load_encoder
 from ..models.packing import Packed
 from ..models.prompts import Prompt
 from .batching import plan_batches
+from .forking import check_process, note_load
 from .result import Encoded
 from .tokenization import TextTokenizer, Tokens, load_tokenizer
 
@@ -41,9 +45,66 @@ _SMALL: Final = 512
 _WINDOWS_AHEAD: Final = 2
 
 
+#: A window of inputs -> their tokens.
+Tokenise: TypeAlias = "Callable[[Sequence[Any]], Tokens]"
+
+
+class Network(Protocol):
+    """What computes a batch.
+
+    Attributes:
+        padded: Whether it computes padding too.
+        config: The config of its transformer, None where that is of no use.
+    """
+
+    @property
+    def padded(self) -> bool: ...  # noqa: D102
+
+    @property
+    def config(self) -> Any: ...  # noqa: D102
+
+    def __call__(self, batch: Packed) -> Tensor:
+        """[n, d] for n sequences."""
+        ...
+
+
+N_co = TypeVar("N_co", bound=Network, covariant=True)
+
+
+class Spec(Protocol[N_co]):
+    """All that is needed to build the same engine in this process or another; it can be pickled."""
+
+    def load_tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer."""
+        ...
+
+    def load_network(self, device: torch.device) -> N_co:
+        """The network, ready to compute on a device."""
+        ...
+
+    def pack(self, tokens: Tokens, batch: Sequence[int]) -> Packed:
+        """The sequences `batch` of a window as the network wants them."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyRequest(abc.ABC):
+    """How inputs are to be computed.
+
+    Attributes:
+        batch_size: Most sequences in a batch.
+    """
+
+    batch_size: int | None = None
+
+    @abc.abstractmethod
+    def tokeniser(self, tokenizer: PreTrainedTokenizerFast) -> Tokenise:
+        """What makes tokens of the inputs; `tokenizer` is left as it is."""
+
+
 @dataclass(frozen=True)
 class EngineSpec:
-    """All that is needed to build the same engine in this process or another."""
+    """The engine of an embedder: texts -> vectors."""
 
     folder: Path
     card: ModelCard
@@ -52,14 +113,39 @@ class EngineSpec:
     trust_remote_code: bool = False
     allow_pickle: bool = False
 
+    def load_tokenizer(self) -> PreTrainedTokenizerFast:
+        """See `Spec`."""
+        return load_tokenizer(self.folder, lower_case=self.card.lower_case, trust_remote_code=self.trust_remote_code)
+
+    def load_network(self, device: torch.device) -> Encoder:
+        """See `Spec`."""
+        return load_encoder(
+            self.folder,
+            self.card,
+            precision=self.precision,
+            device=device,
+            truncate_dim=self.truncate_dim,
+            trust_remote_code=self.trust_remote_code,
+            allow_pickle=self.allow_pickle,
+        )
+
+    def pack(self, tokens: Tokens, batch: Sequence[int]) -> Packed:
+        """See `Spec`."""
+        excluded = tokens.prompt_length if not self.card.include_prompt else 0
+        skip = [excluded] * len(batch) if excluded else None
+        return Packed.of([tokens.ids[row] for row in batch], skip)
+
 
 @dataclass(frozen=True)
-class Request:
+class Request(AnyRequest):
     """How texts are to be encoded."""
 
     prompt: Prompt
     max_length: int
-    batch_size: int | None = None
+
+    def tokeniser(self, tokenizer: PreTrainedTokenizerFast) -> TextTokenizer:
+        """See `AnyRequest`."""
+        return TextTokenizer(tokenizer, self.prompt, self.max_length)
 
 
 @dataclass
@@ -71,42 +157,51 @@ class _Job:
     vectors: list[Future[Tensor]]
 
 
-class Engine:
+class Engine(Generic[N_co]):
     """A model on one device. Safe to use from several threads."""
 
-    def __init__(self, spec: EngineSpec, device: str) -> None:
-        """Load the model on a torch device; on the CPU it computes with `torch.get_num_threads()` threads."""
+    def __init__(self, spec: Spec[N_co], device: str, *, streams: int | None = None) -> None:
+        """Load the model.
+
+        Args:
+            spec: The model.
+            device: A torch device; on the CPU `torch.get_num_threads()` threads compute.
+            streams: Batches computed at once, where other engines share the device; what a window's batches are does
+                not depend on it.
+        """
         self.spec = spec
         self.device = torch.device(device)
-        self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(spec.folder, trust_remote_code=spec.trust_remote_code)
-        self.encoder: Encoder = load_encoder(
-            spec.folder,
-            spec.card,
-            precision=spec.precision,
-            device=self.device,
-            truncate_dim=spec.truncate_dim,
-            trust_remote_code=spec.trust_remote_code,
-            allow_pickle=spec.allow_pickle,
-        )
-        self.padded = isinstance(self.encoder.backbone, PaddedBackbone)
-        self.streams, self.threads_per_stream = _placement(self.device)
-        self.token_budget = _token_budget(self.device, self.encoder, self.padded)
-        self._text_tokenizer = lru_cache(maxsize=16)(self._new_text_tokenizer)
+        self._process = os.getpid()
+        note_load()
+        self.tokenizer: PreTrainedTokenizerFast = spec.load_tokenizer()
+        self.encoder: N_co = spec.load_network(self.device)
+        self.padded = self.encoder.padded
+        self._shares, self.threads_per_stream = _placement(self.device)
+        self.streams = streams or self._shares
+        self.token_budget = _token_budget(self.device, self.encoder)
+        self._tokenisers = lru_cache(maxsize=16)(self._new_tokeniser)
 
-    def _new_text_tokenizer(self, prompt: Prompt, max_length: int) -> TextTokenizer:
-        return TextTokenizer(self.tokenizer, prompt, max_length)
+    def _new_tokeniser(self, request: AnyRequest) -> Tokenise:
+        return request.tokeniser(self.tokenizer)
+
+    def _tokeniser(self, request: AnyRequest) -> Tokenise:
+        return self._tokenisers(replace(request, batch_size=None))  # Tokens do not depend on it.
 
     def encode_windows(
-        self, windows: Iterable[Sequence[str]], request: Request, *, stop: threading.Event | None = None
+        self, windows: Iterable[Sequence[Any]], request: AnyRequest, *, stop: threading.Event | None = None
     ) -> Iterator[Encoded]:
         """One result for each window, in order.
 
         Args:
-            windows: Lists of valid Unicode texts, not empty.
-            request: How to encode them.
+            windows: Lists of inputs (valid Unicode texts, or pairs of them), not empty.
+            request: How to compute them.
             stop: Once set, by another thread, no further batch is computed and CancelledError ends the call.
+
+        Raises:
+            ForkError: the process was forked after the model was loaded on a GPU.
         """
-        tokenise = self._text_tokenizer(request.prompt, request.max_length)
+        check_process(self.device, self._process)
+        tokenise = self._tokeniser(request)
         source = iter(windows)
         first = next(source, None)
         if first is None:
@@ -121,18 +216,18 @@ class Engine:
                 return
             yield from self._overlapped([first], request, stop, tokenised=tokens)
             return
-        rest = [first] if second is None else _chain(first, second, source)
+        rest = [first] if second is None else itertools.chain((first, second), source)
         yield from self._overlapped(rest, request, stop)
 
     def _overlapped(
         self,
-        windows: Iterable[Sequence[str]],
-        request: Request,
+        windows: Iterable[Sequence[Any]],
+        request: AnyRequest,
         stop: threading.Event | None,
         *,
         tokenised: Tokens | None = None,
     ) -> Iterator[Encoded]:
-        tokenise = self._text_tokenizer(request.prompt, request.max_length)
+        tokenise = self._tokeniser(request)
         compute = ThreadPoolExecutor(self.streams, "bgekit-compute")
         prepare = ThreadPoolExecutor(1, "bgekit-tokenise")
         all_threads = torch.get_num_threads()
@@ -143,7 +238,7 @@ class Engine:
             _limit_threads(self.device, threads)
             return self._forward_or_split(tokens, batch)
 
-        def start(window: Sequence[str]) -> _Job:
+        def start(window: Sequence[Any]) -> _Job:
             tokens = tokenise(window) if tokenised is None else tokenised
             batches = self._plan(tokens, request)
             # Sums are rounded otherwise with more threads: a small window must not get other bytes when it comes alone.
@@ -168,20 +263,15 @@ class Engine:
     def _finish(self, job: _Job) -> Encoded:
         return self._assemble(job.tokens, job.batches, [vectors.result() for vectors in job.vectors])
 
-    def _plan(self, tokens: Tokens, request: Request) -> list[list[int]]:
+    def _plan(self, tokens: Tokens, request: AnyRequest) -> list[list[int]]:
         lengths = list(map(len, tokens.ids))
-        # A small window is shared evenly between the streams instead of filling the first one's budget.
-        budget = min(self.token_budget, max(_SMALL, -(-sum(lengths) // self.streams)))
+        # A small window is shared evenly between the streams of the device instead of filling the first one's budget.
+        budget = min(self.token_budget, max(_SMALL, -(-sum(lengths) // self._shares)))
         return list(plan_batches(lengths, budget, batch_size=request.batch_size, padded=self.padded))
-
-    def _pack(self, tokens: Tokens, batch: list[int]) -> Packed:
-        excluded = tokens.prompt_length if not self.spec.card.include_prompt else 0
-        skip = [excluded] * len(batch) if excluded else None
-        return Packed.of([tokens.ids[row] for row in batch], skip)
 
     def _forward_or_split(self, tokens: Tokens, batch: list[int]) -> Tensor:
         try:
-            return self._forward(self._pack(tokens, batch))
+            return self._forward(self.spec.pack(tokens, batch))
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or len(batch) == 1:
                 raise
@@ -204,17 +294,13 @@ class Engine:
         order = np.concatenate([np.asarray(batch) for batch in batches])
         vectors = np.empty((len(order), parts[0].shape[1]), dtype=np.float32)
         vectors[order] = torch.cat(parts).float().cpu().numpy()
-        return Encoded(vectors, sum(map(len, tokens.ids)), tokens.truncated)
+        if tokens.starts is not None:
+            vectors = np.maximum.reduceat(vectors, tokens.starts, axis=0)
+        return Encoded(vectors, sum(map(len, tokens.ids)), tokens.truncated, split=tokens.split)
 
 
 def _is_small(tokens: Tokens) -> bool:
     return sum(map(len, tokens.ids)) <= _SMALL
-
-
-def _chain(first: Any, second: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield second
-    yield from rest
 
 
 def _limit_threads(device: torch.device, threads: int) -> None:
@@ -232,16 +318,16 @@ def _placement(device: torch.device) -> tuple[int, int]:
     return recommended_streams()
 
 
-def _token_budget(device: torch.device, encoder: Encoder, padded: bool) -> int:
+def _token_budget(device: torch.device, network: Network) -> int:
     """Tokens of a batch: on CPUs what stays in cache, elsewhere what fits the free memory."""
     if device.type == "cpu":
         from ..models.fused import TOKEN_BUDGET
 
         return TOKEN_BUDGET
-    cap = 16_384 if padded else 131_072
+    cap = 16_384 if network.padded else 131_072
     if device.type != "cuda":
         return 16_384
-    config = encoder.backbone.model.config  # type: ignore[attr-defined]
+    config = network.config
     wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     # Live at the widest point: the residual, q, k, v and two tensors of the feed-forward, in 4 bytes at most.
     bytes_per_token = 4 * (6 * config.hidden_size + 2 * wide)

@@ -4,8 +4,26 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from collections.abc import Callable
 from functools import cache
+from typing import Final
+
+#: Seconds between two times: what they cost is then less than a two-hundredth of the whole.
+_SECONDS: Final = 5.0
+
+
+class Trimmer:
+    """Gives freed memory back every few seconds while something runs for long."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def trim(self) -> None:
+        """Give it back if it is time."""
+        if time.monotonic() - self._last >= _SECONDS:
+            return_freed_memory()
+            self._last = time.monotonic()
 
 
 def return_freed_memory() -> None:

@@ -11,13 +11,26 @@ import logging
 import os
 import stat
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Literal
 
 from ..errors import ArgumentError, DataError
-from .rows import FORMATS, STDIN, BadRow, Row, Stream, format_of, listing, open_stream, parquet_rows, shown, text_rows
+from .rows import (
+    FORMATS,
+    STDIN,
+    BadRow,
+    ChooseColumns,
+    Row,
+    Stream,
+    format_of,
+    listing,
+    open_stream,
+    parquet_rows,
+    shown,
+    text_rows,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -85,16 +98,8 @@ class Skipped:
             logger.warning("more lines are skipped; from here on they are only counted")
 
 
-def read_records(
-    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-    *,
-    text_field: str | None = None,
-    title_field: str | None = None,
-    id_field: str | None = None,
-    on_error: OnError = "raise",
-    format: str | None = None,
-) -> RecordReader:
-    """The records of some files, one after another.
+class RecordReader(Iterator[Record]):
+    """The records of some files, one after another. `read_records` is its name where it is called.
 
     Args:
         paths: Files, `-` for standard input. What is gzipped is recognised by its content.
@@ -106,21 +111,13 @@ def read_records(
         format: One of `jsonl`, `csv`, `tsv`, `parquet`, `txt` for all files; by default each file's name says it,
             or else its first bytes.
 
-    Raises:
-        DataError: a file cannot be read, or (while iterating) a line cannot be used; it names file and line.
-    """
-    return RecordReader(
-        paths, text_field=text_field, title_field=title_field, id_field=id_field, on_error=on_error, format=format
-    )
-
-
-class RecordReader(Iterator[Record]):
-    """Iterator over the records of files; see `read_records`.
-
     Attributes:
         files: The files as the caller named them.
         skipped: What was left out so far.
         size: Bytes of all files, None when that cannot be known (standard input, pipes).
+
+    Raises:
+        DataError: a file cannot be read, or (while iterating) a line cannot be used; it names file and line.
     """
 
     def __init__(
@@ -135,8 +132,7 @@ class RecordReader(Iterator[Record]):
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise ArgumentError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
-        if format is not None and format not in FORMATS:
-            raise ArgumentError(f"format must be one of {', '.join(FORMATS)}, not {format!r}")
+        _check_format(format)
         listed = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
         self.files = [os.fspath(path) for path in listed]
         self.skipped = Skipped()
@@ -169,7 +165,8 @@ class RecordReader(Iterator[Record]):
     def _read(self) -> Iterator[Record]:
         row_number = 0
         for file in self.files:
-            for line, row in self._rows(file):
+            columns = partial(self._fields.columns, file)
+            for line, row in _rows_of(file, self._format, columns, self._current):
                 try:
                     yield self._fields.record(row, row_number, file, line)
                 except BadRow as problem:
@@ -180,29 +177,42 @@ class RecordReader(Iterator[Record]):
                 row_number += 1
             self._finished_bytes, self._current = self._finished_bytes + (_size(file) or 0), _Position()
 
-    def _rows(self, file: str) -> Iterator[tuple[int, Row]]:
-        """Line numbers (from 1) and rows of one file; a row that cannot be parsed comes as the reason."""
-        line = 0
-        try:
-            with contextlib.ExitStack() as stack:
-                stream, raw, name = open_stream(file, stack)
-                form = self._format or format_of(name, stream, set(TEXT_FIELDS))
-                columns = partial(self._fields.columns, file)
-                if form == "parquet":
-                    if _size(file) is None:
-                        raise DataError("Parquet cannot be read from a pipe, its index is at the end: name the file")
-                    count, rows = parquet_rows(file, columns)
-                    self._current = _Position(None, count, _size(file) or 0)
-                else:
-                    rows = text_rows(form, file, stream, columns)
-                    self._current = _Position(raw if _size(file) is not None else None)
-                for line, row in rows:
-                    self._current.row = line
-                    yield line, row
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(f"{file} is damaged or cut off after line {line}: {error}") from error
-        except OSError as error:
-            raise DataError(f"cannot read {file} after line {line}: {error.strerror or error}") from error
+
+#: What callers use; the class is for those who ask what they were given.
+read_records = RecordReader
+
+
+def read_rows(
+    file: str | os.PathLike[str], *, format: str | None = None, on_bad: Callable[[int, BadRow], None] | None = None
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Line numbers (from 1; in Parquet files rows) and rows of one file of any form, each row as its fields by name.
+
+    Of a table every column is read, whatever it is called; a line of plain text is `{"text": line}`.
+
+    Args:
+        file: The file, `-` for standard input.
+        format: As in `read_records`.
+        on_bad: Called with the line and the reason where a line is no row, which is then left out; by default the
+            first such line is an error.
+
+    Raises:
+        DataError: the file or a line of it cannot be read; it names file and line.
+    """
+    name = os.fspath(file)
+    _check_format(format)
+    _checked_size(name)
+    for line, row in _rows_of(name, format, list, _Position()):
+        if isinstance(row, BadRow):
+            if on_bad is None:
+                raise DataError(f"{name}, line {line}: {row}") from row
+            on_bad(line, row)
+            continue
+        yield line, {TEXT_FIELDS[0]: row} if isinstance(row, str) else row
+
+
+def titled(title: str, text: str) -> str:
+    """Title and text as one text, with no space at either end when one of the two is empty."""
+    return f"{title} {text}" if title and text else title or text
 
 
 @dataclass
@@ -220,6 +230,38 @@ class _Position:
         return self.size * self.row // self.rows if self.rows else 0
 
 
+def _rows_of(file: str, form: str | None, columns: ChooseColumns, position: _Position) -> Iterator[tuple[int, Row]]:
+    """Line numbers (from 1) and rows of one file; a row that cannot be parsed comes as the reason.
+
+    Args:
+        file: The file, `-` for standard input.
+        form: Its format; None to find it out.
+        columns: Chooses the columns of a table.
+        position: Told how far the file has been read.
+    """
+    line = 0
+    try:
+        with contextlib.ExitStack() as stack:
+            stream, raw, name = open_stream(file, stack)
+            form = form or format_of(name, stream, set(TEXT_FIELDS))
+            size = _size(file)
+            if form == "parquet":
+                if size is None:
+                    raise DataError("Parquet cannot be read from a pipe, its index is at the end: name the file")
+                position.rows, rows = parquet_rows(file, columns)
+                position.size = size
+            else:
+                rows = text_rows(form, file, stream, columns)
+                position.stream = raw if size is not None else None
+            for line, row in rows:
+                position.row = line
+                yield line, row
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{file} is damaged or cut off after line {line}: {error}") from error
+    except OSError as error:
+        raise DataError(f"cannot read {file} after line {line}: {error.strerror or error}") from error
+
+
 @dataclass(frozen=True)
 class _Fields:
     """Which fields of a row hold its text, title and id."""
@@ -234,10 +276,7 @@ class _Fields:
         if isinstance(row, str):
             return Record(str(number), row, file, line)
         text = self._text(row)
-        title = self._title(row)
-        # No space at either end when one of the two is empty.
-        joined = f"{title} {text}" if title and text else title or text
-        return Record(self._id(row, number), joined, file, line)
+        return Record(self._id(row, number), titled(self._title(row), text), file, line)
 
     def columns(self, file: str, names: Sequence[str]) -> list[str]:
         """The columns of a table that are needed.
@@ -290,6 +329,11 @@ def _string(name: str, value: object) -> str:
     if isinstance(value, str):
         return value
     raise BadRow(f"the field {name} must be a string, not {shown(value)}")
+
+
+def _check_format(format: str | None) -> None:
+    if format is not None and format not in FORMATS:
+        raise ArgumentError(f"format must be one of {', '.join(FORMATS)}, not {format!r}")
 
 
 def _size(file: str) -> int | None:

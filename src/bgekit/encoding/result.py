@@ -18,12 +18,14 @@ class Encoded:
         tokens: Tokens computed; a text that stands twice counts once.
         truncated: Rows whose text was cut at the maximum length, ascending.
         repaired: Rows whose lone surrogates were replaced by U+FFFD, ascending.
+        split: Rows whose text was computed in several parts, ascending.
     """
 
     vectors: npt.NDArray[np.float32]
     tokens: int = 0
     truncated: list[int] = field(default_factory=list)
     repaired: list[int] = field(default_factory=list)
+    split: list[int] = field(default_factory=list)
 
 
 class Embeddings(np.ndarray):  # type: ignore[type-arg]

@@ -62,10 +62,14 @@ def open_stream(file: str, stack: contextlib.ExitStack) -> tuple[Stream, Stream,
     if raw.peek(2)[:2] == b"\x1f\x8b":
         unzipped: Any = stack.enter_context(gzip.GzipFile(fileobj=raw))
         # The buffer around it splits lines in C.
-        return io.BufferedReader(unzipped, 1 << 18), raw, re.sub(r"\.gz$", "", file, flags=re.IGNORECASE)
+        return io.BufferedReader(unzipped, 1 << 18), raw, _without_gz(file)
     if file.lower().endswith(".gz"):
         raise DataError(f"{file} is not gzipped, in spite of its name")
     return raw, raw, file
+
+
+def _without_gz(name: str) -> str:
+    return re.sub(r"\.gz$", "", name, flags=re.IGNORECASE)
 
 
 def text_rows(form: str, file: str, stream: Stream, choose_columns: ChooseColumns) -> Iterator[tuple[int, Row]]:
@@ -116,11 +120,17 @@ def _arrow_errors(file: str) -> Iterator[None]:
         raise DataError(f"{file} is damaged or no Parquet file: {error}") from error
 
 
+def stem_and_format(name: str) -> tuple[str, str | None]:
+    """A file's name without `.gz` and ending, and the format that the ending stands for, None if it is no such."""
+    stem, suffix = os.path.splitext(_without_gz(name))
+    return stem, _SUFFIXES.get(suffix.lower())
+
+
 def format_of(name: str, stream: Stream, text_fields: Set[str]) -> str:
     """The format by a file's name, or else by its first bytes."""
-    suffix = os.path.splitext(name)[1].lower()
-    if suffix in _SUFFIXES:
-        return _SUFFIXES[suffix]
+    _, form = stem_and_format(name)
+    if form is not None:
+        return form
     head = stream.peek(4096).removeprefix(_BOM)
     if head.startswith(b"PAR1"):
         return "parquet"

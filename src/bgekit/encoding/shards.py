@@ -26,7 +26,6 @@ import numpy as np
 
 from ..errors import ArgumentError, BgekitError, NumericalError, OutputError
 from .manifest import MANIFEST, describe, differences, json_bytes, read_facts, read_manifest, shard_name
-from .memory import return_freed_memory
 from .outputs import OutputFolder, file_sha256
 from .records import Record, RecordReader
 from .shardset import ShardSet, load_shards
@@ -42,8 +41,6 @@ logger = logging.getLogger(__name__)
 
 #: Texts of a shard.
 SHARD_SIZE: Final = 1024
-#: Freed memory is given back after this many shards.
-_TRIM_EVERY: Final = 4
 #: Ids named in the manifest of texts that were cut or mended; the facts of each shard have them all.
 _NAMED: Final = 20
 #: What can happen to a text before it is encoded.
@@ -203,7 +200,7 @@ class _Run:
         #: What the manifest says of each shard; None while it is being encoded.
         self._entries: list[dict[str, Any] | None] = []
         self._input = hashlib.sha256()
-        self._kept = self._stored = 0
+        self._kept = 0
         self._failure: BgekitError | None = None
 
     def begin(self, *, resume: bool, overwrite: bool) -> None:
@@ -254,9 +251,6 @@ class _Run:
                 f"{error}. {done} finished shards stay valid; the same command goes on from them"
             ) from error
         self._entries[shard.index] = self._entry(shard, facts)
-        self._stored += 1
-        if self._stored % _TRIM_EVERY == 0:
-            return_freed_memory()
         if self._progress is not None:
             self._progress.encoded(len(shard.records), encoded.tokens, shard.position)
 

@@ -25,11 +25,17 @@ class Tokens:
         ids: The ids of each text, special tokens included.
         truncated: Positions of the texts that were cut.
         prompt_length: Leading tokens of each text that belong to the prompt (with the opening special token).
+        types: The token types of each text, where it is not the first for all.
+        starts: Where inputs became several texts each: the first of every input. Its result is their maximum.
+        split: Positions of the inputs that became several texts.
     """
 
     ids: list[list[int]]
     truncated: list[int] = field(default_factory=list)
     prompt_length: int = 0
+    types: list[list[int]] | None = None
+    starts: list[int] | None = None
+    split: list[int] = field(default_factory=list)
 
 
 def check_text(text: object, index: int) -> str:
@@ -57,8 +63,15 @@ def repair(text: str) -> tuple[str, bool]:
     return text, False
 
 
-def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
+def load_tokenizer(
+    folder: Path, *, lower_case: bool = False, trust_remote_code: bool = False
+) -> PreTrainedTokenizerFast:
     """The fast tokenizer of a checkpoint.
+
+    Args:
+        folder: The checkpoint.
+        lower_case: Lowercase texts first, as the card may say, where the tokenizer does not do so by itself.
+        trust_remote_code: Allow tokenizers that the checkpoint brings as Python code.
 
     Raises:
         CheckpointError: the files are missing or damaged, or there is no fast tokenizer for them.
@@ -82,7 +95,21 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
         raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from error
     if not tokenizer.is_fast:
         raise CheckpointError(f"{folder} has only a slow tokenizer; bgekit needs tokenizer.json")
+    if lower_case:
+        _lower_case(tokenizer.backend_tokenizer)
     return tokenizer  # type: ignore[no-any-return]
+
+
+def _lower_case(backend: Any) -> None:
+    """Have a tokenizer lowercase texts, special tokens in them excepted (as sentence-transformers 6 does)."""
+    from tokenizers.normalizers import BertNormalizer, Lowercase, Sequence
+
+    normalizer = backend.normalizer
+    steps: list[Any] = [] if normalizer is None else [normalizer]
+    if isinstance(normalizer, Sequence):
+        steps = list(normalizer)  # type: ignore[call-overload]
+    if not any(isinstance(step, Lowercase) or (isinstance(step, BertNormalizer) and step.lowercase) for step in steps):
+        backend.normalizer = Sequence([Lowercase(), *steps])
 
 
 class TextTokenizer:

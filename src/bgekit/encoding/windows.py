@@ -1,4 +1,7 @@
-"""Windows of texts on their way in (checked, cleaned, equal texts found) and of vectors on their way out."""
+"""Windows of texts on their way in (checked, cleaned, equal texts found) and of vectors on their way out.
+
+What is said of texts holds for pairs of texts, whose vectors are one score wide, as well.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,16 @@ import hashlib
 import itertools
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError, NumericalError, TextTypeError
+from .memory import Trimmer
 from .result import Embeddings, Encoded
 from .tokenization import check_text, repair
 
@@ -23,8 +28,11 @@ logger = logging.getLogger(__name__)
 _PROGRESS_FROM: Final = 4096
 
 
+T = TypeVar("T", bound="str | tuple[str, str]")
+
+
 @dataclass
-class Window:
+class Window(Generic[T]):
     """A stretch of the input.
 
     Attributes:
@@ -38,18 +46,18 @@ class Window:
 
     first: int
     size: int = 0
-    texts: list[str] = field(default_factory=list)
+    texts: list[T] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
     repaired: list[int] = field(default_factory=list)
 
-    def check(self, encoded: Encoded) -> None:
+    def check(self, encoded: Encoded, what: str = "the vector of the text") -> None:
         """Raise NumericalError, naming the text, if a vector has NaN or infinity."""
         finite = np.isfinite(encoded.vectors).all(axis=1)
         if not finite.all():
             bad = int(np.argmin(finite))
             raise NumericalError(
-                f"the vector of the text at index {self.rows[bad]} has NaN or infinity: {self.texts[bad]!r:.200}. "
+                f"{what} at index {self.rows[bad]} has NaN or infinity: {self.texts[bad]!r:.200}. "
                 "Try use_fp16=False; if that does not help, the weights are damaged."
             )
 
@@ -74,7 +82,7 @@ def not_texts(value: object) -> TextTypeError:
     return TextTypeError(f"texts must be a string or an iterable of strings, not {type(value).__name__}: {value!r:.80}")
 
 
-def split(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+def split(texts: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Consecutive lists of at most `size` texts."""
     if isinstance(texts, dict | bytes | bytearray):
         raise not_texts(texts)
@@ -83,7 +91,16 @@ def split(texts: Iterable[str], size: int) -> Iterator[list[str]]:
         yield window
 
 
-def checked_windows(windows: Iterable[list[str]], *, across: bool, texts_stay: bool) -> Iterator[Window]:
+def valid_text(item: object, row: int) -> tuple[str, bool]:
+    """An element of the input as valid Unicode, and whether it had to be repaired.
+
+    Raises:
+        TextTypeError: it is not a string; the message has its row.
+    """
+    return repair(check_text(item, row))
+
+
+def checked_windows(windows: Iterable[list[str]], *, across: bool, texts_stay: bool) -> Iterator[Window[str]]:
     """Windows of valid Unicode texts, equal texts found.
 
     Args:
@@ -95,18 +112,39 @@ def checked_windows(windows: Iterable[list[str]], *, across: bool, texts_stay: b
     Raises:
         TextTypeError: an element is not a string; the message has its index in the whole input.
     """
-    seen: dict[str | bytes, int] = {}
+
+    def key(text: str) -> str | bytes:
+        return text if texts_stay or not across else hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+    return distinct_windows(windows, valid_text, key, across=across)
+
+
+def distinct_windows(
+    windows: Iterable[list[Any]],
+    valid: Callable[[object, int], tuple[T, bool]],
+    key: Callable[[T], object],
+    *,
+    across: bool,
+) -> Iterator[Window[T]]:
+    """Windows of valid inputs, equal ones found.
+
+    Args:
+        windows: Lists of inputs.
+        valid: An input and its row -> the input to compute, and whether it had to be repaired; raises on others.
+        key: What equal inputs have in common.
+        across: Find equal inputs in the whole input; otherwise in each window for itself.
+    """
+    seen: dict[object, int] = {}
     first = 0
     for texts in windows:
         if not across:
             seen = {}
-        window = Window(first)
+        window: Window[T] = Window(first)
         for row, item in enumerate(texts, first):
-            text, changed = repair(check_text(item, row))
+            text, changed = valid(item, row)
             if changed:
                 window.repaired.append(row)
-            key = text if texts_stay or not across else hashlib.blake2b(text.encode(), digest_size=16).digest()
-            source = seen.setdefault(key, row)
+            source = seen.setdefault(key(text), row)
             if source == row:
                 window.texts.append(text)
                 window.rows.append(row)
@@ -115,6 +153,44 @@ def checked_windows(windows: Iterable[list[str]], *, across: bool, texts_stay: b
         window.size = len(texts)
         first += len(texts)
         yield window
+
+
+def computed(
+    windows: Iterable[Window[T]],
+    compute: Callable[[Iterator[list[T]]], Iterator[Encoded]],
+    dimension: int,
+    what: str = "the vector of the text",
+) -> Iterator[tuple[Window[T], Encoded]]:
+    """Each window with the vectors of its distinct texts, checked to be finite, in order.
+
+    Args:
+        windows: The input.
+        compute: Lists of distinct texts, not empty -> one result for each, in order.
+        dimension: Width of the vectors.
+        what: For the message of an error.
+
+    Raises:
+        NumericalError: a vector has NaN or infinity.
+    """
+    waiting: deque[Window[T]] = deque()
+
+    def texts() -> Iterator[list[T]]:
+        for window in windows:
+            waiting.append(window)
+            if window.texts:
+                yield window.texts
+
+    nothing = Encoded(np.empty((0, dimension), dtype=np.float32))
+    trimmer = Trimmer()
+    for encoded in compute(texts()):
+        while not waiting[0].texts:
+            yield waiting.popleft(), nothing
+        window = waiting.popleft()
+        window.check(encoded, what)
+        yield window, encoded
+        trimmer.trim()
+    while waiting:
+        yield waiting.popleft(), nothing
 
 
 class Collector:
@@ -126,20 +202,24 @@ class Collector:
         self._out = out
         self._target = out if out is not None else np.empty((total or 0, dimension), dtype=np.float32)
         self._truncated: set[int] = set()
+        #: Rows that were computed in several parts.
+        self.split: set[int] = set()
         self._repaired: list[int] = []
         self._rows = 0
 
-    def add(self, window: Window, encoded: Encoded) -> None:
+    def add(self, window: Window[Any], encoded: Encoded) -> None:
         """Write the next window."""
         self._rows = window.first + window.size
         if self._rows > len(self._target):
             self._grow()
         self._target[window.rows] = encoded.vectors
         self._truncated.update(window.rows[position] for position in encoded.truncated)
+        self.split.update(window.rows[position] for position in encoded.split)
         for row, source in window.copies:
             self._target[row] = self._target[source]
-            if source in self._truncated:
-                self._truncated.add(row)
+            for rows in (self._truncated, self.split):
+                if source in rows:
+                    rows.add(row)
         self._repaired += window.repaired
 
     def result(self) -> Embeddings:
@@ -165,9 +245,14 @@ def _check_out(out: npt.NDArray[Any], total: int | None, dimension: int) -> None
 
 
 class Tally:
-    """Counts what happened to texts during one call, for one log line at its end."""
+    """Counts what happened to texts during one call, for one log line at its end.
 
-    def __init__(self) -> None:
+    Args:
+        noun: What they are.
+    """
+
+    def __init__(self, noun: str = "texts") -> None:
+        self._noun = noun
         self._texts = self._truncated = self._repaired = 0
 
     def add(self, texts: int, result: Encoded | Embeddings) -> None:
@@ -179,14 +264,21 @@ class Tally:
     def log(self, name: str) -> None:
         """Say what happened, if anything did."""
         if self._truncated:
-            logger.warning("%d of %d texts were too long for %s and were cut", self._truncated, self._texts, name)
+            logger.warning(
+                "%d of %d %s were too long for %s and were cut", self._truncated, self._texts, self._noun, name
+            )
         if self._repaired:
-            logger.warning("%d of %d texts held lone surrogates, now U+FFFD", self._repaired, self._texts)
+            logger.warning("%d of %d %s held lone surrogates, now U+FFFD", self._repaired, self._texts, self._noun)
 
 
 def with_progress(
-    results: Iterator[tuple[Window, Encoded]], total: int | None, show: bool | None
-) -> Iterator[tuple[Window, Encoded]]:
+    results: Iterator[tuple[Window[T], Encoded]],
+    total: int | None,
+    show: bool | None,
+    *,
+    noun: str = "texts",
+    verb: str = "encode",
+) -> Iterator[tuple[Window[T], Encoded]]:
     """The results, with a progress bar of texts/s, tokens/s and time left on stderr if asked for.
 
     By default (`show=None`) the bar is there on a terminal, from a few thousand texts on.
@@ -199,7 +291,7 @@ def with_progress(
     from tqdm.auto import tqdm
 
     tokens = 0
-    with tqdm(total=total, unit=" texts", desc="encode") as bar:
+    with tqdm(total=total, unit=f" {noun}", desc=verb) as bar:
         for window, encoded in results:
             tokens += encoded.tokens
             bar.update(window.size)

@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import sys
+from typing import Any
 
 import torch
 
@@ -22,10 +23,10 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
     try:
-        spec, device, threads = pickle.load(tasks)
+        spec, device, threads, streams = pickle.load(tasks)
     except EOFError:
         return
-    engine: Engine | None = None
+    engine: Engine[Any] | None = None
     while True:
         try:
             window, request = pickle.load(tasks)
@@ -33,9 +34,8 @@ def main() -> None:
             return
         try:
             if engine is None:
-                if threads is not None:
-                    torch.set_num_threads(threads)
-                engine = Engine(spec, device)
+                torch.set_num_threads(threads)
+                engine = Engine(spec, device, streams=streams)
             answer: object = next(engine.encode_windows([window], request))
         except Exception as error:
             answer = error

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final, Literal, cast, get_args
+from typing import Any, Final, Literal, get_args
 
 from ..errors import CardError, CheckpointError
 from .checkpoint import read_json, stored_dtype
+from .config import checked_length, declared_dtype, hidden_size, position_limit, read_config, usable_length
+from .facts import Facts
 from .families import Family, find_family, model_name
 from .prompts import Prompt
 
@@ -22,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 Pooling = Literal["cls", "mean", "max", "weighted_mean", "last_token"]
 POOLINGS: Final = get_args(Pooling)
+Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 
 #: Our name of each pooling -> the flag and the name that sentence-transformers writes for it.
 SENTENCE_TRANSFORMERS_POOLING: Final[dict[str, tuple[str, str]]] = {
@@ -31,9 +34,6 @@ SENTENCE_TRANSFORMERS_POOLING: Final[dict[str, tuple[str, str]]] = {
     "weighted_mean": ("pooling_mode_weightedmean_tokens", "weightedmean"),
     "last_token": ("pooling_mode_lasttoken", "lasttoken"),
 }
-
-#: Without any stated limit, texts are cut at this many tokens (the default of FlagEmbedding).
-DEFAULT_MAX_LENGTH: Final = 512
 
 
 class Unset(Enum):
@@ -75,7 +75,8 @@ class ModelCard:
         prompts: Text around inputs by role: `query`, `document`, and others that the checkpoint defines.
         max_length: Longest input in tokens, special tokens included.
         dimension: Width of the vectors.
-        similarity: `cosine` or `dot`.
+        similarity: `cosine`, `dot`, `euclidean` or `manhattan`.
+        lower_case: Whether texts are lowercased before they are tokenised, whatever the tokenizer does by itself.
         include_prompt: Whether the prompt's tokens take part in pooling (INSTRUCTOR excludes them).
         default_prompt: Role whose prompt a plain `encode` uses, None for no prompt.
         dense: Dense layers after pooling.
@@ -86,6 +87,7 @@ class ModelCard:
         notice: Advice to log once at load.
         sources: Where each field was found.
         selftest: A text and its vector, as stored by `FlagModel.save`, None without.
+        calibration: What similarities mean (`bge calibrate`), with what the model must be for it, None without.
     """
 
     name: str
@@ -94,7 +96,8 @@ class ModelCard:
     prompts: Mapping[str, Prompt]
     max_length: int
     dimension: int
-    similarity: str = "cosine"
+    similarity: Similarity = "cosine"
+    lower_case: bool = False
     include_prompt: bool = True
     default_prompt: str | None = None
     dense: tuple[DenseLayer, ...] = ()
@@ -105,6 +108,7 @@ class ModelCard:
     notice: str | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
     selftest: Mapping[str, Any] | None = None
+    calibration: Mapping[str, Any] | None = None
 
     def prompt(self, role: str | None) -> Prompt:
         """The prompt of a role; a role without one has the empty prompt."""
@@ -120,6 +124,7 @@ class ModelCard:
             "max_length": self.max_length,
             "dimension": self.dimension,
             "similarity": self.similarity,
+            "lower_case": self.lower_case,
             "include_prompt": self.include_prompt,
             "default_prompt": self.default_prompt,
             "dense": [layer.folder for layer in self.dense],
@@ -136,7 +141,8 @@ def read_card(folder: Path, name: str | None = None, **caller: Any) -> ModelCard
         folder: A checkpoint with its `config.json`.
         name: The name the caller used; the family is looked up by it, then by the folder.
         caller: Fields that the caller sets: `pooling`, `normalize`, `query`, `document` (prompts),
-            `max_length`; values that are `UNSET` are ignored.
+            `query_format`, `document_format` (templates for the known instruction, used where the prompt itself is
+            not set), `max_length`; values that are `UNSET` are ignored.
 
     Raises:
         CardError: pooling is known to nobody, or the model is no embedder.
@@ -144,17 +150,24 @@ def read_card(folder: Path, name: str | None = None, **caller: Any) -> ModelCard
     """
     name = name or str(folder)
     family = find_family(name) or find_family(str(folder.resolve()))
-    config = _model_config(folder)
+    config = read_config(folder)
     _refuse_rerankers(name, config, family)
-    facts = _Facts(name)
+    facts = Facts(name)
     facts.add("checkpoint", _checkpoint_facts(folder))
     if family is not None:
         facts.add(f"family table ({family.title})", _family_facts(family))
-    facts.add("default", {"normalize": True, "similarity": "cosine", "include_prompt": True})
+    if (dtype := declared_dtype(config)) is not None:  # of weights that are not here, or in a `.bin`
+        facts.add("config.json", {"dtype": dtype})
+    facts.add("default", {"normalize": True, "similarity": "cosine", "include_prompt": True, "lower_case": False})
     facts.add("default", {"default_prompt": None, "dense": (), "dtype": "float32", "selftest": None})
-    facts.add("default", {"max_length": _usable_length(config), "query": Prompt(), "document": Prompt()})
-    facts.override("caller", {key: value for key, value in caller.items() if value is not UNSET})
+    facts.add("default", {"calibration": None})
+    facts.add("default", {"max_length": usable_length(config), "query": Prompt(), "document": Prompt()})
     known, sources = facts.values, facts.sources
+    for role in ("query", "document"):
+        template = caller.pop(f"{role}_format", UNSET)
+        if template is not UNSET and caller.get(role, UNSET) is UNSET and known[role]:
+            caller[role] = known[role].in_format(template, family.template if family and role == "query" else None)
+    facts.override("caller", {key: value for key, value in caller.items() if value is not UNSET})
     if "pooling" not in known:
         raise CardError(
             f"nothing says how {name!r} pools its token vectors: it has no 1_Pooling/config.json and "
@@ -172,9 +185,10 @@ def read_card(folder: Path, name: str | None = None, **caller: Any) -> ModelCard
         pooling=known["pooling"],
         normalize=known["normalize"],
         prompts=prompts,
-        max_length=_checked_length(known["max_length"], sources["max_length"], config, name),
+        max_length=checked_length(known["max_length"], sources["max_length"], config, name),
         dimension=dense[-1].out_features if dense else hidden_size(config),
         similarity=known["similarity"],
+        lower_case=known["lower_case"],
         include_prompt=known["include_prompt"],
         default_prompt=known["default_prompt"],
         dense=dense,
@@ -185,40 +199,8 @@ def read_card(folder: Path, name: str | None = None, **caller: Any) -> ModelCard
         notice=family.notice if family else None,
         sources=sources,
         selftest=known["selftest"],
+        calibration=known["calibration"],
     )
-
-
-class _Facts:
-    """Values with their sources; the first source of a field is believed, a caller overrides it."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.values: dict[str, Any] = {}
-        self.sources: dict[str, str] = {}
-
-    def add(self, source: str, values: Mapping[str, Any]) -> None:
-        for key, value in values.items():
-            if key not in self.values:
-                self.values[key], self.sources[key] = value, source
-
-    def override(self, source: str, values: Mapping[str, Any]) -> None:
-        for key, value in values.items():
-            known, where = self.values.get(key), self.sources.get(key, "default")
-            if where != "default" and value != known and not _is_off(key, value):
-                logger.warning(
-                    "%s of %s is %r according to the %s, but the caller says %r: the caller's is used",
-                    key, self.name, _shown(known), where, _shown(value),
-                )  # fmt: skip
-            self.values[key], self.sources[key] = value, source
-
-
-def _is_off(key: str, value: Any) -> bool:
-    # Leaving a prompt away, or cutting texts earlier, is a choice and not a contradiction.
-    return (key in ("query", "document") and not value) or key == "max_length"
-
-
-def _shown(value: Any) -> Any:
-    return str(value) if isinstance(value, Prompt) else value
 
 
 def refuse_reranker(name: str, family: Family | None) -> None:
@@ -240,68 +222,11 @@ def _refuse_rerankers(name: str, config: Mapping[str, Any], family: Family | Non
         )
 
 
-def _model_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{folder} is no model: it has no config.json")
-    return cast(dict[str, Any], read_json(path))
-
-
-def hidden_size(config: Mapping[str, Any]) -> int:
-    """Width of the token vectors of a Hugging Face config."""
-    for key in ("hidden_size", "d_model", "n_embd", "dim"):
-        if key in config:
-            return int(config[key])
-    raise CheckpointError("config.json does not say the hidden size")
-
-
-def position_limit(config: Mapping[str, Any]) -> int | None:
-    """Most tokens that the position embeddings of a config allow, None without a fixed limit."""
-    limit = config.get("max_position_embeddings") or config.get("n_positions")
-    if limit is None or config.get("model_type") in ("t5", "mt5", "umt5"):
-        return None
-    # RoBERTa-kind models number positions from pad_token_id + 1; MPNet does the same.
-    offset = int(config.get("pad_token_id") or 0) + 1 if config.get("model_type") in OFFSET_POSITIONS else 0
-    return int(limit) - offset
-
-
-#: Model types whose positions start at pad_token_id + 1.
-OFFSET_POSITIONS: Final = frozenset(
-    {
-        "roberta",
-        "xlm-roberta",
-        "xlm-roberta-xl",
-        "camembert",
-        "mpnet",
-        "roberta-prelayernorm",
-        "data2vec-text",
-    }
-)
-
-
-def _usable_length(config: Mapping[str, Any]) -> int:
-    return min(DEFAULT_MAX_LENGTH, position_limit(config) or DEFAULT_MAX_LENGTH)
-
-
-def _checked_length(length: Any, source: str, config: Mapping[str, Any], name: str) -> int:
-    limit = position_limit(config)
-    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
-        raise CardError(f"max_length of {name} must be a positive number of tokens, not {length!r}")
-    if limit is None or length <= limit:
-        return length
-    if source == "caller":
-        raise CardError(
-            f"max_length={length} is more than {name} can take: it has position embeddings for {limit} tokens. "
-            "Pass at most that, or split long texts into passages (bge encode --chunk)."
-        )
-    return limit
-
-
 def _checkpoint_facts(folder: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     if (dtype := stored_dtype(folder)) is not None:
         facts["dtype"] = dtype
-    facts |= _length_facts(folder)
+    facts |= _length_facts(folder) | _case_facts(folder)
     facts |= _prompt_facts(folder)
     modules = folder / "modules.json"
     if not modules.is_file():
@@ -347,13 +272,19 @@ def _length_facts(folder: Path) -> dict[str, Any]:
     return {}
 
 
+def _case_facts(folder: Path) -> dict[str, Any]:
+    path = folder / "sentence_bert_config.json"
+    content = read_json(path) if path.is_file() else {}
+    return {"lower_case": content["do_lower_case"] is True} if "do_lower_case" in content else {}
+
+
 def _prompt_facts(folder: Path) -> dict[str, Any]:
     path = folder / "config_sentence_transformers.json"
     if not path.is_file():
         return {}
     content = read_json(path)
     facts: dict[str, Any] = {}
-    if content.get("similarity_fn_name") in ("cosine", "dot"):
+    if content.get("similarity_fn_name") in get_args(Similarity):
         facts["similarity"] = content["similarity_fn_name"]
     ours = content.get("bgekit") or {}
     suffixes, apart = ours.get("prompt_suffixes") or {}, ours.get("prompts_apart") or ()
@@ -371,8 +302,7 @@ def _prompt_facts(folder: Path) -> dict[str, Any]:
             facts[role] = found
     facts["prompts"] = prompts
     facts["default_prompt"] = content.get("default_prompt_name")
-    if ours.get("selftest"):
-        facts["selftest"] = ours["selftest"]
+    facts |= {name: ours[name] for name in ("selftest", "calibration") if ours.get(name)}
     return facts
 
 

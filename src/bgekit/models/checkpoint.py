@@ -33,6 +33,15 @@ PACKAGED: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
 #: What is fetched from the hub: never other frameworks' weights, never pickles unless asked for.
 _HUB_FILES: Final = ("*.json", "*.txt", "*.model", "*.safetensors", "README.md", "*/config.json")
 _PICKLE_FILES: Final = ("pytorch_model*.bin", "*/pytorch_model.bin")
+#: What `read_card` reads: kilobytes. No index of sharded weights, which promises files that are not fetched.
+_CARD_FILES: Final = (
+    "config.json",
+    "*/config.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "tokenizer_config.json",
+)
 
 _SAFETENSORS_DTYPES: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -44,6 +53,7 @@ def resolve(
     cache_dir: str | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    card_only: bool = False,
 ) -> Path:
     """The local folder of a model.
 
@@ -54,6 +64,7 @@ def resolve(
             `HF_HUB_OFFLINE` are honoured as everywhere.
         allow_pickle: Fetch `.bin` weights too.
         trust_remote_code: Fetch the repository's Python files too.
+        card_only: Fetch only the small files that a card is read from, no weights and no vocabulary.
 
     Raises:
         CheckpointError: there is no such model, or the hub cannot be reached.
@@ -74,7 +85,7 @@ def resolve(
         *(_PICKLE_FILES if allow_pickle else ()),
         *(["*.py"] if trust_remote_code else []),
     ]
-    return _from_hub(name_or_path, revision, cache_dir, patterns)
+    return _from_hub(name_or_path, revision, cache_dir, list(_CARD_FILES) if card_only else patterns)
 
 
 def _listing(folder: Path) -> str:

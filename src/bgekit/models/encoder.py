@@ -6,17 +6,18 @@ import contextlib
 import inspect
 import logging
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ..errors import CardError, CheckpointError
-from .card import OFFSET_POSITIONS, DenseLayer, ModelCard
+from .card import DenseLayer, ModelCard
 from .checkpoint import read_tensors, safetensors_header, weight_files
+from .config import padding_position
 from .packing import PACKED_ATTENTION, Packed, register
 from .pooling import Select, pool, rows_needed, select_rows
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
+
+_HALF: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Backbone(Protocol):
@@ -41,16 +44,16 @@ class PackedBackbone(nn.Module):
         super().__init__()
         self.model = model
         config = model.config
-        offset = config.model_type in OFFSET_POSITIONS
-        self.first_position: int = (config.pad_token_id or 0) + 1 if offset else 0
+        self.padding_position = padding_position(config.model_type, config.pad_token_id)
         self.arguments: dict[str, Any] = {"use_cache": False} if hasattr(config, "use_cache") else {}
 
     def forward(self, batch: Packed, select: Select) -> Tensor:
         """See `Backbone`; differentiable."""
         output = self.model(
             input_ids=batch.input_ids[None],
-            position_ids=batch.positions[None] + self.first_position,
+            position_ids=batch.positions_for(self.padding_position)[None],
             packed=batch,
+            **_token_types(None if batch.token_types is None else batch.token_types[None]),
             **self.arguments,
         )
         return select_rows(output.last_hidden_state[0], batch, select)
@@ -65,14 +68,32 @@ class PaddedBackbone(nn.Module):
 
     def forward(self, batch: Packed, select: Select) -> Tensor:
         """See `Backbone`; differentiable."""
-        longest = max(batch.lengths)
-        column = torch.arange(longest, device=batch.input_ids.device)
-        mask = column[None, :] < batch.lengths_tensor[:, None]
-        padding = self.model.config.pad_token_id or 0
-        padded = batch.input_ids.new_full(mask.shape, padding)
-        padded[mask] = batch.input_ids
-        hidden = self.model(input_ids=padded, attention_mask=mask.long()).last_hidden_state
-        return select_rows(hidden[mask], batch, select)
+        inputs = padded_inputs(batch, self.model.config.pad_token_id or 0)
+        hidden = self.model(**inputs).last_hidden_state
+        return select_rows(hidden[inputs["attention_mask"].bool()], batch, select)
+
+
+def padded_inputs(batch: Packed, padding: int) -> dict[str, Tensor]:
+    """A packed batch as the arguments [n, L] of a model of transformers, padded on the right.
+
+    Args:
+        batch: The sequences.
+        padding: Id of the padding token.
+    """
+    column = torch.arange(max(batch.lengths), device=batch.input_ids.device)
+    mask = column[None, :] < batch.lengths_tensor[:, None]
+    padded = batch.input_ids.new_full(mask.shape, padding)
+    padded[mask] = batch.input_ids
+    types = None
+    if batch.token_types is not None:
+        types = torch.zeros_like(padded)
+        types[mask] = batch.token_types
+    return {"input_ids": padded, "attention_mask": mask.long(), **_token_types(types)}
+
+
+def _token_types(types: Tensor | None) -> dict[str, Tensor]:
+    """As an argument of models that have them."""
+    return {} if types is None else {"token_type_ids": types}
 
 
 class DenseHead(nn.Module):
@@ -110,6 +131,16 @@ class Encoder(nn.Module):
         self.normalize = card.normalize
         self.truncate_dim = truncate_dim
 
+    @property
+    def padded(self) -> bool:
+        """Whether the network computes padding too."""
+        return isinstance(self.backbone, PaddedBackbone)
+
+    @property
+    def config(self) -> Any:
+        """The config of the transformer, None for the fused CPU path."""
+        return None if isinstance(self.backbone, FusedBackbone) else self.backbone.model.config  # type: ignore[attr-defined]
+
     def forward(self, batch: Packed) -> Tensor:
         """[n, dimension] float32, one vector for each sequence of the batch; differentiable."""
         hidden = self.backbone(batch, rows_needed(self.pooling))
@@ -128,7 +159,44 @@ def load_transformer(
     Raises:
         CheckpointError: files are missing or damaged, or the weights do not fit the config.
     """
-    from transformers import AutoConfig, AutoModel, T5EncoderModel
+    from transformers import AutoModel, T5EncoderModel
+
+    def make(config: Any) -> Any:
+        return T5EncoderModel if config.model_type in ("t5", "mt5", "umt5") else AutoModel
+
+    model = load_published(
+        folder, make, dtype=dtype, without=("pooler",), trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+    )
+    if can_pack(model):
+        model.set_attn_implementation(PACKED_ATTENTION)
+    return model
+
+
+def load_published(
+    folder: Path,
+    choose: Callable[[Any], Any],
+    *,
+    dtype: torch.dtype,
+    without: Sequence[str] = (),
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    **options: Any,
+) -> PreTrainedModel:
+    """A model of transformers, in evaluation mode on the CPU, with all its weights from the checkpoint.
+
+    Args:
+        folder: The checkpoint.
+        choose: Its config -> the class whose `from_pretrained` makes the model.
+        dtype: Type of the weights.
+        without: Parts of the names of weights that the checkpoint may lack; they are new then.
+        trust_remote_code: Allow architectures that the checkpoint brings as Python code.
+        allow_pickle: Allow `.bin` weights.
+        options: What else is set in the config.
+
+    Raises:
+        CheckpointError: files are missing or damaged, or the weights do not fit the config.
+    """
+    from transformers import AutoConfig
 
     files = weight_files(folder, allow_pickle=allow_pickle)
     for file in files:
@@ -136,10 +204,9 @@ def load_transformer(
             safetensors_header(file)
     register()
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        kind = T5EncoderModel if config.model_type in ("t5", "mt5", "umt5") else AutoModel
-        with _quiet():
-            model, report = kind.from_pretrained(
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
+        with quiet_transformers():
+            model, report = choose(config).from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype,
@@ -151,19 +218,18 @@ def load_transformer(
         raise CheckpointError(f"{files[0]} is damaged or holds more than weights") from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"cannot load the model in {folder}: {error}") from error
-    missing = [key for key in report["missing_keys"] if "pooler" not in key and "position_ids" not in key]
+    expected = (*without, "position_ids")
+    missing = [key for key in report["missing_keys"] if not any(part in key for part in expected)]
     if missing:
         raise CheckpointError(
             f"{folder} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}: "
             "the weights do not belong to this config.json"
         )
-    if can_pack(model):
-        model.set_attn_implementation(PACKED_ATTENTION)
     return model.eval()
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Without transformers' bar and its report: what matters of it, missing weights, is an error of ours."""
     from transformers.utils import logging as reports
 
@@ -211,28 +277,41 @@ def load_encoder(
         CheckpointError: files are missing or damaged.
         CardError: the precision is not possible for this architecture.
     """
-    from .fused import FusedEncoder, can_fuse
-
     device = device or torch.device("cpu")
-    half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
-    fuse = device.type == "cpu"
     model = load_transformer(
-        folder,
-        dtype=torch.float32 if fuse or half is None else half,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
+        folder, dtype=loading_dtype(precision, device), trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
     )
-    backbone: Backbone
-    if fuse and can_fuse(model):
-        backbone = FusedBackbone(FusedEncoder(model, "int8" if precision == "int8" else half or torch.float32))
-    elif precision == "int8":
-        raise CardError(f"dtype='int8' is there for BERT, RoBERTa and XLM-R, not for {type(model).__name__}")
-    else:
-        backbone = (PackedBackbone if can_pack(model) else PaddedBackbone)(model.to(half or torch.float32))
+    backbone = inference_backbone(model, precision, device)
     logger.debug("%s runs as %s in %s on %s", folder, type(backbone).__name__, precision, device)
     encoder = Encoder(backbone, card, truncate_dim=truncate_dim)
-    _load_head(encoder.head, folder, card, allow_pickle)
+    load_head(encoder.head, folder, card, allow_pickle)
     return encoder.to(device).eval()
+
+
+def loading_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What weights are loaded as: the fused CPU path prepares its own from float32 ones."""
+    return _HALF.get(precision, torch.float32) if device.type != "cpu" else torch.float32
+
+
+def inference_backbone(model: PreTrainedModel, precision: str, device: torch.device) -> Backbone:
+    """The fastest way there is to compute a transformer on a device.
+
+    Args:
+        model: The transformer, loaded as `loading_dtype` says, on the CPU.
+        precision: `float32`, `bfloat16`, `float16`, or `int8` (CPU, BERT family).
+        device: Where it will compute.
+
+    Raises:
+        CardError: the precision is not possible for this architecture.
+    """
+    from .fused import FusedEncoder, can_fuse
+
+    half = _HALF.get(precision)
+    if device.type == "cpu" and can_fuse(model):
+        return FusedBackbone(FusedEncoder(model, "int8" if precision == "int8" else half or torch.float32))
+    if precision == "int8":
+        raise CardError(f"dtype='int8' is there for BERT, RoBERTa and XLM-R, not for {type(model).__name__}")
+    return (PackedBackbone if can_pack(model) else PaddedBackbone)(model.to(half or torch.float32))
 
 
 class FusedBackbone:
@@ -243,11 +322,12 @@ class FusedBackbone:
 
     def __call__(self, batch: Packed, select: Select) -> Tensor:
         """See `Backbone`; not differentiable."""
-        hidden: Tensor = self.fused(batch.input_ids, batch.lengths, select)
+        hidden: Tensor = self.fused(batch.input_ids, batch.lengths, select, batch.token_types)
         return hidden
 
 
-def _load_head(head: DenseHead, folder: Path, card: ModelCard, allow_pickle: bool) -> None:
+def load_head(head: DenseHead, folder: Path, card: ModelCard, allow_pickle: bool) -> None:
+    """Load the weights of dense layers from their folders in a checkpoint."""
     for module, layer in zip(head.layers, card.dense, strict=True):
         files = weight_files(folder / layer.folder, allow_pickle=allow_pickle)
         weights = {key.removeprefix("linear."): value.float() for file in files for key, value in read_tensors(file)}

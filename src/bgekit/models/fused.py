@@ -2,7 +2,7 @@
 
 Only the arithmetic of a published model (`BertModel` and its relatives) is kept. What makes it fast:
 - linear layers see real tokens only, prepacked weights, GELU and the residual sum in the same pass;
-- attention is batched products over sequences of nearly equal length, with a softmax of two passes (`_attend`);
+- attention is batched products over sequences of nearly equal length, with a softmax of two passes (`fused_attention`);
 - pooling that reads one token of a text leaves out the other tokens of the last layer (`select`).
 """
 
@@ -16,17 +16,19 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, layer_norm, pad, scaled_dot_product_attention
+from torch.nn.functional import embedding, layer_norm, pad
 
 from ..errors import ArgumentError
+from .fused_attention import attend
 from .fused_int8 import Int8Layer, Int8Projection, has_fast_int8
+from .packing import roberta_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Select = Literal["all", "first", "last"]
 
-#: Published classes with the post-norm BERT layer, and whether their positions start after the padding id.
+#: Published classes with the post-norm BERT layer, and whether their positions start at the padding id.
 _CLASSES: Final = {"BertModel": False, "RobertaModel": True, "XLMRobertaModel": True, "CamembertModel": True}
 
 #: `config.hidden_act` -> the epilogue that oneDNN computes with the product, and its algorithm.
@@ -46,12 +48,6 @@ _BLOCK: Final = 256
 
 #: Tokens from which on sequences of equal length get attention calls of their own.
 _RUN: Final = 256
-
-#: Attention scores computed at once: they are read three times, so they should stay in the cache.
-_SCORES: Final = 1 << 20
-
-#: Between these, a softmax denominator taken without subtracting the row's maximum has lost nothing.
-_SMALLEST, _LARGEST = 1e-25, 1e25
 
 
 def recommended_streams() -> tuple[int, int]:
@@ -234,10 +230,13 @@ class FusedEncoder:
         self.state_dtype: torch.dtype = dtype if isinstance(dtype, torch.dtype) else torch.float32
         with torch.no_grad():
             self.words = embeddings.word_embeddings.weight.detach().float()
-            first = config.pad_token_id + 1 if _CLASSES[type(model).__name__] else 0
-            # There is one segment, so its embedding is part of every position's.
-            segment = embeddings.token_type_embeddings.weight.detach().float()[0]
-            self.positions = embeddings.position_embeddings.weight.detach().float()[first:] + segment
+            #: Id of the padding token where that has a position of its own, the first, and other tokens follow.
+            self.padding: int | None = (config.pad_token_id or 0) if _CLASSES[type(model).__name__] else None
+            # Most tokens are of the first segment, so its embedding is part of every position's.
+            segments = embeddings.token_type_embeddings.weight.detach().float()
+            self.positions = embeddings.position_embeddings.weight.detach().float()[self.padding or 0 :] + segments[0]
+            #: [types, hidden] what another segment adds to that.
+            self.segments = segments - segments[0]
             self.norm = Norm(embeddings.LayerNorm)
             self.layers = [self._layer(layer, config.hidden_act) for layer in source.encoder.layer]
             last = source.encoder.layer[-1].attention.self
@@ -259,7 +258,9 @@ class FusedEncoder:
             weights[0], biases[0] = weights[0] * scale, biases[0] * scale
         return (Int8Projection if self.int8 else _Linear)(torch.cat(weights), torch.cat(biases), self.dtype)
 
-    def __call__(self, input_ids: Tensor, lengths: Sequence[int], select: Select = "all") -> Tensor:
+    def __call__(
+        self, input_ids: Tensor, lengths: Sequence[int], select: Select = "all", token_types: Tensor | None = None
+    ) -> Tensor:
         """Hidden states of the last layer.
 
         Args:
@@ -267,6 +268,7 @@ class FusedEncoder:
             lengths: Tokens of each of the n sequences, each at least 1, T in all. Any order is correct;
                 few different lengths in a batch are fast.
             select: The tokens to return: all, or the first or the last one of each sequence.
+            token_types: [T] int64, the segment of each token; by default all are of the first.
 
         Returns:
             [T, hidden] for `all`, else [n, hidden]; float32, in the order given.
@@ -279,9 +281,10 @@ class FusedEncoder:
             starts = [end - own for end, own in zip(itertools.accumulate(lengths), lengths, strict=True)]
             order = sorted(range(len(lengths)), key=lengths.__getitem__)
             if order == list(range(len(lengths))):
-                return self._forward(input_ids, list(lengths), select)
+                return self._forward(input_ids, list(lengths), select, token_types)
             tokens = torch.cat([torch.arange(starts[i], starts[i] + lengths[i]) for i in order])
-            hidden = self._forward(input_ids[tokens], [lengths[i] for i in order], select)
+            types = None if token_types is None else token_types[tokens]
+            hidden = self._forward(input_ids[tokens], [lengths[i] for i in order], select, types)
             restored = torch.empty_like(hidden)
             return restored.index_copy_(0, tokens if select == "all" else torch.tensor(order), hidden)
 
@@ -291,18 +294,24 @@ class FusedEncoder:
                 f"lengths of at least 1 that sum to the number of tokens are needed: {len(lengths)} lengths, "
                 f"sum {sum(lengths)}, for input_ids of shape {tuple(input_ids.shape)}"
             )
-        if max(lengths) > len(self.positions):
-            raise ArgumentError(f"a sequence of {max(lengths)} tokens: this model has {len(self.positions)} positions")
+        limit = len(self.positions) - (self.padding is not None)
+        if max(lengths) > limit:
+            raise ArgumentError(f"a sequence of {max(lengths)} tokens: this model has {limit} positions")
 
-    def _forward(self, input_ids: Tensor, lengths: list[int], select: Select) -> Tensor:
+    def _forward(self, input_ids: Tensor, lengths: list[int], select: Select, token_types: Tensor | None) -> Tensor:
         """`__call__` for ascending lengths."""
         count, rows = len(input_ids), _round_up(len(input_ids))
         groups = _group(lengths, rows, self.dtype)
         own = torch.tensor(lengths)
         ends = own.cumsum(0)
-        place = torch.arange(count) - (ends - own).repeat_interleave(own)
+        if self.padding is None:
+            place = torch.arange(count) - (ends - own).repeat_interleave(own)
+        else:
+            place = roberta_positions(input_ids, self.padding, ends - own, own)
         x = embedding(pad(input_ids, (0, rows - count)), self.words)
         x += embedding(pad(place, (0, rows - count)), self.positions)
+        if token_types is not None:
+            x += embedding(pad(token_types, (0, rows - count)), self.segments)
         x = self.norm(x).to(self.state_dtype)
         for layer in self.layers if select == "all" else self.layers[:-1]:
             x = layer.finish(x, self._attention(layer.qkv(x), None, groups))
@@ -340,61 +349,12 @@ class FusedEncoder:
             parts = own.permute(2, 0, 3, 1, 4)
             if queries is not None:
                 query = queries[group.sequences].view(n, 1, self.heads, width).transpose(1, 2)
-                _attend(query, parts[0], parts[1], group.mask, context[group.sequences].view(n, 1, self.heads, width))
+                attend(query, parts[0], parts[1], group.mask, context[group.sequences].view(n, 1, self.heads, width))
             elif group.real is None:
                 out = context[group.tokens].view(n, group.own, self.heads, width)
-                _attend(parts[0], parts[1], parts[2], group.mask, out)
+                attend(parts[0], parts[1], parts[2], group.mask, out)
             else:
                 out = context.new_empty(n, group.length, self.heads, width)
-                _attend(parts[0], parts[1], parts[2], group.mask, out)
+                attend(parts[0], parts[1], parts[2], group.mask, out)
                 torch.index_select(out.view(-1, hidden), 0, group.real, out=context[group.tokens])
         return context
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor) -> None:
-    """softmax(query key^T) value of each head, with scores in units of log2.
-
-    Args:
-        query: [n, heads, q, d].
-        key: [n, heads, L, d].
-        value: [n, heads, L, d].
-        mask: [n or 1, L] 1 for tokens and 0 for padding, None without padding.
-        out: [n, q or less, heads, d], written with the results of the first queries.
-    """
-    n, heads, length, width = key.shape
-    queries = query.reshape(n * heads, -1, width)
-    # Softmax does not see a constant added to a row of scores, so the keys' mean may go: what is left is
-    # smaller, hence finer in bfloat16, and exp2 needs no pass to find and subtract the row's maximum.
-    keys = torch.sub(key, key.mean(2, keepdim=True), out=key.new_empty(key.shape)).view(n * heads, length, width)
-    if mask is None:
-        values, ones = value.reshape(keys.shape), None
-    else:
-        # Padding adds nothing to either sum once its values and its share of the denominator are zero.
-        share = mask[:, None, :, None]
-        values = torch.mul(value, share, out=value.new_empty(value.shape)).view(keys.shape)
-        ones = share.expand(n, heads, length, 1).reshape(n * heads, length, 1)
-    sums, totals = torch.empty_like(queries), queries.new_empty(n * heads, queries.shape[1], 1)
-    for part in _powers_of_two(n * heads, max(1, _SCORES // (length * queries.shape[1]))):
-        weights = torch.bmm(queries[part], keys[part].transpose(1, 2)).exp2_()
-        torch.bmm(weights, values[part], out=sums[part])
-        if ones is None:
-            torch.sum(weights, -1, keepdim=True, out=totals[part])
-        else:
-            torch.bmm(weights, ones[part], out=totals[part])
-    smallest, largest = torch.aminmax(totals)
-    if smallest > _SMALLEST and largest < _LARGEST:
-        results = sums.view(query.shape).transpose(1, 2)[:, : out.shape[1]]
-        torch.div(results, totals.view(n, heads, -1, 1).transpose(1, 2)[:, : out.shape[1]], out=out)
-    else:  # Scores of hundreds, which trained encoders do not have; NaN comes here too, and stays NaN.
-        valid = None if mask is None else mask[:, None, None, :].bool()
-        exact = scaled_dot_product_attention(query, key, value, attn_mask=valid, scale=math.log(2))
-        out.copy_(exact.transpose(1, 2)[:, : out.shape[1]])
-
-
-def _powers_of_two(count: int, most: int) -> Iterator[slice]:
-    """Cut `count` into the largest powers of two up to `most`, so that few shapes occur (see `_round_up`)."""
-    start = 0
-    while start < count:
-        stop = start + (1 << (min(count - start, most).bit_length() - 1))
-        yield slice(start, stop)
-        start = stop

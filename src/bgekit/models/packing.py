@@ -32,21 +32,54 @@ class Packed:
         input_ids: [T] int64.
         lengths: Tokens of each of the n sequences, each at least 1; their sum is T.
         skip: For each sequence, how many leading tokens pooling leaves out (a prompt that does not count).
+        token_types: [T] int64, the segment that each token belongs to, where it is not the first for all.
     """
 
     input_ids: Tensor
     lengths: tuple[int, ...]
     skip: tuple[int, ...] | None = None
+    token_types: Tensor | None = None
 
     @classmethod
-    def of(cls, sequences: Sequence[Sequence[int]], skip: Sequence[int] | None = None) -> Packed:
-        """Pack lists of token ids."""
-        flat = torch.tensor(list(itertools.chain.from_iterable(sequences)), dtype=torch.long)
-        return cls(flat, tuple(map(len, sequences)), tuple(skip) if skip is not None else None)
+    def of(
+        cls,
+        sequences: Sequence[Sequence[int]],
+        skip: Sequence[int] | None = None,
+        token_types: Sequence[Sequence[int]] | None = None,
+    ) -> Packed:
+        """Pack lists of token ids, and of their token types where there are any."""
+        lengths = tuple(map(len, sequences))
+        types = None if token_types is None else _flat(token_types)
+        return cls(_flat(sequences), lengths, tuple(skip) if skip is not None else None, types)
+
+    @classmethod
+    def join(cls, *batches: Packed) -> Packed:
+        """Several batches as one, in their order."""
+        skip, types = None, None
+        if any(batch.skip is not None for batch in batches):
+            skip = tuple(itertools.chain.from_iterable(b.skip or (0,) * len(b.lengths) for b in batches))
+        if any(batch.token_types is not None for batch in batches):
+            each = [torch.zeros_like(b.input_ids) if b.token_types is None else b.token_types for b in batches]
+            types = torch.cat(each)
+        lengths = tuple(itertools.chain.from_iterable(batch.lengths for batch in batches))
+        return cls(torch.cat([batch.input_ids for batch in batches]), lengths, skip, types)
+
+    def take(self, positions: Sequence[int]) -> Packed:
+        """Some of the sequences, in the order of their positions."""
+        chosen = torch.tensor(positions, dtype=torch.long, device=self.input_ids.device)
+        counts = self.lengths_tensor[chosen]
+        lengths = tuple(self.lengths[position] for position in positions)
+        # Token i of the result is as far from where its sequence begins there as here.
+        shift = (self.starts[chosen] - (counts.cumsum(0) - counts)).repeat_interleave(counts, output_size=sum(lengths))
+        tokens = torch.arange(sum(lengths), device=chosen.device) + shift
+        skip = None if self.skip is None else tuple(self.skip[position] for position in positions)
+        types = None if self.token_types is None else self.token_types[tokens]
+        return Packed(self.input_ids[tokens], lengths, skip, types)
 
     def to(self, device: torch.device) -> Packed:
         """The same batch on another device."""
-        return Packed(self.input_ids.to(device, non_blocking=True), self.lengths, self.skip)
+        types = None if self.token_types is None else self.token_types.to(device, non_blocking=True)
+        return Packed(self.input_ids.to(device, non_blocking=True), self.lengths, self.skip, types)
 
     @cached_property
     def lengths_tensor(self) -> Tensor:
@@ -69,10 +102,41 @@ class Packed:
         total = torch.arange(self.input_ids.numel(), device=self.input_ids.device)
         return total - self.starts.repeat_interleave(self.lengths_tensor, output_size=self.input_ids.numel())
 
+    def positions_for(self, padding: int | None) -> Tensor:
+        """[T] int64: the position that a model looks up for each token.
+
+        Args:
+            padding: None for a model that counts tokens from 0. One of RoBERTa's kind, whose padding token has this
+                id, counts from `padding + 1` and leaves padding tokens out, which a text that spells one can hold:
+                they have the position `padding`.
+        """
+        if padding is None:
+            return self.positions
+        return roberta_positions(self.input_ids, padding, self.starts, self.lengths_tensor) + padding
+
     @cached_property
     def groups(self) -> list[_Group]:
         """Sequences of nearly equal length, which share one attention call."""
         return _group(self)
+
+
+def _flat(sequences: Sequence[Sequence[int]]) -> Tensor:
+    return torch.tensor(list(itertools.chain.from_iterable(sequences)), dtype=torch.long)
+
+
+def roberta_positions(input_ids: Tensor, padding: int, starts: Tensor, lengths: Tensor) -> Tensor:
+    """[T] int64: 1, 2, ... for the tokens of each sequence that are not padding, 0 for those that are.
+
+    Args:
+        input_ids: [T] int64, sequences laid end to end.
+        padding: Id of the padding token.
+        starts: [n] int64, where each sequence begins.
+        lengths: [n] int64, their tokens.
+    """
+    real = (input_ids != padding).long()
+    total = real.cumsum(0)
+    before = (total - real)[starts]
+    return (total - before.repeat_interleave(lengths, output_size=len(input_ids))) * real
 
 
 @dataclass(frozen=True, eq=False)

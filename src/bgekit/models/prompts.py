@@ -42,9 +42,35 @@ class Prompt:
         """
         if not instruction:
             return cls()
-        parts = template.replace("\\n", "\n").split("{}")
-        if len(parts) != 3:
+        before, between, after = _parts(template)
+        return cls(f"{before}{instruction}{between}", after)
+
+    def in_format(self, template: str, made_with: str | None = None) -> Prompt:
+        """The instruction of this prompt in another template (see `from_format`).
+
+        Args:
+            template: The template.
+            made_with: The template of this prompt; where it has another form, all that it puts before a text is the
+                instruction.
+
+        Raises:
+            ArgumentError: the template does not have exactly two slots `{}`, or this prompt is no instruction.
+        """
+        for known in filter(None, (made_with, template)):
+            before, between, after = _parts(known)
+            bare = self.prefix.removeprefix(before).removesuffix(between)
+            if self == Prompt(f"{before}{bare}{between}", after):
+                return Prompt.from_format(bare, template)
+        if self.apart or self.suffix:
             raise ArgumentError(
-                f"instruction format {template!r} must hold two slots {{}}: the instruction, then the text"
+                f"the prompt {str(self)!r} is no instruction to put in the format {template!r}: pass one"
             )
-        return cls(f"{parts[0]}{instruction}{parts[1]}", parts[2])
+        return Prompt.from_format(self.prefix, template)
+
+
+def _parts(template: str) -> tuple[str, str, str]:
+    """What stands before, between and after the two slots of a template."""
+    parts = template.replace("\\n", "\n").split("{}")
+    if len(parts) != 3:
+        raise ArgumentError(f"instruction format {template!r} must hold two slots {{}}: the instruction, then the text")
+    return parts[0], parts[1], parts[2]

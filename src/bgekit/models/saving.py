@@ -17,12 +17,14 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ArgumentError, BgekitError, OutputError
 from .card import DenseLayer, ModelCard
 from .checkpoint import read_json, read_tensors, weight_files
+from .score_map import moved
 from .side_files import dense_folder, readme, side_files
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ _TOKENIZER_FILES: Final = (
     "chat_template.jinja",
 )
 #: Kept as they are beside unchanged weights: terms of use, and the further heads of BGE-M3.
-_KEPT_FILES: Final = ("LICENSE*", "LICENCE*", "NOTICE*", "sparse_linear.pt", "colbert_linear.pt")
+KEPT_FILES: Final = ("LICENSE*", "LICENCE*", "NOTICE*", "sparse_linear.pt", "colbert_linear.pt")
 
 
 def save_model(model: FlagModel, path: Path, *, overwrite: bool = False) -> None:
@@ -70,7 +72,7 @@ def save_model(model: FlagModel, path: Path, *, overwrite: bool = False) -> None
     """
     from .encoder import load_encoder
 
-    path = _target(path, overwrite)  # Before the work, not after it.
+    path = target_folder(path, overwrite)  # Before the work, not after it.
     spec, encoder = model._spec, model._engine.encoder
     device = model.devices[0]
     if spec.precision != "float32" or spec.truncate_dim is not None:
@@ -151,24 +153,27 @@ def write_checkpoint(
     """
     if dense is not None and len(dense) != len(card.dense):
         raise ArgumentError(f"the card has {len(card.dense)} dense layers, but weights of {len(dense)} are given")
-    with _atomic_folder(_target(path, overwrite)) as folder:
+    with atomic_folder(target_folder(path, overwrite)) as folder:
         if weights is None:
-            _copy_weights(source, folder, allow_pickle)
-            _copy_matching(source, folder, _KEPT_FILES)
+            copy_weights(source, folder, allow_pickle)
+            copy_matching(source, folder, KEPT_FILES)
         else:
-            _save_tensors(_as_stored(weights, card.dtype), folder)
-            _copy_matching(source, folder, _KEPT_FILES[:3])
+            save_tensors(as_stored(weights, card.dtype), folder)
+            copy_matching(source, folder, KEPT_FILES[:3])
         for number, layer in enumerate(card.dense):
-            given = None if dense is None else _as_stored(dense[number], card.dtype)
+            given = None if dense is None else as_stored(dense[number], card.dtype)
             _write_dense(source, folder / dense_folder(number), layer, given, allow_pickle)
         _write_config(source, folder, None if weights is None else card.dtype)
         if remote_code:
-            _copy_matching(source, folder, ("*.py",))
-        _write_tokenizer(source, folder, tokenizer, card.max_length)
+            copy_matching(source, folder, ("*.py",))
+        write_tokenizer(source, folder, tokenizer, card.max_length)
         if selftest is not None:
             selftest = {**selftest, "weights": weights_digest(folder)}
+        if card.calibration is not None:
+            then = weights_digest(source, allow_pickle=allow_pickle) if weights is None and dense is None else None
+            card = replace(card, calibration=moved(card.calibration, then, weights_digest(folder)))
         for name, content in side_files(card, selftest, _versions()).items():
-            _write_json(folder / name, content)
+            write_json(folder / name, content)
         for module in read_json(folder / "modules.json", list):
             (folder / module["path"]).mkdir(exist_ok=True)
         text = readme(card, base_model=_hub_id(card.name, source), source=source / "README.md")
@@ -185,7 +190,7 @@ def weights_digest(folder: Path, *, allow_pickle: bool = False) -> str:
     return digest.hexdigest()
 
 
-def _target(path: Path, overwrite: bool) -> Path:
+def target_folder(path: Path, overwrite: bool) -> Path:
     """The folder to make, links resolved: a link to it stays one."""
     path = path.expanduser().resolve()
     if not path.exists():
@@ -202,7 +207,7 @@ def _target(path: Path, overwrite: bool) -> Path:
 
 
 @contextlib.contextmanager
-def _atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """A new folder that becomes `path` if the block ends well, and vanishes otherwise."""
     from safetensors import SafetensorError
 
@@ -256,10 +261,11 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _copy_weights(source: Path, folder: Path, allow_pickle: bool) -> None:
+def copy_weights(source: Path, folder: Path, allow_pickle: bool) -> None:
+    """The source's safetensors byte by byte, `.bin` files (if allowed) converted tensor by tensor."""
     files = weight_files(source, allow_pickle=allow_pickle)
     if files[0].suffix != ".safetensors":
-        _save_tensors(dict(pair for file in files for pair in _tensors(file)), folder)
+        save_tensors(dict(pair for file in files for pair in _tensors(file)), folder)
         return
     for file in files:
         shutil.copyfile(file, folder / file.name)
@@ -274,7 +280,8 @@ def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
     return ((name, value) for name, value in read_tensors(file) if isinstance(value, torch.Tensor))
 
 
-def _as_stored(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+def as_stored(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """On the CPU, floating ones in the type that a checkpoint stores."""
     import torch
 
     stored = getattr(torch, dtype)
@@ -282,7 +289,7 @@ def _as_stored(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
     return {name: each.to(stored) if each.is_floating_point() else each for name, each in moved.items()}
 
 
-def _save_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
+def save_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
     """As `model.safetensors`, in shards with an index from 5 GB on; tied weights once."""
     from huggingface_hub import save_torch_state_dict
 
@@ -299,7 +306,7 @@ def _write_dense(
         files = weight_files(source / layer.folder, allow_pickle=allow_pickle)
         given = dict(pair for file in files for pair in _tensors(file))
     tensors = {f"linear.{name.removeprefix('linear.')}": value.contiguous() for name, value in given.items()}
-    _save_tensors(tensors, folder)
+    save_tensors(tensors, folder)
     # The one file that sentence-transformers 2.7 reads here. Everything newer, bgekit too, prefers the other.
     buffer = io.BytesIO()  # Written to a file directly, torch hides the reason of a failure.
     torch.save(tensors, buffer)
@@ -313,10 +320,11 @@ def _write_config(source: Path, folder: Path, dtype: str | None) -> None:
     if dtype is None or config.get(name) == dtype:
         shutil.copyfile(source / "config.json", folder / "config.json")
     else:
-        _write_json(folder / "config.json", {**config, name: dtype})
+        write_json(folder / "config.json", {**config, name: dtype})
 
 
-def _write_tokenizer(source: Path, folder: Path, tokenizer: PreTrainedTokenizerFast | None, max_length: int) -> None:
+def write_tokenizer(source: Path, folder: Path, tokenizer: PreTrainedTokenizerFast | None, max_length: int) -> None:
+    """The files of `tokenizer`, by default of the source's, for transformers 4 and 5."""
     if tokenizer is None:
         for name in _TOKENIZER_FILES:
             if (source / name).is_file():
@@ -328,7 +336,7 @@ def _write_tokenizer(source: Path, folder: Path, tokenizer: PreTrainedTokenizerF
     settings = read_json(path)
     mended = _portable(settings) | {"model_max_length": max_length}
     if mended != settings:
-        _write_json(path, mended)
+        write_json(path, mended)
 
 
 def _complete_tokenizer(
@@ -346,7 +354,7 @@ def _complete_tokenizer(
                 shutil.move(Path(made) / name, folder / name)
     specials = folder / "special_tokens_map.json"
     if not specials.is_file():
-        _write_json(specials, {key: str(value) for key, value in tokenizer.special_tokens_map.items()})
+        write_json(specials, {key: str(value) for key, value in tokenizer.special_tokens_map.items()})
 
 
 def _portable(settings: dict[str, Any]) -> dict[str, Any]:
@@ -360,7 +368,8 @@ def _portable(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _copy_matching(source: Path, folder: Path, patterns: Sequence[str]) -> None:
+def copy_matching(source: Path, folder: Path, patterns: Sequence[str]) -> None:
+    """Files of the source whose names match."""
     for pattern in patterns:
         for file in source.glob(pattern):
             if file.is_file():
@@ -381,6 +390,7 @@ def _versions() -> dict[str, str]:
     return {"bgekit": __version__, "transformers": transformers.__version__, "pytorch": torch.__version__}
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
+    """As UTF-8 for people to read."""
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -20,6 +20,12 @@ FORMAT: Final = 1
 #: The oldest release that reads the layout: newer ones warn of a file from a release after their own.
 LAYOUT_VERSION: Final = "2.7.0"
 
+_SIMILARITIES: Final = {
+    "cosine": "cosine",
+    "dot": "dot product",
+    "euclidean": "negative Euclidean distance",
+    "manhattan": "negative Manhattan distance",
+}
 _ALIASES: Final = {"document": ("passage", "corpus")}
 
 
@@ -41,8 +47,7 @@ def side_files(card: ModelCard, selftest: Mapping[str, Any] | None, versions: Ma
         "1_Pooling/config.json": _pooling(card),
         "sentence_bert_config.json": {
             "max_seq_length": card.max_length,
-            # Lowercasing is the tokenizer's own business; here it would mean to lowercase before it, once more.
-            "do_lower_case": False,
+            "do_lower_case": card.lower_case,
         },
         "config_sentence_transformers.json": _main_config(card, selftest, versions),
     }
@@ -92,6 +97,7 @@ def _main_config(card: ModelCard, selftest: Mapping[str, Any] | None, versions: 
     ours |= {"prompt_suffixes": suffixes} if suffixes else {}
     ours |= {"prompts_apart": apart} if apart else {}
     ours |= {"selftest": dict(selftest)} if selftest is not None else {}
+    ours |= {"calibration": dict(card.calibration)} if card.calibration is not None else {}
     return {
         "model_type": "SentenceTransformer",
         "__version__": {
@@ -166,7 +172,7 @@ def _strings(value: Any) -> Sequence[str]:
 def _facts(card: ModelCard) -> str:
     rows = [
         ("vectors", f"{card.dimension} dimensions, {'unit length' if card.normalize else 'not normalised'}"),
-        ("similarity", "dot product" if card.similarity == "dot" else "cosine"),
+        ("similarity", _SIMILARITIES[card.similarity]),
         ("pooling", card.pooling + ("" if card.include_prompt else ", without the prompt's tokens")),
         ("longest text", f"{card.max_length} tokens"),
         ("architecture", card.architecture),

@@ -30,7 +30,17 @@ from ..encoding.shards import SHARD_SIZE, Chunks, EncodeReport, encode_to_shards
 from ..encoding.shardset import ShardSet, load_shards
 from ..errors import ArgumentError, OutputError
 from . import approximate
-from .facts import APPROXIMATE, FACTS, INDEX_TYPES, Facts, IndexType, facts_of_shards, read_facts, write_facts
+from .facts import (
+    APPROXIMATE,
+    FACTS,
+    INDEX_TYPES,
+    Facts,
+    IndexType,
+    check_similarity,
+    facts_of_shards,
+    read_facts,
+    write_facts,
+)
 from .index import SearchIndex
 from .stored import OFFSETS, ROWS, VECTORS, Stored, StoredFiles, StoredShards
 
@@ -77,8 +87,10 @@ def index_records(
         DataError: a record cannot be read.
         OutputError: the folder cannot be written, or another process writes to it.
         MissingExtraError: the index type needs faiss, which is not installed.
+        ArgumentError: the model's vectors are not compared by cosine or dot product.
     """
     _check_type(index_type)
+    check_similarity(model.card.name, model.card.similarity, unit_vectors=model.card.normalize)
     path = Path(folder)
     options = {
         "chunks": None if chunks is None else [chunks.size, chunks.overlap],

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 from ..encoding.manifest import json_bytes
 from ..encoding.outputs import OutputFolder
 from ..encoding.shardset import ShardSet
-from ..errors import OutputError
+from ..errors import ArgumentError, OutputError
 
 FACTS: Final = "index.json"
 APPROXIMATE: Final = "index.faiss"
@@ -53,7 +53,7 @@ class Facts:
 
     @property
     def similarity(self) -> str:
-        """`cosine` or `dot`."""
+        """`cosine` or `dot`, or `euclidean` for vectors of length 1."""
         return str(self.model_card["similarity"])
 
     @property
@@ -67,9 +67,27 @@ class Facts:
         return self.settings.get("chunk_size") is not None
 
 
+def check_similarity(name: str, similarity: str, *, unit_vectors: bool) -> None:
+    """Raise ArgumentError if a model's vectors are compared in a way that indexes cannot.
+
+    Of vectors of length 1 the Euclidean distance has the same order as the dot product.
+    """
+    if similarity == "manhattan" or (similarity == "euclidean" and not unit_vectors):
+        raise ArgumentError(
+            f"vectors of {name} are compared by their {similarity} distance, indexes by cosine or dot product: score "
+            "them with model.similarity"
+        )
+
+
 def facts_of_shards(shards: ShardSet, index_type: IndexType = "exact", source: Any = None) -> Facts:
-    """The facts of an index over encoded shards."""
+    """The facts of an index over encoded shards.
+
+    Raises:
+        ArgumentError: their vectors are not compared by cosine or dot product.
+    """
     manifest = shards.manifest
+    card = manifest["model_card"]
+    check_similarity(card["name"], card["similarity"], unit_vectors=card["normalize"])
     return Facts(
         index_type, len(shards), shards.dimension, manifest["model_card"], manifest["model_fingerprint"],
         manifest["precision"], manifest["settings"], source,

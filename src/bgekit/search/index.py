@@ -21,6 +21,7 @@ from ..models.card import UNSET, Unset
 from . import approximate, exact
 from .compatible import check_model
 from .facts import APPROXIMATE, FACTS, Facts, facts_of_shards, read_facts
+from .second_stage import PairScorer, reranked
 from .stored import Stored, StoredFiles, StoredShards
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Hit:
         id: The document's id.
         text: Its text, or that passage; None when the index keeps no texts.
         passage: Number of that passage in the document, from 0; None when documents were not split.
+        retrieval_score: Its score before a reranker gave it another one; None without a reranker.
     """
 
     rank: int
@@ -49,11 +51,13 @@ class Hit:
     id: str
     text: str | None
     passage: int | None = None
+    retrieval_score: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values; `passage` only where there is one."""
+        """As plain values; `passage` and `retrieval_score` only where there is one."""
         content = {"rank": self.rank, "id": self.id, "score": self.score, "text": self.text}
-        return content if self.passage is None else content | {"passage": self.passage}
+        further = {"passage": self.passage, "retrieval_score": self.retrieval_score}
+        return content | {name: value for name, value in further.items() if value is not None}
 
 
 class SearchIndex:
@@ -99,7 +103,14 @@ class SearchIndex:
         return self.facts.dimension
 
     def ask(
-        self, model: Embedder, queries: Sequence[str], top_k: int = 10, *, instruction: str | Unset | None = UNSET
+        self,
+        model: Embedder,
+        queries: Sequence[str],
+        top_k: int = 10,
+        *,
+        instruction: str | Unset | None = UNSET,
+        reranker: PairScorer | None = None,
+        rerank_top_k: int = 100,
     ) -> list[list[Hit]]:
         """What fits each query best, best first.
 
@@ -108,14 +119,21 @@ class SearchIndex:
             queries: Texts; they get the model's query instruction.
             top_k: Documents wanted for each.
             instruction: Put before queries instead; None or "" for none.
+            reranker: Puts the first `rerank_top_k` in its own order; scores are then its scores.
+            rerank_top_k: Documents a query that the reranker sees, at least `top_k`.
 
         Raises:
-            ArgumentError: the index was made with another model.
+            ArgumentError: the index was made with another model, or keeps no texts to rerank.
         """
+        if rerank_top_k < 1:
+            raise ArgumentError(f"rerank_top_k must be a positive number, not {rerank_top_k}")
         if model.fingerprint not in self._checked:
             check_model(model, self.facts, self.stored)
             self._checked.add(model.fingerprint)
-        return self.search(model.encode_queries(list(queries), convert_to_numpy=True, instruction=instruction), top_k)
+        vectors = model.encode_queries(list(queries), convert_to_numpy=True, instruction=instruction)
+        if reranker is None:
+            return self.search(vectors, top_k)
+        return reranked(reranker, list(queries), self.search(vectors, max(top_k, rerank_top_k)), top_k)
 
     def search(self, queries: npt.ArrayLike, top_k: int = 10) -> list[list[Hit]]:
         """What is nearest to each query vector, best first; of equal scores the earlier in the index.

@@ -1,25 +1,25 @@
 """A real corpus that every machine has: the documentation of Python's standard library.
 
-Docstrings of modules written in Python are read from their sources, which are parsed and never run. Functions and
-types written in C have no source, so the modules of a fixed list, all harmless, are looked into. The language's own
-topics (`with`, `lambda`, string formatting, ...) come with pydoc.
+Docstrings of modules written in Python are read from their sources, which are parsed and never run. What a public
+module takes from a private one (`from ._local import Path`) has its public name, wherever a release of Python keeps
+it. Functions and types written in C have no source, so the modules of a fixed list, all harmless, are looked into. The
+language's own topics (`with`, `lambda`, string formatting, ...) come with pydoc.
 """
 
 from __future__ import annotations
 
-import ast
 import importlib
 import inspect
 import logging
 import sys
 import sysconfig
 import textwrap
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from ..encoding.records import Record
+from .pysource import documented
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def _entries() -> Iterator[tuple[str, str]]:
         parts = path.relative_to(root).with_suffix("").parts
         parts = parts[:-1] if parts[-1] == "__init__" else parts
         if parts and not _SKIPPED.intersection(parts) and not any(part.startswith("_") for part in parts):
-            yield from _source(path, ".".join(parts))
+            yield from documented(path, ".".join(parts), root)
 
 
 def _topics() -> Iterator[tuple[str, str]]:
@@ -82,30 +82,6 @@ def _topics() -> Iterator[tuple[str, str]]:
 
     for name, text in sorted(topics.items()):
         yield f"topic: {name}", text
-
-
-def _source(path: Path, module: str) -> Iterator[tuple[str, str]]:
-    """Names and docstrings of a source file."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # Old escapes in the sources are not ours to report.
-            tree = ast.parse(path.read_bytes(), str(path))
-    except (OSError, SyntaxError, ValueError) as error:
-        logger.info("%s cannot be read (%s): left out", path, error)
-        return
-    yield module, ast.get_docstring(tree) or ""
-    yield from _definitions(tree.body, module)
-
-
-def _definitions(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, str]]:
-    for node in body:
-        if isinstance(node, ast.If | ast.Try):
-            yield from _definitions(node.body, prefix)
-        elif isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.name[0] != "_":
-            name = f"{prefix}.{node.name}"
-            yield name, ast.get_docstring(node) or ""
-            if isinstance(node, ast.ClassDef):
-                yield from _definitions(node.body, name)
 
 
 def _compiled(module: str, public: str) -> Iterator[tuple[str, str]]:

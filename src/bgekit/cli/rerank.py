@@ -1,0 +1,76 @@
+"""`bge rerank`: queries with passages -> the passages best first, by a cross-encoder."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ArgumentError
+from . import options
+
+if TYPE_CHECKING:
+    from ..reranking.groups import Group
+
+_DESCRIPTION = """\
+Score passages for queries with a cross-encoder, which reads both together, and print them best first: a JSON object a
+query and line. The input are JSON lines of {"query": ..., "passages": [...]}, or what `bge search --json` prints; with
+-q, files of texts in any form, all of which are ranked for the query."""
+
+_EPILOG = """\
+examples:
+  bge rerank --model BAAI/bge-reranker-v2-m3 candidates.jsonl --top-k 10
+  bge search --index docs.index --json -k 100 < questions.txt | bge rerank --model BAAI/bge-reranker-v2-m3
+  bge rerank --model BAAI/bge-reranker-v2-m3 docs.jsonl -q "how do I read a csv file" --normalize"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb's parser."""
+    parser = subparsers.add_parser(
+        "rerank", help="put passages in the order of a cross-encoder", description=_DESCRIPTION, epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("files", nargs="*", metavar="FILE", help="input (before -q); - is standard input [-]")
+    options.add_list_option(
+        parser, "-q", "--query", "--queries", metavar="QUERY", help="rank all texts of the files for these"
+    )
+    parser.add_argument("-k", "--top-k", type=options.positive, metavar="N", help="passages a query [all]")
+    parser.add_argument("--normalize", action="store_true", help="scores from 0 to 1, by a sigmoid [as they are]")
+    options.add_reranker_options(parser)
+    options.add_input_options(parser)
+    options.add_report_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Rerank."""
+    options.set_up_logging(args)
+    groups = _groups(args)
+    first = next(groups, None)  # What is wrong at the beginning shows before a model is loaded.
+    if first is None:
+        return 0
+    from ..reranking.groups import rerank_groups
+    from .results import as_json
+
+    with options.load_reranker(args, args.model) as reranker:
+        show = False if args.no_progress or args.quiet else None
+        rest = itertools.chain([first], groups)
+        for answer in rerank_groups(reranker, rest, args.top_k, normalize=args.normalize, show_progress=show):
+            print(as_json(answer))
+            sys.stdout.flush()
+    return 0
+
+
+def _groups(args: argparse.Namespace) -> Iterator[Group]:
+    from ..reranking.groups import groups_of, read_groups
+
+    if args.query:
+        if not args.files:
+            raise ArgumentError("name the files of the texts that are to be ranked, before -q; - is standard input")
+        yield from groups_of(args.query, options.open_records(args, args.files))
+        return
+    if not args.files and sys.stdin.isatty():
+        raise ArgumentError('nothing to rank: give a file of JSON lines {"query": ..., "passages": [...]}')
+    for file in args.files or ["-"]:
+        yield from read_groups(file)

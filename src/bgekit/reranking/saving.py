@@ -1,0 +1,105 @@
+"""A reranker on disk: a plain checkpoint of transformers, complete or not there at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..models.checkpoint import read_json
+from ..models.encoder import quiet_transformers
+from ..models.saving import (
+    KEPT_FILES,
+    as_stored,
+    atomic_folder,
+    copy_matching,
+    copy_weights,
+    target_folder,
+    write_json,
+    write_tokenizer,
+)
+from .card import CONFIG_KEY, RerankerCard
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from .network import CrossEncoder
+
+
+def write_reranker(
+    path: Path,
+    *,
+    card: RerankerCard,
+    source: Path,
+    network: CrossEncoder | None = None,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    overwrite: bool = False,
+    allow_pickle: bool = False,
+    remote_code: bool = False,
+) -> None:
+    """Write a reranker atomically: config, safetensors, tokenizer, README.
+
+    `AutoModelForSequenceClassification` of transformers and `CrossEncoder` of sentence-transformers load it with equal
+    logits. What the card says beyond that is in `config.json`, which both keep.
+
+    Args:
+        path: Folder to make.
+        card: What the checkpoint says of itself; `dtype` is what weights are stored in.
+        source: Checkpoint that tokenizer and licence are taken from, and config and weights unless given.
+        network: Its weights and config are saved; None copies the source's.
+        tokenizer: A tokenizer to save instead of the source's.
+        overwrite: Replace a checkpoint that is there.
+        allow_pickle: Read `.bin` weights of the source.
+        remote_code: Copy the source's Python files.
+
+    Raises:
+        OutputError: the folder exists or holds something else, or it cannot be written.
+        CheckpointError: the source is damaged.
+    """
+    with atomic_folder(target_folder(path, overwrite)) as folder:
+        if network is None:
+            copy_weights(source, folder, allow_pickle)
+            config = read_json(source / "config.json")
+        else:
+            with quiet_transformers():
+                network.published.save_pretrained(folder, state_dict=as_stored(network.weights(), card.dtype))
+            config = {**read_json(folder / "config.json"), "dtype": card.dtype}
+        write_json(folder / "config.json", {**config, CONFIG_KEY: card.settings()})
+        copy_matching(source, folder, KEPT_FILES[:3])
+        if remote_code:
+            copy_matching(source, folder, ("*.py",))
+        write_tokenizer(source, folder, tokenizer, card.max_length)
+        (folder / "README.md").write_text(_readme(path.name, card), encoding="utf-8")
+
+
+def _readme(name: str, card: RerankerCard) -> str:
+    arguments = "".join(
+        f'\n    {argument}="{prompt.prefix}",'
+        for argument, prompt in (
+            ("query_instruction_for_rerank", card.query),
+            ("passage_instruction_for_rerank", card.document),
+        )
+        if prompt
+    )
+    note = f"\nSaved with it, so that it need not be given:\n\n```\n{arguments.strip()}\n```\n" if arguments else ""
+    return f"""---
+library_name: sentence-transformers
+pipeline_tag: text-ranking
+tags:
+- reranker
+- cross-encoder
+- bgekit
+---
+
+# {name}
+
+A cross-encoder ({card.architecture}): it reads a query and a passage together and gives a score; higher is more
+relevant. Pairs are cut at {card.max_length} tokens.
+
+```python
+from bgekit import FlagReranker
+
+reranker = FlagReranker("{name}")
+reranker.compute_score(["query", "passage"])
+reranker.rank("query", ["passage", "another passage"])
+```
+{note}"""
