@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ..encoding.base import Embedder
     from ..encoding.records import RecordReader
     from ..encoding.shards import Chunks
+    from ..reranking.reranker import FlagReranker
 
 
 class Parser(argparse.ArgumentParser):
@@ -61,18 +62,23 @@ def not_negative(text: str) -> int:
     return 0 if text.strip() == "0" else positive(text)
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
+def add_model_options(parser: argparse.ArgumentParser, *, default: str | None = None, several: bool = False) -> None:
     """Options of the model and how it computes; `load_model` makes a model of them.
 
     Args:
         parser: The verb's parser.
         default: The model used without `--model`; None makes the option required.
+        several: Take several models, all with the same options; `args.model` is then a list, or None.
     """
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model", "--model-name-or-path", "-m", required=default is None, default=default, metavar="MODEL",
-        help="folder, Hugging Face id, packaged:NAME, or a hosted model" + (f" [{default}]" if default else ""),
-    )  # fmt: skip
+    names, what = ("--model", "--model-name-or-path", "-m"), "folder, Hugging Face id, packaged:NAME, or a hosted model"
+    if several:
+        add_list_option(group, *names, metavar="MODEL", help=f"{what}; several are compared")
+    else:
+        group.add_argument(
+            *names, required=default is None, default=default, metavar="MODEL",
+            help=what + (f" [{default}]" if default else ""),
+        )  # fmt: skip
     add_list_option(
         group, "--devices", "--device", metavar="DEVICE",
         help="such as cpu, cuda:0, mps; several share the work [all visible GPUs, else the CPU]",
@@ -104,17 +110,27 @@ def add_model_options(parser: argparse.ArgumentParser, *, default: str | None = 
 
 
 def add_checkpoint_options(group: argparse._ActionsContainer) -> None:
-    """Options that say where a model's files come from."""
-    group.add_argument("--revision", metavar="REV", help="branch, tag or commit on the hub")
-    group.add_argument("--cache-dir", metavar="DIR", help="where files from the hub are kept")
+    """Options that say where a model's files come from, and how far they are trusted."""
+    add_hub_options(group)
     group.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
     group.add_argument("--allow-pickle", action="store_true", help="read weights in .bin files")
+
+
+def add_hub_options(group: argparse._ActionsContainer) -> None:
+    """Options of fetching files from the hub."""
+    group.add_argument("--revision", metavar="REV", help="branch, tag or commit on the hub")
+    group.add_argument("--cache-dir", metavar="DIR", help="where files from the hub are kept")
 
 
 def load_model(args: argparse.Namespace) -> Embedder:
     """The model that the options of `add_model_options` describe."""
     from .. import FlagModel
 
+    return FlagModel(args.model, **model_arguments(args))
+
+
+def model_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `FlagModel` that the options of `add_model_options` stand for, as far as they were given."""
     given = {
         "pooling_method": args.pooling,
         "query_instruction_for_retrieval": args.query_instruction,
@@ -133,7 +149,65 @@ def load_model(args: argparse.Namespace) -> Embedder:
         "trust_remote_code": args.trust_remote_code or None,
         "allow_pickle": args.allow_pickle or None,
     }
-    return FlagModel(args.model, **{key: value for key, value in given.items() if value is not None})
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def add_reranker_options(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Options of a reranker and how it computes; `load_reranker` makes one of them.
+
+    Args:
+        parser: The verb's parser.
+        names: Names of the option that names it; `--model` and its aliases by default.
+    """
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        *(names or ("--model", "--model-name-or-path", "-m")), required=True, metavar="MODEL",
+        help="a cross-encoder: folder, Hugging Face id, or packaged:NAME",
+    )  # fmt: skip
+    add_list_option(
+        group, "--devices", "--device", metavar="DEVICE",
+        help="such as cpu, cuda:0, mps; several share the work [all visible GPUs, else the CPU]",
+    )  # fmt: skip
+    group.add_argument("--fp32", action="store_true", help="compute in float32 [the device's fastest 16-bit format]")
+    group.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16", "int8"), help="compute in exactly this format"
+    )
+    group.add_argument("--max-length", type=positive, metavar="TOKENS", help="of query and passage [512, if it can]")
+    group.add_argument("--query-max-length", type=positive, metavar="TOKENS", help="of a query [3/4 of --max-length]")
+    group.add_argument("--batch-size", type=positive, metavar="N", help="most pairs in a batch [from the device]")
+    group.add_argument(
+        "--windows", action="store_true", help="score long passages in overlapping windows, the best counts [cut them]"
+    )
+    group.add_argument(
+        "--query-instruction", "--query-instruction-for-rerank", metavar="TEXT",
+        help='text before queries, "" for none [what the model says]',
+    )  # fmt: skip
+    group.add_argument(
+        "--passage-instruction", "--passage-instruction-for-rerank", metavar="TEXT",
+        help='text before passages, "" for none [what the model says]',
+    )  # fmt: skip
+    add_checkpoint_options(group)
+
+
+def load_reranker(args: argparse.Namespace, name: str) -> FlagReranker:
+    """The reranker `name`, with the options of `add_reranker_options`; behind an embedder with those they share."""
+    from .. import FlagReranker
+
+    given: dict[str, Any] = {
+        "use_fp16": not args.fp32, "dtype": args.dtype, "devices": args.devices, "cache_dir": args.cache_dir,
+        "trust_remote_code": args.trust_remote_code, "allow_pickle": args.allow_pickle,
+    }  # fmt: skip
+    if hasattr(args, "windows"):  # The embedder's own are not the reranker's.
+        given |= {
+            "revision": args.revision,
+            "max_length": args.max_length,
+            "query_max_length": args.query_max_length,
+            "batch_size": args.batch_size,
+            "long_passages": "windows" if args.windows else None,
+            "query_instruction_for_rerank": args.query_instruction,
+            "passage_instruction_for_rerank": args.passage_instruction,
+        }
+    return FlagReranker(name, **{key: value for key, value in given.items() if value is not None})
 
 
 def add_input_options(parser: argparse.ArgumentParser) -> None:
@@ -188,13 +262,18 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
 
 def set_up_logging(args: argparse.Namespace) -> None:
     """Send log lines of bgekit to stderr, as quietly or verbosely as asked for."""
+    log_to_stderr(logging.ERROR if args.quiet else logging.INFO if args.verbose else logging.WARNING)
+
+
+def log_to_stderr(level: int) -> None:
+    """Send log lines of bgekit from a level on to stderr."""
     handler = _StderrHandler()
     handler.setFormatter(logging.Formatter("bge: %(levelname)s: %(message)s"))
-    for level in (logging.WARNING, logging.INFO):
-        logging.addLevelName(level, logging.getLevelName(level).lower())
+    for known in (logging.WARNING, logging.INFO):
+        logging.addLevelName(known, logging.getLevelName(known).lower())
     root = logging.getLogger("bgekit")
     root.handlers[:] = [handler]
-    root.setLevel(logging.ERROR if args.quiet else logging.INFO if args.verbose else logging.WARNING)
+    root.setLevel(level)
 
 
 class _StderrHandler(logging.Handler):

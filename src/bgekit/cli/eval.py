@@ -1,0 +1,157 @@
+"""`bge eval`: models and data -> scores, comparisons and a report."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ArgumentError
+from . import options
+
+if TYPE_CHECKING:
+    from ..evaluation import Candidate, Task
+    from ..reranking.reranker import FlagReranker
+
+_DESCRIPTION = """\
+Measure models on your own data, or on named benchmarks. Data is a folder or file in the layout of BEIR, of
+FlagEmbedding, or of plain pairs, labels and triples (jsonl, csv, tsv, parquet); what it is, is seen from its content.
+Two or more models, or settings of one model, are compared on the same items: with intervals, p values, and the items
+that they differ on most. OUT gets results.json, report.md, report.html and per_item.jsonl; what was computed once is
+not computed again, and an interrupted run goes on."""
+
+_EPILOG = """\
+examples:
+  bge eval --data my_data --model BAAI/bge-small-en-v1.5 --output scores
+  bge eval --data my_data --model BAAI/bge-small-en-v1.5 intfloat/e5-small-v2 --output scores
+  bge eval --data my_data --model BAAI/bge-small-en-v1.5 --compare instruction
+  bge eval --benchmark mteb-en --tasks SciFact,STSBenchmark --data-root datasets --model BAAI/bge-small-en-v1.5 --table
+  bge eval --benchmark c-mteb --model BAAI/bge-small-zh-v1.5       # from the hub, through the package mteb"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb's parser."""
+    parser = subparsers.add_parser(
+        "eval", help="measure and compare models on your data or on named benchmarks", description=_DESCRIPTION,
+        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="bge eval (--data DIR | --benchmark NAME) --model MODEL [MODEL ...] [option ...]",
+    )  # fmt: skip
+    group = parser.add_argument_group("data")
+    options.add_list_option(
+        group, "--data", metavar="DIR_OR_FILE", help="own data; a folder of data sets gives them all"
+    )
+    group.add_argument("--split", metavar="NAME", help="split to measure on [test, else dev or validation]")
+    options.add_list_option(group, "--tasks", metavar="NAME", help="only these tasks; commas separate them, too [all]")
+    group.add_argument("--benchmark", metavar="NAME", help="mteb-en, c-mteb, beir, msmarco or miracl")
+    group.add_argument(
+        "--data-root", metavar="DIR", help="read the benchmark's tasks from folders in here, not the hub"
+    )
+    group = parser.add_argument_group("comparison")
+    group.add_argument(
+        "--compare", choices=("instruction", "precision", "dimension"),
+        help="each model also without its query instruction, in other number formats, or cut to fewer dimensions",
+    )  # fmt: skip
+    options.add_list_option(
+        group, "--dimensions", type=options.positive, metavar="N",
+        help="with --compare dimension: cut vectors to these [the whole, 2/3 and 1/3 of it]",
+    )  # fmt: skip
+    group.add_argument(
+        "--reranker", metavar="MODEL", help="each model also with its best passages put in order by this cross-encoder"
+    )
+    group.add_argument(
+        "--rerank-top-k", type=options.positive, default=100, metavar="N", help="passages a query that it sees [100]"
+    )
+    group.add_argument("--seed", type=options.not_negative, default=0, metavar="N", help="of the resampling [0]")
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--output", "-o", metavar="OUT", help="folder for the results, the report and what a rerun can use"
+    )
+    group.add_argument("--keep-vectors", action="store_true", help="leave the vectors of documents in OUT")
+    group.add_argument(
+        "--table", action="store_true", help="print the benchmark's published table with these models in it"
+    )
+    options.add_model_options(parser, several=True)
+    options.add_report_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate."""
+    options.set_up_logging(args)
+    args.tasks = [name for each in args.tasks or [] for name in each.split(",") if name] or None
+    _check(args)
+    if not args.model:
+        from ..evaluation.benchmarks.tables import render_table
+
+        print(render_table(args.benchmark, (), markdown=False))
+        return 0
+    from ..evaluation.evaluating import evaluate
+    from ..evaluation.reports.columns import encodable
+    from ..evaluation.reports.console import console
+
+    reranker = options.load_reranker(args, args.reranker) if args.reranker else None
+    candidates = [candidate for name in args.model for candidate in _candidates(name, args, reranker)]
+    data, notes = _data(args)
+    report = evaluate(
+        candidates, data, split=args.split, tasks=args.tasks, output=args.output, keep_vectors=args.keep_vectors,
+        seed=args.seed, progress=False if args.no_progress or args.quiet else None, notes=notes,
+    )  # fmt: skip
+    print(encodable(console(report)))
+    if args.table:
+        from ..evaluation.benchmarks.tables import render_table
+
+        print(encodable(render_table(args.benchmark, report.results, markdown=False)))
+    if args.output and not args.quiet:
+        print(f"\nwritten to {args.output}: results.json, report.md, report.html, per_item.jsonl")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Combinations of options that contradict each other."""
+    if bool(args.data) == bool(args.benchmark):
+        raise ArgumentError("give either --data DIR for your own data, or --benchmark NAME")
+    if args.data_root and not args.benchmark:
+        raise ArgumentError("--data-root goes with --benchmark; your own data is given by --data")
+    if args.table and not args.benchmark:
+        raise ArgumentError("--table shows the published table of a benchmark: name it with --benchmark")
+    if args.dimensions and args.compare != "dimension":
+        raise ArgumentError("--dimensions goes with --compare dimension")
+    if not args.model and not args.table:
+        raise ArgumentError("--model is needed, such as --model BAAI/bge-small-en-v1.5")
+
+
+def _data(args: argparse.Namespace) -> tuple[list[Any], list[str]]:
+    """What to measure on, and what there is to say about it."""
+    if args.data:
+        return args.data, []
+    from ..evaluation.benchmarks.local import benchmark_tasks
+
+    tasks: list[Task]
+    tasks, notes = benchmark_tasks(args.benchmark, tasks=args.tasks, data_root=args.data_root)
+    return tasks, notes
+
+
+def _candidates(name: str, args: argparse.Namespace, reranker: FlagReranker | None) -> list[Candidate]:
+    """A model in the settings that are to be compared."""
+    from ..evaluation import Candidate, Setting
+
+    given = options.model_arguments(args)
+    if args.compare == "precision":
+        if args.fp32 or args.dtype:
+            raise ArgumentError("--compare precision chooses the formats itself: leave out --fp32 and --dtype")
+        formats = {"": {}, "float32": {"dtype": "float32"}, "int8": {"dtype": "int8"}}
+        return [Candidate(name, options={**given, **more}, note=note) for note, more in formats.items()]
+    settings = [Setting()]
+    if args.compare == "instruction":
+        settings.append(Setting(instruction=None))
+    elif args.compare == "dimension":
+        settings = [Setting(dimension=size) for size in args.dimensions or []]
+        if not settings:
+            from .. import FlagModel
+
+            with FlagModel(name, **given) as model:
+                whole = model.dimension
+            settings = [Setting(), Setting(dimension=whole * 2 // 3), Setting(dimension=whole // 3)]
+    if reranker is not None:
+        behind = {"reranker": reranker, "reranker_name": args.reranker, "rerank_top_k": args.rerank_top_k}
+        settings += [replace(setting, **behind) for setting in settings]
+    return [Candidate(name, options=given, settings=settings)]

@@ -1,0 +1,1 @@
+"""Named benchmarks: their tasks, the published tables, and how their tasks are run."""

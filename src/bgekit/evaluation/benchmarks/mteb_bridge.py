@@ -1,0 +1,273 @@
+"""Tasks run through the `mteb` package: our models as its encoders, and its scores as ours.
+
+mteb is imported when it is first needed (`pip install 'bgekit[mteb]'`). Nothing here asks the hub for metadata: only
+the data of a task is fetched, and `mteb_local.local_mteb_task` needs no hub at all.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import ArgumentError, DataError, import_extra
+from ...models.families import model_name
+from ..judged import MTEB_NAMES, Floats, JudgedModel
+from ..task import Items, Kind, Scores, Task
+from .named import BenchmarkTask, benchmark
+from .parts import mean_scores
+
+if TYPE_CHECKING:
+    from ...encoding.base import Embedder
+
+#: Our kind of each of mteb's types of task; those we have no code for are encoded as their nearest relative.
+_KINDS: Final[Mapping[str, Kind]] = {mteb: cast("Kind", ours) for ours, mteb in MTEB_NAMES.items()} | {
+    "InstructionRetrieval": "retrieval",
+    "InstructionReranking": "reranking",
+    "MultilabelClassification": "classification",
+    "Regression": "classification",
+}
+
+#: Metrics that mteb has renamed since the published tables: today's name by the name of then.
+RENAMED: Final[Mapping[str, tuple[str, ...]]] = {
+    # MIND has several queries a group; mteb keeps the best.
+    "map": ("max_over_subqueries_map_at_1000", "map_at_1000"),
+    "mrr": ("mrr_at_10",),
+}
+
+#: Metrics of a query in mteb's ranking tasks, as pytrec_eval names them, by the name that mteb reports.
+_PER_QUERY: Final = {"ndcg_cut": "ndcg", "map_cut": "map", "recall": "recall", "P": "precision", "success": "hit_rate"}
+
+
+class MtebEncoder:
+    """A model in a setting as an encoder of mteb 2.x (`mteb.models.EncoderProtocol`).
+
+    Texts get the prompts that `judged.role_of` chooses from the model's card, the very same as in our own tasks; the
+    prompts that mteb's tasks suggest for instruction models are not used.
+    """
+
+    def __init__(self, model: Embedder | JudgedModel, *, dtype: npt.DTypeLike = np.float32) -> None:
+        """Wrap a model.
+
+        Args:
+            model: An embedder, or one in a setting.
+            dtype: Of the vectors that mteb gets. mteb computes distances in it: float64 avoids ties of its rounding.
+        """
+        self.judged = model if isinstance(model, JudgedModel) else JudgedModel(model)
+        self._dtype = dtype
+        if self.judged.setting.reranker is not None:
+            raise ArgumentError("mteb compares vectors: a setting with a reranker cannot be run through it")
+
+    def encode(
+        self,
+        inputs: Iterable[Mapping[str, Any]],
+        *,
+        task_metadata: Any,
+        hf_split: str = "",
+        hf_subset: str = "",
+        prompt_type: Any = None,
+        **kwargs: Any,
+    ) -> npt.NDArray[Any]:
+        """Vectors [n, d] of the texts of mteb's batches.
+
+        Args:
+            inputs: Batches, each with a list under "text".
+            task_metadata: Name and type of the task.
+            hf_split: Not used.
+            hf_subset: Not used.
+            prompt_type: Query or document in tasks that know them, else None.
+            kwargs: Not used: batches are sized by the embedder.
+        """
+        texts = [text for batch in inputs for text in batch["text"]]
+        kind, name = _KINDS.get(task_metadata.type, "classification"), task_metadata.name
+        side = str(getattr(prompt_type, "value", prompt_type or "plain"))
+        encode = {"query": self.judged.queries, "document": self.judged.documents}.get(side, self.judged.plain)
+        return np.asarray(encode(texts, kind, name)).astype(self._dtype, copy=False)
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """A tensor [n, m] of similarities, as the model's card compares vectors."""
+        torch = import_extra("torch", "mteb")
+        left, right = (self._comparable(np.atleast_2d(np.asarray(vectors))) for vectors in (embeddings1, embeddings2))
+        return torch.from_numpy(left @ right.T)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """A tensor [n] of the similarities of the vectors of each pair."""
+        torch = import_extra("torch", "mteb")
+        first, second = (np.asarray(vectors, dtype=np.float32) for vectors in (embeddings1, embeddings2))
+        return torch.from_numpy(self.judged.similarity(first, second))
+
+    @property
+    def mteb_model_meta(self) -> Any:
+        """What mteb records of the model."""
+        card = self.judged.embedder.card
+        named = re.fullmatch(r"[\w.-]+/[\w.-]+", card.name)
+        meta = import_extra("mteb.models", "mteb").ModelMeta
+        overwrites = {
+            "name": card.name if named else f"bgekit/{model_name(card.name)}",
+            "revision": self.judged.fingerprint[:12],
+            "max_tokens": card.max_length,
+            "embed_dim": self.judged.setting.dimension or self.judged.embedder.dimension,
+            "use_instructions": any(card.prompts.values()),
+        }
+        return meta.create_empty(overwrites=overwrites)
+
+    def _comparable(self, vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return self.judged.comparable(cast("Floats", vectors))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubTask(Task):
+    """A task of a benchmark whose data and protocol are mteb's; there is a subclass for each kind.
+
+    Attributes:
+        source: The task in its benchmark.
+    """
+
+    source: BenchmarkTask
+
+    def content(self) -> Iterable[object]:
+        """Names, revisions of the data, and mteb's version."""
+        for made in self._made():
+            yield [made.metadata.name, self.source.subset, self.split, made.metadata.dataset["revision"]]
+        yield [importlib.metadata.version("mteb"), self.main_metric]
+
+    def score(self, model: JudgedModel) -> Scores:
+        """Load the data and let mteb measure.
+
+        Raises:
+            DataError: the data cannot be loaded.
+        """
+        encoder, parts = MtebEncoder(model), []
+        for made in self._made():
+            _load(made)
+            parts.append(evaluate_mteb(made, encoder, self.split, self.main_metric))
+            made.unload_data()
+        return mean_scores(parts, self.source.parts) if self.source.parts else parts[0]
+
+    def _made(self) -> Iterator[Any]:
+        mteb, subset = import_extra("mteb", "mteb"), self.source.subset
+        for name in self.source.parts or (self.source.name,):
+            yield mteb.get_task(name, eval_splits=[self.split], hf_subsets=[subset] if subset else None)
+
+
+_HUB_TASKS: Final[Mapping[Kind, type[HubTask]]] = {
+    cast("Kind", kind): type(f"{mteb}HubTask", (HubTask,), {"kind": kind, "__doc__": HubTask.__doc__})
+    for kind, mteb in MTEB_NAMES.items()
+}
+
+
+def hub_tasks(name: str, tasks: Iterable[str] | None = None) -> list[Task]:
+    """The tasks of a benchmark, to be run through the mteb package with data from the hub or its cache.
+
+    Args:
+        name: Name of the benchmark.
+        tasks: Names of the wanted ones; by default all.
+
+    Raises:
+        ArgumentError: there is no such benchmark or task.
+        MissingExtraError: mteb is not installed.
+    """
+    whole = benchmark(name)
+    selected = whole.select(tasks)
+    import_extra("mteb", "mteb")
+    return [
+        _HUB_TASKS[task.kind](
+            name=whole.label(task),
+            split=task.split,
+            main_metric=task.main_metric,
+            language=task.language,
+            query_instruction=task.kind in ("retrieval", "reranking"),
+            source=task,
+        )
+        for task in selected
+    ]
+
+
+def evaluate_mteb(task: Any, encoder: MtebEncoder, split: str, main_metric: str) -> Scores:
+    """Run one task of mteb whose data is loaded, and read its scores.
+
+    mteb rounds the means of its ranking metrics to five digits; here they are the means of the unrounded values of the
+    queries.
+
+    Args:
+        task: Of mteb, with one subset.
+        encoder: The model.
+        split: To be scored.
+        main_metric: The metric that counts, by our name.
+
+    Raises:
+        DataError: mteb has no such metric.
+    """
+    per_query: dict[str, Mapping[str, float]] = {}
+
+    def catch(scores: Mapping[str, Mapping[str, float]], *args: Any, **kwargs: Any) -> dict[str, float]:
+        per_query.update(scores)
+        return dict(own(scores, *args, **kwargs))
+
+    if hasattr(task, "task_specific_scores"):
+        own = task.task_specific_scores
+        task.task_specific_scores = catch
+    try:
+        found = task.evaluate(encoder, split, encode_kwargs={"show_progress_bar": False})
+    finally:
+        task.__dict__.pop("task_specific_scores", None)
+    if len(found) != 1:
+        raise ArgumentError(f"{task.metadata.name} has the subsets {', '.join(found)}: choose one")
+    raw = next(iter(found.values()))
+    metrics = {name: float(value) for name, value in raw.items() if _is_metric(name, value)}
+    columns = _columns(per_query)
+    metrics |= {name: float(np.mean(column)) for name, column in columns.items()}
+    for name, successors in RENAMED.items():
+        current = next((each for each in successors if each in metrics), None)
+        if name not in metrics and current is not None:
+            metrics[name] = metrics[current]
+            if current in columns:
+                columns[name] = columns[current]
+    if main_metric not in metrics:
+        raise DataError(f"mteb gives {task.metadata.name} no metric {main_metric}; it gives {', '.join(metrics)}")
+    if main_metric in columns:
+        return Scores(metrics, Items(list(per_query), "mean", {"value": columns[main_metric]}))
+    return Scores(metrics, _items(raw, metrics, main_metric))
+
+
+def _items(raw: Mapping[str, Any], metrics: Mapping[str, float], main_metric: str) -> Items:
+    values = [metrics[main_metric]]
+    if main_metric == "v_measure" and raw.get("v_measures"):
+        values = raw["v_measures"]
+    elif raw.get("scores_per_experiment"):
+        values = [experiment[main_metric] for experiment in raw["scores_per_experiment"]]
+    return Items([str(number) for number in range(len(values))], "mean", {"value": np.asarray(values, dtype=float)})
+
+
+def _columns(per_query: Mapping[str, Mapping[str, float]]) -> dict[str, npt.NDArray[np.float64]]:
+    """Ranking metrics [queries] by the name that mteb reports, from pytrec_eval's answer."""
+    columns = {}
+    for name in next(iter(per_query.values()), {}):
+        stem, _, depth = name.rpartition("_")
+        if stem in _PER_QUERY:
+            values = [found[name] for found in per_query.values()]
+            columns[f"{_PER_QUERY[stem]}_at_{depth}"] = np.asarray(values, dtype=np.float64)
+    return columns
+
+
+def _is_metric(name: str, value: Any) -> bool:
+    # nAUC measures whether low similarities foretell failures; no table has it.
+    return isinstance(value, (int, float, np.number)) and not name.startswith("nauc") and name != "main_score"
+
+
+def _load(task: Any) -> None:
+    try:
+        task.load_data()
+    # Hub, cache and data sets fail in a dozen unrelated classes; the cause stays attached.
+    except Exception as error:
+        told = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"the data of {task.metadata.name} cannot be loaded from the Hugging Face hub or its cache "
+            f"({type(error).__name__}: {told}); without the hub, put it into a folder DIR/{task.metadata.name} and "
+            "pass --data-root DIR"
+        ) from error

@@ -1,0 +1,230 @@
+"""Which tasks a named benchmark consists of, as its published averages count them.
+
+Names, subsets and splits are those of the `mteb` package, so that one list serves local folders and the hub alike. The
+main metrics are those of the time of the published tables: mteb has since renamed `map` to `map_at_1000` and made
+accuracy the main metric of two pair classifications (`mteb_bridge.py` knows the new names).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+from ...errors import ArgumentError
+from ..task import Kind
+
+#: Main metric of each kind in the published tables.
+MAIN_METRICS: Final[Mapping[Kind, str]] = {
+    "retrieval": "ndcg_at_10",
+    "clustering": "v_measure",
+    "pair_classification": "max_ap",
+    "reranking": "map",
+    "sts": "cosine_spearman",
+    "summarization": "cosine_spearman",
+    "classification": "accuracy",
+    "bitext": "f1",
+}
+
+
+@dataclass(frozen=True)
+class BenchmarkTask:
+    """One task of a benchmark.
+
+    Attributes:
+        name: Its name in the mteb package.
+        kind: What is measured.
+        split: The split that counts.
+        main_metric: The metric that counts, by the name of the published tables' time.
+        language: Such as `en`, `zh`; "" for several.
+        subset: Its subset in the mteb package, such as `en` or `zh-CN`; "" where there is only one.
+        parts: Names in the mteb package of the tasks whose mean it is; () for a task of its own.
+    """
+
+    name: str
+    kind: Kind
+    split: str
+    main_metric: str
+    language: str
+    subset: str = ""
+    parts: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Name and subset, such as `STS22-zh`: no two tasks of a benchmark share it."""
+        return f"{self.name}-{self.subset}" if self.subset else self.name
+
+    def answers_to(self, name: str) -> bool:
+        """Whether a name that someone wrote means this task: with the subset or without, in any case."""
+        return name.strip().lower() in (self.name.lower(), self.key.lower())
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A list of tasks whose scores are averaged.
+
+    Attributes:
+        name: As on the command line.
+        title: For people.
+        tasks: In the order of the kinds' columns.
+    """
+
+    name: str
+    title: str
+    tasks: tuple[BenchmarkTask, ...]
+
+    def __iter__(self) -> Iterator[BenchmarkTask]:
+        return iter(self.tasks)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    @cached_property
+    def weights(self) -> dict[Kind, int]:
+        """Number of tasks of each kind, in the order of the columns."""
+        return dict(Counter(task.kind for task in self.tasks))
+
+    def label(self, task: BenchmarkTask) -> str:
+        """How reports name a task: without its subset where the benchmark has only that one."""
+        return task.name if sum(task.name == other.name for other in self.tasks) == 1 else task.key
+
+    def select(self, names: Iterable[str] | None) -> tuple[BenchmarkTask, ...]:
+        """The tasks of these names, in the benchmark's order; None for all.
+
+        Raises:
+            ArgumentError: the benchmark has no such task.
+        """
+        if names is None:
+            return self.tasks
+        wanted = list(names)
+        for name in wanted:
+            if not any(task.answers_to(name) for task in self.tasks):
+                known = ", ".join(dict.fromkeys(task.name for task in self.tasks))
+                raise ArgumentError(f"benchmark {self.name} has no task {name!r}; it has {known}")
+        return tuple(task for task in self.tasks if any(task.answers_to(name) for name in wanted))
+
+
+def benchmark(name: str) -> Benchmark:
+    """The benchmark of a name, in any case.
+
+    Raises:
+        ArgumentError: there is no such benchmark; the message lists those there are.
+    """
+    found = BENCHMARKS.get(name.strip().lower().replace("_", "-"))
+    if found is None:
+        listed = ", ".join(f"{known} ({entry.title}, {len(entry)} tasks)" for known, entry in BENCHMARKS.items())
+        raise ArgumentError(f"there is no benchmark {name!r}; choose one of {listed}")
+    return found
+
+
+def _tasks(kind: Kind, names: str, *, split: str = "test", language: str) -> tuple[BenchmarkTask, ...]:
+    """Tasks of one kind from their names; `Name:subset` where the mteb package has several subsets."""
+    made = []
+    for entry in names.split():
+        name, _, subset = entry.partition(":")
+        parts = CQADUPSTACK if name == "CQADupstackRetrieval" else ()
+        made.append(BenchmarkTask(name, kind, split, MAIN_METRICS[kind], language, subset, parts))
+    return tuple(made)
+
+
+#: The forums of CQADupStack: their mean counts as one dataset.
+CQADUPSTACK: Final = tuple(
+    f"CQADupstack{forum}Retrieval"
+    for forum in (
+        "Android", "English", "Gaming", "Gis", "Mathematica", "Physics", "Programmers", "Stats", "Tex", "Unix",
+        "Webmasters", "Wordpress",
+    )
+)  # fmt: skip
+
+#: BEIR as far as it is public: the retrieval column of MTEB. Source: arXiv 2104.08663, 2210.07316.
+_BEIR: Final = (
+    *_tasks(
+        "retrieval",
+        "ArguAna ClimateFEVER CQADupstackRetrieval DBPedia FEVER FiQA2018 HotpotQA",
+        language="en",
+    ),
+    # The test judgements of MS MARCO are not public.
+    *_tasks("retrieval", "MSMARCO", split="dev", language="en"),
+    *_tasks("retrieval", "NFCorpus NQ QuoraRetrieval SCIDOCS SciFact Touche2020 TRECCOVID", language="en"),
+)
+
+_MTEB_EN: Final = (
+    *_BEIR,
+    *_tasks(
+        "clustering",
+        "ArxivClusteringP2P ArxivClusteringS2S BiorxivClusteringP2P BiorxivClusteringS2S MedrxivClusteringP2P "
+        "MedrxivClusteringS2S RedditClustering RedditClusteringP2P StackExchangeClustering "
+        "StackExchangeClusteringP2P TwentyNewsgroupsClustering",
+        language="en",
+    ),
+    *_tasks("pair_classification", "SprintDuplicateQuestions TwitterSemEval2015 TwitterURLCorpus", language="en"),
+    *_tasks("reranking", "AskUbuntuDupQuestions MindSmallReranking SciDocsRR StackOverflowDupQuestions", language="en"),
+    *_tasks("sts", "BIOSSES SICK-R STS12 STS13 STS14 STS15 STS16 STS17:en-en STS22:en STSBenchmark", language="en"),
+    *_tasks("summarization", "SummEval", language="en"),
+    *_tasks(
+        "classification",
+        "AmazonCounterfactualClassification:en AmazonPolarityClassification AmazonReviewsClassification:en "
+        "Banking77Classification EmotionClassification ImdbClassification MassiveIntentClassification:en "
+        "MassiveScenarioClassification:en MTOPDomainClassification:en MTOPIntentClassification:en "
+        "ToxicConversationsClassification TweetSentimentExtractionClassification",
+        language="en",
+    ),
+)
+
+#: C-MTEB's own 31 datasets and the four of MTEB with a Chinese part that its average counts too. Source: arXiv
+#: 2309.07597 and the averages of the table itself.
+_C_MTEB: Final = (
+    *_tasks(
+        "retrieval",
+        "T2Retrieval MMarcoRetrieval DuRetrieval CovidRetrieval CmedqaRetrieval EcomRetrieval MedicalRetrieval "
+        "VideoRetrieval",
+        split="dev",
+        language="zh",
+    ),
+    *_tasks("sts", "ATEC BQ LCQMC PAWSX STSB", language="zh"),
+    *_tasks("sts", "AFQMC", split="validation", language="zh"),
+    *_tasks("sts", "QBQTC STS22:zh", language="zh"),
+    *_tasks("pair_classification", "Ocnli Cmnli", split="validation", language="zh"),
+    *_tasks("classification", "TNews IFlyTek MultilingualSentiment", split="validation", language="zh"),
+    *_tasks(
+        "classification",
+        "JDReview OnlineShopping Waimai AmazonReviewsClassification:zh MassiveIntentClassification:zh-CN "
+        "MassiveScenarioClassification:zh-CN",
+        language="zh",
+    ),
+    *_tasks("reranking", "T2Reranking MMarcoReranking", split="dev", language="zh"),
+    *_tasks("reranking", "CMedQAv1-reranking CMedQAv2-reranking", language="zh"),
+    *_tasks("clustering", "CLSClusteringS2S CLSClusteringP2P ThuNewsClusteringS2S ThuNewsClusteringP2P", language="zh"),
+)
+
+#: The passage task on its development queries and on those of TREC's deep learning tracks.
+_MSMARCO: Final = (
+    *_tasks("retrieval", "MSMARCO", split="dev", language="en"),
+    *_tasks("retrieval", "TRECDL2019 TRECDL2020", language="en"),
+)
+
+_MIRACL_LANGUAGES: Final = "ar bn de en es fa fi fr hi id ja ko ru sw te th yo zh"
+
+_MIRACL: Final = tuple(
+    task
+    for language in _MIRACL_LANGUAGES.split()
+    for task in _tasks("retrieval", f"MIRACLRetrieval:{language}", split="dev", language=language)
+)
+
+
+def _named(entries: Sequence[Benchmark]) -> dict[str, Benchmark]:
+    return {entry.name: entry for entry in entries}
+
+
+#: All named benchmarks by name.
+BENCHMARKS: Final[Mapping[str, Benchmark]] = _named(
+    (
+        Benchmark("mteb-en", "MTEB, English", _MTEB_EN),
+        Benchmark("c-mteb", "C-MTEB, Chinese", _C_MTEB),
+        Benchmark("beir", "BEIR", _BEIR),
+        Benchmark("msmarco", "MS MARCO passages", _MSMARCO),
+        Benchmark("miracl", "MIRACL", _MIRACL),
+    )
+)

@@ -1,0 +1,265 @@
+"""Models x settings x tasks -> a report: the entry of the room."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.metadata
+import logging
+import os
+import platform
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from ..encoding.outputs import OutputFolder
+from ..errors import ArgumentError
+from .cache import ScoreCache
+from .comparison import compare_all
+from .judged import JudgedModel, Setting
+from .results import Report, Result
+from .task import Scores, Task
+
+if TYPE_CHECKING:
+    from ..encoding.base import Embedder
+
+logger = logging.getLogger(__name__)
+
+Model: TypeAlias = "str | os.PathLike[str] | Embedder | Candidate"
+Data: TypeAlias = "str | os.PathLike[str] | Task"
+
+#: Folder of scores and vectors in an output.
+CACHE: Final = "cache"
+_VERSIONS: Final = ("bgekit", "torch", "transformers", "numpy", "scipy", "scikit-learn", "pytrec-eval-terrier", "mteb")
+
+
+@dataclass
+class Candidate:
+    """A model that is judged, in one or more settings.
+
+    Attributes:
+        name: As reports name it.
+        embedder: The model; loaded by name when it is first needed.
+        options: Of `FlagModel`, when it is loaded by name.
+        settings: How it is used.
+        note: What sets it apart from another candidate of the same name, such as its precision.
+    """
+
+    name: str
+    embedder: Embedder | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    settings: Sequence[Setting] = (Setting(),)
+    note: str = ""
+
+    def label(self, setting: Setting) -> str:
+        """The name and what differs from the model's defaults."""
+        parts = [part for part in (self.note, str(setting)) if part]
+        return f"{self.name} [{', '.join(parts)}]" if parts else self.name
+
+    @contextlib.contextmanager
+    def loaded(self) -> Iterator[Embedder]:
+        """The model; one that was loaded here is closed afterwards."""
+        if self.embedder is not None:
+            yield self.embedder
+            return
+        from ..encoding.embedder import FlagModel
+
+        with FlagModel(self.name, **self.options) as embedder:
+            yield embedder
+
+
+def evaluate(
+    model: Model | Sequence[Model],
+    data: Data | Sequence[Data],
+    *,
+    split: str | None = None,
+    tasks: Sequence[str] | None = None,
+    settings: Sequence[Setting] = (Setting(),),
+    output: str | os.PathLike[str] | None = None,
+    keep_vectors: bool = False,
+    compare: bool = True,
+    seed: int = 0,
+    progress: bool | None = None,
+    notes: Sequence[str] = (),
+    **options: Any,
+) -> Report:
+    """Measure models on data, and compare them.
+
+    Args:
+        model: A name or folder, an `Embedder`, a `Candidate`, or several of them.
+        data: Folders or files in any form that `read_tasks` knows, or tasks.
+        split: The split to measure on; by default test where there is one.
+        tasks: Only the tasks of these names.
+        settings: Each model is measured in each of them (candidates have their own).
+        output: Folder for results.json, per_item.jsonl, report.md and report.html; also for scores and vectors that a
+            later run can use: what was computed from the same model, data and settings is not computed again, and an
+            interrupted run goes on.
+        keep_vectors: Leave the corpora's vectors in the output; by default they go when all is done.
+        compare: Compare every pair of models and settings on every task.
+        seed: Of the comparisons' resampling.
+        progress: Show progress bars; by default on a terminal.
+        notes: Put into the report.
+        **options: Of `FlagModel`, for models given by name.
+
+    Returns:
+        The report.
+
+    Raises:
+        DataError: the data cannot be read; nothing was computed then.
+        OutputError: the output cannot be written, or another process writes to it.
+    """
+    start = time.perf_counter()
+    candidates = [_candidate(each, settings, options) for each in _listed(model)]
+    labels = [candidate.label(setting) for candidate in candidates for setting in candidate.settings]
+    if twice := {label for label in labels if labels.count(label) > 1}:
+        raise ArgumentError(f"{', '.join(sorted(twice))} is given twice; nothing would tell the results apart")
+    found = _tasks(_listed(data), split, tasks)
+    results: list[Result] = []
+    with contextlib.ExitStack() as stack:
+        cache = None
+        if output is not None:
+            cache = ScoreCache(stack.enter_context(OutputFolder(Path(output) / CACHE)))
+        for candidate in candidates:
+            results += _judge(candidate, found, cache, progress)
+        # As a reader wants them: task by task, models in the order given.
+        places = {label: place for place, label in enumerate(labels)}
+        order = {(task.name, task.split): place for place, task in enumerate(found)}
+        results.sort(key=lambda result: (order[result.task, result.split], places[result.label]))
+        comparisons = []
+        if compare and len(labels) > 1:
+            comparisons = compare_all(results, {(task.name, task.split): task for task in found}, seed=seed)
+        report = Report(results, comparisons, _environment(seed, time.perf_counter() - start), list(notes))
+        if output is not None:
+            report.save(output)
+            if cache is not None and not keep_vectors:
+                shutil.rmtree(cache.vectors(), ignore_errors=True)
+    return report
+
+
+def _judge(
+    candidate: Candidate, tasks: Sequence[Task], cache: ScoreCache | None, progress: bool | None
+) -> Iterator[Result]:
+    """The results of one model in all its settings."""
+    with candidate.loaded() as embedder:
+        for task in tasks:
+            memo: dict[str, Any] = {}
+            for setting in candidate.settings:
+                folder = cache.vectors() if cache is not None else None
+                model = JudgedModel(embedder, setting, folder=folder, progress=progress, memo=memo)
+                yield _result(candidate, model, task, cache)
+
+
+def _result(candidate: Candidate, model: JudgedModel, task: Task, cache: ScoreCache | None) -> Result:
+    stored = cache.get(model, task) if cache is not None else None
+    if stored is not None:
+        scores, seconds = stored
+    else:
+        start = time.perf_counter()
+        scores = task.score(model)
+        seconds = time.perf_counter() - start
+        if cache is not None:
+            cache.put(model, task, scores, seconds)
+    label = candidate.label(model.setting)
+    main = 100 * scores.metrics[task.main_metric]
+    logger.info("%s on %s: %s %.2f (%.1f s)", label, task.name, task.main_metric, main, seconds)
+    return Result(
+        model=candidate.name,
+        setting={
+            **model.setting.to_dict(),
+            "precision": model.embedder.precision,
+            **({"note": candidate.note} if candidate.note else {}),
+        },
+        label=label,
+        task=task.name,
+        kind=task.kind,
+        split=task.split,
+        language=task.language,
+        main_metric=task.main_metric,
+        main_score=main,
+        metrics={name: 100 * value for name, value in scores.metrics.items() if not name.endswith("_threshold")},
+        count=len(scores.items.ids),
+        exclusions=task.exclusions,
+        published=task.published,
+        comparable=task.comparable,
+        reference=_reference(candidate.name, task),
+        card=model.embedder.card.to_dict(),
+        fingerprints={"model": model.fingerprint, "data": task.fingerprint},
+        seconds=seconds,
+        cached=stored is not None,
+        items=scores.items,
+        details={**scores.details, **_thresholds(scores)},
+    )
+
+
+def _thresholds(scores: Scores) -> dict[str, Any]:
+    """Thresholds, which are similarities and no scores."""
+    found = {name: value for name, value in scores.metrics.items() if name.endswith("_threshold")}
+    return {"thresholds": found} if found else {}
+
+
+def _reference(name: str, task: Task) -> float | None:
+    """The published score of this model: the last part of its name decides, as for the family table."""
+    last = Path(name.rstrip("/")).name.split(":")[-1].lower()
+    return next((score for known, score in task.published.items() if known.lower() == last), None)
+
+
+def _candidate(model: Model, settings: Sequence[Setting], options: Mapping[str, Any]) -> Candidate:
+    if isinstance(model, Candidate):
+        return model
+    if isinstance(model, str | os.PathLike):
+        return Candidate(os.fspath(model), options=options, settings=settings)
+    if options:
+        raise ArgumentError(
+            f"{', '.join(options)}: options of FlagModel go with a model's name, not with a loaded model"
+        )
+    return Candidate(model.card.name, embedder=model, settings=settings)
+
+
+def _tasks(data: Sequence[Data], split: str | None, names: Sequence[str] | None) -> list[Task]:
+    from .reading import read_tasks
+
+    found = [source for source in data if isinstance(source, Task)]
+    sources = [source for source in data if not isinstance(source, Task)]
+    # One source need not have all the names when there are several.
+    wanted = names if len(sources) == 1 and not found else None
+    found += [task for source in sources for task in read_tasks(source, split=split, tasks=wanted)]
+    if names is not None and wanted is None:
+        if missing := set(names) - {task.name for task in found}:
+            raise ArgumentError(
+                f"there is no task {', '.join(sorted(missing))}; there are {', '.join(task.name for task in found)}"
+            )
+        found = [task for task in found if task.name in names]
+    keys = [(task.name, task.split) for task in found]
+    if twice := {f"{name} ({part})" for name, part in keys if keys.count((name, part)) > 1}:
+        raise ArgumentError(f"{', '.join(sorted(twice))} is there twice; give each task once")
+    if not found:
+        raise ArgumentError("there is no task to measure on")
+    return found
+
+
+def _listed(value: Any) -> list[Any]:
+    """One thing or several, as a list."""
+    if isinstance(value, str | os.PathLike) or not isinstance(value, Iterable):
+        return [value]
+    return list(value)
+
+
+def _environment(seed: int, seconds: float) -> dict[str, Any]:
+    """What a reader needs to do it again."""
+    versions = {"python": platform.python_version()}
+    for package in _VERSIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "versions": versions,
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "seconds": seconds,
+        "seed": seed,
+        "command": shlex.join(sys.argv),
+    }

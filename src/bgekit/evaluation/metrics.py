@@ -1,0 +1,93 @@
+"""Metrics of rankings: those of trec_eval through pytrec_eval, and the ones it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import import_extra
+
+#: Relevance of documents by query and document.
+Qrels: TypeAlias = Mapping[str, Mapping[str, int]]
+#: Scores of retrieved documents by query and document.
+Run: TypeAlias = Mapping[str, Mapping[str, float]]
+PerQuery: TypeAlias = dict[str, npt.NDArray[np.float64]]
+
+#: Depths that MTEB reports.
+DEPTHS: Final = (1, 3, 5, 10, 20, 100, 1000)
+
+_TREC: Final = {"ndcg_cut": "ndcg", "map_cut": "map", "recall": "recall", "P": "precision", "success": "hit_rate"}
+
+
+def ranking_metrics(
+    qrels: Qrels, run: Run, depths: Sequence[int] = DEPTHS, *, judged: AbstractSet[str] | None = None
+) -> PerQuery:
+    """Metrics of each query of a run, in the order of the run.
+
+    `ndcg_at_k` (gain = relevance, discount log2(rank + 1)), `map_at_k`, `recall_at_k`, `precision_at_k` and
+    `hit_rate_at_k` are trec_eval's. Added are `mrr_at_k` (reciprocal rank of the first relevant document, 0 below k),
+    `recall_cap_at_k` (relevant ones among the first k, divided by min(k, relevant ones): BEIR's for TREC-COVID) and
+    `hole_at_k` (share of the first k that nobody judged for any query: BEIR's). Documents of equal score are ranked by
+    id, the later in string order first, as trec_eval does.
+
+    Args:
+        qrels: Judgements; 0 or less means not relevant.
+        run: Retrieved documents with their scores; each query must be in `qrels`.
+        depths: The k.
+        judged: Documents with a judgement, over all queries; by default those of `qrels`.
+
+    Returns:
+        An array [queries] for each metric.
+
+    Raises:
+        MissingExtraError: pytrec_eval is not installed.
+    """
+    pytrec_eval: Any = import_extra("pytrec_eval", "eval")
+    cuts = ",".join(map(str, depths))
+    wanted = {f"{name}.{cuts}" for name in _TREC}
+    judgements = {query: dict(qrels[query]) for query in run}
+    evaluated = pytrec_eval.RelevanceEvaluator(judgements, wanted).evaluate(
+        {q: dict(found) for q, found in run.items()}
+    )
+    values: PerQuery = {}
+    for trec, name in _TREC.items():
+        for depth in depths:
+            # A query without any retrieved document is missing from pytrec_eval's answer: it scores 0.
+            column = [evaluated.get(query, {}).get(f"{trec}_{depth}", 0.0) for query in run]
+            values[f"{name}_at_{depth}"] = np.asarray(column, dtype=np.float64)
+    if judged is None:
+        judged = {document for judgement in qrels.values() for document in judgement}
+    rankings = {query: ranking(found, max(depths)) for query, found in run.items()}
+    for depth in depths:
+        values |= {f"{name}_at_{depth}": np.zeros(len(run)) for name in ("mrr", "recall_cap", "hole")}
+    for row, (query, ranked) in enumerate(rankings.items()):
+        relevant = {document for document, relevance in qrels[query].items() if relevance > 0}
+        hits = np.asarray([document in relevant for document in ranked], dtype=bool)
+        holes = np.asarray([document not in judged for document in ranked], dtype=bool)
+        first = int(hits.argmax()) + 1 if hits.any() else 0
+        for depth in depths:
+            values[f"mrr_at_{depth}"][row] = 1 / first if 0 < first <= depth else 0.0
+            values[f"recall_cap_at_{depth}"][row] = hits[:depth].sum() / max(min(depth, len(relevant)), 1)
+            values[f"hole_at_{depth}"][row] = holes[:depth].sum() / depth
+    return values
+
+
+def ranking(found: Mapping[str, float], depth: int) -> list[str]:
+    """The best documents of one query, best first; equal scores by id, the later first, as in trec_eval."""
+    return sorted(found, key=lambda document: (found[document], document), reverse=True)[:depth]
+
+
+def average_precision(relevant: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> float:
+    """Average precision of a ranking whose every document is judged; equal scores in the order given.
+
+    Args:
+        relevant: [n] whether each document is relevant; at least one is.
+        scores: [n].
+    """
+    ordered = relevant[np.argsort(-scores, kind="stable")]
+    precision = np.cumsum(ordered) / np.arange(1, len(ordered) + 1)
+    return float(precision[ordered].mean())

@@ -1,0 +1,214 @@
+"""The entry: a path -> the tasks that are there, their form recognised by content."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from ...encoding.rows import listing, stem_and_format
+from ...errors import DataError
+from ..benchmarks.protocol import protocol_of
+from ..task import Task
+from .beir import find_beir, find_split_files
+from .contents import find_contents
+from .dataset_json import FILE, Described, NoTask
+from .forms import UnknownForm, seen_file, seen_in, unfit
+from .paths import DEV_SPLITS, KNOWN_SPLITS, Folder, UnknownSplit, choose_split, find_split, split_in
+from .rows import kind_of_rows, read_rows_task
+from .source import Source
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set that was found.
+
+    Attributes:
+        name: Of its task.
+        place: Where it is, as the user named it.
+        read: Reads the task of a split.
+    """
+
+    name: str
+    place: str
+    read: Callable[[str | None], Task]
+
+    @property
+    def folder_name(self) -> str:
+        """The name of its folder or file."""
+        return os.path.basename(os.path.abspath(self.place))
+
+
+def read_tasks(
+    path: str | os.PathLike[str], *, split: str | None = None, tasks: Sequence[str] | None = None
+) -> list[Task]:
+    """The tasks of a file, a folder, or a folder of such folders.
+
+    Args:
+        path: Forms are recognised by content: a folder with `dataset.json`, BEIR's layout, both of FlagEmbedding's,
+            `<split>` files of rows, or one such file. `forms.EXAMPLES` has an example of each.
+        split: The split to score; by default test where there is one, else dev or validation, else the only one.
+        tasks: Names of the data sets to read, of those in a folder of folders; in any case.
+
+    Returns:
+        At least one task, those of a folder of folders in the order of its names. Of these, data sets that hold
+        nothing to score, or not the split, are left out with a warning, unless `tasks` names them.
+
+    Raises:
+        DataError: the data cannot be read or has no known form; it says where, what was seen and what was expected.
+    """
+    place = os.fspath(path)
+    found = _data_sets(place)
+    if tasks is not None:
+        found = _selected(found, tasks, place)
+    must = tasks is not None or len(found) == 1
+    read: list[tuple[DataSet, Task]] = []
+    problems = []
+    for data_set in found:
+        try:
+            read.append((data_set, data_set.read(split)))
+        except (NoTask, UnknownForm, UnknownSplit) as problem:
+            if must:
+                raise
+            problems.append(problem)
+            logger.warning("left out: %s", str(problem).partition("\n")[0])
+    if not read:
+        raise problems[0] if problems else unfit(place, seen_in(Folder.of(place)))
+    names = Counter(task.name for _, task in read)
+    return [
+        replace(task, name=f"{task.name} ({data_set.folder_name})") if names[task.name] > 1 else task
+        for data_set, task in read
+    ]
+
+
+def _data_sets(place: str) -> list[DataSet]:
+    if os.path.isfile(place):
+        return [_of_file(place)]
+    if not os.path.isdir(place):
+        what = "is neither a file nor a folder" if os.path.exists(place) else "does not exist"
+        raise DataError(f"{place} {what}: expected a file or folder of evaluation data")
+    folder = Folder.of(place)
+    own = _of_folder(folder, alone=not folder.folders)
+    if own is not None:
+        return [own]
+    if _advice(folder):
+        raise unfit(place, seen_in(folder), _advice(folder))
+    inner = [Folder.of(os.path.join(place, name)) for name in folder.folders]
+    found = []
+    for each in inner:
+        data_set = _of_folder(each)
+        if data_set is not None:
+            found.append(data_set)
+        elif each.files:
+            logger.warning("left out: %s fits no known form of evaluation data (%s)", each.path, seen_in(each))
+    if not found:
+        raise unfit(place, seen_in(folder))
+    return found
+
+
+def _of_folder(folder: Folder, *, alone: bool = False) -> DataSet | None:
+    described = Described.of(folder)
+    if described is not None:
+        return DataSet(described.name, folder.path, described.read)
+    name, protocol = folder.name, protocol_of(folder.name)
+    parts = find_beir(folder) or find_split_files(folder)
+    if parts is not None:
+        return DataSet(name, folder.path, lambda split: parts.read(name, split, protocol=protocol))
+    texts = find_contents(folder)
+    if texts is not None:
+        return DataSet(name, folder.path, lambda split: texts.read(name, split, protocol))
+    if _advice(folder):
+        return None  # What stands beside the parts of a test collection is not what the user wants scored.
+    # A file that fits nothing counts too where nothing else can be meant: its error is the one to show.
+    if (alone and len(folder.files) == 1) or find_split(folder.files, *KNOWN_SPLITS) or _row_files(folder):
+        return DataSet(name, folder.path, lambda split: _split_task(folder, split))
+    return None
+
+
+def _of_file(place: str) -> DataSet:
+    folder = Folder.of(os.path.dirname(place) or os.curdir)
+    base = os.path.basename(place)
+    stem, _ = stem_and_format(base)
+    described = Described.of(folder)
+    if described is not None and base == FILE:
+        return DataSet(described.name, place, described.read)
+    if described is not None and described.has_rows and stem in described.splits:
+        return DataSet(described.name, place, lambda split: described.read(_of_one(place, split, stem)))
+    # `MyData/test.jsonl` is the test split of MyData, `pairs.jsonl` a data set of its own.
+    name = folder.name if stem in KNOWN_SPLITS else stem
+    own = split_in(stem) or "test"
+
+    def read(split: str | None) -> Task:
+        _of_one(place, split, own, stem)
+        if kind_of_rows(place) is None:
+            texts = find_contents(folder, only=stem)
+            if texts is not None:
+                return texts.read(name, None, protocol_of(name))
+        return _rows_task(Source(name, own, place, folder, protocol=protocol_of(name)))
+
+    return DataSet(name, place, read)
+
+
+def _of_one(place: str, wanted: str | None, *splits: str) -> str:
+    """The split of a single file, which must be the one that was asked for."""
+    if wanted is not None and wanted not in splits:
+        raise UnknownSplit(f"{place} is one file, of split {splits[0]!r}: there is no split {wanted!r} in it")
+    return splits[0]
+
+
+def _split_task(folder: Folder, split: str | None) -> Task:
+    named = find_split(folder.files, *(("test", *DEV_SPLITS) if split is None else (split,)))
+    # Files beside them, such as settings, are no splits; but a split that cannot be read is still the one to read.
+    available = folder.files if named else _row_files(folder) or folder.files
+    chosen = choose_split(available, split, folder.path)
+    protocol = protocol_of(folder.name)
+    return _rows_task(Source(folder.name, chosen, folder.file(chosen), folder, protocol=protocol))
+
+
+def _rows_task(source: Source) -> Task:
+    task = read_rows_task(source)
+    if task is None:
+        part = _is_part(os.path.basename(source.file).split(".")[0]) or source.folder.name == "qrels"
+        advice = "It looks like a part of a test collection: give the folder that holds all of it." if part else ""
+        raise unfit(source.file, seen_file(source.file), advice)
+    return task
+
+
+def _row_files(folder: Folder) -> list[str]:
+    """The files whose rows make a task, by their name without ending."""
+    found = []
+    for stem in folder.files:
+        try:
+            if kind_of_rows(folder.file(stem)) is not None:
+                found.append(stem)
+        except DataError:
+            continue
+    return found
+
+
+def _advice(folder: Folder) -> str:
+    """What is missing of a test collection; "" if the folder is none."""
+    there = {_is_part(stem) for stem in (*folder.files, *folder.folders)} - {""}
+    missing = sorted({"corpus", "queries", "qrels"} - there)
+    return f"It looks like retrieval, without {' and '.join(missing)}." if missing and len(there) > 1 else ""
+
+
+def _is_part(stem: str) -> str:
+    """Which part of a test collection a name says, such as queries for `dev_queries`; "" if none."""
+    last = re.split(r"[_-]", stem)[-1]
+    return last if last in ("corpus", "queries", "qrels") else ""
+
+
+def _selected(found: list[DataSet], wanted: Sequence[str], place: str) -> list[DataSet]:
+    """The data sets of these names."""
+    known = [{data_set.name.lower(), data_set.folder_name.lower()} for data_set in found]
+    for name in wanted:
+        if not any(name.lower() in names for names in known):
+            raise DataError(f"{place} has no task {name!r}; it has {listing([data_set.name for data_set in found])}")
+    asked = {name.lower() for name in wanted}
+    return [data_set for data_set, names in zip(found, known, strict=True) if names & asked]

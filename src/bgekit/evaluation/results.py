@@ -1,0 +1,210 @@
+"""What an evaluation found, as data: results, comparisons, and the report that holds them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from ..encoding.outputs import OutputFolder
+from .task import Exclusion, Items
+
+#: Version of the layout of results.json; it changes when a reader would have to.
+LAYOUT: Final = 1
+
+RESULTS: Final = "results.json"
+PER_ITEM: Final = "per_item.jsonl"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one model in one setting scored on one task.
+
+    Attributes:
+        model: The model as the caller named it.
+        setting: What differs from the model's defaults, as plain values.
+        label: The model and its setting, to be shown and to tell results apart.
+        task: Name of the task.
+        kind: Kind of the task.
+        split: Split of its data.
+        language: Of its data, "" if unknown.
+        main_metric: Name of the metric that counts.
+        main_score: Its value x100.
+        metrics: All metrics x100.
+        count: Items (queries, pairs, texts) that count.
+        exclusions: What of the data was left out.
+        published: Published scores (x100) of other models on the same data.
+        comparable: Whether the data is exactly that of the published scores.
+        reference: The published score (x100) of this very model, None if there is none.
+        card: The model's card as plain values.
+        fingerprints: sha256 of `model` (weights, card, precision, setting) and `data` (content and protocol).
+        seconds: Wall time; of the run that computed it, if it came from the cache.
+        cached: Whether it came from the cache.
+        items: What each item contributed.
+        details: Further findings.
+    """
+
+    model: str
+    setting: Mapping[str, Any]
+    label: str
+    task: str
+    kind: str
+    split: str
+    language: str
+    main_metric: str
+    main_score: float
+    metrics: Mapping[str, float]
+    count: int
+    exclusions: tuple[Exclusion, ...]
+    published: Mapping[str, float]
+    comparable: bool
+    reference: float | None
+    card: Mapping[str, Any]
+    fingerprints: Mapping[str, str]
+    seconds: float
+    cached: bool = False
+    items: Items | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, without the items and what only plots need."""
+        content = {key: getattr(self, key) for key in self.__dataclass_fields__ if key not in ("items", "details")}
+        content["exclusions"] = [asdict(exclusion) for exclusion in self.exclusions]
+        content["details"] = {key: value for key, value in self.details.items() if key not in ("top", "scores")}
+        return content
+
+
+@dataclass(frozen=True)
+class ItemChange:
+    """An item on which two models differ.
+
+    Attributes:
+        id: Of the item.
+        text: What to show of it.
+        a: Score (x100) of the first model.
+        b: Score (x100) of the second.
+        detail: More to show, such as what each model found first.
+    """
+
+    id: str
+    text: str
+    a: float
+    b: float
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same items of one task.
+
+    Attributes:
+        a: Label of the first.
+        b: Label of the second.
+        task: Name of the task.
+        split: Split of its data.
+        metric: The main metric.
+        difference: Score of a minus score of b, x100.
+        ci_low: Lower end of the 95 % interval of the difference, x100.
+        ci_high: Its upper end.
+        p_value: Probability of a difference at least as large if the two were alike, two-sided.
+        p_adjusted: The same, corrected (Holm) for all comparisons of the report.
+        n: Items.
+        wins: Items on which a is better.
+        losses: Items on which b is better.
+        ties: Items on which they are equal.
+        statistic: How items become the score.
+        conclusion: What can and cannot be concluded, in a sentence.
+        regressions: Items on which a falls behind b most.
+        improvements: Items on which a is ahead of b most.
+    """
+
+    a: str
+    b: str
+    task: str
+    split: str
+    metric: str
+    difference: float
+    ci_low: float
+    ci_high: float
+    p_value: float
+    n: int
+    wins: int
+    losses: int
+    ties: int
+    statistic: str
+    p_adjusted: float = 1.0
+    conclusion: str = ""
+    regressions: tuple[ItemChange, ...] = ()
+    improvements: tuple[ItemChange, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that an evaluation found.
+
+    Attributes:
+        results: One for each model, setting and task.
+        comparisons: One for each pair of models or settings and each task.
+        environment: Versions, machine, time, seed, command.
+        notes: What else a reader should know, such as tasks that were not found.
+    """
+
+    results: list[Result]
+    comparisons: list[Comparison] = field(default_factory=list)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of results.json."""
+        return {
+            "version": LAYOUT,
+            "results": [result.to_dict() for result in self.results],
+            "comparisons": [comparison.to_dict() for comparison in self.comparisons],
+            "environment": dict(self.environment),
+            "notes": self.notes,
+        }
+
+    def save(self, output: str | os.PathLike[str]) -> list[Path]:
+        """Write results.json, per_item.jsonl, report.md and report.html into a folder, each whole or not at all.
+
+        Returns:
+            The files.
+
+        Raises:
+            OutputError: the folder cannot be written, or another process writes to it.
+        """
+        from .reports.html import html
+        from .reports.markdown import markdown
+
+        with OutputFolder(output) as folder:
+            files = {
+                RESULTS: json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n",
+                PER_ITEM: "".join(self._item_lines()),
+                "report.md": markdown(self),
+                "report.html": html(self),
+            }
+            for name, content in files.items():
+                with folder.create(name) as file:
+                    file.write(content.encode("utf-8", "replace"))
+            folder.sync()
+            return [folder.path / name for name in files]
+
+    def _item_lines(self) -> list[str]:
+        """A line of JSON for each result and item."""
+        lines = []
+        for result in self.results:
+            if result.items is None:
+                continue
+            head = {"model": result.label, "task": result.task, "split": result.split}
+            columns = {name: column.tolist() for name, column in result.items.columns.items()}
+            for row, item in enumerate(result.items.ids):
+                values = {name: column[row] for name, column in columns.items()}
+                lines.append(json.dumps(head | {"id": item} | values, ensure_ascii=False) + "\n")
+        return lines

@@ -1,0 +1,133 @@
+"""What is evaluated: a task of one kind, with its data and its protocol, and what a model scored on it."""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from .judged import JudgedModel
+
+Kind: TypeAlias = Literal[
+    "retrieval", "reranking", "sts", "pair_classification", "classification", "clustering", "bitext", "summarization"
+]
+#: How per-item values become the main score: their mean, or a statistic of prediction and label over all items.
+Statistic: TypeAlias = Literal["mean", "spearman", "pearson", "average_precision"]
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """Items of the data that were left out, and why.
+
+    Attributes:
+        reason: Such as "queries without a relevant document".
+        count: How many.
+        examples: The first few, such as ids or file and line.
+    """
+
+    reason: str
+    count: int
+    examples: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        shown = f" ({', '.join(self.examples)}{', ...' if self.count > len(self.examples) else ''})"
+        return f"{self.count:,} {self.reason}{shown if self.examples else ''}"
+
+
+@dataclass(frozen=True)
+class Items:
+    """What each item (query, pair, text, clustering problem) contributes to the main score.
+
+    Attributes:
+        ids: One for each item, the same for every model.
+        statistic: How the columns become the score.
+        columns: `{"value": [n]}` for "mean"; `{"predicted": [n], "label": [n]}` for the others.
+        texts: A text to show for each item, such as the query.
+    """
+
+    ids: Sequence[str]
+    statistic: Statistic
+    columns: Mapping[str, npt.NDArray[np.float64]]
+    texts: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model scored on a task.
+
+    Attributes:
+        metrics: By name, as fractions (a perfect nDCG is 1.0); the main metric is among them.
+        items: What each item contributes to the main metric.
+        details: Further findings that reports show, as plain JSON values.
+    """
+
+    metrics: Mapping[str, float]
+    items: Items
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(abc.ABC):
+    """Data and protocol of one evaluation; each kind is a subclass in `kinds/`.
+
+    Attributes:
+        name: As shown in reports.
+        split: Such as `test`.
+        main_metric: Name of the metric that counts.
+        language: Such as `en`, `zh-en`; "" if unknown.
+        query_instruction: Queries get the model's query instruction (retrieval and reranking).
+        published: Scores (x100) of the main metric that others published, by model name without its organisation.
+        comparable: Whether the data is exactly that of the published scores.
+        exclusions: What of the data was left out.
+    """
+
+    kind: ClassVar[Kind]
+
+    name: str
+    split: str = "test"
+    main_metric: str
+    language: str = ""
+    query_instruction: bool = False
+    published: Mapping[str, float] = field(default_factory=dict)
+    comparable: bool = True
+    exclusions: tuple[Exclusion, ...] = ()
+
+    @abc.abstractmethod
+    def score(self, model: JudgedModel) -> Scores:
+        """Encode the texts with a model and measure."""
+
+    @abc.abstractmethod
+    def content(self) -> Iterable[object]:
+        """All that decides the score beside the model, as plain JSON values in a fixed order: data and protocol."""
+
+    def explain(
+        self, ids: Sequence[str], a: Mapping[str, Any], b: Mapping[str, Any]
+    ) -> Mapping[str, Mapping[str, Any]]:
+        """More about some items, to show why two models differ on them.
+
+        Args:
+            ids: The items.
+            a: `Scores.details` of one model.
+            b: Of the other.
+
+        Returns:
+            Names and texts to show, by item; by default nothing.
+        """
+        return {}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of kind, data and protocol; the task's name has no part in it."""
+        digest = hashlib.sha256(f"{self.kind}\0{self.query_instruction}".encode())
+        for part in self.content():
+            digest.update(json.dumps(part, ensure_ascii=True, sort_keys=True).encode())
+            digest.update(b"\0")
+        return digest.hexdigest()

@@ -1,0 +1,92 @@
+"""`bge calibrate`: what it prints, what it writes, what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bgekit import FlagModel
+from bgekit.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, texts):
+    """Pairs with a label: the second text is the first and one word more, or another text."""
+    folder = tmp_path_factory.mktemp("pairs")
+    first = texts(1200, longest=12)
+    second = [text + " the" if number % 2 else first[number - 1] for number, text in enumerate(first)]
+    with (folder / "test.jsonl").open("w") as file:
+        for number, (a, b) in enumerate(zip(first, second, strict=True)):
+            file.write(json.dumps({"sentence1": a, "sentence2": b, "label": number % 2}) + "\n")
+    return folder
+
+
+def run(*arguments):
+    return main(["calibrate", *map(str, arguments), "--fp32", "--quiet"])
+
+
+def test_prints_a_threshold_and_writes_everything(tiny_bert, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("--model", tiny_bert, "--data", data, "--precision", 0.8, "--output", out) == 0
+    printed = capsys.readouterr().out
+    assert "at least 80% of the pairs from here on are related, with 95% confidence" in printed
+    assert "probability that a pair is related" in printed
+    assert "<- threshold" in printed
+    content = json.loads((out / "calibration.json").read_text("utf-8"))
+    assert f"threshold {content['threshold']['value']:.4f}:" in printed
+    assert (content["threshold"]["target"], content["threshold"]["wanted"]) == ("precision", 0.8)
+    assert content["threshold"]["precision"]["value"] >= 0.8
+    assert content["distributions"]["unrelated"]["count"] == content["distributions"]["related"]["count"] == 600
+    assert (content["meaning"], content["prevalence"]) == ("probability", 0.5)
+    assert (out / "calibration.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in out.iterdir()} == {"calibration.json", "calibration.png"}
+
+
+def test_the_saved_model_gives_calibrated_scores(tiny_bert, data, tmp_path, capsys):
+    saved = tmp_path / "saved"
+    assert run("--model", tiny_bert, "--data", data, "--save", saved) == 0
+    assert f"saved to {saved}" in capsys.readouterr().out
+    model = FlagModel(saved, use_fp16=False)
+    vectors = model.encode(["a cat", "a dog"])
+    scores = model.similarity(vectors, vectors, calibrated=True)
+    assert scores.shape == (2, 2) and np.all((scores >= 0) & (scores <= 1))
+    threshold = model.card.calibration["threshold"]
+    assert (threshold["target"], threshold["wanted"]) == ("false_positive_rate", 0.01)
+    # In place: only when it is asked for.
+    assert run("--model", saved, "--data", data, "--recall", 0.5, "--save", saved) == 1
+    assert "exists" in capsys.readouterr().err
+    assert run("--model", saved, "--data", data, "--recall", 0.5, "--save", saved, "--overwrite") == 0
+    assert FlagModel(saved).card.calibration["threshold"]["target"] == "recall"
+
+
+def test_texts_without_labels(tiny_bert, tmp_path, texts, capsys):
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(texts(200)))
+    assert run("--model", tiny_bert, "--texts", file, "--false-positive-rate", 0.05) == 0
+    printed = capsys.readouterr().out
+    assert "unrelated (random)" in printed
+    assert "at most 5% of unrelated pairs reach it" in printed
+    assert "share of unrelated pairs that are less similar" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--precision", "0.999"], "too few"),
+        (["--precision", "95"], "between 0 and 1"),
+        (["--overwrite"], "--save"),
+        (["--split", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_is_one_line(tiny_bert, data, options, message, capsys):
+    assert run("--model", tiny_bert, "--data", data, *options) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("bge: error: ") and error.count("\n") == 1
+    assert message in error
+
+
+def test_two_wishes_are_wrong_usage(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("--model", "m", "--data", "d", "--precision", 0.9, "--recall", 0.9)
+    assert stop.value.code == 2
+    assert "not allowed with" in capsys.readouterr().err

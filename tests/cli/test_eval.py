@@ -1,0 +1,124 @@
+"""`bge eval` as a user runs it."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from bgekit.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    from conftest import make_tiny
+
+    return str(make_tiny(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+@pytest.fixture
+def beir(tmp_path: Path) -> Path:
+    folder = tmp_path / "animals"
+    (folder / "qrels").mkdir(parents=True)
+    words = ["cat", "dog", "bird", "tree", "house", "river"]
+    lines = [json.dumps({"_id": f"d{i}", "title": word, "text": f"the {word} is here"}) for i, word in enumerate(words)]
+    (folder / "corpus.jsonl").write_text("\n".join(lines))
+    queries = [json.dumps({"_id": f"q{i}", "text": f"a {word}"}) for i, word in enumerate(words)]
+    (folder / "queries.jsonl").write_text("\n".join(queries))
+    rows = ["query-id\tcorpus-id\tscore", *(f"q{i}\td{i}\t1" for i in range(len(words)))]
+    (folder / "qrels" / "test.tsv").write_text("\n".join(rows))
+    return folder
+
+
+def pairs(folder: Path) -> Path:
+    folder.mkdir()
+    with (folder / "test.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["sentence1", "sentence2", "score"])
+        writer.writerows([f"the cat {i}", f"a dog {i % 3}", i % 5] for i in range(12))
+    return folder
+
+
+def run(*arguments: str) -> int:
+    return main(["eval", *map(str, arguments), "--fp32", "--no-progress"])
+
+
+def test_own_data_in_one_command(model, beir, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("--data", beir, pairs(tmp_path / "pairs"), "--model", model, "--output", out) == 0
+    content = json.loads((out / "results.json").read_text())
+    assert [(r["model"], r["task"], r["split"], r["main_metric"]) for r in content["results"]] == [
+        (model, "animals", "test", "ndcg_at_10"), (model, "pairs", "test", "cosine_spearman"),
+    ]  # fmt: skip
+    assert content["comparisons"] == []
+    shown = capsys.readouterr().out
+    assert "animals" in shown and f"{content['results'][0]['main_score']:.2f}" in shown
+    assert {path.name for path in out.iterdir()} >= {"results.json", "report.md", "report.html", "per_item.jsonl"}
+
+
+def test_compare_instruction_is_one_command(model, beir, tmp_path):
+    out = tmp_path / "out"
+    assert (
+        run("--data", beir, "--model", model, "--compare", "instruction", "--query_instruction", "find: ", "-o", out)
+        == 0
+    )
+    content = json.loads((out / "results.json").read_text())
+    assert [r["setting"].get("instruction", "own") for r in content["results"]] == ["own", None]
+    (comparison,) = content["comparisons"]
+    assert (comparison["a"], comparison["b"]) == (model, f"{model} [no instruction]")
+    assert isinstance(comparison["p_value"], float)
+
+
+def test_compare_dimension_and_precision(model, beir, tmp_path):
+    assert (
+        run("--data", beir, "--model", model, "--compare", "dimension", "--dimensions", "16", "8", "-o", tmp_path / "a")
+        == 0
+    )
+    results = json.loads((tmp_path / "a" / "results.json").read_text())["results"]
+    assert [r["setting"]["dimension"] for r in results] == [16, 8]
+    assert (
+        main(["eval", "--data", str(beir), "-m", model, "--compare", "precision", "-o", str(tmp_path / "b"), "--quiet"])
+        == 0
+    )
+    results = json.loads((tmp_path / "b" / "results.json").read_text())["results"]
+    assert {r["setting"]["precision"] for r in results} >= {"float32", "int8"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--data", "nowhere"], "nowhere"),
+        ([], "--data"),
+        (["--benchmark", "nope", "--data-root", "."], "nope"),
+        (["--data", "{beir}", "--dimensions", "3"], "--compare dimension"),
+        (["--data", "{beir}", "--split", "train"], "train"),
+        (["--data", "{beir}", "--tasks", "other"], "other"),
+        (["--data", "{beir}", "--table"], "--benchmark"),
+    ],
+)
+def test_bad_requests_end_with_one_line(model, beir, capsys, arguments, says):
+    assert run(*(argument.format(beir=beir) for argument in arguments), "--model", model) == 1
+    error = capsys.readouterr().err
+    assert says in error and "Traceback" not in error
+
+
+def test_damaged_data_names_file_and_line(model, beir, capsys, tmp_path):
+    (beir / "corpus.jsonl").write_text('{"_id": "d0", "text": "fine"}\n{"_id": "d1", "text": 3}\n')
+    assert run("--data", beir, "--model", model, "-o", tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert "corpus.jsonl" in error and "2" in error
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_the_published_table_without_a_model(capsys):
+    assert main(["eval", "--benchmark", "mteb-en", "--table"]) == 0
+    assert "bge-large-en-v1.5" in capsys.readouterr().out
+
+
+def test_a_reranker_is_compared_with_its_first_stage(model, beir, tmp_path, make_reranker):
+    reranker = make_reranker("bert")
+    out = tmp_path / "out"
+    assert run("--data", beir, "--model", model, "--reranker", reranker, "--rerank-top-k", "3", "-o", out) == 0
+    content = json.loads((out / "results.json").read_text())
+    assert [result["setting"].get("rerank_top_k") for result in content["results"]] == [None, 3]
+    assert len(content["comparisons"]) == 1

@@ -1,0 +1,252 @@
+"""Each kind's protocol against an independent computation, on vectors that are given."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import pearsonr, spearmanr
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, f1_score, v_measure_score
+
+from bgekit.encoding.records import Record
+from bgekit.errors import ArgumentError, DataError, NumericalError
+from bgekit.evaluation import JudgedModel, Setting
+from bgekit.evaluation.kinds.bitext import BitextTask
+from bgekit.evaluation.kinds.classification import ClassificationTask
+from bgekit.evaluation.kinds.clustering import ClusteringTask
+from bgekit.evaluation.kinds.pairs import PairClassificationTask, StsTask, best_thresholds
+from bgekit.evaluation.kinds.reranking import RerankingGroup, RerankingTask
+from bgekit.evaluation.kinds.retrieval import Corpus, RetrievalTask
+from bgekit.evaluation.kinds.summarization import SummarizationTask, SummaryGroup
+
+
+def corpus_of(texts: dict[str, str]) -> Corpus:
+    return Corpus(list(texts), lambda: [Record(id, text) for id, text in texts.items()], repr(texts))
+
+
+def retrieval(queries=6, documents=300, **more) -> RetrievalTask:
+    texts = {f"d{number}": f"document {number}" for number in range(documents)}
+    names = {f"q{number}": f"query {number}" for number in range(queries)}
+    qrels = {query: {f"d{7 * number}": 1, f"d{number}": 2} for number, query in enumerate(names)}
+    return RetrievalTask(name="toy", queries=names, corpus=corpus_of(texts), qrels=qrels, **more)
+
+
+def ndcg(model, task: RetrievalTask, k=10) -> list[float]:
+    ids = task.corpus.ids
+    vectors = np.stack([model.vector(f"document {number}") for number in range(len(ids))]).astype(np.float64)
+    found = []
+    for query, judged in task.qrels.items():
+        scores = vectors @ model.vector(task.queries[query]).astype(np.float64)
+        order = sorted(range(len(ids)), key=lambda row: -scores[row])[:k]
+        gain = sum(judged.get(ids[row], 0) / math.log2(rank + 2) for rank, row in enumerate(order))
+        best = sum(value / math.log2(rank + 2) for rank, value in enumerate(sorted(judged.values(), reverse=True)))
+        found.append(gain / best)
+    return found
+
+
+def test_retrieval_is_exact_search_and_trec_eval(embedder):
+    model, task = embedder(4), retrieval(documents=3000)
+    scores = task.score(JudgedModel(model))
+    expected = ndcg(model, task)
+    assert scores.items.columns["value"].tolist() == pytest.approx(expected, abs=1e-9)
+    assert scores.metrics["ndcg_at_10"] == pytest.approx(np.mean(expected), abs=1e-9)
+    assert scores.details["recall_curve"]["recall"][-1] == scores.metrics["recall_at_1000"]
+
+
+def test_retrieval_drops_the_query_itself_when_told(embedder):
+    texts = {"a": "same", "b": "other"}
+    task = RetrievalTask(name="t", queries={"a": "same"}, corpus=corpus_of(texts), qrels={"a": {"b": 1}})
+    model = JudgedModel(embedder())
+    assert task.score(model).metrics["mrr_at_10"] == 0.5
+    skipping = RetrievalTask(
+        name="t", queries={"a": "same"}, corpus=corpus_of(texts), qrels={"a": {"b": 1}}, skip_identical_ids=True
+    )
+    assert skipping.score(model).metrics["mrr_at_10"] == 1.0
+    assert skipping.fingerprint != task.fingerprint
+
+
+def test_retrieval_uses_the_instruction_or_another_or_none(embedder):
+    model = embedder()
+    model.sees_prompts = True
+    model.table = {
+        "q: hello": model.vector("first"),
+        "hello": model.vector("second"),
+        "ask hello": model.vector("third"),
+    }
+    texts = {"1": "first", "2": "second", "3": "third"}
+    task = RetrievalTask(name="t", queries={"q": "hello"}, corpus=corpus_of(texts), qrels={"q": {"1": 1}})
+    found = [
+        task.score(JudgedModel(model, setting)).details["top"]["q"][0]
+        for setting in (Setting(), Setting(instruction=None), Setting(instruction="ask "))
+    ]
+    assert found == ["1", "2", "3"]
+
+
+def test_a_reranker_orders_the_first_passages_and_leaves_the_others_behind(embedder):
+    class Backwards:
+        def compute_score(self, pairs):
+            return [-float(passage.split()[1]) for _, passage in pairs]
+
+    task = retrieval(queries=1, documents=50)
+    plain = task.score(JudgedModel(embedder())).details["top"]["q0"]
+    setting = Setting(reranker=Backwards(), reranker_name="backwards", rerank_top_k=3)
+    reranked = task.score(JudgedModel(embedder(), setting))
+    assert reranked.details["top"]["q0"] == sorted(plain, key=lambda id: int(id[1:]))
+    assert reranked.metrics["recall_at_1000"] == 1.0
+    with pytest.raises(ArgumentError, match="name"):
+        Setting(reranker=Backwards())
+
+
+def test_nan_vectors_are_an_error(embedder):
+    model = embedder()
+    model.table = {"document 3": np.full(16, np.nan, np.float32)}
+    with pytest.raises(NumericalError):
+        retrieval().score(JudgedModel(model))
+
+
+def test_fewer_dimensions_are_cut_and_normalised_again(embedder):
+    model, task = embedder(), retrieval()
+    cut = JudgedModel(model, Setting(dimension=5)).queries(["x"], "retrieval", "t")
+    expected = model.vector("x")[:5] / np.linalg.norm(model.vector("x")[:5])
+    assert np.allclose(cut[0], expected)
+    assert task.score(JudgedModel(model, Setting(dimension=5))).metrics["ndcg_at_10"] <= 1
+    with pytest.raises(ArgumentError, match="99"):
+        JudgedModel(model, Setting(dimension=99))
+
+
+def test_sts_is_spearman_of_similarity(embedder):
+    model = embedder()
+    first, second = [f"a{i}" for i in range(40)], [f"b{i}" for i in range(40)]
+    labels = list(np.random.default_rng(1).integers(0, 6, 40).astype(float))
+    scores = StsTask(name="t", first=first, second=second, scores=labels).score(JudgedModel(model))
+    cosine = [float(model.vector(a) @ model.vector(b)) for a, b in zip(first, second, strict=True)]
+    assert scores.metrics["cosine_spearman"] == pytest.approx(spearmanr(cosine, labels).statistic, abs=1e-6)
+    assert scores.metrics["pearson"] == pytest.approx(pearsonr(cosine, labels).statistic, abs=1e-6)
+    distance = [float(np.abs(model.vector(a) - model.vector(b)).sum()) for a, b in zip(first, second, strict=True)]
+    assert scores.metrics["manhattan_spearman"] == pytest.approx(-spearmanr(distance, labels).statistic, abs=1e-6)
+    with pytest.raises(ArgumentError, match="cosine_spearman"):
+        StsTask(name="t", first=first, second=second, scores=labels, main_metric="nope").score(JudgedModel(model))
+
+
+def test_pair_classification_is_average_precision(embedder):
+    model = embedder()
+    first, second = [f"a{i}" for i in range(60)], [f"b{i}" for i in range(60)]
+    labels = [int(i % 3 == 0) for i in range(60)]
+    scores = PairClassificationTask(name="t", first=first, second=second, labels=labels).score(JudgedModel(model))
+    cosine = [float(model.vector(a) @ model.vector(b)) for a, b in zip(first, second, strict=True)]
+    assert scores.metrics["cosine_ap"] == pytest.approx(average_precision_score(labels, cosine), abs=1e-6)
+    assert scores.metrics["max_ap"] == max(
+        scores.metrics[f"{n}_ap"] for n in ("cosine", "dot", "euclidean", "manhattan")
+    )
+    assert scores.items.statistic == "average_precision"
+
+
+def test_best_thresholds_equal_a_search_over_all():
+    random = np.random.default_rng(3)
+    label, score = random.integers(0, 2, 50), random.integers(0, 9, 50) / 8
+    found = best_thresholds(label, score)
+    accuracies = {t: ((score >= t) == (label == 1)).mean() for t in set(score.tolist())}
+    assert found["accuracy"] == pytest.approx(max(accuracies.values()))
+    assert accuracies[found["accuracy_threshold"]] == pytest.approx(found["accuracy"])
+    f1s = {t: f1_score(label, score >= t) for t in set(score.tolist())}
+    assert found["f1"] == pytest.approx(max(f1s.values()))
+    assert f1s[found["f1_threshold"]] == pytest.approx(found["f1"])
+
+
+def test_reranking_is_mean_average_precision(embedder):
+    model = embedder()
+    groups = [
+        RerankingGroup(f"query {n}", [f"p{n} {i}" for i in range(2)], [f"n{n} {i}" for i in range(5)]) for n in range(9)
+    ]
+    scores = RerankingTask(name="t", groups=groups).score(JudgedModel(model))
+    expected = []
+    for group in groups:
+        passages = [*group.positives, *group.negatives]
+        cosine = [float(model.vector(group.query) @ model.vector(passage)) for passage in passages]
+        expected.append(average_precision_score([1, 1, 0, 0, 0, 0, 0], cosine))
+    assert scores.items.columns["value"].tolist() == pytest.approx(expected, abs=1e-6)
+    assert scores.metrics["map"] == pytest.approx(np.mean(expected), abs=1e-6)
+
+
+def test_a_model_that_cannot_tell_passages_apart_gains_nothing(embedder):
+    group = RerankingGroup("q", ["same"], ["same", "same"])
+    assert RerankingTask(name="t", groups=[group]).score(JudgedModel(embedder())).metrics["map"] == pytest.approx(1 / 3)
+
+
+def test_classification_draws_fits_and_averages(embedder):
+    model = embedder()
+    train = [f"train {i}" for i in range(60)]
+    labels = ["yes" if i % 2 else "no" for i in range(60)]
+    texts, truth = [f"test {i}" for i in range(30)], ["yes" if i % 3 else "no" for i in range(30)]
+    task = ClassificationTask(
+        name="t", train_texts=train, train_labels=labels, texts=texts, labels=truth, samples_per_label=4, experiments=3
+    )
+    scores = task.score(JudgedModel(model))
+    accuracies, order = [], list(range(60))
+    for _ in range(3):
+        np.random.RandomState(42).shuffle(order)
+        draw = [r for r in order if labels[r] == "yes"][:4] + [r for r in order if labels[r] == "no"][:4]
+        fitted = LogisticRegression(max_iter=100, random_state=42).fit(
+            [model.vector(train[r]) for r in draw], [labels[r] for r in draw]
+        )
+        accuracies.append(np.mean(fitted.predict([model.vector(text) for text in texts]) == np.array(truth)))
+    assert scores.metrics["accuracy"] == pytest.approx(np.mean(accuracies), abs=1e-9)
+    assert scores.items.columns["value"].mean() == pytest.approx(np.mean(accuracies))
+    assert all(len(draw) == 8 for draw in task.draws())
+    with pytest.raises(DataError, match="one label"):
+        ClassificationTask(name="t", train_texts=["a"], train_labels=["x"], texts=["b"], labels=["x"]).score(
+            JudgedModel(model)
+        )
+
+
+def test_clustering_finds_clusters_that_are_there(embedder):
+    model, random = embedder(), np.random.default_rng(0)
+    texts, labels = [], []
+    for label, number in itertools.product(range(4), range(30)):
+        center = np.eye(16)[label]
+        model.table[f"{label} {number}"] = (center + 0.01 * random.normal(size=16)).astype(np.float32)
+        texts.append(f"{label} {number}")
+        labels.append(str(label))
+    task = ClusteringTask(name="t", sets=[(texts, labels), (["only"], ["one"]), (texts, list(reversed(labels)))])
+    scores = task.score(JudgedModel(model))
+    assert scores.items.columns["value"].tolist() == pytest.approx([1.0, 1.0, v_measure_score(labels, labels[::-1])])
+    assert scores.metrics["v_measure"] == pytest.approx(scores.items.columns["value"].mean())
+
+
+def test_bitext_is_weighted_f1(embedder):
+    model = embedder(2)
+    first, second = [f"a{i}" for i in range(30)], [f"b{i}" for i in range(30)]
+    scores = BitextTask(name="t", first=first, second=second).score(JudgedModel(model))
+    similarity = np.array([[model.vector(a) @ model.vector(b) for b in second] for a in first])
+    expected = f1_score(range(30), similarity.argmax(1), average="weighted", zero_division=0)
+    assert scores.metrics["f1"] == pytest.approx(expected)
+    assert scores.items.columns["value"].mean() == pytest.approx(expected)
+
+
+def test_summarization_is_the_mean_correlation_of_each_text(embedder):
+    model = embedder()
+    groups = [
+        SummaryGroup(
+            f"text {n}", [f"h{n} {i}" for i in range(3)], [f"m{n} {i}" for i in range(6)], [1.0, 2, 3, 4, 5, n]
+        )
+        for n in range(4)
+    ]
+    flat = SummaryGroup("flat", ["h"], ["m", "n"], [1.0, 1.0])
+    scores = SummarizationTask(name="t", groups=[*groups, flat]).score(JudgedModel(model))
+    expected = []
+    for group in groups:
+        best = [max(float(model.vector(m) @ model.vector(h)) for h in group.human) for m in group.machine]
+        expected.append(spearmanr(group.scores, best).statistic)
+    assert scores.items.columns["value"].tolist() == pytest.approx(expected, abs=1e-6)
+    assert scores.items.ids == ["0", "1", "2", "3"]
+    with pytest.raises(DataError, match="rated"):
+        SummarizationTask(name="t", groups=[flat]).score(JudgedModel(model))
+
+
+def test_fingerprints_see_data_and_protocol_but_not_the_name():
+    pairs = {"first": ["a"], "second": ["b"]}
+    one = StsTask(name="x", scores=[1.0], **pairs)
+    assert one.fingerprint == StsTask(name="y", scores=[1.0], **pairs).fingerprint
+    assert one.fingerprint != StsTask(name="x", scores=[2.0], **pairs).fingerprint
+    assert one.fingerprint != BitextTask(name="x", **pairs).fingerprint

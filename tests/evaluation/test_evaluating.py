@@ -1,0 +1,134 @@
+import json
+
+import pytest
+
+from bgekit.encoding.records import Record
+from bgekit.errors import ArgumentError, OutputError
+from bgekit.evaluation import Candidate, Setting, Task, evaluate
+from bgekit.evaluation.kinds.pairs import StsTask
+from bgekit.evaluation.kinds.retrieval import Corpus, RetrievalTask
+
+
+def sts(name="pairs", size=30, **more) -> StsTask:
+    first, second = [f"a{i}" for i in range(size)], [f"b{i}" for i in range(size)]
+    return StsTask(name=name, first=first, second=second, scores=[float(i % 6) for i in range(size)], **more)
+
+
+def retrieval(name="find") -> RetrievalTask:
+    texts = {f"d{i}": f"document {i}" for i in range(40)}
+    corpus = Corpus(list(texts), lambda: [Record(id, text) for id, text in texts.items()], "digest of " + name)
+    queries = {f"q{i}": f"query {i}" for i in range(8)}
+    return RetrievalTask(
+        name=name, queries=queries, corpus=corpus, qrels={query: {f"d{i}": 1} for i, query in enumerate(queries)}
+    )
+
+
+def test_results_json_has_what_was_promised(embedder, tmp_path):
+    model, other = embedder(name="one"), embedder(name="two")
+    other.salt = "other"
+    report = evaluate([model, other], [sts(), retrieval()], output=tmp_path / "out", progress=False)
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert content["version"] == 1
+    assert [(r["model"], r["task"]) for r in content["results"]] == [
+        ("one", "pairs"), ("two", "pairs"), ("one", "find"), ("two", "find"),
+    ]  # fmt: skip
+    for result in content["results"]:
+        assert result["main_score"] == pytest.approx(result["metrics"][result["main_metric"]])
+        assert {"model", "task", "split", "main_metric", "main_score", "metrics", "card", "fingerprints"} <= set(result)
+    assert [(c["a"], c["b"], c["task"]) for c in content["comparisons"]] == [
+        ("one", "two", "pairs"), ("one", "two", "find"),
+    ]  # fmt: skip
+    for comparison in content["comparisons"]:
+        scores = {r["model"]: r["main_score"] for r in content["results"] if r["task"] == comparison["task"]}
+        assert comparison["difference"] == pytest.approx(scores["one"] - scores["two"], abs=1e-6)
+        assert comparison["ci_low"] <= comparison["difference"] <= comparison["ci_high"]
+        assert 0 < comparison["p_value"] <= 1
+        assert comparison["metric"] in ("cosine_spearman", "ndcg_at_10")
+    assert content["environment"]["seed"] == 0 and content["environment"]["versions"]["bgekit"]
+    assert report.to_dict()["results"] == content["results"]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "per_item.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 * (30 + 8)
+    assert not (tmp_path / "out" / "cache" / "vectors").exists()
+    for name in ("report.md", "report.html"):
+        assert "find" in (tmp_path / "out" / name).read_text(encoding="utf-8")
+
+
+def test_what_was_computed_is_not_computed_again(embedder, tmp_path):
+    model = embedder()
+    first = evaluate(model, [sts(), retrieval()], output=tmp_path, progress=False)
+    encoded = model.encoded
+    second = evaluate(model, [sts("renamed"), sts(), retrieval()], output=tmp_path, progress=False, compare=False)
+    assert [result.cached for result in second.results] == [False, True, True]
+    assert model.encoded == encoded + 60
+    assert [r.main_score for r in second.results[1:]] == [r.main_score for r in first.results]
+    model.salt = "trained since"
+    third = evaluate(model, sts(), output=tmp_path, progress=False)
+    assert not third.results[0].cached
+
+
+def test_an_interrupted_run_goes_on(embedder, tmp_path):
+    class Stops(StsTask):
+        def score(self, model):
+            raise KeyboardInterrupt
+
+    model, broken = embedder(), Stops(name="stops", first=["a"], second=["b"], scores=[1.0])
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, [retrieval(), broken], output=tmp_path, progress=False)
+    assert not (tmp_path / "results.json").exists()
+    assert evaluate(model, [retrieval(), sts()], output=tmp_path, progress=False).results[0].cached
+
+
+def test_documents_are_encoded_once_for_all_settings(embedder, tmp_path):
+    model = embedder()
+    settings = [Setting(), Setting(instruction=None), Setting(dimension=8), Setting(dimension=4)]
+    report = evaluate(model, [retrieval(), sts()], settings=settings, output=tmp_path, progress=False)
+    # 40 documents, 8 queries with and without instruction, 60 texts of pairs.
+    assert model.encoded == 40 + 8 + 8 + 60
+    assert [result.label for result in report.results[:4]] == [
+        "table", "table [no instruction]", "table [8 dimensions]", "table [4 dimensions]",
+    ]  # fmt: skip
+    assert report.results[0].model == "table"
+    assert report.results[2].setting["dimension"] == 8
+    assert len(report.comparisons) == 12
+
+
+def test_vectors_can_be_kept(embedder, tmp_path):
+    evaluate(embedder(), retrieval(), output=tmp_path, progress=False, keep_vectors=True)
+    assert list((tmp_path / "cache" / "vectors").glob("*/shard-00000.npy"))
+
+
+def test_a_damaged_cache_is_computed_anew(embedder, tmp_path, caplog):
+    evaluate(embedder(), sts(), output=tmp_path, progress=False)
+    (stored,) = (tmp_path / "cache").glob("*.json")
+    stored.write_text(stored.read_text()[:50])
+    assert not evaluate(embedder(), sts(), output=tmp_path, progress=False).results[0].cached
+    assert "computed anew" in caplog.text
+
+
+def test_a_second_writer_is_refused(embedder, tmp_path):
+    class Nested(StsTask):
+        def score(self, model):
+            evaluate(embedder(), sts(), output=tmp_path, progress=False)
+
+    with pytest.raises(OutputError, match="process"):
+        evaluate(embedder(), Nested(name="n", first=[], second=[], scores=[]), output=tmp_path, progress=False)
+
+
+def test_arguments_that_make_no_sense(embedder):
+    with pytest.raises(ArgumentError, match="twice"):
+        evaluate([embedder(), embedder()], sts())
+    with pytest.raises(ArgumentError, match="twice"):
+        evaluate(embedder(), [sts(), sts()])
+    with pytest.raises(ArgumentError, match="no task"):
+        evaluate(embedder(), [])
+    with pytest.raises(ArgumentError, match="max_length"):
+        evaluate(embedder(), sts(), max_length=3)
+
+
+def test_a_published_score_of_this_model_is_put_beside_ours(embedder):
+    task: Task = sts(published={"all-MiniLM-L6-v2": 82.03, "other": 1.0})
+    names = {"packaged:all-MiniLM-L6-v2": 82.03, "/models/all-minilm-l6-v2/": 82.03, "unknown": None}
+    for name, expected in names.items():
+        report = evaluate(Candidate(name, embedder()), task, progress=False)
+        assert report.results[0].reference == expected
+        assert report.results[0].model == name
