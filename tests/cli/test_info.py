@@ -1,7 +1,13 @@
 """`bge models` and `bge info`."""
 
+import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -71,6 +77,83 @@ def test_info_of_a_model_that_is_not_here_but_known(capsys):
 def test_info_of_other_kinds(name, expected, capsys):
     assert main(["info", name]) == 0
     assert expected in capsys.readouterr().out
+
+
+@pytest.fixture
+def hub(tiny_bert):
+    """A hub on this machine with one model, in fp16 as its config says; its address, and what was asked of it."""
+    files = {path.relative_to(tiny_bert).as_posix(): path.read_bytes() for path in tiny_bert.rglob("*.*")}
+    files["config.json"] = json.dumps(json.loads(files["config.json"]) | {"dtype": "float16"}).encode()
+    files["model.safetensors.index.json"] = b'{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'
+    files |= dict.fromkeys(("onnx/model.onnx", "pytorch_model.bin", "modeling.py"), b"x" * 1000)
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    asked = []
+
+    def digest(data):
+        return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.answer(body=True)
+
+        def do_HEAD(self):
+            self.answer(body=False)
+
+        def answer(self, body):
+            path = self.path.partition("?")[0]
+            if "/tree/" in path:
+                content = json.dumps(
+                    [
+                        {"type": "file", "path": name, "size": len(data), "oid": digest(data)}
+                        for name, data in files.items()
+                    ]
+                ).encode()
+            elif path.startswith("/api/models/owner/tiny"):
+                siblings = [{"rfilename": name} for name in files]
+                content = json.dumps({"id": "owner/tiny", "sha": commit, "siblings": siblings}).encode()
+            else:
+                name = path.split(f"/{commit}/")[-1]
+                asked.append(name)
+                content = files[name]
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("X-Repo-Commit", commit)
+            self.send_header("ETag", f'"{digest(content)}"')
+            self.end_headers()
+            if body:
+                self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_info_of_a_model_on_the_hub_fetches_no_weights(hub, tmp_path):
+    address, asked = hub
+    environment = os.environ | {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+    def run(*command):
+        done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    report = json.loads(run("-m", "bgekit", "info", "owner/tiny", "--json"))
+    names = {"config.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json"}
+    assert set(asked) == {*names, "tokenizer_config.json"}
+    assert report["card"]["pooling"] == "cls" and report["card"]["max_length"] == 64
+    assert (report["card"]["dtype"], report["sources"]["dtype"]) == ("float16", "config.json")
+    # Later the model itself is fetched into the same folder.
+    program = "from bgekit.models.checkpoint import resolve; print(resolve('owner/tiny'))"
+    folder = run("-c", program).strip()
+    assert folder == report["folder"]
+    assert {"model.safetensors", "tokenizer.json"} <= set(asked)
+    assert not {"onnx/model.onnx", "pytorch_model.bin", "modeling.py"} & set(asked)
 
 
 def test_info_of_nothing(tmp_path, capsys):

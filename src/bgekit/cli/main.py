@@ -22,6 +22,14 @@ from .options import Parser
 VERBS: Final = {
     "encode": "encode the texts of files into vectors on disk",
     "search": "search files or encoded vectors by meaning",
+    "rerank": "put passages in the order of a cross-encoder",
+    "eval": "measure and compare models on your data or on named benchmarks",
+    "calibrate": "find the similarity threshold of a model on your own data",
+    "finetune": "train an embedding model on your data",
+    "finetune-reranker": "train a reranker on your data",
+    "mine": "find hard negatives for training data",
+    "score": "add a cross-encoder's scores to training data",
+    "dedup": "leave copies out of training data",
     "demo": "search the documentation of Python's standard library, to see how it works",
     "models": "list the model families that bgekit knows",
     "info": "show what a model needs, and where that is known from",
@@ -95,7 +103,10 @@ def _run(arguments: list[str]) -> int:
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
     for verb, summary in VERBS.items():
         if verb == asked:
-            module = importlib.import_module(f".{verb}", __package__)
+            module = importlib.import_module(f".{verb.replace('-', '_')}", __package__)
+            if hasattr(module, "run_as_given"):
+                # Arguments of transformers' Trainer are parsed by its own parser.
+                return int(module.run_as_given(arguments[arguments.index(verb) + 1 :]))
             module.add_parser(subparsers)
         else:
             subparsers.add_parser(verb, help=summary, add_help=False)

@@ -1,0 +1,49 @@
+"""`bge dedup`: training data -> the same without rows that are copies, or near copies, of earlier ones."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from . import options
+
+_DESCRIPTION = """\
+Leave out rows of training data whose query and positives are those of an earlier row, up to case and white space; with
+--near_duplicates also those that are nearly the same (MinHash, then the Jaccard similarity of their pieces)."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb's parser."""
+    parser = subparsers.add_parser("dedup", help="leave copies out of training data", description=_DESCRIPTION)
+    parser.add_argument("--input", "--input_file", required=True, metavar="FILE", help="training data")
+    parser.add_argument("--output", "--output_file", required=True, metavar="FILE", help="training data without copies")
+    parser.add_argument("--near_duplicates", action="store_true", help="leave out near copies, too")
+    parser.add_argument(
+        "--near_threshold", type=float, default=0.8, metavar="X", help="Jaccard similarity of these [0.8]"
+    )
+    options.add_report_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Leave copies out."""
+    options.set_up_logging(args)
+    from ..mining.dedup import Removed, distinct
+    from ..mining.rows import check_output, check_training, read_training
+    from ..mining.writing import write_lines
+
+    check_output(args.output, args.input)
+    check_training(args.input, scored_pairs=True)
+    removed = Removed()
+    rows = distinct(read_training(args.input), removed, near=args.near_threshold if args.near_duplicates else None)
+    write_lines(args.output, (each.fields for each in rows))
+    if not args.quiet:
+        left = removed.rows - removed.copies - removed.near
+        print(
+            f"{removed.rows:,} rows: {removed.copies:,} copies, {removed.near:,} near copies left out; {left:,} stay",
+            file=sys.stderr,
+        )
+        for line, earlier in removed.samples:
+            print(f"  line {line} is like line {earlier}", file=sys.stderr)
+        print(f"wrote {args.output}", file=sys.stderr)
+    return 0

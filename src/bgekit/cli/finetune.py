@@ -1,0 +1,18 @@
+"""`bge finetune`: training data -> a fine-tuned embedding model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+
+def run_as_given(arguments: Sequence[str]) -> int:
+    """Train; the arguments are parsed where those of transformers' Trainer are known."""
+    from ..errors import import_extra
+    from .options import log_to_stderr
+
+    log_to_stderr(logging.INFO)
+    import_extra("accelerate", "train")
+    from ..training.embedder import main
+
+    return main(arguments, prog="bge finetune")

@@ -1,0 +1,229 @@
+"""`bge mine`: training data -> the same with hard negatives."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ArgumentError
+from . import options
+
+if TYPE_CHECKING:
+    from ..mining.run import Mining
+
+_DESCRIPTION = """\
+Find hard negatives for training data: passages that a model ranks high for a query and that are not its positives.
+The input are JSON lines {"query": ..., "pos": [...], "neg": [...]}; candidates are the passages of all rows, or those
+of --candidate_pool. Negatives that rows have are replaced (--keep_existing adds to them). Beside the output,
+NAME.report.json says what was mined. An interrupted run goes on when it is started again."""
+
+_EPILOG = """\
+examples:
+  bge mine --model BAAI/bge-base-en-v1.5 --input train.jsonl --output mined.jsonl --range 10-210 --negatives 15
+  bge mine --model M --input train.jsonl --output mined.jsonl --candidate_pool corpus.jsonl --max_positive_ratio 0.95
+  bge mine --model M --miner dense bm25 --shares 2 1 --input train.jsonl --output mined.jsonl
+  bge mine --random --input train.jsonl --output mined.jsonl --negatives 7
+  bge mine --labelled_pairs --input ocnli.jsonl --output train.jsonl --negative_label contradiction"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb's parser."""
+    parser = subparsers.add_parser(
+        "mine", help="find hard negatives for training data", description=_DESCRIPTION, epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--input", "--input_file", required=True, metavar="FILE", help="training data")
+    parser.add_argument("--output", "--output_file", required=True, metavar="FILE", help="training data with negatives")
+    options.add_list_option(
+        parser, "--candidate_pool", metavar="FILE", help='lines {"text"} to draw from [all pos and neg of the input]'
+    )
+    _add_choice(parser)
+    _add_guards(parser)
+    group = parser.add_argument_group("labelled pairs")
+    group.add_argument(
+        "--labelled_pairs", action="store_true",
+        help='the input are pairs {"sentence1", "sentence2", "label"}; nothing is mined, they are put together',
+    )  # fmt: skip
+    options.add_list_option(group, "--positive_label", metavar="LABEL", help="of positives [1, entailment]")
+    options.add_list_option(group, "--negative_label", metavar="LABEL", help="of negatives [0, contradiction]")
+    group = parser.add_argument_group("search")
+    group.add_argument(
+        "--index", choices=("exact", "flat", "hnsw", "ivf"), default="exact",
+        help="hnsw and ivf are faster on millions and need faiss; flat is exact [exact]",
+    )  # fmt: skip
+    group.add_argument("--search_device", metavar="DEVICE", help="compare vectors there, such as cuda [cpu]")
+    group.add_argument("--use_gpu_for_searching", action="store_true", help="the same as --search_device cuda")
+    group.add_argument("--work_folder", metavar="DIR", help="keep vectors here [beside the output, until it is done]")
+    options.add_model_options(parser, several=True)
+    group = parser.add_argument_group("report")
+    group.add_argument("--samples", type=options.not_negative, default=5, metavar="N", help="rows shown in full [5]")
+    options.add_report_options(parser)
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("choice")
+    group.add_argument(
+        "--range", "--range_for_sampling", default="10-210", metavar="FIRST-LAST",
+        help="places in the ranking: pass over FIRST, look as far as LAST [10-210]",
+    )  # fmt: skip
+    group.add_argument(
+        "--negatives", "--negative_number", type=options.positive, default=15, metavar="N", help="a row [15]"
+    )
+    group.add_argument("--seed", type=options.not_negative, default=0, metavar="N", help="of all draws [0]")
+    group.add_argument(
+        "--sampling", choices=("random", "top"), default="random", help="within the range, or its top [random]"
+    )
+    options.add_list_option(
+        group, "--miner", choices=("dense", "bm25", "random"), help="what finds candidates; several take turns [dense]"
+    )
+    group.add_argument("--random", action="store_true", help="the same as --miner random: negatives at random")
+    options.add_list_option(
+        group, "--shares", type=options.positive, metavar="N",
+        help="negatives a turn of each miner: every --model, then bm25, then random [1 each]",
+    )  # fmt: skip
+    group.add_argument(
+        "--keep_existing", action="store_true", help="keep negatives that rows have, and add N [replace]"
+    )
+    group.add_argument("--no_fill", action="store_true", help="fewer where the range has too few [fill up at random]")
+    group.add_argument("--no_scores", action="store_true", help="do not write pos_scores and neg_scores")
+
+
+def _add_guards(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("guards against false negatives")
+    group.add_argument("--margin", type=float, metavar="X", help="a negative scores at least X less than the positive")
+    group.add_argument(
+        "--max_positive_ratio", type=float, metavar="X", help="at most X of the positive's score, such as 0.95"
+    )
+    group.add_argument("--max_score", type=float, metavar="X", help="at most X")
+    group.add_argument("--reranker", metavar="MODEL", help="a cross-encoder that judges candidates")
+    group.add_argument("--max_reranker_score", type=float, metavar="X", help="at most X by the reranker")
+    group.add_argument(
+        "--near_duplicates", action="store_true", help="near copies of query, positives and negatives are copies, too"
+    )
+    group.add_argument(
+        "--near_threshold", type=float, default=0.8, metavar="X", help="Jaccard similarity of these [0.8]"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Mine."""
+    options.set_up_logging(args)
+    if args.labelled_pairs:
+        return _run_pairs(args)
+    if args.positive_label or args.negative_label:
+        raise ArgumentError("--positive_label and --negative_label go with --labelled_pairs")
+    from .. import FlagModel
+    from ..mining.report import readable
+    from ..mining.rows import check_training
+    from ..mining.run import mine, report_path
+
+    task = _task(args)
+    if "dense" in task.miners and not args.model:
+        raise ArgumentError(
+            "--model is needed, such as --model BAAI/bge-base-en-v1.5; --miner bm25 and --random need none"
+        )
+    check_training(args.input)  # Before a model is loaded.
+    with contextlib.ExitStack() as stack:
+        models = [stack.enter_context(FlagModel(name, **options.model_arguments(args))) for name in args.model or ()]
+        reranker = stack.enter_context(options.load_reranker(args, args.reranker)) if args.reranker else None
+        show = not (args.no_progress or args.quiet)
+        from ..encoding.progress import EncodeProgress
+
+        advance = stack.enter_context(Advance("mine")) if show else None
+        content = mine(task, models, reranker=reranker, progress=EncodeProgress if show else None, advance=advance)
+    if not args.quiet:
+        print(readable(content), file=sys.stderr)
+        print(f"\nwrote {args.output} and {report_path(args.output)}", file=sys.stderr)
+    return 0
+
+
+def _task(args: argparse.Namespace) -> Mining:
+    from ..mining.run import Mining
+    from ..mining.sampling import Choice, Guards
+
+    first, last = _range(args.range)
+    if args.random and args.miner:
+        raise ArgumentError("--random stands for --miner random: give one of the two")
+    guards = Guards(
+        margin=args.margin, max_positive_ratio=args.max_positive_ratio, max_score=args.max_score,
+        near_duplicates=args.near_threshold if args.near_duplicates else None,
+    )  # fmt: skip
+    return Mining(
+        input=args.input,
+        output=args.output,
+        pool=tuple(args.candidate_pool or ()),
+        choice=Choice(
+            negatives=args.negatives, first=first, last=last, sampling=args.sampling,
+            shares=tuple(args.shares or (1,)), fill=not args.no_fill, seed=args.seed, guards=guards,
+        ),
+        miners=("random",) if args.random else tuple(dict.fromkeys(args.miner or ("dense",))),
+        index="exact" if args.index == "flat" else args.index,
+        search_device=args.search_device or ("cuda" if args.use_gpu_for_searching else None),
+        keep_existing=args.keep_existing,
+        scores=not args.no_scores,
+        max_reranker_score=args.max_reranker_score,
+        work=args.work_folder,
+        samples=args.samples,
+    )  # fmt: skip
+
+
+def _range(text: str) -> tuple[int, int]:
+    first, _, last = text.partition("-")
+    try:
+        return int(first), int(last)
+    except ValueError:
+        raise ArgumentError(f"--range is FIRST-LAST, such as 10-210, not {text!r}") from None
+
+
+def _run_pairs(args: argparse.Namespace) -> int:
+    from ..mining.pairs import NEGATIVE_LABELS, POSITIVE_LABELS, PairCounts, rows_of_pairs
+    from ..mining.rows import check_output
+    from ..mining.writing import write_lines
+
+    if args.model or args.candidate_pool or args.miner or args.random:
+        raise ArgumentError("--labelled_pairs mines nothing: run bge mine on its output, with --keep_existing")
+    check_output(args.output, args.input)
+    counts = PairCounts()
+    rows = rows_of_pairs(
+        args.input, counts, positive_labels=tuple(args.positive_label or POSITIVE_LABELS),
+        negative_labels=tuple(args.negative_label or NEGATIVE_LABELS),
+    )  # fmt: skip
+    write_lines(args.output, rows)
+    if not args.quiet:
+        others = ", ".join(f"{count:,} of label {label}" for label, count in sorted(counts.other_labels.items()))
+        print(
+            f"{counts.pairs:,} pairs -> {counts.rows:,} rows with {counts.negatives:,} negatives\n"
+            f"left out: {counts.without_positives:,} first sentences without a positive, {counts.copies:,} copies, "
+            f"{counts.conflicts:,} negatives that are also positives{', ' + others if others else ''}\n"
+            f"wrote {args.output}",
+            file=sys.stderr,
+        )
+    return 0
+
+
+class Advance:
+    """A progress bar over rows; a context manager, called with rows done and all rows."""
+
+    def __init__(self, verb: str) -> None:
+        self._verb = verb
+        self._bar: Any = None
+
+    def __enter__(self) -> Advance:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __call__(self, done: int, total: int) -> None:
+        """So many rows are done, of so many."""
+        if self._bar is None:
+            from tqdm.auto import tqdm
+
+            terminal = sys.stderr.isatty()
+            self._bar = tqdm(
+                total=total, desc=self._verb, unit=" rows", mininterval=0.2 if terminal else 10.0, file=sys.stderr
+            )
+        self._bar.update(done - self._bar.n)

@@ -1,0 +1,62 @@
+"""`bge score`: training data -> the same with a cross-encoder's scores, for distillation."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from typing import Any
+
+from . import options
+
+_DESCRIPTION = """\
+Add pos_scores and neg_scores to training data: what a cross-encoder thinks of every query with its passages. An
+interrupted run goes on when it is started again, and the output is the same, byte by byte. Rows that have scores keep
+them unless --overwrite_scores is given (`bge mine` writes similarities there)."""
+
+_EPILOG = """\
+example:
+  bge score --reranker BAAI/bge-reranker-v2-m3 --input mined.jsonl --output scored.jsonl --overwrite_scores"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb's parser."""
+    parser = subparsers.add_parser(
+        "score", help="add a cross-encoder's scores to training data", description=_DESCRIPTION, epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--input", "--input_file", required=True, metavar="FILE", help="training data")
+    parser.add_argument("--output", "--output_file", required=True, metavar="FILE", help="training data with scores")
+    parser.add_argument("--overwrite_scores", action="store_true", help="replace scores that rows have [keep them]")
+    parser.add_argument("--normalize", action="store_true", help="scores from 0 to 1, by a sigmoid [as they are]")
+    options.add_reranker_options(
+        parser, "--reranker", "--reranker_name_or_path", "--model", "--model_name_or_path", "-m"
+    )
+    options.add_report_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score."""
+    options.set_up_logging(args)
+    from ..mining.rows import check_output, check_training
+    from ..mining.teacher import score
+    from .mine import Advance
+
+    check_output(args.output, args.input)
+    check_training(args.input, scored_pairs=True)  # Before a model is loaded.
+    with contextlib.ExitStack() as stack:
+        reranker = stack.enter_context(options.load_reranker(args, args.reranker))
+        show = not (args.no_progress or args.quiet)
+        advance = stack.enter_context(Advance("score")) if show else None
+        counts = score(
+            reranker, args.input, args.output, overwrite_scores=args.overwrite_scores, normalize=args.normalize,
+            advance=advance,
+        )  # fmt: skip
+    if not args.quiet:
+        parts = [f"{counts.scored:,} of {counts.rows:,} rows scored"]
+        parts += [f"{counts.resumed:,} by an earlier run"] if counts.resumed else []
+        parts += [f"{counts.scored_pairs:,} scored pairs left as they are"] if counts.scored_pairs else []
+        if counts.had_scores:
+            parts.append(f"{counts.had_scores:,} had scores and keep them (--overwrite_scores replaces them)")
+        print(f"{'; '.join(parts)}\nwrote {args.output}", file=sys.stderr)
+    return 0

@@ -1,0 +1,164 @@
+"""Rankings by the vectors of a model, searched exactly block by block, or with an approximate index of faiss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ..encoding.base import digest
+from ..encoding.shards import encode_to_shards
+from ..encoding.shardset import load_shards
+from ..search import approximate
+from ..search.exact import QUERIES, TopK, unit
+from ..search.facts import check_similarity
+from .ranking import Rows
+
+if TYPE_CHECKING:
+    from ..encoding.base import Embedder
+    from ..encoding.progress import EncodeProgress
+    from .texts import TextStore
+
+Floats: TypeAlias = "npt.NDArray[np.float32]"
+IndexKind = Literal["exact", "hnsw", "ivf"]
+
+#: Texts of a shard: what an interrupted run loses at most.
+SHARD: Final = 2048
+#: Vectors that queries are compared with at once.
+_BLOCK: Final = 16_384
+
+
+class DenseMiner:
+    """A model and the vectors of all texts.
+
+    Attributes:
+        name: The model's name.
+        cosine: Whether vectors are compared by cosine; otherwise by dot product.
+    """
+
+    def __init__(self, embedder: Embedder, store: TextStore, folder: Path, *, index: IndexKind = "exact",
+                 device: str | None = None) -> None:  # fmt: skip
+        """A miner; `prepare` computes the vectors.
+
+        Args:
+            embedder: The model.
+            store: The texts.
+            folder: Where vectors are kept.
+            index: `exact` looks at every vector; `hnsw` and `ivf` need faiss.
+            device: Compare vectors there (`cuda`); by default on the CPU.
+
+        Raises:
+            ArgumentError: the model's vectors are not compared by cosine or dot product.
+            MissingExtraError: the index needs faiss, which is not installed.
+        """
+        check_similarity(embedder.card.name, embedder.card.similarity, unit_vectors=embedder.card.normalize)
+        if index != "exact":
+            approximate.load_faiss()  # Before hours of encoding, not after them.
+        self.name, self.cosine = embedder.card.name, embedder.card.similarity == "cosine"
+        self._embedder, self._store, self._kind, self._device = embedder, store, index, device
+        self._folder = folder / f"vectors-{digest(embedder.fingerprint, store.digest)[:16]}"
+        self._shards: list[npt.NDArray[Any]] = []
+        self._index: Any = None
+
+    def prepare(self, progress: EncodeProgress | None = None) -> None:
+        """Encode all texts, as far as an earlier run has not, and build the index."""
+        encode_to_shards(self._embedder, self._store.records(), self._folder, shard_size=SHARD, progress=progress)
+        self._shards = [vectors for _, vectors in load_shards(self._folder).iter_shards()]
+        if self._kind != "exact" and self._store.candidates:
+            self._index = approximate.build(
+                self._kind, lambda: self._blocks(SHARD), self._store.candidates, self._embedder.dimension,
+                cosine=self.cosine, normalized=self._embedder.card.normalize,
+            )  # fmt: skip
+
+    def encode(self, queries: Sequence[str], prompts: Sequence[str | None]) -> Floats:
+        """Vectors [n, d] of queries, of length 1 where the cosine counts.
+
+        Args:
+            queries: The queries.
+            prompts: The instruction of each, None for the model's own.
+        """
+        vectors = np.empty((len(queries), self._embedder.dimension), dtype=np.float32)
+        for prompt in dict.fromkeys(prompts):
+            rows = [row for row, each in enumerate(prompts) if each == prompt]
+            texts = [queries[row] for row in rows]
+            options: dict[str, Any] = {} if prompt is None else {"instruction": prompt}
+            vectors[rows] = self._embedder.encode_queries(texts, convert_to_numpy=True, show_progress=False, **options)
+        return self._comparable(vectors)
+
+    def rank(self, queries: Floats, top_k: int) -> list[Rows]:
+        """The candidates nearest to each query; of equal ones the earlier first."""
+        if self._index is not None:
+            return self._rank_by_index(queries, top_k)
+        make = TopK if self._device is None else _DeviceTopK.on(self._device)
+        best: list[Any] = [
+            make(queries[first : first + QUERIES], top_k, cosine=False) for first in range(0, len(queries), QUERIES)
+        ]
+        for first, block in self._blocks(_BLOCK):
+            vectors = self._comparable(block)
+            for each in best:
+                each.add(first, vectors)
+        return [rows for each in best for _, rows in each.found()]
+
+    def similarity(self, query: Floats, rows: Rows) -> npt.NDArray[np.float64]:
+        """Similarity [n] of a query and texts. It depends on the vectors alone, whatever else is asked for."""
+        found = np.empty(len(rows))
+        for shard in np.unique(rows // SHARD):
+            there = np.flatnonzero(rows // SHARD == shard)
+            vectors = self._comparable(self._shards[shard][rows[there] % SHARD])
+            found[there] = np.einsum("d,nd->n", query, vectors, dtype=np.float64)
+        return found
+
+    def _rank_by_index(self, queries: Floats, top_k: int) -> list[Rows]:
+        rankings = []
+        for query, rows in zip(queries, approximate.candidates(self._index, queries, top_k), strict=True):
+            rows = np.sort(rows)
+            rankings.append(rows[np.argsort(-self.similarity(query, rows), kind="stable")])
+        return rankings
+
+    def _comparable(self, vectors: npt.NDArray[Any]) -> Floats:
+        return unit(vectors) if self.cosine else np.asarray(vectors, dtype=np.float32)
+
+    def _blocks(self, size: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """The first row of each block of candidates, and its vectors."""
+        count = self._store.candidates
+        step = size // SHARD
+        for first in range(0, -(-count // SHARD), step):
+            parts = self._shards[first : first + step]
+            block = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            yield first * SHARD, block[: count - first * SHARD]
+
+
+class _DeviceTopK:
+    """As `search.exact.TopK`, on a GPU; which of two equal scores comes in at the last place is left open."""
+
+    def __init__(self, queries: Floats, top_k: int, device: str) -> None:
+        import torch
+
+        self._torch, self._top_k = torch, top_k
+        self._queries = torch.as_tensor(queries, device=device)
+        self._scores = self._queries.new_empty((len(queries), 0))
+        self._rows = torch.empty((len(queries), 0), dtype=torch.int64, device=device)
+
+    @classmethod
+    def on(cls, device: str) -> Any:
+        """A maker with the signature of `TopK`."""
+        return lambda queries, top_k, cosine: cls(queries, top_k, device)
+
+    def add(self, first: int, block: Floats) -> None:
+        torch = self._torch
+        vectors = torch.as_tensor(np.ascontiguousarray(block), device=self._queries.device)
+        scores, rows = (self._queries @ vectors.T).topk(min(self._top_k, len(block)), dim=1)
+        scores, rows = torch.cat([self._scores, scores], 1), torch.cat([self._rows, rows + first], 1)
+        self._scores, order = scores.topk(min(self._top_k, scores.shape[1]), dim=1)
+        self._rows = rows.gather(1, order)
+
+    def found(self) -> list[tuple[Floats, Rows]]:
+        pairs = zip(self._scores.cpu().numpy(), self._rows.cpu().numpy(), strict=True)
+        result = []
+        for scores, rows in pairs:
+            order = np.lexsort((rows, -scores))
+            result.append((scores[order], rows[order]))
+        return result

@@ -1,0 +1,173 @@
+"""A cross-encoder's scores for training data (`bge score`): streamed, and going on where a run was interrupted.
+
+The output grows as `OUTPUT.partial`, with `OUTPUT.partial.json` that says how it is made; it gets its name when it is
+complete. Rows are scored in groups of fixed size, so its bytes do not depend on how often a run was interrupted.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final, Protocol
+
+from ..encoding.outputs import OutputFolder, file_sha256
+from ..errors import OutputError
+from .rows import InputRow, check_output, check_training, line_of, read_training
+
+#: Rows of a group: scored together, and lost together in an interruption.
+GROUP: Final = 64
+
+
+class Teacher(Protocol):
+    """What scores pairs of query and passage together, such as `FlagReranker`."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with whatever decides a score."""
+
+    def compute_score(
+        self, sentence_pairs: list[tuple[str, str]], *, normalize: bool, show_progress: bool
+    ) -> Sequence[float]:
+        """One score for each pair; higher is more relevant."""
+
+
+@dataclass
+class ScoreCounts:
+    """What a run did.
+
+    Attributes:
+        rows: Rows of the output.
+        resumed: Those that an earlier run had finished.
+        scored: Rows that this run scored.
+        had_scores: Rows of this run that had scores and keep them.
+        scored_pairs: Rows of this run with `score`, which are handed on as they are.
+    """
+
+    rows: int = 0
+    resumed: int = 0
+    scored: int = 0
+    had_scores: int = 0
+    scored_pairs: int = 0
+
+
+def score(
+    teacher: Teacher, input: str, output: str, *, overwrite_scores: bool = False, normalize: bool = False,
+    advance: Callable[[int, int], None] | None = None,
+) -> ScoreCounts:  # fmt: skip
+    """Write a file of training data with `pos_scores` and `neg_scores`.
+
+    Args:
+        teacher: What scores.
+        input: File of training data.
+        output: The file to write; one that is there is replaced when the new one is complete.
+        overwrite_scores: Replace scores that rows have; otherwise these rows are left as they are.
+        normalize: Scores between 0 and 1, by a sigmoid.
+        advance: Told after each group how many rows are done, of how many.
+
+    Raises:
+        DataError: the input cannot be used; it names file and lines.
+        OutputError: the output cannot be written, another process writes it, or an interrupted run was another one.
+    """
+    check_output(output, input)
+    counts = ScoreCounts(rows=check_training(input, scored_pairs=True))
+    facts = {
+        "input_sha256": file_sha256(Path(input)), "teacher": str(teacher.fingerprint), "normalize": normalize,
+        "overwrite_scores": overwrite_scores, "group": GROUP,
+    }  # fmt: skip
+    path, partial = Path(output), Path(f"{output}.partial")
+    # Beside the output, so that the last step is a renaming; the lock keeps a second run out.
+    with OutputFolder(f"{output}.scoring") as folder:
+        _begin(folder, partial, facts, output)
+        try:
+            with partial.open("r+b" if partial.exists() else "w+b") as file:
+                counts.resumed = _finished(file)
+                _score_rest(teacher, input, file, counts, overwrite_scores, normalize, advance)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            (folder.path / _FACTS).unlink()
+        except OSError as error:
+            if isinstance(error, OutputError):
+                raise
+            raise OutputError(
+                f"cannot write {output}: {error.strerror or error}; the same command goes on from what is written"
+            ) from error
+    Path(f"{output}.scoring").rmdir()
+    return counts
+
+
+_FACTS: Final = "run.json"
+
+
+def _begin(folder: OutputFolder, partial: Path, facts: dict[str, Any], output: str) -> None:
+    """Compare with what an interrupted run was, or note what this one is."""
+    path = folder.path / _FACTS
+    if path.exists() and partial.exists():
+        before = json.loads(path.read_bytes())
+        if before == facts:
+            return
+        names = [name for name in facts if before.get(name) != facts[name]]
+        raise OutputError(
+            f"{partial} was begun by another run ({', '.join(names)} differ): remove it, or give another output"
+        )
+    partial.unlink(missing_ok=True)
+    with folder.create(_FACTS) as file:
+        file.write(json.dumps(facts).encode())
+
+
+def _finished(file: IO[bytes]) -> int:
+    """The rows of whole groups in a partial output; what is behind them is cut off."""
+    rows = size = whole = 0
+    for line in file:
+        if not line.endswith(b"\n"):
+            break
+        rows, size = rows + 1, size + len(line)
+        if rows % GROUP == 0:
+            whole = size
+    file.seek(whole)
+    file.truncate()
+    return rows // GROUP * GROUP
+
+
+def _score_rest(
+    teacher: Teacher, input: str, file: IO[bytes], counts: ScoreCounts, overwrite: bool, normalize: bool,
+    advance: Callable[[int, int], None] | None,
+) -> None:  # fmt: skip
+    rows = itertools.islice(read_training(input), counts.resumed, None)
+    done = counts.resumed
+    while group := list(itertools.islice(rows, GROUP)):
+        file.write(b"".join(map(line_of, _scored(teacher, group, counts, overwrite, normalize))))
+        # To the system, so that a killed process loses no more than a group.
+        file.flush()
+        done += len(group)
+        if advance is not None:
+            advance(done, counts.rows)
+
+
+def _scored(
+    teacher: Teacher, group: Sequence[InputRow], counts: ScoreCounts, overwrite: bool, normalize: bool
+) -> list[dict[str, Any]]:
+    wanted = []
+    for each in group:
+        row = each.row
+        has_some = row.pos_scores is not None or row.neg_scores is not None
+        if row.score is not None:
+            counts.scored_pairs += 1
+        elif has_some and not overwrite:
+            counts.had_scores += 1
+        else:
+            counts.scored += 1
+            wanted.append(row)
+    pairs = [(row.query, text) for row in wanted for text in (*row.positives, *row.negatives)]
+    scores = iter(teacher.compute_score(pairs, normalize=normalize, show_progress=False) if pairs else ())
+    new: dict[int, dict[str, Any]] = {}
+    for row in wanted:
+        new[row.index] = {
+            "pos_scores": [round(float(next(scores)), 6) for _ in row.positives],
+            "neg_scores": [round(float(next(scores)), 6) for _ in row.negatives],
+        }
+    return [{**each.fields, **new.get(each.row.index, {})} for each in group]

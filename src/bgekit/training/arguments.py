@@ -1,0 +1,203 @@
+"""Arguments of fine-tuning: those of transformers' Trainer, those of FlagEmbedding by their names, and ours."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from transformers import HfArgumentParser, TrainingArguments
+
+from ..errors import ArgumentError
+
+
+def told(sentence: str, default: Any = None, *, aliases: Sequence[str] = (), many: bool = False) -> Any:
+    """A field of a dataclass with the sentence that `--help` shows."""
+    metadata = {"help": sentence, "aliases": list(aliases)}
+    if many:
+        return field(default_factory=lambda: list(default or []), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained."""
+
+    model_name_or_path: str = told("checkpoint to start from: folder, hub id, packaged:NAME", "", aliases=["--model"])
+    cache_dir: str | None = told("where files from the hub are kept")
+    revision: str | None = told("branch, tag or commit on the hub")
+    trust_remote_code: bool = told("run Python code that comes with the model", False)
+    allow_pickle: bool = told("read weights in .bin files", False)
+    use_lora: bool = told("train low-rank adapters (peft) and merge them into the saved model", False)
+    lora_rank: int = told("rank of the adapters", 64)
+    lora_alpha: float = told("scale of the adapters", 16.0)
+    lora_dropout: float = told("dropout of the adapters", 0.1)
+    target_modules: list[str] = told("modules that get adapters; by default all linear layers", many=True)
+
+    def __post_init__(self) -> None:
+        if not self.model_name_or_path:
+            raise ArgumentError("--model is needed: the checkpoint to start from, such as BAAI/bge-small-en-v1.5")
+
+
+@dataclass
+class DataArguments:
+    """What it is trained on. Defaults are those of FlagEmbedding 1.2.9."""
+
+    train_data: list[str] = told("jsonl files, or folders of them", many=True)
+    dataset_weights: list[float] = told("how often each of --train_data is drawn, relative to its size", many=True)
+    sampling_temperature: float = told("above 1 small datasets are drawn more often than their share", 1.0)
+    cache_path: str | None = told("where checked data is kept; by default beside transformers' cache")
+    train_group_size: int = told("passages a query: one positive, the others negatives", 8)
+    query_max_len: int = told("tokens of a query", 32)
+    passage_max_len: int = told("tokens of a passage", 128)
+    max_example_num_per_dataset: int = told("rows used of each dataset, drawn at random", 100_000_000)
+    query_instruction_for_retrieval: str | None = told('put before queries; by default the model\'s own, "" for none')
+    query_instruction_format: str = told("instruction and query in two slots {}", "{}{}")
+    passage_instruction_for_retrieval: str | None = told("put before passages; by default the model's own")
+    passage_instruction_format: str = told("instruction and passage in two slots {}", "{}{}")
+    knowledge_distillation: bool = told("learn from pos_scores and neg_scores, too", False)
+    shuffle_ratio: float = told("share of positives whose three parts are put in another order", 0.0)
+    same_dataset_within_batch: bool = told("rows of a batch come from one dataset", False)
+    small_threshold: int = told("datasets of a folder with fewer rows are put together", 0)
+    drop_threshold: int = told("those that still have fewer rows are left out", 0)
+    group_by_length: bool = told("rows of a batch have similar lengths", False)
+    drop_duplicates: bool = told("leave out rows that are equal to an earlier one", False)
+    pad_to_multiple_of: int | None = told("has no effect, since nothing is padded; accepted for old commands")
+
+    def __post_init__(self) -> None:
+        for name in ("train_group_size", "query_max_len", "passage_max_len", "max_example_num_per_dataset"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        if not self.train_data:
+            raise ArgumentError('--train_data is needed: jsonl files of {"query", "pos", "neg"}, or folders of them')
+        if self.dataset_weights and len(self.dataset_weights) != len(self.train_data):
+            raise ArgumentError(
+                f"--dataset_weights has {len(self.dataset_weights)} values for {len(self.train_data)} of --train_data"
+            )
+        if self.sampling_temperature <= 0:
+            raise ArgumentError(f"--sampling_temperature must be above 0, not {self.sampling_temperature}")
+
+
+@dataclass
+class TrainerArguments(TrainingArguments):
+    """Arguments of transformers' Trainer, with the names that its earlier releases had."""
+
+    overwrite_output_dir: bool = told("start anew in an output_dir that holds something", False)
+    warmup_ratio: float | None = told("share of the steps over which the learning rate rises")
+    dry_run: bool = told("show the data as the model will see it, and train nothing", False)
+    early_stopping_patience: int | None = told("stop when the best score is this many evaluations old")
+    eval_data: list[str] = told("data in any form of `bge eval`, measured while training", many=True)
+    eval_split: str | None = told("split of --eval_data")
+
+    def __post_init__(self) -> None:
+        if self.eval_data:
+            self._judge()
+        elif self.load_best_model_at_end or self.early_stopping_patience:
+            raise ArgumentError("the best checkpoint is known by --eval_data: give data in a form of `bge eval`")
+        if self.warmup_ratio is not None:
+            if not 0 <= self.warmup_ratio < 1:
+                raise ArgumentError(f"--warmup_ratio must be from 0 to below 1, not {self.warmup_ratio}")
+            self.warmup_steps = self.warmup_ratio
+        if not self.output_dir:
+            raise ArgumentError("--output_dir is needed: where the trained model is saved")
+        # What a batch holds is not a dictionary of columns.
+        self.remove_unused_columns = False
+        own: Any = self
+        if own.ddp_find_unused_parameters is None:
+            # What gets no gradient is frozen; to look for it costs a walk over the graph in each step.
+            own.ddp_find_unused_parameters = False
+        super().__post_init__()
+
+    def _judge(self) -> None:
+        """With data to judge by, it is used: at the start, after each epoch, and to tell which checkpoint is best."""
+        own: Any = self
+        own.eval_on_start = True
+        if str(getattr(own.eval_strategy, "value", own.eval_strategy)) == "no":
+            own.eval_strategy = "epoch"
+        own.metric_for_best_model = own.metric_for_best_model or "eval_score"
+        if own.greater_is_better is None:
+            own.greater_is_better = not own.metric_for_best_model.endswith("loss")
+        if own.load_best_model_at_end:
+            own.save_strategy, own.save_steps = own.eval_strategy, own.eval_steps or own.save_steps
+
+
+@dataclass
+class EmbedderArguments(TrainerArguments):
+    """How an embedder is trained. Defaults are those of FlagEmbedding 1.2.9."""
+
+    negatives_cross_device: bool = told("passages of all devices are negatives, not only those of the own one", False)
+    use_inbatch_neg: bool = told("passages of other rows are negatives", True)
+    temperature: float = told("similarities are divided by it", 0.02)
+    sentence_pooling_method: Literal["cls", "mean", "max", "weighted_mean", "last_token"] | None = told(
+        "how token vectors become one; by default what the model says", aliases=["--pooling_method"]
+    )
+    normalize_embeddings: bool | None = told(
+        "vectors of length 1; by default what the model says", aliases=["--normlized"]
+    )
+    fix_position_embedding: bool = told("do not train the position embeddings", False)
+    kd_loss_type: Literal["kl_div", "m3_kd_loss"] = told("with --knowledge_distillation", "kl_div")
+    both_ways: bool = told("passages have to find their queries, too", False)
+    matryoshka: bool = told("train the leading dimensions to be embeddings, too", False, aliases=["--use_mrl"])
+    matryoshka_dims: list[int] = told("which; by default 1/2, 1/4, 1/8 of the whole", aliases=["--mrl_dims"], many=True)
+    scored_loss: Literal["cosent", "mse"] = told("for rows with a `score`", "cosent")
+    false_negative_margin: float | None = told(
+        "a negative within this distance of the positive's similarity, or above it, does not count"
+    )
+    false_negative_ratio: float | None = told("the same with this share of the positive's similarity, such as 0.95")
+    grad_cache_chunk: int | None = told(
+        "texts encoded at once: any batch on any memory, with the same gradient", aliases=["--sub_batch_size"]
+    )
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ArgumentError(f"--temperature must be above 0, not {self.temperature}")
+        if self.grad_cache_chunk is not None and self.grad_cache_chunk < 1:
+            raise ArgumentError(f"--grad_cache_chunk must be at least 1, not {self.grad_cache_chunk}")
+        if self.matryoshka_dims and not self.matryoshka:
+            self.matryoshka = True
+        super().__post_init__()
+
+
+@dataclass
+class RerankerArguments(TrainerArguments):
+    """How a reranker is trained."""
+
+    first_stage: str | None = told("with --eval_data: the embedder whose best passages are put in order")
+    rerank_top_k: int = told("with --eval_data: passages a query that are put in order", 100)
+    max_len: int | None = told("tokens of query and passage together; by default query_max_len + passage_max_len")
+    grad_cache_chunk: int | None = told("pairs scored at once, with the same gradient", aliases=["--sub_batch_size"])
+
+
+Parsed = TypeVar("Parsed")
+
+
+class _Repeatable(argparse._StoreAction):
+    """`--x a b` and `--x a --x b` are the same."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if self.nargs == "+":
+            if getattr(self, "given", False):
+                values = [*getattr(namespace, self.dest), *values]
+            self.given = True
+        super().__call__(parser, namespace, values, option_string)
+
+
+def parse(kinds: Sequence[type[Any]], arguments: Sequence[str], *, prog: str, description: str) -> tuple[Any, ...]:
+    """Arguments of a command line as instances of dataclasses.
+
+    Raises:
+        ArgumentError: a value is impossible.
+    """
+    parser = HfArgumentParser(list(kinds), prog=prog, description=description, allow_abbrev=False, add_help=True)
+    for action in parser._actions:
+        if isinstance(action, argparse._StoreAction):
+            action.__class__ = _Repeatable
+    known = parser._option_string_actions
+
+    def known_form(argument: str) -> str:
+        name, equals, value = argument.partition("=")
+        other = "--" + name[2:].replace("-", "_")
+        return other + equals + value if name.startswith("--") and name not in known and other in known else argument
+
+    return tuple(parser.parse_args_into_dataclasses(args=[*map(known_form, arguments)], look_for_args_file=False))

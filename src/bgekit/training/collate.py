@@ -1,0 +1,297 @@
+"""Rows -> the batch that one process computes: token ids, which passages belong to which row, scores, labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from ..encoding.tokenization import TextTokenizer
+from ..models.packing import Packed
+from ..models.prompts import Prompt
+from .batches import Plan, PlanOptions, Step, plan, portions_of
+from .data import TrainingData
+from .examples import PROMPTED_PASSAGES, Example, Row, Sampling, text_key
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from ..models.card import ModelCard
+
+#: Tokenizers kept for prompts that have to be tokenised by themselves; each is a copy of the vocabulary.
+_KEPT_TOKENIZERS: Final = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One process's part of a global batch: n rows with m passages.
+
+    A process may have no row at all (n = m = 0): it still takes part in what all processes do together.
+
+    Attributes:
+        queries: n token sequences.
+        passages: m token sequences, row by row: the positive, then negatives.
+        groups: Passages of each row, at least 1.
+        query_keys: [n] int64, equal for texts that are equal up to case and white space.
+        passage_keys: [m] int64, likewise.
+        positive_keys: For each row, the keys of all its positives, whether drawn or not.
+        teacher: [m] float32, a teacher's scores, None without.
+        scores: [n] float32, labels of scored pairs, None for other rows.
+        in_batch: Whether other rows' passages are negatives.
+        size: Rows of the global batch, over all processes.
+        offset: Where this process's rows begin in it.
+        rows: Numbers of the rows in the data.
+        truncated: How many queries, and how many passages, were cut at the maximum length.
+    """
+
+    queries: Packed
+    passages: Packed
+    groups: tuple[int, ...]
+    query_keys: Tensor
+    passage_keys: Tensor
+    positive_keys: list[Tensor]
+    teacher: Tensor | None
+    scores: Tensor | None
+    in_batch: bool
+    size: int
+    offset: int
+    rows: tuple[int, ...] = ()
+    truncated: tuple[int, int] = (0, 0)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of queries and passages."""
+        return self.queries.input_ids.numel() + self.passages.input_ids.numel()
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            queries=self.queries.to(device),
+            passages=self.passages.to(device),
+            query_keys=self.query_keys.to(device, non_blocking=True),
+            passage_keys=self.passage_keys.to(device, non_blocking=True),
+            positive_keys=[keys.to(device, non_blocking=True) for keys in self.positive_keys],
+            teacher=moved(self.teacher),
+            scores=moved(self.scores),
+        )
+
+
+@dataclass
+class Collator:
+    """Examples -> `Batch`.
+
+    Texts are tokenised as the model will see them when it is used: by the same code, with the same prompts. A row's
+    own prompt stands in for the model's query prompt; no prompt means none.
+
+    Attributes:
+        tokenizer: The model's.
+        query_prompt: Put around queries of rows without a prompt of their own.
+        passage_prompt: Put around passages.
+        query_format: Template for rows' own prompts, see `Prompt.from_format`.
+        query_max_len: Tokens of a query, prompt and special tokens included.
+        passage_max_len: Tokens of a passage, likewise.
+        include_prompt: Whether the prompt's tokens take part in pooling, as the model's card says.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    query_prompt: Prompt = field(default_factory=Prompt)
+    passage_prompt: Prompt = field(default_factory=Prompt)
+    query_format: str = "{}{}"
+    query_max_len: int = 32
+    passage_max_len: int = 128
+    include_prompt: bool = True
+
+    def __post_init__(self) -> None:
+        Prompt.from_format("x", self.query_format)  # A wrong template is an error now, not at the first such row.
+        self._tokenizer_for: Callable[[Prompt, int], TextTokenizer] = lru_cache(_KEPT_TOKENIZERS)(self._make)
+
+    @classmethod
+    def of(
+        cls, tokenizer: PreTrainedTokenizerFast, card: ModelCard, *, query_format: str = "{}{}",
+        query_max_len: int = 32, passage_max_len: int = 128,
+    ) -> Collator:  # fmt: skip
+        """With the prompts of a model's card: `query` for queries, `document` for passages."""
+        return cls(
+            tokenizer, card.prompt("query"), card.prompt("document"), query_format,
+            min(query_max_len, card.max_length), min(passage_max_len, card.max_length), card.include_prompt,
+        )  # fmt: skip
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_tokenizer_for"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._tokenizer_for = lru_cache(_KEPT_TOKENIZERS)(self._make)
+
+    def __call__(self, examples: Sequence[Example], *, size: int, offset: int = 0, in_batch: bool = True) -> Batch:
+        """The batch of some examples.
+
+        Args:
+            examples: Those of this process.
+            size: Rows of the global batch.
+            offset: Where these begin in it.
+            in_batch: Whether other rows' passages are negatives.
+        """
+        rows = [example.row for example in examples]
+        queries, cut_queries = self.encode([row.query for row in rows], [self.prompt_of(row) for row in rows], "query")
+        texts = [text for example in examples for text in example.passages]
+        prompts = [self.passage_prompt_of(example.row) for example in examples for _ in example.passages]
+        passages, cut_passages = self.encode(texts, prompts, "passage")
+        # The keys of the positives as they are stored: a positive whose parts were shuffled is still that positive.
+        keys = [
+            text_key(example.row.positives[example.positive] if position == 0 else text)
+            for example in examples
+            for position, text in enumerate(example.passages)
+        ]
+        teachers = [example.teacher for example in examples]
+        scores = [row.score for row in rows]
+        return Batch(
+            queries=queries,
+            passages=passages,
+            groups=tuple(len(example.passages) for example in examples),
+            query_keys=torch.tensor([text_key(row.query) for row in rows], dtype=torch.long),
+            passage_keys=torch.tensor(keys, dtype=torch.long),
+            positive_keys=[torch.tensor([text_key(text) for text in row.positives]) for row in rows],
+            teacher=_tensor([None if scores is None else list(scores) for scores in teachers]),
+            scores=_tensor([None if score is None else [score] for score in scores]),
+            in_batch=in_batch,
+            size=size,
+            offset=offset,
+            rows=tuple(row.index for row in rows),
+            truncated=(cut_queries, cut_passages),
+        )
+
+    def prompt_of(self, row: Row) -> Prompt:
+        """What stands around a row's query."""
+        return self.query_prompt if row.prompt is None else Prompt.from_format(row.prompt, self.query_format)
+
+    def passage_prompt_of(self, row: Row) -> Prompt:
+        """What stands around a row's passages: the query's prompt, if its type says that both are of one kind."""
+        return self.prompt_of(row) if row.type in PROMPTED_PASSAGES else self.passage_prompt
+
+    def encode(self, texts: Sequence[str], prompts: Sequence[Prompt], role: str) -> tuple[Packed, int]:
+        """Token ids of texts with a prompt each, and how many texts were cut.
+
+        Args:
+            texts: The texts.
+            prompts: One for each.
+            role: `query` or `passage`, for the maximum length.
+        """
+        length = self.query_max_len if role == "query" else self.passage_max_len
+        ids: list[list[int]] = [[]] * len(texts)
+        skip = [0] * len(texts)
+        positions: dict[Prompt, list[int]] = {}
+        for position, prompt in enumerate(prompts):
+            positions.setdefault(self._apart(prompt), []).append(position)
+        cut = 0
+        for prompt, places in positions.items():
+            tokenizer = self._tokenizer_for(prompt, length)
+            # A prompt that needs no tokenizer of its own is simply the beginning of the text.
+            tokens = tokenizer([texts[i] if prompt == prompts[i] else prompts[i].prefix + texts[i] for i in places])
+            for place, row in zip(places, tokens.ids, strict=True):
+                ids[place], skip[place] = row, tokens.prompt_length
+            cut += len(tokens.truncated)
+        return Packed.of(ids, None if self.include_prompt else skip), cut
+
+    def _apart(self, prompt: Prompt) -> Prompt:
+        """The prompt of the tokenizer that a text with this prompt needs."""
+        usual = prompt in (self.query_prompt, self.passage_prompt)
+        return prompt if usual or prompt.suffix or prompt.apart or not self.include_prompt else Prompt()
+
+    def _make(self, prompt: Prompt, length: int) -> TextTokenizer:
+        return TextTokenizer(self.tokenizer, prompt, length)
+
+
+def _tensor(values: Sequence[list[float] | None]) -> Tensor | None:
+    """[sum of lengths] float32; None if a row has no values, or there is no row."""
+    flat: list[float] = []
+    for value in values:
+        if value is None:
+            return None
+        flat += value
+    return torch.tensor(flat, dtype=torch.float32) if values else None
+
+
+class StepDataset(Dataset[Batch]):
+    """Item k is this process's batch of step k; item (e, k) that of step k of epoch e.
+
+    Nothing is remembered from one item to the next, so any number of data loader workers give the same batches, and
+    a run is resumed by asking for the later items only. Use it with `DataLoader(..., batch_size=None)`.
+
+    Args:
+        data: All rows.
+        options: How they form batches.
+        sampling: How a row becomes an example.
+        collator: How examples become a batch.
+        rank: This process.
+        world: Processes in all.
+    """
+
+    def __init__(
+        self, data: TrainingData, options: PlanOptions, sampling: Sampling, collator: Collator, *, rank: int = 0,
+        world: int = 1,
+    ) -> None:  # fmt: skip
+        self.data, self.options, self.sampling, self.collator = data, options, sampling, collator
+        self.rank, self.world = rank, world
+        self.portions = portions_of(
+            data, options, sampling.group_size, collator.query_max_len, collator.passage_max_len
+        )
+        self._plan = plan(self.portions, options, 0)
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of items that do not name one."""
+        return self._plan.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of items that do not name one. It does not reach data loader workers that run already."""
+        if epoch != self._plan.epoch:
+            self._plan = plan(self.portions, self.options, epoch)
+
+    def plan(self, epoch: int | None = None) -> Plan:
+        """The global batches of an epoch."""
+        if epoch is not None:
+            self.set_epoch(epoch)
+        return self._plan
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Batch:
+        """The batch of a step; of the chosen epoch where only the step is given."""
+        if get_worker_info() is not None:
+            # The tokenizer's threads did not survive the fork of this worker, and it would wait for them for ever.
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        epoch, index = key if isinstance(key, tuple) else (None, key)
+        return self.batch(self.plan(epoch)[index])
+
+    def batch(self, step: Step) -> Batch:
+        """This process's part of a global batch."""
+        part = step.part(self.rank, self.world)
+        visited = zip(step.rows[part], step.visits[part], strict=True)
+        examples = [self.sampling.draw(self.data[int(row)], int(visit)) for row, visit in visited]
+        batch = self.collator(examples, size=step.size, offset=part.start, in_batch=step.in_batch)
+        if examples or not step.size:
+            return batch
+        # No row, where the other processes' rows have labels: all have to compute the same loss.
+        first = self.sampling.draw(self.data[int(step.rows[0])], int(step.visits[0]))
+        none = torch.empty(0, dtype=torch.float32)
+        return replace(
+            batch,
+            teacher=None if first.teacher is None else none,
+            scores=None if first.row.score is None else none,
+        )

@@ -1,0 +1,280 @@
+"""All rows of training data as one sequence, from checked files on disk."""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Final, TypeAlias, overload
+
+import numpy as np
+
+from ..errors import ArgumentError, DataError
+from .examples import Problems, Row
+from .sources import DataSpec, find_datasets
+from .store import HAS_SCORE, HAS_TEACHER, Counts, RowStore, open_store
+
+logger = logging.getLogger(__name__)
+
+_Opened: TypeAlias = tuple[DataSpec, tuple[RowStore, ...]]
+
+#: A part of the seed of each use, so that no two of them draw the same numbers.
+_LIMIT_DRAW: Final = 1
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset and its rows.
+
+    Attributes:
+        spec: What it is.
+        stores: The rows of its files.
+        start: Number of its first row over all data.
+        rows: [n] int64, the numbers over all data of those rows that are trained on.
+        scored: Whether its rows are scored pairs.
+        teacher: Whether a teacher has scored all its passages, and that is to be used.
+    """
+
+    spec: DataSpec
+    stores: tuple[RowStore, ...]
+    start: int
+    rows: Counts
+    scored: bool
+    teacher: bool
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def stored(self) -> int:
+        """All its rows, those that are not trained on included."""
+        return sum(map(len, self.stores))
+
+    def column(self, name: str) -> Counts:
+        """Numbers of the rows that are trained on (see `store`), [n] int64."""
+        return np.concatenate([store.column(name) for store in self.stores])[self.rows - self.start]
+
+    def values(self, name: str) -> dict[str | None, int]:
+        """How often each value of `prompt` or `type` occurs in its files."""
+        counts: dict[str | None, int] = {}
+        for store in self.stores:
+            for value, count in store.values(name).items():
+                counts[value] = counts.get(value, 0) + count
+        return counts
+
+
+class TrainingData(Sequence[Row]):
+    """All rows, by their numbers. Those that are trained on are the `rows` of each dataset.
+
+    Attributes:
+        datasets: In the order in which they were given.
+        warnings: What was noticed while reading.
+        duplicates: Rows that are equal to an earlier one.
+    """
+
+    def __init__(self, datasets: Sequence[Dataset], warnings: Sequence[str] = (), duplicates: int = 0) -> None:
+        self.datasets = tuple(datasets)
+        self.warnings = list(warnings)
+        self.duplicates = duplicates
+        self._stores = [(number, store) for number, data in enumerate(self.datasets) for store in data.stores]
+        self._starts = list(itertools.accumulate((len(store) for _, store in self._stores), initial=0))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Row]: ...
+
+    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
+        """The row of a number, from 0; it takes the same time wherever it is."""
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        index = int(index) + (len(self) if index < 0 else 0)
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        number = bisect.bisect_right(self._starts, index) - 1
+        dataset, store = self._stores[number]
+        return Row(**store.row(index - self._starts[number]), dataset=dataset, index=index)
+
+    def place(self, index: int) -> str:
+        """File and line of a row."""
+        number = bisect.bisect_right(self._starts, index) - 1
+        store = self._stores[number][1]
+        return f"{store.source}, line {store.line(index - self._starts[number])}"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with the content of the data, the order of its files, and which rows are trained on."""
+        digest = hashlib.sha256()
+        for data in self.datasets:
+            for store in data.stores:
+                digest.update(store.path.name.encode())
+            digest.update(data.rows.tobytes())
+        return digest.hexdigest()
+
+
+def load_data(
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    weights: Sequence[float] = (),
+    cache: str | os.PathLike[str] | None = None,
+    teacher: bool = False,
+    max_rows: int | None = None,
+    seed: int = 0,
+    same_dataset: bool = False,
+    small_threshold: int = 0,
+    drop_threshold: int = 0,
+    drop_duplicates: bool = False,
+    in_batch_negatives: bool = True,
+) -> TrainingData:
+    """Read and check all training data.
+
+    Args:
+        paths: Files and folders, see `find_datasets`.
+        weights: One for each path.
+        cache: Folder of checked rows, by default `default_cache()`.
+        teacher: Rows have to have a teacher's scores (knowledge distillation). With `same_dataset`, files in which
+            no row has them are trained on without, as in FlagEmbedding.
+        max_rows: Most rows of a dataset; those that stay are drawn with the seed, once.
+        seed: See there.
+        same_dataset: Rows of a batch come from one dataset; the thresholds apply then.
+        small_threshold: Datasets of one folder with fewer rows are put together.
+        drop_threshold: What was put together and still has fewer rows is left out.
+        drop_duplicates: Leave out rows that are equal to an earlier one.
+        in_batch_negatives: False for no in-batch negatives anywhere.
+
+    Raises:
+        DataError: files or lines cannot be used: all of them are listed; or no row is left.
+        ArgumentError: an argument is impossible.
+        OutputError: the cache cannot be written.
+    """
+    if max_rows is not None and max_rows < 1:
+        raise ArgumentError(f"max_example_num_per_dataset must be at least 1, not {max_rows}")
+    folder = Path(cache) if cache is not None else default_cache()
+    problems = Problems()
+    warnings: list[str] = []
+    specs = find_datasets([os.fspath(path) for path in paths], weights, in_batch_negatives=in_batch_negatives)
+    opened: list[_Opened] = []
+    for spec in specs:
+        store = open_store(spec.files[0], folder, problems)
+        if store is None:
+            continue
+        if not len(store):
+            warnings.append(f"{store.source} is empty")
+            continue
+        if teacher:
+            _check_teacher(store, same_dataset, problems)
+        opened.append((_with_facts(spec, store), (store,)))
+    problems.check()
+    if same_dataset and small_threshold:
+        opened = _merged(opened, small_threshold, drop_threshold, warnings)
+    datasets: list[Dataset] = []
+    start = 0
+    for spec, stores in opened:
+        rows = np.arange(start, start + sum(map(len, stores)))
+        notes = np.concatenate([store.column("notes") for store in stores])
+        taught = teacher and bool((notes & HAS_TEACHER).all())
+        datasets.append(Dataset(spec, stores, start, rows, bool((notes & HAS_SCORE).all()), taught))
+        start += len(rows)
+    datasets, duplicates = _without_duplicates(datasets, drop_duplicates)
+    if duplicates:
+        fate = "are left out" if drop_duplicates else "are kept (--drop_duplicates leaves them out)"
+        warnings.append(f"{duplicates:,} rows are equal to an earlier one; they {fate}")
+    if max_rows is not None:
+        datasets = [_limited(data, number, max_rows, seed) for number, data in enumerate(datasets)]
+    if not any(map(len, datasets)):
+        raise DataError(f"there is no row of training data in {', '.join(os.fspath(path) for path in paths)}")
+    for warning in warnings:
+        logger.warning("training data: %s", warning)
+    return TrainingData(datasets, warnings, duplicates)
+
+
+def default_cache() -> Path:
+    """Where checked rows are kept: in the cache of Hugging Face (`HF_HOME`), beside `hub`."""
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(HF_HOME) / "bgekit" / "training"
+
+
+def _with_facts(spec: DataSpec, store: RowStore) -> DataSpec:
+    # The first row speaks for all, as in FlagEmbedding.
+    first = store.row(0)
+    return replace(spec, batch_size=first["batch_size"], type=first["type"])
+
+
+def _check_teacher(store: RowStore, same_dataset: bool, problems: Problems) -> None:
+    notes = store.column("notes")
+    missing = np.flatnonzero(notes & (HAS_TEACHER | HAS_SCORE) == 0)
+    if not len(missing) or (same_dataset and not (notes & HAS_TEACHER).any()):
+        return
+    lines = store.column("line")[missing]
+    for line in lines:
+        problems.add(
+            store.source, int(line), "no pos_scores and neg_scores, which knowledge distillation needs (`bge score`)"
+        )
+
+
+def _merged(opened: Sequence[_Opened], small: int, drop: int, warnings: list[str]) -> list[_Opened]:
+    """Datasets with fewer than `small` rows, put together by folder; left out if these have fewer than `drop`."""
+    kept: list[_Opened] = []
+    groups: dict[tuple[str, bool, int], list[_Opened]] = {}
+    for spec, stores in opened:
+        if sum(map(len, stores)) >= small:
+            kept.append((spec, stores))
+        else:
+            # A file that was named stands for itself; what cannot share a batch is not put together either.
+            notes = int(stores[0].column("notes")[0]) & (HAS_SCORE | HAS_TEACHER)
+            groups.setdefault((spec.folder or spec.files[0], spec.in_batch_negatives, notes), []).append((spec, stores))
+    for (folder, in_batch, _), members in groups.items():
+        stores = tuple(store for _, stores in members for store in stores)
+        rows = sum(map(len, stores))
+        name = f"{os.path.basename(os.path.normpath(folder))} ({len(members)} small)"
+        if rows < drop:
+            warnings.append(f"{name}: {rows:,} rows, fewer than drop_threshold={drop:,}; they are left out")
+            continue
+        specs = [spec for spec, _ in members]
+        if len(specs) == 1:
+            kept.append((specs[0], stores))
+            continue
+        sizes = [spec.batch_size for spec in specs if spec.batch_size is not None]
+        types = {spec.type for spec in specs}
+        kept.append((
+            DataSpec(
+                name, tuple(file for spec in specs for file in spec.files), specs[0].weight, in_batch,
+                batch_size=min(sizes, default=None), folder=folder,
+                # The smaller batches of any member suit all of them.
+                type=next((spec.type for spec in specs if spec.symmetric), types.pop() if len(types) == 1 else None),
+            ),
+            stores,
+        ))  # fmt: skip
+    return kept
+
+
+def _without_duplicates(datasets: Sequence[Dataset], drop: bool) -> tuple[list[Dataset], int]:
+    """The datasets, without rows equal to an earlier one if `drop`, and how many of these there are."""
+    if not datasets:
+        return [], 0
+    digests = np.concatenate([data.column("digest") for data in datasets])
+    _, first = np.unique(digests, return_index=True)
+    duplicates = len(digests) - len(first)
+    if not drop or not duplicates:
+        return list(datasets), duplicates
+    keep = np.zeros(len(digests), dtype=bool)
+    keep[first] = True
+    return [replace(data, rows=data.rows[keep[data.rows]]) for data in datasets], duplicates
+
+
+def _limited(data: Dataset, number: int, most: int, seed: int) -> Dataset:
+    if len(data) <= most:
+        return data
+    generator = np.random.default_rng([seed, _LIMIT_DRAW, number])
+    return replace(data, rows=data.rows[np.sort(generator.choice(len(data), most, replace=False))])

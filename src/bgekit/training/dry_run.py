@@ -1,0 +1,366 @@
+"""What training would do, before it does anything: the data, a batch as the model sees it, steps and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from ..models.packing import Packed
+from ..models.prompts import Prompt
+from .batches import rows_of_epoch
+from .collate import Batch, Collator, StepDataset
+from .data import Dataset, TrainingData
+from .examples import CLASSES, ONE_NEGATIVE, PROMPTED_PASSAGES
+from .store import NEGATIVE_IS_POSITIVE, POSITIVE_IS_QUERY
+
+#: Rows of each dataset that are tokenised to know its lengths.
+_SAMPLE: Final = 500
+#: Steps whose tokens are counted.
+_STEPS: Final = 8
+#: Rows of the example batch, passages of each, and characters of each text that are shown.
+_SHOWN_ROWS: Final = 2
+_SHOWN_PASSAGES: Final = 3
+_SHOWN_CHARACTERS: Final = 300
+#: Longer than any text.
+_UNLIMITED: Final = 1 << 20
+#: A share of texts cut, and one of unknown tokens, that is worth a warning.
+_MUCH_TRUNCATION: Final = 0.1
+_MUCH_UNKNOWN: Final = 0.05
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What decides how much memory training takes.
+
+    Attributes:
+        parameters: Of the whole network.
+        trained: Those of them that are trained.
+        layers: Transformer layers.
+        hidden: Width of a token.
+        intermediate: Width inside the feed-forward layers.
+        heads: Attention heads.
+        dropout: Whether attention weights are dropped, for which they have to be kept.
+        half: Activations in 16 bits (`--fp16`, `--bf16`).
+        checkpointing: `--gradient_checkpointing`.
+        chunk: Texts encoded at once (`--grad_cache_chunk`), None for all.
+        world: Processes; more than one keep gradients twice.
+    """
+
+    parameters: int
+    trained: int
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    dropout: bool = True
+    half: bool = False
+    checkpointing: bool = False
+    chunk: int | None = None
+    world: int = 1
+
+    @classmethod
+    def of(cls, config: Any, parameters: int, trained: int | None = None, **options: Any) -> Footprint:
+        """From a transformers configuration, by the names that most architectures use."""
+
+        def size(*names: str, default: int = 0) -> int:
+            return next((int(value) for name in names if (value := getattr(config, name, None))), default)
+
+        hidden = size("hidden_size", "dim", "d_model", "n_embd")
+        return cls(
+            parameters=parameters,
+            trained=parameters if trained is None else trained,
+            layers=size("num_hidden_layers", "n_layers", "num_layers", "n_layer", default=1),
+            hidden=hidden,
+            intermediate=size("intermediate_size", "hidden_dim", "d_ff", "n_inner", default=4 * hidden),
+            heads=size("num_attention_heads", "n_heads", "num_heads", "n_head", default=1),
+            dropout=bool(getattr(config, "attention_probs_dropout_prob", getattr(config, "attention_dropout", 0.0))),
+            **options,
+        )
+
+    def state(self) -> int:
+        """Bytes of weights, gradients and AdamW's two moments, all in float32."""
+        copies = 2 * self.parameters if self.half else 0
+        buckets = 4 * self.trained if self.world > 1 else 0
+        return 4 * self.parameters + 12 * self.trained + copies + buckets
+
+    def activations(self, lengths: Sequence[int]) -> int:
+        """Bytes kept for the backward pass of texts of these lengths in tokens.
+
+        Measured on BERT with PyTorch 2.13: 10.2 times the width and 2 times the inner width for each token and
+        layer, and where attention weights are dropped 3 numbers for each of them. With checkpointing a layer keeps
+        its input only, and one layer at a time is computed again.
+        """
+        tokens, pairs = sum(lengths), sum(length * length for length in lengths)
+        layer = tokens * (10.2 * self.hidden + 2 * self.intermediate) + 3 * self.heads * pairs * self.dropout
+        kept = layer + self.layers * tokens * self.hidden if self.checkpointing else self.layers * layer
+        return int(kept * (2 if self.half else 4))
+
+    def explain(self, batches: Sequence[Batch]) -> Iterator[str]:
+        """Lines about the memory of the largest of some batches."""
+        lengths = max(([*batch.queries.lengths, *batch.passages.lengths] for batch in batches), key=sum)
+        # Texts are encoded in chunks as they come; the longest ones together are the worst that can happen.
+        chunk = sorted(lengths, reverse=True)[: self.chunk] if self.chunk else lengths
+        state, activations, fixed = self.state(), self.activations(chunk), self.parameters - self.trained
+        yield f"  about {_bytes(state + activations)} on each device, the framework itself not counted:"
+        yield (
+            f"  - {_bytes(state)} for weights, gradients and AdamW's moments: 16 bytes for each of {self.trained:,} "
+            f"trained parameters{f', 4 for each of {fixed:,} others' if fixed else ''}"
+            f"{', 2 for copies in 16 bits' if self.half else ''}"
+            f"{', 4 for exchanging gradients' if self.world > 1 else ''}"
+        )
+        yield (
+            f"  - {_bytes(activations)} for activations: {sum(chunk):,} tokens at once "
+            f"({'chunks of ' + str(self.chunk) + ' texts' if self.chunk else 'the whole batch'}) x {self.layers} "
+            f"layers x (10.2 x {self.hidden} + 2 x {self.intermediate}) numbers of {2 if self.half else 4} bytes"
+            f"{', and attention weights' if self.dropout else ''}"
+            f"{'; with checkpointing one layer at a time, and the input of each' if self.checkpointing else ''}"
+        )
+        if not self.checkpointing or not self.chunk:
+            remedy = [] if self.chunk else ["--grad_cache_chunk 32"]
+            remedy += [] if self.checkpointing else ["--gradient_checkpointing"]
+            yield f"  too much? {' or '.join(remedy)} lowers activations and leaves the result as it is"
+
+
+def dry_run(steps: StepDataset, *, epochs: float = 1.0, footprint: Footprint | None = None) -> str:
+    """What a training run would do, as text for people.
+
+    Args:
+        steps: The steps of one process (rank 0 shows best).
+        epochs: Epochs to train.
+        footprint: For the estimate of memory; None for none.
+    """
+    data, plan = steps.data, steps.plan()
+    lengths = [Lengths.of(steps, number) for number in range(len(data.datasets))]
+    shown = [steps[number] for number in _spread(len(plan), _STEPS)]
+    tokens = sum(batch.tokens for batch in shown) / len(shown)
+    parts = ["Data", *_table(steps, lengths), "", "A batch as the model sees it", *_example(steps), ""]
+    parts += [
+        "Steps",
+        f"  {len(plan):,} an epoch, {int(len(plan) * epochs):,} in {epochs:g} epochs; a batch has up to "
+        f"{max(len(batch.rows) for batch in shown):,} rows on this device and {max(batch.size for batch in shown):,} "
+        f"in all, and on this device about {tokens:,.0f} tokens",
+    ]
+    if footprint is not None:
+        parts += ["", "Memory (an estimate)", *footprint.explain(shown)]
+    noted = [*_warnings(steps, lengths)]
+    parts += ["", "Warnings", *(f"  - {warning}" for warning in noted)] if noted else ["", "No warnings"]
+    return "\n".join(parts) + "\n"
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a sample of a dataset's texts, before they are cut.
+
+    Attributes:
+        queries: Tokens of each query, prompt included.
+        passages: Tokens of each passage.
+        query_prompt: Tokens of the longest query prompt.
+        unknown: Share of tokens that stand for anything the vocabulary lacks.
+    """
+
+    queries: np.ndarray[Any, Any]
+    passages: np.ndarray[Any, Any]
+    query_prompt: int
+    unknown: float
+
+    @classmethod
+    def of(cls, steps: StepDataset, number: int) -> Lengths:
+        """Of a dataset; of up to 500 of its rows, as an epoch draws them."""
+        rows = steps.data.datasets[number].rows
+        chosen = [rows[position] for position in _spread(len(rows), _SAMPLE)]
+        examples = [steps.sampling.draw(steps.data[int(row)], 0) for row in chosen]
+        uncut = replace(steps.collator, query_max_len=_UNLIMITED, passage_max_len=_UNLIMITED)
+        batch = uncut(examples, size=len(examples))
+        prompts = {steps.collator.prompt_of(example.row).prefix for example in examples}
+        tokenizer = steps.collator.tokenizer
+        longest = max((len(tokenizer(prompt)["input_ids"]) for prompt in prompts if prompt), default=0)
+        unknown = 0
+        if tokenizer.unk_token_id is not None:
+            both = (batch.queries.input_ids, batch.passages.input_ids)
+            unknown = sum(int((ids == tokenizer.unk_token_id).sum()) for ids in both)
+        share = unknown / max(batch.tokens, 1)
+        return cls(np.array(batch.queries.lengths), np.array(batch.passages.lengths), longest, share)
+
+    def truncated(self, collator: Collator) -> tuple[float, float]:
+        """Share of queries, and of passages, that are cut."""
+        if not len(self.queries):
+            return 0.0, 0.0
+        queries, passages = self.queries > collator.query_max_len, self.passages > collator.passage_max_len
+        return float(queries.mean()), float(passages.mean())
+
+
+def _table(steps: StepDataset, lengths: Sequence[Lengths]) -> Iterator[str]:
+    header = (
+        "dataset", "rows", "weight", "of epoch", "batches", "negatives", "query tokens", "passage tokens", "cut",
+        "notes",
+    )  # fmt: skip
+    shares = _batch_shares(steps)
+    drawn = rows_of_epoch(steps.portions, steps.options.temperature)
+    rows = [header]
+    for number, (data, sample) in enumerate(zip(steps.data.datasets, lengths, strict=True)):
+        cut = "/".join(f"{share:.0%}" for share in sample.truncated(steps.collator))
+        rows.append((
+            data.spec.name, f"{len(data):,}", f"{data.spec.weight:g}", f"{drawn[number] / sum(drawn):.1%}",
+            f"{shares[number]:.1%}", _quantiles(data.column("negative_count")), _quantiles(sample.queries),
+            _quantiles(sample.passages), cut, ", ".join(_notes(data)),
+        ))  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    yield (
+        "  negatives and tokens: smallest / median / largest, before cutting; cut: share of queries/passages beyond "
+        f"{steps.collator.query_max_len}/{steps.collator.passage_max_len} tokens"
+    )
+
+
+def _notes(data: Dataset) -> Iterator[str]:
+    if data.scored:
+        yield "scored pairs"
+    if data.teacher:
+        yield "teacher scores"
+    if not data.spec.in_batch_negatives:
+        yield "no in-batch negatives"
+    if data.spec.type:
+        yield f"type {data.spec.type}"
+
+
+def _batch_shares(steps: StepDataset) -> list[float]:
+    """For each dataset, the share of the epoch's batches that have rows of it."""
+    plan = steps.plan()
+    starts = [data.start for data in steps.data.datasets]
+    counts = np.zeros(len(starts))
+    looked_at = _spread(len(plan), 1000)
+    for number in looked_at:
+        counts[np.unique(np.searchsorted(starts, plan[number].rows, side="right") - 1)] += 1
+    return [float(count) / max(len(looked_at), 1) for count in counts]
+
+
+def _example(steps: StepDataset) -> Iterator[str]:
+    """The first rows of the first batch, decoded from their token ids."""
+    batch, collator = steps[0], steps.collator
+    place = 0
+    for number in range(min(len(batch), _SHOWN_ROWS)):
+        row = steps.data[batch.rows[number]]
+        yield f"  row {number + 1} ({steps.data.place(row.index)})"
+        yield f"    query     {_decoded(batch.queries, number, collator)}"
+        for position in range(batch.groups[number]):
+            if position < _SHOWN_PASSAGES:
+                label = "negative " if position else "positive "
+                teacher = "" if batch.teacher is None else f" (teacher {float(batch.teacher[place + position]):.4g})"
+                yield f"    {label} {_decoded(batch.passages, place + position, collator)}{teacher}"
+        if batch.groups[number] > _SHOWN_PASSAGES:
+            yield f"    ... and {batch.groups[number] - _SHOWN_PASSAGES} more negatives"
+        if batch.scores is not None:
+            yield f"    score     {float(batch.scores[number]):g}"
+        place += batch.groups[number]
+    if len(batch) > _SHOWN_ROWS:
+        yield f"  ... and {len(batch) - _SHOWN_ROWS} more rows"
+    others = "the passages of all rows" if batch.in_batch else "the row's own passages only"
+    yield f"  negatives of a query: {others}"
+
+
+def _decoded(packed: Packed, number: int, collator: Collator) -> str:
+    start = sum(packed.lengths[:number])
+    ids = packed.input_ids[start : start + packed.lengths[number]].tolist()
+    text = repr(collator.tokenizer.decode(ids, skip_special_tokens=False))[1:-1]
+    if len(text) > _SHOWN_CHARACTERS:
+        half = _SHOWN_CHARACTERS // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    return f"[{len(ids)} tokens] {text}"
+
+
+def _warnings(steps: StepDataset, lengths: Sequence[Lengths]) -> Iterator[str]:
+    data, collator = steps.data, steps.collator
+    yield from data.warnings
+    for dataset, sample in zip(data.datasets, lengths, strict=True):
+        yield from (f"{dataset.spec.name}: {warning}" for warning in _dataset_warnings(steps, dataset, sample))
+    drawn = rows_of_epoch(steps.portions, steps.options.temperature)
+    for dataset, count in zip(data.datasets, drawn, strict=True):
+        if len(dataset) and not count:
+            yield f"{dataset.spec.name}: none of its rows is drawn; raise its weight or the sampling temperature"
+    yield from _instruction_warnings(data, collator)
+
+
+def _dataset_warnings(steps: StepDataset, dataset: Dataset, sample: Lengths) -> Iterator[str]:
+    collator, notes = steps.collator, dataset.column("notes")
+    same = int((notes & POSITIVE_IS_QUERY > 0).sum())
+    if same:
+        yield f"{same:,} rows have the query itself as a positive: there is nothing to learn from them"
+    false = int((notes & NEGATIVE_IS_POSITIVE > 0).sum())
+    if false:
+        yield f"{false:,} rows have a positive among their negatives; where it is drawn it does not count as one"
+    for share, name, length in zip(
+        sample.truncated(collator), ("query", "passage"), (collator.query_max_len, collator.passage_max_len),
+        strict=True,
+    ):  # fmt: skip
+        if share > _MUCH_TRUNCATION:
+            yield f"{share:.0%} of the {name} texts are cut at {length} tokens: raise --{name}_max_len"
+    if sample.query_prompt > collator.query_max_len / 2:
+        yield (
+            f"the instruction takes {sample.query_prompt} of the {collator.query_max_len} tokens of a query: raise "
+            "--query_max_len"
+        )
+    if sample.unknown > _MUCH_UNKNOWN:
+        yield f"{sample.unknown:.0%} of the tokens are unknown to the model: is it meant for this language?"
+    yield from _negatives_warnings(steps, dataset)
+    if not dataset.spec.in_batch_negatives and not dataset.scored and not dataset.column("negative_count").all():
+        yield "rows without a negative, whose passages are not compared with other rows', teach nothing"
+    if dataset.spec.batch_size is not None and not steps.options.same_dataset:
+        yield "its batch_size counts with --same_dataset_within_batch only"
+    own = next(p.batch_size for p in steps.portions if p.rows is dataset.rows) or steps.options.batch_size
+    if steps.options.drop_last and steps.options.same_dataset and len(dataset) < own:
+        yield f"its {len(dataset):,} rows do not fill a batch of {own:,}, and incomplete ones are left out"
+
+
+def _negatives_warnings(steps: StepDataset, dataset: Dataset) -> Iterator[str]:
+    wanted, counts = steps.sampling.group_size - 1, dataset.column("negative_count")
+    few = int(((counts > 0) & (counts < wanted)).sum())
+    if few and steps.sampling.repeat and dataset.spec.type not in (ONE_NEGATIVE, CLASSES):
+        yield (
+            f"{few:,} rows have fewer than {wanted} negatives (--train_group_size less 1), which are repeated: take a "
+            "smaller group, or mine more (`bge mine`)"
+        )
+
+
+def _instruction_warnings(data: TrainingData, collator: Collator) -> Iterator[str]:
+    """Where rows bring prompts that differ from what the model puts before queries when it is used."""
+    prompts: dict[str | None, int] = {}
+    types: dict[str | None, int] = {}
+    for dataset in data.datasets:
+        for counts, name in ((prompts, "prompt"), (types, "type")):
+            for value, count in dataset.values(name).items():
+                counts[value] = counts.get(value, 0) + count
+    usual = collator.query_prompt
+    others = {
+        prompt: count
+        for prompt, count in prompts.items()
+        if prompt is not None and Prompt.from_format(prompt, collator.query_format) != usual
+    }
+    if others:
+        most = max(others, key=lambda prompt: others[prompt])
+        total = sum(prompts.values())
+        yield (
+            f"{sum(others.values()):,} of {total:,} rows have a prompt of their own ({len(others):,} different ones, "
+            f"most often {most!r:.80}), and the model puts {str(usual)!r:.80} before queries when it is used: encode "
+            "with the prompt that was trained, or set --query_instruction_for_retrieval and leave out `prompt`"
+        )
+    prompted = sum(types.get(name, 0) for name in PROMPTED_PASSAGES)
+    if prompted and (usual or others):
+        yield f"{prompted:,} rows have the query's instruction before passages, too, as their type says"
+
+
+def _spread(size: int, most: int) -> list[int]:
+    """Up to `most` positions below `size`, evenly apart."""
+    return [int(position) for position in np.linspace(0, size - 1, min(size, most))] if size else []
+
+
+def _quantiles(values: Iterable[int]) -> str:
+    array = np.asarray(values)
+    return "/".join(f"{value:g}" for value in np.quantile(array, (0, 0.5, 1), method="nearest")) if len(array) else "-"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

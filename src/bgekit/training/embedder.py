@@ -1,0 +1,250 @@
+"""Fine-tuning of an embedder: `bge finetune`, and `python -m bgekit.training.embedder` for launchers."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from ..encoding.embedder import FlagModel
+from ..models.card import UNSET, ModelCard, Unset
+from ..models.saving import make_selftest, write_checkpoint
+from .arguments import DataArguments, EmbedderArguments, ModelArguments, parse
+from .collate import Batch, Collator
+from .contrastive import Contrastive, own_scores
+from .diagnosis import Diagnosis
+from .distributed import world_size
+from .dry_run import Footprint, Lengths, dry_run
+from .groups import Groups
+from .losses import CoSent, FalseNegatives, Loss, Matryoshka, ScoredMse
+from .network import TrainableEncoder, add_lora, load_trainable
+from .run import arguments_of, begin, eval_tasks, judge_by, make_steps, read_data, run
+from .trainer import ContrastiveTrainer
+from .values import LossValue
+
+logger = logging.getLogger(__name__)
+
+_ADAPTERS: Final = "adapters.safetensors"
+_DESCRIPTION: Final = """\
+Fine-tune an embedding model on jsonl of {"query", "pos", "neg"}, with in-batch, hard and cross-device negatives.
+Arguments are those of transformers' Trainer, those of FlagEmbedding by their names, and the ones below."""
+
+
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m bgekit.training.embedder") -> int:
+    """Parse arguments and train."""
+    given = sys.argv[1:] if arguments is None else arguments
+    model, data, args = parse(
+        (ModelArguments, DataArguments, EmbedderArguments), given, prog=prog, description=_DESCRIPTION
+    )
+    finetune(model, data, args)
+    return 0
+
+
+def finetune(model: ModelArguments, data: DataArguments, args: EmbedderArguments) -> Path | None:
+    """Train an embedder.
+
+    Returns:
+        The folder of the trained model; None after a dry run, whose findings are printed.
+
+    Raises:
+        DataError: the data cannot be used; nothing was trained then.
+        ArgumentError: arguments are impossible or contradict each other.
+        OutputError: the output folder holds something already, or cannot be written.
+    """
+    resume = begin(args)
+    tasks = eval_tasks(args)
+    start = _start(model, data, args)
+    rows = read_data(args, data, in_batch=args.use_inbatch_neg)
+    collator = Collator.of(
+        start.tokenizer, start.card, query_format=data.query_instruction_format, query_max_len=data.query_max_len,
+        passage_max_len=data.passage_max_len,
+    )  # fmt: skip
+    steps = make_steps(args, data, rows, collator)
+    network = _network(start, model, args)
+    if args.dry_run:
+        footprint = Footprint.of(
+            network.transformer.config, sum(each.numel() for each in network.parameters()),
+            sum(each.numel() for each in network.parameters() if each.requires_grad), half=args.fp16 or args.bf16,
+            checkpointing=args.gradient_checkpointing, chunk=args.grad_cache_chunk, world=args.world_size,
+        )  # fmt: skip
+        print(dry_run(steps, epochs=args.num_train_epochs, footprint=footprint))  # noqa: T201
+        return None
+    output = _Output(start, network, model)
+    diagnosis = Diagnosis(args.temperature, start.card.normalize)
+    if args.process_index == 0:
+        _diagnose(diagnosis, steps, start, data)
+
+    def measure(folder: Path) -> Sequence[Any]:
+        from ..evaluation import evaluate
+
+        return evaluate(str(folder), tasks, compare=False, progress=False).results
+
+    trainer = ContrastiveTrainer(
+        network, args, steps, _parts, _Objective(args, start.card, data.knowledge_distillation),
+        write=output.write, read=output.read, diagnosis=diagnosis,
+        judge=judge_by(output.write, measure, Path(str(args.output_dir))) if tasks else None,
+    )  # fmt: skip
+    facts = {"base_model": model.model_name_or_path, "findings": diagnosis.findings}
+    facts |= {"model_arguments": arguments_of(model), "data_arguments": arguments_of(data)}
+    return run(trainer, output.write, resume=resume, rows=rows, facts=facts)
+
+
+def _start(model: ModelArguments, data: DataArguments, args: EmbedderArguments) -> FlagModel:
+    """The model that training starts from, with the card that the result will have; its weights are not read yet."""
+
+    def given(value: Any) -> Any | Unset:
+        return UNSET if value is None else value
+
+    return FlagModel(
+        model.model_name_or_path,
+        pooling_method=given(args.sentence_pooling_method),
+        normalize_embeddings=given(args.normalize_embeddings),
+        query_instruction_for_retrieval=given(data.query_instruction_for_retrieval),
+        query_instruction_format=data.query_instruction_format if data.query_instruction_for_retrieval else None,
+        passage_instruction_for_retrieval=given(data.passage_instruction_for_retrieval),
+        passage_instruction_format=data.passage_instruction_format if data.passage_instruction_for_retrieval else None,
+        devices="cpu",
+        cache_dir=model.cache_dir,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+        allow_pickle=model.allow_pickle,
+    )
+
+
+def _network(start: FlagModel, model: ModelArguments, args: EmbedderArguments) -> TrainableEncoder:
+    network = load_trainable(
+        start.folder, start.card, fix_position_embedding=args.fix_position_embedding,
+        trust_remote_code=model.trust_remote_code, allow_pickle=model.allow_pickle,
+    )  # fmt: skip
+    if model.use_lora:
+        add_lora(
+            network, rank=model.lora_rank, alpha=model.lora_alpha, dropout=model.lora_dropout,
+            modules=model.target_modules or None,
+        )  # fmt: skip
+    return network
+
+
+def _parts(batch: Batch) -> tuple[Any, Any]:
+    return batch.queries, batch.passages
+
+
+class _Objective:
+    """The loss of a batch: contrastive, or that of scored pairs."""
+
+    def __init__(self, args: EmbedderArguments, card: ModelCard, teacher: bool) -> None:
+        contrastive: Loss = Contrastive(
+            # Dot products of vectors of any length need no temperature (as in FlagEmbedding).
+            temperature=args.temperature if card.normalize else 1.0,
+            both_ways=args.both_ways,
+            across=args.negatives_cross_device,
+            in_batch=args.use_inbatch_neg,
+            false_negatives=FalseNegatives(args.false_negative_margin, args.false_negative_ratio),
+            distillation=args.kd_loss_type if teacher else None,
+        )
+        self.across = args.negatives_cross_device
+        scored: Loss = CoSent() if args.scored_loss == "cosent" else ScoredMse()
+        if args.matryoshka:
+            whole = card.dimension
+            dims = args.matryoshka_dims or [whole // 2, whole // 4, whole // 8]
+            every = sorted({whole, *dims}, reverse=True)
+            contrastive = Matryoshka(contrastive, every, normalized=card.normalize)
+            scored = Matryoshka(scored, every, normalized=card.normalize)
+        self.contrastive, self.scored = contrastive, scored
+
+    def __call__(self, queries: Tensor, passages: Tensor, batch: Batch) -> LossValue:
+        if batch.scores is not None:
+            return self.scored(queries, passages, batch)
+        value = self.contrastive(queries, passages, batch)
+        candidates = float(len(batch.passage_keys)) if batch.in_batch else float(max(batch.groups, default=1))
+        if batch.in_batch and self.across:
+            candidates *= world_size()
+        return LossValue(
+            value.loss,
+            {**value.metrics, **_suspects(queries, passages, batch), "candidates": torch.tensor(candidates)},
+        )
+
+
+@torch.no_grad()
+def _suspects(queries: Tensor, passages: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """Share of the rows of this process of which a negative of their own lies nearer than the positive."""
+    groups = Groups(batch.groups, queries.device)
+    table = groups.table(own_scores(queries.float(), passages.float(), batch), -torch.inf)
+    compared = groups.valid[:, 1:].any(1)
+    if not bool(compared.any()):
+        return {}
+    nearer = (table[:, 1:] > table[:, :1]).any(1)
+    return {"suspect": nearer[compared].float().mean()}
+
+
+class _Output:
+    """Writes the network as a checkpoint, and reads its weights back."""
+
+    def __init__(self, start: FlagModel, network: TrainableEncoder, model: ModelArguments) -> None:
+        self._start, self._network, self._model = start, network, model
+        # Trained in float32, kept in float32: a run that goes on from a checkpoint must find what was there.
+        self._card = replace(start.card, dtype="float32", selftest=None, calibration=None)
+
+    def write(self, folder: Path) -> None:
+        """The network as it is, as a folder that everybody can load."""
+        network = self._network
+        training, device = network.training, next(network.parameters()).device
+        network.eval()
+        try:
+            selftest = make_selftest(network.encoder, self._start.tokenizer, self._card, device)
+        finally:
+            network.train(training)
+        weights = {name: value.detach().cpu() for name, value in network.weights().items()}
+        write_checkpoint(
+            folder, card=self._card, source=self._start.folder, weights=weights,
+            dense=[{name: value.detach().cpu() for name, value in layer.items()} for layer in network.dense()],
+            selftest=selftest, overwrite=True, allow_pickle=self._model.allow_pickle,
+            remote_code=self._model.trust_remote_code,
+        )  # fmt: skip
+        if self._model.use_lora:
+            from safetensors.torch import save_file
+
+            trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
+            save_file({name: value.detach().cpu() for name, value in trained.items()}, folder / _ADAPTERS)
+
+    def read(self, folder: Path) -> Mapping[str, Tensor]:
+        """Weights by the network's own names."""
+        from safetensors.torch import load_file
+
+        if self._model.use_lora:
+            return load_file(folder / _ADAPTERS)
+        from ..models.checkpoint import read_tensors, weight_files
+
+        found = {
+            f"encoder.backbone.model.{name}": value
+            for file in weight_files(folder)
+            for name, value in read_tensors(file)
+        }
+        from ..models.side_files import dense_folder
+
+        for number in range(len(self._card.dense)):
+            for name, value in load_file(folder / dense_folder(number) / "model.safetensors").items():
+                found[f"encoder.head.layers.{number}.{name.removeprefix('linear.')}"] = value
+        return found
+
+
+def _diagnose(diagnosis: Diagnosis, steps: Any, start: FlagModel, data: DataArguments) -> None:
+    """What can be said before the first step."""
+    batch = steps[0]
+    candidates = len(batch.passage_keys) if batch.in_batch else max(batch.groups, default=1)
+    shares = [Lengths.of(steps, number).truncated(steps.collator) for number in range(len(steps.data.datasets))]
+    truncated = {what: max(share[place] for share in shares) for place, what in enumerate(("queries", "passages"))}
+    declared = FlagModel(start.folder, devices="cpu").card.prompt("query")
+    trained = data.query_instruction_for_retrieval
+    diagnosis.before(candidates, truncated, trained, str(declared) if declared else None)
+
+
+if __name__ == "__main__":
+    from .launch import launched
+
+    sys.exit(launched(main))

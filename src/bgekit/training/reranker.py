@@ -1,0 +1,169 @@
+"""Training of a reranker: `bge finetune-reranker`, and `python -m bgekit.training.reranker` for launchers."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+from ..models.checkpoint import read_tensors, resolve, weight_files
+from ..models.config import read_config
+from ..models.prompts import Prompt
+from ..reranking.card import RerankerCard, is_classifier, read_reranker_card
+from ..reranking.network import CrossEncoder, load_trainable
+from ..reranking.saving import write_reranker
+from .arguments import DataArguments, ModelArguments, RerankerArguments, parse
+from .collate import Batch
+from .diagnosis import Diagnosis
+from .dry_run import Footprint, dry_run
+from .groups import GroupLoss
+from .pairs import PairCollator
+from .run import arguments_of, begin, eval_tasks, judge_by, make_steps, read_data, run
+from .trainer import ContrastiveTrainer
+from .values import LossValue
+
+_DESCRIPTION: Final = """\
+Train a cross-encoder on jsonl of {"query", "pos", "neg"}: from a reranker, or from a bare encoder, which gets a new
+head. Arguments are those of transformers' Trainer, those of FlagEmbedding by their names, and the ones below."""
+
+
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m bgekit.training.reranker") -> int:
+    """Parse arguments and train."""
+    given = sys.argv[1:] if arguments is None else arguments
+    model, data, args = parse(
+        (ModelArguments, DataArguments, RerankerArguments), given, prog=prog, description=_DESCRIPTION
+    )
+    finetune_reranker(model, data, args)
+    return 0
+
+
+def finetune_reranker(model: ModelArguments, data: DataArguments, args: RerankerArguments) -> Path | None:
+    """Train a reranker.
+
+    Returns:
+        The folder of the trained model; None after a dry run, whose findings are printed.
+
+    Raises:
+        DataError: the data cannot be used; nothing was trained then.
+        ArgumentError: arguments are impossible or contradict each other.
+        OutputError: the output folder holds something already, or cannot be written.
+    """
+    if model.use_lora:
+        raise ArgumentError("--use_lora is for embedders; a reranker is trained as a whole")
+    if args.eval_data and not args.first_stage:
+        raise ArgumentError("--eval_data needs --first_stage MODEL: the embedder whose best passages are put in order")
+    resume = begin(args)
+    tasks = eval_tasks(args)
+    rows = read_data(args, data, in_batch=False)
+    folder = resolve(
+        model.model_name_or_path, revision=model.revision, cache_dir=model.cache_dir, allow_pickle=model.allow_pickle,
+        trust_remote_code=model.trust_remote_code,
+    )  # fmt: skip
+    network = load_trainable(folder, trust_remote_code=model.trust_remote_code, allow_pickle=model.allow_pickle)
+    card = _card(folder, network, model, data, args)
+    steps = make_steps(args, data, rows, _collator(folder, card, network, data))
+    if args.dry_run:
+        footprint = Footprint.of(
+            network.config, sum(each.numel() for each in network.parameters()), half=args.fp16 or args.bf16,
+            checkpointing=args.gradient_checkpointing, chunk=args.grad_cache_chunk, world=args.world_size,
+        )  # fmt: skip
+        print(dry_run(steps, epochs=args.num_train_epochs, footprint=footprint))  # noqa: T201
+        return None
+    output = _Output(folder, card, network, model)
+    loss = GroupLoss(distillation=1.0 if data.knowledge_distillation else 0.0)
+
+    def loss_of(scores: Tensor, batch: Batch) -> LossValue:
+        value = loss(scores, batch)
+        candidates = torch.tensor(float(max(batch.groups, default=1)))
+        return LossValue(value.loss, {**value.metrics, "candidates": candidates})
+
+    with tempfile.TemporaryDirectory(prefix="bgekit-") as kept:
+        trainer = ContrastiveTrainer(
+            network, args, steps, lambda batch: (batch.passages,), loss_of, write=output.write, read=output.read,
+            judge=judge_by(output.write, _measure(args, tasks, kept), Path(str(args.output_dir))) if tasks else None,
+            diagnosis=Diagnosis(1.0, normalized=False),
+        )  # fmt: skip
+        facts: dict[str, Any] = {"base_model": model.model_name_or_path, "kind": "reranker"}
+        facts |= {"model_arguments": arguments_of(model), "data_arguments": arguments_of(data)}
+        return run(trainer, output.write, resume=resume, rows=rows, facts=facts)
+
+
+def _card(
+    folder: Path, network: CrossEncoder, model: ModelArguments, data: DataArguments, args: RerankerArguments
+) -> RerankerCard:
+    """What the result will say of itself."""
+    length = args.max_len or data.query_max_len + data.passage_max_len
+    if is_classifier(read_config(folder)):
+        card = read_reranker_card(folder, model.model_name_or_path)
+    else:  # A bare encoder: only what its config says is known.
+        card = RerankerCard(
+            model.model_name_or_path, 1, length, architecture=network.config.model_type,
+            position_limit=getattr(network.config, "max_position_embeddings", None),
+        )  # fmt: skip
+    changes: dict[str, Any] = {"dtype": "float32", "max_length": max(length, card.max_length)}
+    if data.query_instruction_for_retrieval is not None:
+        instruction = data.query_instruction_for_retrieval
+        changes["query"] = Prompt.from_format(instruction, data.query_instruction_format)
+    if data.passage_instruction_for_retrieval is not None:
+        instruction = data.passage_instruction_for_retrieval
+        changes["document"] = Prompt.from_format(instruction, data.passage_instruction_format)
+    return replace(card, **changes)
+
+
+def _collator(folder: Path, card: RerankerCard, network: CrossEncoder, data: DataArguments) -> PairCollator:
+    from ..encoding.tokenization import load_tokenizer
+
+    return PairCollator(
+        load_tokenizer(folder), card.query, card.document, data.query_instruction_format, data.query_max_len,
+        data.passage_max_len, max_len=card.max_length, token_types=network.token_types,
+    )  # fmt: skip
+
+
+def _measure(args: RerankerArguments, tasks: Sequence[Any], kept: str) -> Any:
+    """The first stage's best passages in the reranker's order; the first stage is computed once."""
+    numbers = itertools.count()
+
+    def measure(folder: Path) -> Sequence[Any]:
+        from ..evaluation import Candidate, Setting, evaluate
+        from ..reranking.reranker import FlagReranker
+
+        name = f"reranker {next(numbers)}"
+        with FlagReranker(folder, use_fp16=True) as reranker:
+            setting = Setting(reranker=reranker, reranker_name=name, rerank_top_k=args.rerank_top_k)
+            candidate = Candidate(str(args.first_stage), settings=[setting])
+            report = evaluate(candidate, tasks, output=kept, keep_vectors=True, compare=False, progress=False)
+        return report.results
+
+    return measure
+
+
+class _Output:
+    """Writes the network as a checkpoint, and reads its weights back."""
+
+    def __init__(self, source: Path, card: RerankerCard, network: CrossEncoder, model: ModelArguments) -> None:
+        self._source, self._card, self._network, self._model = source, card, network, model
+
+    def write(self, folder: Path) -> None:
+        """The network as it is, as a folder that transformers and bgekit load."""
+        write_reranker(
+            folder, card=self._card, source=self._source, network=self._network, overwrite=True,
+            allow_pickle=self._model.allow_pickle, remote_code=self._model.trust_remote_code,
+        )  # fmt: skip
+
+    def read(self, folder: Path) -> Mapping[str, Tensor]:
+        """Weights by the network's own names."""
+        return {f"model.{name}": value for file in weight_files(folder) for name, value in read_tensors(file)}
+
+
+if __name__ == "__main__":
+    from .launch import launched
+
+    sys.exit(launched(main))

@@ -1,0 +1,170 @@
+"""What embedders and rerankers have in common when they are trained: data, steps, the loop, the results."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import EarlyStoppingCallback, set_seed
+
+from .arguments import DataArguments, TrainerArguments
+from .batches import PlanOptions
+from .collate import Collator, StepDataset
+from .curves import save_curves
+from .data import TrainingData, load_data
+from .examples import Sampling
+from .output import check_output, save_final, scratch
+from .trainer import ContrastiveTrainer
+
+if TYPE_CHECKING:
+    from ..evaluation.task import Task
+
+logger = logging.getLogger(__name__)
+
+
+def begin(args: TrainerArguments) -> Path | None:
+    """Check what can be checked before anything is loaded; returns the checkpoint to go on from."""
+    resume = None
+    if not args.dry_run:
+        resume = check_output(str(args.output_dir), args.resume_from_checkpoint, args.overwrite_output_dir)
+    set_seed(args.seed)
+    return resume
+
+
+def read_data(args: TrainerArguments, data: DataArguments, *, in_batch: bool) -> TrainingData:
+    """All rows, checked. The first process reads and the others find its cache."""
+    with args.main_process_first(desc="checking the training data"):
+        return load_data(
+            data.train_data,
+            weights=data.dataset_weights,
+            cache=data.cache_path,
+            teacher=data.knowledge_distillation,
+            max_rows=data.max_example_num_per_dataset,
+            seed=args.seed,
+            same_dataset=data.same_dataset_within_batch,
+            small_threshold=data.small_threshold,
+            drop_threshold=data.drop_threshold,
+            drop_duplicates=data.drop_duplicates,
+            in_batch_negatives=in_batch,
+        )
+
+
+def make_steps(args: TrainerArguments, data: DataArguments, rows: TrainingData, collator: Collator) -> StepDataset:
+    """The steps of this process."""
+    options = PlanOptions(
+        batch_size=args.per_device_train_batch_size * args.world_size,
+        seed=args.data_seed if args.data_seed is not None else args.seed,
+        drop_last=args.dataloader_drop_last,
+        same_dataset=data.same_dataset_within_batch,
+        temperature=data.sampling_temperature,
+        devices=args.world_size,
+        group_by_length=data.group_by_length,
+    )
+    sampling = Sampling(
+        data.train_group_size, shuffle_ratio=data.shuffle_ratio, teacher=data.knowledge_distillation, seed=options.seed
+    )
+    return StepDataset(rows, options, sampling, collator, rank=args.process_index, world=args.world_size)
+
+
+def eval_tasks(args: TrainerArguments) -> list[Task]:
+    """What is measured while training; read before it starts, so that a mistake in it costs no time."""
+    if not args.eval_data:
+        return []
+    from ..evaluation.reading import read_tasks
+
+    return [task for path in args.eval_data for task in read_tasks(path, split=args.eval_split)]
+
+
+def scores_of(results: Sequence[Any]) -> dict[str, float]:
+    """Metrics of an evaluation by the names that a log has: `score` is the mean of the main scores."""
+    found = {f"{result.task}_{result.main_metric}": result.main_score for result in results}
+    return {"score": sum(found.values()) / len(found), **found}
+
+
+def run(
+    trainer: ContrastiveTrainer,
+    write: Callable[[Path], None],
+    *,
+    resume: Path | None,
+    rows: TrainingData,
+    facts: Mapping[str, Any],
+) -> Path:
+    """Train, save the model into the output folder itself, draw the curves.
+
+    Args:
+        trainer: Ready to train.
+        write: Saves the network as it is into a folder.
+        resume: A checkpoint to go on from.
+        rows: The data, whose fingerprint the result keeps.
+        facts: What else the result should say of how it came about.
+
+    Returns:
+        The output folder.
+    """
+    args, start = trainer.args, time.perf_counter()
+    if args.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+    result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    output = Path(str(args.output_dir))
+    if trainer.is_world_process_zero():
+        history = trainer.state.log_history
+        provenance = {
+            **facts,
+            "data": {
+                "fingerprint": rows.fingerprint,
+                "datasets": [{"files": list(each.spec.files), "rows": len(each)} for each in rows.datasets],
+            },
+            "steps": result.global_step,
+            "loss": result.training_loss,
+            "seconds": time.perf_counter() - start,
+            "best_checkpoint": trainer.state.best_model_checkpoint if args.load_best_model_at_end else None,
+            "arguments": args.to_dict(),
+            "command": sys.argv[:],
+            "versions": _versions(),
+            "history": history,
+        }
+        save_final(output, write, provenance)
+        save_curves(history, output)
+    if args.world_size > 1:
+        torch.distributed.barrier()
+    return output
+
+
+def judge_by(
+    write: Callable[[Path], None], measure: Callable[[Path], Sequence[Any]], output: Path
+) -> Callable[[], dict[str, float]]:
+    """Measures a network by what it would be if it were saved now: exactly what users will get.
+
+    Args:
+        write: Saves the network into a folder.
+        measure: Results of the model in a folder.
+        output: Where there is room for it for a while.
+    """
+
+    def judge() -> dict[str, float]:
+        with scratch(output) as folder:
+            write(folder / "model")
+            return scores_of(measure(folder / "model"))
+
+    return judge
+
+
+def arguments_of(*parts: Any) -> dict[str, Any]:
+    """Dataclasses of arguments as plain values."""
+    return {key: value for part in parts for key, value in asdict(part).items()}
+
+
+def _versions() -> dict[str, str]:
+    import importlib.metadata
+
+    names = ("bgekit", "torch", "transformers", "accelerate", "numpy")
+    return {name: importlib.metadata.version(name) for name in names} | {
+        "threads": os.environ.get("OMP_NUM_THREADS", "")
+    }

@@ -1,0 +1,260 @@
+"""transformers' Trainer with what contrastive training needs: its batches, losses, gradient cache and checkpoints."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..errors import CheckpointError
+from .collate import Batch, StepDataset
+from .diagnosis import Diagnosis
+from .distributed import sum_over_processes
+from .gradient_cache import cached_backward, plain_backward
+from .values import LossValue
+
+logger = logging.getLogger(__name__)
+
+#: Written last into a checkpoint: one without it was not finished.
+WHOLE: Final = "checkpoint_whole.json"
+_CHECKPOINT: Final = re.compile(rf"^{PREFIX_CHECKPOINT_DIR}-(\d+)$")
+
+#: What is encoded of a batch, and the loss of what came out.
+Parts = Callable[[Batch], Sequence[Any]]
+LossOf = Callable[..., LossValue]
+
+
+class StepBatches(Sampler[list[tuple[int, int]]]):
+    """The steps of an epoch as keys (epoch, step), each as a list of its own, as a loader's batch sampler.
+
+    Trainer resumes by leaving out the first lists. Keys name the epoch, so that a step's batch depends on nothing that
+    happened before.
+    """
+
+    def __init__(self, steps: StepDataset) -> None:
+        self._steps, self._epoch = steps, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter([[(self._epoch, step)] for step in range(len(self))])
+
+    def __len__(self) -> int:
+        return len(self._steps.plan(self._epoch))
+
+
+class StepLoader(DataLoader[Batch]):
+    """One item a step. Trainer tells it the epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration."""
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+def first(items: list[Batch]) -> Batch:
+    """The only item of a list."""
+    return items[0]
+
+
+class ContrastiveTrainer(Trainer):
+    """Trains a network whose loss is that of the global batch.
+
+    Attributes:
+        steps: The data.
+    """
+
+    control: Any
+
+    def __init__(
+        self,
+        network: nn.Module,
+        args: Any,
+        steps: StepDataset,
+        parts: Parts,
+        loss: LossOf,
+        *,
+        write: Callable[[Path], None],
+        read: Callable[[Path], Mapping[str, Tensor]],
+        judge: Callable[[], Mapping[str, float]] | None,
+        diagnosis: Diagnosis | None = None,
+        callbacks: Sequence[Any] = (),
+    ) -> None:
+        """Nothing is trained yet.
+
+        Args:
+            network: Packed sequences -> vectors or scores.
+            args: `TrainerArguments` with `grad_cache_chunk`.
+            steps: The data.
+            parts: What of a batch goes through the network.
+            loss: Takes what came out of each part, and the batch.
+            write: Saves the network as a checkpoint.
+            read: Reads the weights of a checkpoint by the network's own names.
+            judge: Measures the network as it is; called on the first process alone.
+            diagnosis: Watches the run.
+            callbacks: Of Trainer.
+        """
+        self.steps, self._parts, self._loss = steps, parts, loss
+        self._write, self._read, self._judge, self._diagnosis = write, read, judge, diagnosis
+        self._metrics: dict[str, list[Tensor]] = defaultdict(list)
+        super().__init__(
+            model=network, args=args, train_dataset=steps, data_collator=first,
+            # Trainer wants to see something to evaluate on; `evaluate` knows what.
+            eval_dataset=[] if judge is not None else None, callbacks=list(callbacks),
+        )  # fmt: skip
+
+    def get_train_dataloader(self) -> DataLoader[Batch]:
+        """This process's part of each step, in order."""
+        workers = self.args.dataloader_num_workers
+        return StepLoader(
+            self.steps,
+            batch_sampler=StepBatches(self.steps),
+            collate_fn=first,
+            num_workers=workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+            persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
+            multiprocessing_context="spawn" if workers else None,
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], None]:
+        """The batches of one step of the optimiser."""
+        return [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)], None
+
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
+        """Add the gradient of one batch; returns its loss, whose mean over processes is that of the global batch."""
+        model.train()
+        batch = inputs.to(self.args.device)
+        steps = self.current_gradient_accumulation_steps
+
+        def encode(packed: Any) -> Tensor:
+            with self.compute_loss_context_manager():
+                return model(packed)
+
+        def backward(value: Tensor) -> None:
+            self.accelerator.backward(value / steps)
+
+        loss = functools.partial(self._loss_of, batch)
+        chunk = self.args.grad_cache_chunk
+        if chunk is None:
+            value = plain_backward(encode, self._parts(batch), loss, backward=backward)
+        else:
+            silent = functools.partial(self.accelerator.no_sync, model)
+            value = cached_backward(encode, self._parts(batch), loss, chunk=chunk, backward=backward, no_sync=silent)
+        for name, metric in value.metrics.items():
+            if name != "loss":
+                self._metrics[name].append(metric)
+        self._metrics["tokens"].append(torch.tensor(float(batch.tokens)))
+        return value.loss / steps
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """Of one forward and backward pass, counted as 6 a token and parameter."""
+        return 6 * inputs.tokens * sum(parameter.numel() for parameter in self.model.parameters())
+
+    def _loss_of(self, batch: Batch, *encoded: Tensor) -> LossValue:
+        return self._loss(*encoded, batch)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what was seen since the last time, and look whether something is wrong."""
+        if "loss" in logs and self._metrics:
+            tokens = self._metrics.pop("tokens", [])
+            logs |= {name: float(torch.stack(values).mean()) for name, values in self._metrics.items()}
+            logs["tokens"] = float(sum_over_processes(torch.stack(tokens).sum().to(self.args.device)))
+            self._metrics.clear()
+            if self._diagnosis is not None and self.is_world_process_zero():
+                self._diagnosis.after(logs)
+        super().log(logs, start_time)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Measure the network on the evaluation data; every process gets the result."""
+        box: list[Any] = [None]
+        if self.is_world_process_zero() and self._judge is not None:
+            try:
+                box = [{f"{metric_key_prefix}_{name}": value for name, value in self._judge().items()}]
+            except Exception as error:
+                # The others wait for a result: they must learn that there will be none.
+                box = [error]
+        if self.args.world_size > 1:
+            torch.distributed.broadcast_object_list(box, src=0)
+        if isinstance(box[0], Exception):
+            raise box[0]
+        metrics: dict[str, float] = box[0] or {}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Write the network as a checkpoint that everybody can load (Trainer calls this on one process)."""
+        folder = Path(output_dir or self.args.output_dir)
+        self._write(folder)
+        arguments = json.dumps(self.args.to_dict(), indent=1, default=str) + "\n"
+        (folder / "training_args.json").write_text(arguments, encoding="utf-8")
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.world_size > 1:
+            torch.distributed.barrier()
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            if folder.is_dir():  # Not one that was rotated away at once.
+                mark_whole(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        weights = self._read(Path(resume_from_checkpoint))
+        own = self.model.state_dict()
+        missing = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        missing = [name for name in missing if name not in weights]
+        if missing:
+            raise CheckpointError(f"{resume_from_checkpoint} lacks {len(missing)} weights, such as {missing[0]}")
+        self.model.load_state_dict({name: value for name, value in weights.items() if name in own}, strict=False)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        logger.info("going back to %s, the best by %s", best, self.args.metric_for_best_model)
+        self._load_from_checkpoint(best)
+
+
+def mark_whole(folder: Path) -> None:
+    """Say that a checkpoint is finished, after all of it is on the disk."""
+    files = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    for name in files:
+        with (folder / name).open("rb") as file:
+            os.fsync(file.fileno())
+    temporary = folder / f"{WHOLE}.tmp"
+    temporary.write_text(json.dumps(files, indent=1), encoding="utf-8")
+    os.replace(temporary, folder / WHOLE)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a checkpoint was finished, and all of its files are as long as they were then."""
+    try:
+        files: dict[str, int] = json.loads((folder / WHOLE).read_text(encoding="utf-8"))
+        return all((folder / name).stat().st_size == size for name, size in files.items() if not name.startswith(WHOLE))
+    except (OSError, ValueError):
+        return False
+
+
+def last_whole_checkpoint(output: Path) -> Path | None:
+    """The newest finished checkpoint in a folder; unfinished ones are passed over with a log line."""
+    found = [(int(match[1]), path) for path in output.glob("*") if (match := _CHECKPOINT.match(path.name))]
+    for _, path in sorted(found, reverse=True):
+        if is_whole(path):
+            return path
+        logger.warning("%s was not finished when its run ended: an older checkpoint is taken", path)
+    return None

@@ -1,0 +1,141 @@
+"""`bge mine`, `bge score` and `bge dedup`, as they are called."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bgekit.cli.main import main
+
+
+@pytest.fixture
+def bge(capsys):
+    def call(*arguments):
+        code = main([*map(str, arguments), "--no-progress"])
+        return code, capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture
+def data(tmp_path, texts):
+    passages = texts(60, longest=12)
+    files = {
+        "train.jsonl": [{"query": f"{text[:20]} ?", "pos": [text], "neg": []} for text in passages[:10]],
+        "pool.jsonl": [{"text": text} for text in [*passages, *map(str.upper, passages[:10])]],
+        "pairs.jsonl": [
+            {"sentence1": "a cat", "sentence2": "an animal", "label": "entailment"},
+            {"sentence1": "a cat", "sentence2": "a dog", "label": "contradiction"},
+            {"sentence1": "a cat", "sentence2": "a small cat", "label": "neutral"},
+        ],
+    }
+    for name, rows in files.items():
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def read(path):
+    return [json.loads(line) for line in path.open()]
+
+
+def test_mine(bge, data, tiny_bert):
+    code, err = bge("mine", "--model", tiny_bert, "--input", data / "train.jsonl", "--output", data / "out.jsonl",
+                    "--candidate_pool", data / "pool.jsonl", "--range", "5-40", "--negatives", 6, "--fp32",
+                    "--near_duplicates")  # fmt: skip
+    assert code == 0
+    rows = read(data / "out.jsonl")
+    for row in rows:
+        assert len(row["neg"]) == len(row["neg_scores"]) == 6
+        assert row["pos"][0].casefold() not in [text.casefold() for text in row["neg"]]
+    report = json.loads((data / "out.report.json").read_text())
+    assert report["negatives"] == 60
+    assert "negatives           60 mined" in err
+    assert "positive  " in err
+    assert sorted(path.name for path in data.iterdir() if "out" in path.name) == ["out.jsonl", "out.report.json"]
+
+
+def test_names_of_upstream_and_any_batch_size(bge, data, tiny_bert):
+    common = [
+        "--input_file", data / "train.jsonl", "--candidate_pool", data / "pool.jsonl", "--range_for_sampling", "2-30",
+        "--negative_number", 5, "--query_instruction_for_retrieval", "find: ", "--fp32",
+    ]  # fmt: skip
+    for name, more in (("a", ()), ("b", ("--batch_size", 3)), ("c", ("--seed", 1))):
+        code, _ = bge(
+            "mine", "--model_name_or_path", tiny_bert, "--output_file", data / f"{name}.jsonl", *common, *more
+        )
+        assert code == 0
+    negatives = {name: [row["neg"] for row in read(data / f"{name}.jsonl")] for name in "abc"}
+    assert negatives["a"] == negatives["b"]
+    assert negatives["a"] != negatives["c"]
+
+
+def test_random_and_labelled_pairs(bge, data):
+    assert (
+        bge("mine", "--random", "--input", data / "train.jsonl", "--output", data / "r.jsonl", "--negatives", 3)[0] == 0
+    )
+    assert all(len(row["neg"]) == 3 for row in read(data / "r.jsonl"))
+    code, err = bge("mine", "--labelled_pairs", "--input", data / "pairs.jsonl", "--output", data / "p.jsonl")
+    assert code == 0
+    assert read(data / "p.jsonl") == [{"query": "a cat", "pos": ["an animal"], "neg": ["a dog"]}]
+    assert "1 of label neutral" in err
+    bge("mine", "--labelled_pairs", "--input", data / "pairs.jsonl", "--output", data / "p.jsonl",
+        "--negative_label", "contradiction", "neutral")  # fmt: skip
+    assert read(data / "p.jsonl")[0]["neg"] == ["a dog", "a small cat"]
+
+
+def test_score(bge, data, tiny_reranker):
+    (data / "in.jsonl").write_text(
+        json.dumps({"query": "a cat", "pos": ["a dog"], "neg": ["the river", "a tree"]}) + "\n"
+    )
+    code, err = bge("score", "--reranker", tiny_reranker, "--input", data / "in.jsonl", "--output", data / "out.jsonl")
+    assert code == 0
+    assert "1 of 1 rows scored" in err
+    (row,) = read(data / "out.jsonl")
+    assert (len(row["pos_scores"]), len(row["neg_scores"])) == (1, 2)
+    code, err = bge("score", "--reranker", tiny_reranker, "--input", data / "out.jsonl", "--output", data / "2.jsonl")
+    assert "1 had scores and keep them" in err
+
+
+def test_mine_with_a_reranker(bge, data, tiny_bert, tiny_reranker):
+    code, _ = bge("mine", "--model", tiny_bert, "--input", data / "train.jsonl", "--output", data / "out.jsonl",
+                  "--reranker", tiny_reranker, "--max_reranker_score", 100, "--range", "0-8",
+                  "--negatives", 2)  # fmt: skip
+    assert code == 0
+    assert all(len(row["neg"]) == 2 for row in read(data / "out.jsonl"))
+
+
+def test_dedup(bge, data):
+    (data / "in.jsonl").write_text('{"query": "Q", "pos": ["a"], "x": 1}\n{"query": "q", "pos": ["A "]}\n')
+    code, err = bge("dedup", "--input", data / "in.jsonl", "--output", data / "out.jsonl", "--near_duplicates")
+    assert code == 0
+    assert read(data / "out.jsonl") == [{"query": "Q", "pos": ["a"], "x": 1}]
+    assert "1 copies" in err
+    assert "line 2 is like line 1" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--range", "ten"), "--range is FIRST-LAST"),
+        (("--range", "10-10"), "is empty"),
+        ((), "--model is needed"),
+        (("--random", "--miner", "bm25"), "one of the two"),
+        (("--random", "--margin", "0.1"), "need a model"),
+        (("--negative_label", "0"), "--labelled_pairs"),
+        (("--random", "--reranker", "m", "--candidate_pool", "missing.jsonl"), "missing.jsonl"),
+    ],
+)
+def test_wrong_usage(bge, data, arguments, message, monkeypatch):
+    monkeypatch.setattr("bgekit.cli.options.load_reranker", lambda *_: __import__("contextlib").nullcontext(None))
+    code, err = bge("mine", "--input", data / "train.jsonl", "--output", data / "out.jsonl", *arguments)
+    assert code == 1
+    assert message in err
+
+
+def test_bad_lines(bge, data):
+    (data / "bad.jsonl").write_text('{"query": "q", "pos": ["p"]}\n{"query": "q", "pos": "p"}\n')
+    for verb in (("mine", "--random"), ("dedup",), ("score", "--reranker", "none")):
+        code, err = bge(*verb, "--input", data / "bad.jsonl", "--output", data / "out.jsonl")
+        assert code == 1
+        assert "bad.jsonl, line 2: pos must be a list of strings" in err

@@ -1,0 +1,101 @@
+"""The gradient on N processes is that of one process with the whole batch: every loss, plain and cached."""
+
+from __future__ import annotations
+
+import functools
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from training import loss_cases
+from training.loss_cases import CASES, RUNS, gradients, make_network, rows_for, step
+
+WORLDS = (1, 2, 4)
+Results = list[dict[tuple[Any, ...], tuple[float, dict[str, Tensor], dict[str, Tensor]]]]
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Results]:
+    """What each process of a world computed, by loss, split, precision and chunk."""
+
+    @functools.cache
+    def run(world: int) -> Results:
+        folder = tmp_path_factory.mktemp(f"world-{world}")
+        command = [sys.executable, loss_cases.__file__]
+        started = [subprocess.Popen([*command, str(rank), str(world), str(folder)]) for rank in range(world)]
+        try:
+            assert [process.wait(timeout=300) for process in started] == [0] * world
+        finally:
+            for process in started:
+                process.kill()
+        return [load(folder / f"{rank}.pt") for rank in range(world)]
+
+    return run
+
+
+def load(path: Path) -> Any:
+    return torch.load(path, weights_only=False)  # written by this very test
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("world", WORLDS)
+def test_gradient_is_that_of_the_whole_batch(processes: Callable[[int], Results], world: int, name: str) -> None:
+    kind, loss = CASES[name]
+    network = make_network(kind)
+    value = step(network, kind, loss, rows_for(kind), None)
+    expected = gradients(network)
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    assert largest > 1e-3
+    for number, dtype, chunk in RUNS[world]:
+        tolerance = 1e-8 if dtype == torch.float64 else 1e-4
+        shares = [result[name, number, dtype, chunk] for result in processes(world)]
+        for share, metrics, found in shares:
+            assert math.isfinite(share)
+            assert found.keys() == expected.keys()
+            for part, gradient in expected.items():
+                assert (found[part] - gradient).abs().max() <= tolerance * largest, (number, dtype, chunk, part)
+            for metric, wanted in value.metrics.items():
+                assert float(metrics[metric]) == pytest.approx(float(wanted), rel=1e-4, abs=1e-5), metric
+        mean = sum(share for share, _, _ in shares) / world
+        assert mean == pytest.approx(value.loss.item(), rel=1e-9 if dtype == torch.float64 else 1e-4)
+
+
+def test_gradients_are_not_divided_by_the_number_of_processes(processes: Callable[[int], Results]) -> None:
+    """FlagEmbedding computes the global mean on each process and lets averaging divide it again: 1/4 for 4."""
+    kind, loss = CASES["contrastive"]
+    network = make_network(kind)
+    step(network, kind, loss, rows_for(kind), None)
+    expected = gradients(network)["out.weight"].norm()
+    for world in WORLDS:
+        found = processes(world)[0]["contrastive", 0, torch.float64, None][2]["out.weight"].norm()
+        assert float(found / expected) == pytest.approx(1, abs=1e-9)
+
+
+def test_own_device_only_is_another_loss_with_the_same_scale() -> None:
+    """Without other processes' passages, each process has fewer negatives, and rows still weigh 1/size."""
+    from bgekit.training.losses import Contrastive
+
+    whole = rows_for("vectors")
+    network = make_network("vectors")
+    total = torch.zeros((), dtype=torch.float64)
+    for start, stop in ((0, 8), (8, 13)):
+        rows = whole.part(start, stop)
+        total += step(network, "vectors", Contrastive(0.05, across=False), rows, None).loss
+    split = gradients(network)
+    alone = Contrastive(0.05)
+    reference = torch.zeros((), dtype=torch.float64)
+    for start, stop in ((0, 8), (8, 13)):
+        rows = whole.part(start, stop)
+        rows.size = stop - start
+        value = step(network, "vectors", alone, rows, None, backward=lambda t, n=stop - start: (t * n / 13).backward())
+        reference += value.loss * (stop - start) / 13
+    assert float(total) == pytest.approx(float(reference), rel=1e-12)
+    for name, gradient in gradients(network).items():
+        assert torch.allclose(split[name], gradient, rtol=1e-10, atol=1e-12)

@@ -1,0 +1,220 @@
+"""`bge finetune` from a command line to a model that loads everywhere."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bgekit import FlagModel
+from bgekit.cli.main import main
+from bgekit.training.trainer import last_whole_checkpoint
+
+PAIRS = [("cat", "bird"), ("dog", "tree"), ("house", "river"), ("mountain", "blue"), ("red", "walk"), ("read", "learn")]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> str:
+    from conftest import make_tiny
+
+    # Without dropout, so that what should be equal is.
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return str(make_tiny(tmp_path_factory.mktemp("start") / "tiny", **still))
+
+
+@pytest.fixture(scope="module")
+def dropping(tmp_path_factory) -> str:
+    from conftest import make_tiny
+
+    return str(make_tiny(tmp_path_factory.mktemp("start") / "dropping"))
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> str:
+    lines = [
+        {
+            "query": f"a {query} {number}",
+            "pos": [f"the {passage} {number}"],
+            "neg": [f"some {PAIRS[number][1]}", "an it"],
+        }
+        for number in range(len(PAIRS))
+        for query, passage in PAIRS
+    ]
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def arguments(start: str, rows: str, output: Path, *more: str) -> list[str]:
+    return [
+        "--model", start, "--train_data", rows, "--output_dir", str(output), "--per_device_train_batch_size", "6",
+        "--train_group_size", "2", "--learning_rate", "1e-3", "--logging_steps", "2", "--report_to", "none",
+        "--cache_path", str(output.parent / "cache"), "--disable_tqdm", "true", "--use_cpu", *more,
+    ]  # fmt: skip
+
+
+def finetune(*given: str) -> int:
+    return main(["finetune", *given])
+
+
+def weights(folder: Path) -> dict:
+    from safetensors.numpy import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def test_it_learns_and_the_result_is_a_complete_model(start, rows, tmp_path):
+    output = tmp_path / "out"
+    more = ["--num_train_epochs", "4", "--save_strategy", "no", "--query_instruction_for_retrieval", "find: "]
+    assert finetune(*arguments(start, rows, output, *more)) == 0
+    model, before = FlagModel(output, use_fp16=False), FlagModel(start, use_fp16=False)
+    assert str(model.card.prompt("query")) == "find: "
+    assert model.card.pooling == before.card.pooling
+
+    def right(one: FlagModel) -> float:
+        queries = one.encode_queries([f"a {query} 1" for query, _ in PAIRS])
+        passages = one.encode_corpus([f"the {passage} 1" for _, passage in PAIRS])
+        return float(((queries @ passages.T).argmax(1) == np.arange(len(PAIRS))).mean())
+
+    assert right(model) > right(before)
+    facts = json.loads((output / "training.json").read_text())
+    losses = [row["loss"] for row in facts["history"] if "loss" in row]
+    assert losses[-1] < losses[0]
+    assert facts["base_model"] == start and facts["data"]["datasets"][0]["rows"] == 36
+    assert {"accuracy", "positive", "negative", "gap", "grad_norm", "learning_rate"} <= set(facts["history"][0])
+    assert (output / "training.html").exists() and (output / "training.png").exists()
+    assert not [path for path in output.iterdir() if path.name.startswith(".tmp")]
+    from sentence_transformers import SentenceTransformer
+
+    texts = ["the bird", "a cat"]
+    assert np.allclose(SentenceTransformer(str(output)).encode(texts), model.encode(texts), atol=1e-5)
+
+
+def test_the_gradient_cache_changes_nothing(start, rows, tmp_path):
+    for name, more in (("plain", []), ("cached", ["--grad_cache_chunk", "4"])):
+        more = [*more, "--optim", "sgd"]  # Adam makes steps of gradients that are zero but for rounding.
+        assert (
+            finetune(*arguments(start, rows, tmp_path / name, "--max_steps", "3", "--save_strategy", "no", *more)) == 0
+        )
+    plain, cached = weights(tmp_path / "plain"), weights(tmp_path / "cached")
+    for name, value in plain.items():
+        assert np.allclose(value, cached[name], atol=1e-4), name
+
+
+def test_validation_while_training_and_the_best_checkpoint(start, rows, tmp_path):
+    data = tmp_path / "eval.jsonl"
+    lines = [{"query": f"a {q} 9", "positive": [f"the {p} 9"], "negative": ["an it", "some tree"]} for q, p in PAIRS]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    output = tmp_path / "out"
+    more = [
+        "--eval_data", str(data), "--num_train_epochs", "2", "--save_strategy", "epoch",
+        "--load_best_model_at_end", "true", "--early_stopping_patience", "5",
+    ]  # fmt: skip
+    assert finetune(*arguments(start, rows, output, *more)) == 0
+    facts = json.loads((output / "training.json").read_text())
+    evaluated = [row for row in facts["history"] if "eval_score" in row]
+    assert [row["step"] for row in evaluated] == [0, 6, 12]
+    assert facts["best_checkpoint"]
+    best = max(evaluated[1:], key=lambda row: row["eval_score"])
+    assert facts["best_checkpoint"].endswith(f"checkpoint-{best['step']}")
+    for name, value in weights(Path(facts["best_checkpoint"])).items():
+        assert np.array_equal(value, weights(output)[name])
+
+
+def test_killed_and_resumed_it_is_the_same_run(dropping, rows, tmp_path):
+    start = dropping
+    more = ["--max_steps", "40", "--save_strategy", "steps", "--save_steps", "5", "--save_total_limit", "3"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    command = [sys.executable, "-m", "bgekit.training.embedder"]
+    process = subprocess.Popen(command + arguments(start, rows, broken, *more), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while last_whole_checkpoint(broken) is None and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (broken / "config.json").exists()
+    # A checkpoint that was not finished: it must be passed over.
+    half = broken / "checkpoint-39"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    assert finetune(*arguments(start, rows, broken, *more)) == 1
+    assert finetune(*arguments(start, rows, broken, *more, "--resume_from_checkpoint", "true")) == 0
+    assert finetune(*arguments(start, rows, whole, *more)) == 0
+    first, second = weights(whole), weights(broken)
+    assert all(np.array_equal(value, second[name]) for name, value in first.items())
+
+
+def test_lora_trains_adapters_and_saves_them_merged(start, rows, tmp_path):
+    output = tmp_path / "out"
+    more = [
+        "--use_lora",
+        "true",
+        "--lora_rank",
+        "4",
+        "--max_steps",
+        "4",
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "2",
+    ]
+    assert finetune(*arguments(start, rows, output, *more)) == 0
+    assert weights(output).keys() == weights(Path(start)).keys()
+    assert FlagModel(output, use_fp16=False).encode("the cat").shape == (32,)
+    assert finetune(*arguments(start, rows, output, *more, "--resume_from_checkpoint", "true", "--max_steps", "6")) == 0
+
+
+def test_a_dry_run_shows_the_data_and_trains_nothing(start, rows, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert finetune(*arguments(start, rows, output, "--dry_run")) == 0
+    shown = capsys.readouterr().out
+    assert "[CLS] a " in shown and "Memory" in shown
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"query": "a", "pos": []}', "pos"),
+        ('{"query": 3, "pos": ["b"]}', "query"),
+        ('{"query": "a", "pos": ["b"], "neg": ["c"], "pos_scores": [NaN], "neg_scores": [1]}', "pos_scores"),
+        ("{not json", "line 2"),
+    ],
+)
+def test_bad_rows_end_it_before_the_first_step(start, rows, tmp_path, capsys, line, says):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"query": "a", "pos": ["b"]}\n' + line + "\n")
+    assert finetune(*arguments(start, str(path), tmp_path / "out")) == 1
+    error = capsys.readouterr().err
+    assert says in error and "bad.jsonl" in error and "2" in error
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_an_output_with_content_is_left_alone(start, rows, tmp_path, capsys):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "notes.txt").write_text("mine")
+    assert finetune(*arguments(start, rows, output)) == 1
+    error = capsys.readouterr().err
+    assert "--resume_from_checkpoint" in error and "--overwrite_output_dir" in error
+
+
+def test_two_processes_train_what_one_does(start, rows, tmp_path):
+    """The same global batches and negatives, gradients over all of them."""
+    more = ["--max_steps", "3", "--save_strategy", "no", "--negatives_cross_device", "true", "--optim", "sgd"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    single = arguments(start, rows, one, *more)
+    subprocess.run([sys.executable, "-m", "bgekit.training.embedder", *single], env=environment, check=True)
+    halves = arguments(start, rows, two, *more)
+    halves[halves.index("--per_device_train_batch_size") + 1] = "3"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
+    subprocess.run([*launcher, "-m", "bgekit.training.embedder", *halves], env=environment, check=True, timeout=200)
+    first, second = weights(one), weights(two)
+    for name, value in first.items():
+        assert np.allclose(value, second[name], atol=1e-4), name

@@ -1,0 +1,92 @@
+"""`bge finetune-reranker` from a bare encoder to a cross-encoder that puts passages in order."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bgekit import FlagReranker
+from bgekit.cli.main import main
+
+PAIRS = [("cat", "bird"), ("dog", "tree"), ("house", "river"), ("mountain", "blue"), ("red", "walk"), ("read", "learn")]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> str:
+    from conftest import make_tiny
+
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return str(make_tiny(tmp_path_factory.mktemp("start") / "tiny", **still))
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> str:
+    lines = [
+        {
+            "query": f"a {q} {n}",
+            "pos": [f"the {p} {n}"],
+            "neg": [f"the {other} {n}" for _, other in PAIRS if other != p],
+        }
+        for n in range(6)
+        for q, p in PAIRS
+    ]
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def finetune(start: str, rows: str, output: Path, *more: str) -> int:
+    return main([
+        "finetune-reranker", "--model", start, "--train_data", rows, "--output_dir", str(output),
+        "--per_device_train_batch_size", "5", "--train_group_size", "4", "--learning_rate", "2e-3",
+        "--logging_steps", "5", "--report_to", "none", "--cache_path", str(output.parent / "cache"),
+        "--disable_tqdm", "true", "--use_cpu", *more,
+    ])  # fmt: skip
+
+
+def test_it_learns_to_put_the_right_passage_first(start, rows, tmp_path):
+    output = tmp_path / "out"
+    # 36 rows in batches of 5: the last one is short, which upstream trains wrongly.
+    assert finetune(start, rows, output, "--num_train_epochs", "6", "--save_strategy", "no") == 0
+    with FlagReranker(output) as reranker:
+        right = 0
+        for query, passage in PAIRS:
+            found = reranker.rank(f"a {query} 1", [f"the {other} 1" for _, other in PAIRS])
+            right += found[0].text == f"the {passage} 1"
+    assert right >= 4
+    facts = json.loads((output / "training.json").read_text())
+    losses = [row["loss"] for row in facts["history"] if "loss" in row]
+    assert losses[-1] < losses[0]
+
+
+def test_the_gradient_cache_and_resuming_change_nothing(start, rows, tmp_path):
+    from safetensors.numpy import load_file
+
+    steps = ["--max_steps", "6", "--optim", "sgd"]
+    assert finetune(start, rows, tmp_path / "whole", *steps, "--save_strategy", "no") == 0
+    assert finetune(start, rows, tmp_path / "chunks", *steps, "--save_strategy", "no", "--grad_cache_chunk", "3") == 0
+    broken = tmp_path / "broken"
+    assert finetune(start, rows, broken, *steps, "--save_strategy", "steps", "--save_steps", "2") == 0
+    for name in ("checkpoint-4", "checkpoint-6"):
+        (broken / name / "checkpoint_whole.json").unlink()
+    again = ["--save_strategy", "no", "--resume_from_checkpoint", "true"]
+    assert finetune(start, rows, broken, *steps, *again) == 0
+    whole, chunks, resumed = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("whole", "chunks", "broken")
+    )
+    for name, value in whole.items():
+        assert np.allclose(value, chunks[name], atol=1e-4), name
+        assert np.array_equal(value, resumed[name]), name
+
+
+def test_validation_is_of_what_the_first_stage_finds(start, rows, tmp_path):
+    data = tmp_path / "eval.jsonl"
+    lines = [{"query": f"a {q} 9", "positive": [f"the {p} 9"], "negative": ["an it", "some tree"]} for q, p in PAIRS]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    output = tmp_path / "out"
+    more = ["--eval_data", str(data), "--max_steps", "2", "--save_strategy", "no"]
+    assert finetune(start, rows, output, *more) == 1
+    assert finetune(start, rows, output, *more, "--first_stage", start, "--overwrite_output_dir") == 0
+    history = json.loads((output / "training.json").read_text())["history"]
+    assert "eval_score" in history[0]
