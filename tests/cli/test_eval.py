@@ -93,7 +93,8 @@ def test_compare_dimension_and_precision(model, beir, tmp_path):
         (["--data", "{beir}", "--dimensions", "3"], "--compare dimension"),
         (["--data", "{beir}", "--split", "train"], "train"),
         (["--data", "{beir}", "--tasks", "other"], "other"),
-        (["--data", "{beir}", "--table"], "--benchmark"),
+        (["--data", "{beir}", "--rerank-top-k", "3"], "--reranker"),
+        (["--data", "{beir}", "--keep-vectors"], "--output"),
     ],
 )
 def test_bad_requests_end_with_one_line(model, beir, capsys, arguments, says):
@@ -113,6 +114,9 @@ def test_damaged_data_names_file_and_line(model, beir, capsys, tmp_path):
 def test_the_published_table_without_a_model(capsys):
     assert main(["eval", "--benchmark", "mteb-en", "--table"]) == 0
     assert "bge-large-en-v1.5" in capsys.readouterr().out
+    assert main(["eval", "--table"]) == 0
+    shown = capsys.readouterr().out
+    assert "bge-large-en-v1.5" in shown and "bge-large-zh-v1.5" in shown
 
 
 def test_a_reranker_is_compared_with_its_first_stage(model, beir, tmp_path, make_reranker):

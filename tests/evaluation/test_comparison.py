@@ -94,9 +94,26 @@ def test_holm():
     assert holm([]) == []
 
 
-def test_results_of_other_items_are_refused():
+def test_items_that_both_have_are_compared():
+    assert compare(means("a", [1, 2]), means("b", [1, 2, 3])).n == 2
     with pytest.raises(ArgumentError, match="same items"):
-        compare(means("a", [1, 2]), means("b", [1, 2, 3]))
+        compare(means("a", [1, 2]), correlated("b", [1, 2], [1, 2]))
+
+
+def test_pearson_does_not_see_the_scale():
+    random = np.random.default_rng(6)
+    truth = random.random(100)
+    good, bad = truth + 0.3 * random.normal(size=100), truth + 0.7 * random.normal(size=100)
+    found = compare(correlated("a", good, truth, "pearson"), correlated("b", bad, truth, "pearson"))
+    rescaled = compare(correlated("a", good, truth, "pearson"), correlated("b", 0.1 * bad + 3, truth, "pearson"))
+    assert found.p_value == rescaled.p_value < 0.05
+
+
+def test_a_large_difference_survives_the_correction_for_many_tasks():
+    random = np.random.default_rng(7)
+    truth = random.random(200)
+    good, bad = truth + 0.1 * random.normal(size=200), random.random(200)
+    assert compare(correlated("a", good, truth), correlated("b", bad, truth)).p_value * 56 < 0.05
 
 
 def test_the_conclusion_says_what_cannot_be_concluded():

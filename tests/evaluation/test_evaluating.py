@@ -3,7 +3,7 @@ import json
 import pytest
 
 from bgekit.encoding.records import Record
-from bgekit.errors import ArgumentError, OutputError
+from bgekit.errors import ArgumentError, NumericalError, OutputError
 from bgekit.evaluation import Candidate, Setting, Task, evaluate
 from bgekit.evaluation.kinds.pairs import StsTask
 from bgekit.evaluation.kinds.retrieval import Corpus, RetrievalTask
@@ -58,8 +58,9 @@ def test_what_was_computed_is_not_computed_again(embedder, tmp_path):
     first = evaluate(model, [sts(), retrieval()], output=tmp_path, progress=False)
     encoded = model.encoded
     second = evaluate(model, [sts("renamed"), sts(), retrieval()], output=tmp_path, progress=False, compare=False)
-    assert [result.cached for result in second.results] == [False, True, True]
-    assert model.encoded == encoded + 60
+    # By content, never by name.
+    assert [result.cached for result in second.results] == [True, True, True]
+    assert model.encoded == encoded
     assert [r.main_score for r in second.results[1:]] == [r.main_score for r in first.results]
     model.salt = "trained since"
     third = evaluate(model, sts(), output=tmp_path, progress=False)
@@ -116,8 +117,6 @@ def test_a_second_writer_is_refused(embedder, tmp_path):
 
 def test_arguments_that_make_no_sense(embedder):
     with pytest.raises(ArgumentError, match="twice"):
-        evaluate([embedder(), embedder()], sts())
-    with pytest.raises(ArgumentError, match="twice"):
         evaluate(embedder(), [sts(), sts()])
     with pytest.raises(ArgumentError, match="no task"):
         evaluate(embedder(), [])
@@ -132,3 +131,24 @@ def test_a_published_score_of_this_model_is_put_beside_ours(embedder):
         report = evaluate(Candidate(name, embedder()), task, progress=False)
         assert report.results[0].reference == expected
         assert report.results[0].model == name
+
+
+def test_a_model_given_twice_does_not_differ_from_itself(embedder):
+    report = evaluate([embedder(), embedder()], sts(), progress=False).to_dict()
+    assert [result["model"] for result in report["results"]] == ["table", "table"]
+    (comparison,) = report["comparisons"]
+    assert (comparison["a"], comparison["b"]) == ("table", "table")
+    assert (comparison["difference"], comparison["p_value"]) == (0, 1)
+
+
+def test_a_score_that_is_no_number_is_an_error(embedder):
+    model = embedder()
+    model.table = {text: model.vector("same") for text in ("a0", "a1", "b0", "b1")}
+    with pytest.raises(NumericalError, match="alike"):
+        evaluate(model, StsTask(name="t", first=["a0", "a1"], second=["b0", "b1"], scores=[1.0, 2.0]), progress=False)
+
+
+def test_the_published_score_is_no_reference_for_another_setting(embedder):
+    task = sts(published={"table": 50.0})
+    settings = [Setting(), Setting(dimension=4)]
+    assert [r.reference for r in evaluate(embedder(), task, settings=settings, progress=False).results] == [50.0, None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from ..errors import ArgumentError
 from . import options
 
 if TYPE_CHECKING:
-    from ..evaluation import Candidate, Task
+    from ..evaluation import Candidate, Result, Task
     from ..reranking.reranker import FlagReranker
 
 _DESCRIPTION = """\
@@ -58,18 +59,14 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument(
         "--reranker", metavar="MODEL", help="each model also with its best passages put in order by this cross-encoder"
     )
-    group.add_argument(
-        "--rerank-top-k", type=options.positive, default=100, metavar="N", help="passages a query that it sees [100]"
-    )
+    group.add_argument("--rerank-top-k", type=options.positive, metavar="N", help="passages a query that it sees [100]")
     group.add_argument("--seed", type=options.not_negative, default=0, metavar="N", help="of the resampling [0]")
     group = parser.add_argument_group("output")
     group.add_argument(
         "--output", "-o", metavar="OUT", help="folder for the results, the report and what a rerun can use"
     )
     group.add_argument("--keep-vectors", action="store_true", help="leave the vectors of documents in OUT")
-    group.add_argument(
-        "--table", action="store_true", help="print the benchmark's published table with these models in it"
-    )
+    group.add_argument("--table", action="store_true", help="print the published tables with these models in them")
     options.add_model_options(parser, several=True)
     options.add_report_options(parser)
 
@@ -80,9 +77,7 @@ def run(args: argparse.Namespace) -> int:
     args.tasks = [name for each in args.tasks or [] for name in each.split(",") if name] or None
     _check(args)
     if not args.model:
-        from ..evaluation.benchmarks.tables import render_table
-
-        print(render_table(args.benchmark, (), markdown=False))
+        _tables(args, ())
         return 0
     from ..evaluation.evaluating import evaluate
     from ..evaluation.reports.columns import encodable
@@ -92,27 +87,41 @@ def run(args: argparse.Namespace) -> int:
     candidates = [candidate for name in args.model for candidate in _candidates(name, args, reranker)]
     data, notes = _data(args)
     report = evaluate(
-        candidates, data, split=args.split, tasks=args.tasks, output=args.output, keep_vectors=args.keep_vectors,
-        seed=args.seed, progress=False if args.no_progress or args.quiet else None, notes=notes,
+        candidates, data, split=args.split, tasks=None if args.benchmark else args.tasks, output=args.output,
+        keep_vectors=args.keep_vectors, seed=args.seed, notes=notes,
+        progress=False if args.no_progress or args.quiet else None,
     )  # fmt: skip
     print(encodable(console(report)))
     if args.table:
-        from ..evaluation.benchmarks.tables import render_table
-
-        print(encodable(render_table(args.benchmark, report.results, markdown=False)))
+        _tables(args, report.results)
     if args.output and not args.quiet:
         print(f"\nwritten to {args.output}: results.json, report.md, report.html, per_item.jsonl")
     return 0
 
 
+def _tables(args: argparse.Namespace, results: Sequence[Result]) -> None:
+    """Print the published table of the benchmark, or of both that are published, with our results in it."""
+    from ..evaluation.benchmarks.tables import render_table
+    from ..evaluation.reports.columns import encodable
+
+    for name in [args.benchmark] if args.benchmark else ["mteb-en", "c-mteb"]:
+        print(encodable(f"\n{name}\n{render_table(name, results, markdown=False)}"))
+
+
 def _check(args: argparse.Namespace) -> None:
-    """Combinations of options that contradict each other."""
+    """Combinations of options that contradict each other, or of which one would do nothing."""
+    if args.table and not args.model and not args.data:
+        return
     if bool(args.data) == bool(args.benchmark):
         raise ArgumentError("give either --data DIR for your own data, or --benchmark NAME")
     if args.data_root and not args.benchmark:
         raise ArgumentError("--data-root goes with --benchmark; your own data is given by --data")
-    if args.table and not args.benchmark:
-        raise ArgumentError("--table shows the published table of a benchmark: name it with --benchmark")
+    if args.split and args.benchmark:
+        raise ArgumentError("--split goes with --data; a benchmark says which split of each task counts")
+    if args.keep_vectors and not args.output:
+        raise ArgumentError("--keep-vectors needs --output: that is where they are kept")
+    if args.rerank_top_k is not None and not args.reranker:
+        raise ArgumentError("--rerank-top-k goes with --reranker")
     if args.dimensions and args.compare != "dimension":
         raise ArgumentError("--dimensions goes with --compare dimension")
     if not args.model and not args.table:
@@ -152,6 +161,6 @@ def _candidates(name: str, args: argparse.Namespace, reranker: FlagReranker | No
                 whole = model.dimension
             settings = [Setting(), Setting(dimension=whole * 2 // 3), Setting(dimension=whole // 3)]
     if reranker is not None:
-        behind = {"reranker": reranker, "reranker_name": args.reranker, "rerank_top_k": args.rerank_top_k}
+        behind = {"reranker": reranker, "reranker_name": args.reranker, "rerank_top_k": args.rerank_top_k or 100}
         settings += [replace(setting, **behind) for setting in settings]
     return [Candidate(name, options=given, settings=settings)]

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..encoding.base import digest
 from ..encoding.outputs import OutputFolder
-from .judged import JudgedModel
+from .judged import JudgedModel, role_of
 from .task import Items, Scores, Task
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,10 @@ class ScoreCache:
 
     @staticmethod
     def _name(model: JudgedModel, task: Task) -> str:
-        return f"{digest(PROTOCOL, model.fingerprint, task.fingerprint, task.main_metric, task.name)[:32]}.json"
+        # Not by the task's name, but by the prompts that a checkpoint may have for it.
+        card = model.embedder.card
+        roles = [str(role_of(card, task.kind, task.name, side)) for side in ("query", "document", "plain")]
+        return f"{digest(PROTOCOL, model.fingerprint, task.fingerprint, task.main_metric, *roles)[:32]}.json"
 
 
 def _scores(content: dict[str, Any]) -> Scores:

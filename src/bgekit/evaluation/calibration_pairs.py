@@ -112,6 +112,9 @@ def pairs_of_lists(
         limit: Most pairs of each kind.
         seed: Which pairs are drawn.
     """
+    first = list(first)  # Columns of numpy and pandas, too.
+    second = None if second is None else list(second)
+    labels = None if labels is None else list(labels)
     if second is None and labels is not None:
         raise ArgumentError("labels need two lists of texts: calibrate(model, (first, second, labels))")
     if (second is not None and len(second) != len(first)) or (labels is not None and len(labels) != len(first)):

@@ -21,10 +21,13 @@ Doubles: TypeAlias = npt.NDArray[np.float64]
 #: Resamples of a mean, and of a statistic that has to be computed anew from all items each time.
 MEANS: Final = 10_000
 STATISTICS: Final = 1_000
+#: More of the latter where hardly one of the first was as extreme, so that corrected p values can get small.
+MORE_STATISTICS: Final = 4_000
 #: Items listed on each side.
 LISTED: Final = 10
 #: Below this probability a difference counts as real.
 LEVEL: Final = 0.05
+_FEW: Final = 5
 #: Numbers held at once while resampling.
 _CHUNK: Final = 4_000_000
 
@@ -41,11 +44,17 @@ def compare_all(results: Sequence[Result], tasks: dict[tuple[str, str], Task], *
     for key, task in tasks.items():
         own = [result for result in results if (result.task, result.split) == key]
         found += [(compare(a, b, task, seed=seed), a, b) for a, b in itertools.combinations(own, 2)]
-    adjusted = holm([comparison.p_value for comparison, _, _ in found])
-    return [
-        replace(comparison, p_adjusted=p, conclusion=_conclusion(comparison, p, len(found), a, b))
-        for (comparison, a, b), p in zip(found, adjusted, strict=True)
-    ]
+    families: dict[tuple[str, str], list[int]] = {}
+    for number, (comparison, _, _) in enumerate(found):
+        families.setdefault((comparison.a, comparison.b), []).append(number)
+    concluded = [comparison for comparison, _, _ in found]
+    # Whether one model is better than another has as many chances to be wrong as there are tasks.
+    for members in families.values():
+        for number, p in zip(members, holm([found[each][0].p_value for each in members]), strict=True):
+            comparison, a, b = found[number]
+            text = _conclusion(comparison, p, len(members), a, b)
+            concluded[number] = replace(comparison, p_adjusted=p, conclusion=text)
+    return concluded
 
 
 def compare(a: Result, b: Result, task: Task | None = None, *, seed: int = 0) -> Comparison:
@@ -53,8 +62,8 @@ def compare(a: Result, b: Result, task: Task | None = None, *, seed: int = 0) ->
 
     The interval (95 %) is the percentile bootstrap over items, the p value that of a two-sided randomisation test:
     which model an item's outcome belongs to is drawn at random. Scores that are no means (correlations, average
-    precision) are computed anew from each resample; for those, predictions are replaced by their ranks first, so that
-    two models' scales may differ.
+    precision) are computed anew from each resample; for those, predictions are replaced by their ranks first (for
+    Pearson correlations they are standardised), so that two models' scales may differ.
 
     Args:
         a: One result.
@@ -65,6 +74,7 @@ def compare(a: Result, b: Result, task: Task | None = None, *, seed: int = 0) ->
     Raises:
         ArgumentError: the two are not of the same items.
     """
+    a, b = _on_common_items(a, b)
     if (
         a.items is None
         or b.items is None
@@ -100,6 +110,26 @@ def compare(a: Result, b: Result, task: Task | None = None, *, seed: int = 0) ->
         n=len(gain), wins=int((gain > 0)[~even].sum()), losses=int((gain < 0)[~even].sum()), ties=int(even.sum()),
         statistic=a.items.statistic, regressions=changes(worse), improvements=changes(better),
     )  # fmt: skip
+
+
+def _on_common_items(a: Result, b: Result) -> tuple[Result, Result]:
+    """Two results with the items that both have: a text may be no item for a model that scores all its parts alike."""
+    if a.items is None or b.items is None or list(a.items.ids) == list(b.items.ids):
+        return a, b
+    common = set(a.items.ids) & set(b.items.ids)
+    if not common:
+        return a, b
+    kept = []
+    for result in (a, b):
+        items = result.items
+        assert items is not None
+        rows = [row for row, item in enumerate(items.ids) if item in common]
+        columns = {name: column[rows] for name, column in items.columns.items()}
+        texts = [items.texts[row] for row in rows] if items.texts else ()
+        kept.append(
+            replace(result, items=replace(items, ids=[items.ids[row] for row in rows], columns=columns, texts=texts))
+        )
+    return kept[0], kept[1]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -145,22 +175,30 @@ def _means(a: Items, b: Items, random: np.random.Generator) -> tuple[float, Doub
 def _statistics(a: Items, b: Items, random: np.random.Generator) -> tuple[float, Doubles, float]:
     """The same for a statistic of prediction and label."""
     measure, label = _MEASURES[a.statistic], a.columns["label"]
-    rank = (lambda values: values) if a.statistic == "pearson" else _ranks
-    left, right = rank(a.columns["predicted"]), rank(b.columns["predicted"])
+    scale = _standardised if a.statistic == "pearson" else _ranks
+    left, right = scale(a.columns["predicted"]), scale(b.columns["predicted"])
     observed = measure(left, label) - measure(right, label)
     n = len(label)
     if np.array_equal(left, right):
         return 0.0, np.zeros(1), 1.0
-    draws, extreme = np.empty(STATISTICS), 0
+    draws = np.empty(STATISTICS)
     for number in range(STATISTICS):
         rows = random.integers(0, n, n)
         draws[number] = measure(left[rows], label[rows]) - measure(right[rows], label[rows])
+    extreme, count = 0, 0
+    while count < STATISTICS or (extreme < _FEW and count < MORE_STATISTICS):
         swapped = random.integers(0, 2, n, dtype=np.int8).astype(bool)
         mixed_a, mixed_b = np.where(swapped, right, left), np.where(swapped, left, right)
-        extreme += abs(measure(mixed_a, label) - measure(mixed_b, label)) >= abs(observed) - 1e-12
+        extreme += int(abs(measure(mixed_a, label) - measure(mixed_b, label)) >= abs(observed) - 1e-12)
+        count += 1
     # A resample may hold one label only, where nothing can be measured.
     kept = draws[np.isfinite(draws)]
-    return observed, kept if len(kept) else np.zeros(1), (1 + int(extreme)) / (1 + STATISTICS)
+    return observed, kept if len(kept) else np.zeros(1), (1 + extreme) / (1 + count)
+
+
+def _standardised(values: Doubles) -> Doubles:
+    """With mean 0 and deviation 1, which a Pearson correlation does not see."""
+    return (values - values.mean()) / max(float(values.std()), 1e-300)
 
 
 def _ranks(values: Doubles) -> Doubles:
@@ -200,7 +238,7 @@ def _conclusion(comparison: Comparison, p: float, count: int, a: Result, b: Resu
     chance = f"p {'<' if p < 0.001 else '='} {max(p, 0.001):.3f}" + (
         f", corrected for {count} comparisons" if count > 1 else ""
     )
-    if comparison.wins + comparison.losses == 0:
+    if comparison.wins + comparison.losses == 0 and comparison.difference == 0:
         return f"{a.label} and {b.label} do the same on every item of {a.task}."
     if comparison.n < 2:
         return (

@@ -6,23 +6,25 @@ import contextlib
 import datetime
 import importlib.metadata
 import logging
+import math
 import os
 import platform
 import shlex
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ..encoding.outputs import OutputFolder
-from ..errors import ArgumentError
+from ..errors import ArgumentError, NumericalError
 from .cache import ScoreCache
 from .comparison import compare_all
 from .judged import JudgedModel, Setting
-from .results import Report, Result
+from .results import AGAIN, Report, Result
 from .task import Scores, Task
 
 if TYPE_CHECKING:
@@ -55,11 +57,13 @@ class Candidate:
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: Sequence[Setting] = (Setting(),)
     note: str = ""
+    again: int = field(default=0, init=False)
 
     def label(self, setting: Setting) -> str:
         """The name and what differs from the model's defaults."""
         parts = [part for part in (self.note, str(setting)) if part]
-        return f"{self.name} [{', '.join(parts)}]" if parts else self.name
+        shown = f"{self.name} [{', '.join(parts)}]" if parts else self.name
+        return f"{shown}{AGAIN} {self.again + 1}" if self.again else shown
 
     @contextlib.contextmanager
     def loaded(self) -> Iterator[Embedder]:
@@ -115,10 +119,14 @@ def evaluate(
     """
     start = time.perf_counter()
     candidates = [_candidate(each, settings, options) for each in _listed(model)]
+    seen: Counter[str] = Counter()
+    for candidate in candidates:
+        # The same model twice is a fair question: the answer must be that it does not differ from itself.
+        candidate.again = seen[candidate.label(candidate.settings[0])]
+        seen.update(candidate.label(setting) for setting in candidate.settings)
     labels = [candidate.label(setting) for candidate in candidates for setting in candidate.settings]
-    if twice := {label for label in labels if labels.count(label) > 1}:
-        raise ArgumentError(f"{', '.join(sorted(twice))} is given twice; nothing would tell the results apart")
-    found = _tasks(_listed(data), split, tasks)
+    left_out: list[str] = []
+    found = _tasks(_listed(data), split, tasks, left_out)
     results: list[Result] = []
     with contextlib.ExitStack() as stack:
         cache = None
@@ -133,7 +141,7 @@ def evaluate(
         comparisons = []
         if compare and len(labels) > 1:
             comparisons = compare_all(results, {(task.name, task.split): task for task in found}, seed=seed)
-        report = Report(results, comparisons, _environment(seed, time.perf_counter() - start), list(notes))
+        report = Report(results, comparisons, _environment(seed, time.perf_counter() - start), [*notes, *left_out])
         if output is not None:
             report.save(output)
             if cache is not None and not keep_vectors:
@@ -165,6 +173,11 @@ def _result(candidate: Candidate, model: JudgedModel, task: Task, cache: ScoreCa
         if cache is not None:
             cache.put(model, task, scores, seconds)
     label = candidate.label(model.setting)
+    if not math.isfinite(scores.metrics[task.main_metric]):
+        raise NumericalError(
+            f"{label} on {task.name}: {task.main_metric} is not a number; the model scores every item alike, or all "
+            "labels are equal"
+        )
     main = 100 * scores.metrics[task.main_metric]
     logger.info("%s on %s: %s %.2f (%.1f s)", label, task.name, task.main_metric, main, seconds)
     return Result(
@@ -186,7 +199,8 @@ def _result(candidate: Candidate, model: JudgedModel, task: Task, cache: ScoreCa
         exclusions=task.exclusions,
         published=task.published,
         comparable=task.comparable,
-        reference=_reference(candidate.name, task),
+        # Of another setting the published score is no reproduction.
+        reference=_reference(candidate.name, task) if model.setting == Setting() else None,
         card=model.embedder.card.to_dict(),
         fingerprints={"model": model.fingerprint, "data": task.fingerprint},
         seconds=seconds,
@@ -220,20 +234,21 @@ def _candidate(model: Model, settings: Sequence[Setting], options: Mapping[str, 
     return Candidate(model.card.name, embedder=model, settings=settings)
 
 
-def _tasks(data: Sequence[Data], split: str | None, names: Sequence[str] | None) -> list[Task]:
+def _tasks(data: Sequence[Data], split: str | None, names: Sequence[str] | None, left_out: list[str]) -> list[Task]:
     from .reading import read_tasks
 
     found = [source for source in data if isinstance(source, Task)]
     sources = [source for source in data if not isinstance(source, Task)]
     # One source need not have all the names when there are several.
     wanted = names if len(sources) == 1 and not found else None
-    found += [task for source in sources for task in read_tasks(source, split=split, tasks=wanted)]
+    found += [task for source in sources for task in read_tasks(source, split=split, tasks=wanted, left_out=left_out)]
     if names is not None and wanted is None:
-        if missing := set(names) - {task.name for task in found}:
+        asked, there = {name.lower() for name in names}, {task.name.lower() for task in found}
+        if missing := asked - there:
             raise ArgumentError(
                 f"there is no task {', '.join(sorted(missing))}; there are {', '.join(task.name for task in found)}"
             )
-        found = [task for task in found if task.name in names]
+        found = [task for task in found if task.name.lower() in asked]
     keys = [(task.name, task.split) for task in found]
     if twice := {f"{name} ({part})" for name, part in keys if keys.count((name, part)) > 1}:
         raise ArgumentError(f"{', '.join(sorted(twice))} is there twice; give each task once")

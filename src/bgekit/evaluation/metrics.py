@@ -79,15 +79,3 @@ def ranking_metrics(
 def ranking(found: Mapping[str, float], depth: int) -> list[str]:
     """The best documents of one query, best first; equal scores by id, the later first, as in trec_eval."""
     return sorted(found, key=lambda document: (found[document], document), reverse=True)[:depth]
-
-
-def average_precision(relevant: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> float:
-    """Average precision of a ranking whose every document is judged; equal scores in the order given.
-
-    Args:
-        relevant: [n] whether each document is relevant; at least one is.
-        scores: [n].
-    """
-    ordered = relevant[np.argsort(-scores, kind="stable")]
-    precision = np.cumsum(ordered) / np.arange(1, len(ordered) + 1)
-    return float(precision[ordered].mean())

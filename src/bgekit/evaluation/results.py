@@ -15,6 +15,9 @@ from .task import Exclusion, Items
 #: Version of the layout of results.json; it changes when a reader would have to.
 LAYOUT: Final = 1
 
+#: Between the name of a model that was given before and which time this is: labels tell results apart.
+AGAIN: Final = " | time"
+
 RESULTS: Final = "results.json"
 PER_ITEM: Final = "per_item.jsonl"
 
@@ -141,8 +144,8 @@ class Comparison:
     improvements: tuple[ItemChange, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
+        """As plain values; `a` and `b` as the caller named the models, with what differs from their defaults."""
+        return asdict(self) | {"a": self.a.partition(AGAIN)[0], "b": self.b.partition(AGAIN)[0]}
 
 
 @dataclass(frozen=True)

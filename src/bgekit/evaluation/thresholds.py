@@ -167,10 +167,13 @@ def rate(hits: Booleans, groups: Integers, confidence: float) -> Rate:
 def effective_size(hits: Booleans, groups: Integers) -> float:
     """How many independent pairs would tell as much about the share of hits.
 
-    The variance of a share is estimated from the sums over all pairs with the same first (then: second) text. Where all
-    pairs are hits, or none is, nothing can be estimated: then only different texts count.
+    The variance of a share is that of independent pairs, and what the sums over all pairs with the same first, and
+    with the same second, text have beyond it (two-way clustering, Cameron, Gelbach and Miller 2011). Where all pairs
+    are hits, or none is, nothing can be estimated: then only different texts count.
     """
     share, size = float(hits.mean()), float(len(hits))
+    independent = share * (1 - share) / len(hits)
+    beyond = 0.0
     for group in groups:
         _, member, counts = np.unique(group, return_inverse=True, return_counts=True)
         number = len(counts)
@@ -181,7 +184,9 @@ def effective_size(hits: Booleans, groups: Integers) -> float:
             continue
         sums = np.bincount(member, hits - share)
         variance = number / (number - 1) * float(sums @ sums) / len(hits) ** 2
-        size = min(size, share * (1 - share) / max(variance, 1e-300))
+        beyond += max(variance - independent, 0.0)
+    if independent:
+        size = min(size, share * (1 - share) / (independent + beyond))
     return max(size, 1.0)
 
 

@@ -78,6 +78,9 @@ class ClassificationTask(Task):
         metrics = {name: float(np.mean(values)) for name, values in found.items()}
         checked_main(self, metrics)
         items = Items(numbered(len(truth)), "mean", {"value": right / len(draws)}, self.texts)
+        if self.main_metric != "accuracy":  # No mean over texts: what it has is a value for each draw.
+            column = np.asarray(found[self.main_metric])
+            items = Items(numbered(len(draws)), "mean", {"value": column}, [f"draw {n + 1}" for n in range(len(draws))])
         deviation = float(np.std(found[self.main_metric]))
         details = {"experiments": found[self.main_metric], "standard_deviation": deviation}
         return Scores(metrics, items, details)

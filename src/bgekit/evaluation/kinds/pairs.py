@@ -102,6 +102,10 @@ class PairClassificationTask(Task):
     def score(self, model: JudgedModel) -> Scores:
         """Encode and rank."""
         sklearn: Any = import_extra("sklearn.metrics", "eval")
+        if self.main_metric.partition("_")[2] not in ("ap", "accuracy"):
+            raise ArgumentError(
+                f"{self.name}: {self.main_metric!r} cannot be a main metric here; take max_ap or max_accuracy"
+            )
         label = np.asarray(self.labels, dtype=np.int64)
         predicted = pair_similarities(model, self, self.first, self.second)
         metrics: dict[str, float] = {}
@@ -125,14 +129,8 @@ class PairClassificationTask(Task):
         if what == "ap":
             columns = {"predicted": predicted[name], "label": label.astype(np.float64)}
             return Scores(metrics, Items(numbered(len(label)), "average_precision", columns, texts), details)
-        if what == "accuracy":
-            right = (predicted[name] >= metrics[f"{name}_accuracy_threshold"]) == (label == 1)
-            return Scores(
-                metrics, Items(numbered(len(label)), "mean", {"value": right.astype(np.float64)}, texts), details
-            )
-        raise ArgumentError(
-            f"{self.name}: {self.main_metric!r} cannot be a main metric here; take max_ap or max_accuracy"
-        )
+        right = (predicted[name] >= metrics[f"{name}_accuracy_threshold"]) == (label == 1)
+        return Scores(metrics, Items(numbered(len(label)), "mean", {"value": right.astype(np.float64)}, texts), details)
 
 
 def best_thresholds(label: npt.NDArray[np.int64], scores: Doubles) -> dict[str, float]:

@@ -130,20 +130,26 @@ class Described:
             if self.facts.get("published_split", split) == split:
                 published = self._fact("published", dict, {})
             else:
-                published = self._fact("published_other", dict, {}).get(split, {})
+                published = self._inner("published_other", self._fact("published_other", dict, {}).get(split, {}))
             known["published"] = {model: self._score(model, score) for model, score in published.items()}
         return known
 
     def _samples_per_label(self, split: str) -> dict[str, Any]:
         """How many texts of each label are drawn: said outright, or by a measurement on the split."""
         measured = self._fact("measured", dict, {})
-        for said in (self.facts, *(by_split.get(split, {}) for by_split in measured.values())):
+        by_model = [self._inner("measured", by_split) for by_split in measured.values()]
+        for said in (self.facts, *(self._inner("measured", by_split.get(split, {})) for by_split in by_model)):
             count = said.get("samples_per_label")
             if count is not None:
                 if not isinstance(count, int) or isinstance(count, bool) or count < 1:
                     raise DataError(f"{self._path}: samples_per_label must be a whole number from 1, not {count!r}")
                 return {"samples_per_label": count}
         return {}
+
+    def _inner(self, name: str, value: object) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise DataError(f"{self._path}: {name} must hold objects by model and split, not {shown(value)}")
+        return value
 
     def _score(self, model: str, score: object) -> float:
         if not isinstance(score, int | float):

@@ -45,8 +45,9 @@ class DataSet:
 
 
 def read_tasks(
-    path: str | os.PathLike[str], *, split: str | None = None, tasks: Sequence[str] | None = None
-) -> list[Task]:
+    path: str | os.PathLike[str], *, split: str | None = None, tasks: Sequence[str] | None = None,
+    left_out: list[str] | None = None,
+) -> list[Task]:  # fmt: skip
     """The tasks of a file, a folder, or a folder of such folders.
 
     Args:
@@ -54,6 +55,7 @@ def read_tasks(
             `<split>` files of rows, or one such file. `forms.EXAMPLES` has an example of each.
         split: The split to score; by default test where there is one, else dev or validation, else the only one.
         tasks: Names of the data sets to read, of those in a folder of folders; in any case.
+        left_out: Gets a line for each data set that is left out.
 
     Returns:
         At least one task, those of a folder of folders in the order of its names. Of these, data sets that hold
@@ -76,7 +78,9 @@ def read_tasks(
             if must:
                 raise
             problems.append(problem)
-            logger.warning("left out: %s", str(problem).partition("\n")[0])
+            logger.warning("left out: %s", first := str(problem).partition("\n")[0])
+            if left_out is not None:
+                left_out.append(f"left out: {first}")
     if not read:
         raise problems[0] if problems else unfit(place, seen_in(Folder.of(place)))
     names = Counter(task.name for _, task in read)
