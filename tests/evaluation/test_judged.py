@@ -37,13 +37,14 @@ def test_queries_like_documents_get_no_instruction_from_english_bge(embedder, ta
     assert role_of(replace(card, family="BGE v1.5, Chinese"), "retrieval", task, "query") == "query"
 
 
-def test_a_corpus_is_read_in_blocks_and_kept_on_disk(embedder, tmp_path):
+def test_a_corpus_is_read_in_blocks_and_kept_on_disk(embedder, tmp_path, monkeypatch):
+    monkeypatch.setattr("bgekit.evaluation.judged._BLOCK", 2000)
     model = embedder()
     records = [Record(str(i), f"text {i}") for i in range(2500)]
     for _ in range(2):
         judged = JudgedModel(model, folder=tmp_path, progress=False)
         with judged.corpus(iter(records), "digest", "retrieval", "t") as blocks:
             parts = list(blocks)
-        assert [first for first, _ in parts] == [0, 1024, 2048]
+        assert [first for first, _ in parts] == [0, 2048]
         assert np.allclose(np.concatenate([block for _, block in parts])[7], model.vector("text 7"))
     assert model.encoded == 2500

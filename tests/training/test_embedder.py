@@ -218,3 +218,48 @@ def test_two_processes_train_what_one_does(start, rows, tmp_path):
     first, second = weights(one), weights(two)
     for name, value in first.items():
         assert np.allclose(value, second[name], atol=1e-4), name
+
+
+def test_two_processes_save_and_go_on(dropping, rows, tmp_path):
+    output = tmp_path / "out"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29519"]
+
+    def train(steps: int, *more: str) -> None:
+        given = ["--max_steps", str(steps), "--save_strategy", "steps", "--save_steps", "2", "--save_total_limit", "1"]
+        command = [*launcher, "-m", "bgekit.training.embedder", *arguments(dropping, rows, output, *given, *more)]
+        subprocess.run(command, env=environment, check=True, timeout=200)
+
+    train(2)
+    assert last_whole_checkpoint(output).name == "checkpoint-2"
+    (output / "checkpoint-4").mkdir()  # What a run that was killed there has left.
+    (output / "checkpoint-4" / "rng_state_1.pth").write_bytes(b"half")
+    train(4, "--resume_from_checkpoint", "true")
+    assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-4"]
+    assert {f"rng_state_{rank}.pth" for rank in (0, 1)} <= {path.name for path in (output / "checkpoint-4").iterdir()}
+
+
+def test_another_run_is_not_gone_on_with(start, rows, tmp_path, capsys):
+    output = tmp_path / "out"
+    steps = ["--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1"]
+    assert finetune(*arguments(start, rows, output, *steps)) == 0
+    assert finetune(*arguments(start, rows, output, *steps, "--resume_from_checkpoint", "true", "--seed", "7")) == 1
+    assert "seed" in capsys.readouterr().err
+    assert finetune(*arguments(start, rows, output, "--max_steps", "1", "--overwrite_output_dir")) == 0
+    assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--leraning_rate", "1"], "--learning_rate"),
+        (["--label_smoothing_factor", "0.1"], "label_smoothing_factor"),
+        (["--load_best_model_at_end", "true"], "--eval_data"),
+        (["--temperature", "0"], "temperature"),
+        (["--resume_from_checkpoint", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_arguments_that_cannot_work_are_one_line(start, rows, tmp_path, capsys, given, says):
+    assert finetune(*arguments(start, rows, tmp_path / "out", *given)) == 1
+    error = capsys.readouterr().err
+    assert says in error and "Traceback" not in error

@@ -41,7 +41,7 @@ def finetune(start: str, rows: str, output: Path, *more: str) -> int:
         "finetune-reranker", "--model", start, "--train_data", rows, "--output_dir", str(output),
         "--per_device_train_batch_size", "5", "--train_group_size", "4", "--learning_rate", "2e-3",
         "--logging_steps", "5", "--report_to", "none", "--cache_path", str(output.parent / "cache"),
-        "--disable_tqdm", "true", "--use_cpu", *more,
+        "--disable_tqdm", "true", "--use_cpu", "--max_len", "64", *more,
     ])  # fmt: skip
 
 
@@ -90,3 +90,19 @@ def test_validation_is_of_what_the_first_stage_finds(start, rows, tmp_path):
     assert finetune(start, rows, output, *more, "--first_stage", start, "--overwrite_output_dir") == 0
     history = json.loads((output / "training.json").read_text())["history"]
     assert "eval_score" in history[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "more", "says"),
+    [
+        ({"query": "a", "pos": ["b"]}, [], "no row has negatives"),
+        ({"query": "a", "pos": ["b"], "score": 0.5}, [], "scored pairs"),
+        ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--train_group_size", "1"], "at least 2"),
+        ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--max_len", "9999"], "64 tokens"),
+    ],
+)
+def test_what_teaches_a_reranker_nothing_is_refused(start, tmp_path, capsys, line, more, says):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    assert finetune(start, str(path), tmp_path / "out", *more) == 1
+    assert says in capsys.readouterr().err

@@ -47,6 +47,10 @@ _ALIKE: Final = frozenset({
 _ENGLISH_BGE: Final = frozenset({"BGE v1, English", "BGE v1.5, English"})
 
 
+#: Vectors compared at once.
+_BLOCK: Final = 16_384
+
+
 class Reranker(Protocol):
     """What scores pairs of query and passage together, such as a cross-encoder."""
 
@@ -251,10 +255,15 @@ class JudgedModel:
         return self._cut(self._memo[key])
 
     def _blocks(self, folder: Path) -> Iterator[tuple[int, Floats]]:
-        first = 0
+        first, waiting = 0, list[npt.NDArray[Any]]()
         for _, vectors in load_shards(folder).iter_shards():
-            yield first, self._cut(vectors)
-            first += len(vectors)
+            # Several shards at once: what each block costs beside the products is paid less often.
+            waiting.append(vectors)
+            if sum(map(len, waiting)) >= _BLOCK:
+                yield first, self._cut(np.concatenate(waiting))
+                first, waiting = first + sum(map(len, waiting)), []
+        if waiting:
+            yield first, self._cut(np.concatenate(waiting))
 
     def _cut(self, vectors: npt.NDArray[Any]) -> Floats:
         """The first dimensions, of length 1 again where the model normalises (Matryoshka)."""

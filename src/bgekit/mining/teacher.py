@@ -154,7 +154,7 @@ def _scored(
     wanted = []
     for each in group:
         row = each.row
-        has_some = row.pos_scores is not None or row.neg_scores is not None
+        has_some = row.has_teacher
         if row.score is not None:
             counts.scored_pairs += 1
         elif has_some and not overwrite:

@@ -68,7 +68,10 @@ def write_reranker(
         if remote_code:
             copy_matching(source, folder, ("*.py",))
         write_tokenizer(source, folder, tokenizer, card.max_length)
-        (folder / "README.md").write_text(_readme(path.name, card), encoding="utf-8")
+        (folder / "README.md").write_text(
+            _readme(card.name.rstrip("/").rpartition("/")[2] if path.name == "model" else path.name, card),
+            encoding="utf-8",
+        )
 
 
 def _readme(name: str, card: RerankerCard) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from transformers import HfArgumentParser, TrainingArguments
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, BgekitError
+
+logger = logging.getLogger(__name__)
 
 
 def told(sentence: str, default: Any = None, *, aliases: Sequence[str] = (), many: bool = False) -> Any:
@@ -52,9 +56,13 @@ class DataArguments:
     query_max_len: int = told("tokens of a query", 32)
     passage_max_len: int = told("tokens of a passage", 128)
     max_example_num_per_dataset: int = told("rows used of each dataset, drawn at random", 100_000_000)
-    query_instruction_for_retrieval: str | None = told('put before queries; by default the model\'s own, "" for none')
+    query_instruction_for_retrieval: str | None = told(
+        'put before queries; by default the model\'s own, "" for none', aliases=["--query_instruction_for_rerank"]
+    )
     query_instruction_format: str = told("instruction and query in two slots {}", "{}{}")
-    passage_instruction_for_retrieval: str | None = told("put before passages; by default the model's own")
+    passage_instruction_for_retrieval: str | None = told(
+        "put before passages; by default the model's own", aliases=["--passage_instruction_for_rerank"]
+    )
     passage_instruction_format: str = told("instruction and passage in two slots {}", "{}{}")
     knowledge_distillation: bool = told("learn from pos_scores and neg_scores, too", False)
     shuffle_ratio: float = told("share of positives whose three parts are put in another order", 0.0)
@@ -85,6 +93,8 @@ class TrainerArguments(TrainingArguments):
 
     overwrite_output_dir: bool = told("start anew in an output_dir that holds something", False)
     warmup_ratio: float | None = told("share of the steps over which the learning rate rises")
+    logging_steps: float = told("log every so many steps", 10)
+    logging_first_step: bool = told("log the first step, too", True)
     dry_run: bool = told("show the data as the model will see it, and train nothing", False)
     early_stopping_patience: int | None = told("stop when the best score is this many evaluations old")
     eval_data: list[str] = told("data in any form of `bge eval`, measured while training", many=True)
@@ -107,19 +117,38 @@ class TrainerArguments(TrainingArguments):
         if own.ddp_find_unused_parameters is None:
             # What gets no gradient is frozen; to look for it costs a walk over the graph in each step.
             own.ddp_find_unused_parameters = False
+        if own.deepspeed and getattr(own, "grad_cache_chunk", None):
+            raise ArgumentError("--grad_cache_chunk does not work with --deepspeed: it would step after each chunk")
+        if own.fsdp:
+            raise ArgumentError("--fsdp is not supported: the saved model would hold a part of the weights")
+        refused = {
+            "label_smoothing_factor": own.label_smoothing_factor > 0,
+            "auto_find_batch_size": own.auto_find_batch_size,
+            "include_num_input_tokens_seen": str(own.include_num_input_tokens_seen).lower() not in ("no", "false"),
+        }
+        if wrong := [name for name, is_set in refused.items() if is_set]:
+            raise ArgumentError(f"--{wrong[0]} has no meaning for this kind of training")
         super().__post_init__()
+        if self.n_gpu > 1:
+            # Trainer would copy the network to all of them in one process, which packed batches cannot be split for.
+            logger.warning("one of %d GPUs is used; torchrun -m bgekit.training... uses all", self.n_gpu)
+            self._n_gpu = 1
 
     def _judge(self) -> None:
         """With data to judge by, it is used: at the start, after each epoch, and to tell which checkpoint is best."""
         own: Any = self
         own.eval_on_start = True
         if str(getattr(own.eval_strategy, "value", own.eval_strategy)) == "no":
-            own.eval_strategy = "epoch"
+            own.eval_strategy = "steps" if own.eval_steps else "epoch"
+        if str(getattr(own.eval_strategy, "value", own.eval_strategy)) == "steps":
+            own.eval_steps = own.eval_steps or own.logging_steps
         own.metric_for_best_model = own.metric_for_best_model or "eval_score"
         if own.greater_is_better is None:
             own.greater_is_better = not own.metric_for_best_model.endswith("loss")
         if own.load_best_model_at_end:
-            own.save_strategy, own.save_steps = own.eval_strategy, own.eval_steps or own.save_steps
+            own.save_strategy = own.eval_strategy
+            if own.eval_steps and own.save_steps % own.eval_steps:
+                own.save_steps = own.eval_steps
 
 
 @dataclass
@@ -165,7 +194,7 @@ class RerankerArguments(TrainerArguments):
 
     first_stage: str | None = told("with --eval_data: the embedder whose best passages are put in order")
     rerank_top_k: int = told("with --eval_data: passages a query that are put in order", 100)
-    max_len: int | None = told("tokens of query and passage together; by default query_max_len + passage_max_len")
+    max_len: int = told("tokens of query and passage together; the query has three quarters at most", 512)
     grad_cache_chunk: int | None = told("pairs scored at once, with the same gradient", aliases=["--sub_batch_size"])
 
 
@@ -200,4 +229,15 @@ def parse(kinds: Sequence[type[Any]], arguments: Sequence[str], *, prog: str, de
         other = "--" + name[2:].replace("-", "_")
         return other + equals + value if name.startswith("--") and name not in known and other in known else argument
 
-    return tuple(parser.parse_args_into_dataclasses(args=[*map(known_form, arguments)], look_for_args_file=False))
+    given = [*map(known_form, arguments)]
+    for argument in given:
+        name = argument.partition("=")[0]
+        if name.startswith("--") and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise ArgumentError(f"there is no argument {name}" + (f"; did you mean {near[0]}?" if near else ""))
+    try:
+        return tuple(parser.parse_args_into_dataclasses(args=given, look_for_args_file=False))
+    except ValueError as error:  # What transformers finds wrong.
+        if isinstance(error, BgekitError):
+            raise
+        raise ArgumentError(" ".join(str(error).split())) from error

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..encoding.embedder import FlagModel
-from ..models.card import UNSET, ModelCard, Unset
+from ..models.card import UNSET, ModelCard, Unset, read_card
 from ..models.saving import make_selftest, write_checkpoint
 from .arguments import DataArguments, EmbedderArguments, ModelArguments, parse
 from .collate import Batch, Collator
@@ -24,7 +24,7 @@ from .dry_run import Footprint, Lengths, dry_run
 from .groups import Groups
 from .losses import CoSent, FalseNegatives, Loss, Matryoshka, ScoredMse
 from .network import TrainableEncoder, add_lora, load_trainable
-from .run import arguments_of, begin, eval_tasks, judge_by, make_steps, read_data, run
+from .run import arguments_of, begin, eval_tasks, identity, judge_by, make_steps, read_data, run
 from .trainer import ContrastiveTrainer
 from .values import LossValue
 
@@ -83,11 +83,12 @@ def finetune(model: ModelArguments, data: DataArguments, args: EmbedderArguments
     def measure(folder: Path) -> Sequence[Any]:
         from ..evaluation import evaluate
 
-        return evaluate(str(folder), tasks, compare=False, progress=False).results
+        # On the device of this process alone: the others' memory is taken.
+        return evaluate(str(folder), tasks, compare=False, progress=False, devices=str(args.device)).results
 
     trainer = ContrastiveTrainer(
         network, args, steps, _parts, _Objective(args, start.card, data.knowledge_distillation),
-        write=output.write, read=output.read, diagnosis=diagnosis,
+        write=output.write, read=output.read, diagnosis=diagnosis, identity=identity(args, rows),
         judge=judge_by(output.write, measure, Path(str(args.output_dir))) if tasks else None,
     )  # fmt: skip
     facts = {"base_model": model.model_name_or_path, "findings": diagnosis.findings}
@@ -239,7 +240,7 @@ def _diagnose(diagnosis: Diagnosis, steps: Any, start: FlagModel, data: DataArgu
     candidates = len(batch.passage_keys) if batch.in_batch else max(batch.groups, default=1)
     shares = [Lengths.of(steps, number).truncated(steps.collator) for number in range(len(steps.data.datasets))]
     truncated = {what: max(share[place] for share in shares) for place, what in enumerate(("queries", "passages"))}
-    declared = FlagModel(start.folder, devices="cpu").card.prompt("query")
+    declared = read_card(start.folder, start.card.name).prompt("query")
     trained = data.query_instruction_for_retrieval
     diagnosis.before(candidates, truncated, trained, str(declared) if declared else None)
 

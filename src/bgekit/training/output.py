@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -11,8 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
 from ..errors import ArgumentError, OutputError
-from .trainer import last_whole_checkpoint
+from .trainer import is_whole, last_whole_checkpoint
+
+logger = logging.getLogger(__name__)
 
 #: What was trained, on what, how, and how it went.
 PROVENANCE: Final = "training.json"
@@ -37,8 +42,11 @@ def check_output(folder: str, resume: str | bool | None, overwrite: bool) -> Pat
     if output.exists() and not output.is_dir():
         raise OutputError(f"--output_dir {folder} is a file; it must be a folder")
     if resume and str(resume).lower() not in ("true", "false"):
-        if not Path(str(resume)).is_dir():
-            raise ArgumentError(f"--resume_from_checkpoint {resume} is no folder; `true` takes the last one there is")
+        if not is_whole(Path(str(resume))):
+            raise ArgumentError(
+                f"--resume_from_checkpoint {resume} is no finished checkpoint of bgekit; `true` takes the last one "
+                "that --output_dir has"
+            )
         return Path(str(resume))
     wanted = str(resume).lower() == "true"
     if output.is_dir() and any(output.iterdir()) and not wanted and not overwrite:
@@ -52,7 +60,16 @@ def check_output(folder: str, resume: str | bool | None, overwrite: bool) -> Pat
             pass
     except OSError as error:
         raise OutputError(f"cannot write to --output_dir {folder}: {error.strerror or error}") from error
-    return last_whole_checkpoint(output) if wanted else None
+    if overwrite and not wanted:
+        for old in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            # Otherwise a later `true` would go on from another run.
+            shutil.rmtree(old, ignore_errors=True)
+    if not wanted:
+        return None
+    found = last_whole_checkpoint(output)
+    if found is None:
+        logger.info("%s holds no finished checkpoint: training starts at the beginning", output)
+    return found
 
 
 def save_final(output: Path, write: Callable[[Path], None], provenance: dict[str, Any]) -> None:

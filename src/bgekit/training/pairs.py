@@ -18,7 +18,8 @@ class PairCollator(Collator):
     """Examples -> `Batch` whose passages are pairs of query and passage, as the reranker reads them.
 
     Attributes:
-        max_len: Tokens of a pair, special tokens included; the query has at most `query_max_len` of them.
+        max_len: Tokens of a pair, special tokens included; the query has three quarters of them at most, as when the
+            reranker is used.
         token_types: How many token types the network has.
     """
 
@@ -40,9 +41,7 @@ class PairCollator(Collator):
         if not pairs:
             return batch
         if self._pairs is None:
-            request = PairRequest(
-                Prompt(), Prompt(), self.max_len, min(self.query_max_len, self.max_len - 8), self.token_types
-            )
+            request = PairRequest(Prompt(), Prompt(), self.max_len, token_types=self.token_types)
             self._pairs = PairTokenizer(self.tokenizer, request)
         tokens = self._pairs(pairs)
         packed = Packed.of(tokens.ids, token_types=tokens.types)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,22 +14,25 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, DataError
 from ..models.checkpoint import read_tensors, resolve, weight_files
-from ..models.config import read_config
+from ..models.config import position_limit, read_config
 from ..models.prompts import Prompt
 from ..reranking.card import RerankerCard, is_classifier, read_reranker_card
 from ..reranking.network import CrossEncoder, load_trainable
 from ..reranking.saving import write_reranker
 from .arguments import DataArguments, ModelArguments, RerankerArguments, parse
 from .collate import Batch
+from .data import TrainingData
 from .diagnosis import Diagnosis
 from .dry_run import Footprint, dry_run
 from .groups import GroupLoss
 from .pairs import PairCollator
-from .run import arguments_of, begin, eval_tasks, judge_by, make_steps, read_data, run
+from .run import arguments_of, begin, eval_tasks, identity, judge_by, make_steps, read_data, run
 from .trainer import ContrastiveTrainer
 from .values import LossValue
+
+logger = logging.getLogger(__name__)
 
 _DESCRIPTION: Final = """\
 Train a cross-encoder on jsonl of {"query", "pos", "neg"}: from a reranker, or from a bare encoder, which gets a new
@@ -63,13 +67,15 @@ def finetune_reranker(model: ModelArguments, data: DataArguments, args: Reranker
     resume = begin(args)
     tasks = eval_tasks(args)
     rows = read_data(args, data, in_batch=False)
+    _check_rows(rows, data)
     folder = resolve(
         model.model_name_or_path, revision=model.revision, cache_dir=model.cache_dir, allow_pickle=model.allow_pickle,
         trust_remote_code=model.trust_remote_code,
     )  # fmt: skip
     network = load_trainable(folder, trust_remote_code=model.trust_remote_code, allow_pickle=model.allow_pickle)
-    card = _card(folder, network, model, data, args)
-    steps = make_steps(args, data, rows, _collator(folder, card, network, data))
+    length = _length(folder, args)
+    card = _card(folder, network, model, data, length)
+    steps = make_steps(args, data, rows, _collator(folder, card, network, data, length))
     if args.dry_run:
         footprint = Footprint.of(
             network.config, sum(each.numel() for each in network.parameters()), half=args.fp16 or args.bf16,
@@ -88,6 +94,7 @@ def finetune_reranker(model: ModelArguments, data: DataArguments, args: Reranker
     with tempfile.TemporaryDirectory(prefix="bgekit-") as kept:
         trainer = ContrastiveTrainer(
             network, args, steps, lambda batch: (batch.passages,), loss_of, write=output.write, read=output.read,
+            identity=identity(args, rows),
             judge=judge_by(output.write, _measure(args, tasks, kept), Path(str(args.output_dir))) if tasks else None,
             diagnosis=Diagnosis(1.0, normalized=False),
         )  # fmt: skip
@@ -96,17 +103,14 @@ def finetune_reranker(model: ModelArguments, data: DataArguments, args: Reranker
         return run(trainer, output.write, resume=resume, rows=rows, facts=facts)
 
 
-def _card(
-    folder: Path, network: CrossEncoder, model: ModelArguments, data: DataArguments, args: RerankerArguments
-) -> RerankerCard:
+def _card(folder: Path, network: CrossEncoder, model: ModelArguments, data: DataArguments, length: int) -> RerankerCard:
     """What the result will say of itself."""
-    length = args.max_len or data.query_max_len + data.passage_max_len
     if is_classifier(read_config(folder)):
         card = read_reranker_card(folder, model.model_name_or_path)
     else:  # A bare encoder: only what its config says is known.
         card = RerankerCard(
             model.model_name_or_path, 1, length, architecture=network.config.model_type,
-            position_limit=getattr(network.config, "max_position_embeddings", None),
+            position_limit=position_limit(read_config(folder)),
         )  # fmt: skip
     changes: dict[str, Any] = {"dtype": "float32", "max_length": max(length, card.max_length)}
     if data.query_instruction_for_retrieval is not None:
@@ -118,12 +122,38 @@ def _card(
     return replace(card, **changes)
 
 
-def _collator(folder: Path, card: RerankerCard, network: CrossEncoder, data: DataArguments) -> PairCollator:
+def _length(folder: Path, args: RerankerArguments) -> int:
+    """Tokens of a pair."""
+    limit = position_limit(read_config(folder))
+    if limit is not None and args.max_len > limit:
+        raise ArgumentError(f"--max_len {args.max_len} is more than the model can take: {limit} tokens")
+    return args.max_len
+
+
+def _check_rows(rows: TrainingData, data: DataArguments) -> None:
+    """Rows from which a reranker can learn: it compares passages of a row, so there must be two."""
+    if data.train_group_size < 2:
+        raise ArgumentError("--train_group_size must be at least 2: a reranker compares a positive with negatives")
+    if scored := [dataset.spec.name for dataset in rows.datasets if dataset.scored]:
+        raise DataError(f"{', '.join(scored)} has scored pairs, from which embedders learn; a reranker needs neg")
+    lacking = sum(int((dataset.column("negative_count") == 0).sum()) for dataset in rows.datasets)
+    total = sum(map(len, rows.datasets))
+    if lacking == total:
+        raise DataError("no row has negatives, so a reranker learns nothing: mine some (bge mine)")
+    if lacking:
+        logger.warning(
+            "%s of %s rows have no negatives: a reranker learns nothing from them", f"{lacking:,}", f"{total:,}"
+        )
+
+
+def _collator(
+    folder: Path, card: RerankerCard, network: CrossEncoder, data: DataArguments, length: int
+) -> PairCollator:
     from ..encoding.tokenization import load_tokenizer
 
     return PairCollator(
         load_tokenizer(folder), card.query, card.document, data.query_instruction_format, data.query_max_len,
-        data.passage_max_len, max_len=card.max_length, token_types=network.token_types,
+        data.passage_max_len, max_len=length, token_types=network.token_types,
     )  # fmt: skip
 
 
@@ -136,9 +166,10 @@ def _measure(args: RerankerArguments, tasks: Sequence[Any], kept: str) -> Any:
         from ..reranking.reranker import FlagReranker
 
         name = f"reranker {next(numbers)}"
-        with FlagReranker(folder, use_fp16=True) as reranker:
+        # On the device of this process alone: the others' memory is taken.
+        with FlagReranker(folder, use_fp16=True, devices=str(args.device)) as reranker:
             setting = Setting(reranker=reranker, reranker_name=name, rerank_top_k=args.rerank_top_k)
-            candidate = Candidate(str(args.first_stage), settings=[setting])
+            candidate = Candidate(str(args.first_stage), options={"devices": str(args.device)}, settings=[setting])
             report = evaluate(candidate, tasks, output=kept, keep_vectors=True, compare=False, progress=False)
         return report.results
 

@@ -21,7 +21,7 @@ from .curves import save_curves
 from .data import TrainingData, load_data
 from .examples import Sampling
 from .output import check_output, save_final, scratch
-from .trainer import ContrastiveTrainer
+from .trainer import ContrastiveTrainer, check_same_run
 
 if TYPE_CHECKING:
     from ..evaluation.task import Task
@@ -34,6 +34,10 @@ def begin(args: TrainerArguments) -> Path | None:
     resume = None
     if not args.dry_run:
         resume = check_output(str(args.output_dir), args.resume_from_checkpoint, args.overwrite_output_dir)
+    if resume is not None:
+        # What was measured at the start was measured then; what early stopping has counted goes on.
+        args.eval_on_start = False
+        args.restore_callback_states_from_checkpoint = True
     set_seed(args.seed)
     return resume
 
@@ -109,12 +113,23 @@ def run(
         The output folder.
     """
     args, start = trainer.args, time.perf_counter()
+    if resume is not None:
+        check_same_run(resume, identity(args, rows))
     if args.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
     result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     output = Path(str(args.output_dir))
     if trainer.is_world_process_zero():
         history = trainer.state.log_history
+        at_start = next((row["eval_score"] for row in history if "eval_score" in row and row["step"] == 0), None)
+        best = trainer.state.best_metric
+        if (
+            at_start is not None
+            and args.metric_for_best_model == "eval_score"
+            and best is not None
+            and best <= at_start
+        ):
+            logger.warning("training made it no better: eval_score was %.2f before it, %.2f at best", at_start, best)
         provenance = {
             **facts,
             "data": {
@@ -135,6 +150,16 @@ def run(
     if args.world_size > 1:
         torch.distributed.barrier()
     return output
+
+
+def identity(args: TrainerArguments, rows: TrainingData) -> dict[str, Any]:
+    """What a run that goes on must have in common with the one that wrote a checkpoint."""
+    return {
+        "data": rows.fingerprint,
+        "global batch size": args.per_device_train_batch_size * args.world_size,
+        "gradient accumulation": args.gradient_accumulation_steps,
+        "seed": args.seed,
+    }
 
 
 def judge_by(

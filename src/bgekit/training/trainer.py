@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from ..errors import CheckpointError
+from ..errors import ArgumentError, CheckpointError
 from .collate import Batch, StepDataset
 from .diagnosis import Diagnosis
 from .distributed import sum_over_processes
@@ -91,6 +92,7 @@ class ContrastiveTrainer(Trainer):
         read: Callable[[Path], Mapping[str, Tensor]],
         judge: Callable[[], Mapping[str, float]] | None,
         diagnosis: Diagnosis | None = None,
+        identity: Mapping[str, Any] | None = None,
         callbacks: Sequence[Any] = (),
     ) -> None:
         """Nothing is trained yet.
@@ -105,8 +107,10 @@ class ContrastiveTrainer(Trainer):
             read: Reads the weights of a checkpoint by the network's own names.
             judge: Measures the network as it is; called on the first process alone.
             diagnosis: Watches the run.
+            identity: What a run that goes on must have in common with the one that wrote a checkpoint.
             callbacks: Of Trainer.
         """
+        self._identity = dict(identity or {})
         self.steps, self._parts, self._loss = steps, parts, loss
         self._write, self._read, self._judge, self._diagnosis = write, read, judge, diagnosis
         self._metrics: dict[str, list[Tensor]] = defaultdict(list)
@@ -146,7 +150,9 @@ class ContrastiveTrainer(Trainer):
                 return model(packed)
 
         def backward(value: Tensor) -> None:
-            self.accelerator.backward(value / steps)
+            # DeepSpeed would divide by the steps of the accumulation once more.
+            more = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+            self.accelerator.backward(value / steps, **more)
 
         loss = functools.partial(self._loss_of, batch)
         chunk = self.args.grad_cache_chunk
@@ -206,14 +212,31 @@ class ContrastiveTrainer(Trainer):
         arguments = json.dumps(self.args.to_dict(), indent=1, default=str) + "\n"
         (folder / "training_args.json").write_text(arguments, encoding="utf-8")
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the network; no process goes on before it is there, since all put files of theirs beside it."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.world_size > 1:
+            torch.distributed.barrier()
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial))
+        checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save and checkpoint.exists():
+            # What a run that was killed here left; this process alone removes it, and the others wait in `save_model`.
+            shutil.rmtree(checkpoint)
+        # Older checkpoints go after the new one is whole, not before.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
         if self.args.world_size > 1:
             torch.distributed.barrier()
         if self.args.should_save:
-            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            if folder.is_dir():  # Not one that was rotated away at once.
-                mark_whole(folder)
+            mark_whole(checkpoint, self._identity)
+            rotate_checkpoints(
+                output_dir=str(folder), save_total_limit=limit, best_model_checkpoint=self.state.best_model_checkpoint
+            )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         weights = self._read(Path(resume_from_checkpoint))
@@ -230,24 +253,35 @@ class ContrastiveTrainer(Trainer):
         self._load_from_checkpoint(best)
 
 
-def mark_whole(folder: Path) -> None:
-    """Say that a checkpoint is finished, after all of it is on the disk."""
+def mark_whole(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Say that a checkpoint is finished, after all of it is on the disk, and of which run it is."""
     files = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     for name in files:
         with (folder / name).open("rb") as file:
             os.fsync(file.fileno())
     temporary = folder / f"{WHOLE}.tmp"
-    temporary.write_text(json.dumps(files, indent=1), encoding="utf-8")
+    temporary.write_text(json.dumps({"files": files, "run": identity}, indent=1), encoding="utf-8")
     os.replace(temporary, folder / WHOLE)
 
 
 def is_whole(folder: Path) -> bool:
     """Whether a checkpoint was finished, and all of its files are as long as they were then."""
     try:
-        files: dict[str, int] = json.loads((folder / WHOLE).read_text(encoding="utf-8"))
-        return all((folder / name).stat().st_size == size for name, size in files.items() if not name.startswith(WHOLE))
-    except (OSError, ValueError):
+        files: dict[str, int] = json.loads((folder / WHOLE).read_text(encoding="utf-8"))["files"]
+        return all((folder / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Raise ArgumentError unless a checkpoint is of a run on the same data in the same batches."""
+    then = json.loads((folder / WHOLE).read_text(encoding="utf-8"))["run"]
+    differing = [name for name, value in identity.items() if then.get(name) != value]
+    if differing:
+        raise ArgumentError(
+            f"{folder} is of another run: its {', '.join(differing)} differ(s). Give the arguments of that run, or "
+            "--overwrite_output_dir to start anew"
+        )
 
 
 def last_whole_checkpoint(output: Path) -> Path | None:
