@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -62,10 +63,13 @@ class StsTask(Task):
         predicted = pair_similarities(model, self, self.first, self.second)
         del predicted["dot"]  # MTEB reports none for STS.
         metrics = {}
-        for name, values in predicted.items():
-            prefix = "" if name == "similarity" else f"{name}_"
-            metrics[f"{prefix}spearman"] = float(stats.spearmanr(values, label).statistic)
-            metrics[f"{prefix}pearson"] = float(stats.pearsonr(values, label).statistic)
+        with warnings.catch_warnings():
+            # Without any difference there is no correlation: not a number, which the caller makes an error of.
+            warnings.simplefilter("ignore")
+            for name, values in predicted.items():
+                prefix = "" if name == "similarity" else f"{name}_"
+                metrics[f"{prefix}spearman"] = float(stats.spearmanr(values, label).statistic)
+                metrics[f"{prefix}pearson"] = float(stats.pearsonr(values, label).statistic)
         checked_main(self, metrics)
         name, _, statistic = self.main_metric.rpartition("_")
         columns = {"predicted": predicted[name or "similarity"], "label": label}
