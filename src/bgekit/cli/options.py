@@ -79,14 +79,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, default: str | None = 
             *names, required=default is None, default=default, metavar="MODEL",
             help=what + (f" [{default}]" if default else ""),
         )  # fmt: skip
-    add_list_option(
-        group, "--devices", "--device", metavar="DEVICE",
-        help="such as cpu, cuda:0, mps; several share the work [all visible GPUs, else the CPU]",
-    )  # fmt: skip
-    group.add_argument("--fp32", action="store_true", help="compute in float32 [the device's fastest 16-bit format]")
-    group.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16", "int8"), help="compute in exactly this format"
-    )
+    _add_compute_options(group)
     group.add_argument("--max-length", type=positive, metavar="TOKENS", help="cut texts here [the model's limit]")
     group.add_argument("--batch-size", type=positive, metavar="N", help="most texts in a batch [from the device]")
     group.add_argument("--truncate-dim", type=positive, metavar="N", help="keep the first N dimensions (Matryoshka)")
@@ -107,6 +100,18 @@ def add_model_options(parser: argparse.ArgumentParser, *, default: str | None = 
         help='text before documents, "" for none [the model\'s card]',
     )  # fmt: skip
     add_checkpoint_options(group)
+
+
+def _add_compute_options(group: argparse._ActionsContainer) -> None:
+    """Options of where and in which number format a model computes."""
+    add_list_option(
+        group, "--devices", "--device", metavar="DEVICE",
+        help="such as cpu, cuda:0, mps; several share the work [all visible GPUs, else the CPU]",
+    )  # fmt: skip
+    group.add_argument("--fp32", action="store_true", help="compute in float32 [the device's fastest 16-bit format]")
+    group.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16", "int8"), help="compute in exactly this format"
+    )
 
 
 def add_checkpoint_options(group: argparse._ActionsContainer) -> None:
@@ -164,14 +169,7 @@ def add_reranker_options(parser: argparse.ArgumentParser, *names: str) -> None:
         *(names or ("--model", "--model-name-or-path", "-m")), required=True, metavar="MODEL",
         help="a cross-encoder: folder, Hugging Face id, or packaged:NAME",
     )  # fmt: skip
-    add_list_option(
-        group, "--devices", "--device", metavar="DEVICE",
-        help="such as cpu, cuda:0, mps; several share the work [all visible GPUs, else the CPU]",
-    )  # fmt: skip
-    group.add_argument("--fp32", action="store_true", help="compute in float32 [the device's fastest 16-bit format]")
-    group.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16", "int8"), help="compute in exactly this format"
-    )
+    _add_compute_options(group)
     group.add_argument("--max-length", type=positive, metavar="TOKENS", help="of query and passage [512, if it can]")
     group.add_argument("--query-max-length", type=positive, metavar="TOKENS", help="of a query [3/4 of --max-length]")
     group.add_argument("--batch-size", type=positive, metavar="N", help="most pairs in a batch [from the device]")

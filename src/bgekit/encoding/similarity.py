@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Final
+
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError
 from ..models.card import Similarity
+
+#: Orders of the norms that are distances.
+_ORDERS: Final[Mapping[str, int]] = {"euclidean": 2, "manhattan": 1}
+
+
+def unit(vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """The vectors in float32 and of length 1 (a vector of zeros stays)."""
+    wide = np.asarray(vectors, dtype=np.float32)
+    return wide / np.maximum(np.linalg.norm(wide, axis=-1, keepdims=True), np.float32(1e-12))
 
 
 def similarity(a: npt.ArrayLike, b: npt.ArrayLike, kind: Similarity) -> npt.NDArray[np.float32]:
@@ -23,11 +35,23 @@ def similarity(a: npt.ArrayLike, b: npt.ArrayLike, kind: Similarity) -> npt.NDAr
     left, right = (np.atleast_2d(np.asarray(vectors, dtype=np.float32)) for vectors in (a, b))
     if left.shape[1] != right.shape[1]:
         raise ArgumentError(f"the vectors have different widths: {left.shape[1]} and {right.shape[1]}")
-    if kind in ("euclidean", "manhattan"):
-        order = 2 if kind == "euclidean" else 1
+    if kind in _ORDERS:
+        order = _ORDERS[kind]
         # Row by row: the short cut through a product of matrices loses the small distances to rounding.
         rows = [np.linalg.norm(right - row, ord=order, axis=1) for row in left]
         return -np.stack(rows) if rows else np.empty((0, len(right)), dtype=np.float32)
     if kind == "cosine":
-        left, right = (e / np.maximum(np.linalg.norm(e, axis=1, keepdims=True), 1e-12) for e in (left, right))
+        left, right = unit(left), unit(right)
     return left @ right.T
+
+
+def paired_similarity(
+    a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], kind: Similarity
+) -> npt.NDArray[np.float64]:
+    """Scores [n] of the vectors a[i] and b[i], both [n, d], added up in float64; kinds as in `similarity`."""
+    if kind in _ORDERS:
+        distances: npt.NDArray[np.float64] = np.linalg.norm(a.astype(np.float64) - b, ord=_ORDERS[kind], axis=1)
+        return -distances
+    if kind == "cosine":
+        a, b = unit(a), unit(b)
+    return np.einsum("nd,nd->n", a, b, dtype=np.float64)

@@ -339,14 +339,10 @@ def scored_pairs(model: Embedder, texts: TextPairs, progress: bool | None) -> tu
         first = judged.queries(texts.first, texts.kind, texts.name)
         second = judged.documents(texts.second, texts.kind, texts.name)
 
-    def compare(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> Floats:
-        order = {"euclidean": 2, "manhattan": 1}.get(model.card.similarity)
-        return judged.similarity(a, b) if order is None else -np.linalg.norm(a - b, ord=order, axis=1)
-
     def scored(rows: Integers, related: Booleans) -> ScoredPairs:
         # Pairs by blocks: gathered vectors of all of them would be many times those of the texts.
         parts = [
-            compare(first[rows[0, start : start + 1024]], second[rows[1, start : start + 1024]])
+            judged.similarity(first[rows[0, start : start + 1024]], second[rows[1, start : start + 1024]])
             for start in range(0, rows.shape[1], 1024)
         ]
         return ScoredPairs(np.concatenate([np.empty(0), *parts]), related, rows)

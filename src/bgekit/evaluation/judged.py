@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +18,15 @@ from ..encoding.manifest import MANIFEST, read_manifest
 from ..encoding.progress import EncodeProgress
 from ..encoding.shards import encode_to_shards
 from ..encoding.shardset import load_shards
+from ..encoding.similarity import paired_similarity, unit
 from ..errors import ArgumentError
 from ..models.card import UNSET, ModelCard, Unset
-from ..search.exact import unit
 
 if TYPE_CHECKING:
     from ..encoding.base import Embedder
     from ..encoding.base import Kind as EncodeKind
     from ..encoding.records import Record
+    from ..search.second_stage import PairScorer
     from .task import Kind
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -51,13 +52,6 @@ _ENGLISH_BGE: Final = frozenset({"BGE v1, English", "BGE v1.5, English"})
 _BLOCK: Final = 16_384
 
 
-class Reranker(Protocol):
-    """What scores pairs of query and passage together, such as a cross-encoder."""
-
-    def compute_score(self, sentence_pairs: list[tuple[str, str]]) -> Sequence[float]:
-        """One score for each pair; higher is more relevant."""
-
-
 @dataclass(frozen=True)
 class Setting:
     """How a model is used; what is left out is what its card says.
@@ -72,7 +66,7 @@ class Setting:
 
     instruction: str | Unset | None = UNSET
     dimension: int | None = None
-    reranker: Reranker | None = None
+    reranker: PairScorer | None = None
     reranker_name: str = ""
     rerank_top_k: int = 100
 
@@ -220,18 +214,15 @@ class JudgedModel:
 
     def similarity(self, a: Floats, b: Floats) -> npt.NDArray[np.float64]:
         """Similarity [n] of the vectors a[i] and b[i], as the model's card compares them."""
-        if not self.cosine and self.embedder.card.similarity != "dot":
-            order = 2 if self.embedder.card.similarity == "euclidean" else 1
-            distances: npt.NDArray[np.float64] = np.linalg.norm(a.astype(np.float64) - b, ord=order, axis=1)
-            return -distances
-        return np.einsum("nd,nd->n", self.comparable(a), self.comparable(b), dtype=np.float64)
+        return paired_similarity(a, b, self.embedder.card.similarity)
 
-    def rerank(self, query: str, passages: Sequence[str]) -> npt.NDArray[np.float64]:
-        """The reranker's scores [n] of passages for a query."""
+    def rerank(self, queries: Sequence[str], passages: Sequence[Sequence[str]]) -> list[npt.NDArray[np.float64]]:
+        """The reranker's scores of the passages of each query, all of them in one call."""
         if self.setting.reranker is None:
             raise ArgumentError("this setting has no reranker")
-        scores = self.setting.reranker.compute_score([(query, passage) for passage in passages])
-        return np.asarray(scores, dtype=np.float64).reshape(len(passages))
+        pairs = [(query, text) for query, texts in zip(queries, passages, strict=True) for text in texts]
+        scores = np.asarray(self.setting.reranker.compute_score(pairs) if pairs else (), dtype=np.float64)
+        return np.split(scores, np.cumsum([len(texts) for texts in passages])[:-1])
 
     @property
     def _shows_progress(self) -> bool:

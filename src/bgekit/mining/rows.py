@@ -83,10 +83,7 @@ def raise_problems(problems: Problems, expected: str) -> None:
     """
     if not problems.count:
         return
-    rest = problems.count - len(problems.shown)
-    lines = [f"{problems.count:,} {'lines' if problems.count > 1 else 'line'} cannot be used:"]
-    lines += [f"  {problem}" for problem in problems.shown]
-    lines += [f"  ... and {rest:,} more"] if rest else []
+    lines = [f"{problems.count:,} {'lines' if problems.count > 1 else 'line'} cannot be used:", *problems.listed()]
     raise DataError("\n".join([*lines, f"What is expected: {expected}. Nothing was written."]))
 
 

@@ -8,17 +8,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from ..encoding.similarity import unit as unit
+
 #: Queries compared at once; with a block of vectors this bounds the memory that scores take.
 QUERIES: Final = 256
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
-
-
-def unit(vectors: npt.NDArray[Any]) -> Floats:
-    """The vectors in float32 and of length 1 (a vector of zeros stays)."""
-    wide = np.asarray(vectors, dtype=np.float32)
-    return wide / np.maximum(np.linalg.norm(wide, axis=-1, keepdims=True), np.float32(1e-12))
 
 
 class TopK:

@@ -148,9 +148,7 @@ class Collator:
         """
         rows = [example.row for example in examples]
         queries, cut_queries = self.encode([row.query for row in rows], [self.prompt_of(row) for row in rows], "query")
-        texts = [text for example in examples for text in example.passages]
-        prompts = [self.passage_prompt_of(example.row) for example in examples for _ in example.passages]
-        passages, cut_passages = self.encode(texts, prompts, "passage")
+        passages, cut_passages = self.encode_passages(examples)
         # The keys of the positives as they are stored: a positive whose parts were shuffled is still that positive.
         keys = [
             text_key(example.row.positives[example.positive] if position == 0 else text)
@@ -174,6 +172,12 @@ class Collator:
             rows=tuple(row.index for row in rows),
             truncated=(cut_queries, cut_passages),
         )
+
+    def encode_passages(self, examples: Sequence[Example]) -> tuple[Packed, int]:
+        """Token ids of all passages, row by row, and how many were cut."""
+        texts = [text for example in examples for text in example.passages]
+        prompts = [self.passage_prompt_of(example.row) for example in examples for _ in example.passages]
+        return self.encode(texts, prompts, "passage")
 
     def prompt_of(self, row: Row) -> Prompt:
         """What stands around a row's query."""

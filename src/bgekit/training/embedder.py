@@ -20,11 +20,11 @@ from .collate import Batch, Collator
 from .contrastive import Contrastive, own_scores
 from .diagnosis import Diagnosis
 from .distributed import world_size
-from .dry_run import Footprint, Lengths, dry_run
+from .dry_run import Lengths
 from .groups import Groups
 from .losses import CoSent, FalseNegatives, Loss, Matryoshka, ScoredMse
 from .network import TrainableEncoder, add_lora, load_trainable
-from .run import arguments_of, begin, eval_tasks, identity, judge_by, make_steps, read_data, run
+from .run import begin, eval_tasks, facts_of, identity, judge_by, make_steps, read_data, run, show_dry_run
 from .trainer import ContrastiveTrainer
 from .values import LossValue
 
@@ -68,12 +68,7 @@ def finetune(model: ModelArguments, data: DataArguments, args: EmbedderArguments
     steps = make_steps(args, data, rows, collator)
     network = _network(start, model, args)
     if args.dry_run:
-        footprint = Footprint.of(
-            network.transformer.config, sum(each.numel() for each in network.parameters()),
-            sum(each.numel() for each in network.parameters() if each.requires_grad), half=args.fp16 or args.bf16,
-            checkpointing=args.gradient_checkpointing, chunk=args.grad_cache_chunk, world=args.world_size,
-        )  # fmt: skip
-        print(dry_run(steps, epochs=args.num_train_epochs, footprint=footprint))  # noqa: T201
+        show_dry_run(steps, network, network.transformer.config, args)
         return None
     output = _Output(start, network, model)
     diagnosis = Diagnosis(args.temperature, start.card.normalize)
@@ -91,9 +86,7 @@ def finetune(model: ModelArguments, data: DataArguments, args: EmbedderArguments
         write=output.write, read=output.read, diagnosis=diagnosis, identity=identity(args, rows),
         judge=judge_by(output.write, measure, Path(str(args.output_dir))) if tasks else None,
     )  # fmt: skip
-    facts = {"base_model": model.model_name_or_path, "findings": diagnosis.findings}
-    facts |= {"model_arguments": arguments_of(model), "data_arguments": arguments_of(data)}
-    return run(trainer, output.write, resume=resume, rows=rows, facts=facts)
+    return run(trainer, output.write, resume=resume, rows=rows, facts=facts_of(model, data))
 
 
 def _start(model: ModelArguments, data: DataArguments, args: EmbedderArguments) -> FlagModel:

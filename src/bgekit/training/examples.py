@@ -207,6 +207,11 @@ class Problems:
             place = f"{file}, line {line}" if line else file
             self.shown.append(f"{place}: {reason}" if line or file not in str(reason) else str(reason))
 
+    def listed(self) -> list[str]:
+        """A line for each that is shown, and one for how many are not."""
+        rest = self.count - len(self.shown)
+        return [*(f"  {problem}" for problem in self.shown), *([f"  ... and {rest:,} more"] if rest else [])]
+
     def check(self) -> None:
         """Raise if there are any.
 
@@ -215,10 +220,8 @@ class Problems:
         """
         if not self.count:
             return
-        rest = self.count - len(self.shown)
         lines = [f"{self.count:,} {'problems' if self.count > 1 else 'problem'} in the training data:"]
-        lines += [f"  {problem}" for problem in self.shown]
-        lines += [f"  ... and {rest:,} more"] if rest else []
+        lines += self.listed()
         lines.append(f"Each line is a JSON object such as {EXAMPLE_LINE}; nothing was trained.")
         raise DataError("\n".join(lines))
 

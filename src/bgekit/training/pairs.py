@@ -33,19 +33,22 @@ class PairCollator(Collator):
     def __call__(self, examples: Sequence[Example], *, size: int, offset: int = 0, in_batch: bool = True) -> Batch:
         """The batch of some examples; rows are compared within their groups alone."""
         batch = super().__call__(examples, size=size, offset=offset, in_batch=False)
+        return replace(batch, truncated=(0, batch.truncated[1]))
+
+    def encode_passages(self, examples: Sequence[Example]) -> tuple[Packed, int]:
+        """Token ids of all pairs, row by row, and how many were cut."""
         pairs = [
             (_in(self.prompt_of(example.row), example.row.query), _in(self.passage_prompt_of(example.row), passage))
             for example in examples
             for passage in example.passages
         ]
         if not pairs:
-            return batch
+            return Packed.of([]), 0
         if self._pairs is None:
             request = PairRequest(Prompt(), Prompt(), self.max_len, token_types=self.token_types)
             self._pairs = PairTokenizer(self.tokenizer, request)
         tokens = self._pairs(pairs)
-        packed = Packed.of(tokens.ids, token_types=tokens.types)
-        return replace(batch, passages=packed, truncated=(0, len(tokens.truncated)))
+        return Packed.of(tokens.ids, token_types=tokens.types), len(tokens.truncated)
 
 
 def _in(prompt: Prompt, text: str) -> str:

@@ -25,10 +25,9 @@ from .arguments import DataArguments, ModelArguments, RerankerArguments, parse
 from .collate import Batch
 from .data import TrainingData
 from .diagnosis import Diagnosis
-from .dry_run import Footprint, dry_run
 from .groups import GroupLoss
 from .pairs import PairCollator
-from .run import arguments_of, begin, eval_tasks, identity, judge_by, make_steps, read_data, run
+from .run import begin, eval_tasks, facts_of, identity, judge_by, make_steps, read_data, run, show_dry_run
 from .trainer import ContrastiveTrainer
 from .values import LossValue
 
@@ -77,11 +76,7 @@ def finetune_reranker(model: ModelArguments, data: DataArguments, args: Reranker
     card = _card(folder, network, model, data, length)
     steps = make_steps(args, data, rows, _collator(folder, card, network, data, length))
     if args.dry_run:
-        footprint = Footprint.of(
-            network.config, sum(each.numel() for each in network.parameters()), half=args.fp16 or args.bf16,
-            checkpointing=args.gradient_checkpointing, chunk=args.grad_cache_chunk, world=args.world_size,
-        )  # fmt: skip
-        print(dry_run(steps, epochs=args.num_train_epochs, footprint=footprint))  # noqa: T201
+        show_dry_run(steps, network, network.config, args)
         return None
     output = _Output(folder, card, network, model)
     loss = GroupLoss(distillation=1.0 if data.knowledge_distillation else 0.0)
@@ -98,8 +93,7 @@ def finetune_reranker(model: ModelArguments, data: DataArguments, args: Reranker
             judge=judge_by(output.write, _measure(args, tasks, kept), Path(str(args.output_dir))) if tasks else None,
             diagnosis=Diagnosis(1.0, normalized=False),
         )  # fmt: skip
-        facts: dict[str, Any] = {"base_model": model.model_name_or_path, "kind": "reranker"}
-        facts |= {"model_arguments": arguments_of(model), "data_arguments": arguments_of(data)}
+        facts = {"kind": "reranker", **facts_of(model, data)}
         return run(trainer, output.write, resume=resume, rows=rows, facts=facts)
 
 

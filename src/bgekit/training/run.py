@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from transformers import EarlyStoppingCallback, set_seed
 
-from .arguments import DataArguments, TrainerArguments
+from .arguments import DataArguments, ModelArguments, TrainerArguments
 from .batches import PlanOptions
 from .collate import Collator, StepDataset
 from .curves import save_curves
 from .data import TrainingData, load_data
+from .dry_run import Footprint, dry_run
 from .examples import Sampling
 from .output import check_output, save_final, scratch
 from .trainer import ContrastiveTrainer, check_same_run
@@ -106,7 +107,7 @@ def run(
         trainer: Ready to train.
         write: Saves the network as it is into a folder.
         resume: A checkpoint to go on from.
-        rows: The data, whose fingerprint the result keeps.
+        rows: The data.
         facts: What else the result should say of how it came about.
 
     Returns:
@@ -114,7 +115,7 @@ def run(
     """
     args, start = trainer.args, time.perf_counter()
     if resume is not None:
-        check_same_run(resume, identity(args, rows))
+        check_same_run(resume, trainer.identity)
     if args.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
     result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -132,8 +133,9 @@ def run(
             logger.warning("training made it no better: eval_score was %.2f before it, %.2f at best", at_start, best)
         provenance = {
             **facts,
+            "findings": trainer.diagnosis.findings,
             "data": {
-                "fingerprint": rows.fingerprint,
+                "fingerprint": trainer.identity["data"],
                 "datasets": [{"files": list(each.spec.files), "rows": len(each)} for each in rows.datasets],
             },
             "steps": result.global_step,
@@ -143,6 +145,7 @@ def run(
             "arguments": args.to_dict(),
             "command": sys.argv[:],
             "versions": _versions(),
+            "threads": torch.get_num_threads(),
             "history": history,
         }
         save_final(output, write, provenance)
@@ -181,15 +184,38 @@ def judge_by(
     return judge
 
 
-def arguments_of(*parts: Any) -> dict[str, Any]:
-    """Dataclasses of arguments as plain values."""
-    return {key: value for part in parts for key, value in asdict(part).items()}
+def facts_of(model: ModelArguments, data: DataArguments) -> dict[str, Any]:
+    """What the result says of its beginnings."""
+    return {
+        "base_model": model.model_name_or_path,
+        "model_arguments": asdict(model),
+        "data_arguments": asdict(data),
+    }
+
+
+def show_dry_run(steps: StepDataset, network: nn.Module, config: Any, args: Any) -> None:
+    """Print what training would do, with an estimate of the memory it would take.
+
+    Args:
+        steps: The steps of this process.
+        network: What would be trained.
+        config: The configuration of its transformer.
+        args: `EmbedderArguments` or `RerankerArguments`.
+    """
+    footprint = Footprint.of(
+        config,
+        sum(each.numel() for each in network.parameters()),
+        sum(each.numel() for each in network.parameters() if each.requires_grad),
+        half=args.fp16 or args.bf16,
+        checkpointing=args.gradient_checkpointing,
+        chunk=args.grad_cache_chunk,
+        world=args.world_size,
+    )
+    print(dry_run(steps, epochs=args.num_train_epochs, footprint=footprint))  # noqa: T201
 
 
 def _versions() -> dict[str, str]:
     import importlib.metadata
 
     names = ("bgekit", "torch", "transformers", "accelerate", "numpy")
-    return {name: importlib.metadata.version(name) for name in names} | {
-        "threads": os.environ.get("OMP_NUM_THREADS", "")
-    }
+    return {name: importlib.metadata.version(name) for name in names}

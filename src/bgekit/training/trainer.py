@@ -76,6 +76,8 @@ class ContrastiveTrainer(Trainer):
 
     Attributes:
         steps: The data.
+        diagnosis: Watches the run.
+        identity: What a run that goes on must have in common with this one.
     """
 
     control: Any
@@ -91,8 +93,8 @@ class ContrastiveTrainer(Trainer):
         write: Callable[[Path], None],
         read: Callable[[Path], Mapping[str, Tensor]],
         judge: Callable[[], Mapping[str, float]] | None,
-        diagnosis: Diagnosis | None = None,
-        identity: Mapping[str, Any] | None = None,
+        diagnosis: Diagnosis,
+        identity: Mapping[str, Any],
         callbacks: Sequence[Any] = (),
     ) -> None:
         """Nothing is trained yet.
@@ -110,9 +112,9 @@ class ContrastiveTrainer(Trainer):
             identity: What a run that goes on must have in common with the one that wrote a checkpoint.
             callbacks: Of Trainer.
         """
-        self._identity = dict(identity or {})
         self.steps, self._parts, self._loss = steps, parts, loss
-        self._write, self._read, self._judge, self._diagnosis = write, read, judge, diagnosis
+        self._write, self._read, self._judge, self.diagnosis = write, read, judge, diagnosis
+        self.identity = identity
         self._metrics: dict[str, list[Tensor]] = defaultdict(list)
         super().__init__(
             model=network, args=args, train_dataset=steps, data_collator=first,
@@ -181,8 +183,8 @@ class ContrastiveTrainer(Trainer):
             logs |= {name: float(torch.stack(values).mean()) for name, values in self._metrics.items()}
             logs["tokens"] = float(sum_over_processes(torch.stack(tokens).sum().to(self.args.device)))
             self._metrics.clear()
-            if self._diagnosis is not None and self.is_world_process_zero():
-                self._diagnosis.after(logs)
+            if self.is_world_process_zero():
+                self.diagnosis.after(logs)
         super().log(logs, start_time)
 
     def evaluate(
@@ -233,7 +235,7 @@ class ContrastiveTrainer(Trainer):
         if self.args.world_size > 1:
             torch.distributed.barrier()
         if self.args.should_save:
-            mark_whole(checkpoint, self._identity)
+            mark_whole(checkpoint, self.identity)
             rotate_checkpoints(
                 output_dir=str(folder), save_total_limit=limit, best_model_checkpoint=self.state.best_model_checkpoint
             )

@@ -77,7 +77,7 @@ class RerankingTask(Task):
         """Scores of each query's passages, positives before negatives."""
         passages = [[*group.positives, *group.negatives] for group in self.groups]
         if model.setting.reranker is not None:
-            return [model.rerank(group.query, texts) for group, texts in zip(self.groups, passages, strict=True)]
+            return model.rerank([group.query for group in self.groups], passages)
         encode = model.queries if self.query_instruction else model.plain
         queries = encode([group.query for group in self.groups], self.kind, self.name)
         vectors = model.documents([text for texts in passages for text in texts], self.kind, self.name)

@@ -156,9 +156,10 @@ class RetrievalTask(Task):
         """The first passages of each query in the reranker's order; the others follow in their own."""
         heads = {query: ranking(scores, model.setting.rerank_top_k) for query, scores in run.items()}
         texts = self.corpus.texts(document for head in heads.values() for document in head)
+        passages = [[texts[document] for document in head] for head in heads.values()]
+        orders = model.rerank([self.queries[query] for query in heads], passages)
         reranked = {}
-        for query, head in heads.items():
-            order = model.rerank(self.queries[query], [texts[document] for document in head])
+        for (query, head), order in zip(heads.items(), orders, strict=True):
             tail = [document for document in ranking(run[query], len(run[query])) if document not in set(head)]
             floor = float(order.min()) if len(order) else 0.0
             reranked[query] = dict(zip(head, map(float, order), strict=True)) | {
