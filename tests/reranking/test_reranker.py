@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 import bgekit
 from bgekit import FlagReranker
 from bgekit.errors import ArgumentError, BgekitError, CardError, CheckpointError, NumericalError, TextTypeError
-from bgekit.evaluation.judged import Reranker as JudgedReranker
 from bgekit.models.encoder import FusedBackbone, PackedBackbone
 from bgekit.models.precision import cpu_has_fast_bfloat16
 from bgekit.reranking.tokenization import token_windows
+from bgekit.search.second_stage import PairScorer
 
 KINDS = ["bert", "roberta", "xlm-roberta", "modernbert", "distilbert", "mpnet"]
 
@@ -326,7 +326,7 @@ def test_fingerprint_says_what_decides_a_score(tiny_reranker, make_reranker, rer
 
 
 def test_it_is_a_reranker_for_evaluation(reranker, pairs):
-    judged: JudgedReranker = reranker
+    judged: PairScorer = reranker
     assert np.asarray(judged.compute_score(pairs[:1])).shape == (1,)
 
 
