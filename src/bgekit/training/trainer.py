@@ -208,7 +208,12 @@ class ContrastiveTrainer(Trainer):
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Write the network as a checkpoint that everybody can load (Trainer calls this on one process)."""
+        """Write the network as a checkpoint that everybody can load; one process writes for all.
+
+        Trainer itself calls this on one process up to transformers 5.20, on every one in 5.24.
+        """
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir)
         self._write(folder)
         arguments = json.dumps(self.args.to_dict(), indent=1, default=str) + "\n"
