@@ -99,3 +99,28 @@ def test_own_device_only_is_another_loss_with_the_same_scale() -> None:
     assert float(total) == pytest.approx(float(reference), rel=1e-12)
     for name, gradient in gradients(network).items():
         assert torch.allclose(split[name], gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_what_the_first_process_finds_all_get(tmp_path: Path) -> None:
+    """Its errors, too: the others would wait for ever."""
+    script = f"""
+import sys
+import torch.distributed as dist
+from bgekit.errors import ArgumentError
+from bgekit.training.distributed import by_first, rank
+dist.init_process_group("gloo", init_method="file://{tmp_path}/meeting", rank=int(sys.argv[1]), world_size=2)
+assert by_first(lambda: ("found", rank())) == ("found", 0)
+def fail():
+    raise ArgumentError("wrong")
+try:
+    by_first(fail)
+except ArgumentError as error:
+    sys.exit(0 if str(error) == "wrong" else 1)
+sys.exit(2)
+"""
+    started = [subprocess.Popen([sys.executable, "-c", script, str(rank)]) for rank in range(2)]
+    try:
+        assert [process.wait(timeout=120) for process in started] == [0, 0]
+    finally:
+        for process in started:
+            process.kill()

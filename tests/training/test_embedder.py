@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,6 +107,44 @@ def test_the_gradient_cache_changes_nothing(start, rows, tmp_path):
         assert np.allclose(value, cached[name], atol=1e-4), name
 
 
+def test_activations_computed_again_change_nothing(start, rows, tmp_path):
+    steps = ["--max_steps", "2", "--save_strategy", "no", "--optim", "sgd"]
+    for name, more in (("kept", []), ("again", ["--gradient_checkpointing", "true", "--torch_empty_cache_steps", "1"])):
+        assert finetune(*arguments(start, rows, tmp_path / name, *steps, *more)) == 0
+    kept, again = weights(tmp_path / "kept"), weights(tmp_path / "again")
+    assert all(np.allclose(value, again[name], atol=1e-6) for name, value in kept.items())
+
+
+@pytest.mark.parametrize(("loss", "scale"), [("cosent", 5), ("mse", 1)])
+def test_pairs_with_a_similarity(start, tmp_path, loss, scale):
+    pairs = [(f"a {q} {n}", f"the {p} {n}", scale * (q == r)) for n in range(2) for q, _ in PAIRS for r, p in PAIRS]
+    for name, form in (
+        ("sentences", lambda first, second, score: {"sentence1": first, "sentence2": second, "score": score}),
+        ("rows", lambda first, second, score: {"query": first, "pos": [second], "score": score}),
+    ):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(form(*pair)) + "\n" for pair in pairs))
+        more = ["--scored_loss", loss, "--num_train_epochs", "4", "--save_strategy", "no"]
+        assert finetune(*arguments(start, str(tmp_path / f"{name}.jsonl"), tmp_path / name, *more)) == 0
+        losses = [row["loss"] for row in json.loads((tmp_path / name / "training.json").read_text())["history"][:-1]]
+        assert losses[-1] < losses[0]
+    # The model has no prompt, so that both forms say the same.
+    first, second = weights(tmp_path / "sentences"), weights(tmp_path / "rows")
+    assert all(np.array_equal(value, second[name]) for name, value in first.items())
+
+
+def test_a_score_that_is_no_cosine_is_no_target(start, tmp_path, capsys):
+    (tmp_path / "sts.jsonl").write_text('{"sentence1": "a cat", "sentence2": "a dog", "score": 4.2}\n' * 6)
+    assert finetune(*arguments(start, str(tmp_path / "sts.jsonl"), tmp_path / "out", "--scored_loss", "mse")) == 1
+    assert "4.2" in capsys.readouterr().err
+
+
+def test_a_run_of_models_alone_is_not_gone_on_with(start, rows, tmp_path, capsys):
+    steps = ["--max_steps", "2", "--save_steps", "1", "--save_only_model", "true"]
+    assert finetune(*arguments(start, rows, tmp_path / "out", *steps)) == 0
+    assert finetune(*arguments(start, rows, tmp_path / "out", *steps, "--resume_from_checkpoint", "true")) == 1
+    assert "optimiser" in capsys.readouterr().err
+
+
 def test_validation_while_training_and_the_best_checkpoint(start, rows, tmp_path):
     data = tmp_path / "eval.jsonl"
     lines = [{"query": f"a {q} 9", "positive": [f"the {p} 9"], "negative": ["an it", "some tree"]} for q, p in PAIRS]
@@ -120,10 +159,74 @@ def test_validation_while_training_and_the_best_checkpoint(start, rows, tmp_path
     evaluated = [row for row in facts["history"] if "eval_score" in row]
     assert [row["step"] for row in evaluated] == [0, 6, 12]
     assert facts["best_checkpoint"]
-    best = max(evaluated[1:], key=lambda row: row["eval_score"])
+    best = max(evaluated, key=lambda row: row["eval_score"])
     assert facts["best_checkpoint"].endswith(f"checkpoint-{best['step']}")
     for name, value in weights(Path(facts["best_checkpoint"])).items():
         assert np.array_equal(value, weights(output)[name])
+
+
+@pytest.fixture
+def ruin(start, rows, tmp_path):
+    """Train with data that calls only the model that it starts from perfect: `ruin("--max_steps", "4")`."""
+    data, model = tmp_path / "eval.jsonl", FlagModel(start, use_fp16=False)
+    pairs = [(f"a {q}", f"the {p}") for q, _ in PAIRS for _, p in PAIRS]
+    vectors = model.encode([text for pair in pairs for text in pair]).reshape(len(pairs), 2, -1)
+    scores = (vectors[:, 0] * vectors[:, 1]).sum(1).tolist()
+    lines = [{"sentence1": a, "sentence2": b, "score": score} for (a, b), score in zip(pairs, scores, strict=True)]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given = [
+        "--eval_data", str(data), "--eval_strategy", "steps", "--eval_steps", "2", "--learning_rate", "1e-2",
+        "--load_best_model_at_end", "true", "--max_steps", "6", "--save_steps", "2",
+    ]  # fmt: skip
+
+    def ruin(*more: str) -> dict:
+        assert finetune(*arguments(start, rows, tmp_path / "out", *given, *more)) == 0
+        return json.loads((tmp_path / "out" / "training.json").read_text())
+
+    return ruin
+
+
+def is_start(output: Path, start: str) -> bool:
+    return all(np.array_equal(value, weights(output)[name]) for name, value in weights(Path(start)).items())
+
+
+def test_a_model_that_gets_worse_is_the_one_it_was(start, ruin, tmp_path, caplog):
+    output = tmp_path / "out"
+    facts = ruin()
+    scores = [row["eval_score"] for row in facts["history"] if "eval_score" in row]
+    assert len(scores) == 4 and max(scores[1:]) < scores[0]
+    assert facts["best_checkpoint"].endswith("checkpoint-0") and is_start(output, start)
+    assert "the weights that it began with" in caplog.text
+    # It still is where the run goes on after an interruption.
+    for step in (4, 6):
+        shutil.rmtree(output / f"checkpoint-{step}")
+    facts = ruin("--resume_from_checkpoint", "true", "--save_total_limit", "1")
+    assert facts["best_checkpoint"].endswith("checkpoint-0") and is_start(output, start)
+    assert facts["steps"] == 6 and [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-0"]
+
+
+def test_the_best_model_is_saved_between_checkpoints_too(start, rows, tmp_path):
+    data = tmp_path / "eval.jsonl"
+    lines = [{"sentence1": f"a {q}", "sentence2": f"the {p}", "score": q == r} for q, _ in PAIRS for r, p in PAIRS]
+    data.write_text("".join(json.dumps({**line, "score": float(line["score"])}) + "\n" for line in lines))
+    more = [
+        "--eval_data", str(data), "--eval_strategy", "steps", "--eval_steps", "3", "--save_steps", "300",
+        "--load_best_model_at_end", "true", "--num_train_epochs", "2",
+    ]  # fmt: skip
+    assert finetune(*arguments(start, rows, tmp_path / "out", *more)) == 0
+    facts = json.loads((tmp_path / "out" / "training.json").read_text())
+    scores = {row["step"]: row["eval_score"] for row in facts["history"] if "eval_score" in row}
+    best = max(scores, key=scores.__getitem__)
+    assert best > 0 and facts["best_checkpoint"].endswith(f"checkpoint-{best}")
+    assert all(
+        np.array_equal(value, weights(tmp_path / "out")[name])
+        for name, value in weights(tmp_path / "out" / f"checkpoint-{best}").items()
+    )
+
+
+def test_the_start_counts_for_early_stopping(start, ruin, tmp_path):
+    assert ruin("--early_stopping_patience", "1")["steps"] == 2
+    assert is_start(tmp_path / "out", start)
 
 
 def test_killed_and_resumed_it_is_the_same_run(dropping, rows, tmp_path):

@@ -41,6 +41,17 @@ def test_a_scored_pair():
     assert row_of({"query": "q", "pos": ["a"], "score": 3}).score == 3.0
 
 
+def test_a_scored_pair_of_sentences_has_one_prompt_for_both_or_none():
+    pair = {"sentence1": "a", "sentence2": "b", "score": 4.2, "label": "x"}
+    assert row_of(pair) == Row("a", ("b",), prompt="", type="symmetric_sts", score=4.2)
+    assert row_of(pair | {"prompt": "Compare: "}).prompt == "Compare: "
+    for change, message in (({"score": "x"}, "score must"), ({"sentence2": ""}, "sentence2 is an empty string")):
+        with pytest.raises(BadRow, match=message):
+            row_of(pair | change)
+    with pytest.raises(BadRow, match="no field score"):
+        row_of({"sentence1": "a", "sentence2": "b"})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

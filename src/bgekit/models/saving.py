@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import re
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..errors import ArgumentError, BgekitError, OutputError
 from .card import DenseLayer, ModelCard
 from .checkpoint import read_json, read_tensors, weight_files
+from .leftovers import working_names
 from .score_map import moved
 from .side_files import dense_folder, readme, side_files
 
@@ -211,27 +211,26 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """A new folder that becomes `path` if the block ends well, and vanishes otherwise."""
     from safetensors import SafetensorError
 
-    token = secrets.token_hex(4)
-    working, replaced = (path.with_name(f".{path.name}.{token}.{what}") for what in ("tmp", "old"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        working.mkdir()
-        yield working
-        _flush(working)
-        if path.exists():
-            _exchange(path, working, replaced)
-        else:
-            working.rename(path)
-        _flush_folder(path.parent)
-    except BgekitError:
-        raise
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror or error if isinstance(error, OSError) else error
-        raise OutputError(f"cannot save the model to {path}: {reason}; what was there before is unchanged") from error
-    finally:
-        # Whatever ended the block, Ctrl-C too; what cannot be removed takes space, no more.
-        shutil.rmtree(working, ignore_errors=True)
-    shutil.rmtree(replaced, ignore_errors=True)
+    with working_names(path) as (working, replaced):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            working.mkdir()
+            yield working
+            _flush(working)
+            if path.exists():
+                _exchange(path, working, replaced)
+            else:
+                working.rename(path)
+            _flush_folder(path.parent)
+        except BgekitError:
+            raise
+        except (OSError, SafetensorError) as error:
+            reason = error.strerror or error if isinstance(error, OSError) else error
+            raise OutputError(f"cannot save the model to {path}: {reason}; what was there is unchanged") from error
+        finally:
+            # Whatever ended the block, Ctrl-C too; what cannot be removed takes space, no more.
+            shutil.rmtree(working, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _exchange(path: Path, working: Path, replaced: Path) -> None:
@@ -285,8 +284,13 @@ def as_stored(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
     import torch
 
     stored = getattr(torch, dtype)
-    moved = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    moved = {name: _alone(tensor.detach().cpu()) for name, tensor in tensors.items()}
     return {name: each.to(stored) if each.is_floating_point() else each for name, each in moved.items()}
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """With a storage of its own: DeepSpeed lays all weights into one, which safetensors refuses to write."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def save_tensors(tensors: dict[str, Tensor], folder: Path) -> None:

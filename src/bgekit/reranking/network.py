@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +26,7 @@ from ..models.encoder import (
 )
 from ..models.packing import PACKED_ATTENTION, Packed, register
 from ..models.pooling import pool, rows_needed
+from ..models.recompute import Recomputing
 from .card import is_classifier
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ _HEADS: Final = {
 _NEW: Final = ("pooler", "classifier", "head.", "score.")
 
 
-class CrossEncoder(nn.Module):
+class CrossEncoder(Recomputing, nn.Module):
     """Packed pairs -> scores. One class for inference, mining, evaluation and training.
 
     Attributes:
@@ -162,14 +163,8 @@ class CrossEncoder(nn.Module):
             return dict(merged.merge_and_unload().state_dict())
         return dict(self.model.state_dict())
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
-        """Compute activations again in the backward pass instead of keeping them (Trainer calls this)."""
-        options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Keep activations again."""
-        self.model.gradient_checkpointing_disable()
+    def _recomputed(self) -> Any:
+        return self.model
 
     def _part(self, name: str) -> nn.Module:
         model, inside = self.published, name.removeprefix("base.")

@@ -7,11 +7,15 @@ import difflib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
+import torch
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from ..errors import ArgumentError, BgekitError
+from ..errors import ArgumentError, BgekitError, import_extra
+from .unsupported import check_supported
 
 logger = logging.getLogger(__name__)
 
@@ -100,11 +104,15 @@ class TrainerArguments(TrainingArguments):
     eval_data: list[str] = told("data in any form of `bge eval`, measured while training", many=True)
     eval_split: str | None = told("split of --eval_data")
 
+    @property
+    def judged(self) -> bool:
+        """Whether there is data to judge by."""
+        return bool(self.eval_data)
+
     def __post_init__(self) -> None:
-        if self.eval_data:
+        check_supported(self)
+        if self.judged:
             self._judge()
-        elif self.load_best_model_at_end or self.early_stopping_patience:
-            raise ArgumentError("the best checkpoint is known by --eval_data: give data in a form of `bge eval`")
         if self.warmup_ratio is not None:
             if not 0 <= self.warmup_ratio < 1:
                 raise ArgumentError(f"--warmup_ratio must be from 0 to below 1, not {self.warmup_ratio}")
@@ -117,22 +125,40 @@ class TrainerArguments(TrainingArguments):
         if own.ddp_find_unused_parameters is None:
             # What gets no gradient is frozen; to look for it costs a walk over the graph in each step.
             own.ddp_find_unused_parameters = False
-        if own.deepspeed and getattr(own, "grad_cache_chunk", None):
-            raise ArgumentError("--grad_cache_chunk does not work with --deepspeed: it would step after each chunk")
-        if own.fsdp:
-            raise ArgumentError("--fsdp is not supported: the saved model would hold a part of the weights")
-        refused = {
-            "label_smoothing_factor": own.label_smoothing_factor > 0,
-            "auto_find_batch_size": own.auto_find_batch_size,
-            "include_num_input_tokens_seen": str(own.include_num_input_tokens_seen).lower() not in ("no", "false"),
-        }
-        if wrong := [name for name, is_set in refused.items() if is_set]:
-            raise ArgumentError(f"--{wrong[0]} has no meaning for this kind of training")
+        for name in ("", "_kwargs"):
+            # The old name gives a warning from transformers 5.24 on, the new one is unknown before.
+            if getattr(own, f"activation_checkpointing{name}", own) is None:
+                setattr(own, f"activation_checkpointing{name}", getattr(own, f"gradient_checkpointing{name}"))
+        if own.deepspeed:
+            import_extra("deepspeed", "deepspeed")
+        if not torch.accelerator.is_available():
+            # Otherwise transformers takes --bf16 for a wish that only a GPU can grant.
+            self.use_cpu = True
         super().__post_init__()
+        self._check_environment()
         if self.n_gpu > 1:
             # Trainer would copy the network to all of them in one process, which packed batches cannot be split for.
             logger.warning("one of %d GPUs is used; torchrun -m bgekit.training... uses all", self.n_gpu)
             self._n_gpu = 1
+
+    def _check_environment(self) -> None:
+        """What transformers has found out: devices, packages, and what a launcher says of DeepSpeed."""
+        own: Any = self
+        if own.fp16 and own.device.type == "cpu":
+            raise ArgumentError("--fp16 needs a GPU; --bf16 works on a CPU, too")
+        known = get_available_reporting_integrations()
+        if missing := [name for name in own.report_to if name in INTEGRATION_TO_CALLBACK and name not in known]:
+            raise ArgumentError(f"--report_to {missing[0]} needs a package that is not installed")
+        plugin = own.deepspeed_plugin
+        if plugin is None:
+            return
+        if plugin.zero_stage == 3:
+            raise ArgumentError(
+                "ZeRO stage 3 is not supported: no process has the whole network, which is measured and saved while it "
+                "trains; stage 2 (examples/deepspeed/zero2.json) shares gradients and the optimiser's state"
+            )
+        if getattr(own, "grad_cache_chunk", None):
+            raise ArgumentError("--grad_cache_chunk does not work with --deepspeed: it would step after each chunk")
 
     def _judge(self) -> None:
         """With data to judge by, it is used: at the start, after each epoch, and to tell which checkpoint is best."""
@@ -146,7 +172,8 @@ class TrainerArguments(TrainingArguments):
         if own.greater_is_better is None:
             own.greater_is_better = not own.metric_for_best_model.endswith("loss")
         if own.load_best_model_at_end:
-            own.save_strategy = own.eval_strategy
+            if str(getattr(own.save_strategy, "value", own.save_strategy)) != "best":
+                own.save_strategy = own.eval_strategy
             if own.eval_steps and own.save_steps % own.eval_steps:
                 own.save_steps = own.eval_steps
 
@@ -201,6 +228,13 @@ class RerankerArguments(TrainerArguments):
 Parsed = TypeVar("Parsed")
 
 
+class _Parser(HfArgumentParser):
+    """Says what is wrong in one line, without the usage of some hundred arguments."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ArgumentError(message)
+
+
 class _Repeatable(argparse._StoreAction):
     """`--x a b` and `--x a --x b` are the same."""
 
@@ -218,7 +252,7 @@ def parse(kinds: Sequence[type[Any]], arguments: Sequence[str], *, prog: str, de
     Raises:
         ArgumentError: a value is impossible.
     """
-    parser = HfArgumentParser(list(kinds), prog=prog, description=description, allow_abbrev=False, add_help=True)
+    parser = _Parser(list(kinds), prog=prog, description=description, allow_abbrev=False, add_help=True)
     for action in parser._actions:
         if isinstance(action, argparse._StoreAction):
             action.__class__ = _Repeatable

@@ -74,17 +74,26 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def pin_memory(self) -> Batch:
+        """The same batch in memory that a GPU copies from without waiting (a loader calls this)."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, move: Callable[[Tensor], Tensor]) -> Batch:
         def moved(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
+            return None if tensor is None else move(tensor)
+
+        def packed(part: Packed) -> Packed:
+            return Packed(move(part.input_ids), part.lengths, part.skip, moved(part.token_types))
 
         return replace(
             self,
-            queries=self.queries.to(device),
-            passages=self.passages.to(device),
-            query_keys=self.query_keys.to(device, non_blocking=True),
-            passage_keys=self.passage_keys.to(device, non_blocking=True),
-            positive_keys=[keys.to(device, non_blocking=True) for keys in self.positive_keys],
+            queries=packed(self.queries),
+            passages=packed(self.passages),
+            query_keys=move(self.query_keys),
+            passage_keys=move(self.passage_keys),
+            positive_keys=[move(keys) for keys in self.positive_keys],
             teacher=moved(self.teacher),
             scores=moved(self.scores),
         )

@@ -14,6 +14,9 @@ PANELS: Final = (
     ("gradient norm", ("grad_norm",)),
     ("similarity of positives and negatives", ("positive", "negative", "hardest")),
     ("in-batch accuracy", ("accuracy",)),
+    ("loss of masked tokens", ("encoder_loss", "decoder_loss")),
+    ("accuracy of masked tokens", ("encoder_accuracy", "decoder_accuracy")),
+    ("tokens a second", ("tokens_per_second",)),
 )
 #: Steps that a mean is drawn over, as a share of all.
 _SMOOTH: Final = 0.05
@@ -82,11 +85,17 @@ def _rows(names: Sequence[str], history: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for name in names:
         _, values = series(history, name)
-        best = max(values) if name.startswith("eval_") or name in ("accuracy", "positive") else min(values)
+        best = (max if _is_better_high(name) else min)(values)
         shown = "learning rate" if name == "learning_rate" else name.replace("_", " ")
         cells = "".join(f'<td class="n">{value:.4g}</td>' for value in (values[0], values[-1], best))
         rows.append(f"<tr><th scope=row>{html.escape(shown)}</th>{cells}</tr>")
     return "".join(rows)
+
+
+def _is_better_high(name: str) -> bool:
+    if name.endswith("loss"):
+        return False
+    return name.startswith("eval_") or name.endswith("accuracy") or name in ("positive", "tokens_per_second")
 
 
 _NOT_SCORES: Final = frozenset({"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"})

@@ -14,12 +14,14 @@ Every process takes part in every call, with zero rows if it has none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Result = TypeVar("Result")
 
 
 def world_size() -> int:
@@ -30,6 +32,27 @@ def world_size() -> int:
 def rank() -> int:
     """Number of this process, from 0."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def by_first(work: Callable[[], Result]) -> Result:
+    """What a function returns on the first process, which alone runs it; every process gets it.
+
+    Raises:
+        Exception: what it raised there, on every process: those that wait must learn that there will be no result.
+    """
+    if world_size() == 1:
+        return work()
+    box: list[Any] = [None]
+    if rank() == 0:
+        try:
+            box = [work()]
+        except Exception as error:
+            box = [error]
+    dist.broadcast_object_list(box, src=0)
+    if isinstance(box[0], Exception):
+        raise box[0]
+    result: Result = box[0]
+    return result
 
 
 def gather_counts(counts: Sequence[int], device: torch.device) -> list[tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ..encoding.embedder import FlagModel
 from ..models.card import UNSET, ModelCard, Unset, read_card
-from ..models.saving import make_selftest, write_checkpoint
+from ..models.saving import as_stored, make_selftest, write_checkpoint
 from .arguments import DataArguments, EmbedderArguments, ModelArguments, parse
 from .collate import Batch, Collator
 from .contrastive import Contrastive, own_scores
@@ -95,7 +96,7 @@ def _start(model: ModelArguments, data: DataArguments, args: EmbedderArguments) 
     def given(value: Any) -> Any | Unset:
         return UNSET if value is None else value
 
-    return FlagModel(
+    return _Start(
         model.model_name_or_path,
         pooling_method=given(args.sentence_pooling_method),
         normalize_embeddings=given(args.normalize_embeddings),
@@ -126,6 +127,12 @@ def _network(start: FlagModel, model: ModelArguments, args: EmbedderArguments) -
 
 def _parts(batch: Batch) -> tuple[Any, Any]:
     return batch.queries, batch.passages
+
+
+class _Start(FlagModel):
+    """A model that is to be trained: that it is only pre-trained so far needs no warning."""
+
+    _to_be_used = False
 
 
 class _Objective:
@@ -182,15 +189,19 @@ class _Output:
     def __init__(self, start: FlagModel, network: TrainableEncoder, model: ModelArguments) -> None:
         self._start, self._network, self._model = start, network, model
         # Trained in float32, kept in float32: a run that goes on from a checkpoint must find what was there.
-        self._card = replace(start.card, dtype="float32", selftest=None, calibration=None)
+        self._card = replace(start.card, dtype="float32", selftest=None, calibration=None, pretrained_only=False)
 
     def write(self, folder: Path) -> None:
         """The network as it is, as a folder that everybody can load."""
         network = self._network
         training, device = network.training, next(network.parameters()).device
         network.eval()
+        encoder = network.encoder
+        if any(weight.dtype != torch.float32 for weight in encoder.parameters()):
+            # DeepSpeed trains in half precision itself. The saved model computes in float32 what it has learnt.
+            encoder, device = copy.deepcopy(encoder).to("cpu", torch.float32), torch.device("cpu")
         try:
-            selftest = make_selftest(network.encoder, self._start.tokenizer, self._card, device)
+            selftest = make_selftest(encoder, self._start.tokenizer, self._card, device)
         finally:
             network.train(training)
         weights = {name: value.detach().cpu() for name, value in network.weights().items()}
@@ -204,7 +215,7 @@ class _Output:
             from safetensors.torch import save_file
 
             trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
-            save_file({name: value.detach().cpu() for name, value in trained.items()}, folder / _ADAPTERS)
+            save_file(as_stored(trained, "float32"), folder / _ADAPTERS)
 
     def read(self, folder: Path) -> Mapping[str, Tensor]:
         """Weights by the network's own names."""

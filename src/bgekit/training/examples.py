@@ -2,7 +2,8 @@
 
 A line is `{"query": str, "pos": [str], "neg": [str], "pos_scores": [float], "neg_scores": [float], "prompt": str,
 "type": str, "batch_size": int, "score": float}`; all but `query` and `pos` may be left out or null, and further
-fields are ignored. `score` makes a scored pair of a line: its query and its only `pos` have that similarity.
+fields are ignored. `score` makes a scored pair of a line: its query and its only `pos` have that similarity. Such a
+line may also be `{"sentence1": str, "sentence2": str, "score": float}`, as data of semantic similarity mostly is.
 """
 
 from __future__ import annotations
@@ -107,14 +108,14 @@ def row_of(fields: Mapping[str, Any]) -> Row:
     Raises:
         BadRow: they make none; it says why.
     """
+    if "sentence1" in fields and "query" not in fields:
+        return _scored_pair(fields)
     query = _text("query", _required(fields, "query"))
     positives = _texts("pos", _required(fields, "pos"))
     if not positives:
         raise BadRow("pos is empty: a row needs at least one positive passage")
     negatives = _texts("neg", [] if fields.get("neg") is None else fields["neg"])
-    size = sum(len(text.encode()) for text in (query, *positives, *negatives))
-    if size > LONGEST_ROW:
-        raise BadRow(f"its texts have {size:,} bytes, more than {LONGEST_ROW:,}: is this one document a line?")
+    _check_size(query, *positives, *negatives)
     score = None if fields.get("score") is None else _number("score", fields["score"])
     if score is not None and (len(positives) != 1 or negatives):
         raise BadRow(
@@ -131,6 +132,21 @@ def row_of(fields: Mapping[str, Any]) -> Row:
         score=score,
         batch_size=_batch_size(fields),
     )
+
+
+def _scored_pair(fields: Mapping[str, Any]) -> Row:
+    """Two sentences of one kind, both with the row's prompt, or both with none."""
+    first, second = (_text(name, _required(fields, name)) for name in ("sentence1", "sentence2"))
+    _check_size(first, second)
+    prompt = _optional_text(fields, "prompt") or ""
+    score = _number("score", _required(fields, "score"))
+    return Row(first, (second,), prompt=prompt, type=_optional_text(fields, "type") or "symmetric_sts", score=score)
+
+
+def _check_size(*texts: str) -> None:
+    size = sum(len(text.encode()) for text in texts)
+    if size > LONGEST_ROW:
+        raise BadRow(f"its texts have {size:,} bytes, more than {LONGEST_ROW:,}: is this one document a line?")
 
 
 def _required(fields: Mapping[str, Any], name: str) -> Any:

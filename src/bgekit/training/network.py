@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,12 @@ from ..errors import ArgumentError
 from ..models.card import ModelCard
 from ..models.encoder import Encoder, PackedBackbone, PaddedBackbone, can_pack, load_head, load_transformer
 from ..models.packing import Packed
+from ..models.recompute import Recomputing
 
 _POSITIONS = re.compile(r"(^|\.)(position_embeddings|wpe|embed_positions)\.")
 
 
-class TrainableEncoder(nn.Module):
+class TrainableEncoder(Recomputing, nn.Module):
     """The encoder with what a trainer asks of a model."""
 
     def __init__(self, encoder: Encoder) -> None:
@@ -34,14 +34,8 @@ class TrainableEncoder(nn.Module):
         """Vectors [n, d] in float32, differentiable."""
         return self.encoder(batch)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
-        """Compute activations again in the backward pass instead of keeping them (Trainer calls this)."""
-        options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
-        self.transformer.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Keep activations again."""
-        self.transformer.gradient_checkpointing_disable()
+    def _recomputed(self) -> Any:
+        return self.transformer
 
     def weights(self) -> dict[str, Tensor]:
         """The transformer's weights by their names in a checkpoint; adapters merged."""

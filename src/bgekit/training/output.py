@@ -15,6 +15,7 @@ from typing import Any, Final
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import ArgumentError, OutputError
+from ..models.leftovers import remove_leftovers, working_names
 from .trainer import is_whole, last_whole_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ PROVENANCE: Final = "training.json"
 
 def check_output(folder: str, resume: str | bool | None, overwrite: bool) -> Path | None:
     """Whether a run may write into a folder, and the checkpoint that it goes on from.
+
+    What killed runs have left there of what they were writing is removed.
 
     Args:
         folder: The output folder.
@@ -41,6 +44,7 @@ def check_output(folder: str, resume: str | bool | None, overwrite: bool) -> Pat
     output = Path(folder)
     if output.exists() and not output.is_dir():
         raise OutputError(f"--output_dir {folder} is a file; it must be a folder")
+    remove_leftovers(output)
     if resume and str(resume).lower() not in ("true", "false"):
         if not is_whole(Path(str(resume))):
             raise ArgumentError(
@@ -103,11 +107,12 @@ def save_final(output: Path, write: Callable[[Path], None], provenance: dict[str
 @contextmanager
 def scratch(output: Path) -> Iterator[Path]:
     """A folder within the output folder, on the same disk, that is gone afterwards."""
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=".tmp-", dir=output))
-    except OSError as error:
-        raise OutputError(f"cannot write to {output}: {error.strerror or error}") from error
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with working_names(output / "scratch") as (folder, _):
+        try:
+            folder.mkdir()
+        except OSError as error:
+            raise OutputError(f"cannot write to {output}: {error.strerror or error}") from error
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -19,10 +19,11 @@ from .batches import PlanOptions
 from .collate import Collator, StepDataset
 from .curves import save_curves
 from .data import TrainingData, load_data
+from .distributed import by_first
 from .dry_run import Footprint, dry_run
 from .examples import Sampling
 from .output import check_output, save_final, scratch
-from .trainer import ContrastiveTrainer, check_same_run
+from .trainer import ContrastiveTrainer, check_optimizer, check_same_run
 
 if TYPE_CHECKING:
     from ..evaluation.task import Task
@@ -34,7 +35,10 @@ def begin(args: TrainerArguments) -> Path | None:
     """Check what can be checked before anything is loaded; returns the checkpoint to go on from."""
     resume = None
     if not args.dry_run:
-        resume = check_output(str(args.output_dir), args.resume_from_checkpoint, args.overwrite_output_dir)
+        # Two that look at once could see what the other has just made.
+        resume = by_first(
+            lambda: check_output(str(args.output_dir), args.resume_from_checkpoint, args.overwrite_output_dir)
+        )
     if resume is not None:
         # What was measured at the start was measured then; what early stopping has counted goes on.
         args.eval_on_start = False
@@ -116,21 +120,14 @@ def run(
     args, start = trainer.args, time.perf_counter()
     if resume is not None:
         check_same_run(resume, trainer.identity)
+        check_optimizer(resume, deepspeed=trainer.is_deepspeed_enabled)
     if args.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
     result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     output = Path(str(args.output_dir))
     if trainer.is_world_process_zero():
         history = trainer.state.log_history
-        at_start = next((row["eval_score"] for row in history if "eval_score" in row and row["step"] == 0), None)
-        best = trainer.state.best_metric
-        if (
-            at_start is not None
-            and args.metric_for_best_model == "eval_score"
-            and best is not None
-            and best <= at_start
-        ):
-            logger.warning("training made it no better: eval_score was %.2f before it, %.2f at best", at_start, best)
+        _compare_with_start(trainer)
         provenance = {
             **facts,
             "findings": trainer.diagnosis.findings,
@@ -153,6 +150,23 @@ def run(
     if args.world_size > 1:
         torch.distributed.barrier()
     return output
+
+
+def _compare_with_start(trainer: ContrastiveTrainer) -> None:
+    """Say so where no evaluation was better than the one before the first step."""
+    args = trainer.args
+    name = str(args.metric_for_best_model)
+    name = name if name.startswith("eval_") else f"eval_{name}"
+    scores = [(row["step"], row[name]) for row in trainer.state.log_history if name in row]
+    at_start = next((score for step, score in scores if step == 0), None)
+    later = [score for step, score in scores if step > 0]
+    if at_start is None or not later:
+        return
+    best = max(later) if args.greater_is_better else min(later)
+    if best > at_start if args.greater_is_better else best < at_start:
+        return
+    kept = "; the result has the weights that it began with" if args.load_best_model_at_end else ""
+    logger.warning("training made it no better: %s was %.2f before it, %.2f at best%s", name, at_start, best, kept)
 
 
 def identity(args: TrainerArguments, rows: TrainingData) -> dict[str, Any]:

@@ -53,6 +53,11 @@ class ScoredMse:
         """The loss of the vectors of this process: one passage for each query."""
         with full_precision(queries, passages) as (queries, passages):
             cosines, labels = _pairs(queries, passages, batch)
+            if len(labels) and float(labels.abs().max()) > 1:
+                raise DataError(
+                    f"a score of {float(labels.abs().max()):g} is no cosine: --scored_loss mse needs scores from -1 to "
+                    "1; divide them, or use cosent, for which only their order counts"
+                )
             errors = (cosines - labels.to(cosines)).square()
             return of_global_batch(errors.sum(), batch.size, cosines.detach().sum()[None], _mean)
 

@@ -134,7 +134,7 @@ def open_store(source: str, cache: Path, problems: Problems) -> RowStore | None:
         problems.add("standard input", 0, "training data is read more than once; write it to a file first")
         return None
     try:
-        path = cache / f"{_content_digest(source)}.arrow"
+        path = cache / f"{content_digest(source)}.arrow"
     except OSError as error:
         problems.add(source, 0, f"cannot be read: {error.strerror or error}")
         return None
@@ -152,7 +152,7 @@ def open_store(source: str, cache: Path, problems: Problems) -> RowStore | None:
     return RowStore(path, source)
 
 
-def _content_digest(source: str) -> str:
+def content_digest(source: str) -> str:
     """sha256 (hex, 40 digits) of a file's content and of how it is read."""
     digest = hashlib.sha256()
     with open(source, "rb") as file:

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..errors import ArgumentError, CheckpointError
+from ..errors import ArgumentError, CheckpointError, MissingExtraError
 from .collate import Batch, StepDataset
 from .diagnosis import Diagnosis
-from .distributed import sum_over_processes
+from .distributed import by_first, sum_over_processes
 from .gradient_cache import cached_backward, plain_backward
 from .values import LossValue
 
@@ -122,6 +123,13 @@ class ContrastiveTrainer(Trainer):
             eval_dataset=[] if judge is not None else None, callbacks=list(callbacks),
         )  # fmt: skip
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As Trainer does; a package that it lacks is named in one line."""
+        try:
+            return super().create_optimizer(model)
+        except ImportError as error:
+            raise MissingExtraError(f"--optim {self.args.optim.value}: {' '.join(str(error).split())}") from error
+
     def get_train_dataloader(self) -> DataLoader[Batch]:
         """This process's part of each step, in order."""
         workers = self.args.dataloader_num_workers
@@ -132,7 +140,11 @@ class ContrastiveTrainer(Trainer):
             num_workers=workers,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
             persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
-            multiprocessing_context="spawn" if workers else None,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            # Not in the arguments of all releases.
+            multiprocessing_context=(getattr(self.args, "dataloader_multiprocessing_context", None) or "spawn")
+            if workers
+            else None,
         )
 
     def get_batch_samples(
@@ -156,18 +168,26 @@ class ContrastiveTrainer(Trainer):
             more = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
             self.accelerator.backward(value / steps, **more)
 
-        loss = functools.partial(self._loss_of, batch)
-        chunk = self.args.grad_cache_chunk
-        if chunk is None:
-            value = plain_backward(encode, self._parts(batch), loss, backward=backward)
-        else:
-            silent = functools.partial(self.accelerator.no_sync, model)
-            value = cached_backward(encode, self._parts(batch), loss, chunk=chunk, backward=backward, no_sync=silent)
+        value = self._gradient(model, encode, batch, backward)
         for name, metric in value.metrics.items():
             if name != "loss":
                 self._metrics[name].append(metric)
         self._metrics["tokens"].append(torch.tensor(float(batch.tokens)))
+        every = self.args.torch_empty_cache_steps
+        if every is not None and self.state.global_step % every == 0:
+            clear_device_cache()
         return value.loss / steps
+
+    def _gradient(
+        self, model: nn.Module, encode: Callable[[Any], Tensor], batch: Batch, backward: Callable[[Tensor], None]
+    ) -> LossValue:
+        """Go through the network and back."""
+        loss = functools.partial(self._loss_of, batch)
+        chunk = self.args.grad_cache_chunk
+        if chunk is None:
+            return plain_backward(encode, self._parts(batch), loss, backward=backward)
+        silent = functools.partial(self.accelerator.no_sync, model)
+        return cached_backward(encode, self._parts(batch), loss, chunk=chunk, backward=backward, no_sync=silent)
 
     def floating_point_ops(self, inputs: Batch) -> int:
         """Of one forward and backward pass, counted as 6 a token and parameter."""
@@ -191,21 +211,34 @@ class ContrastiveTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Measure the network on the evaluation data; every process gets the result."""
-        box: list[Any] = [None]
-        if self.is_world_process_zero() and self._judge is not None:
-            try:
-                box = [{f"{metric_key_prefix}_{name}": value for name, value in self._judge().items()}]
-            except Exception as error:
-                # The others wait for a result: they must learn that there will be none.
-                box = [error]
-        if self.args.world_size > 1:
-            torch.distributed.broadcast_object_list(box, src=0)
-        if isinstance(box[0], Exception):
-            raise box[0]
-        metrics: dict[str, float] = box[0] or {}
+        judge = self._judge
+        found = by_first(judge) if judge is not None else {}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        wanted = self.args.metric_for_best_model
+        if judge is not None and wanted is not None and {wanted, f"eval_{wanted}"}.isdisjoint(metrics):
+            raise ArgumentError(f"--metric_for_best_model {wanted} is not measured; there are {', '.join(metrics)}")
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        """As Trainer does; but what was measured before the first step can be the best, too."""
+        metrics: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        if self.state.global_step == 0:
+            self._determine_best_metric(metrics, trial)
+            if self.args.load_best_model_at_end:
+                # Trainer takes step 0 for no step at all when it saves.
+                folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-0"
+                self.state.best_model_checkpoint = str(folder)
+                self._save_checkpoint(self.model_wrapped, trial)
+        return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """As Trainer does; but a best model that is wanted in the end is saved, whatever --save_steps says."""
+        is_better: bool = super()._determine_best_metric(metrics, trial)
+        if is_better and self.args.load_best_model_at_end:
+            self.control.should_save = True
+        return is_better
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write the network as a checkpoint that everybody can load; one process writes for all.
@@ -241,9 +274,7 @@ class ContrastiveTrainer(Trainer):
             torch.distributed.barrier()
         if self.args.should_save:
             mark_whole(checkpoint, self.identity)
-            rotate_checkpoints(
-                output_dir=str(folder), save_total_limit=limit, best_model_checkpoint=self.state.best_model_checkpoint
-            )
+            rotate(folder, limit, self.state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         weights = self._read(Path(resume_from_checkpoint))
@@ -280,6 +311,21 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
+def rotate(output: Path, limit: int | None, best: str | None) -> None:
+    """Remove the oldest finished checkpoints above a limit, but neither the newest nor the best.
+
+    Unfinished ones do not count: one of a higher step would push out those that a run can go on from.
+    """
+    if limit is None or limit <= 0:
+        return
+    found = [path for path in output.glob("*") if _CHECKPOINT.match(path.name) and is_whole(path)]
+    found.sort(key=lambda path: (path / WHOLE).stat().st_mtime_ns)
+    kept = [*found[-1:], *(path for path in found[:-1] if best is not None and path.name == Path(best).name)]
+    spare = [path for path in found if path not in kept]
+    for path in spare[: max(len(found) - max(limit, len(kept)), 0)]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
     """Raise ArgumentError unless a checkpoint is of a run on the same data in the same batches."""
     then = json.loads((folder / WHOLE).read_text(encoding="utf-8"))["run"]
@@ -289,6 +335,17 @@ def check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
             f"{folder} is of another run: its {', '.join(differing)} differ(s). Give the arguments of that run, or "
             "--overwrite_output_dir to start anew"
         )
+
+
+def check_optimizer(folder: Path, *, deepspeed: bool) -> None:
+    """Raise ArgumentError unless a checkpoint has the state of the optimiser, in the form that this run reads."""
+    if (folder / "latest").is_file() if deepspeed else any(folder.glob("optimizer.*")):
+        return
+    kind = "of DeepSpeed" if deepspeed else "of a run without DeepSpeed"
+    raise ArgumentError(
+        f"{folder} has no state of the optimiser {kind} to go on with: give --deepspeed as that run did, or start from "
+        f"its weights with --model {folder}"
+    )
 
 
 def last_whole_checkpoint(output: Path) -> Path | None:
