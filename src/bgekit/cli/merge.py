@@ -1,0 +1,168 @@
+"""`bge merge`: several models -> one."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ArgumentError
+from . import options
+
+if TYPE_CHECKING:
+    from ..merging import Examples, Merged, Merging, Validation
+
+_DESCRIPTION = """\
+Merge embedders, or rerankers, of one architecture into one model: by weights that you give, by weights from the losses
+on a few examples (--data, LM-Cocktail), or by the weights that score best on validation data (--eval_data). LoRA
+adapters count as their base with what they add. The result is a complete model; merge.json in it says what it was made
+of."""
+
+_EPILOG = """\
+examples:
+  bge merge --models BAAI/bge-base-en-v1.5 my-finetuned --weights 0.5 0.5 --output merged
+  bge merge --models BAAI/bge-base-en-v1.5 my-finetuned --data examples.jsonl --output merged
+  bge merge --models BAAI/bge-base-en-v1.5 my-finetuned --eval_data my_task other_tasks --output merged
+  bge merge --models tuned-a tuned-b --method ties --base BAAI/bge-base-en-v1.5 --density 0.2 --output merged
+  bge merge --models my-lora-adapter --weights 1 --output merged"""
+
+#: What each way to find weights, and each method, needs of the options.
+_GOES_WITH = {
+    "data": ("temperature", "batch_size", "max_input_length", "neg_number"),
+    "eval_data": ("eval_split", "search_points", "first_stage", "rerank_top_k"),
+}
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb's parser."""
+    parser = subparsers.add_parser(
+        "merge", help="make one model of several: averages, weights from examples, LoRA", description=_DESCRIPTION,
+        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    options.add_list_option(
+        parser, "--models", "--model_names_or_paths", required=True, metavar="MODEL",
+        help="folder, Hugging Face id, packaged:NAME, or folder of a LoRA adapter",
+    )  # fmt: skip
+    parser.add_argument("--output", "--output_path", "-o", required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("--overwrite", action="store_true", help="replace a model that is there")
+    parser.add_argument("--model_type", choices=("encoder", "reranker"), help="[what the first model is]")
+    parser.add_argument(
+        "--card_from", type=options.not_negative, metavar="N",
+        help="prompts, pooling and maximum length are those of model N, from 0 [all must agree]",
+    )  # fmt: skip
+    group = parser.add_argument_group("weights")
+    options.add_list_option(
+        group, "--weights", type=float, metavar="W", help="one for each model; of an average they sum to 1 [equal]"
+    )
+    group.add_argument("--normalize", action="store_true", help="divide weights by their sum")
+    group.add_argument(
+        "--data",
+        "--example_data",
+        metavar="FILE",
+        help='find them on examples {"query", "pos", "neg"}: softmax(-loss/T)',
+    )
+    group.add_argument("--temperature", type=float, metavar="T", help="with --data [5]")
+    group.add_argument("--batch_size", type=options.positive, metavar="N", help="examples of a batch [2]")
+    group.add_argument("--max_input_length", type=options.positive, metavar="TOKENS", help="[2048, or the model's]")
+    group.add_argument("--neg_number", type=options.not_negative, metavar="N", help="negatives of an example [7]")
+    options.add_list_option(
+        group, "--eval_data", metavar="DIR_OR_FILE", help="find them by their scores on these (extra eval)"
+    )
+    group.add_argument("--eval_split", metavar="NAME", help="[test, else dev or validation]")
+    group.add_argument("--search_points", type=options.positive, metavar="N", help="values of a weight [11]")
+    group.add_argument("--first_stage", metavar="MODEL", help="for rerankers: embedder whose passages are reordered")
+    group.add_argument("--rerank_top_k", type=options.positive, metavar="N", help="passages a query [100]")
+    group = parser.add_argument_group("method")
+    group.add_argument(
+        "--method", choices=("average", "slerp", "task_arithmetic", "ties", "dare"), default="average", help="[average]"
+    )
+    group.add_argument("--base", metavar="MODEL", help="of task_arithmetic, ties and dare: what all were trained from")
+    group.add_argument("--density", type=float, metavar="X", help="of ties and dare: share of changes kept [0.2]")
+    group.add_argument("--scale", type=float, metavar="X", help="of ties: factor of the merged change [1]")
+    group.add_argument("--seed", type=options.not_negative, metavar="N", help="of dare and --data [0]")
+    group = parser.add_argument_group("model")
+    group.add_argument("--device", metavar="DEVICE", default="cpu", help="of losses and validation, such as cuda [cpu]")
+    options.add_checkpoint_options(group)
+    group = parser.add_argument_group("messages")
+    group.add_argument("--quiet", action="store_true", help="nothing but errors")
+    group.add_argument("--verbose", action="store_true", help="say more")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Merge."""
+    options.set_up_logging(args)
+    _check(args)
+    from ..merging import merge
+
+    task = _task(args)
+    result = merge(task, args.output, examples=_examples(args), validation=_validation(args), overwrite=args.overwrite)
+    if not args.quiet:
+        _show(task, result)
+    return 0
+
+
+def _show(task: Merging, result: Merged) -> None:
+    from ..evaluation.reports.columns import encodable
+    from ..merging.report import PROVENANCE, trials_table, weights_table
+
+    if result.trials is not None:
+        print(encodable(trials_table(result.trials, task.models)) + "\n")
+    print(encodable(weights_table(task.models, result.weights, result.losses)))
+    print(f"\nwrote {result.path} ({PROVENANCE} says how it was made)", file=sys.stderr)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Options that would do nothing."""
+    for needed, names in _GOES_WITH.items():
+        if idle := [name for name in names if getattr(args, name) is not None and getattr(args, needed) is None]:
+            raise ArgumentError(f"--{idle[0]} goes with --{needed}")
+    wrong = {
+        "density": args.method not in ("ties", "dare"),
+        "scale": args.method != "ties",
+        "seed": args.method != "dare" and args.data is None,
+    }
+    if idle := [name for name, off in wrong.items() if off and getattr(args, name) is not None]:
+        raise ArgumentError(f"--{idle[0]} does nothing for the method {args.method}")
+    if args.normalize and args.weights is None:
+        raise ArgumentError("--normalize goes with --weights")
+
+
+def _task(args: argparse.Namespace) -> Merging:
+    from ..merging import Merging, Options
+
+    sources = Options(
+        revision=args.revision, cache_dir=args.cache_dir, trust_remote_code=args.trust_remote_code,
+        allow_pickle=args.allow_pickle,
+    )  # fmt: skip
+    return Merging(
+        args.models, args.model_type, method=args.method, weights=args.weights, normalize=args.normalize,
+        base=args.base, card_from=args.card_from, options=sources, device=args.device,
+        **_given(args, density="density", scale="scale", seed="seed"),
+    )  # fmt: skip
+
+
+def _examples(args: argparse.Namespace) -> Examples | None:
+    if args.data is None:
+        return None
+    from ..merging import Examples
+
+    names = _GOES_WITH["data"]
+    return Examples(args.data, **_given(args, **{name: name for name in names}))
+
+
+def _validation(args: argparse.Namespace) -> Validation | None:
+    if args.eval_data is None:
+        return None
+    from ..merging import Validation
+
+    return Validation(
+        args.eval_data,
+        **_given(
+            args, split="eval_split", points="search_points", first_stage="first_stage", rerank_top_k="rerank_top_k"
+        ),
+    )
+
+
+def _given(args: argparse.Namespace, **names: str) -> dict[str, Any]:
+    """Arguments whose options were given; the others keep the defaults of what takes them."""
+    return {name: value for name, option in names.items() if (value := getattr(args, option)) is not None}

@@ -1,0 +1,41 @@
+"""Several models of one architecture -> one: averages, weights from examples or by validation, TIES, DARE, SLERP, LoRA.
+
+Names are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .cocktail import mix_models, mix_models_by_layers, mix_models_with_data
+    from .run import Examples, Merged, Merging, Validation, merge
+    from .sources import Options
+
+_HOMES = {
+    "Examples": "run",
+    "Merged": "run",
+    "Merging": "run",
+    "Options": "sources",
+    "Validation": "run",
+    "merge": "run",
+    "mix_models": "cocktail",
+    "mix_models_by_layers": "cocktail",
+    "mix_models_with_data": "cocktail",
+}
+
+__all__ = [
+    "Examples",
+    "Merged",
+    "Merging",
+    "Options",
+    "Validation",
+    "merge",
+    "mix_models",
+    "mix_models_by_layers",
+    "mix_models_with_data",
+]
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -1,0 +1,321 @@
+"""How the weights of several models become one: element by element, in float64, a block of rows at a time.
+
+All formulas are of one tensor. What they need to know of the whole of it (norms, thresholds) is found in a pass of its
+own, so that no more than a block of each model is in memory.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Final, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+
+#: Rows -> these rows in float64, always as a new tensor.
+Rows: TypeAlias = Callable[[slice], Tensor]
+
+#: How far a sum of weights may be from 1: as much as rounding to three digits makes.
+TOLERANCE: Final = 1e-3
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One tensor of all models.
+
+    Attributes:
+        name: Its name, of which random draws depend.
+        blocks: All its rows, in order.
+        models: Of each model.
+        base: Of the base model, None without.
+    """
+
+    name: str
+    blocks: Sequence[slice]
+    models: Sequence[Rows]
+    base: Rows | None = None
+
+    def delta(self, number: int, rows: slice) -> Tensor:
+        """What a model has changed of the base."""
+        assert self.base is not None
+        return self.models[number](rows) - self.base(rows)
+
+
+class Method(Protocol):
+    """A way to merge."""
+
+    name: ClassVar[str]
+    needs_base: ClassVar[bool]
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Of each model."""
+        ...
+
+    def combine(self, stack: Stack) -> Iterator[Tensor]:
+        """The merged rows of each block, in float64."""
+        ...
+
+
+@dataclass(frozen=True)
+class Average:
+    """Sum of w_i theta_i, for weights that sum to 1 (model soups, LM-Cocktail)."""
+
+    weights: tuple[float, ...]
+    name: ClassVar[str] = "average"
+    needs_base: ClassVar[bool] = False
+
+    def combine(self, stack: Stack) -> Iterator[Tensor]:
+        """See `Method`."""
+        for rows in stack.blocks:
+            yield _sum(model(rows).mul_(weight) for model, weight in zip(stack.models, self.weights, strict=True))
+
+
+@dataclass(frozen=True)
+class Slerp:
+    """Two models, along the arc between them: sin((1-t) a) / sin(a) theta_0 + sin(t a) / sin(a) theta_1.
+
+    a is the angle between the two tensors, t the weight of the second. Where the arc is no different from the line
+    (sin a < 1e-6), or is none (a tensor of zeros), it is their average.
+    """
+
+    weights: tuple[float, ...]
+    name: ClassVar[str] = "slerp"
+    needs_base: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if len(self.weights) != 2:
+            raise ArgumentError(f"slerp is of two models, not of {len(self.weights)}")
+
+    def combine(self, stack: Stack) -> Iterator[Tensor]:
+        """See `Method`."""
+        first, second = stack.models
+        dot = squares = others = 0.0
+        for rows in stack.blocks:
+            x, y = first(rows), second(rows)
+            dot += float((x * y).sum())
+            squares += float(x.square_().sum())
+            others += float(y.square_().sum())
+        norms = math.sqrt(squares) * math.sqrt(others)
+        angle = math.acos(min(1.0, max(-1.0, dot / norms))) if norms else 0.0
+        factors = self.weights
+        if math.sin(angle) >= 1e-6:
+            factors = tuple(math.sin(weight * angle) / math.sin(angle) for weight in self.weights)
+        yield from Average(factors).combine(stack)
+
+
+@dataclass(frozen=True)
+class TaskArithmetic:
+    """theta_base + sum of w_i (theta_i - theta_base) (arXiv:2212.04089)."""
+
+    weights: tuple[float, ...]
+    name: ClassVar[str] = "task_arithmetic"
+    needs_base: ClassVar[bool] = True
+
+    def combine(self, stack: Stack) -> Iterator[Tensor]:
+        """See `Method`."""
+        assert stack.base is not None
+        for rows in stack.blocks:
+            deltas = (stack.delta(number, rows).mul_(weight) for number, weight in enumerate(self.weights))
+            yield stack.base(rows).add_(_sum(deltas))
+
+
+@dataclass(frozen=True)
+class Ties:
+    """Trim, elect a sign, average those that agree with it (arXiv:2306.01708), tensor by tensor.
+
+    Of each model's change only the `density` largest elements are kept (more where equal). The sign of an element is
+    that of the weighted sum over models; its change is the weighted mean of the models with this sign.
+
+    Attributes:
+        weights: Of each model; equal ones are the method as published.
+        density: Share of elements kept.
+        scale: The merged change is multiplied by it.
+    """
+
+    weights: tuple[float, ...]
+    density: float = 0.2
+    scale: float = 1.0
+    name: ClassVar[str] = "ties"
+    needs_base: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_density(self.density)
+
+    def combine(self, stack: Stack) -> Iterator[Tensor]:
+        """See `Method`."""
+        assert stack.base is not None
+        numbers = range(len(stack.models))
+        least = [
+            _threshold(lambda rows, number=number: stack.delta(number, rows), stack.blocks, self.density)  # type: ignore[misc]
+            for number in numbers
+        ]
+        for rows in stack.blocks:
+            deltas = [_trimmed(stack.delta(number, rows), least[number]) for number in numbers]
+            sign = _sum(delta * weight for delta, weight in zip(deltas, self.weights, strict=True)).sign_()
+            total, counted = torch.zeros_like(sign), torch.zeros_like(sign)
+            for delta, weight in zip(deltas, self.weights, strict=True):
+                agrees = (delta.sign() == sign) & (sign != 0)
+                total += torch.where(agrees, delta * weight, 0.0)
+                counted += agrees.double() * weight
+            mean = torch.where(counted > 0, total / counted.clamp(min=1e-300), 0.0)
+            yield stack.base(rows).add_(mean, alpha=self.scale)
+
+
+@dataclass(frozen=True)
+class Dare:
+    """theta_base + sum of w_i drop(theta_i - theta_base) (arXiv:2311.03099).
+
+    `drop` keeps an element with the probability `density` and divides it by it. Draws depend on the seed, on the
+    model's place and on the tensor's name alone.
+
+    Attributes:
+        weights: Of each model.
+        density: Share of elements kept.
+        seed: Of the draws.
+    """
+
+    weights: tuple[float, ...]
+    density: float = 0.2
+    seed: int = 0
+    name: ClassVar[str] = "dare"
+    needs_base: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_density(self.density)
+        if self.seed < 0:
+            raise ArgumentError(f"seed must not be negative, but it is {self.seed}")
+
+    def combine(self, stack: Stack) -> Iterator[Tensor]:
+        """See `Method`."""
+        assert stack.base is not None
+        generators = [drops(self.seed, number, stack.name) for number in range(len(self.weights))]
+        for rows in stack.blocks:
+            merged = stack.base(rows)
+            for number, weight in enumerate(self.weights):
+                delta = stack.delta(number, rows)
+                kept = torch.from_numpy(generators[number].random(delta.numel()) < self.density).view(delta.shape)
+                merged += delta.mul_(kept).mul_(weight / self.density)
+            yield merged
+
+
+METHODS: Final[dict[str, type[Any]]] = {each.name: each for each in (Average, Slerp, TaskArithmetic, Ties, Dare)}
+
+
+def described(method: Method) -> dict[str, Any]:
+    """A method as plain values."""
+    return {"method": method.name, **asdict(method)}  # type: ignore[call-overload]
+
+
+def drops(seed: int, number: int, name: str) -> np.random.Generator:
+    """What draws the elements of one tensor of a model that DARE keeps."""
+    return np.random.default_rng([seed, number, zlib.crc32(name.encode())])
+
+
+def checked_weights(weights: Sequence[float], count: int, *, normalize: bool = False) -> tuple[float, ...]:
+    """Weights of an average, which sum to 1.
+
+    Args:
+        weights: As the caller gave them.
+        count: Models.
+        normalize: Divide them by their sum, whatever it is.
+
+    Raises:
+        ArgumentError: a weight is negative or no number, there are too few or too many, or they do not sum to 1.
+    """
+    found = finite_weights(weights, count)
+    if any(weight < 0 for weight in found):
+        raise ArgumentError(f"weights of an average must not be negative: {_listed(found)}; task_arithmetic takes such")
+    total = math.fsum(found)
+    if total <= 0 or (not normalize and abs(total - 1) > TOLERANCE):
+        raise ArgumentError(
+            f"the weights {_listed(found)} sum to {total:g}, not to 1; normalize=True (--normalize) divides them by "
+            "their sum"
+        )
+    # Weights as exact as numbers can be stay as they are: they are shown, and compared with those that were found.
+    return found if abs(total - 1) < 1e-12 else tuple(weight / total for weight in found)
+
+
+def finite_weights(weights: Sequence[float], count: int) -> tuple[float, ...]:
+    """As many finite weights as there are models.
+
+    Raises:
+        ArgumentError: they are not.
+    """
+    found = tuple(float(weight) for weight in weights)
+    if len(found) != count:
+        raise ArgumentError(f"{len(found)} weights for {count} models: give one for each")
+    if not all(map(math.isfinite, found)):
+        raise ArgumentError(f"weights must be finite numbers, not {_listed(found)}")
+    return found
+
+
+def _listed(weights: Sequence[float]) -> str:
+    return ", ".join(f"{weight:g}" for weight in weights)
+
+
+def _check_density(density: float) -> None:
+    if not 0 < density <= 1:
+        raise ArgumentError(f"density must be above 0 and at most 1, not {density:g}")
+
+
+def _sum(tensors: Iterator[Tensor]) -> Tensor:
+    # Not from zero on, which would turn -0.0 into 0.0.
+    total = next(tensors)
+    for tensor in tensors:
+        total += tensor
+    return total
+
+
+def _trimmed(delta: Tensor, least: float) -> Tensor:
+    return torch.where(delta.float().abs() >= least, delta, 0.0)
+
+
+def _threshold(read: Rows, blocks: Sequence[slice], density: float) -> float:
+    """The least magnitude (float32) among the `density` largest of a tensor, without having all of it.
+
+    The bits of positive floats have the order of their values: their upper halves are counted first, then the lower
+    halves of those with the upper half that decides.
+    """
+
+    def bits(rows: slice) -> np.ndarray[Any, np.dtype[np.int32]]:
+        found: np.ndarray[Any, np.dtype[np.int32]] = read(rows).float().abs().view(torch.int32).numpy().ravel()
+        return found
+
+    upper = _Largest()
+    for rows in blocks:
+        upper.add(bits(rows) >> 16)
+    wanted = max(1, math.ceil(density * upper.total))
+    high, above = upper.place(wanted)
+    lower = _Largest()
+    for rows in blocks:
+        found = bits(rows)
+        lower.add(found[found >> 16 == high] & 0xFFFF)
+    low, _ = lower.place(wanted - above)
+    return float(np.array(high << 16 | low, dtype=np.int32).view(np.float32))
+
+
+class _Largest:
+    """Counts 16-bit numbers, to find the n-th largest."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(1 << 16, dtype=np.int64)
+
+    @property
+    def total(self) -> int:
+        return int(self._counts.sum())
+
+    def add(self, numbers: np.ndarray[Any, np.dtype[np.int32]]) -> None:
+        self._counts += np.bincount(numbers, minlength=1 << 16)
+
+    def place(self, wanted: int) -> tuple[int, int]:
+        """The number that the n-th largest is, and how many are larger."""
+        from_above = np.cumsum(self._counts[::-1])
+        place = int(np.searchsorted(from_above, wanted))
+        return (1 << 16) - 1 - place, int(from_above[place - 1]) if place else 0

@@ -1,0 +1,126 @@
+"""What a merge says of itself: merge.json, a section of the README, tables, and the curve of a search."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from .searching import Trial, best, rows
+
+#: What was merged, how, and with which weights.
+PROVENANCE: Final = "merge.json"
+
+_WIDTH, _HEIGHT = 900, 380
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """The last parts of models' names that tell them apart."""
+    parts = [[part for part in re.split(r"[/\\]", name) if part] or [name] for name in names]
+    for count in range(1, max(map(len, parts)) + 1):
+        found = ["/".join(part[-count:]) for part in parts]
+        if len(set(found)) == len(found):
+            return found
+    return list(names)
+
+
+def weights_table(names: Sequence[str], weights: Sequence[float], losses: Sequence[float] | None) -> str:
+    """Models, weights and losses in lines for a terminal."""
+    cells = [["model", "weight", *(["loss"] if losses else [])]]
+    for place, name in enumerate(names):
+        cells.append([name, f"{weights[place]:.4f}", *([f"{losses[place]:.4f}"] if losses else [])])
+    return table(cells)
+
+
+def table(cells: Sequence[Sequence[str]]) -> str:
+    """Lines for a terminal, in columns."""
+    from ..evaluation.reports.columns import columns, padded
+
+    widths = [max(columns(row[place]) for row in cells) for place in range(len(cells[0]))]
+    return "\n".join(
+        "  ".join(padded(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+    )
+
+
+def trials_table(trials: Sequence[Trial], names: Sequence[str]) -> str:
+    """The trials of a search in lines for a terminal."""
+    return table(list(rows(trials, short_names(names))))
+
+
+def add_to_readme(file: Path, provenance: Mapping[str, Any]) -> None:
+    """Say in a README what was merged; models of the hub also in its front matter."""
+    from huggingface_hub import metadata_load, metadata_save
+
+    models = provenance["models"]
+    names = [model["name"] for model in models]
+    front = metadata_load(file) or {}
+    front.pop("base_model", None)
+    public = [name for name in names if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()]
+    front |= {"base_model": public, "base_model_relation": "merge"} if public else {}
+    front["tags"] = [*front.get("tags", []), *(["merge"] if "merge" not in front.get("tags", []) else [])]
+    metadata_save(file, front)
+    lines = [f"| {_cell(model['name'])} | {model['weight']:.4f} |" for model in models]
+    settings = ", ".join(
+        f"{name} {value:g}" for name, value in provenance["method"].items() if name not in ("method", "weights")
+    )
+    method = provenance["method"]["method"] + (f" ({settings})" if settings else "")
+    method += f", base {provenance['base']['name']}" if provenance["base"] else ""
+    text = "\n".join([
+        "\n## Merged from\n", "| model | weight |", "|---|---|", *lines, "",
+        f"Method: {method}. `{PROVENANCE}` has digests and details.\n",
+    ])  # fmt: skip
+    file.write_text(file.read_text(encoding="utf-8").rstrip("\n") + "\n" + text, encoding="utf-8")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def save_curve(trials: Sequence[Trial], names: Sequence[str], folder: Path) -> None:
+    """Write merge.html and, of two models, merge.png: scores over the weight of the second."""
+    from ..evaluation.reports.html import page_style
+    from ..evaluation.reports.theme import drawing, looks, new_figure, save_plot, to_svg
+
+    labels = short_names(names)
+    figure_html = ""
+    if len(names) == 2:
+        ordered = sorted(trials, key=lambda trial: trial.weights[1])
+        lines = {"score": [trial.score for trial in ordered]}
+        tasks = list(trials[0].scores)
+        lines |= {task: [trial.scores[task] for trial in ordered] for task in tasks if len(tasks) > 1}
+        with drawing():
+            figure = new_figure(_WIDTH, _HEIGHT)
+            figure.subplots_adjust(left=0.07, right=0.72, bottom=0.15, top=0.9)
+            axis = figure.subplots()
+            for name, look in looks(list(lines)).items():
+                style = {"linewidth": 2.6} if name == "score" else {"linewidth": 1.4}
+                weights = [trial.weights[1] for trial in ordered]
+                axis.plot(weights, lines[name], color=look.color, marker=look.marker, label=name, **style)
+            axis.axvline(best(trials).weights[1], linestyle=":", linewidth=1)
+            axis.grid(axis="y")
+            axis.set_xlabel(f"weight of {labels[1]} (the rest is {labels[0]})")
+            axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1.03))
+            svg = to_svg(figure, name="merge", title="Scores over the weight of the second model")
+            save_plot(svg, folder / "merge.png")
+        figure_html = f"<figure>{svg}</figure>"
+    head, *body = rows(trials, labels)
+    page = _PAGE.format(
+        style=page_style(), figure=figure_html, head=_row(head, "th"), body="".join(_row(row, "td") for row in body)
+    )
+    (folder / "merge.html").write_text(page, encoding="utf-8")
+
+
+def _row(cells: Sequence[str], tag: str) -> str:
+    return "<tr>" + "".join(f'<{tag} class="n">{html.escape(cell)}</{tag}>' for cell in cells) + "</tr>"
+
+
+_PAGE: Final = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Weights of a merge</title><style>{style}</style></head>
+<body><header><h1>Weights of a merge</h1></header><main>
+{figure}
+<div class="scroll"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>
+</main></body></html>
+"""
