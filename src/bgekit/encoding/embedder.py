@@ -42,6 +42,9 @@ class FlagModel(Embedder):
     is large enough to pay for it.
     """
 
+    #: Whether a model that is no embedder yet deserves a warning; training loads such on purpose.
+    _to_be_used = True
+
     def __new__(cls, model_name_or_path: str | os.PathLike[str], *args: Any, **options: Any) -> Any:
         """A hosted model (`text-embedding-3-small`) gives an `OpenAIEmbedder`, which has the same methods."""
         family = find_family(os.fspath(model_name_or_path))
@@ -140,6 +143,8 @@ class FlagModel(Embedder):
         self._check_length("query_max_length", query_max_length)
         self._check_length("passage_max_length", passage_max_length)
         _log_notice(self.card)
+        if self.card.pretrained_only and self._to_be_used:
+            _warn_pretrained(self.card.name, folder)
         self.folder = folder
         self.devices = resolve_devices(devices if devices is not None else device)
         self.batch_size = batch_size
@@ -282,6 +287,16 @@ def _checked_dim(truncate_dim: int | None, card: ModelCard) -> int | None:
     if truncate_dim is not None and not 1 <= truncate_dim <= card.dimension:
         raise ArgumentError(f"truncate_dim={truncate_dim} must be from 1 to the model's {card.dimension} dimensions")
     return truncate_dim
+
+
+def _warn_pretrained(name: str, folder: Path) -> None:
+    key = str(folder.resolve())
+    if key not in _noticed:
+        _noticed.add(key)
+        logger.warning(
+            "%s is only pre-trained and not yet an embedder: it must be fine-tuned with contrastive learning (bge "
+            "finetune) before its vectors mean anything", name,
+        )  # fmt: skip
 
 
 def _log_notice(card: ModelCard) -> None:

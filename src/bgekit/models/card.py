@@ -88,6 +88,7 @@ class ModelCard:
         sources: Where each field was found.
         selftest: A text and its vector, as stored by `FlagModel.save`, None without.
         calibration: What similarities mean (`bge calibrate`), with what the model must be for it, None without.
+        pretrained_only: Whether the model is no embedder yet: it must be fine-tuned before its vectors mean anything.
     """
 
     name: str
@@ -109,6 +110,7 @@ class ModelCard:
     sources: Mapping[str, str] = field(default_factory=dict)
     selftest: Mapping[str, Any] | None = None
     calibration: Mapping[str, Any] | None = None
+    pretrained_only: bool = False
 
     def prompt(self, role: str | None) -> Prompt:
         """The prompt of a role; a role without one has the empty prompt."""
@@ -160,7 +162,7 @@ def read_card(folder: Path, name: str | None = None, **caller: Any) -> ModelCard
         facts.add("config.json", {"dtype": dtype})
     facts.add("default", {"normalize": True, "similarity": "cosine", "include_prompt": True, "lower_case": False})
     facts.add("default", {"default_prompt": None, "dense": (), "dtype": "float32", "selftest": None})
-    facts.add("default", {"calibration": None})
+    facts.add("default", {"calibration": None, "pretrained_only": False})
     facts.add("default", {"max_length": usable_length(config), "query": Prompt(), "document": Prompt()})
     known, sources = facts.values, facts.sources
     for role in ("query", "document"):
@@ -200,6 +202,7 @@ def read_card(folder: Path, name: str | None = None, **caller: Any) -> ModelCard
         sources=sources,
         selftest=known["selftest"],
         calibration=known["calibration"],
+        pretrained_only=known["pretrained_only"],
     )
 
 
@@ -288,6 +291,8 @@ def _prompt_facts(folder: Path) -> dict[str, Any]:
         facts["similarity"] = content["similarity_fn_name"]
     ours = content.get("bgekit") or {}
     suffixes, apart = ours.get("prompt_suffixes") or {}, ours.get("prompts_apart") or ()
+    if ours.get("pretrained_only") is True:
+        facts["pretrained_only"] = True
     prompts = {
         role: Prompt(text or "", suffixes.get(role, ""), role in apart)
         for role, text in (content.get("prompts") or {}).items()

@@ -26,6 +26,9 @@ _SIMILARITIES: Final = {
     "euclidean": "negative Euclidean distance",
     "manhattan": "negative Manhattan distance",
 }
+#: Tag of a model that is no embedder yet.
+PRETRAINED_TAG: Final = "pretrained-only"
+
 _ALIASES: Final = {"document": ("passage", "corpus")}
 
 
@@ -97,6 +100,7 @@ def _main_config(card: ModelCard, selftest: Mapping[str, Any] | None, versions: 
     ours |= {"prompt_suffixes": suffixes} if suffixes else {}
     ours |= {"prompts_apart": apart} if apart else {}
     ours |= {"selftest": dict(selftest)} if selftest is not None else {}
+    ours |= {"pretrained_only": True} if card.pretrained_only else {}
     ours |= {"calibration": dict(card.calibration)} if card.calibration is not None else {}
     return {
         "model_type": "SentenceTransformer",
@@ -138,10 +142,14 @@ def readme(card: ModelCard, *, base_model: str | None, source: Path | None) -> s
 
     known = _front_matter(source)
     tags = ["sentence-transformers", "sentence-similarity", "feature-extraction", "bgekit"]
+    kept = [tag for tag in _strings(known.get("tags")) if tag not in (*tags, PRETRAINED_TAG)]
+    if card.pretrained_only:
+        tags = [PRETRAINED_TAG, "feature-extraction", "bgekit"]
+        kept = [tag for tag in kept if tag not in tags]
     front = ModelCardData(
         library_name="sentence-transformers",
-        pipeline_tag="sentence-similarity",
-        tags=tags + [tag for tag in _strings(known.get("tags")) if tag not in tags],
+        pipeline_tag="feature-extraction" if card.pretrained_only else "sentence-similarity",
+        tags=tags + kept,
         language=known.get("language"),
         license=known.get("license"),
         license_name=known.get("license_name"),
@@ -149,7 +157,22 @@ def readme(card: ModelCard, *, base_model: str | None, source: Path | None) -> s
         base_model=base_model or known.get("base_model"),
     )
     title = base_model.rsplit("/", 1)[-1] if base_model else (card.family or "Text embedding model")
-    return f"---\n{front.to_yaml()}\n---\n\n# {title}\n\n{_facts(card)}\n{_usage(card)}"
+    if card.pretrained_only:
+        title, usage = f"{title}, pre-trained only", _PRETRAINED
+    else:
+        usage = _usage(card)
+    return f"---\n{front.to_yaml()}\n---\n\n# {title}\n\n{_facts(card)}\n{usage}"
+
+
+_PRETRAINED: Final = """**This model is not yet an embedder.** It was pre-trained on plain text (RetroMAE) and must be
+fine-tuned with contrastive learning before its vectors mean anything.
+
+## Use
+
+```
+bge finetune --model path/to/this/folder --train_data train.jsonl --output_dir tuned
+```
+"""
 
 
 def _front_matter(source: Path | None) -> dict[str, Any]:

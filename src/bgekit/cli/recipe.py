@@ -1,0 +1,253 @@
+"""`bge recipe`: a file of stages, each a verb of this command line, run in order and only as far as needed."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ArgumentError
+from . import options
+
+if TYPE_CHECKING:
+    from ..recipes.commands import Step
+    from ..recipes.planning import State
+    from ..recipes.recipe import Recipe
+    from ..recipes.verbs import Verb
+
+_DESCRIPTION = """\
+Run a recipe: a YAML file of stages (pretrain, mine, finetune, score, merge, calibrate, eval, ...) with their data and
+arguments. What is there already and would come out the same is not run again; a run that was interrupted or killed
+goes on when the same command is given again. The work folder gets the outputs, the log of each stage, and a report."""
+
+_EPILOG = """\
+examples:
+  bge recipe run recipes/small-demo.yaml --dry-run
+  bge recipe run recipes/small-demo.yaml
+  bge recipe run recipes/small-shared.yaml --set data=/data --set seed=1 --work runs/seed-1"""
+
+#: Columns of the plan's inputs.
+_WIDEST = 50
+#: Verbs whose arguments are parsed as transformers' Trainer does it.
+_TRAINED = ("pretrain", "finetune", "finetune-reranker")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb's parser."""
+    parser = subparsers.add_parser(
+        "recipe", help="run the stages of a recipe: mine, train, merge, measure", description=_DESCRIPTION,
+        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, title="actions")
+    run = actions.add_parser("run", help="run a recipe", description=_DESCRIPTION)
+    run.add_argument("file", metavar="FILE", help="the recipe")
+    run.add_argument("--dry-run", action="store_true", help="show what would be run and why, and run nothing")
+    options.add_list_option(run, "--set", metavar="NAME=VALUE", help="give a variable of the recipe another value")
+    run.add_argument("--work", metavar="DIR", help="folder of outputs, logs and the report [runs/NAME]")
+    options.add_list_option(run, "--stages", metavar="STAGE", help="only these, and those that they need [all]")
+    options.add_list_option(run, "--again", metavar="STAGE", help="run these whatever is there")
+    run.add_argument("--quiet", action="store_true", help="nothing but errors")
+    data = actions.add_parser(
+        "pydocs", help="write training and test data from the documentation of Python's standard library",
+        description="Write pairs of the first sentence of a docstring and the rest of it: train.jsonl, texts.jsonl for "
+        "pre-training, and eval/, a retrieval task of modules that are held out.",
+    )  # fmt: skip
+    data.add_argument("--output", "-o", required=True, metavar="DIR", help="folder to write")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run a recipe, or show what that would be."""
+    if args.action == "pydocs":
+        from ..recipes.pydocs import write_pairs
+
+        counts = write_pairs(args.output)
+        print(", ".join(f"{name} {count:,}" for name, count in counts.items()), file=sys.stderr)
+        print(f"wrote {args.output}", file=sys.stderr)
+        return 0
+    from ..recipes.recipe import read_recipe
+
+    recipe = read_recipe(Path(args.file), dict(map(_setting, args.set or ())))
+    if args.stages:
+        recipe = recipe.only(args.stages)
+    work = Path(args.work or Path("runs", Path(args.file).stem))
+    if args.dry_run:
+        return _dry_run(recipe, work, args.again or ())
+    from ..recipes.running import StageError, run_recipe
+
+    screen = Screen(args.quiet)
+    try:
+        content = run_recipe(recipe, work, VerbGrammar(), screen, again=args.again or ())
+    except StageError as error:
+        screen.clear()
+        print(error.tail, file=sys.stderr)
+        raise
+    if not args.quiet:
+        from ..evaluation.reports.columns import encodable
+
+        print(encodable(_scores(content)), end="")
+        print(f"\nwritten to {work}: report.md, report.html, report.json")
+    return 0
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ArgumentError(f"--set is NAME=VALUE, such as seed=1, not {text!r}")
+    return name.strip(), value
+
+
+def _scores(content: Mapping[str, Any]) -> str:
+    lines = []
+    for evaluation in content["evaluations"]:
+        lines.append(f"\n{evaluation['stage']}")
+        for each in evaluation["results"]:
+            what = f"{each['metric']} on {each['task']} ({each['split']})"
+            lines.append(f"  {each['score']:6.2f}  {what}: {each['model']}")
+        lines += [f"  {each['conclusion']}" for each in evaluation["comparisons"]]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _dry_run(recipe: Recipe, work: Path, again: Sequence[str]) -> int:
+    from ..evaluation.reports.columns import encodable
+    from ..recipes.commands import HIDDEN, make_steps
+    from ..recipes.digests import Digests
+    from ..recipes.planning import Folder, plan
+    from ..recipes.running import check_inputs
+
+    steps = make_steps(recipe, work, VerbGrammar())
+    folder = Folder(work, Digests(work / HIDDEN))
+    states = plan(steps, folder, recipe.chosen(again))
+    print(encodable("\n".join(_plan_lines(steps, states))))
+    check_inputs(recipe, steps, folder)
+    return 0
+
+
+def _plan_lines(steps: Sequence[Step], states: Sequence[State]) -> Iterator[str]:
+    """The plan as a table, and the commands."""
+    from ..evaluation.reports.columns import clipped
+
+    rows = [("stage", "verb", "inputs", "output", "status", "why")]
+    for step, state in zip(steps, states, strict=True):
+        inputs = clipped(", ".join(dict.fromkeys(each.stage or each.path for each in step.inputs)) or "-", _WIDEST)
+        why = "; ".join(state.reasons)
+        rows.append((step.name, step.stage.verb.name, inputs, str(step.output), state.status, why))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    yield ""
+    for step in steps:
+        yield step.shown
+
+
+class VerbGrammar:
+    """The parsers of the verbs of this command line."""
+
+    def __init__(self) -> None:
+        self._parsers: dict[str, argparse.ArgumentParser] = {}
+
+    def options(self, verb: Verb) -> Mapping[str, argparse.Action]:
+        """The arguments of a verb by every name; positional ones by their `dest`."""
+        parser = self._parser(verb.name)
+        positional = {action.dest: action for action in parser._actions if not action.option_strings}
+        return {**positional, **parser._option_string_actions}
+
+    def check(self, verb: Verb, arguments: Sequence[str]) -> None:
+        """Parse the arguments of a verb, without running it.
+
+        Raises:
+            ArgumentError: they cannot be parsed.
+        """
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                if verb.name in _TRAINED:
+                    from ..training.arguments import parse
+
+                    parse(_trained(verb.name), arguments, prog=f"bge {verb.name}", description="")
+                else:
+                    self._parser(verb.name).parse_args(list(arguments))
+        except SystemExit:
+            line = (said.getvalue().strip().splitlines() or [""])[-1]
+            raise ArgumentError(line.rpartition(": error: ")[2]) from None
+
+    def _parser(self, verb: str) -> argparse.ArgumentParser:
+        if verb not in self._parsers:
+            self._parsers[verb] = self._made(verb)
+        return self._parsers[verb]
+
+    def _made(self, verb: str) -> argparse.ArgumentParser:
+        if verb in _TRAINED:
+            from transformers import HfArgumentParser
+
+            return HfArgumentParser(list(_trained(verb)), allow_abbrev=False)
+        first, *rest = verb.split()
+        parsers = options.Parser(prog="bge").add_subparsers()
+        importlib.import_module(f".{first.replace('-', '_')}", __package__).add_parser(parsers)
+        parser: argparse.ArgumentParser = parsers.choices[first]
+        for word in rest:
+            inner = next(each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
+            parser = inner.choices[word]
+        return parser
+
+
+def _trained(verb: str) -> tuple[type[Any], ...]:
+    """The dataclasses that have the arguments of a verb which transformers' Trainer does."""
+    from ..errors import import_extra
+
+    import_extra("accelerate", "train")
+    if verb == "pretrain":
+        from ..pretraining import arguments as pretraining
+
+        return pretraining.PretrainModelArguments, pretraining.PretrainDataArguments, pretraining.PretrainArguments
+    from ..training import arguments as training
+
+    kind = training.EmbedderArguments if verb == "finetune" else training.RerankerArguments
+    return training.ModelArguments, training.DataArguments, kind
+
+
+class Screen:
+    """Shows how a run goes: a line for each stage, and on a terminal what the running one says."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._live = not quiet and sys.stderr.isatty()
+        self._place, self._start, self._next = "", 0.0, 0.0
+
+    def begins(self, step: Step, number: int, total: int, state: State) -> None:
+        """A stage is skipped or begins."""
+        self._place, self._start, self._next = f"[{number}/{total}] {step.name}", time.perf_counter(), 0.0
+        why = f" ({'; '.join(state.reasons)})" if state.reasons else ""
+        self._say(f"{self._place}: {state.status}{why}")
+
+    def runs(self, step: Step, seconds: float, line: str) -> None:
+        """It is running."""
+        if not self._live or seconds < self._next:
+            return
+        self._next = seconds + 0.5
+        from ..evaluation.reports.columns import clipped, printable
+
+        # One column less, so that the cursor stays on the line.
+        width = shutil.get_terminal_size((100, 24)).columns - 1
+        shown = clipped(printable(f"{self._place} {seconds:,.0f} s  {line}"), width)
+        print(f"\r\x1b[K{shown}", end="", file=sys.stderr, flush=True)
+
+    def ends(self, step: Step) -> None:
+        """It has finished."""
+        self._say(f"{self._place}: done in {time.perf_counter() - self._start:,.1f} s -> {step.output}")
+
+    def clear(self) -> None:
+        """Remove what is on the line."""
+        if self._live:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def _say(self, line: str) -> None:
+        self.clear()
+        if not self._quiet:
+            print(line, file=sys.stderr, flush=True)

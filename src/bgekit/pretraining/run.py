@@ -1,0 +1,189 @@
+"""Pre-training of an encoder: `bge pretrain`, and `python -m bgekit.pretraining.run` for launchers."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final, cast
+
+from torch import Tensor
+
+from ..errors import ArgumentError, CheckpointError
+from ..models.checkpoint import read_tensors, weight_files
+from ..models.encoder import Encoder
+from ..models.saving import make_selftest, write_checkpoint
+from ..training.arguments import parse
+from ..training.batches import PlanOptions
+from ..training.run import begin, identity, run
+from .arguments import PretrainArguments, PretrainDataArguments, PretrainModelArguments
+from .batches import Batch, Masking, PretrainSteps
+from .describe import describe
+from .network import RetroMAE
+from .start import BESIDE, Start, started
+from .store import Reading
+from .texts import Texts, Tokenization, read_texts
+from .trainer import PretrainingTrainer, Watch, loss_of, measured_losses
+
+logger = logging.getLogger(__name__)
+
+#: Stands for the visit of sequences that are measured, which no epoch is.
+_MEASURED: Final = 1 << 31
+_DESCRIPTION: Final = """\
+Pre-train an encoder on plain texts with RetroMAE, before it is fine-tuned with `bge finetune`.
+Arguments are those of transformers' Trainer, those of FlagEmbedding by their names, and the ones below."""
+
+
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m bgekit.pretraining.run") -> int:
+    """Parse arguments and train."""
+    given = sys.argv[1:] if arguments is None else arguments
+    kinds = (PretrainModelArguments, PretrainDataArguments, PretrainArguments)
+    model, data, args = parse(kinds, given, prog=prog, description=_DESCRIPTION)
+    pretrain(model, data, args)
+    return 0
+
+
+def pretrain(model: PretrainModelArguments, data: PretrainDataArguments, args: PretrainArguments) -> Path | None:
+    """Train an encoder.
+
+    Returns:
+        The folder of the trained model; None after a dry run, whose findings are printed.
+
+    Raises:
+        DataError: the texts cannot be used; nothing was trained then.
+        ArgumentError: arguments are impossible or contradict each other.
+        CheckpointError: the model to start from is damaged.
+        OutputError: the output folder holds something already, or cannot be written.
+    """
+    resume = begin(args)
+    with started(model, data.max_seq_length) as start:
+        tokens = Tokenization.of(start.tokenizer, start.card.name)
+        texts, held_out = _read(data, args, tokens)
+        masking = Masking(tokens, data.encoder_mlm_probability, _seed(args))
+        options = PlanOptions(
+            args.per_device_train_batch_size * args.world_size, masking.seed, drop_last=args.dataloader_drop_last
+        )
+        steps = PretrainSteps(texts, options, masking, rank=args.process_index, world=args.world_size)
+        network = _network(start, data.decoder_mlm_probability)
+        if args.dry_run:
+            print(describe(steps, network, start.tokenizer, args))  # noqa: T201
+            return None
+        watch = Watch()
+        if args.process_index == 0:
+            watch.before(texts.facts, data.max_seq_length, data.long_texts == "cut")
+        output = _Output(start, network)
+
+        def measure(held_out: Texts) -> Mapping[str, float]:
+            batches = _batches(held_out, masking, args.per_device_train_batch_size)
+            return measured_losses(network, batches, trainer.compute_loss_context_manager())
+
+        trainer = PretrainingTrainer(
+            network, args, cast(Any, steps), _whole, loss_of, write=output.write, read=output.read,
+            judge=None if held_out is None else functools.partial(measure, held_out), diagnosis=cast(Any, watch),
+            identity=_identity(args, data, texts),
+        )  # fmt: skip
+        facts = {
+            "base_model": model.model_name_or_path or None, "method": "RetroMAE",
+            "model_arguments": asdict(model), "data_arguments": asdict(data), "texts": asdict(texts.facts),
+        }  # fmt: skip
+        return run(trainer, output.write, resume=resume, rows=cast(Any, texts), facts=facts)
+
+
+def _seed(args: PretrainArguments) -> int:
+    return int(args.seed if args.data_seed is None else args.data_seed)
+
+
+def _batches(texts: Texts, masking: Masking, size: int) -> Iterator[Batch]:
+    """What is measured, masked in the same way each time."""
+    for first in range(0, len(texts), size):
+        rows = range(first, min(first + size, len(texts)))
+        yield masking(texts, rows, [_MEASURED] * len(rows))
+
+
+def _whole(batch: Batch) -> tuple[Batch]:
+    return (batch,)
+
+
+def _read(data: PretrainDataArguments, args: PretrainArguments, tokens: Tokenization) -> tuple[Texts, Texts | None]:
+    """The sequences that are trained on, and those that are measured. The first process tokenises for all."""
+    room = data.max_seq_length - tokens.special
+    if room < 1:
+        raise ArgumentError(
+            f"--max_seq_length {data.max_seq_length} leaves no room beside {tokens.special} special tokens"
+        )
+    reading = Reading(room, data.long_texts, data.text_field, data.title_field, data.on_error)
+    with args.main_process_first(desc="tokenising the texts"):
+        texts = read_texts(data.train_data, tokens, reading, data.cache_path)
+        measured = read_texts(args.eval_data, tokens, reading, data.cache_path) if args.eval_data else None
+    if args.validation_split:
+        texts, measured = texts.split(args.validation_split, args.seed)
+    facts = texts.facts
+    logger.info(
+        "%d texts, %d tokens in %d sequences; %d without text left out, %d bad lines skipped; %d sequences are trained "
+        "on, %d measured", facts.texts, facts.tokens, facts.sequences, facts.empty, facts.skipped, len(texts),
+        0 if measured is None else len(measured),
+    )  # fmt: skip
+    return texts, measured
+
+
+def _network(start: Start, share: float) -> RetroMAE:
+    network = RetroMAE(start.lm, share)
+    rest = {name: value for name, value in start.beside.items() if not name.startswith("head.")}
+    if rest:
+        try:
+            network.load_state_dict(rest, strict=False)
+        except RuntimeError as error:
+            raise CheckpointError(f"{BESIDE} of {start.card.name} does not fit its config.json: {error}") from error
+    for name, parameter in network.transformer.named_parameters():
+        if name.startswith("pooler."):
+            parameter.requires_grad_(False)
+    return network.train()
+
+
+def _identity(args: PretrainArguments, data: PretrainDataArguments, texts: Texts) -> dict[str, Any]:
+    """What a run that goes on must have in common with the one that wrote a checkpoint."""
+    masking = [data.encoder_mlm_probability, data.decoder_mlm_probability]
+    return {**identity(args, cast(Any, texts)), "masking": masking}
+
+
+class _Output:
+    """Writes the network as a checkpoint, and reads its weights back."""
+
+    def __init__(self, start: Start, network: RetroMAE) -> None:
+        self._start, self._network = start, network
+
+    def write(self, folder: Path) -> None:
+        """The encoder as a folder that everybody can load, head and decoder in a file beside it."""
+        from safetensors.torch import save_file
+
+        network, card = self._network, self._start.card
+        training, device = network.training, next(network.parameters()).device
+        network.eval()
+        try:
+            selftest = make_selftest(Encoder(network.backbone, card), self._start.tokenizer, card, device)
+        finally:
+            network.train(training)
+        write_checkpoint(
+            folder, card=card, source=self._start.folder, selftest=selftest, overwrite=True,
+            weights={name: value.detach().cpu() for name, value in network.weights().items()},
+        )  # fmt: skip
+        beside = {name: value.detach().cpu().clone() for name, value in network.beside().items()}
+        save_file(beside, folder / BESIDE, metadata={"format": "pt"})
+
+    def read(self, folder: Path) -> Mapping[str, Tensor]:
+        """Weights by the network's own names."""
+        from safetensors.torch import load_file
+
+        encoder = {
+            f"backbone.model.{name}": value for file in weight_files(folder) for name, value in read_tensors(file)
+        }
+        return encoder | load_file(folder / BESIDE)
+
+
+if __name__ == "__main__":
+    from ..training.launch import launched
+
+    sys.exit(launched(main))

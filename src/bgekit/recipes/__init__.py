@@ -1,0 +1,28 @@
+"""Recipes: a file that names stages, each a verb of the command line, run in order and only as far as needed.
+
+`run_recipe` is what `bge recipe run FILE` calls.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .reading import RecipeError
+    from .recipe import Recipe, read_recipe
+    from .running import StageError, run_recipe
+
+__all__ = ["Recipe", "RecipeError", "StageError", "read_recipe", "run_recipe"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Recipe": "recipe",
+        "read_recipe": "recipe",
+        "RecipeError": "reading",
+        "StageError": "running",
+        "run_recipe": "running",
+    },
+)

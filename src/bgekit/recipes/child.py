@@ -1,0 +1,37 @@
+"""The process of a stage: runs a module as `python -m` does, and ends with the process that started it.
+
+Its standard input is a pipe that nobody writes to. It ends when the starter ends, however that happens, so that no
+stage goes on behind the back of the next run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import runpy
+import signal
+import sys
+import threading
+
+
+def main() -> None:
+    """Run the module that the first argument names, with the others."""
+    pipe = os.dup(0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
+    sys.argv = sys.argv[1:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+def _end_with(pipe: int) -> None:
+    with contextlib.suppress(OSError):
+        while os.read(pipe, 1):
+            pass
+    if hasattr(os, "killpg"):
+        os.killpg(os.getpgrp(), signal.SIGKILL)  # With all that it has started: it leads a group of its own.
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

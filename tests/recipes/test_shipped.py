@@ -1,0 +1,40 @@
+"""The recipes of the repository, planned: every argument is one that its verb knows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bgekit.cli.recipe import VerbGrammar
+from bgekit.recipes.commands import make_steps
+from bgekit.recipes.recipe import read_recipe
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_it_is_planned(path, tmp_path):
+    recipe = read_recipe(path)
+    steps = make_steps(recipe, tmp_path, VerbGrammar())
+    assert recipe.about and len(steps) == len(recipe.stages) > 3
+    assert {"finetune", "mine", "merge", "eval"} <= {step.stage.verb.name for step in steps}
+
+
+def test_the_published_recipe():
+    recipe = read_recipe(RECIPES / "bge-large-zh-v1.5.yaml")
+    tuned = {name: recipe.stage(name) for name in ("with_instruction", "without_instruction")}
+    for stage in tuned.values():
+        said = {name: [value.text for value in values] for name, values in stage.arguments.items()}
+        assert [said[name] for name in ("train_group_size", "learning_rate", "num_train_epochs")] == [
+            ["2"],
+            ["1e-5"],
+            ["5"],
+        ]
+        assert len(stage.arguments["train_data"]) == 8
+        assert said["temperature"] == ["0.01"]
+    asked = [stage.arguments["query_instruction_for_retrieval"][0].text for stage in tuned.values()]
+    assert asked == ["为这个句子生成表示以用于检索相关文章：", ""]
+    started = read_recipe(RECIPES / "bge-large-zh-v1.5.yaml", {"start": "BAAI/bge-large-zh"}).only(["final"])
+    assert not {"pretrained", "general"} & {stage.name for stage in started.stages}
+    assert len(started.stages) == 11
