@@ -115,6 +115,9 @@ def fail():
 try:
     by_first(fail)
 except ArgumentError as error:
+    # A process that ends takes its connections with it.
+    dist.barrier()
+    dist.destroy_process_group()
     sys.exit(0 if str(error) == "wrong" else 1)
 sys.exit(2)
 """

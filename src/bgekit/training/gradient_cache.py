@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from ..encoding.batching import plan_batches
+from ..encoding.memory import Trimmer
 from ..errors import ArgumentError
 from ..models.packing import Packed
 from .values import LossValue
@@ -107,9 +108,12 @@ def cached_backward(
     everything, counts = _join(batches)
     chunks = list(_chunks(everything, chunk))
 
+    # Thousands of chunks, each of another size, would leave holes in the heap that grow with the batch.
+    memory = Trimmer()
     states, parts = [], []
     with torch.no_grad():
         for piece in chunks:
+            memory.trim()
             states.append(_RandomState.now(everything.input_ids))
             parts.append(piece.encode(encode))
     # Autocast keeps weights that it has cast, and those cast here would have no gradient in the second pass.
@@ -128,6 +132,7 @@ def cached_backward(
                 again = piece.encode(encode)
                 backward((again * gradient[piece.positions]).sum())
             torch.clear_autocast_cache()
+            memory.trim()
     return LossValue(value.loss.detach(), value.metrics)
 
 
