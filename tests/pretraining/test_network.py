@@ -1,6 +1,8 @@
 """The network against transformers' own masked language models and a dense reference in float64."""
 
+import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +17,7 @@ from bgekit.pretraining.network import RetroMAE
 from bgekit.pretraining.start import started
 from bgekit.pretraining.store import Reading
 from bgekit.pretraining.texts import Tokenization, read_texts
-
-from training.conftest import to_jsonl  # isort: skip
+from bgekit.pretraining.trainer import PretrainingTrainer, loss_of
 
 KINDS = ("bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "mpnet")
 
@@ -27,7 +28,7 @@ def made(models, texts, tmp_path):
 
     def make(kind, share=0.5):
         path = tmp_path / "texts.jsonl"
-        path.write_text(to_jsonl([{"text": text} for text in texts(9, longest=40)]))
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts(9, longest=40)))
         with started(PretrainModelArguments(str(models(kind))), 64) as start:
             tokens = Tokenization.of(start.tokenizer, kind)
             data = read_texts([str(path)], tokens, Reading(64 - tokens.special), str(tmp_path / "cache"))
@@ -145,6 +146,29 @@ def test_an_empty_part_has_no_loss_and_gradients_of_zero(made, models):
     assert sums.tolist() == [0, 0, 0, 0] and empty.counts == (0, 0)
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None and not parameter.grad.any(), name
+
+
+def test_micro_batches_weigh_by_their_tokens(made, models, texts, tmp_path):
+    """The gradient of a step is that of its tokens, however they are cut into micro-batches."""
+    network, whole, start = made("bert")
+    network = network.double()
+    tokens = Tokenization.of(start.tokenizer, "tiny")
+    data = read_texts([str(tmp_path / "texts.jsonl")], tokens, Reading(62), str(tmp_path / "cache"))
+    masking = Masking(tokens, 0.3, 0)
+    parts = [masking(data, rows, [0] * len(rows)) for rows in ([0], [1, 2, 3, 4, 5], [6, 7, 8])]
+    trainer = SimpleNamespace(_since=None, args=SimpleNamespace(device=torch.device("cpu")))
+    sampled = PretrainingTrainer.get_batch_samples(trainer, iter(parts), 3, torch.device("cpu"))[0]
+    assert [sum(counts) for counts in zip(*(part.counts for part in parts), strict=True)] == list(whole.counts)
+
+    def gradient(batches):
+        network.zero_grad()
+        for batch in batches:
+            (loss_of(network(batch), batch).loss / len(batches)).backward()
+        return {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
+
+    expected = gradient([whole])
+    for name, found in gradient(sampled).items():
+        assert torch.allclose(found, expected[name], rtol=1e-9, atol=1e-12), name
 
 
 def test_masks_depend_on_seed_visit_and_row_alone(models, texts, tmp_path):

@@ -31,7 +31,7 @@ from .batches import Batch
 from .masking import visible
 
 #: Logits that are held at once; with more tokens they are computed in parts, and once more on the way back.
-_LOGITS: Final = 1 << 25
+_LOGITS: Final = 1 << 26
 #: Pairs of positions whose mask is made at once.
 _PAIRS: Final = 1 << 22
 

@@ -183,6 +183,7 @@ def _write(source: str, folder: Path, backend: Any, unknown: int | None, reading
     records = RecordReader(
         source, text_field=reading.text_field, title_field=reading.title_field, on_error=reading.on_error
     )
+    logger.info("tokenising %s", source)
     words = Words(backend)
     texts = empty = long = sequences = tokens = unknowns = 0
     with (folder / "tokens").open("wb") as token_file, (folder / "ends").open("wb") as end_file, (

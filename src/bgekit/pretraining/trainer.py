@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class PretrainingTrainer(ContrastiveTrainer):
         """The micro-batches of one step, which know how many tokens the step has: each token weighs the same."""
         if self._since is None:
             self._since = time.perf_counter()
-        batches: Any = super().get_batch_samples(epoch_iterator, num_batches, device)[0]  # type: ignore[arg-type]
+        batches = list(islice(epoch_iterator, num_batches))
         if not batches:
             return batches, None
         counts = torch.tensor([batch.counts for batch in batches], dtype=torch.float64, device=self.args.device).sum(0)

@@ -6,7 +6,6 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-import torch
 from torch import Tensor
 
 from ..models.config import padding_position
@@ -28,12 +27,16 @@ class _Surface:
         parts = json.dumps([settings.get("pre_tokenizer"), settings.get("decoder")])
         self._bytes = _bytes_of_characters() if '"ByteLevel"' in parts else None
 
-    def __call__(self, token: str) -> tuple[str, bool]:
+    def __call__(self, token: str) -> tuple[str | bytes, bool]:
+        """The text of a token, or its bytes where they are a part of a character; whether it begins a word."""
         if self._wordpiece:
             return token.removeprefix("##"), not token.startswith("##")
         if self._bytes is not None:
             raw = bytes(self._bytes[character] for character in token if character in self._bytes)
-            token = raw.decode("utf-8", "replace").replace(" ", "\u2581")
+            try:
+                token = raw.decode("utf-8").replace(" ", "\u2581")
+            except UnicodeDecodeError:
+                return raw, False
         return token.lstrip("\u2581"), token.startswith("\u2581")
 
 
@@ -60,26 +63,18 @@ def adapt(lm: Any, old: PreTrainedTokenizerFast, new: PreTrainedTokenizerFast) -
         How many tokens were `kept`, `composed` of old ones, and `unknown` to the old vocabulary.
     """
     rows = _rows(old, new)
-    before = lm.get_input_embeddings().weight.detach().clone()
-    bias = _bias(lm)
-    old_bias = None if bias is None else bias.detach().clone()
     size = max(new.get_vocab().values()) + 1
     old_padding = padding_position(lm.config.model_type, lm.config.pad_token_id)
+    before = [table.detach().clone() for table in _tables(lm)]
     lm.resize_token_embeddings(size, mean_resizing=False)
-    everything = list(range(len(before)))
-    table = lm.get_input_embeddings().weight.data
-    separate = lm.get_output_embeddings().weight.data
-    tied = separate.data_ptr() == table.data_ptr()
-    before_output = None if tied else separate[: len(before)].clone()
     counts = {"kept": 0, "composed": 0, "unknown": 0}
     for number in range(size):
-        found = rows.get(number) or everything
-        counts["kept" if len(found) == 1 else "unknown" if found is everything else "composed"] += 1
-        table[number] = before[found].mean(0)
-        if before_output is not None:
-            separate[number] = before_output[found].mean(0)
-        if old_bias is not None and (resized := _bias(lm)) is not None:
-            resized.data[number] = old_bias[found].mean()
+        found = rows.get(number, [])
+        counts["composed" if len(found) > 1 else "kept" if found else "unknown"] += 1
+    for now, then in zip(_tables(lm), before, strict=True):
+        mean = then.mean(0)
+        for number in range(size):
+            now.data[number] = then[rows[number]].mean(0) if number in rows else mean
     lm.config.vocab_size = size
     for role in _ROLES:
         setattr(lm.config, f"{role}_token_id", getattr(new, f"{role}_token_id"))
@@ -87,7 +82,7 @@ def adapt(lm: Any, old: PreTrainedTokenizerFast, new: PreTrainedTokenizerFast) -
     _move_positions(lm, old_padding)
     logger.info(
         "the vocabulary of %d tokens becomes one of %d: %d kept, %d composed of old ones, %d unknown to the old one",
-        len(before), size, counts["kept"], counts["composed"], counts["unknown"],
+        len(before[0]), size, counts["kept"], counts["composed"], counts["unknown"],
     )  # fmt: skip
     return counts
 
@@ -104,6 +99,8 @@ def _rows(old: PreTrainedTokenizerFast, new: PreTrainedTokenizerFast) -> dict[in
         if (text, begins) in known:
             rows[number] = [known[text, begins]]
             continue
+        if not text or isinstance(text, bytes):
+            continue
         # The inside of a word is spelt after a word that is left out again.
         spelt = backend.encode(text if begins else f"a{text}", add_special_tokens=False)
         first = 0 if begins else 1
@@ -111,7 +108,7 @@ def _rows(old: PreTrainedTokenizerFast, new: PreTrainedTokenizerFast) -> dict[in
             piece for piece, span in zip(spelt.ids, spelt.offsets, strict=True)
             if piece != old.unk_token_id and span[1] > first and piece not in special
         ]  # fmt: skip
-        if text and pieces:
+        if pieces:
             rows[number] = pieces
     for role in _ROLES:
         then, now = (getattr(each, f"{role}_token_id") for each in (old, new))
@@ -120,25 +117,23 @@ def _rows(old: PreTrainedTokenizerFast, new: PreTrainedTokenizerFast) -> dict[in
     return rows
 
 
-def _bias(lm: Any) -> Tensor | None:
-    bias: Tensor | None = getattr(lm.get_output_embeddings(), "bias", None)
-    return bias
+def _tables(lm: Any) -> list[Tensor]:
+    """What has a row for each token: the embeddings, those of the head where they are others, and its bias."""
+    embeddings, head = lm.get_input_embeddings().weight, lm.get_output_embeddings()
+    own = [] if head.weight.data_ptr() == embeddings.data_ptr() else [head.weight]
+    return [embeddings, *own, *([] if head.bias is None else [head.bias])]
 
 
 def _move_positions(lm: Any, old_padding: int | None) -> None:
     """RoBERTa counts positions from the padding token's id on: where that changes, their embeddings move along."""
     new_padding = padding_position(lm.config.model_type, lm.config.pad_token_id)
     layer = lm.base_model.embeddings
-    if layer.__dict__.get("padding_idx") is not None and lm.config.pad_token_id is not None:
-        layer.padding_idx = lm.config.pad_token_id
     if old_padding is None or new_padding is None or old_padding == new_padding:
         return
+    layer.padding_idx = new_padding
     table: Tensor = layer.position_embeddings.weight.data
-    first, last = old_padding + 1, len(table)
-    moved = table[first:last].clone()
-    room = len(table) - new_padding - 1
-    count = min(room, len(moved))
-    table[new_padding + 1 : new_padding + 1 + count] = moved[:count]
+    moved = table[old_padding + 1 :].clone()
+    count = min(len(moved), len(table) - new_padding - 1)
     table[: new_padding + 1] = 0
+    table[new_padding + 1 : new_padding + 1 + count] = moved[:count]
     layer.position_embeddings.padding_idx = new_padding
-    torch.nn.init.zeros_(table[new_padding : new_padding + 1])

@@ -41,15 +41,15 @@ class Words:
             text: The text.
             encoding: What the tokenizer made of it, without special tokens.
         """
-        numbers, tokens, offsets = encoding.word_ids, encoding.tokens, encoding.offsets
-        begins = np.ones(len(tokens), dtype=np.bool_)
-        for position in range(1, len(tokens)):
-            number = numbers[position]
-            if number is None or number != numbers[position - 1]:
-                continue
-            begins[position] = not self._wordpiece and (
-                tokens[position].startswith(_SPACES) or _apart(text, offsets[position - 1], offsets[position])
-            )
+        numbers = np.array([-1 if number is None else number for number in encoding.word_ids], dtype=np.int64)
+        begins = np.ones(len(numbers), dtype=np.bool_)
+        begins[1:] = (numbers[1:] != numbers[:-1]) | (numbers[1:] < 0)
+        if not self._wordpiece and not begins.all():
+            tokens, offsets = encoding.tokens, encoding.offsets
+            for position in np.flatnonzero(~begins).tolist():
+                begins[position] = tokens[position].startswith(_SPACES) or _apart(
+                    text, offsets[position - 1], offsets[position]
+                )
         return _short(begins)
 
 
