@@ -131,16 +131,14 @@ def _dry_run(recipe: Recipe, work: Path, again: Sequence[str]) -> int:
 
 def _plan_lines(steps: Sequence[Step], states: Sequence[State]) -> Iterator[str]:
     """The plan as a table, and the commands."""
-    from ..evaluation.reports.columns import clipped
+    from ..evaluation.reports.columns import aligned, clipped
 
     rows = [("stage", "verb", "inputs", "output", "status", "why")]
     for step, state in zip(steps, states, strict=True):
         inputs = clipped(", ".join(dict.fromkeys(each.stage or each.path for each in step.inputs)) or "-", _WIDEST)
         why = "; ".join(state.reasons)
         rows.append((step.name, step.stage.verb.name, inputs, str(step.output), state.status, why))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    yield from aligned(rows)
     yield ""
     for step in steps:
         yield step.shown

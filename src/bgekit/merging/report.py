@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,22 +30,18 @@ def weights_table(names: Sequence[str], weights: Sequence[float], losses: Sequen
     cells = [["model", "weight", *(["loss"] if losses else [])]]
     for place, name in enumerate(names):
         cells.append([name, f"{weights[place]:.4f}", *([f"{losses[place]:.4f}"] if losses else [])])
-    return table(cells)
-
-
-def table(cells: Sequence[Sequence[str]]) -> str:
-    """Lines for a terminal, in columns."""
-    from ..evaluation.reports.columns import columns, padded
-
-    widths = [max(columns(row[place]) for row in cells) for place in range(len(cells[0]))]
-    return "\n".join(
-        "  ".join(padded(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
-    )
+    return _lines(cells)
 
 
 def trials_table(trials: Sequence[Trial], names: Sequence[str]) -> str:
     """The trials of a search in lines for a terminal."""
-    return table(list(rows(trials, short_names(names))))
+    return _lines(list(rows(trials, short_names(names))))
+
+
+def _lines(cells: Sequence[Sequence[str]]) -> str:
+    from ..evaluation.reports.columns import aligned
+
+    return "\n".join(aligned(cells))
 
 
 def add_to_readme(file: Path, provenance: Mapping[str, Any]) -> None:
@@ -80,11 +75,12 @@ def _cell(text: str) -> str:
 
 def save_curve(trials: Sequence[Trial], names: Sequence[str], folder: Path) -> None:
     """Write merge.html and, of two models, merge.png: scores over the weight of the second."""
-    from ..evaluation.reports.html import page_style
+    from ..evaluation.reports.elements import table, tag, text
+    from ..evaluation.reports.html import page
     from ..evaluation.reports.theme import drawing, looks, new_figure, save_plot, to_svg
 
     labels = short_names(names)
-    figure_html = ""
+    main = []
     if len(names) == 2:
         ordered = sorted(trials, key=lambda trial: trial.weights[1])
         lines = {"score": [trial.score for trial in ordered]}
@@ -104,23 +100,8 @@ def save_curve(trials: Sequence[Trial], names: Sequence[str], folder: Path) -> N
             axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1.03))
             svg = to_svg(figure, name="merge", title="Scores over the weight of the second model")
             save_plot(svg, folder / "merge.png")
-        figure_html = f"<figure>{svg}</figure>"
-    head, *body = rows(trials, labels)
-    page = _PAGE.format(
-        style=page_style(), figure=figure_html, head=_row(head, "th"), body="".join(_row(row, "td") for row in body)
-    )
-    (folder / "merge.html").write_text(page, encoding="utf-8")
-
-
-def _row(cells: Sequence[str], tag: str) -> str:
-    return "<tr>" + "".join(f'<{tag} class="n">{html.escape(cell)}</{tag}>' for cell in cells) + "</tr>"
-
-
-_PAGE: Final = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Weights of a merge</title><style>{style}</style></head>
-<body><header><h1>Weights of a merge</h1></header><main>
-{figure}
-<div class="scroll"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>
-</main></body></html>
-"""
+        main.append(tag("figure", svg))
+    head, *body = ([text(cell) for cell in row] for row in rows(trials, labels))
+    main.append(table(head, body, numbers=range(len(head))))
+    title = "Weights of a merge"
+    (folder / "merge.html").write_text(page(title, tag("h1", title), "".join(main)), encoding="utf-8")

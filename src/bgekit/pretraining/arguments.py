@@ -63,6 +63,7 @@ class PretrainArguments(TrainerArguments):
 
     #: A contrastive trainer's option that has no meaning here.
     grad_cache_chunk: ClassVar[None] = None
+    judged_by: ClassVar[str] = "--eval_data or --validation_split: texts to measure the losses on"
 
     eval_data: list[str] = told("texts like --train_data, measured while training", many=True)  # noqa: RUF009
     validation_split: float = told("share of the texts of --train_data that is held out for that instead", 0.0)
@@ -82,6 +83,4 @@ class PretrainArguments(TrainerArguments):
         own: Any = self
         if self.judged and own.metric_for_best_model is None:
             own.metric_for_best_model = "eval_loss"
-        if (self.load_best_model_at_end or self.early_stopping_patience is not None) and not self.judged:
-            raise ArgumentError("the best checkpoint is known by --eval_data or --validation_split: give one of them")
         super().__post_init__()

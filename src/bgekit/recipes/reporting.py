@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from ..encoding.outputs import OutputFolder, file_sha256
 from ..evaluation.reports.elements import pairs, prose, table, tag, text
-from ..evaluation.reports.html import page_style
+from ..evaluation.reports.html import page
 from ..evaluation.reports.markdown import escape
 from .commands import Step
 from .planning import CACHED, UNFINISHED, Folder, read_json
@@ -116,7 +116,7 @@ def as_html(content: Mapping[str, Any]) -> str:
     main = [tag("h2", "Stages"), table(_STAGES, _escaped(_stage_rows(content)), numbers=(3,))]
     for each in content["evaluations"]:
         main += [tag("h2", f"Scores: {text(each['stage'])}")]
-        main += [table(_SCORES, _escaped(_score_rows(each)), numbers=(3,), sortable=True)]
+        main += [table(_SCORES, _escaped(_score_rows(each)), numbers=(3,))]
         if each["comparisons"]:
             sentences = (tag("li", text(found["conclusion"])) for found in each["comparisons"])
             main += [tag("ul", *sentences, cls="findings")]
@@ -125,15 +125,9 @@ def as_html(content: Mapping[str, Any]) -> str:
     main += [tag("h2", "How it was made"), pairs(_facts(content))]
     for stage in content["stages"]:
         main += [tag("h4", text(stage["name"])), tag("p", prose(stage["about"])), tag("pre", text(stage["command"]))]
-    title = text(_title(content))
+    title = _title(content)
     about = tag("p", prose(content["about"]), cls="quiet")
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{page_style()}</style></head>\n"
-        f"<body>{tag('header', tag('h1', title), about)}\n{tag('main', *main)}</body></html>\n"
-    )
+    return page(title, tag("h1", text(title)) + about, "".join(main))
 
 
 def _title(content: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import difflib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
@@ -94,6 +94,9 @@ class DataArguments:
 @dataclass
 class TrainerArguments(TrainingArguments):
     """Arguments of transformers' Trainer, with the names that its earlier releases had."""
+
+    #: What a model is measured by while it is trained, as an error says it.
+    judged_by: ClassVar[str] = "--eval_data: something in a form of `bge eval` to measure the model by"
 
     overwrite_output_dir: bool = told("start anew in an output_dir that holds something", False)
     warmup_ratio: float | None = told("share of the steps over which the learning rate rises")

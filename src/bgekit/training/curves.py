@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,7 +38,8 @@ def save_curves(history: Sequence[Mapping[str, Any]], output: Path) -> list[Path
     Returns:
         The files.
     """
-    from ..evaluation.reports.html import page_style
+    from ..evaluation.reports.elements import table, tag
+    from ..evaluation.reports.html import page
     from ..evaluation.reports.theme import drawing, new_figure, save_plot, to_svg
 
     evaluated = sorted({name for row in history for name in row if name.startswith("eval_")} - _NOT_SCORES)
@@ -68,9 +69,9 @@ def save_curves(history: Sequence[Mapping[str, Any]], output: Path) -> list[Path
                 axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1.03))
         axes[-1].set_xlabel("step")
         svg = to_svg(figure, name="training", title="Curves of the training run")
-        rows = "".join(_rows(names, history) for _, names in panels)
-        page = _PAGE.format(style=page_style(), svg=svg, rows=rows)
-        (output / "training.html").write_text(page, encoding="utf-8")
+        rows = [row for _, names in panels for row in _rows(names, history)]
+        main = tag("figure", svg) + table(("", "first", "last", "best"), rows, numbers=(1, 2, 3))
+        (output / "training.html").write_text(page("Training", tag("h1", "Training"), main), encoding="utf-8")
         save_plot(svg, output / "training.png")
     return [output / "training.html", output / "training.png"]
 
@@ -81,15 +82,12 @@ def _smoothed(values: Sequence[float]) -> list[float]:
     return [sum(values[max(0, i - width + 1) : i + 1]) / (i + 1 - max(0, i - width + 1)) for i in range(len(values))]
 
 
-def _rows(names: Sequence[str], history: Sequence[Mapping[str, Any]]) -> str:
-    rows = []
+def _rows(names: Sequence[str], history: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
     for name in names:
         _, values = series(history, name)
         best = (max if _is_better_high(name) else min)(values)
         shown = "learning rate" if name == "learning_rate" else name.replace("_", " ")
-        cells = "".join(f'<td class="n">{value:.4g}</td>' for value in (values[0], values[-1], best))
-        rows.append(f"<tr><th scope=row>{html.escape(shown)}</th>{cells}</tr>")
-    return "".join(rows)
+        yield [html.escape(shown), *(f"{value:.4g}" for value in (values[0], values[-1], best))]
 
 
 def _is_better_high(name: str) -> bool:
@@ -104,14 +102,3 @@ _PANEL: Final = 190
 _WIDTH: Final = 900
 #: Points that are drawn as such.
 _FEW: Final = 40
-
-_PAGE: Final = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Training</title><style>{style}</style></head>
-<body><header><h1>Training</h1></header><main>
-<figure>{svg}</figure>
-<div class="scroll"><table>
-<thead><tr><th></th><th class="n">first</th><th class="n">last</th><th class="n">best</th></tr></thead>
-<tbody>{rows}</tbody></table></div>
-</main></body></html>
-"""

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from ..evaluation.reports.columns import aligned
 from ..models.packing import Packed
 from ..models.prompts import Prompt
 from .batches import rows_of_epoch
@@ -207,9 +208,7 @@ def _table(steps: StepDataset, lengths: Sequence[Lengths]) -> Iterator[str]:
             f"{shares[number]:.1%}", _quantiles(data.column("negative_count")), _quantiles(sample.queries),
             _quantiles(sample.passages), cut, ", ".join(_notes(data)),
         ))  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    yield from (f"  {line}" for line in aligned(rows))
     yield (
         "  negatives and tokens: smallest / median / largest, before cutting; cut: share of queries/passages beyond "
         f"{steps.collator.query_max_len}/{steps.collator.passage_max_len} tokens"

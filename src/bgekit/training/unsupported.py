@@ -110,9 +110,7 @@ def _check_unjudged(args: Any) -> None:
     }
     for name, is_asked in asked.items():
         if is_asked:
-            raise ArgumentError(
-                f"--{name} needs --eval_data: something in a form of `bge eval` to measure the model by"
-            )
+            raise ArgumentError(f"--{name} needs {args.judged_by}")
 
 
 def _default(field: Field[Any]) -> Any:

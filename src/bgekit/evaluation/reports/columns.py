@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import unicodedata
+from collections.abc import Iterator, Sequence
 
 
 def printable(text: str) -> str:
@@ -38,6 +39,13 @@ def middle_clipped(text: str, width: int) -> str:
 def padded(text: str, width: int) -> str:
     """A text with spaces after it up to so many columns."""
     return text + " " * (width - columns(text))
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The lines of a table, whose columns are as wide as their widest cells."""
+    widths = [max(map(columns, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(padded(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def wrapped(text: str, width: int, *, indent: str = "", lines: int | None = None) -> list[str]:

@@ -45,23 +45,32 @@ def html(report: Report) -> str:
     main = [*_notes(report), *_conclusions(view, look), *_scores(view, look)]
     if details:
         main += [tag("h2", "Task by task"), *details]
-    script = _asset("page.js")
+    main += _measured(view, look)
+    return page(f"Evaluation: {view.title}", _header(view, look), "".join(main), script=_asset("page.js"))
+
+
+def page(title: str, header: str, main: str, *, script: str = "") -> str:
+    """A page in our style: colours for light and dark, type, tables.
+
+    Args:
+        title: In the browser's tab; a text.
+        header: HTML at the top.
+        main: HTML of the content.
+        script: The only one that runs.
+    """
     # Nothing is loaded, and no script runs but our own: a text that slipped through escaping could do nothing.
-    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'"
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    if script:
+        allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy += f"; script-src 'sha256-{allowed}'"
+        script = f"\n{tag('script', script)}"
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{text(f'Evaluation: {view.title}')}</title><style>{page_style()}</style></head>\n"
-        f"<body>{_header(view, look)}\n{tag('main', *main, *_measured(view, look))}\n"
-        f"<script>{script}</script></body></html>\n"
+        f"<title>{text(title)}</title><style>{_variables()}{_asset('page.css')}</style></head>\n"
+        f"<body>{tag('header', header)}\n{tag('main', main)}{script}</body></html>\n"
     )
-
-
-def page_style() -> str:
-    """The style sheet of our pages: colours for light and dark, type, tables."""
-    return _variables() + _asset("page.css")
 
 
 def _asset(name: str) -> str:
@@ -85,7 +94,7 @@ def _header(view: View, look: dict[str, Look]) -> str:
     legend = tag("ul", *(tag("li", model(label, look[label])) for label in view.labels), cls="legend")
     about = tag("p", f"{models} on {tasks} with {items:,} items. Scores are x100; higher is better.", cls="quiet")
     # The name of the only model is the title already.
-    return tag("header", tag("h1", text(f"Evaluation: {view.title}")), about, legend if len(view.labels) > 1 else "")
+    return tag("h1", text(f"Evaluation: {view.title}")) + about + (legend if len(view.labels) > 1 else "")
 
 
 def _notes(report: Report) -> list[str]:
