@@ -40,18 +40,20 @@ def passages() -> Iterator[str]:
                 yield from (json.loads(line)["text"] for line in file)
 
 
-def make_data(folder: Path, documents: int, queries: int) -> None:
+def make_data(folder: Path, documents: int, queries: int, shortest: int, longest: int) -> None:
     generator = random.Random(0)
     words = " ".join(passages()).split() or [f"word{generator.randrange(5000)}" for _ in range(200_000)]
     texts = []
     for _ in range(documents):
-        start, size = generator.randrange(len(words) - 100), generator.randrange(20, 80)
+        size = generator.randint(shortest, longest)
+        start = generator.randrange(len(words) - size)
         texts.append(" ".join(words[start : start + size]))
     with (folder / "pool.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
     with (folder / "train.jsonl").open("w", encoding="utf-8") as file:
         for text in generator.sample(texts, queries):
-            row = {"query": " ".join(text.split()[5:15]), "pos": [text], "neg": []}
+            # Some of the words in their middle.
+            row = {"query": " ".join(text.split()[shortest // 4 :][: shortest // 2]), "pos": [text], "neg": []}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
@@ -107,30 +109,33 @@ def turn(contender: str, folder: Path, model: str) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in args.contenders}
     with tempfile.TemporaryDirectory(prefix="bge-mine-") as name:
-        make_data(Path(name), args.documents, args.queries)
+        make_data(Path(name), args.documents, args.queries, *args.words)
         for _ in range(args.rounds):
-            for contender in CONTENDERS:
+            for contender in args.contenders:
                 command = [sys.executable, __file__, "turn", contender, name, "--model", args.model]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode:
                     raise SystemExit(f"{contender} failed:\n{done.stderr}")
                 results[contender].append(json.loads(done.stdout.splitlines()[-1]))
                 print(contender, results[contender][-1], file=sys.stderr)
-    content = {"documents": args.documents, "queries": args.queries, "model": args.model, "results": results}
+    facts = {"documents": args.documents, "queries": args.queries, "words": args.words, "model": args.model}
+    content = {**facts, "results": results}
     Path(args.out).write_text(json.dumps(content, indent=1) + "\n")
 
 
 def table(args: argparse.Namespace) -> None:
     content = json.loads(Path(args.file).read_text())
-    print(f"{content['documents']:,} documents, {content['queries']:,} queries, {content['model']}\n")
+    shortest, longest = content["words"]
+    print(f"{content['documents']:,} documents of {shortest} to {longest} words, {content['queries']:,} queries")
+    print(f"{content['model']}\n")
     print("| | seconds | times as fast | MB at most |\n|---|---|---|---|")
     median = {
         name: {key: statistics.median(turn[key] for turn in turns) for key in ("seconds", "megabytes")}
         for name, turns in content["results"].items()
     }
-    base = median[CONTENDERS[-1]]["seconds"]
+    base = median.get(CONTENDERS[-1], {}).get("seconds", float("nan"))
     for name, values in median.items():
         seconds = values["seconds"]
         print(f"| {name} | {seconds:,.1f} | {base / seconds:.2f} | {values['megabytes']:,.0f} |")
@@ -143,7 +148,9 @@ def main() -> None:
     each.add_argument("--out", required=True)
     each.add_argument("--documents", type=int, default=100_000)
     each.add_argument("--queries", type=int, default=2_000)
+    each.add_argument("--words", type=int, nargs=2, default=[20, 80], help="of a document, at least and at most")
     each.add_argument("--rounds", type=int, default=3)
+    each.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     each.add_argument("--model", default="packaged:all-MiniLM-L6-v2")
     each = verbs.add_parser("turn")
     each.add_argument("contender")

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from .training_attention import Layout, attend
+
 #: Name under which the packed attention stands in transformers' registry.
 PACKED_ATTENTION: Final = "bgekit_packed"
 
@@ -119,6 +121,16 @@ class Packed:
         """Sequences of nearly equal length, which share one attention call."""
         return _group(self)
 
+    def layout(self, heads: int) -> Layout:
+        """The same head by head, as training on the CPU wants it."""
+        if heads not in self._layouts:
+            self._layouts[heads] = Layout.of(self.lengths, heads)
+        return self._layouts[heads]
+
+    @cached_property
+    def _layouts(self) -> dict[int, Layout]:
+        return {}
+
 
 def _flat(sequences: Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor(list(itertools.chain.from_iterable(sequences)), dtype=torch.long)
@@ -219,7 +231,11 @@ def packed_attention(
             scale=scaling, window_size=window, enable_gqa=q.shape[1] != k.shape[1],
         )  # fmt: skip
         return result.unsqueeze(0), None
-    rows = [tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value)]  # [T, heads, d]
+    rows = q, k, v = [tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value)]  # [T, heads, d]
+    plain = not causal and sliding_window is None and query.shape == key.shape == value.shape
+    if module.training and plain and query.device.type == "cpu":
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return attend(q, k, v, packed.layout(query.shape[1]), scale, dropout).unsqueeze(0), None
     outputs, positions = [], []
     for group in packed.groups:
         q, k, v = (tensor[group.index].transpose(1, 2) for tensor in rows)  # [n, heads, L, d]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, CheckpointError
 from ..models.checkpoint import read_tensors, weight_files
+from ..models.dropout import use_quick_dropout
 from ..models.encoder import Encoder
 from ..models.saving import make_selftest, write_checkpoint
 from ..training.arguments import parse
@@ -140,6 +141,7 @@ def _network(start: Start, share: float) -> RetroMAE:
     for name, parameter in network.transformer.named_parameters():
         if name.startswith("pooler."):
             parameter.requires_grad_(False)
+    use_quick_dropout(network)
     return network.train()
 
 

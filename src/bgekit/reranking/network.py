@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import CardError
 from ..models.config import read_config
+from ..models.dropout import use_quick_dropout
 from ..models.encoder import (
     Backbone,
     FusedBackbone,
@@ -245,7 +246,9 @@ def load_trainable(folder: Path, *, trust_remote_code: bool = False, allow_pickl
         CheckpointError: files are missing or damaged.
     """
     new_head = not is_classifier(read_config(folder))
-    return CrossEncoder(_load(folder, torch.float32, new_head, trust_remote_code, allow_pickle)).train()
+    network = CrossEncoder(_load(folder, torch.float32, new_head, trust_remote_code, allow_pickle))
+    use_quick_dropout(network)
+    return network.train()
 
 
 def _load(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..models.card import ModelCard
+from ..models.dropout import use_quick_dropout
 from ..models.encoder import Encoder, PackedBackbone, PaddedBackbone, can_pack, load_head, load_transformer
 from ..models.packing import Packed
 from ..models.recompute import Recomputing
@@ -84,6 +85,7 @@ def load_trainable(
             parameter.requires_grad_(False)
     if fix_position_embedding and not fixed:
         raise ArgumentError(f"{card.name} has no position embeddings to fix: leave out --fix_position_embedding")
+    use_quick_dropout(model)
     return TrainableEncoder(encoder).train()
 
 
