@@ -199,3 +199,20 @@ def test_half_precision_and_checkpointing(made):
     network(batch)[:2].sum().backward()
     for name, parameter in network.named_parameters():
         assert torch.allclose(parameter.grad, again[name], atol=1e-4), name
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "modernbert"])
+def test_the_decoders_positions_are_the_encoders(made, kind):
+    network, batch, _ = made(kind)
+    seen = {}
+    table = network.transformer.embeddings.position_embeddings
+
+    def remember(*given):
+        seen["places"] = given[1][0].flatten()
+
+    with table.register_forward_hook(remember):
+        network.backbone(batch.original, "all")
+        of_encoder = {place.item() for place in seen["places"]}
+        network._embedded(batch.original)
+    assert {place.item() for place in seen["places"]} <= of_encoder
+    assert len(seen["places"]) == batch.tokens

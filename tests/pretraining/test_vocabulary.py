@@ -47,6 +47,7 @@ def test_shared_words_keep_their_embeddings(models, old, new):
         numbers = [getattr(each, f"{role}_token_id") for each in (old_tokenizer, new_tokenizer)]
         assert torch.equal(table[numbers[1]], before[numbers[0]]), role
         assert getattr(lm.config, f"{role}_token_id") == numbers[1]
+    assert lm.get_input_embeddings().padding_idx == new_tokenizer.pad_token_id  # The row without a gradient.
 
 
 def test_new_words_begin_as_the_mean_of_their_pieces(models):

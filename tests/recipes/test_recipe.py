@@ -51,6 +51,11 @@ def test_lists_on_the_command_line(write):
     assert [stage.name for stage in recipe.only(["mined"]).stages] == ["mined"]
 
 
+def test_a_variable_may_be_a_list_of_another_name(write):
+    recipe = read_recipe(write(TWO.replace("variables:", "variables:\n  all: [3, 4]\n  same: ${all}", 1)))
+    assert recipe.variables["same"] == ["3", "4"]
+
+
 def test_choices_meet(write):
     """A stage gets the outputs of its own choice, one without a choice gets them all."""
     text = TWO + "  half:\n    verb: merge\n    for_each: {seed: [0, 1]}\n    arguments: {models: ['${tune}', base]}\n"

@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ArgumentError
+from ..models.config import padding_position
 from ..models.encoder import PackedBackbone, PaddedBackbone, can_pack
 from ..models.packing import Packed
 from ..models.recompute import Recomputing
@@ -52,6 +53,7 @@ class RetroMAE(Recomputing, nn.Module):
         self.head = head_of(lm)
         self.share = share
         self.vocabulary = int(config.vocab_size)
+        self.padding_position = padding_position(config.model_type, config.pad_token_id)
         self._takes_positions = "position_ids" in inspect.signature(base.embeddings.forward).parameters
         if not self._takes_positions:
             # Rotary embeddings turn the encoder's keys; the decoder, which is thrown away, learns positions instead.
@@ -89,7 +91,7 @@ class RetroMAE(Recomputing, nn.Module):
         if not self._takes_positions:
             positions = self.positions(packed.positions)
             return layer(input_ids=ids)[0] + positions, positions
-        places = packed.positions_for(getattr(self.backbone, "padding_position", None))
+        places = packed.positions_for(self.padding_position)
         return layer(input_ids=ids, position_ids=places[None])[0], layer.position_embeddings(places)
 
     def _found(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

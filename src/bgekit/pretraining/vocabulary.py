@@ -76,6 +76,8 @@ def adapt(lm: Any, old: PreTrainedTokenizerFast, new: PreTrainedTokenizerFast) -
         for number in range(size):
             now.data[number] = then[rows[number]].mean(0) if number in rows else mean
     lm.config.vocab_size = size
+    # The row that has no gradient is that of padding, wherever that is now.
+    lm.get_input_embeddings().padding_idx = new.pad_token_id
     for role in _ROLES:
         setattr(lm.config, f"{role}_token_id", getattr(new, f"{role}_token_id"))
     lm.tie_weights()

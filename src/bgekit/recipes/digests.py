@@ -18,7 +18,7 @@ from ..models.checkpoint import resolve
 _LARGE: Final = 32 << 20
 _KEPT: Final = "digests.json"
 #: What a model's folder says of how it came about, which differs from run to run and decides nothing.
-_ACCOUNTS: Final = re.compile(r"README.*|(training|pretraining|merging|merge)\.(json|html|png)|.*\.pyc?")
+_ACCOUNTS: Final = re.compile(r"README.*|(training|pretraining|merging|merge)\.(json|html|png)|.*\.pyc")
 _HUB_ID: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 

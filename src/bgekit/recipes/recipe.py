@@ -201,11 +201,15 @@ class _Reading:
                 raise self._error(line, f"the variable {name} must be a value or a list of values")
             # Those above it are known, so a variable can be part of a later one and never of itself.
             values = [each for item in _listed(value) for each in self._filled(item, {}, line, None)]
-            self._variables[name] = values if isinstance(value, Items) else values[0]
+            # A variable that is another one, which is a list, is a list, too.
+            listed = isinstance(value, Items) or len(values) != 1
+            self._variables[name] = values if listed else values[0]
 
     def _check_name(self, name: str, line: int) -> None:
         if not _NAME.fullmatch(name):
             raise self._error(line, f"{name!r} is no name: letters, digits, - and _ are")
+        if name == "logs":
+            raise self._error(line, "`logs` is the folder of the stages' logs: take another name")
         if name == OUTPUT:
             raise self._error(line, f"`{OUTPUT}` is the output of the stage itself: take another name")
 
@@ -294,7 +298,8 @@ class _Reading:
     def _processes(self, draft: _Draft, stage: str, choice: Mapping[str, Text]) -> int:
         given = draft.content.get("processes", Text("1"))
         line = draft.content.line_of("processes")
-        text = self._filled(given, choice, line, stage)[0] if isinstance(given, Text) else ""
+        values = self._filled(given, choice, line, stage) if isinstance(given, Text) else []
+        text = values[0] if len(values) == 1 else ""
         if not re.fullmatch("[1-9][0-9]*", text):
             raise self._error(line, "`processes` is a whole number from 1 on", stage)
         if text != "1" and not draft.verb.module:

@@ -109,4 +109,6 @@ def add_lora(network: TrainableEncoder, *, rank: int, alpha: float, dropout: flo
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules or "all-linear", bias="none",
         task_type="FEATURE_EXTRACTION",
     )  # fmt: skip
-    network.encoder.backbone.model = peft.get_peft_model(network.transformer, config)  # type: ignore[attr-defined]
+    adapted = peft.get_peft_model(network.transformer, config)
+    use_quick_dropout(adapted)
+    network.encoder.backbone.model = adapted  # type: ignore[attr-defined]
