@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from .dropout import Keep, draw_seed
 
-#: Scores computed at once. Three or four buffers of this size are in use.
+#: Scores computed at once, or those of one head where a text has more. Three or four buffers of this size are in use.
 _SCORES: Final = 1 << 20
 
 

@@ -54,6 +54,9 @@ class RetroMAE(Recomputing, nn.Module):
         self.share = share
         self.vocabulary = int(config.vocab_size)
         self.padding_position = padding_position(config.model_type, config.pad_token_id)
+        if self.padding_position is not None:
+            # MPNet counts from a padding token of its own, whatever the config says.
+            self.padding_position = int(getattr(base.embeddings, "padding_idx", self.padding_position))
         self._takes_positions = "position_ids" in inspect.signature(base.embeddings.forward).parameters
         if not self._takes_positions:
             # Rotary embeddings turn the encoder's keys; the decoder, which is thrown away, learns positions instead.
