@@ -18,6 +18,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+import charts
 from learning import BGE_ZH, COMMON, DATA, TASKS, bge, negatives
 
 TARGET = DATA / "AFQMC"
@@ -56,11 +57,11 @@ def scores(args: argparse.Namespace, data: Path) -> list[list[float]]:
     """For each weight the main score of each seed, x100; everything comes from the cache."""
     from bgekit.evaluation import evaluate
 
-    models = [merged(args.work, seed, weight) for weight in WEIGHTS for seed in args.seeds]
-    found = evaluate(list(dict.fromkeys(models)), data, output=args.work / "scores", compare=False, progress=False)
-    by_model = dict(zip(dict.fromkeys(models), (result.main_score for result in found.results), strict=True))
-    values = [by_model[model] for model in models]
-    return [values[first : first + len(args.seeds)] for first in range(0, len(values), len(args.seeds))]
+    def score(folder: str) -> float:
+        found = evaluate(folder, data, output=args.work / "scores", compare=False, progress=False)
+        return float(found.results[0].main_score)
+
+    return [[score(merged(args.work, seed, weight)) for seed in args.seeds] for weight in WEIGHTS]
 
 
 def table(args: argparse.Namespace) -> None:
@@ -85,12 +86,7 @@ def table(args: argparse.Namespace) -> None:
 
 
 def draw(path: str, kept: Sequence[float], restored: Sequence[float]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(6.4, 4))
+    figure, (axis,) = charts.subplots()
     axis.axhline(70, color="#d0d0d0", linewidth=1)
     for values, label, colour in (
         (kept, "gain on AFQMC that is kept", "#1f6f54"),
@@ -100,9 +96,7 @@ def draw(path: str, kept: Sequence[float], restored: Sequence[float]) -> None:
     axis.set_xlabel("weight of the fine-tuned model")
     axis.set_ylabel("%")
     axis.legend(frameon=False)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    charts.save(figure, path)
 
 
 def main() -> None:

@@ -83,13 +83,10 @@ def table(results: dict[str, Any]) -> str:
 
 
 def plot(results: dict[str, Any], path: str) -> None:
-    import matplotlib
+    import charts
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(results["models"]), figsize=(7 * len(results["models"]), 4.2), squeeze=False)
-    for axis, (size, model) in zip(axes[0], results["models"].items(), strict=True):
+    figure, axes = charts.subplots(len(results["models"]), 7, 4.2)
+    for axis, (size, model) in zip(axes, results["models"].items(), strict=True):
         speeds = _speeds(model)
         names = list(reversed(speeds))
         colours = ["#1f6f54" if name.startswith("bgekit") else "#b8b8b8" for name in names]
@@ -100,6 +97,4 @@ def plot(results: dict[str, Any], path: str) -> None:
         axis.text(best, -0.9, " matrix limit", fontsize=8, va="center", ha="right")
         axis.set_title(f"bge-{size} shape, tokens/s ({results['cpu']})", fontsize=10)
         axis.set_xlim(0, best * 1.08)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    charts.save(figure, path)

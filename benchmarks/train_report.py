@@ -85,12 +85,9 @@ def memory_table(results: Row) -> list[str]:
 
 def plot(results: Row, path: str) -> None:
     """Peak memory over the batch."""
-    import matplotlib
+    import charts
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(6.4, 4))
+    figure, (axis,) = charts.subplots()
     for kind, label, colour in (("cached", "gradient cache", "#1f6f54"), ("plain", "plain step", "#b8b8b8")):
         points = sorted((int(size), facts["peak_mib"]) for size, facts in results[kind].items())
         axis.plot(*zip(*points, strict=True), "o-", color=colour, label=label) if points else None
@@ -99,6 +96,4 @@ def plot(results: Row, path: str) -> None:
     axis.set_xlabel("rows of a batch, two passages each")
     axis.set_ylabel("peak memory, MiB")
     axis.legend(frameon=False)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    charts.save(figure, path)

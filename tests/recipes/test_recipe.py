@@ -84,6 +84,7 @@ def test_a_variable_may_be_a_stage(write):
         ("stages:\n  a:\n    verb: dedup\n    arguments:\n      input:\n        b: 1\n", 5, "keys instead"),
         ("stages:\n  a/b: {verb: dedup}\n", 2, "is no name"),
         ("stages:\n  output: {verb: dedup}\n", 2, "take another name"),
+        ("stages:\n  logs: {verb: dedup}\n", 2, "folder of the stages' logs: take another name"),
         ("variables: {a: 1}\nstages:\n  a: {verb: dedup}\n", 3, "is a variable already"),
         ("variables: {a: }\nstages:\n  b: {verb: dedup}\n", 1, "--set a="),
         ("variables:\n  a: ${b}\n  b: 1\nstages:\n  c: {verb: dedup}\n", 2, "neither"),

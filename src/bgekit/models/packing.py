@@ -231,13 +231,14 @@ def packed_attention(
             scale=scaling, window_size=window, enable_gqa=q.shape[1] != k.shape[1],
         )  # fmt: skip
         return result.unsqueeze(0), None
-    rows = q, k, v = [tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value)]  # [T, heads, d]
+    rows = [tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value)]  # [T, heads, d]
     plain = not causal and sliding_window is None and query.shape == key.shape == value.shape
     # Without dropout torch's own kernel is quicker in float32.
     ours = module.training and (dropout > 0 or query.dtype != torch.float32)
     if ours and plain and query.device.type == "cpu":
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return attend(q, k, v, packed.layout(query.shape[1]), scale, dropout).unsqueeze(0), None
+        layout = packed.layout(query.shape[1])
+        return attend(rows[0], rows[1], rows[2], layout, scale, dropout).unsqueeze(0), None
     outputs, positions = [], []
     for group in packed.groups:
         q, k, v = (tensor[group.index].transpose(1, 2) for tensor in rows)  # [n, heads, L, d]

@@ -187,7 +187,7 @@ def _softmax_blocks(
         else:
             torch.baddbmm(bias[part], queries[part], transposed, out=weights)
         torch.softmax(weights, -1, out=weights)
-        yield part, weights, None if keep is None or masks is None else keep.draw(masks[: len(weights)])
+        yield part, weights, None if masks is None or keep is None else keep.draw(masks[: len(weights)])
 
 
 def _buffer(keys: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from .verbs import VERBS, Verb
 
 #: In arguments, the place that a stage writes to.
 OUTPUT: Final = "output"
+#: Folder of the stages' logs, beside their outputs.
+LOGS: Final = "logs"
 _REFERENCE: Final = re.compile(r"\$\{([^}]*)\}")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 #: What a value of `for_each` may be made of: it becomes part of a file's name.
@@ -208,8 +210,6 @@ class _Reading:
     def _check_name(self, name: str, line: int) -> None:
         if not _NAME.fullmatch(name):
             raise self._error(line, f"{name!r} is no name: letters, digits, - and _ are")
-        if name == "logs":
-            raise self._error(line, "`logs` is the folder of the stages' logs: take another name")
         if name == OUTPUT:
             raise self._error(line, f"`{OUTPUT}` is the output of the stage itself: take another name")
 
@@ -236,6 +236,8 @@ class _Reading:
 
     def _draft(self, name: Text, content: Any) -> _Draft:
         self._check_name(name, name.line)
+        if name == LOGS:
+            raise self._error(name.line, f"`{LOGS}` is the folder of the stages' logs: take another name")
         if name in self._variables:
             raise self._error(name.line, f"{name} is a variable already: a stage needs a name of its own")
         if not isinstance(content, Entries):

@@ -23,7 +23,7 @@ from .commands import HIDDEN, Step, make_steps
 from .digests import Digests
 from .planning import CACHED, FINISHED, RECORD, STALE, STARTED, UNFINISHED, Folder, State, read_json
 from .reading import RecipeError
-from .recipe import Recipe
+from .recipe import LOGS, Recipe
 from .verbs import Grammar
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def _check_made(recipe: Recipe, step: Step, folder: Folder) -> None:
 
 
 def _run(step: Step, state: State, folder: Folder, hidden: OutputFolder, watcher: Watcher) -> None:
-    log = folder.work / "logs" / f"{step.name}.log"
+    log = folder.work / LOGS / f"{step.name}.log"
     resumed = state.status == UNFINISHED
     start, begun = time.perf_counter(), time.gmtime()
     try:
