@@ -12,7 +12,16 @@ from safetensors.torch import load_file, save_file
 
 from bgekit import FlagModel, FlagReranker
 from bgekit.errors import ArgumentError, CardError, CheckpointError, NumericalError, OutputError
-from bgekit.merging import Merging, Options, merge, mix_models, mix_models_by_layers, mix_models_with_data, tensors
+from bgekit.merging import (
+    Merging,
+    Options,
+    Validation,
+    merge,
+    mix_models,
+    mix_models_by_layers,
+    mix_models_with_data,
+    tensors,
+)
 
 WEIGHTS = "model.safetensors"
 TEXTS = ["a cat and a dog", "the river by the mountain"]
@@ -155,6 +164,15 @@ def test_names_of_other_classes_and_unused_heads(pair, copied, tmp_path):
     assert all(torch.equal(got[name], expected[name]) for name in expected if "pooler" not in name)
 
 
+def test_one_model_over_a_base_without_its_pooler(pair, copied, tmp_path):
+    base = copied(pair[1])
+    stored = {name: value for name, value in load_file(base / WEIGHTS).items() if "pooler" not in name}
+    save_file(stored, base / WEIGHTS, metadata={"format": "pt"})
+    merge(Merging([str(pair[0])], method="ties", base=str(base), density=1.0), tmp_path / "out")
+    got, expected = load_file(tmp_path / "out" / WEIGHTS), load_file(pair[0] / WEIGHTS)
+    assert all(torch.allclose(got[name], expected[name], atol=1e-6) for name in expected)
+
+
 # --- what belongs to it -----------------------------------------------------------------------------------------
 
 
@@ -271,6 +289,8 @@ def test_impossible_arguments(pair, tmp_path):
         mix_models(pair, "encoder", [0.5, 0.5], wrong=1)
     with pytest.raises(CheckpointError, match="no folder"):
         mix_models([pair[0], tmp_path / "nothing"], "encoder", [0.5, 0.5], tmp_path / "out")
+    with pytest.raises(ArgumentError, match="must be a list"):
+        Validation("folder")  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="needs example_data"):
         mix_models_with_data(pair, "encoder")
     assert leftovers(tmp_path) == []
@@ -283,6 +303,8 @@ def test_weights_that_are_not_finite(pair, copied, tmp_path):
     save_file(stored, other / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(NumericalError, match=r"embeddings\.LayerNorm\.weight"):
         mix_models([pair[0], other], "encoder", [0.5, 0.5], tmp_path / "out")
+    with pytest.raises(NumericalError, match=r"embeddings\.LayerNorm\.weight"):
+        merge(Merging([str(other)], method="ties", base=str(pair[0])), tmp_path / "out")
     assert leftovers(tmp_path) == ["copy"]
 
 

@@ -100,6 +100,18 @@ def test_ties_keeps_all_of_equal_changes_and_none_of_no_change():
     np.testing.assert_array_equal(combined(Ties((1.0, 1.0), 0.1), [base, base], base), base)
 
 
+def test_ties_does_not_hide_what_is_no_number():
+    base, *models = arrays(3)
+    models[1][0, 0] = np.nan
+    got = combined(Ties((0.5, 0.5), 0.5), models, base)
+    assert np.isnan(got[0, 0]) and np.isnan(got).sum() == 1
+
+
+def test_ties_has_no_negative_votes():
+    with pytest.raises(ArgumentError, match=r"ties must not be negative: 1, -0\.5"):
+        Ties((1.0, -0.5))
+
+
 def test_dare():
     base, a, b = arrays(3)
     expected = base.copy()

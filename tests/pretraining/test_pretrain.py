@@ -149,6 +149,17 @@ def test_from_random_weights(models, documentation, tmp_path):
     assert json.loads((output / "config.json").read_text())["num_hidden_layers"] == 1
 
 
+@pytest.mark.parametrize("layers", [2, 24])
+def test_from_random_weights_with_another_number_of_layers(models, documentation, tmp_path, layers):
+    """ModernBERT's config lists the kind of each of its 22 layers."""
+    output = tmp_path / "out"
+    sizes = f"hidden_size=16,num_hidden_layers={layers},num_attention_heads=2,intermediate_size=16"
+    more = ["--config_name", "modernbert", "--config_overrides", sizes, "--tokenizer_name", str(models("bert"))]
+    assert pretrain(*arguments(None, documentation, output, "--max_steps", "1", "--save_strategy", "no", *more)) == 0
+    types = json.loads((output / "config.json").read_text())["layer_types"]
+    assert len(types) == layers and types[:2] == ["full_attention", "sliding_attention"]
+
+
 def test_another_tokenizer(models, documentation, tmp_path):
     output = tmp_path / "out"
     more = ["--max_steps", "2", "--save_strategy", "no", "--tokenizer_name", str(models("xlm-roberta"))]

@@ -203,8 +203,12 @@ def weights(folder: str) -> bytes:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")
-def test_killed_and_run_again_is_the_same_model(training, run, planned):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_and_run_again_is_the_same_model(training, run, planned, processes):
     """The process of the recipe is killed; the stage ends with it, and goes on from its checkpoint."""
+    training.write_text(
+        training.read_text().replace("verb: finetune\n", f"verb: finetune\n    processes: {processes}\n")
+    )
     process = subprocess.Popen(command(training))
     try:
         _until(lambda: any(Path("work/.recipe/tuned/tuned").glob("checkpoint-*/trainer_state.json")))

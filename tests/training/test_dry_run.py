@@ -132,6 +132,9 @@ def test_memory_by_option():
     assert footprint().activations([32] * 64) / (32 * 64) / 12 == pytest.approx(32_544, rel=0.02)
     assert footprint(half=True).activations(lengths) == pytest.approx(plain / 2, abs=1)
     assert footprint(checkpointing=True).activations(lengths) < plain / 5
+    # Measured on all-MiniLM-L6-v2, of the same sizes, on a CPU: 25.1 kB in float32, 15.9 kB in bf16, at any length.
+    for half, bytes_ in ((False, 25_112), (True, 15_896)):
+        assert footprint(lean=True, half=half).activations(lengths) / sum(lengths) / 12 == pytest.approx(bytes_, 0.02)
     assert footprint().state() == 16 * 33_360_000
     assert footprint(trained=1_000_000).state() < footprint().state() < footprint(half=True, world=2).state()
 

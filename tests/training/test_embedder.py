@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from bgekit import FlagModel
 from bgekit.cli.main import main
@@ -270,6 +271,18 @@ def test_lora_trains_adapters_and_saves_them_merged(start, rows, tmp_path):
     assert weights(output).keys() == weights(Path(start)).keys()
     assert FlagModel(output, use_fp16=False).encode("the cat").shape == (32,)
     assert finetune(*arguments(start, rows, output, *more, "--resume_from_checkpoint", "true", "--max_steps", "6")) == 0
+
+
+def test_dropout_of_adapters_is_the_quick_one(start):
+    from bgekit.models.card import read_card
+    from bgekit.models.dropout import Dropout
+    from bgekit.training.network import add_lora, load_trainable
+
+    network = load_trainable(Path(start), read_card(Path(start), "start"))
+    add_lora(network, rank=2, alpha=4, dropout=0.25, modules=None)
+    kinds = {type(module) for module in network.modules() if isinstance(module, torch.nn.Dropout)}
+    assert kinds == {Dropout}
+    assert 0.25 in {module.p for module in network.modules() if isinstance(module, Dropout)}
 
 
 def test_a_dry_run_shows_the_data_and_trains_nothing(start, rows, tmp_path, capsys):

@@ -27,7 +27,7 @@ class Combined:
 
     Attributes:
         stored: Its type and shape: the first model's.
-        models: The tensor of each model; the first's alone where the others do not have it.
+        models: The tensor of each model; the first's alone, and no base, where another does not have it.
         base: The base model's.
     """
 
@@ -129,7 +129,7 @@ def merged_blocks(name: str, weight: Combined, method: Method) -> Iterator[Tenso
     if not stored.dtype.is_floating_point:
         yield from _unchanged(name, weight)
         return
-    if len(weight.models) == 1 and len(method.weights) > 1:
+    if len(weight.models) < len(method.weights) or (method.needs_base and weight.base is None):
         for rows in blocks:
             yield stored.read(rows).to(stored.dtype)
         return

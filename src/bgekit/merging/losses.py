@@ -143,9 +143,10 @@ def in_batch_loss(queries: torch.Tensor, passages: torch.Tensor, groups: Sequenc
         passages: Vectors, row by row, the positive of each row first.
         groups: Passages of each row.
     """
-    scores = normalize(queries.double(), dim=-1) @ normalize(passages.double(), dim=-1).T / TAU
+    queries, passages = (normalize(vectors.cpu().double(), dim=-1) for vectors in (queries, passages))
+    scores = queries @ passages.T / TAU
     sizes = torch.tensor(groups)
-    return float(cross_entropy(scores.cpu(), sizes.cumsum(0) - sizes, reduction="sum"))
+    return float(cross_entropy(scores, sizes.cumsum(0) - sizes, reduction="sum"))
 
 
 def group_loss(scores: torch.Tensor, groups: Sequence[int]) -> float:
@@ -155,7 +156,7 @@ def group_loss(scores: torch.Tensor, groups: Sequence[int]) -> float:
         scores: Of all groups, one after the other [m].
         groups: Size of each.
     """
-    parts = scores.double().cpu().split(list(groups))
+    parts = scores.cpu().double().split(list(groups))
     return float(sum(part.logsumexp(0) - part[0] for part in parts))
 
 

@@ -134,7 +134,7 @@ class Ties:
     that of the weighted sum over models; its change is the weighted mean of the models with this sign.
 
     Attributes:
-        weights: Of each model; equal ones are the method as published.
+        weights: Of each model, none negative; equal ones are the method as published.
         density: Share of elements kept.
         scale: The merged change is multiplied by it.
     """
@@ -147,6 +147,10 @@ class Ties:
 
     def __post_init__(self) -> None:
         _check_density(self.density)
+        if any(weight < 0 for weight in self.weights):
+            raise ArgumentError(
+                f"weights of ties must not be negative: {_listed(self.weights)}; task_arithmetic takes such"
+            )
 
     def combine(self, stack: Stack) -> Iterator[Tensor]:
         """See `Method`."""
@@ -158,13 +162,14 @@ class Ties:
         ]
         for rows in stack.blocks:
             deltas = [_trimmed(stack.delta(number, rows), least[number]) for number in numbers]
-            sign = _sum(delta * weight for delta, weight in zip(deltas, self.weights, strict=True)).sign_()
+            votes = _sum(delta * weight for delta, weight in zip(deltas, self.weights, strict=True))
+            sign = votes.sign()
             total, counted = torch.zeros_like(sign), torch.zeros_like(sign)
             for delta, weight in zip(deltas, self.weights, strict=True):
                 agrees = (delta.sign() == sign) & (sign != 0)
                 total += torch.where(agrees, delta * weight, 0.0)
                 counted += agrees.double() * weight
-            mean = torch.where(counted > 0, total / counted.clamp(min=1e-300), 0.0)
+            mean = torch.where(counted > 0, total / counted.clamp(min=1e-300), votes * 0.0)  # NaN stays NaN.
             yield stack.base(rows).add_(mean, alpha=self.scale)
 
 
@@ -274,7 +279,7 @@ def _sum(tensors: Iterator[Tensor]) -> Tensor:
 
 
 def _trimmed(delta: Tensor, least: float) -> Tensor:
-    return torch.where(delta.float().abs() >= least, delta, 0.0)
+    return torch.where(delta.float().abs() < least, 0.0, delta)
 
 
 def _threshold(read: Rows, blocks: Sequence[slice], density: float) -> float:

@@ -150,6 +150,10 @@ class Validation:
     first_stage: str | None = None
     rerank_top_k: int = 100
 
+    def __post_init__(self) -> None:
+        if isinstance(self.data, str | os.PathLike) or not self.data:
+            raise ArgumentError("validation data must be a list of folders with at least one")
+
 
 @dataclass
 class Merged:

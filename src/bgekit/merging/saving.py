@@ -114,9 +114,14 @@ def adapted(parts: Parts, number: int) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="bgekit-merge-") as scratch:
         stage = Path(scratch)
-        _write_stage(
-            Parts([source], None, parts.kind, parts.cards[number], [parts.cards[number]], 0), Average((1.0,)), stage
-        )
+        alone = Parts([source], None, parts.kind, parts.cards[number], [parts.cards[number]], 0)
+        try:
+            _write_stage(alone, Average((1.0,)), stage)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write a copy of {source.name} with its base to {scratch}: {error.strerror or error}; TMPDIR "
+                "names another place"
+            ) from error
         yield stage
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 
 from torch import Tensor
 
-from ..errors import ArgumentError, CheckpointError
+from ..errors import ArgumentError, CheckpointError, OutputError
 from ..models.checkpoint import read_tensors, weight_files
 from ..models.dropout import use_quick_dropout
 from ..models.encoder import Encoder
@@ -159,7 +159,7 @@ class _Output:
 
     def write(self, folder: Path) -> None:
         """The encoder as a folder that everybody can load, head and decoder in a file beside it."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         network, card = self._network, self._start.card
         training, device = network.training, next(network.parameters()).device
@@ -173,7 +173,10 @@ class _Output:
             weights={name: value.detach().cpu() for name, value in network.weights().items()},
         )  # fmt: skip
         beside = {name: value.detach().cpu().clone() for name, value in network.beside().items()}
-        save_file(beside, folder / BESIDE, metadata={"format": "pt"})
+        try:
+            (folder / BESIDE).write_bytes(save(beside, metadata={"format": "pt"}))
+        except OSError as error:
+            raise OutputError(f"cannot write {folder / BESIDE}: {error.strerror or error}") from error
 
     def read(self, folder: Path) -> Mapping[str, Tensor]:
         """Weights by the network's own names."""

@@ -130,6 +130,7 @@ def _random(model: PretrainModelArguments, tokenizer: PreTrainedTokenizerFast) -
     _check_head(config, name)
     for key, value in _overrides(model.config_overrides, config).items():
         setattr(config, key, value)
+    config = _with_layer_types(config)
     config.vocab_size = max(tokenizer.get_vocab().values()) + 1
     for role in ("pad", "bos", "eos", "cls", "sep", "mask"):
         if (number := getattr(tokenizer, f"{role}_token_id")) is not None:
@@ -138,6 +139,19 @@ def _random(model: PretrainModelArguments, tokenizer: PreTrainedTokenizerFast) -
         return AutoModelForMaskedLM.from_config(config, dtype=torch.float32)
     except (ValueError, RuntimeError, ZeroDivisionError) as error:
         raise ArgumentError(f"--config_name {name} {model.config_overrides or ''}: {error}") from error
+
+
+def _with_layer_types(config: Any) -> Any:
+    """A config whose list of kinds of layers, where it has one, is as long as its number of layers now says."""
+    types, wanted = getattr(config, "layer_types", None), config.num_hidden_layers
+    if types is None or len(types) == wanted:
+        return config
+    if len(types) > wanted:
+        config.layer_types = types[:wanted]
+        return config
+    facts = config.to_dict()
+    del facts["layer_types"]
+    return type(config).from_dict(facts)  # Which makes the list by the architecture's own rule.
 
 
 def _overrides(given: str | None, config: Any) -> dict[str, Any]:

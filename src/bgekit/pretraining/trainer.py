@@ -33,7 +33,7 @@ def loss_of(sums: Tensor, batch: Batch) -> LossValue:
     """
     counts = batch.totals
     if counts is None:
-        counts = tuple(sum_over_processes(torch.tensor(batch.counts, dtype=torch.float64, device=sums.device)).tolist())
+        counts = tuple(sum_over_processes(torch.tensor(batch.counts, device=sums.device)).tolist())
     encoder, decoder = (max(count, 1.0) for count in counts)
     loss = (sums[0] / encoder + sums[1] / decoder) * world_size()
     every = sum_over_processes(sums)
@@ -63,8 +63,8 @@ class PretrainingTrainer(ContrastiveTrainer):
         batches = list(islice(epoch_iterator, num_batches))
         if not batches:
             return batches, None
-        counts = torch.tensor([batch.counts for batch in batches], dtype=torch.float64, device=self.args.device).sum(0)
-        encoder, decoder = (sum_over_processes(counts) / len(batches)).tolist()
+        counts = sum_over_processes(torch.tensor([batch.counts for batch in batches], device=self.args.device).sum(0))
+        encoder, decoder = (count / len(batches) for count in counts.tolist())
         return [replace(batch, totals=(encoder, decoder)) for batch in batches], None
 
     def _gradient(  # type: ignore[override]

@@ -2,6 +2,9 @@
 
 Its standard input is a pipe that nobody writes to. It ends when the starter ends, however that happens, so that no
 stage goes on behind the back of the next run.
+
+It leads a group of processes, which ends as a whole. The processes that torchrun starts lead sessions of their own:
+they end because torchrun, asked to by SIGTERM, ends them, for which it has some seconds.
 """
 
 from __future__ import annotations
@@ -12,6 +15,11 @@ import runpy
 import signal
 import sys
 import threading
+import time
+from typing import Final
+
+#: Seconds in which a launcher ends its processes.
+_GRACE: Final = 10
 
 
 def main() -> None:
@@ -29,7 +37,9 @@ def _end_with(pipe: int) -> None:
         while os.read(pipe, 1):
             pass
     if hasattr(os, "killpg"):
-        os.killpg(os.getpgrp(), signal.SIGKILL)  # With all that it has started: it leads a group of its own.
+        os.killpg(os.getpgrp(), signal.SIGTERM)
+        time.sleep(_GRACE)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
     os._exit(1)
 
 

@@ -19,7 +19,7 @@ _LARGE: Final = 32 << 20
 _KEPT: Final = "digests.json"
 #: What a model's folder says of how it came about, which differs from run to run and decides nothing.
 _ACCOUNTS: Final = re.compile(r"README.*|(training|pretraining|merging|merge)\.(json|html|png)|.*\.pyc")
-_HUB_ID: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID: Final = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 class Digests:
@@ -63,8 +63,9 @@ class Digests:
 
     def model(self, name: str) -> str | None:
         """The digest of a model in a folder or package, None if there is none; a name on the hub stands for itself."""
-        if Path(name).is_dir():
-            return self.path(Path(name))
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            return self.path(folder)
         if name.startswith("packaged:"):
             try:
                 return self.path(resolve(name))

@@ -48,6 +48,8 @@ class Footprint:
         checkpointing: `--gradient_checkpointing`.
         chunk: Texts encoded at once (`--grad_cache_chunk`), None for all.
         world: Processes; more than one keep gradients twice.
+        lean: Attention and dropout of `models.training_attention` and `models.dropout`, which keep neither weights nor
+            masks.
     """
 
     parameters: int
@@ -61,6 +63,7 @@ class Footprint:
     checkpointing: bool = False
     chunk: int | None = None
     world: int = 1
+    lean: bool = False
 
     @classmethod
     def of(cls, config: Any, parameters: int, trained: int | None = None, **options: Any) -> Footprint:
@@ -81,6 +84,16 @@ class Footprint:
             **options,
         )
 
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether attention weights are kept."""
+        return self.dropout and not self.lean
+
+    @property
+    def widths(self) -> float:
+        """Vectors of the layer's width that are kept for a token; in 16 bits, one in float32 counts as two."""
+        return (12.7 if self.half else 8.4) if self.lean else 10.2
+
     def state(self) -> int:
         """Bytes of weights, gradients and AdamW's two moments, all in float32."""
         copies = 2 * self.parameters if self.half else 0
@@ -90,12 +103,14 @@ class Footprint:
     def activations(self, lengths: Sequence[int]) -> int:
         """Bytes kept for the backward pass of texts of these lengths in tokens.
 
-        Measured on BERT with PyTorch 2.13: 10.2 times the width and 2 times the inner width for each token and
-        layer, and where attention weights are dropped 3 numbers for each of them. With checkpointing a layer keeps
-        its input only, and one layer at a time is computed again.
+        Measured on BERT with PyTorch 2.13, for each token and layer: `widths` times the width and 2 times the inner
+        width, and where attention weights are kept to be dropped 3 numbers for each of them. With checkpointing a
+        layer keeps its input only, and one layer at a time is computed again.
         """
         tokens, pairs = sum(lengths), sum(length * length for length in lengths)
-        layer = tokens * (10.2 * self.hidden + 2 * self.intermediate) + 3 * self.heads * pairs * self.dropout
+        layer = (
+            tokens * (self.widths * self.hidden + 2 * self.intermediate) + 3 * self.heads * pairs * self.keeps_weights
+        )
         kept = layer + self.layers * tokens * self.hidden if self.checkpointing else self.layers * layer
         return int(kept * (2 if self.half else 4))
 
@@ -115,8 +130,9 @@ class Footprint:
         yield (
             f"  - {_bytes(activations)} for activations: {sum(chunk):,} tokens at once "
             f"({'chunks of ' + str(self.chunk) + ' texts' if self.chunk else 'the whole batch'}) x {self.layers} "
-            f"layers x (10.2 x {self.hidden} + 2 x {self.intermediate}) numbers of {2 if self.half else 4} bytes"
-            f"{', and attention weights' if self.dropout else ''}"
+            f"layers x ({self.widths} x {self.hidden} + 2 x {self.intermediate}) numbers of "
+            f"{2 if self.half else 4} bytes"
+            f"{', and attention weights' if self.keeps_weights else ''}"
             f"{'; with checkpointing one layer at a time, and the input of each' if self.checkpointing else ''}"
         )
         if not self.checkpointing or not self.chunk:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import EarlyStoppingCallback, set_seed
 
+from ..models.packing import PACKED_ATTENTION
 from .arguments import DataArguments, ModelArguments, TrainerArguments
 from .batches import PlanOptions
 from .collate import Collator, StepDataset
@@ -224,6 +225,7 @@ def show_dry_run(steps: StepDataset, network: nn.Module, config: Any, args: Any)
         checkpointing=args.gradient_checkpointing,
         chunk=args.grad_cache_chunk,
         world=args.world_size,
+        lean=args.device.type == "cpu" and config._attn_implementation == PACKED_ATTENTION,
     )
     print(dry_run(steps, epochs=args.num_train_epochs, footprint=footprint))  # noqa: T201
 
