@@ -133,8 +133,8 @@ TASKS = {
     ),
     "scifact": Experiment(
         MINILM, BGE_EN, scifact, "2-50",
-        ("--num_train_epochs", "2", "--train_group_size", "2", "--query_max_len", "48", "--passage_max_len", "160"),
-        ("--num_train_epochs", "2", "--train_group_size", "4", "--max_len", "224"),
+        ("--num_train_epochs", "2", "--train_group_size", "2", "--query_max_len", "48", "--passage_max_len", "128"),
+        ("--num_train_epochs", "1", "--train_group_size", "4", "--max_len", "192"),
         DATA / "SciFact", first_stage=MINILM,
     ),
     "afqmc": Experiment(

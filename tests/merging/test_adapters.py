@@ -1,12 +1,13 @@
 """LoRA adapters: against peft itself, and what cannot be merged."""
 
+import errno
 import json
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bgekit.errors import CheckpointError
+from bgekit.errors import CheckpointError, OutputError
 from bgekit.merging import mix_models
 
 WEIGHTS = "model.safetensors"
@@ -65,6 +66,18 @@ def test_beside_a_model_it_is_its_base_and_its_delta(adapter, pair, examples, tm
     losses = mix_models_with_data([folder, pair[1]], "encoder", examples).losses
     mix_models([folder], "encoder", [1.0], tmp_path / "alone")
     assert mix_models_with_data([tmp_path / "alone", pair[1]], "encoder", examples).losses == pytest.approx(losses)
+
+
+def test_no_room_for_the_copy_that_is_loaded(adapter, pair, examples, tmp_path, monkeypatch):
+    from bgekit.merging import mix_models_with_data
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("bgekit.merging.saving.write_weights", full)
+    with pytest.raises(OutputError, match=r"cannot write a copy of \S+ with its base .* No space left .* TMPDIR"):
+        mix_models_with_data([adapter()[0], pair[1]], "encoder", examples, output_path=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_plain_sum(adapter, tmp_path, edit):

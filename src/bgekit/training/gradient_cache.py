@@ -110,20 +110,23 @@ def cached_backward(
 
     # Thousands of chunks, each of another size, would leave holes in the heap that grow with the batch.
     memory = Trimmer()
-    states, parts = [], []
+    states = []
+    vectors: Tensor | None = None
     with torch.no_grad():
         for piece in chunks:
             memory.trim()
             states.append(_RandomState.now(everything.input_ids))
-            parts.append(piece.encode(encode))
+            part = piece.encode(encode)
+            if vectors is None:
+                vectors = part.new_empty(sum(counts), *part.shape[1:])
+            vectors[piece.positions] = part
     # Autocast keeps weights that it has cast, and those cast here would have no gradient in the second pass.
     torch.clear_autocast_cache()
-    positions = torch.cat([piece.positions for piece in chunks])
-    vectors = torch.cat(parts)[positions.argsort()].requires_grad_()
-    del parts
+    assert vectors is not None  # There is at least one chunk.
 
-    value = loss(*vectors.split(counts))
-    (gradient,) = torch.autograd.grad(value.loss, vectors)
+    value, gradient = _differentiated(loss, vectors, counts)
+    del vectors  # Of a large batch as much as the activations of a chunk.
+    memory.trim()
 
     with _RandomState.kept(everything.input_ids):
         for number, (piece, state) in enumerate(zip(chunks, states, strict=True), start=1):
@@ -133,7 +136,14 @@ def cached_backward(
                 backward((again * gradient[piece.positions]).sum())
             torch.clear_autocast_cache()
             memory.trim()
-    return LossValue(value.loss.detach(), value.metrics)
+    return value
+
+
+def _differentiated(loss: VectorLoss, vectors: Tensor, counts: Sequence[int]) -> tuple[LossValue, Tensor]:
+    """The loss of vectors [n, d], without its graph, and its gradient [n, d]."""
+    value = loss(*vectors.requires_grad_().split(counts))
+    (gradient,) = torch.autograd.grad(value.loss, vectors)
+    return LossValue(value.loss.detach(), value.metrics), gradient
 
 
 def _join(batches: Sequence[Packed]) -> tuple[Packed, list[int]]:
