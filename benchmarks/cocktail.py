@@ -1,12 +1,12 @@
 """LM-Cocktail in miniature: what fine-tuning on one task takes from others, and what merging gives back.
 
-    python benchmarks/cocktail.py run --work DIR [--seeds 0 1 2] [--epochs 3 --rate 1e-4]
+    python benchmarks/cocktail.py run --work DIR [--seeds 0 1 2] [--epochs 2 --rate 1e-4]
     python benchmarks/cocktail.py table --work DIR [--image F.png]
 
-bge-small-zh-v1.5 is fine-tuned on AFQMC (questions to a bank, rows of learning.py) and merged with what it was before
-by `bge merge`, at every weight from 0 to 1 in tenths. All of them are measured on the validation split of AFQMC and on
-tasks that have nothing to do with it. With g the gain of fine-tuning on AFQMC and l the mean loss on the others, a
-merge keeps (its gain) / g and restores 1 - (its loss) / l.
+bge-small-zh-v1.5 is fine-tuned on AFQMC (pairs of questions to a bank that mean the same or do not; `--scored_loss
+cosent`) and merged with what it was before by `bge merge`, at every weight from 0 to 1 in tenths. All of them are
+measured on the validation split of AFQMC and on tasks that have nothing to do with it. With g the gain of fine-tuning
+on AFQMC and l the mean loss on the others, a merge keeps (its gain) / g and restores 1 - (its loss) / l.
 
 What is in DIR already is not made again.
 """
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import charts
-from learning import BGE_ZH, COMMON, DATA, TASKS, bge, negatives
+from learning import BGE_ZH, COMMON, DATA, afqmc_pairs, bge, write
 
 TARGET = DATA / "AFQMC"
 OTHERS = tuple(DATA / name for name in ("CMRC2018Retrieval", "LCQMC", "STSB", "Ocnli"))
@@ -38,12 +38,14 @@ def run(args: argparse.Namespace) -> None:
     from bgekit.evaluation import evaluate
 
     work: Path = args.work
-    negatives(TASKS["afqmc"], work / "afqmc")
+    pairs = work / "pairs.jsonl"
+    if not pairs.exists():
+        write(pairs, afqmc_pairs())
     for seed in args.seeds:
         tuned = Path(merged(work, seed, 1))
         if not (tuned / "config.json").exists():
-            bge("finetune", "--model", BGE_ZH, "--train_data", work / "afqmc" / "labelled.jsonl", "--output_dir", tuned,
-                "--overwrite_output_dir", "--seed", seed, *COMMON, *TASKS["afqmc"].training,
+            bge("finetune", "--model", BGE_ZH, "--train_data", pairs, "--output_dir", tuned, "--overwrite_output_dir",
+                "--seed", seed, *COMMON, "--query_max_len", "48", "--passage_max_len", "48",
                 "--num_train_epochs", args.epochs, "--learning_rate", args.rate)  # fmt: skip
         for weight in reversed(WEIGHTS):
             folder = merged(work, seed, weight)
@@ -104,7 +106,7 @@ def main() -> None:
     parser.add_argument("action", choices=("run", "table"))
     parser.add_argument("--work", type=Path, required=True, help="folder for everything that is made")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--rate", default="1e-4", help="learning rate")
     parser.add_argument("--image", help="where the curve is drawn")
     args = parser.parse_args()

@@ -5,7 +5,8 @@
 
 Each task trains a model on one split of real data (shared/data) and measures it on another: the model as it is, then
 trained with random negatives, with mined ones, with mined ones behind a guard against false negatives, and with the
-scores of a reranker that was trained on the same rows. All runs of a task have the same rows, steps and learning rate.
+scores of a reranker that was trained on the same rows. These runs have the same rows, steps and learning rate. AFQMC,
+whose pairs have labels, is also trained on as scored pairs, with those among the same pairs that do not mean the same.
 Every step is a command of `bge`; what is in DIR already is not made again.
 
 Scores of retrieval are compared query by query, each query's score being its mean over the seeds; correlations are
@@ -51,7 +52,7 @@ class Experiment:
         training: Arguments of `bge finetune`.
         reranking: Arguments of `bge finetune-reranker`.
         data: What the model is judged on; its default split holds none of the training queries.
-        ways: Names of files with negatives, beside those that all tasks have, and how they are made.
+        ways: Names of training files that `prepare` makes, beside the mined ones.
         first_stage: Embedder whose passages the reranker is judged on; None for no such judgement.
     """
 
@@ -108,20 +109,29 @@ def cmrc(folder: Path) -> None:
 
 
 def afqmc(folder: Path) -> None:
-    """The first 4,000 pairs that mean the same, without texts of the validation split."""
+    """The first 4,000 pairs that mean the same, and as scored pairs those among them that do not."""
     source = DATA / "AFQMC"
-    held = {text for row in lines(source / "validation.jsonl") for text in (row["sentence1"], row["sentence2"])}
+    held = afqmc_held_out()
     rows = (row for row in lines(source / "train_bge.jsonl") if not {row["query"], *row["pos"]} & held)
     chosen = list(itertools.islice(rows, 4000))
     write(folder / "train.jsonl", chosen)
     write(folder / "pool.jsonl", ({"text": text} for text in sorted({row["pos"][0] for row in chosen})))
-    queries = {row["query"] for row in chosen}
-    pairs = (row for row in lines(source / "train.jsonl") if not {row["sentence1"], row["sentence2"]} & held)
-    pairs = (row for row in pairs if row["score"] == 1 or row["sentence1"] in queries)
-    write(
-        folder / "pairs.jsonl",
-        ({"sentence1": row["sentence1"], "sentence2": row["sentence2"], "label": int(row["score"])} for row in pairs),
-    )
+    last = chosen[-1]["query"], chosen[-1]["pos"][0]
+    among = itertools.takewhile(lambda row: (row["sentence1"], row["sentence2"]) != last, afqmc_pairs())
+    write(folder / "scored.jsonl", among)
+
+
+def afqmc_held_out() -> set[str]:
+    """Texts of the validation split, which no training row may have."""
+    return {text for row in lines(DATA / "AFQMC/validation.jsonl") for text in (row["sentence1"], row["sentence2"])}
+
+
+def afqmc_pairs() -> Iterator[dict]:
+    """Pairs of the training split, with a score of 0 or 1."""
+    held = afqmc_held_out()
+    for row in lines(DATA / "AFQMC/train.jsonl"):
+        if not {row["sentence1"], row["sentence2"]} & held:
+            yield {name: row[name] for name in ("sentence1", "sentence2", "score")}
 
 
 TASKS = {
@@ -141,7 +151,7 @@ TASKS = {
         BGE_ZH, BGE_ZH, afqmc, "2-100",
         ("--num_train_epochs", "1", "--train_group_size", "2", "--query_max_len", "48", "--passage_max_len", "48"),
         ("--num_train_epochs", "1", "--train_group_size", "4", "--max_len", "96"),
-        DATA / "AFQMC", ways=("labelled",),
+        DATA / "AFQMC", ways=("scored",),
     ),
 }  # fmt: skip
 
@@ -164,15 +174,11 @@ def negatives(task: Experiment, folder: Path) -> list[str]:
         "random": ("mine", "--random", *source, *pool),
         "mined": mining,
         "guarded": (*mining, "--max_positive_ratio", "0.95"),
-        "labelled": (
-            "mine", "--labelled_pairs", "--input", folder / "pairs.jsonl", "--negatives", str(NEGATIVES), "--quiet",
-        ),
     }  # fmt: skip
-    names = ["random", "mined", "guarded", *task.ways]
-    for name in names:
+    for name, command in commands.items():
         if not (folder / f"{name}.jsonl").exists():
-            bge(*commands[name], "--output", folder / f"{name}.jsonl")
-    return names
+            bge(*command, "--output", folder / f"{name}.jsonl")
+    return [*commands, *task.ways]
 
 
 def run(task: Experiment, folder: Path, seeds: Sequence[int]) -> None:

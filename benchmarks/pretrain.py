@@ -1,13 +1,14 @@
 """Does pre-training help on real data? The same fine-tuning with RetroMAE before it and without, over several seeds.
 
-    python benchmarks/pretrain.py run --work DIR [--model packaged:all-MiniLM-L6-v2 | --scratch SIZES] [--steps 2000]
+    python benchmarks/pretrain.py run --work DIR [--scratch SIZES --vocabulary 4000] [--steps 2000] [--bf16] ...
     python benchmarks/pretrain.py table --work DIR
 
 The texts are the passages of the corpora in shared/data, without queries or judgements. Fine-tuning uses one half of
 MLQuestions' queries (`--task scifact`: SciFact's training claims), measuring the other half (its test claims), whose
 passages are among the texts, as they are wherever a corpus is there before its queries. Both arms start from one
-checkpoint: a given model, or random weights of given sizes with the given model's tokenizer. `--scratch` shows most:
-a model that was trained on more text than is here has little to learn from it.
+checkpoint: a given model, or random weights of given sizes with the given model's tokenizer, or one of its kind with a
+smaller vocabulary made from the texts. `--scratch` shows most: a model that was trained on more text than is here has
+little to learn from it.
 
 Every step is a command of `bge`; what is in DIR already is not made again, and an interrupted training goes on.
 """
@@ -80,16 +81,19 @@ def prepare(work: Path, task: str) -> None:
     write(work / "train.jsonl", ({"query": queries[query], "pos": [passages[passage]]} for query, passage in training))
 
 
-def random_start(folder: Path, tokenizer: str, sizes: str, seed: int) -> None:
+def random_start(folder: Path, args: argparse.Namespace) -> None:
     """A BERT of random weights that bgekit loads."""
     import torch
     from transformers import AutoTokenizer, BertConfig, BertModel
 
     from bgekit.models.checkpoint import resolve
 
-    given = {name: int(value) for name, value in (part.split("=") for part in sizes.split(","))}
-    made = AutoTokenizer.from_pretrained(resolve(tokenizer))
-    torch.manual_seed(seed)
+    given = {name: int(value) for name, value in (part.split("=") for part in args.scratch.split(","))}
+    made = AutoTokenizer.from_pretrained(resolve(args.model))
+    if args.vocabulary:
+        texts = [row["text"] for row in lines(args.work / "texts.jsonl")]
+        made = made.train_new_from_iterator(texts, args.vocabulary, length=len(texts))
+    torch.manual_seed(0)
     BertModel(BertConfig(vocab_size=len(made), pad_token_id=made.pad_token_id, **given)).save_pretrained(folder)
     made.save_pretrained(folder)
     (folder / "1_Pooling").mkdir()
@@ -117,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
     if args.scratch:
         start = str(work / "random")
         if not (work / "random" / "1_Pooling" / "config.json").exists():
-            random_start(work / "random", args.model, args.scratch, 0)
+            random_start(work / "random", args)
     pretrained, every = work / "pretrained", max(args.steps // 10, 1)
     half = ("--bf16", "true") if args.bf16 else ()
     bge(pretrained, "pretrain", "--model", start, "--train_data", work / "texts.jsonl", "--max_steps", args.steps,
@@ -177,6 +181,7 @@ def main() -> None:
     parser.add_argument("--task", choices=("mlquestions", "scifact"), default="mlquestions")
     parser.add_argument("--model", default="packaged:all-MiniLM-L6-v2", help="checkpoint to start from")
     parser.add_argument("--scratch", nargs="?", const=SIZES, help=f"random weights instead, of these sizes: {SIZES}")
+    parser.add_argument("--vocabulary", type=int, help="with --scratch: tokens of a tokenizer made from the texts")
     parser.add_argument("--steps", type=int, default=2000, help="of pre-training")
     parser.add_argument("--batch", type=int, default=32, help="sequences of a step of pre-training")
     parser.add_argument("--length", type=int, default=192, help="tokens of a sequence, and of a passage")

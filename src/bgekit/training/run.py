@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import EarlyStoppingCallback, set_seed
 
+from ..encoding.memory import keep_few_kernels
 from ..models.packing import PACKED_ATTENTION
 from .arguments import DataArguments, ModelArguments, TrainerArguments
 from .batches import PlanOptions
@@ -45,6 +46,7 @@ def begin(args: TrainerArguments) -> Path | None:
         args.eval_on_start = False
         args.restore_callback_states_from_checkpoint = True
     set_seed(args.seed)
+    keep_few_kernels()
     return resume
 
 

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..encoding.memory import Trimmer
 from ..errors import ArgumentError, CheckpointError, MissingExtraError
 from .collate import Batch, StepDataset
 from .diagnosis import Diagnosis
@@ -117,6 +118,7 @@ class ContrastiveTrainer(Trainer):
         self._write, self._read, self._judge, self.diagnosis = write, read, judge, diagnosis
         self.identity = identity
         self._metrics: dict[str, list[Tensor]] = defaultdict(list)
+        self._memory = Trimmer()
         super().__init__(
             model=network, args=args, train_dataset=steps, data_collator=first,
             # Trainer wants to see something to evaluate on; `evaluate` knows what.
@@ -173,6 +175,7 @@ class ContrastiveTrainer(Trainer):
             if name != "loss":
                 self._metrics[name].append(metric)
         self._metrics["tokens"].append(torch.tensor(float(batch.tokens)))
+        self._memory.trim()
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
             clear_device_cache()
