@@ -5,8 +5,8 @@
 
 bge-small-zh-v1.5 is fine-tuned on AFQMC (pairs of questions to a bank that mean the same or do not; `--scored_loss
 cosent`) and merged with what it was before by `bge merge`, at every weight from 0 to 1 in tenths. All of them are
-measured on the validation split of AFQMC and on tasks that have nothing to do with it. With g the gain of fine-tuning
-on AFQMC and l the mean loss on the others, a merge keeps (its gain) / g and restores 1 - (its loss) / l.
+measured on the validation split of AFQMC and on tasks that were not trained on. With g the gain of fine-tuning on AFQMC
+and l the mean loss on the others, a merge keeps (its gain) / g and restores 1 - (its loss) / l.
 
 What is in DIR already is not made again.
 """
@@ -73,6 +73,8 @@ def table(args: argparse.Namespace) -> None:
     others = [statistics.mean(means[path.name][place] for path in OTHERS) for place in range(len(WEIGHTS))]
     target = means[TARGET.name]
     gain, loss = target[-1] - target[0], others[0] - others[-1]
+    if gain <= 0 or loss <= 0:
+        raise SystemExit(f"fine-tuning gained {gain:.2f} on its task and lost {loss:.2f} on the others: train longer")
     kept = [(value - target[0]) / gain for value in target]
     restored = [1 - (others[0] - value) / loss for value in others]
     print(f"| weight of the tuned model | {' | '.join(means)} | mean of the others | gain kept | loss restored |")

@@ -47,7 +47,7 @@ class Experiment:
     Attributes:
         start: The model that is trained.
         teacher: The model that the reranker is made from.
-        prepare: Writes train.jsonl (rows without negatives) and pool.jsonl into a folder.
+        prepare: Writes train.jsonl (rows without negatives), pool.jsonl and the files of `ways` into a folder.
         ranks: Places of the ranking that negatives are mined from.
         training: Arguments of `bge finetune`.
         reranking: Arguments of `bge finetune-reranker`.
@@ -77,8 +77,10 @@ def lines(path: Path) -> Iterator[dict]:
 def write(path: Path, rows: Iterable[dict]) -> None:
     """Rows as jsonl."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    temporary.rename(path)
 
 
 def document(row: dict) -> str:
@@ -109,7 +111,7 @@ def cmrc(folder: Path) -> None:
 
 
 def afqmc(folder: Path) -> None:
-    """The first 4,000 pairs that mean the same, and as scored pairs those among them that do not."""
+    """The first 4,000 pairs that mean the same, and as scored pairs all that come before the last of them."""
     source = DATA / "AFQMC"
     held = afqmc_held_out()
     rows = (row for row in lines(source / "train_bge.jsonl") if not {row["query"], *row["pos"]} & held)
@@ -165,7 +167,7 @@ def bge(*arguments: str | Path) -> None:
 
 def negatives(task: Experiment, folder: Path) -> list[str]:
     """Training files of a task, one for each way to choose negatives."""
-    if not (folder / "train.jsonl").exists():
+    if not all((folder / f"{name}.jsonl").exists() for name in ("train", "pool", *task.ways)):
         task.prepare(folder)
     source = ("--input", folder / "train.jsonl", "--negatives", str(NEGATIVES), "--seed", "0", "--quiet")
     pool = ("--candidate_pool", folder / "pool.jsonl")

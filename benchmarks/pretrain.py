@@ -192,6 +192,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--bf16", action="store_true")
     args = parser.parse_args()
+    if args.vocabulary and not args.scratch:
+        parser.error("--vocabulary needs --scratch")
     run(args) if args.verb == "run" else table(args)
 
 

@@ -32,7 +32,9 @@ def test_a_folder_of_home(model, monkeypatch):
     assert Digests(model.parent).model("~/model") == Digests(model.parent).model(str(model))
 
 
-@pytest.mark.parametrize("name", ["../nothing", "./nothing", "~/nothing", "/nothing", "a/b/c", "packaged:nothing"])
+@pytest.mark.parametrize(
+    "name", ["../nothing", "./nothing", "~/nothing", "~nobody-here/nothing", "/nothing", "a/b/c", "packaged:nothing"]
+)
 def test_what_is_no_model(here, name):
     assert Digests(here).model(name) is None
 

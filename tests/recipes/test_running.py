@@ -198,6 +198,11 @@ def training(write, rows, here, tiny_bert):
     return write(TRAIN.replace("MODEL", str(tiny_bert)))
 
 
+def in_processes(recipe: Path, count: int) -> None:
+    text = recipe.read_text()
+    recipe.write_text(text.replace("verb: finetune\n", f"verb: finetune\n    processes: {count}\n"))
+
+
 def weights(folder: str) -> bytes:
     return Path(folder, "tuned", "model.safetensors").read_bytes()
 
@@ -206,9 +211,7 @@ def weights(folder: str) -> bytes:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_and_run_again_is_the_same_model(training, run, planned, processes):
     """The process of the recipe is killed; the stage ends with it, and goes on from its checkpoint."""
-    training.write_text(
-        training.read_text().replace("verb: finetune\n", f"verb: finetune\n    processes: {processes}\n")
-    )
+    in_processes(training, processes)
     process = subprocess.Popen(command(training))
     try:
         _until(lambda: any(Path("work/.recipe/tuned/tuned").glob("checkpoint-*/trainer_state.json")))
@@ -216,7 +219,8 @@ def test_killed_and_run_again_is_the_same_model(training, run, planned, processe
         process.kill()
         process.wait()
     assert not Path("work/tuned").exists()
-    _until(lambda: not _alive("work/.recipe/tuned/tuned"))
+    _until(lambda: not _alive("work/.recipe/tuned/tuned"), seconds=20)
+    assert not Path("work/.recipe/tuned/tuned/config.json").exists()
     assert status(planned(training)) == {"clean": "cached", "tuned": "unfinished", "scores": "missing"}
     assert run(training) == ["tuned", "scores"]
     killed = weights("work")
@@ -231,12 +235,14 @@ def test_killed_and_run_again_is_the_same_model(training, run, planned, processe
 
 
 @pytest.mark.skipif(os.name != "posix", reason="groups of processes are those of POSIX")
-def test_ctrl_c_ends_the_stage_too(training):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_ends_the_stage_too(training, processes):
+    in_processes(training, processes)
     process = subprocess.Popen(command(training), stderr=subprocess.PIPE, text=True)
     _until(lambda: Path("work/.recipe/tuned.started.json").exists())
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
-    _until(lambda: not _alive("work/.recipe/tuned/tuned"))
+    assert process.wait(30) == 130
+    _until(lambda: not _alive("work/.recipe/tuned/tuned"), seconds=20)
 
 
 def _until(condition, seconds: float = 400.0) -> None:

@@ -38,13 +38,14 @@ def return_freed_memory() -> None:
 
 
 def keep_few_kernels() -> None:
-    """Have oneDNN, which multiplies on CPUs, keep 128 kernels instead of 1,024, unless its variable is set.
+    """Have oneDNN, which multiplies on CPUs, keep 128 kernels instead of 1,024, unless the user has set a number.
 
     It compiles one for each shape, and in training nearly every step has another number of tokens: what it keeps, about
     1 MB each, is hardly ever used again. A layer of the network uses what the one before it compiled, for which 64 are
     enough: the processor time of training was the same with 64, 128 and 1,024. Must come before the first product.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+    if "DNNL_PRIMITIVE_CACHE_CAPACITY" not in os.environ:  # Its older name.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 
 @cache

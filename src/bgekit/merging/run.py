@@ -152,7 +152,7 @@ class Validation:
 
     def __post_init__(self) -> None:
         if isinstance(self.data, str | os.PathLike) or not self.data:
-            raise ArgumentError("validation data must be a list of folders with at least one")
+            raise ArgumentError("validation data must be a list of folders or files with at least one")
 
 
 @dataclass

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..encoding.tokenization import load_tokenizer
-from ..errors import OutputError
+from ..errors import BgekitError, OutputError
 from ..models.card import ModelCard, read_card
 from ..models.checkpoint import read_json, stored_dtype
 from ..models.saving import (
@@ -117,6 +117,8 @@ def adapted(parts: Parts, number: int) -> Iterator[Path]:
         alone = Parts([source], None, parts.kind, parts.cards[number], [parts.cards[number]], 0)
         try:
             _write_stage(alone, Average((1.0,)), stage)
+        except BgekitError:  # What is wrong with a model, also where that is an OSError.
+            raise
         except OSError as error:
             raise OutputError(
                 f"cannot write a copy of {source.name} with its base to {scratch}: {error.strerror or error}; TMPDIR "

@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,7 +72,7 @@ def resolve(
     """
     if name_or_path.startswith("packaged:"):
         return _packaged(name_or_path.removeprefix("packaged:"))
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))  # Which leaves ~ of nobody as it is.
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise CheckpointError(f"{path} is no model: it has no config.json (it holds {_listing(path)})")

@@ -143,9 +143,10 @@ def _random(model: PretrainModelArguments, tokenizer: PreTrainedTokenizerFast) -
 
 def _with_layer_types(config: Any) -> Any:
     """A config whose list of kinds of layers, where it has one, is as long as its number of layers now says."""
-    types, wanted = getattr(config, "layer_types", None), config.num_hidden_layers
-    if types is None or len(types) == wanted:
+    types = getattr(config, "layer_types", None)
+    if types is None or len(types) == config.num_hidden_layers:
         return config
+    wanted = config.num_hidden_layers
     if len(types) > wanted:
         config.layer_types = types[:wanted]
         return config

@@ -3,8 +3,8 @@
 Its standard input is a pipe that nobody writes to. It ends when the starter ends, however that happens, so that no
 stage goes on behind the back of the next run.
 
-It leads a group of processes, which ends as a whole. The processes that torchrun starts lead sessions of their own:
-they end because torchrun, asked to by SIGTERM, ends them, for which it has some seconds.
+It leads a group of processes, which SIGTERM ends as a whole. The processes that torchrun starts lead sessions of their
+own: torchrun ends them when it gets SIGTERM, and is killed only if it has not done so long after.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import threading
 import time
 from typing import Final
 
-#: Seconds in which a launcher ends its processes.
-_GRACE: Final = 10
+#: Seconds that a launcher has; torchrun kills its processes 30 after it has asked them to end.
+_GRACE: Final = 35
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,7 +64,7 @@ class Digests:
 
     def model(self, name: str) -> str | None:
         """The digest of a model in a folder or package, None if there is none; a name on the hub stands for itself."""
-        folder = Path(name).expanduser()
+        folder = Path(os.path.expanduser(name))  # Which leaves ~ of nobody as it is.
         if folder.is_dir():
             return self.path(folder)
         if name.startswith("packaged:"):

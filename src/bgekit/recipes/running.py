@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 #: Seconds between two looks at a running stage, and that an interrupted one may take to end.
 _LOOK: Final = 0.1
 _GRACE: Final = 1.5
+_GRACE_OF_LAUNCHERS: Final = 10.0
 #: What is shown of the log of a stage that failed.
 _TAIL_LINES: Final = 20
 _TAIL_BYTES: Final = 8 << 10
@@ -213,16 +214,19 @@ def _wait(step: Step, log: IO[bytes], path: Path, watcher: Watcher) -> int:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a stage as Ctrl-C would, and at once if it takes its time."""
-    with contextlib.suppress(OSError):
-        if os.name == "posix":
-            os.killpg(process.pid, signal.SIGINT)
-        else:
+    """End a stage as Ctrl-C would, and with all that it has started if it takes its time."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        if os.name != "posix":
             process.terminate()
+            process.wait(_GRACE)
+            return
+        os.killpg(process.pid, signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE)
             return
-        process.kill()
+        if process.stdin is not None:
+            process.stdin.close()  # See child.py, which goes on with it if we end before it does.
+        process.wait(_GRACE_OF_LAUNCHERS)
 
 
 def _failure(step: Step, code: int, log: Path, work: Path) -> StageError:
