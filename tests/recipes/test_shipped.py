@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,17 @@ def test_it_is_planned(path, tmp_path):
     steps = make_steps(recipe, tmp_path, VerbGrammar())
     assert recipe.about and len(steps) == len(recipe.stages) > 3
     assert {"finetune", "mine", "merge", "eval"} <= {step.stage.verb.name for step in steps}
+
+
+@pytest.mark.slow
+def test_the_demo_runs_to_its_report(tmp_path):
+    """A quarter of an hour on two cores."""
+    command = [sys.executable, "-m", "bgekit", "recipe", "run", str(RECIPES / "small-demo.yaml"), "--quiet"]
+    subprocess.run([*command, "--work", str(tmp_path)], check=True)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [stage["this_run"] for stage in report["stages"]] == ["run"] * 13
+    scores = {each["model"]: each["main_score"] for each in report["evaluations"][0]["results"]}
+    assert scores["merged"] > scores["packaged:all-MiniLM-L6-v2"]
 
 
 def test_the_published_recipe():
