@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import importlib
 import json
 
 import pytest
@@ -139,3 +141,28 @@ def test_bad_lines(bge, data):
         code, err = bge(*verb, "--input", data / "bad.jsonl", "--output", data / "out.jsonl")
         assert code == 1
         assert "bad.jsonl, line 2: pos must be a list of strings" in err
+
+
+@pytest.mark.parametrize(
+    "more", [["--negatives", 3], ["--keep_existing"], ["--reranker", "r"], ["--work_folder", "w"], ["--model", "m"]]
+)
+def test_what_labelled_pairs_do_not_use_is_an_error(bge, data, more):
+    code, err = bge("mine", "--labelled_pairs", "--input", data / "pairs.jsonl", "--output", data / "p.jsonl", *more)
+    assert code == 1
+    assert f"so {more[0]} is not used" in err
+    assert not (data / "p.jsonl").exists()
+
+
+@pytest.mark.parametrize("verb", [["mine", "--random"], ["dedup"]])
+def test_a_threshold_of_nothing_is_an_error(bge, data, verb):
+    code, err = bge(*verb, "--input", data / "train.jsonl", "--output", data / "o.jsonl", "--near_threshold", 0.5)
+    assert code == 1
+    assert "goes with --near_duplicates" in err
+
+
+def test_what_json_has_no_form_for_is_found_before_anything_is_done(bge, tmp_path):
+    table = pytest.importorskip("pyarrow").table({"query": ["q"], "pos": [["p"]], "day": [datetime.date(2026, 1, 1)]})
+    importlib.import_module("pyarrow.parquet").write_table(table, tmp_path / "in.parquet")
+    code, err = bge("mine", "--random", "--input", tmp_path / "in.parquet", "--output", tmp_path / "o.jsonl")
+    assert code == 1
+    assert "in.parquet, line 1: Object of type date" in err

@@ -54,3 +54,17 @@ def test_ocnli(shared_path):
     list(rows_of_pairs(str(file), wide, negative_labels=("contradiction", "neutral")))
     assert wide.negatives > counts.negatives
     assert not wide.other_labels
+
+
+def test_labels_as_tables_have_them(write):
+    file = write("pairs.jsonl", [pair("a", "p", "1.0"), pair("a", "n", "0.0"), pair("a", "q", " Entailment ")])
+    assert list(rows_of_pairs(file, PairCounts())) == [{"query": "a", "pos": ["p", "q"], "neg": ["n"]}]
+
+
+def test_labels_of_another_set_are_an_error(write):
+    file = write("pairs.jsonl", [pair("a", "p", "yes"), pair("a", "n", "no"), pair("a", "o", 0)])
+    with pytest.raises(DataError, match=r"pairs.jsonl has no pair with .* \(1, entailment\).*: no, yes\. Name yours"):
+        list(rows_of_pairs(file, PairCounts()))
+    assert list(rows_of_pairs(file, PairCounts(), positive_labels=["Yes"], negative_labels=["NO"])) == [
+        {"query": "a", "pos": ["p"], "neg": ["n"]}
+    ]

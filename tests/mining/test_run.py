@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import bgekit.mining.run as run_module
-from bgekit.errors import ArgumentError, DataError
+from bgekit.encoding.embedder import FlagModel
+from bgekit.errors import ArgumentError, DataError, OutputError
 from bgekit.mining.run import Mining, mine
 from bgekit.mining.sampling import Choice
 from bgekit.search.exact import unit
@@ -167,6 +168,56 @@ def test_reranker(mined):
     assert report["left_out"]["max_reranker_score"] > 0
 
 
+def test_a_reranker_that_refuses_nearly_everything_is_not_asked_for_ever(mined):
+    class Never:
+        fingerprint = "never"
+        pairs = 0
+
+        def compute_score(self, pairs, *, show_progress):
+            self.pairs += len(pairs)
+            return [float(passage == "passage 119") - 0.5 for _, passage in pairs]
+
+    reranker = Never()
+    pool = [f"passage {number}" for number in range(5000)]
+    rows, report = mined(ROWS, pool, range=(0, 20), negatives=2, reranker=reranker, max_reranker_score=-1.0)
+    assert all(row["neg"] == [] for row in rows)
+    assert report["left_out"]["max_reranker_score"] == reranker.pairs
+    assert len(ROWS) * 40 < reranker.pairs <= len(ROWS) * 42
+
+
+def test_titles_of_a_pool_are_not_put_before_its_texts(mined, write, tmp_path, embedder):
+    pool = write("titled.jsonl", [{"title": "Cats", "body": text} for text in POOL])
+    task = Mining(write("in.jsonl", ROWS), str(tmp_path / "out.jsonl"), pool=(pool,), choice=Choice(first=0, last=120),
+                  text_field="body")  # fmt: skip
+    mine(task, [embedder()])
+    for row in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines()):
+        assert set(row["neg"]) < set(POOL) - set(row["pos"])
+
+
+def test_maximum_lengths_of_roles_count(mined, tiny_bert, tmp_path):
+    outputs = []
+    for lengths in ({}, {"passage_max_length": 3}, {"query_max_length": 3}):
+        with FlagModel(tiny_bert, devices="cpu", **lengths) as model:
+            mined(ROWS, POOL, models=[model], work=str(tmp_path / "work"), range=(0, 50))
+        outputs.append((tmp_path / "out.jsonl").read_bytes())
+    assert len(set(outputs)) == 3
+
+
+def test_a_full_disk_leaves_the_earlier_report(mined, tmp_path, monkeypatch):
+    mined(ROWS, POOL)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("out.*")}
+    assert len(before) == 2
+    monkeypatch.setattr("bgekit.mining.run._chunks", lambda parts: _full())
+    with pytest.raises(OutputError, match=r"cannot write .*out\.jsonl: no room"):
+        mined(ROWS, POOL, seed=9)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("out.*") if path.is_file()} == before
+
+
+def _full():
+    yield b"half a li"
+    raise OSError(28, "no room")
+
+
 def test_hnsw(mined):
     pytest.importorskip("faiss")
     exact, _ = mined(ROWS, POOL, range=(0, 20), negatives=20, sampling="top", fill=False)
@@ -212,6 +263,15 @@ def test_bad_input(mined, tmp_path, embedder):
         mine(task, [embedder()])
     with pytest.raises(ArgumentError, match="also an input"):
         mine(Mining(task.input, task.input), [embedder()])
+    with pytest.raises(ArgumentError, match=r"call it .jsonl"):
+        mine(Mining(task.input, str(tmp_path / "o.jsonl.gz")), [embedder()])
+    with pytest.raises(ArgumentError, match="2 miners"):
+        mine(Mining(task.input, task.output, miners=("dense", "random"), choice=Choice(shares=(4,))), [embedder()])
+    with pytest.raises(ArgumentError, match="give one"):
+        mine(Mining(task.input, task.output, miners=("bm25",)), [embedder(), embedder()])
+    for device in ("cuda:99", "nonsense"):
+        with pytest.raises(ArgumentError, match=device):
+            mine(Mining(task.input, task.output, search_device=device), [embedder()])
     with pytest.raises(ArgumentError, match="range"):
         Choice(first=5, last=5)
     assert not Path(task.output).exists()

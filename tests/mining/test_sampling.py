@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from bgekit.errors import ArgumentError
 from bgekit.mining.dedup import jaccard, pieces
 from bgekit.mining.rows import copy_key
 from bgekit.mining.sampling import Choice, Draw, Guards
@@ -101,8 +103,32 @@ def test_fill_takes_texts_before_the_range_last():
     assert {each.number for each in found[10:]} == set(range(10)) - {3}
 
 
+def test_each_candidate_is_counted_once():
+    texts = [f"text {number}" for number in range(60)]
+    ranking = np.arange(60)
+    choice = Choice(negatives=40, first=0, last=60, shares=(1, 1), guards=Guards(max_score=-1))
+    draw = Draw(
+        Row("q", ("text 3",)), MemoryStore([*texts, "TEXT 3"]), [("a", ranking), ("b", ranking[::-1])], choice,
+        similarity=lambda rows: np.where(rows % 2, 0.0, -2.0),
+    )  # fmt: skip
+    while found := draw.propose():
+        refused = [each for each in found if each.number < 20]
+        draw.refuse(refused, "reranker")
+        draw.accept([each for each in found if each not in refused])
+    assert {each.number for each in draw.accepted} == set(range(20, 60, 2))
+    assert draw.refused == {"copy of a positive": 2, "max_score": 29, "reranker": 10}
+
+
 def test_guards_below_zero():
     assert Guards(max_positive_ratio=0.9).ceilings(-0.2)["max_positive_ratio"] < -0.2
     assert Guards(max_positive_ratio=0.5, margin=0.1, max_score=0.3).ceilings(0.8) == {
         "max_positive_ratio": 0.4, "margin": 0.8 - 0.1, "max_score": 0.3
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "guard", [{"max_positive_ratio": 95}, {"margin": float("nan")}, {"max_score": float("inf")}, {"near_duplicates": 7}]
+)
+def test_guards_that_guard_nothing(guard):
+    with pytest.raises(ArgumentError):
+        Guards(**guard)

@@ -20,8 +20,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--output", "--output_file", required=True, metavar="FILE", help="training data without copies")
     parser.add_argument("--near_duplicates", action="store_true", help="leave out near copies, too")
     parser.add_argument(
-        "--near_threshold", type=float, default=0.8, metavar="X", help="Jaccard similarity of these [0.8]"
-    )
+        "--near_threshold", type=float, metavar="X",
+        help="Jaccard similarity of these, in the query and in the positives [0.8]",
+    )  # fmt: skip
     options.add_report_options(parser)
 
 
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.output, args.input)
     check_training(args.input, scored_pairs=True)
     removed = Removed()
-    rows = distinct(read_training(args.input), removed, near=args.near_threshold if args.near_duplicates else None)
+    rows = distinct(read_training(args.input), removed, near=options.near_threshold(args))
     write_lines(args.output, (each.fields for each in rows))
     if not args.quiet:
         left = removed.rows - removed.copies - removed.near

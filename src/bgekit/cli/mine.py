@@ -28,6 +28,13 @@ examples:
   bge mine --labelled_pairs --input ocnli.jsonl --output train.jsonl --negative_label contradiction"""
 
 
+#: What counts with --labelled_pairs.
+_OF_PAIRS = (
+    "verb", "default_of", "input", "output", "labelled_pairs", "positive_label", "negative_label", "no_progress",
+    "quiet", "verbose",
+)  # fmt: skip
+
+
 def add_parser(subparsers: Any) -> None:
     """Add the verb's parser."""
     parser = subparsers.add_parser(
@@ -39,6 +46,7 @@ def add_parser(subparsers: Any) -> None:
     options.add_list_option(
         parser, "--candidate_pool", metavar="FILE", help='lines {"text"} to draw from [all pos and neg of the input]'
     )
+    parser.add_argument("--text_field", metavar="NAME", help="field of the pool's texts [text, content, contents]")
     _add_choice(parser)
     _add_guards(parser)
     group = parser.add_argument_group("labelled pairs")
@@ -60,6 +68,7 @@ def add_parser(subparsers: Any) -> None:
     group = parser.add_argument_group("report")
     group.add_argument("--samples", type=options.not_negative, default=5, metavar="N", help="rows shown in full [5]")
     options.add_report_options(parser)
+    parser.set_defaults(default_of=parser.get_default)
 
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
@@ -98,13 +107,13 @@ def _add_guards(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--max_score", type=float, metavar="X", help="at most X")
     group.add_argument("--reranker", metavar="MODEL", help="a cross-encoder that judges candidates")
-    group.add_argument("--max_reranker_score", type=float, metavar="X", help="at most X by the reranker")
+    group.add_argument(
+        "--max_reranker_score", type=float, metavar="X", help="at most X by the reranker, as its network gives it"
+    )
     group.add_argument(
         "--near_duplicates", action="store_true", help="near copies of query, positives and negatives are copies, too"
     )
-    group.add_argument(
-        "--near_threshold", type=float, default=0.8, metavar="X", help="Jaccard similarity of these [0.8]"
-    )
+    group.add_argument("--near_threshold", type=float, metavar="X", help="Jaccard similarity of these [0.8]")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -144,16 +153,19 @@ def _task(args: argparse.Namespace) -> Mining:
     from ..mining.sampling import Choice, Guards
 
     first, last = _range(args.range)
+    if args.text_field is not None and not args.candidate_pool:
+        raise ArgumentError("--text_field is a field of --candidate_pool, which is not given")
     if args.random and args.miner:
         raise ArgumentError("--random stands for --miner random: give one of the two")
     guards = Guards(
         margin=args.margin, max_positive_ratio=args.max_positive_ratio, max_score=args.max_score,
-        near_duplicates=args.near_threshold if args.near_duplicates else None,
+        near_duplicates=options.near_threshold(args),
     )  # fmt: skip
     return Mining(
         input=args.input,
         output=args.output,
         pool=tuple(args.candidate_pool or ()),
+        text_field=args.text_field,
         choice=Choice(
             negatives=args.negatives, first=first, last=last, sampling=args.sampling,
             shares=tuple(args.shares or (1,)), fill=not args.no_fill, seed=args.seed, guards=guards,
@@ -182,8 +194,12 @@ def _run_pairs(args: argparse.Namespace) -> int:
     from ..mining.rows import check_output
     from ..mining.writing import write_lines
 
-    if args.model or args.candidate_pool or args.miner or args.random:
-        raise ArgumentError("--labelled_pairs mines nothing: run bge mine on its output, with --keep_existing")
+    unused = [name for name, value in vars(args).items() if name not in _OF_PAIRS and value != args.default_of(name)]
+    if unused:
+        raise ArgumentError(
+            f"--labelled_pairs mines nothing, so --{unused[0]} is not used: run bge mine on its output, with "
+            "--keep_existing"
+        )
     check_output(args.output, args.input)
     counts = PairCounts()
     rows = rows_of_pairs(

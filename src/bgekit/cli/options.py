@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ArgumentError
+
 if TYPE_CHECKING:
     from ..encoding.base import Embedder
     from ..encoding.records import RecordReader
@@ -248,6 +250,15 @@ def chosen_chunks(args: argparse.Namespace) -> Chunks | None:
     from ..encoding.shards import Chunks
 
     return Chunks(args.chunk_size, args.chunk_overlap)
+
+
+def near_threshold(args: argparse.Namespace) -> float | None:
+    """Jaccard similarity of near copies by `--near_duplicates` and `--near_threshold`; None if they do not count."""
+    if args.near_duplicates:
+        return 0.8 if args.near_threshold is None else float(args.near_threshold)
+    if args.near_threshold is not None:
+        raise ArgumentError("--near_threshold goes with --near_duplicates")
+    return None
 
 
 def add_report_options(parser: argparse.ArgumentParser) -> None:

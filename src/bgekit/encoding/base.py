@@ -159,6 +159,11 @@ class Embedder(abc.ABC):
             yield result
         tally.log(self.card.name)
 
+    def max_length_of(self, kind: Kind) -> int:
+        """Tokens at which texts of a kind are cut if a call says nothing else."""
+        role = self.card.default_prompt if kind == "plain" else kind
+        return self._role_length(role) or self.card.max_length
+
     def similarity(self, a: npt.ArrayLike, b: npt.ArrayLike, *, calibrated: bool = False) -> npt.NDArray[np.float32]:
         """Scores [n, m] of vectors [n, d] and [m, d] in float32: cosine, or what the card says; higher is nearer.
 

@@ -181,10 +181,12 @@ class FlagModel(Embedder):
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 (hex) of weights, tokenizer, card and precision."""
+        """sha256 (hex) of weights, tokenizer, card, precision and the lengths that the caller set for roles."""
         weights = fingerprint(self.folder, allow_pickle=self._spec.allow_pickle)
         card = {key: value for key, value in self.card.to_dict().items() if key not in ("name", "family")}
-        return digest(weights, repr(card), self.precision, str(self._truncate_dim))
+        lengths = [str(self.query_max_length), str(self.passage_max_length)]
+        own = [] if lengths == ["None", "None"] else lengths
+        return digest(weights, repr(card), self.precision, str(self._truncate_dim), *own)
 
     @cached_property
     def weights_fingerprint(self) -> str:

@@ -136,7 +136,7 @@ def encode_to_shards(
                 progress=progress,
             )  # fmt: skip
     settings = {
-        "kind": kind, "max_length": max_length or model.card.max_length, "batch_size": batch_size, "dtype": dtype,
+        "kind": kind, "max_length": max_length or model.max_length_of(kind), "batch_size": batch_size, "dtype": dtype,
         "dimension": model.dimension, "shard_size": shard_size, "store_texts": store_texts,
         **(records.settings if isinstance(records, RecordReader) else {}),
     }  # fmt: skip

@@ -70,7 +70,7 @@ class NearCopies:
         self._threshold = threshold
         self._rows = band_rows(threshold)
         self._bands: list[dict[bytes, list[int]]] = [{} for _ in range(_HASHES // self._rows)]
-        self._seen: list[Pieces] = []
+        self._seen: list[list[Pieces]] = []
         generator = np.random.default_rng(0)  # Fixed: what counts as a copy must not change from run to run.
         self._salts = generator.integers(0, 1 << 63, _HASHES, dtype=np.uint64)
 
@@ -82,17 +82,23 @@ class NearCopies:
             least = np.minimum(least, block.min(axis=0))
         return least
 
-    def add(self, text: str) -> int | None:
-        """The number of an earlier text that this one is a near copy of; None if there is none, and it is kept."""
-        found = pieces(text)
-        signature = self.signature(found)
-        parts = [signature[band * self._rows : (band + 1) * self._rows].tobytes() for band in range(len(self._bands))]
-        alike = {number for band, part in zip(self._bands, parts, strict=True) for number in band.get(part, ())}
+    def add(self, *parts: str) -> int | None:
+        """The number of an earlier text that this one is a near copy of; None if there is none, and it is kept.
+
+        Args:
+            parts: The text in one part or several (the same number in all texts): near copies are so in every part.
+        """
+        found = [pieces(part) for part in parts]
+        # Pieces of one part are none of another: if all parts reach the threshold, so does the whole.
+        whole = [mixed(each + np.uint64(number)) for number, each in enumerate(found)]
+        signature = self.signature(np.concatenate(whole))
+        keys = [signature[band * self._rows : (band + 1) * self._rows].tobytes() for band in range(len(self._bands))]
+        alike = {number for band, key in zip(self._bands, keys, strict=True) for number in band.get(key, ())}
         for number in sorted(alike):
-            if jaccard(found, self._seen[number]) >= self._threshold:
+            if all(jaccard(a, b) >= self._threshold for a, b in zip(found, self._seen[number], strict=True)):
                 return number
-        for band, part in zip(self._bands, parts, strict=True):
-            band.setdefault(part, []).append(len(self._seen))
+        for band, key in zip(self._bands, keys, strict=True):
+            band.setdefault(key, []).append(len(self._seen))
         self._seen.append(found)
         return None
 
@@ -129,12 +135,13 @@ class Removed:
 
 
 def distinct(rows: Iterable[InputRow], removed: Removed, *, near: float | None = None) -> Iterator[InputRow]:
-    """Rows without copies of earlier ones: of query and positives together, in any order of the positives.
+    """Rows without copies of earlier ones: of query and positives, in any order of the positives.
 
     Args:
         rows: The input.
         removed: Told what is left out.
-        near: Jaccard similarity of near copies, which are left out, too; by default only copies are.
+        near: Jaccard similarity, of the queries and of all positives together, from which on rows are near copies and
+            left out, too; by default only copies are. It takes 8 bytes of memory for each character that stays.
     """
     seen: dict[tuple[int, ...], int] = {}
     near_copies = None if near is None else NearCopies(near)
@@ -146,7 +153,7 @@ def distinct(rows: Iterable[InputRow], removed: Removed, *, near: float | None =
         if earlier != each.line:
             removed.copies += 1
         elif near_copies is not None:
-            number = near_copies.add("\n".join([each.row.query, *sorted(each.row.positives)]))
+            number = near_copies.add(each.row.query, "\n".join(sorted(each.row.positives)))
             if number is None:
                 lines.append(each.line)
             else:

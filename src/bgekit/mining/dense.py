@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..encoding.base import digest
+from ..encoding.devices import resolve_devices
 from ..encoding.shards import encode_to_shards
 from ..encoding.shardset import load_shards
+from ..errors import ArgumentError
 from ..search import approximate
 from ..search.exact import QUERIES, TopK, unit
 from ..search.facts import check_similarity
@@ -51,12 +53,17 @@ class DenseMiner:
             device: Compare vectors there (`cuda`); by default on the CPU.
 
         Raises:
-            ArgumentError: the model's vectors are not compared by cosine or dot product.
+            ArgumentError: the model's vectors are not compared by cosine or dot product, or the device cannot be used.
             MissingExtraError: the index needs faiss, which is not installed.
         """
         check_similarity(embedder.card.name, embedder.card.similarity, unit_vectors=embedder.card.normalize)
+        # Before hours of encoding, not after them.
         if index != "exact":
-            approximate.load_faiss()  # Before hours of encoding, not after them.
+            approximate.load_faiss()
+        if device is not None:
+            if index != "exact":
+                raise ArgumentError(f"search_device {device} is for the exact search; {index} is searched on the CPU")
+            resolve_devices(device)
         self.name, self.cosine = embedder.card.name, embedder.card.similarity == "cosine"
         self._embedder, self._store, self._kind, self._device = embedder, store, index, device
         self._folder = folder / f"vectors-{digest(embedder.fingerprint, store.digest)[:16]}"

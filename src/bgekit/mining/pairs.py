@@ -5,6 +5,7 @@ BGE was trained so on nli-zh, ocnli and cmnli: pairs of label 0 are negatives.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -12,7 +13,7 @@ from typing import Any, Final
 from ..encoding.records import read_rows
 from ..encoding.rows import BadRow, listing, shown
 from ..encoding.tokenization import repair
-from ..errors import ArgumentError
+from ..errors import ArgumentError, DataError
 from ..training.examples import Problems
 from .rows import copy_key, raise_problems
 
@@ -61,7 +62,7 @@ def rows_of_pairs(
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """The training rows that labelled pairs make, in the order of the first sentences; all are in memory.
 
-    Sentences are equal if they differ in case and white space only.
+    Sentences are equal if they differ in case and white space only, labels if they differ in case only.
 
     Args:
         file: Rows `{"sentence1", "sentence2", "label"}`.
@@ -70,9 +71,10 @@ def rows_of_pairs(
         negative_labels: Labels of negatives; all others are left out.
 
     Raises:
-        DataError: lines cannot be used; it names file and lines.
+        DataError: lines cannot be used (it names file and lines), or no pair has a label of positives.
         ArgumentError: a label is on both sides.
     """
+    positive_labels, negative_labels = [*map(_even, positive_labels)], [*map(_even, negative_labels)]
     both = set(positive_labels) & set(negative_labels)
     if both:
         raise ArgumentError(f"the label {', '.join(sorted(both))} cannot be that of positives and of negatives")
@@ -98,6 +100,12 @@ def rows_of_pairs(
         if other == key:
             del side[other]
     raise_problems(problems, f"each line is a pair with a label, such as {EXAMPLE}")
+    if not any(group.positives for group in groups.values()):
+        found = listing(sorted(counts.other_labels)) if counts.pairs else "none, as there are no pairs"
+        raise DataError(
+            f"{file} has no pair with the label of a positive ({', '.join(positive_labels)}), so no row would be "
+            f"written. Other labels in it: {found}. Name yours with --positive_label and --negative_label."
+        )
     for group in groups.values():
         negatives = [text for key, text in group.negatives.items() if key not in group.positives]
         counts.conflicts += len(group.negatives) - len(negatives)
@@ -125,8 +133,12 @@ def _sentence(fields: Mapping[str, Any], names: Sequence[str]) -> str:
 
 def _label(fields: Mapping[str, Any]) -> str:
     value = _field(fields, _LABEL)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int | str):
+    whole = isinstance(value, float) and value.is_integer()
+    if isinstance(value, bool) or not (whole or isinstance(value, int | str)):
         raise BadRow(f"label must be a whole number or a name, not {shown(value)}")
-    return str(value).strip()
+    return _even(value)
+
+
+def _even(label: object) -> str:
+    """A label as it is compared: 1, 1.0 (as tables have it where a label is missing) and "1" are the same."""
+    return re.sub(r"^(-?\d+)\.0*$", r"\1", str(label).strip().casefold())

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..encoding.records import read_rows
-from ..encoding.rows import STDIN, BadRow
+from ..encoding.rows import STDIN, BadRow, stem_and_format
 from ..errors import ArgumentError, DataError
 from ..training.examples import EXAMPLE_LINE, Problems, Row, row_of, text_key
 
@@ -68,6 +68,10 @@ def check_training(file: str, *, scored_pairs: bool = False) -> int:
             continue
         if row.score is not None and not scored_pairs:
             problems.add(file, line, "a scored pair (a line with `score`) is trained on without negatives")
+        try:
+            line_of(fields)
+        except TypeError as problem:  # A date or bytes of a table.
+            problems.add(file, line, f"{problem}; what is handed on has to be text, numbers, lists or objects")
         count += 1
     raise_problems(problems, f"each line is a JSON object such as {EXAMPLE_LINE}")
     if not count:
@@ -96,11 +100,13 @@ def line_of(fields: Mapping[str, Any]) -> bytes:
 
 
 def check_output(output: str, *inputs: str) -> None:
-    """See to it that an output is not also an input.
+    """See to it that an output is a file of JSON lines by its name, and not also an input.
 
     Raises:
-        ArgumentError: it is.
+        ArgumentError: it is not.
     """
+    if output.lower().endswith(".gz") or stem_and_format(output)[1] not in (None, "jsonl"):
+        raise ArgumentError(f"the output is JSON lines, and {output} would be read as something else: call it .jsonl")
     for file in inputs:
         if os.path.exists(output) and os.path.exists(file) and os.path.samefile(output, file):
             raise ArgumentError(f"{output} is also an input; give another output")

@@ -31,7 +31,7 @@ from .report import Tally, report, step_of
 from .rows import InputRow, check_output, check_training, copy_key, line_of, read_training
 from .sampling import RANDOM, Choice, Draw, Similarity
 from .texts import TextStore, store_texts
-from .writing import write_chunks
+from .writing import write_together
 
 if TYPE_CHECKING:
     from ..encoding.base import Embedder
@@ -43,8 +43,12 @@ logger = logging.getLogger(__name__)
 BLOCK: Final = 2048
 DENSE, BM25 = "dense", "bm25"
 MINERS: Final = (DENSE, BM25, RANDOM)
+#: Rows whose draws are under way together: with a reranker, whose pairs make one call.
+_TOGETHER: Final = 64
+#: A reranker may refuse as many candidates of a row as its ranges have, and so many times the negatives wanted.
+_REFUSALS: Final = 10
 #: Part of the name of what is kept: what an older version made is not used.
-_VERSION: Final = "1"
+_VERSION: Final = "2"
 _SAMPLE_DRAW: Final = 2
 
 #: Total texts -> what shows how far their encoding is.
@@ -69,7 +73,9 @@ class Mining:
     Attributes:
         input: File of training data.
         output: File of training data with negatives; one that is there is replaced.
-        pool: Files of candidates, `{"text"}` a line; by default all passages of the input are candidates.
+        pool: Files of candidates, `{"text"}` a line, to which a title is not added, as it is not to positives; by
+            default all passages of the input are candidates.
+        text_field: Field of the pool's texts; by default `text`, `content` or `contents`.
         choice: How negatives are drawn.
         miners: Of `dense` (every model), `bm25` and `random`; the shares of `choice` are in the order of all models
             and then the others.
@@ -85,6 +91,7 @@ class Mining:
     input: str
     output: str
     pool: tuple[str, ...] = ()
+    text_field: str | None = None
     choice: Choice = field(default_factory=Choice)
     miners: tuple[str, ...] = (DENSE,)
     index: IndexKind = "exact"
@@ -125,7 +132,9 @@ def mine(
     count = check_training(task.input)
     work = Path(task.work) if task.work is not None else Path(f"{task.output}.mining")
     with OutputFolder(work) as folder:
-        pool: Iterable[Record] | None = read_records(task.pool) if task.pool else None
+        pool: Iterable[Record] | None = None
+        if task.pool:
+            pool = read_records(task.pool, text_field=task.text_field, title_field="")
         with contextlib.closing(
             store_texts(folder, lambda: read_training(task.input), pool, negatives=task.keep_existing)
         ) as store:
@@ -154,10 +163,12 @@ def _check(task: Mining, models: Sequence[Embedder], reranker: Reranker | None) 
         raise ArgumentError("the miner `dense` needs a model; without one there are bm25 and random")
     if task.choice.guards.need_scores and not models and BM25 not in task.miners:
         raise ArgumentError("guards on scores need a model (or bm25), whose scores they are")
+    if len(models) > 1 and DENSE not in task.miners:
+        raise ArgumentError("without the miner `dense` one model gives the scores, so give one, not several")
     if (task.max_reranker_score is None) != (reranker is None):
         raise ArgumentError("a reranker and max_reranker_score go together: give both or neither")
     sources = _sources(task, models)
-    if len(task.choice.shares) not in (1, len(sources)):
+    if len(task.choice.shares) != len(sources) and task.choice.shares != (1,):
         raise ArgumentError(
             f"{len(task.choice.shares)} shares are given for {len(sources)} miners: {', '.join(sources)}"
         )
@@ -177,16 +188,14 @@ class _Run:
         shares = task.choice.shares if len(task.choice.shares) > 1 else (1,) * len(_sources(task, models))
         self._choice = replace(task.choice, shares=shares)
         self._task, self._store, self._folder, self._count, self._reranker = task, store, folder, count, reranker
-        # Without the miner `dense`, a model gives scores alone: the first will do.
-        used = models if DENSE in task.miners else models[:1]
         self._dense = [
-            DenseMiner(model, store, folder.path, index=task.index, device=task.search_device) for model in used
+            DenseMiner(model, store, folder.path, index=task.index, device=task.search_device) for model in models
         ]
         self._bm25: Bm25 | None = None
         content = {
             "version": _VERSION, "input": file_sha256(Path(task.input)), "texts": store.digest,
             "candidates": store.candidates, "choice": asdict(self._choice),
-            "models": [model.fingerprint for model in used], "reranker": reranker and str(reranker.fingerprint),
+            "models": [model.fingerprint for model in models], "reranker": reranker and str(reranker.fingerprint),
             **{name: getattr(task, name) for name in
                ("miners", "index", "search_device", "keep_existing", "scores", "max_reranker_score", "samples")},
         }  # fmt: skip
@@ -195,7 +204,7 @@ class _Run:
         self._samples = set(generator.permutation(count)[: task.samples].tolist())
         choice_made = {name: value for name, value in asdict(self._choice).items() if name not in ("first", "last")}
         self._settings = {
-            "models": [model.card.name for model in used], "rows": count, "candidates": store.candidates,
+            "models": [model.card.name for model in models], "rows": count, "candidates": store.candidates,
             "range": [self._choice.first, self._choice.last], **choice_made, "miners": list(task.miners),
             "index": task.index, "keep_existing": task.keep_existing, "max_reranker_score": task.max_reranker_score,
         }  # fmt: skip
@@ -307,19 +316,29 @@ class _Run:
 
     def _accept(self, draws: Sequence[Draw], queries: Sequence[str]) -> None:
         """Let all rows draw, with a reranker's consent if there is one."""
-        while proposed := [(draw, query, found) for draw, query in zip(draws, queries, strict=True)
-                           if (found := draw.propose())]:  # fmt: skip
-            if self._reranker is None:
-                for draw, _, found in proposed:
+        if self._reranker is None:
+            for draw in draws:
+                while found := draw.propose():
                     draw.accept(found)
-                continue
-            pairs = [(query, each.text) for _, query, found in proposed for each in found]
-            scores = iter(self._reranker.compute_score(pairs, show_progress=False))
-            most = self._task.max_reranker_score
-            for draw, _, found in proposed:
-                good = [each for each in found if most is None or next(scores) <= most]
-                draw.refused["max_reranker_score"] += len(found) - len(good)
-                draw.accept(good)
+            return
+        for first in range(0, len(draws), _TOGETHER):
+            self._judge(self._reranker, draws[first : first + _TOGETHER], queries[first : first + _TOGETHER])
+
+    def _judge(self, reranker: Reranker, draws: Sequence[Draw], queries: Sequence[str]) -> None:
+        """Let rows draw what a reranker scores low enough. One that it refuses too much is left with fewer."""
+        choice, most = self._choice, self._task.max_reranker_score
+        refusals = len(choice.shares) * (choice.last - choice.first) + _REFUSALS * choice.negatives
+        left = dict.fromkeys(range(len(draws)), refusals)
+        while proposed := [(row, found) for row in left if (found := draws[row].propose())]:
+            pairs = [(queries[row], each.text) for row, found in proposed for each in found]
+            scores = iter(reranker.compute_score(pairs, show_progress=False))
+            for row, found in proposed:
+                judged = [(each, most is None or next(scores) <= most) for each in found]
+                draws[row].accept([each for each, good in judged if good])
+                draws[row].refuse([each for each, good in judged if not good], "max_reranker_score")
+                left[row] -= sum(not good for _, good in judged)
+                if left[row] < 0:
+                    draws[row].end()
 
     def _scores(
         self, each: InputRow, draw: Draw, similarity: Similarity, kept: Sequence[str]
@@ -354,8 +373,7 @@ def _distinct_negatives(each: InputRow) -> list[str]:
 def _publish(output: Path, parts: Iterable[Path], content: dict[str, Any]) -> None:
     """Put finished lines together under the output's name, and the report beside it."""
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_chunks(report_path(output), [text.encode()])
-    write_chunks(output, _chunks(parts))
+    write_together([(output, _chunks(parts)), (report_path(output), [text.encode()])])
 
 
 def _chunks(files: Iterable[Path]) -> Iterator[bytes]:

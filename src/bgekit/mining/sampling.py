@@ -8,6 +8,7 @@ it may be an unmarked positive. All draws depend on the seed, the row and the te
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ Similarity = Callable[[Rows], npt.NDArray[np.float64]]
 
 FILL: Final = "fill"
 RANDOM: Final = "random"
+#: Why a text is left out that may come in after all, when nothing else is left.
+_BEFORE: Final = "before the range of another ranking"
 
 #: Below so many texts a random order is made of all of them; above, they are drawn one by one.
 _ALL: Final = 20_000
@@ -54,8 +57,14 @@ class Guards:
     near_duplicates: float | None = None
 
     def __post_init__(self) -> None:
-        if self.max_positive_ratio is not None and self.max_positive_ratio <= 0:
-            raise ArgumentError(f"max_positive_ratio must be above 0, not {self.max_positive_ratio}")
+        if self.max_positive_ratio is not None and not 0 < self.max_positive_ratio <= 1:
+            raise ArgumentError(
+                f"max_positive_ratio is a share above 0 and at most 1, such as 0.95, not {self.max_positive_ratio}"
+            )
+        for name in ("margin", "max_score"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise ArgumentError(f"{name} must be a finite number, not {value}")
         if self.near_duplicates is not None:
             check_threshold(self.near_duplicates)
 
@@ -136,7 +145,7 @@ class Draw:
 
     Attributes:
         accepted: The negatives so far.
-        refused: Why other candidates were left out, counted.
+        refused: Why other candidates were left out, counted once each; known when the draw has ended.
     """
 
     def __init__(
@@ -156,6 +165,8 @@ class Draw:
         """
         self.accepted: list[Candidate] = []
         self.refused: Counter[str] = Counter()
+        #: Candidates looked at so far, by number: why each was left out, "" for one that was proposed.
+        self._judged: dict[int, str] = {}
         self._row, self._store, self._choice = row, store, choice
         self._similarity = similarity
         self._ceilings = choice.guards.ceilings(positive_score)
@@ -171,13 +182,27 @@ class Draw:
         self._candidates = self._ordered(rankings)
 
     def propose(self) -> list[Candidate]:
-        """As many candidates as are missing, or all that are left; none is a copy of another."""
+        """As many candidates as are missing, or all that are left; none is a copy of another. None end the draw."""
         missing = self._choice.negatives - len(self.accepted)
-        return list(itertools.islice(self._candidates, missing)) if missing > 0 else []
+        found = list(itertools.islice(self._candidates, missing)) if missing > 0 else []
+        if not found:
+            self.end()
+        return found
 
     def accept(self, candidates: Sequence[Candidate]) -> None:
         """Make negatives of candidates that were proposed."""
         self.accepted += candidates
+
+    def refuse(self, candidates: Sequence[Candidate], reason: str) -> None:
+        """Leave out candidates that were proposed; neither copies nor near copies of them come in."""
+        for candidate in candidates:
+            self._judged[candidate.number] = reason
+            self._taken[int(self._store.keys[candidate.number])] = "copy of a refused one"
+
+    def end(self) -> None:
+        """Propose no more, and free what was needed for it."""
+        self.refused.update(reason for reason in self._judged.values() if reason)
+        self._judged, self._near, self._candidates = {}, [], iter(())
 
     def _ordered(self, rankings: Sequence[tuple[str, Rows | None]]) -> Iterator[Candidate]:
         sources = [
@@ -227,21 +252,21 @@ class Draw:
         """Those that nothing keeps out; `top` lets in what a miner places before the range."""
         scores = self._similarity(rows) if self._ceilings and self._similarity is not None and len(rows) else None
         for position, number in enumerate(rows.tolist()):
+            if self._judged.get(number, _BEFORE) != _BEFORE:
+                continue
             key = int(self._store.keys[number])
             reason = self._taken.get(key)
             if reason is None and not top and key in self._top:
-                reason = "before the range of another ranking"
+                reason = _BEFORE
             if reason is None and scores is not None:
                 reason = next((name for name, most in self._ceilings.items() if scores[position] > most), None)
-            if reason is not None:
-                self.refused[reason] += 1
-                continue
-            text = self._store[number]
-            if self._near and not self._is_new(text):
-                self.refused["near copy"] += 1
-                continue
-            self._taken[key] = "copy of a negative"
-            yield Candidate(number, text, name, int(ranks[position]))
+            text = "" if reason is not None else self._store[number]
+            if reason is None and self._near and not self._is_new(text):
+                reason = "near copy"
+            self._judged[number] = reason or ""
+            if reason is None:
+                self._taken[key] = "copy of a negative"
+                yield Candidate(number, text, name, int(ranks[position]))
 
     def _is_new(self, text: str) -> bool:
         found = pieces(text)

@@ -94,7 +94,7 @@ def index_records(
     path = Path(folder)
     options = {
         "chunks": None if chunks is None else [chunks.size, chunks.overlap],
-        "max_length": max_length or model.card.max_length,
+        "max_length": max_length or model.max_length_of("document"),
         "shard_size": shard_size,
         **(records.settings if isinstance(records, RecordReader) else {}),
     }
