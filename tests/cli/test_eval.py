@@ -126,3 +126,25 @@ def test_a_reranker_is_compared_with_its_first_stage(model, beir, tmp_path, make
     content = json.loads((out / "results.json").read_text())
     assert [result["setting"].get("rerank_top_k") for result in content["results"]] == [None, 3]
     assert len(content["comparisons"]) == 1
+
+
+def test_a_reranker_is_measured_only_where_there_are_passages(model, beir, tmp_path, make_reranker, capsys):
+    out, data = tmp_path / "out", pairs(tmp_path / "pairs")
+    assert run("--data", beir, data, "--model", model, "--reranker", make_reranker("bert"), "-o", out) == 0
+    content = json.loads((out / "results.json").read_text())
+    assert [(result["task"], "reranker" in result["setting"]) for result in content["results"]] == [
+        ("animals", False), ("animals", True), ("pairs", False),
+    ]  # fmt: skip
+    assert [comparison["task"] for comparison in content["comparisons"]] == ["animals"]
+    assert "not measured with a reranker: pairs" in capsys.readouterr().out
+    assert run("--data", data, "--model", model, "--reranker", make_reranker("bert")) == 1
+    assert "no reranker can be measured on pairs (sts)" in capsys.readouterr().err
+
+
+def test_a_reranker_behind_every_precision(model, beir, tmp_path, make_reranker):
+    arguments = ["--data", beir, "-m", model, "--compare", "precision", "--reranker", make_reranker("bert")]
+    assert main(["eval", *map(str, arguments), "-o", str(tmp_path / "out"), "--quiet"]) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert [("reranker" in r["setting"], r["setting"].get("note")) for r in results] == [
+        (reranked, note) for note in (None, "float32", "int8") for reranked in (False, True)
+    ]

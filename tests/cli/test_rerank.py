@@ -56,7 +56,10 @@ def test_queries_with_passages(bge, tiny_reranker, reranker, tmp_path):
     assert [hit["rank"] for hit in first["results"]] == [1, 2, 3, 4]
     assert [(hit["index"], hit["text"]) for hit in first["results"]] == [(hit.index, hit.text) for hit in expected]
     assert [hit["score"] for hit in first["results"]] == pytest.approx([hit.score for hit in expected], abs=1e-5)
-    assert {hit["id"]: hit["text"] for hit in second["results"]} == {"x": f"Cats {TEXTS[0]}", 5: TEXTS[1]}
+    assert {hit["id"]: hit["text"] for hit in second["results"]} == {"x": TEXTS[0], 5: TEXTS[1]}
+    titled = {hit["id"]: (hit.get("title"), hit["score"]) for hit in second["results"]}
+    score = reranker.compute_score(("dog", f"Cats {TEXTS[0]}"))
+    assert titled["x"] == ("Cats", pytest.approx(score, abs=1e-5)) and titled[5][0] is None
     assert third == {"query": "none", "results": []}
 
 
@@ -102,6 +105,49 @@ def test_results_of_a_search(bge, tiny_bert, tiny_reranker, reranker, tmp_path):
         assert hit["retrieval_score"] == pytest.approx(retrieved[hit["id"]], abs=0.01)
 
 
+def test_what_a_reranker_prints_another_one_reads_the_same(bge, tiny_reranker, tmp_path):
+    passages = [{"id": "x", "title": "Cats", "text": TEXTS[0], "score": 0.7, "rank": 1}, TEXTS[1]]
+    file = write(tmp_path / "in.jsonl", [{"query": "cat", "passages": passages}])
+    _, first, _ = bge("rerank", "--model", tiny_reranker, "--fp32", file)
+    _, second, _ = bge("rerank", "--model", tiny_reranker, "--fp32", stdin=first)
+    before, after = ({hit["text"]: hit for hit in answers(out)[0]["results"]} for out in (first, second))
+    assert {text: hit["score"] for text, hit in after.items()} == {text: hit["score"] for text, hit in before.items()}
+    assert [hit.get("title") for hit in after.values()] == [hit.get("title") for hit in before.values()]
+    # That of the first stage stays; of a passage without one the first reranker is the first stage.
+    assert after[TEXTS[0]]["retrieval_score"] == before[TEXTS[0]]["retrieval_score"] == 0.7
+    assert after[TEXTS[1]]["retrieval_score"] == before[TEXTS[1]]["score"]
+
+
+def test_fields_of_passages_can_be_named(bge, tiny_reranker, reranker, tmp_path):
+    passage = {"key": "k", "body": TEXTS[0], "heading": "Cats", "text": "something else", "lang": "en"}
+    file = write(tmp_path / "in.jsonl", [{"query": "cat", "passages": [passage]}])
+    call = ["rerank", "--model", tiny_reranker, "--fp32", file, "--text-field", "body", "--id-field", "key"]
+    for title, text in (("heading", f"Cats {TEXTS[0]}"), ("", TEXTS[0])):
+        code, out, _ = bge(*call, "--title-field", title)
+        (hit,) = answers(out)[0]["results"]
+        assert (code, hit["id"], hit["text"], hit["lang"]) == (0, "k", TEXTS[0], "en")
+        assert hit.get("title") == ("Cats" if title else None)
+        assert hit["score"] == pytest.approx(reranker.compute_score(("cat", text)), abs=1e-5)
+    for option, name in (("--text-field", "no"), ("--id-field", "nor")):
+        code, out, err = bge(*call, option, name)
+        assert (code, out) == (1, "")
+        assert f"in.jsonl, line 1: passages[0] has no field {name}" in err
+
+
+def test_bad_lines_can_be_left_out(bge, tiny_reranker, tmp_path):
+    good = [json.dumps({"query": query, "passages": TEXTS}) for query in ("cat", "dog", "bird")]
+    file = tmp_path / "in.jsonl"
+    bad = json.dumps({"query": "a", "docs": [{"text": 3}]})
+    file.write_text("\n".join(["nonsense", good[0], bad, good[1], "[1]", '{"query": 3}', good[2]]))
+    code, out, err = bge("rerank", "--model", tiny_reranker, file, "--on-error", "skip")
+    assert code == 0
+    assert [answer["query"] for answer in answers(out)] == ["cat", "dog", "bird"]
+    assert [f"in.jsonl, line {line}:" in err for line in range(1, 8)] == [True, False, True, False, True, True, False]
+    code, _, err = bge("rerank", "--model", tiny_reranker, file)
+    assert code == 1
+    assert "in.jsonl, line 1: not valid JSON" in err and "--on-error skip" in err
+
+
 def test_windows(bge, tiny_reranker, tmp_path):
     file = write(tmp_path / "in.jsonl", [{"query": "cat", "passages": ["the cat is small " * 40]}])
     cut = bge("rerank", "--model", tiny_reranker, file)
@@ -118,6 +164,7 @@ def test_windows(bge, tiny_reranker, tmp_path):
         ({"query": "a", "docs": "a"}, "line 2: docs must be a list"),
         ({"query": "a", "docs": ["a", 3]}, "docs[1] must be a string or an object"),
         ({"query": "a", "results": [{"id": "x", "text": None}]}, "--store-texts"),
+        ({"query": "a", "docs": [{"text": "a", "title": 3}]}, "docs[0]: title must be a string"),
         ([1], "line 2"),
     ],
 )
@@ -134,6 +181,7 @@ def test_mistakes(bge, tiny_bert, tiny_reranker, tmp_path):
         (["--model", tiny_reranker, "-q", "cat"], "before -q"),
         (["--model", tiny_bert, write(tmp_path / "a.jsonl", [{"query": "a", "docs": []}])], "is no reranker"),
         (["--model", tiny_reranker, tmp_path / "nothing.jsonl"], "cannot read"),
+        (["--model", tiny_reranker, tmp_path / "a.jsonl", "--format", "csv"], "--format csv goes with -q"),
     ):
         code, out, err = bge("rerank", *arguments)
         assert (code, out) == (1, "")

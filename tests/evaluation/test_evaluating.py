@@ -152,3 +152,31 @@ def test_the_published_score_is_no_reference_for_another_setting(embedder):
     task = sts(published={"table": 50.0})
     settings = [Setting(), Setting(dimension=4)]
     assert [r.reference for r in evaluate(embedder(), task, settings=settings, progress=False).results] == [50.0, None]
+
+
+class Lengths:
+    """A reranker that likes long passages."""
+
+    def compute_score(self, pairs):
+        return [float(len(text)) for _, text in pairs]
+
+
+def test_a_reranker_is_measured_on_tasks_that_have_passages(embedder):
+    setting = Setting(reranker=Lengths(), reranker_name="lengths")
+    assert not sts().rerankable and retrieval().rerankable
+    report = evaluate(embedder(), [sts(), retrieval()], settings=[Setting(), setting], progress=False)
+    assert [(result.task, result.label) for result in report.results] == [
+        ("pairs", "table"), ("find", "table"), ("find", "table [reranked by lengths]"),
+    ]  # fmt: skip
+    assert [comparison.task for comparison in report.comparisons] == ["find"]
+    assert report.notes == ["not measured with a reranker: pairs"]
+    model = embedder()
+    with pytest.raises(ArgumentError, match=r"no reranker can be measured on pairs \(sts\), more \(sts\)"):
+        evaluate(model, [sts(), sts("more", 20)], settings=[Setting(), setting], progress=False)
+    assert model.encoded == 0
+
+
+@pytest.mark.parametrize("count", [0, -2])
+def test_a_reranker_has_to_see_a_passage(count):
+    with pytest.raises(ArgumentError, match="rerank_top_k must be a positive number of passages"):
+        Setting(reranker=Lengths(), reranker_name="lengths", rerank_top_k=count)

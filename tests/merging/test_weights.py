@@ -8,7 +8,7 @@ import torch
 
 from bgekit import FlagModel, FlagReranker
 from bgekit.errors import ArgumentError, DataError, NumericalError
-from bgekit.merging import mix_models_with_data
+from bgekit.merging import Merging, Validation, merge, mix_models_with_data
 from bgekit.merging.losses import group_loss, in_batch_loss, read_examples, softmax_weights
 from bgekit.merging.searching import Trial, best, search
 
@@ -151,3 +151,13 @@ def test_search_of_three_climbs():
 def test_of_equal_scores_the_most_even_weights_win():
     trials = [Trial((1 - weight, weight), 1.0, {}) for weight in (0.0, 0.5, 1.0)]
     assert best(trials).weights == (0.5, 0.5)
+
+
+def test_rerankers_are_not_judged_on_data_without_passages(pair, rerankers, tmp_path):
+    rows = [f"cat {row},dog {row % 3},{row % 5}" for row in range(9)]
+    (tmp_path / "alike").mkdir()
+    (tmp_path / "alike" / "test.csv").write_text("\n".join(["sentence1,sentence2,score", *rows]))
+    validation = Validation([str(tmp_path / "alike")], first_stage=str(pair[0]))
+    with pytest.raises(ArgumentError, match=r"no reranker can be measured on alike \(sts\)"):
+        merge(Merging(rerankers), tmp_path / "out", validation=validation)
+    assert [path.name for path in tmp_path.iterdir()] == ["alike"]

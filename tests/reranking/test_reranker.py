@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import subprocess
@@ -262,6 +263,8 @@ def test_windows_cover_everything(count, size, overlap):
     assert all(len(window) == size for window in windows)
     assert sorted({token for window in windows for token in window}) == list(range(count))
     assert [window[0] for window in windows] == sorted({window[0] for window in windows})
+    # Neighbours share half at most, but for the last one: a long query makes no window for every token.
+    assert all(second[0] - first[0] >= size / 2 for first, second in itertools.pairwise(windows[:-1]))
 
 
 @pytest.mark.parametrize(
@@ -273,7 +276,8 @@ def test_windows_cover_everything(count, size, overlap):
         ({"max_length": -1}, "positive number of tokens"),
         ({"batch_size": 0}, "batch_size"),
         ({"long_passages": "fold"}, "cut, windows"),
-        ({"window_overlap": -1}, "window_overlap"),
+        ({"window_overlap": -1}, "window_overlap must be a number of tokens from 0 on, not -1"),
+        ({"window_overlap": True}, "window_overlap"),
         ({"dtype": "float7"}, "float7"),
         ({"devices": "cuda:77"}, "cuda:77"),
     ],

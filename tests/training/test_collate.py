@@ -121,6 +121,8 @@ def test_the_card_decides(tiny_bert, tokenizer):
     made = Collator.of(tokenizer, card, query_max_len=1000, passage_max_len=30)
     assert (made.query_prompt, made.passage_prompt) == (Prompt("find: "), Prompt("doc: "))
     assert (made.query_max_len, made.passage_max_len) == (card.max_length, 30)
+    queries, passages = made.limits()
+    assert "the model takes no more" in queries.remedy and passages.remedy == "raise --passage_max_len"
 
 
 def test_a_wrong_format_is_an_error_at_once(tokenizer):

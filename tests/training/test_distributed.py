@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -99,6 +100,27 @@ def test_own_device_only_is_another_loss_with_the_same_scale() -> None:
     assert float(total) == pytest.approx(float(reference), rel=1e-12)
     for name, gradient in gradients(network).items():
         assert torch.allclose(split[name], gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_adapters_of_two_processes(tmp_path: Path) -> None:
+    """Each of them gets a gradient, for which data-parallel training waits: none is in the pooler, which BERT has."""
+    from conftest import make_tiny
+
+    from .conftest import row, to_jsonl
+
+    start = make_tiny(tmp_path / "tiny")
+    (tmp_path / "rows.jsonl").write_text(to_jsonl(row(number) for number in range(12)))
+    given = [
+        "--model", str(start), "--train_data", str(tmp_path / "rows.jsonl"), "--output_dir", str(tmp_path / "out"),
+        "--cache_path", str(tmp_path / "cache"), "--use_lora", "true", "--lora_rank", "2", "--max_steps", "3",
+        "--per_device_train_batch_size", "2", "--train_group_size", "2", "--save_strategy", "no", "--report_to", "none",
+        "--disable_tqdm", "true", "--use_cpu", "true",
+    ]  # fmt: skip
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*launcher, "-m", "bgekit.training.embedder", *given]
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    assert (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_what_the_first_process_finds_all_get(tmp_path: Path) -> None:

@@ -180,9 +180,9 @@ def ruin(start, rows, tmp_path):
         "--load_best_model_at_end", "true", "--max_steps", "6", "--save_steps", "2",
     ]  # fmt: skip
 
-    def ruin(*more: str) -> dict:
-        assert finetune(*arguments(start, rows, tmp_path / "out", *given, *more)) == 0
-        return json.loads((tmp_path / "out" / "training.json").read_text())
+    def ruin(*more: str, folder: Path = tmp_path / "out") -> dict:
+        assert finetune(*arguments(start, rows, folder, *given, *more)) == 0
+        return json.loads((folder / "training.json").read_text())
 
     return ruin
 
@@ -228,6 +228,37 @@ def test_the_best_model_is_saved_between_checkpoints_too(start, rows, tmp_path):
 def test_the_start_counts_for_early_stopping(start, ruin, tmp_path):
     assert ruin("--early_stopping_patience", "1")["steps"] == 2
     assert is_start(tmp_path / "out", start)
+    # More patience, and the same run goes on.
+    assert ruin("--early_stopping_patience", "2", "--resume_from_checkpoint", "true")["steps"] == 4
+
+
+def test_the_best_checkpoint_is_found_where_the_folder_is_now(start, ruin, tmp_path, capsys):
+    ruin()
+    output, moved = tmp_path / "out", tmp_path / "moved"
+    again = ["--resume_from_checkpoint", "true"]
+    shutil.copytree(output, moved)
+    facts = ruin(*again, folder=moved)
+    assert facts["best_checkpoint"] == str(moved / "checkpoint-0") and is_start(moved, start)
+    shutil.rmtree(moved)
+    shutil.move(output, moved)
+    facts = ruin(*again, folder=moved)
+    assert facts["best_checkpoint"] == str(moved / "checkpoint-0") and is_start(moved, start)
+    shutil.rmtree(moved / "checkpoint-0")
+    with pytest.raises(AssertionError):
+        ruin(*again, folder=moved)
+    assert "checkpoint-0, the best checkpoint so far, is not there any more" in capsys.readouterr().err
+
+
+def test_the_end_is_measured_whatever_the_delay(ruin):
+    facts = ruin("--eval_strategy", "epoch", "--eval_delay", "3", "--max_steps", "6")
+    assert [row["step"] for row in facts["history"] if "eval_score" in row] == [0, 6]
+
+
+def test_checkpoints_are_saved_as_asked_for_and_the_best_besides(ruin, tmp_path):
+    ruin("--save_steps", "5")
+    assert {path.name for path in (tmp_path / "out").glob("checkpoint-*")} == {
+        "checkpoint-0", "checkpoint-5", "checkpoint-6"
+    }  # fmt: skip
 
 
 def test_killed_and_resumed_it_is_the_same_run(dropping, rows, tmp_path):
@@ -360,7 +391,17 @@ def test_another_run_is_not_gone_on_with(start, rows, tmp_path, capsys):
     steps = ["--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1"]
     assert finetune(*arguments(start, rows, output, *steps)) == 0
     assert finetune(*arguments(start, rows, output, *steps, "--resume_from_checkpoint", "true", "--seed", "7")) == 1
-    assert "seed" in capsys.readouterr().err
+    assert "--seed (42 there, 7 here)" in capsys.readouterr().err
+    others = {
+        "--train_group_size": ["3"], "--data_seed": ["9"], "--learning_rate": ["9"], "--temperature": ["0.5"],
+        "--optim": ["sgd"], "--use_lora": ["true"], "--group_by_length": ["true"], "--passage_max_len": ["9"],
+    }  # fmt: skip
+    for name, value in others.items():
+        again = [*steps, "--resume_from_checkpoint", "true", name, *value]
+        assert finetune(*arguments(start, rows, output, *again)) == 1
+        assert f"differs in {name} (" in capsys.readouterr().err
+    more = ["--max_steps", "3", "--grad_cache_chunk", "2", "--resume_from_checkpoint", "true"]
+    assert finetune(*arguments(start, rows, output, *more)) == 0
     assert finetune(*arguments(start, rows, output, "--max_steps", "1", "--overwrite_output_dir")) == 0
     assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-1"]
 
@@ -372,6 +413,8 @@ def test_another_run_is_not_gone_on_with(start, rows, tmp_path, capsys):
         (["--label_smoothing_factor", "0.1"], "label_smoothing_factor"),
         (["--load_best_model_at_end", "true"], "--eval_data"),
         (["--temperature", "0"], "temperature"),
+        (["--early_stopping_patience", "0", "--eval_data", "x"], "early_stopping_patience"),
+        (["--accelerator_config", "{bad"], "--accelerator_config is no JSON"),
         (["--resume_from_checkpoint", "/nowhere"], "/nowhere"),
     ],
 )
@@ -379,3 +422,18 @@ def test_arguments_that_cannot_work_are_one_line(start, rows, tmp_path, capsys, 
     assert finetune(*arguments(start, rows, tmp_path / "out", *given)) == 1
     error = capsys.readouterr().err
     assert says in error and "Traceback" not in error
+
+
+def test_what_a_network_does_not_support_is_one_line(make_model, rows, tmp_path, capsys):
+    start = str(make_model("mpnet"))
+    assert finetune(*arguments(start, rows, tmp_path / "out", "--gradient_checkpointing", "true")) == 1
+    assert "--gradient_checkpointing cannot be used here" in capsys.readouterr().err
+
+
+def test_a_dry_run_needs_no_output(start, rows, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = arguments(start, rows, tmp_path / "out", "--dry_run")
+    place = given.index("--output_dir")
+    before = set(tmp_path.iterdir())
+    assert finetune(*given[:place], *given[place + 2 :]) == 0
+    assert set(tmp_path.iterdir()) - before <= {tmp_path / "cache"}

@@ -281,17 +281,23 @@ def test_losses_of_scored_pairs_name_what_is_missing() -> None:
     distillation=st.sampled_from([0.0, 0.7]),
 )
 def test_group_loss_is_its_formula(groups: list[int], seed: int, distillation: float) -> None:
-    """Short and uneven batches of a reranker: each group is what the batch says, not a view of the batch size."""
+    """Short and uneven batches of a reranker: each group is what the batch says, not a view of the batch size.
+
+    Copies of positives are no negatives where no teacher judges them.
+    """
     rows = make_rows(groups, seed)
     scores = torch.randn(sum(groups), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     scores.requires_grad_()
     expected, hits = torch.zeros((), dtype=torch.float64), []
-    for size, start in zip(groups, first_passages(rows), strict=True):
+    for size, start, positives in zip(groups, first_passages(rows), rows.positive_keys, strict=True):
         own, teacher = scores[start : start + size] / 0.5, rows.teacher[start : start + size]  # type: ignore[index]
-        expected = expected + own.exp().sum().log() - own[0]
-        if not teacher.isnan().any():
+        taught = distillation > 0 and not teacher.isnan().any()
+        keys, known = rows.passage_keys[start : start + size].tolist(), positives.tolist()
+        counted = [0, *(place for place in range(1, size) if taught or keys[place] not in known)]
+        expected = expected + own[counted].exp().sum().log() - own[0]
+        if taught:
             expected = expected - distillation * (teacher.softmax(0) * own.log_softmax(0)).sum()
-        hits += [float(own[0] > own[1:].max())] if size > 1 else []
+        hits += [float(own[0] > own[counted[1:]].max())] if len(counted) > 1 else []
     expected = expected / rows.size
     value = GroupLoss(temperature=0.5, distillation=distillation)(scores, rows)
     assert value.loss.item() == pytest.approx(expected.item(), rel=1e-12, abs=1e-12)

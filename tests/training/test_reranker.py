@@ -80,7 +80,7 @@ def test_the_gradient_cache_and_resuming_change_nothing(start, rows, tmp_path):
         assert np.array_equal(value, resumed[name]), name
 
 
-def test_validation_is_of_what_the_first_stage_finds(start, rows, tmp_path):
+def test_validation_is_of_what_the_first_stage_finds(start, rows, tmp_path, capsys):
     data = tmp_path / "eval.jsonl"
     lines = [{"query": f"a {q} 9", "positive": [f"the {p} 9"], "negative": ["an it", "some tree"]} for q, p in PAIRS]
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -88,6 +88,14 @@ def test_validation_is_of_what_the_first_stage_finds(start, rows, tmp_path):
     more = ["--eval_data", str(data), "--max_steps", "2", "--save_strategy", "no"]
     assert finetune(start, rows, output, *more) == 1
     assert finetune(start, rows, output, *more, "--first_stage", start, "--overwrite_output_dir") == 0
+    assert finetune(start, rows, tmp_path / "other", "--first_stage", start) == 1
+    data.write_text(
+        '{"sentence1": "a", "sentence2": "b", "score": 1}\n{"sentence1": "a", "sentence2": "c", "score": 0}\n'
+    )
+    assert finetune(start, rows, tmp_path / "other", *more, "--first_stage", start) == 1
+    error = capsys.readouterr().err
+    assert "no reranker can be measured on" in error and "(sts)" in error
+    assert not (tmp_path / "other").exists()
     history = json.loads((output / "training.json").read_text())["history"]
     assert "eval_score" in history[0]
 
@@ -99,6 +107,9 @@ def test_validation_is_of_what_the_first_stage_finds(start, rows, tmp_path):
         ({"query": "a", "pos": ["b"], "score": 0.5}, [], "scored pairs"),
         ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--train_group_size", "1"], "at least 2"),
         ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--max_len", "9999"], "64 tokens"),
+        ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--passage_max_len", "128"], "in all as --max_len"),
+        ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--rerank_top_k", "0"], "--rerank_top_k must be at least 1"),
+        ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--grad_cache_chunk", "0"], "--grad_cache_chunk must be"),
     ],
 )
 def test_what_teaches_a_reranker_nothing_is_refused(start, tmp_path, capsys, line, more, says):

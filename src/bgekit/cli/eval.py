@@ -57,8 +57,9 @@ def add_parser(subparsers: Any) -> None:
         help="with --compare dimension: cut vectors to these [the whole, 2/3 and 1/3 of it]",
     )  # fmt: skip
     group.add_argument(
-        "--reranker", metavar="MODEL", help="each model also with its best passages put in order by this cross-encoder"
-    )
+        "--reranker", metavar="MODEL",
+        help="each model also with its best passages put in order by this cross-encoder (retrieval, reranking)",
+    )  # fmt: skip
     group.add_argument("--rerank-top-k", type=options.positive, metavar="N", help="passages a query that it sees [100]")
     group.add_argument("--seed", type=options.not_negative, default=0, metavar="N", help="of the resampling [0]")
     group = parser.add_argument_group("output")
@@ -144,13 +145,13 @@ def _candidates(name: str, args: argparse.Namespace, reranker: FlagReranker | No
     from ..evaluation import Candidate, Setting
 
     given = options.model_arguments(args)
+    formats: dict[str, dict[str, Any]] = {"": {}}
+    settings = [Setting()]
     if args.compare == "precision":
         if args.fp32 or args.dtype:
             raise ArgumentError("--compare precision chooses the formats itself: leave out --fp32 and --dtype")
-        formats = {"": {}, "float32": {"dtype": "float32"}, "int8": {"dtype": "int8"}}
-        return [Candidate(name, options={**given, **more}, note=note) for note, more in formats.items()]
-    settings = [Setting()]
-    if args.compare == "instruction":
+        formats |= {"float32": {"dtype": "float32"}, "int8": {"dtype": "int8"}}
+    elif args.compare == "instruction":
         settings.append(Setting(instruction=None))
     elif args.compare == "dimension":
         settings = [Setting(dimension=size) for size in args.dimensions or []]
@@ -163,4 +164,4 @@ def _candidates(name: str, args: argparse.Namespace, reranker: FlagReranker | No
     if reranker is not None:
         behind = {"reranker": reranker, "reranker_name": args.reranker, "rerank_top_k": args.rerank_top_k or 100}
         settings += [replace(setting, **behind) for setting in settings]
-    return [Candidate(name, options=given, settings=settings)]
+    return [Candidate(name, options={**given, **more}, settings=settings, note=note) for note, more in formats.items()]

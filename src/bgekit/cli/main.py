@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NoReturn
 
 from .. import __version__
 from ..errors import BgekitError
@@ -63,9 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Not only KeyboardInterrupt: one that strikes within an import often comes out as another error.
         if not interrupted.is_set():
             raise
-    print("bge: interrupted", file=sys.stderr, flush=True)
     # Python itself would wait for threads, and in some cases end by the signal instead of with the code.
-    os._exit(INTERRUPTED)
+    _give_up()
 
 
 def _guarded(arguments: list[str]) -> int:
@@ -121,6 +120,11 @@ def _run(arguments: list[str]) -> int:
     return code
 
 
+def _give_up() -> NoReturn:
+    print("bge: interrupted", file=sys.stderr, flush=True)
+    os._exit(INTERRUPTED)
+
+
 def _handle_interrupts() -> threading.Event:
     """Ctrl-C ends the program within seconds, even if a thread is deep in a computation; twice ends it at once.
 
@@ -134,7 +138,7 @@ def _handle_interrupts() -> threading.Event:
         if _interrupted.is_set():
             os._exit(INTERRUPTED)
         _interrupted.set()
-        last = threading.Timer(_GRACE, os._exit, (INTERRUPTED,))
+        last = threading.Timer(_GRACE, _give_up)
         last.daemon = True
         last.start()
         raise KeyboardInterrupt

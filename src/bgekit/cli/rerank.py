@@ -72,5 +72,12 @@ def _groups(args: argparse.Namespace) -> Iterator[Group]:
         return
     if not args.files and sys.stdin.isatty():
         raise ArgumentError('nothing to rank: give a file of JSON lines {"query": ..., "passages": [...]}')
+    if args.format not in (None, "jsonl"):
+        raise ArgumentError(
+            f"--format {args.format} goes with -q: queries with their passages are read from JSON lines"
+        )
     for file in args.files or ["-"]:
-        yield from read_groups(file)
+        yield from read_groups(
+            file, text_field=args.text_field, title_field=args.title_field, id_field=args.id_field,
+            on_error=args.on_error,
+        )  # fmt: skip

@@ -25,7 +25,7 @@ from .cache import ScoreCache
 from .comparison import compare_all
 from .judged import JudgedModel, Setting
 from .results import AGAIN, Report, Result
-from .task import Scores, Task
+from .task import Scores, Task, check_rerankable
 
 if TYPE_CHECKING:
     from ..encoding.base import Embedder
@@ -99,7 +99,8 @@ def evaluate(
         data: Folders or files in any form that `read_tasks` knows, or tasks.
         split: The split to measure on; by default test where there is one.
         tasks: Only the tasks of these names.
-        settings: Each model is measured in each of them (candidates have their own).
+        settings: Each model is measured in each of them (candidates have their own), in those with a reranker on the
+            tasks that can be reranked; the report notes the others.
         output: Folder for results.json, per_item.jsonl, report.md and report.html; also for scores and vectors that a
             later run can use: what was computed from the same model, data and settings is not computed again, and an
             interrupted run goes on.
@@ -114,6 +115,7 @@ def evaluate(
         The report.
 
     Raises:
+        ArgumentError: arguments are impossible, or there is a reranker and no task that can be reranked.
         DataError: the data cannot be read; nothing was computed then.
         OutputError: the output cannot be written, or another process writes to it.
     """
@@ -127,6 +129,8 @@ def evaluate(
     labels = [candidate.label(setting) for candidate in candidates for setting in candidate.settings]
     left_out: list[str] = []
     found = _tasks(_listed(data), split, tasks, left_out)
+    if any(setting.reranker is not None for candidate in candidates for setting in candidate.settings):
+        left_out += _not_reranked(found)
     results: list[Result] = []
     with contextlib.ExitStack() as stack:
         cache = None
@@ -157,9 +161,23 @@ def _judge(
         for task in tasks:
             memo: dict[str, Any] = {}
             for setting in candidate.settings:
+                if setting.reranker is not None and not task.rerankable:
+                    continue
                 folder = cache.vectors() if cache is not None else None
                 model = JudgedModel(embedder, setting, folder=folder, progress=progress, memo=memo)
                 yield _result(candidate, model, task, cache)
+
+
+def _not_reranked(tasks: Sequence[Task]) -> list[str]:
+    """What to say of the tasks that are measured without the reranker.
+
+    Raises:
+        ArgumentError: these are all.
+    """
+    others = [task for task in tasks if not task.rerankable]
+    if len(others) == len(tasks):
+        check_rerankable(others)
+    return [f"not measured with a reranker: {', '.join(task.name for task in others)}"] if others else []
 
 
 def _result(candidate: Candidate, model: JudgedModel, task: Task, cache: ScoreCache | None) -> Result:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from ..encoding.base import digest
+from ..encoding.base import check_count, digest
 from ..encoding.manifest import MANIFEST, read_manifest
 from ..encoding.progress import EncodeProgress
 from ..encoding.shards import encode_to_shards
@@ -59,9 +59,13 @@ class Setting:
     Attributes:
         instruction: Before queries instead of the card's; None or "" for none.
         dimension: Vectors are cut to this many dimensions (and normalised again where the model normalises).
-        reranker: Puts the best `rerank_top_k` passages of a retrieval, and those of reranking tasks, in a new order.
+        reranker: Puts the best `rerank_top_k` passages of a retrieval, and those of reranking tasks, in a new order;
+            other tasks are not measured in this setting.
         reranker_name: As shown; it also tells rerankers apart in the cache, so it should name one model.
-        rerank_top_k: Passages a query that the reranker sees.
+        rerank_top_k: Passages a query that the reranker sees, at least 1.
+
+    Raises:
+        ArgumentError: a reranker has no name, or no passage to see.
     """
 
     instruction: str | Unset | None = UNSET
@@ -73,6 +77,7 @@ class Setting:
     def __post_init__(self) -> None:
         if self.reranker is not None and not self.reranker_name:
             raise ArgumentError("give the reranker a name (reranker_name): results are cached by it")
+        check_count("rerank_top_k", self.rerank_top_k, "passages")
 
     def to_dict(self) -> dict[str, Any]:
         """What differs from the model's defaults, as plain values."""

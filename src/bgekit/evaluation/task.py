@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import ArgumentError
+
 if TYPE_CHECKING:
     from .judged import JudgedModel
 
@@ -90,6 +92,8 @@ class Task(abc.ABC):
     """
 
     kind: ClassVar[Kind]
+    #: Whether a reranker can be measured on it: its score depends on the order that the reranker gives to passages.
+    rerankable: ClassVar[bool] = False
 
     name: str
     split: str = "test"
@@ -131,3 +135,12 @@ class Task(abc.ABC):
             digest.update(json.dumps(part, ensure_ascii=True, sort_keys=True).encode())
             digest.update(b"\0")
         return digest.hexdigest()
+
+
+def check_rerankable(tasks: Iterable[Task]) -> None:
+    """Raise ArgumentError, which names the others, unless a reranker can be measured on each of the tasks."""
+    if others := [f"{task.name} ({task.kind.replace('_', ' ')})" for task in tasks if not task.rerankable]:
+        raise ArgumentError(
+            f"no reranker can be measured on {', '.join(others)}: it puts the passages of queries in order, so give "
+            "data for retrieval or reranking, that of a benchmark in folders (--data-root)"
+        )

@@ -103,7 +103,14 @@ def measures(
         first_stage: For rerankers, the embedder whose best passages are put in order.
         rerank_top_k: Passages of a query that the reranker sees.
         devices: Where to compute, as `FlagModel` takes it.
+
+    Raises:
+        ArgumentError: rerankers cannot be measured on one of the tasks.
     """
+    if kind == "reranker":
+        from ..evaluation.task import check_rerankable
+
+        check_rerankable(tasks)
     numbers = itertools.count()
 
     def measure(folder: Path) -> dict[str, float]:

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from ..errors import ArgumentError
+
+
+@contextlib.contextmanager
+def _supported(model: Any) -> Iterator[Any]:
+    try:
+        yield model
+    except ValueError as error:  # So transformers says it, from the class of the model or of a part of it.
+        raise ArgumentError(f"--gradient_checkpointing cannot be used here: {error}") from error
 
 
 class Recomputing:
@@ -21,14 +32,16 @@ class Recomputing:
     ) -> None:
         """Switch it on, under the name of transformers 5.24; `layers` says which layers and where to keep them."""
         options = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
-        self._recomputed().activation_checkpointing_enable(activation_checkpointing_kwargs=options, **layers)
+        with _supported(self._recomputed()) as model:
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs=options, **layers)
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None, **layers: Any
     ) -> None:
         """Switch it on, under the name that transformers has up to 5.20."""
         options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
-        self._recomputed().gradient_checkpointing_enable(gradient_checkpointing_kwargs=options, **layers)
+        with _supported(self._recomputed()) as model:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options, **layers)
 
     def gradient_checkpointing_disable(self) -> None:
         """Switch it off."""

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args, overload
 
@@ -148,7 +149,7 @@ class FlagReranker:
                 what is left.
             normalize: Whether scores go through a sigmoid, to lie between 0 and 1.
             long_passages: `cut` them, or score overlapping `windows` and take the best.
-            window_overlap: Tokens that neighbouring windows share; an eighth of a window by default.
+            window_overlap: Tokens that neighbouring windows share, at most half of a window; by default an eighth.
             dtype: Format to compute in: `float32`, `bfloat16`, `float16`, `int8`; overrides `use_fp16`.
             revision: Branch, tag or commit on the hub.
             cache_dir: Where files from the hub are kept.
@@ -386,5 +387,5 @@ def _prompt(instruction: str | Unset | None, template: str) -> Prompt | Unset:
 def _check_windows(long_passages: str, overlap: int | None) -> None:
     if long_passages not in get_args(LongPassages):
         raise ArgumentError(f"long_passages={long_passages!r} is not one of {', '.join(get_args(LongPassages))}")
-    if overlap is not None:
-        check_count("window_overlap", overlap + 1 if isinstance(overlap, int) else overlap, "tokens")
+    if overlap is not None and (not isinstance(overlap, Integral) or isinstance(overlap, bool) or overlap < 0):
+        raise ArgumentError(f"window_overlap must be a number of tokens from 0 on, not {overlap!r}")

@@ -31,7 +31,7 @@ class PairRequest(AnyRequest):
             as in FlagEmbedding 1.4.
         token_types: How many token types the network has; below 2 it needs none.
         long_passages: `cut`, or `windows`: overlapping windows, of which the best scored one counts.
-        overlap: Tokens that neighbouring windows share; an eighth of a window by default.
+        overlap: Tokens that neighbouring windows share, at most half of a window; by default an eighth.
     """
 
     query: Prompt
@@ -198,8 +198,9 @@ def token_windows(ids: list[int], size: int, overlap: int | None) -> list[list[i
     Args:
         ids: The tokens of a text that is longer.
         size: Tokens of a window.
-        overlap: Tokens shared by neighbours, at most size - 1; an eighth of the size by default.
+        overlap: Tokens shared by neighbours; an eighth of the size by default. More than half of it counts as half:
+            a long query makes windows small, and each token must not begin one of its own.
     """
-    step = max(1, size - (size // 8 if overlap is None else overlap))
+    step = size - (size // 8 if overlap is None else min(overlap, size // 2))
     starts = [*range(0, len(ids) - size, step), len(ids) - size]
     return [ids[start : start + size] for start in starts]

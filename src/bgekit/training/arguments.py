@@ -79,8 +79,9 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         for name in ("train_group_size", "query_max_len", "passage_max_len", "max_example_num_per_dataset"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(f"--{name} must be at least 1, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ArgumentError(f"--{name} must be at least 1, not {value}")
         if not self.train_data:
             raise ArgumentError('--train_data is needed: jsonl files of {"query", "pos", "neg"}, or folders of them')
         if self.dataset_weights and len(self.dataset_weights) != len(self.train_data):
@@ -89,6 +90,23 @@ class DataArguments:
             )
         if self.sampling_temperature <= 0:
             raise ArgumentError(f"--sampling_temperature must be above 0, not {self.sampling_temperature}")
+
+
+@dataclass
+class RerankerDataArguments(DataArguments):
+    """What a reranker is trained on."""
+
+    query_max_len: int | None = told("not for rerankers: see --max_len")  # type: ignore[assignment]
+    passage_max_len: int | None = told("not for rerankers: see --max_len")  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        for name in ("query_max_len", "passage_max_len"):
+            if getattr(self, name) is not None:
+                raise ArgumentError(
+                    f"--{name} is for embedders: a reranker reads query and passage together, so give the tokens of "
+                    "both in all as --max_len"
+                )
+        super().__post_init__()
 
 
 @dataclass
@@ -114,17 +132,22 @@ class TrainerArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         check_supported(self)
+        own: Any = self
         if self.judged:
             self._judge()
         if self.warmup_ratio is not None:
             if not 0 <= self.warmup_ratio < 1:
                 raise ArgumentError(f"--warmup_ratio must be from 0 to below 1, not {self.warmup_ratio}")
-            self.warmup_steps = self.warmup_ratio
+            # As in transformers: a number of steps counts more than a share.
+            own.warmup_steps = own.warmup_steps or self.warmup_ratio
+        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
+            raise ArgumentError(f"--early_stopping_patience must be at least 1, not {self.early_stopping_patience}")
+        if self.dry_run:
+            own.output_dir = own.output_dir or "."  # Nothing is written.
         if not self.output_dir:
             raise ArgumentError("--output_dir is needed: where the trained model is saved")
         # What a batch holds is not a dictionary of columns.
         self.remove_unused_columns = False
-        own: Any = self
         if own.ddp_find_unused_parameters is None:
             # What gets no gradient is frozen; to look for it costs a walk over the graph in each step.
             own.ddp_find_unused_parameters = False
@@ -137,7 +160,10 @@ class TrainerArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             # Otherwise transformers takes --bf16 for a wish that only a GPU can grant.
             self.use_cpu = True
+        # The best checkpoint is saved when it comes, so transformers need not see to it that others are saved with it.
+        best, own.load_best_model_at_end = own.load_best_model_at_end, False
         super().__post_init__()
+        own.load_best_model_at_end = best
         self._check_environment()
         if self.n_gpu > 1:
             # Trainer would copy the network to all of them in one process, which packed batches cannot be split for.
@@ -174,11 +200,6 @@ class TrainerArguments(TrainingArguments):
         own.metric_for_best_model = own.metric_for_best_model or "eval_score"
         if own.greater_is_better is None:
             own.greater_is_better = not own.metric_for_best_model.endswith("loss")
-        if own.load_best_model_at_end:
-            if str(getattr(own.save_strategy, "value", own.save_strategy)) != "best":
-                own.save_strategy = own.eval_strategy
-            if own.eval_steps and own.save_steps % own.eval_steps:
-                own.save_steps = own.eval_steps
 
 
 @dataclass
@@ -195,7 +216,7 @@ class EmbedderArguments(TrainerArguments):
         "vectors of length 1; by default what the model says", aliases=["--normlized"]
     )
     fix_position_embedding: bool = told("do not train the position embeddings", False)
-    kd_loss_type: Literal["kl_div", "m3_kd_loss"] = told("with --knowledge_distillation", "kl_div")
+    kd_loss_type: Literal["kl_div", "m3_kd_loss"] | None = told("with --knowledge_distillation; by default kl_div")
     both_ways: bool = told("passages have to find their queries, too", False)
     matryoshka: bool = told("train the leading dimensions to be embeddings, too", False, aliases=["--use_mrl"])
     matryoshka_dims: list[int] = told("which; by default 1/2, 1/4, 1/8 of the whole", aliases=["--mrl_dims"], many=True)
@@ -215,6 +236,12 @@ class EmbedderArguments(TrainerArguments):
             raise ArgumentError(f"--grad_cache_chunk must be at least 1, not {self.grad_cache_chunk}")
         if self.matryoshka_dims and not self.matryoshka:
             self.matryoshka = True
+        if min(self.matryoshka_dims, default=1) < 1:
+            raise ArgumentError(f"--matryoshka_dims must be at least 1, not {min(self.matryoshka_dims)}")
+        if not self.use_inbatch_neg and self.both_ways:
+            raise ArgumentError("--both_ways needs in-batch negatives: leave out --use_inbatch_neg false")
+        if not self.use_inbatch_neg and self.negatives_cross_device:
+            logger.warning("--negatives_cross_device has no effect with --use_inbatch_neg false")
         super().__post_init__()
 
 
@@ -226,6 +253,19 @@ class RerankerArguments(TrainerArguments):
     rerank_top_k: int = told("with --eval_data: passages a query that are put in order", 100)
     max_len: int = told("tokens of query and passage together; the query has three quarters at most", 512)
     grad_cache_chunk: int | None = told("pairs scored at once, with the same gradient", aliases=["--sub_batch_size"])
+
+    def __post_init__(self) -> None:
+        for name in ("rerank_top_k", "max_len", "grad_cache_chunk"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ArgumentError(f"--{name} must be at least 1, not {value}")
+        if self.eval_data and not self.first_stage:
+            raise ArgumentError(
+                "--eval_data needs --first_stage MODEL: the embedder whose best passages are put in order"
+            )
+        if self.first_stage and not self.eval_data:
+            raise ArgumentError("--first_stage is what --eval_data is ranked with first: give both or neither")
+        super().__post_init__()
 
 
 Parsed = TypeVar("Parsed")

@@ -17,7 +17,7 @@ from ..models.packing import Packed
 from ..models.prompts import Prompt
 from .batches import Plan, PlanOptions, Step, plan, portions_of
 from .data import TrainingData
-from .examples import PROMPTED_PASSAGES, Example, Row, Sampling, text_key
+from .examples import ONE_NEGATIVE, PROMPTED_PASSAGES, Example, Row, Sampling, text_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -99,6 +99,40 @@ class Batch:
         )
 
 
+@dataclass(frozen=True)
+class Limit:
+    """How long what goes through the network may be.
+
+    Attributes:
+        name: The argument of the command line that sets it, without its dashes.
+        what: What it holds for: query, passage or pair.
+        tokens: What is longer is cut there.
+        most: Tokens that the model takes; None where that is not known.
+    """
+
+    name: str
+    what: str
+    tokens: int
+    most: int | None = None
+
+    @property
+    def plural(self) -> str:
+        """What it holds for, of many."""
+        return "queries" if self.what == "query" else f"{self.what}s"
+
+    @property
+    def final(self) -> bool:
+        """Whether it is as high as it can be."""
+        return self.most is not None and self.tokens >= self.most
+
+    @property
+    def remedy(self) -> str:
+        """What to do about texts that are cut."""
+        if self.final:
+            return "the model takes no more; split the texts, or take a model for longer ones"
+        return f"raise --{self.name}"
+
+
 @dataclass
 class Collator:
     """Examples -> `Batch`.
@@ -114,6 +148,7 @@ class Collator:
         query_max_len: Tokens of a query, prompt and special tokens included.
         passage_max_len: Tokens of a passage, likewise.
         include_prompt: Whether the prompt's tokens take part in pooling, as the model's card says.
+        most: Tokens that the model takes; None where that is not known.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -123,6 +158,7 @@ class Collator:
     query_max_len: int = 32
     passage_max_len: int = 128
     include_prompt: bool = True
+    most: int | None = None
 
     def __post_init__(self) -> None:
         Prompt.from_format("x", self.query_format)  # A wrong template is an error now, not at the first such row.
@@ -133,10 +169,11 @@ class Collator:
         cls, tokenizer: PreTrainedTokenizerFast, card: ModelCard, *, query_format: str = "{}{}",
         query_max_len: int = 32, passage_max_len: int = 128,
     ) -> Collator:  # fmt: skip
-        """With the prompts of a model's card: `query` for queries, `document` for passages."""
+        """With the prompts of a model's card: `query` for queries, `document` for passages. It caps the lengths."""
         return cls(
             tokenizer, card.prompt("query"), card.prompt("document"), query_format,
             min(query_max_len, card.max_length), min(passage_max_len, card.max_length), card.include_prompt,
+            card.max_length,
         )  # fmt: skip
 
     def __getstate__(self) -> dict[str, Any]:
@@ -156,7 +193,7 @@ class Collator:
             in_batch: Whether other rows' passages are negatives.
         """
         rows = [example.row for example in examples]
-        queries, cut_queries = self.encode([row.query for row in rows], [self.prompt_of(row) for row in rows], "query")
+        queries, cut_queries = self.encode_queries(rows)
         passages, cut_passages = self.encode_passages(examples)
         # The keys of the positives as they are stored: a positive whose parts were shuffled is still that positive.
         keys = [
@@ -181,6 +218,17 @@ class Collator:
             rows=tuple(row.index for row in rows),
             truncated=(cut_queries, cut_passages),
         )
+
+    def limits(self) -> tuple[Limit, ...]:
+        """Where texts are cut: queries first, passages last."""
+        return (
+            Limit("query_max_len", "query", self.query_max_len, self.most),
+            Limit("passage_max_len", "passage", self.passage_max_len, self.most),
+        )
+
+    def encode_queries(self, rows: Sequence[Row]) -> tuple[Packed, int]:
+        """Token ids of all queries, and how many were cut."""
+        return self.encode([row.query for row in rows], [self.prompt_of(row) for row in rows], "query")
 
     def encode_passages(self, examples: Sequence[Example]) -> tuple[Packed, int]:
         """Token ids of all passages, row by row, and how many were cut."""
@@ -260,9 +308,8 @@ class StepDataset(Dataset[Batch]):
     ) -> None:  # fmt: skip
         self.data, self.options, self.sampling, self.collator = data, options, sampling, collator
         self.rank, self.world = rank, world
-        self.portions = portions_of(
-            data, options, sampling.group_size, collator.query_max_len, collator.passage_max_len
-        )
+        longest = [limit.tokens for limit in collator.limits()]
+        self.portions = portions_of(data, options, sampling.group_size, longest[0], longest[-1])
         self._plan = plan(self.portions, options, 0)
 
     def __len__(self) -> int:
@@ -291,6 +338,24 @@ class StepDataset(Dataset[Batch]):
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
         epoch, index = key if isinstance(key, tuple) else (None, key)
         return self.batch(self.plan(epoch)[index])
+
+    def without_negatives(self, *, across: bool = True) -> list[int]:
+        """Of each dataset, how many rows have no negative at all, so that nothing is learnt from them.
+
+        Args:
+            across: Whether passages of other processes are negatives, where those of other rows are.
+        """
+        counts = []
+        for data, portion in zip(self.data.datasets, self.portions, strict=True):
+            size = (portion.batch_size if self.options.same_dataset else None) or self.options.batch_size
+            together = size if across else -(-size // self.world)
+            if data.scored or (portion.in_batch and together > 1):
+                counts.append(0)
+            elif self.sampling.group_size > 1 or data.spec.type == ONE_NEGATIVE:
+                counts.append(int((data.column("negative_count") == 0).sum()))
+            else:
+                counts.append(len(data))
+        return counts
 
     def batch(self, step: Step) -> Batch:
         """This process's part of a global batch."""

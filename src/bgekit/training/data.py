@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, TypeAlias, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import ArgumentError, DataError
 from .examples import Problems, Row
@@ -59,6 +60,10 @@ class Dataset:
     def column(self, name: str) -> Counts:
         """Numbers of the rows that are trained on (see `store`), [n] int64."""
         return np.concatenate([store.column(name) for store in self.stores])[self.rows - self.start]
+
+    def scores(self) -> npt.NDArray[np.float64]:
+        """Similarities of the scored pairs that are trained on, [n] float64; NaN for other rows."""
+        return np.concatenate([store.scores() for store in self.stores])[self.rows - self.start]
 
     def values(self, name: str) -> dict[str | None, int]:
         """How often each value of `prompt` or `type` occurs in its files."""
@@ -106,10 +111,15 @@ class TrainingData(Sequence[Row]):
         return Row(**store.row(index - self._starts[number]), dataset=dataset, index=index)
 
     def place(self, index: int) -> str:
+        """File and line of a row, as text."""
+        file, line = self.line(index)
+        return f"{file}, line {line}"
+
+    def line(self, index: int) -> tuple[str, int]:
         """File and line of a row."""
         number = bisect.bisect_right(self._starts, index) - 1
         store = self._stores[number][1]
-        return f"{store.source}, line {store.line(index - self._starts[number])}"
+        return store.source, store.line(index - self._starts[number])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -196,6 +206,24 @@ def load_data(
     for warning in warnings:
         logger.warning("training data: %s", warning)
     return TrainingData(datasets, warnings, duplicates)
+
+
+def check_cosines(data: TrainingData) -> None:
+    """Check that the scores of scored pairs can be cosines.
+
+    Raises:
+        DataError: some are not from -1 to 1: all of them are listed.
+    """
+    problems = Problems()
+    for dataset in (each for each in data.datasets if each.scored):
+        scores = dataset.scores()
+        for position in np.flatnonzero(np.abs(scores) > 1):
+            problems.add(
+                *data.line(int(dataset.rows[position])),
+                f"a score of {scores[position]:g} is no cosine: --scored_loss mse needs -1 to 1; divide the scores, or "
+                "take cosent, for which only their order counts",
+            )
+    problems.check()
 
 
 def default_cache() -> Path:

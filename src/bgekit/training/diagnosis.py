@@ -6,7 +6,10 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from .collate import Limit
 
 logger = logging.getLogger(__name__)
 
@@ -34,26 +37,33 @@ class Diagnosis:
     _recent: list[dict[str, float]] = field(default_factory=list)
 
     def before(
-        self, candidates: int, truncated: Mapping[str, float], trained: str | None, declared: str | None
-    ) -> list[str]:
+        self, candidates: int, truncated: Mapping[Limit, float], trained: str | None, declared: str | None,
+        idle: Mapping[str, int],
+    ) -> list[str]:  # fmt: skip
         """What can be seen before the first step.
 
         Args:
             candidates: Passages that each query chooses from.
-            truncated: Share of texts that are cut, for `queries` and `passages`.
+            truncated: Share of texts that each limit cuts.
             trained: The query instruction of this run.
             declared: The one that the model's card had.
+            idle: Rows without any negative, by dataset.
 
         Returns:
             The new findings.
         """
         found = dict(self._of_temperature(candidates))
-        for what, share in truncated.items():
+        for limit, share in truncated.items():
             if share > TRUNCATED:
-                option = "--query_max_len" if what == "queries" else "--passage_max_len"
-                found[f"truncated {what}"] = (
-                    f"{share:.0%} of the {what} are longer than {option} and lose their end: raise it"
+                found[f"truncated {limit.plural}"] = (
+                    f"{share:.0%} of the {limit.plural} are longer than {limit.tokens} tokens and lose their end: "
+                    f"{limit.remedy}"
                 )
+        if some := [f"{count:,} rows of {name}" for name, count in idle.items() if count]:
+            found["no negatives"] = (
+                f"{', '.join(some)} have no negatives, and passages of other rows are none: nothing is learnt from "
+                "them. Mine some (bge mine), or leave them out"
+            )
         if trained is not None and declared is not None and trained != declared:
             found["instruction"] = (
                 f"the model was made for the query instruction {declared!r}, and is trained with {trained!r}. The "

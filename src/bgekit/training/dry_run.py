@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -12,7 +13,7 @@ from ..evaluation.reports.columns import aligned
 from ..models.packing import Packed
 from ..models.prompts import Prompt
 from .batches import rows_of_epoch
-from .collate import Batch, Collator, StepDataset
+from .collate import Batch, Collator, Limit, StepDataset
 from .data import Dataset, TrainingData
 from .examples import CLASSES, ONE_NEGATIVE, PROMPTED_PASSAGES
 from .store import NEGATIVE_IS_POSITIVE, POSITIVE_IS_QUERY
@@ -141,12 +142,17 @@ class Footprint:
             yield f"  too much? {' or '.join(remedy)} lowers activations and leaves the result as it is"
 
 
-def dry_run(steps: StepDataset, *, epochs: float = 1.0, footprint: Footprint | None = None) -> str:
+def dry_run(
+    steps: StepDataset, *, epochs: float = 1.0, accumulation: int = 1, max_steps: int = -1,
+    footprint: Footprint | None = None,
+) -> str:  # fmt: skip
     """What a training run would do, as text for people.
 
     Args:
         steps: The steps of one process (rank 0 shows best).
         epochs: Epochs to train.
+        accumulation: Batches whose gradients are added up for a step.
+        max_steps: Steps to train, whatever `epochs` says; -1 for as many as these have.
         footprint: For the estimate of memory; None for none.
     """
     data, plan = steps.data, steps.plan()
@@ -156,7 +162,7 @@ def dry_run(steps: StepDataset, *, epochs: float = 1.0, footprint: Footprint | N
     parts = ["Data", *_table(steps, lengths), "", "A batch as the model sees it", *_example(steps), ""]
     parts += [
         "Steps",
-        f"  {len(plan):,} an epoch, {int(len(plan) * epochs):,} in {epochs:g} epochs; a batch has up to "
+        f"  {_counted(len(plan), epochs, accumulation, max_steps)}; a batch has up to "
         f"{max(len(batch.rows) for batch in shown):,} rows on this device and {max(batch.size for batch in shown):,} "
         f"in all, and on this device about {tokens:,.0f} tokens",
     ]
@@ -167,13 +173,22 @@ def dry_run(steps: StepDataset, *, epochs: float = 1.0, footprint: Footprint | N
     return "\n".join(parts) + "\n"
 
 
+def _counted(batches: int, epochs: float, accumulation: int, max_steps: int) -> str:
+    """How many steps there are, as Trainer counts them: what is left at the end of an epoch makes a step, too."""
+    an_epoch = max(math.ceil(batches / accumulation), 1)
+    parts = f" ({batches:,} batches, {accumulation} a step)" if accumulation > 1 else ""
+    if max_steps > 0:
+        return f"{an_epoch:,} an epoch{parts}, {max_steps:,} in {max_steps / an_epoch:.3g} epochs (--max_steps)"
+    return f"{an_epoch:,} an epoch{parts}, {math.ceil(epochs * an_epoch):,} in {epochs:g} epochs"
+
+
 @dataclass(frozen=True)
 class Lengths:
     """Tokens of a sample of a dataset's texts, before they are cut.
 
     Attributes:
-        queries: Tokens of each query, prompt included.
-        passages: Tokens of each passage.
+        queries: Tokens of each query, prompt included; none where queries are read together with passages.
+        passages: Tokens of each passage, or pair.
         query_prompt: Tokens of the longest query prompt.
         unknown: Share of tokens that stand for anything the vocabulary lacks.
     """
@@ -189,7 +204,8 @@ class Lengths:
         rows = steps.data.datasets[number].rows
         chosen = [rows[position] for position in _spread(len(rows), _SAMPLE)]
         examples = [steps.sampling.draw(steps.data[int(row)], 0) for row in chosen]
-        uncut = replace(steps.collator, query_max_len=_UNLIMITED, passage_max_len=_UNLIMITED)
+        lifted: dict[str, Any] = {limit.name: _UNLIMITED for limit in steps.collator.limits()}
+        uncut = replace(steps.collator, **lifted)
         batch = uncut(examples, size=len(examples))
         prompts = {steps.collator.prompt_of(example.row).prefix for example in examples}
         tokenizer = steps.collator.tokenizer
@@ -201,33 +217,36 @@ class Lengths:
         share = unknown / max(batch.tokens, 1)
         return cls(np.array(batch.queries.lengths), np.array(batch.passages.lengths), longest, share)
 
-    def truncated(self, collator: Collator) -> tuple[float, float]:
-        """Share of queries, and of passages, that are cut."""
-        if not len(self.queries):
-            return 0.0, 0.0
-        queries, passages = self.queries > collator.query_max_len, self.passages > collator.passage_max_len
-        return float(queries.mean()), float(passages.mean())
+    def under(self, limit: Limit) -> np.ndarray[Any, Any]:
+        """Tokens of each text for which a limit holds."""
+        return self.queries if limit.what == "query" else self.passages
+
+    def cut(self, limit: Limit) -> float:
+        """Share of these that are longer."""
+        tokens = self.under(limit)
+        return float((tokens > limit.tokens).mean()) if len(tokens) else 0.0
 
 
 def _table(steps: StepDataset, lengths: Sequence[Lengths]) -> Iterator[str]:
+    limits = steps.collator.limits()
     header = (
-        "dataset", "rows", "weight", "of epoch", "batches", "negatives", "query tokens", "passage tokens", "cut",
-        "notes",
+        "dataset", "rows", "weight", "of epoch", "batches", "negatives", *(f"{limit.what} tokens" for limit in limits),
+        "cut", "notes",
     )  # fmt: skip
     shares = _batch_shares(steps)
     drawn = rows_of_epoch(steps.portions, steps.options.temperature)
     rows = [header]
     for number, (data, sample) in enumerate(zip(steps.data.datasets, lengths, strict=True)):
-        cut = "/".join(f"{share:.0%}" for share in sample.truncated(steps.collator))
+        cut = "/".join(f"{sample.cut(limit):.0%}" for limit in limits)
         rows.append((
             data.spec.name, f"{len(data):,}", f"{data.spec.weight:g}", f"{drawn[number] / sum(drawn):.1%}",
-            f"{shares[number]:.1%}", _quantiles(data.column("negative_count")), _quantiles(sample.queries),
-            _quantiles(sample.passages), cut, ", ".join(_notes(data)),
+            f"{shares[number]:.1%}", _quantiles(data.column("negative_count")),
+            *(_quantiles(sample.under(limit)) for limit in limits), cut, ", ".join(_notes(data)),
         ))  # fmt: skip
     yield from (f"  {line}" for line in aligned(rows))
     yield (
-        "  negatives and tokens: smallest / median / largest, before cutting; cut: share of queries/passages beyond "
-        f"{steps.collator.query_max_len}/{steps.collator.passage_max_len} tokens"
+        "  negatives and tokens: smallest / median / largest, before cutting; cut: share of "
+        f"{'/'.join(limit.plural for limit in limits)} beyond {'/'.join(str(limit.tokens) for limit in limits)} tokens"
     )
 
 
@@ -260,7 +279,8 @@ def _example(steps: StepDataset) -> Iterator[str]:
     for number in range(min(len(batch), _SHOWN_ROWS)):
         row = steps.data[batch.rows[number]]
         yield f"  row {number + 1} ({steps.data.place(row.index)})"
-        yield f"    query     {_decoded(batch.queries, number, collator)}"
+        if batch.queries.lengths:  # A reranker has them in its pairs alone.
+            yield f"    query     {_decoded(batch.queries, number, collator)}"
         for position in range(batch.groups[number]):
             if position < _SHOWN_PASSAGES:
                 label = "negative " if position else "positive "
@@ -290,8 +310,8 @@ def _decoded(packed: Packed, number: int, collator: Collator) -> str:
 def _warnings(steps: StepDataset, lengths: Sequence[Lengths]) -> Iterator[str]:
     data, collator = steps.data, steps.collator
     yield from data.warnings
-    for dataset, sample in zip(data.datasets, lengths, strict=True):
-        yield from (f"{dataset.spec.name}: {warning}" for warning in _dataset_warnings(steps, dataset, sample))
+    for dataset, sample, idle in zip(data.datasets, lengths, steps.without_negatives(), strict=True):
+        yield from (f"{dataset.spec.name}: {warning}" for warning in _dataset_warnings(steps, dataset, sample, idle))
     drawn = rows_of_epoch(steps.portions, steps.options.temperature)
     for dataset, count in zip(data.datasets, drawn, strict=True):
         if len(dataset) and not count:
@@ -299,30 +319,26 @@ def _warnings(steps: StepDataset, lengths: Sequence[Lengths]) -> Iterator[str]:
     yield from _instruction_warnings(data, collator)
 
 
-def _dataset_warnings(steps: StepDataset, dataset: Dataset, sample: Lengths) -> Iterator[str]:
-    collator, notes = steps.collator, dataset.column("notes")
+def _dataset_warnings(steps: StepDataset, dataset: Dataset, sample: Lengths, idle: int) -> Iterator[str]:
+    limits, notes = steps.collator.limits(), dataset.column("notes")
     same = int((notes & POSITIVE_IS_QUERY > 0).sum())
     if same:
         yield f"{same:,} rows have the query itself as a positive: there is nothing to learn from them"
     false = int((notes & NEGATIVE_IS_POSITIVE > 0).sum())
     if false:
         yield f"{false:,} rows have a positive among their negatives; where it is drawn it does not count as one"
-    for share, name, length in zip(
-        sample.truncated(collator), ("query", "passage"), (collator.query_max_len, collator.passage_max_len),
-        strict=True,
-    ):  # fmt: skip
-        if share > _MUCH_TRUNCATION:
-            yield f"{share:.0%} of the {name} texts are cut at {length} tokens: raise --{name}_max_len"
-    if sample.query_prompt > collator.query_max_len / 2:
-        yield (
-            f"the instruction takes {sample.query_prompt} of the {collator.query_max_len} tokens of a query: raise "
-            "--query_max_len"
-        )
+    for limit in limits:
+        if sample.cut(limit) > _MUCH_TRUNCATION:
+            yield f"{sample.cut(limit):.0%} of the {limit.plural} are cut at {limit.tokens} tokens: {limit.remedy}"
+    first = limits[0]
+    if sample.query_prompt > first.tokens / 2:
+        remedy = "shorten it" if first.final else f"raise --{first.name}"
+        yield f"the instruction takes {sample.query_prompt} of the {first.tokens} tokens of a {first.what}: {remedy}"
     if sample.unknown > _MUCH_UNKNOWN:
         yield f"{sample.unknown:.0%} of the tokens are unknown to the model: is it meant for this language?"
     yield from _negatives_warnings(steps, dataset)
-    if not dataset.spec.in_batch_negatives and not dataset.scored and not dataset.column("negative_count").all():
-        yield "rows without a negative, whose passages are not compared with other rows', teach nothing"
+    if idle:
+        yield f"{idle:,} rows have no negatives, and passages of other rows are none: nothing is learnt from them"
     if dataset.spec.batch_size is not None and not steps.options.same_dataset:
         yield "its batch_size counts with --same_dataset_within_batch only"
     own = next(p.batch_size for p in steps.portions if p.rows is dataset.rows) or steps.options.batch_size

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from ..encoding.embedder import FlagModel
+from ..errors import ArgumentError, DataError
 from ..models.card import UNSET, ModelCard, Unset, read_card
 from ..models.saving import as_stored, make_selftest, write_checkpoint
 from .arguments import DataArguments, EmbedderArguments, ModelArguments, parse
-from .collate import Batch, Collator
+from .collate import Batch, Collator, StepDataset
 from .contrastive import Contrastive, own_scores
+from .data import check_cosines
 from .diagnosis import Diagnosis
 from .distributed import world_size
 from .dry_run import Lengths
@@ -61,20 +63,25 @@ def finetune(model: ModelArguments, data: DataArguments, args: EmbedderArguments
     resume = begin(args)
     tasks = eval_tasks(args)
     start = _start(model, data, args)
+    objective = _Objective(args, start.card, data.knowledge_distillation)
     rows = read_data(args, data, in_batch=args.use_inbatch_neg)
+    if args.scored_loss == "mse":
+        check_cosines(rows)
     collator = Collator.of(
         start.tokenizer, start.card, query_format=data.query_instruction_format, query_max_len=data.query_max_len,
         passage_max_len=data.passage_max_len,
     )  # fmt: skip
+    _tell_capped(collator, data)
     steps = make_steps(args, data, rows, collator)
+    idle = _idle(steps, args)
     network = _network(start, model, args)
     if args.dry_run:
         show_dry_run(steps, network, network.transformer.config, args)
         return None
     output = _Output(start, network, model)
-    diagnosis = Diagnosis(args.temperature, start.card.normalize)
+    diagnosis = Diagnosis(objective.temperature, start.card.normalize)
     if args.process_index == 0:
-        _diagnose(diagnosis, steps, start, data)
+        _diagnose(diagnosis, steps, start, data, idle)
 
     def measure(folder: Path) -> Sequence[Any]:
         from ..evaluation import evaluate
@@ -83,8 +90,8 @@ def finetune(model: ModelArguments, data: DataArguments, args: EmbedderArguments
         return evaluate(str(folder), tasks, compare=False, progress=False, devices=str(args.device)).results
 
     trainer = ContrastiveTrainer(
-        network, args, steps, _parts, _Objective(args, start.card, data.knowledge_distillation),
-        write=output.write, read=output.read, diagnosis=diagnosis, identity=identity(args, rows),
+        network, args, steps, _parts, objective, write=output.write, read=output.read, diagnosis=diagnosis,
+        identity=identity(args, rows, model, data),
         judge=judge_by(output.write, measure, Path(str(args.output_dir))) if tasks else None,
     )  # fmt: skip
     return run(trainer, output.write, resume=resume, rows=rows, facts=facts_of(model, data))
@@ -136,23 +143,33 @@ class _Start(FlagModel):
 
 
 class _Objective:
-    """The loss of a batch: contrastive, or that of scored pairs."""
+    """The loss of a batch: contrastive, or that of scored pairs.
+
+    Attributes:
+        temperature: What similarities are divided by.
+    """
 
     def __init__(self, args: EmbedderArguments, card: ModelCard, teacher: bool) -> None:
+        self.temperature = _temperature(args, card)
+        if args.kd_loss_type and not teacher:
+            logger.warning("--kd_loss_type %s is not used without --knowledge_distillation", args.kd_loss_type)
         contrastive: Loss = Contrastive(
-            # Dot products of vectors of any length need no temperature (as in FlagEmbedding).
-            temperature=args.temperature if card.normalize else 1.0,
+            temperature=self.temperature,
             both_ways=args.both_ways,
             across=args.negatives_cross_device,
             in_batch=args.use_inbatch_neg,
             false_negatives=FalseNegatives(args.false_negative_margin, args.false_negative_ratio),
-            distillation=args.kd_loss_type if teacher else None,
+            distillation=(args.kd_loss_type or "kl_div") if teacher else None,
         )
         self.across = args.negatives_cross_device
         scored: Loss = CoSent() if args.scored_loss == "cosent" else ScoredMse()
         if args.matryoshka:
             whole = card.dimension
             dims = args.matryoshka_dims or [whole // 2, whole // 4, whole // 8]
+            if max(dims) > whole:
+                raise ArgumentError(
+                    f"--matryoshka_dims {max(dims)} is more than the {whole} dimensions of the vectors of {card.name}"
+                )
             every = sorted({whole, *dims}, reverse=True)
             contrastive = Matryoshka(contrastive, every, normalized=card.normalize)
             scored = Matryoshka(scored, every, normalized=card.normalize)
@@ -169,6 +186,20 @@ class _Objective:
             value.loss,
             {**value.metrics, **_suspects(queries, passages, batch), "candidates": torch.tensor(candidates)},
         )
+
+
+def _temperature(args: EmbedderArguments, card: ModelCard) -> float:
+    """What similarities are divided by."""
+    if card.normalize:
+        return args.temperature
+    # Dot products of vectors of any length need none (as in FlagEmbedding).
+    if args.temperature != 1:
+        logger.warning(
+            "--temperature %g is not used, but 1: the vectors are not normalised, so the model itself learns the scale "
+            "of their dot products (--normalize_embeddings true makes it count)",
+            args.temperature,
+        )
+    return 1.0
 
 
 @torch.no_grad()
@@ -238,15 +269,47 @@ class _Output:
         return found
 
 
-def _diagnose(diagnosis: Diagnosis, steps: Any, start: FlagModel, data: DataArguments) -> None:
+def _tell_capped(collator: Collator, data: DataArguments) -> None:
+    """Say so where texts may not be as long as was asked for."""
+    for limit in collator.limits():
+        asked = getattr(data, limit.name)
+        if asked > limit.tokens:
+            logger.warning(
+                "--%s %d is more than the model takes: %s are cut at %d tokens",
+                limit.name, asked, limit.plural, limit.tokens,
+            )  # fmt: skip
+
+
+def _idle(steps: StepDataset, args: EmbedderArguments) -> dict[str, int]:
+    """Rows without any negative, by dataset.
+
+    Raises:
+        DataError: no row has one.
+    """
+    datasets = steps.data.datasets
+    counts = steps.without_negatives(across=args.negatives_cross_device)
+    if sum(counts) < sum(map(len, datasets)):
+        return {data.spec.name: count for data, count in zip(datasets, counts, strict=True)}
+    own = "--train_group_size is 1" if steps.sampling.group_size == 1 else "no row has neg"
+    raise DataError(
+        f"no query has a negative, so nothing would be learnt: {own}, and passages of other rows are none either "
+        "(--use_inbatch_neg false, files named no_in_batch_neg, or batches of one row). Let them be negatives, or give "
+        "rows some of their own (bge mine)"
+    )
+
+
+def _diagnose(
+    diagnosis: Diagnosis, steps: StepDataset, start: FlagModel, data: DataArguments, idle: Mapping[str, int]
+) -> None:
     """What can be said before the first step."""
     batch = steps[0]
     candidates = len(batch.passage_keys) if batch.in_batch else max(batch.groups, default=1)
-    shares = [Lengths.of(steps, number).truncated(steps.collator) for number in range(len(steps.data.datasets))]
-    truncated = {what: max(share[place] for share in shares) for place, what in enumerate(("queries", "passages"))}
+    limits = steps.collator.limits()
+    lengths = [Lengths.of(steps, number) for number in range(len(steps.data.datasets))]
+    truncated = {limit: max(sample.cut(limit) for sample in lengths) for limit in limits}
     declared = read_card(start.folder, start.card.name).prompt("query")
     trained = data.query_instruction_for_retrieval
-    diagnosis.before(candidates, truncated, trained, str(declared) if declared else None)
+    diagnosis.before(candidates, truncated, trained, str(declared) if declared else None, idle)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import ArgumentError
 from .values import LossValue, full_precision, of_global_batch
@@ -32,6 +34,16 @@ class GroupBatch(Protocol):
     @property
     def size(self) -> int:
         """Rows of the global batch."""
+        ...
+
+    @property
+    def passage_keys(self) -> Tensor:
+        """[m] int64, equal for equal texts."""
+        ...
+
+    @property
+    def positive_keys(self) -> Sequence[Tensor]:
+        """For each row the keys of all its known positives, int64."""
         ...
 
 
@@ -67,6 +79,18 @@ class Groups:
         taught = ~self.table(scores, 0.0).isnan().any(1)
         weights = self.table(scores, -torch.inf).softmax(1)
         return torch.where(taught[:, None], weights, positive.to(weights)), taught
+
+    def known_positives(self, batch: GroupBatch) -> Tensor:
+        """[n, g] bool: which places but the first hold a text that is a positive of the row all the same."""
+        if not len(self.valid):
+            return self.valid
+        known = pad_sequence(list(batch.positive_keys), batch_first=True)
+        there = torch.arange(known.shape[1], device=known.device)
+        there = there < torch.tensor([len(keys) for keys in batch.positive_keys], device=known.device)[:, None]
+        same = (batch.passage_keys[self.index][:, :, None] == known[:, None]) & there[:, None]
+        found = same.any(2) & self.valid
+        found[:, 0] = False
+        return found
 
     def cross_entropy(self, table: Tensor) -> Tensor:
         """[n]: of the first place of each line against the line."""
@@ -124,6 +148,9 @@ def contrast_metrics(sums: Tensor, size: int) -> dict[str, Tensor]:
 class GroupLoss:
     """Loss of a reranker: cross entropy of the positive within its group, and of what a teacher says.
 
+    What is known to be a positive of the row, by the keys of texts, is none of its negatives, unless a teacher says
+    what the passages of the group are.
+
     Attributes:
         temperature: Scores are divided by it.
         distillation: Weight of the cross entropy with the teacher's softmax, 0 for none.
@@ -143,10 +170,12 @@ class GroupLoss:
         with full_precision(scores) as (scores,):
             groups = Groups(batch.groups, scores.device)
             table = groups.table(scores, -torch.inf)
-            rows = self.labels * groups.cross_entropy(table / self.temperature)
+            _, taught = groups.teacher(batch.teacher if self.distillation else None)
+            outside = groups.known_positives(batch) & ~taught[:, None]
+            rows = self.labels * groups.cross_entropy(table.masked_fill(outside, -torch.inf) / self.temperature)
             if self.distillation:
                 rows = rows + self.distillation * groups.divergence(table / self.temperature, batch.teacher)
-            sums = contrast(table[:, 0], table[:, 1:], groups.valid[:, 1:])
+            sums = contrast(table[:, 0], table[:, 1:], (groups.valid & ~outside)[:, 1:])
             return of_global_batch(rows.sum(), batch.size, sums, contrast_metrics)
 
 

@@ -19,17 +19,7 @@ class LossBatch(GroupBatch, Protocol):
 
     @property
     def query_keys(self) -> Tensor:
-        """[n] int64, equal for equal texts."""
-        ...
-
-    @property
-    def passage_keys(self) -> Tensor:
-        """[m] int64, equal for equal texts, and comparable with `query_keys`."""
-        ...
-
-    @property
-    def positive_keys(self) -> Sequence[Tensor]:
-        """For each row the keys of all its known positives, int64."""
+        """[n] int64, equal for equal texts, and comparable with `passage_keys`."""
         ...
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from ..models.encoder import Encoder, PackedBackbone, PaddedBackbone, can_pack, 
 from ..models.packing import Packed
 from ..models.recompute import Recomputing
 
+#: Names of what is in a pooler. It is no part of an embedding: what learns there would never get a gradient, for which
+#: data-parallel training would wait.
+_POOLER: Final = r"(.*\.)?pooler\..*"
 _POSITIONS = re.compile(r"(^|\.)(position_embeddings|wpe|embed_positions)\.")
 
 
@@ -80,8 +83,7 @@ def load_trainable(
     for name, parameter in model.named_parameters():
         position = _POSITIONS.search(name) is not None
         fixed += position
-        # A pooler is no part of an embedding: without a gradient, data-parallel training would wait for it.
-        if name.startswith("pooler.") or ".pooler." in name or (fix_position_embedding and position):
+        if re.fullmatch(_POOLER, name) or (fix_position_embedding and position):
             parameter.requires_grad_(False)
     if fix_position_embedding and not fixed:
         raise ArgumentError(f"{card.name} has no position embeddings to fix: leave out --fix_position_embedding")
@@ -97,18 +99,23 @@ def add_lora(network: TrainableEncoder, *, rank: int, alpha: float, dropout: flo
         rank: Rank of the adapters.
         alpha: Their scale is alpha / rank.
         dropout: On their input.
-        modules: Names of the layers that get them; all linear layers by default.
+        modules: Names of the layers that get them, a pooler's excepted; all linear layers by default.
 
     Raises:
         MissingExtraError: peft is not installed.
+        ArgumentError: there are no such layers.
     """
     from ..errors import import_extra
 
     peft: Any = import_extra("peft", "lora")
+    pooled = any(re.fullmatch(_POOLER, name) for name, _ in network.transformer.named_modules())
     config = peft.LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules or "all-linear", bias="none",
-        task_type="FEATURE_EXTRACTION",
+        task_type="FEATURE_EXTRACTION", exclude_modules=_POOLER if pooled else None,
     )  # fmt: skip
-    adapted = peft.get_peft_model(network.transformer, config)
+    try:
+        adapted = peft.get_peft_model(network.transformer, config)
+    except ValueError as error:
+        raise ArgumentError(f"--use_lora: {error}") from error
     use_quick_dropout(adapted)
     network.encoder.backbone.model = adapted  # type: ignore[attr-defined]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..models.packing import Packed
 from ..models.prompts import Prompt
 from ..reranking.tokenization import PairRequest, PairTokenizer
-from .collate import Batch, Collator
-from .examples import Example
+from .collate import Batch, Collator, Limit
+from .examples import Example, Row
 
 
 @dataclass
@@ -19,7 +19,7 @@ class PairCollator(Collator):
 
     Attributes:
         max_len: Tokens of a pair, special tokens included; the query has three quarters of them at most, as when the
-            reranker is used.
+            reranker is used. Lengths of queries and passages of their own do not count.
         token_types: How many token types the network has.
     """
 
@@ -32,8 +32,11 @@ class PairCollator(Collator):
 
     def __call__(self, examples: Sequence[Example], *, size: int, offset: int = 0, in_batch: bool = True) -> Batch:
         """The batch of some examples; rows are compared within their groups alone."""
-        batch = super().__call__(examples, size=size, offset=offset, in_batch=False)
-        return replace(batch, truncated=(0, batch.truncated[1]))
+        return super().__call__(examples, size=size, offset=offset, in_batch=False)
+
+    def encode_queries(self, rows: Sequence[Row]) -> tuple[Packed, int]:
+        """Nothing: a query is read together with each of its passages."""
+        return Packed.of([]), 0
 
     def encode_passages(self, examples: Sequence[Example]) -> tuple[Packed, int]:
         """Token ids of all pairs, row by row, and how many were cut."""
@@ -49,6 +52,10 @@ class PairCollator(Collator):
             self._pairs = PairTokenizer(self.tokenizer, request)
         tokens = self._pairs(pairs)
         return Packed.of(tokens.ids, token_types=tokens.types), len(tokens.truncated)
+
+    def limits(self) -> tuple[Limit, ...]:
+        """Where pairs are cut."""
+        return (Limit("max_len", "pair", self.max_len, self.most),)
 
 
 def _in(prompt: Prompt, text: str) -> str:

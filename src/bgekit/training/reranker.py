@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, DataError
+from ..evaluation.task import check_rerankable
 from ..models.checkpoint import read_tensors, resolve, weight_files
 from ..models.config import position_limit, read_config
 from ..models.prompts import Prompt
 from ..reranking.card import RerankerCard, is_classifier, read_reranker_card
 from ..reranking.network import CrossEncoder, load_trainable
 from ..reranking.saving import write_reranker
-from .arguments import DataArguments, ModelArguments, RerankerArguments, parse
+from .arguments import DataArguments, ModelArguments, RerankerArguments, RerankerDataArguments, parse
 from .collate import Batch
 from .data import TrainingData
 from .diagnosis import Diagnosis
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m bgeki
     """Parse arguments and train."""
     given = sys.argv[1:] if arguments is None else arguments
     model, data, args = parse(
-        (ModelArguments, DataArguments, RerankerArguments), given, prog=prog, description=_DESCRIPTION
+        (ModelArguments, RerankerDataArguments, RerankerArguments), given, prog=prog, description=_DESCRIPTION
     )
     finetune_reranker(model, data, args)
     return 0
@@ -61,10 +62,9 @@ def finetune_reranker(model: ModelArguments, data: DataArguments, args: Reranker
     """
     if model.use_lora:
         raise ArgumentError("--use_lora is for embedders; a reranker is trained as a whole")
-    if args.eval_data and not args.first_stage:
-        raise ArgumentError("--eval_data needs --first_stage MODEL: the embedder whose best passages are put in order")
     resume = begin(args)
     tasks = eval_tasks(args)
+    check_rerankable(tasks)
     rows = read_data(args, data, in_batch=False)
     _check_rows(rows, data)
     folder = resolve(
@@ -74,7 +74,7 @@ def finetune_reranker(model: ModelArguments, data: DataArguments, args: Reranker
     network = load_trainable(folder, trust_remote_code=model.trust_remote_code, allow_pickle=model.allow_pickle)
     length = _length(folder, args)
     card = _card(folder, network, model, data, length)
-    steps = make_steps(args, data, rows, _collator(folder, card, network, data, length))
+    steps = make_steps(args, data, rows, _collator(folder, card, network, model, data, length))
     if args.dry_run:
         show_dry_run(steps, network, network.config, args)
         return None
@@ -89,7 +89,7 @@ def finetune_reranker(model: ModelArguments, data: DataArguments, args: Reranker
     with tempfile.TemporaryDirectory(prefix="bgekit-") as kept:
         trainer = ContrastiveTrainer(
             network, args, steps, lambda batch: (batch.passages,), loss_of, write=output.write, read=output.read,
-            identity=identity(args, rows),
+            identity=identity(args, rows, model, data),
             judge=judge_by(output.write, _measure(args, tasks, kept), Path(str(args.output_dir))) if tasks else None,
             diagnosis=Diagnosis(1.0, normalized=False),
         )  # fmt: skip
@@ -141,13 +141,14 @@ def _check_rows(rows: TrainingData, data: DataArguments) -> None:
 
 
 def _collator(
-    folder: Path, card: RerankerCard, network: CrossEncoder, data: DataArguments, length: int
+    folder: Path, card: RerankerCard, network: CrossEncoder, model: ModelArguments, data: DataArguments, length: int
 ) -> PairCollator:
     from ..encoding.tokenization import load_tokenizer
 
     return PairCollator(
-        load_tokenizer(folder), card.query, card.document, data.query_instruction_format, data.query_max_len,
-        data.passage_max_len, max_len=length, token_types=network.token_types,
+        load_tokenizer(folder, trust_remote_code=model.trust_remote_code), card.query, card.document,
+        data.query_instruction_format, length, length, max_len=length, most=position_limit(read_config(folder)),
+        token_types=network.token_types,
     )  # fmt: skip
 
 

@@ -6,9 +6,9 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
@@ -168,18 +168,45 @@ def _compare_with_start(trainer: ContrastiveTrainer) -> None:
     best = max(later) if args.greater_is_better else min(later)
     if best > at_start if args.greater_is_better else best < at_start:
         return
-    kept = "; the result has the weights that it began with" if args.load_best_model_at_end else ""
+    back = args.load_best_model_at_end and trainer.state.best_global_step == 0
+    kept = "; the result has the weights that it began with" if back else ""
     logger.warning("training made it no better: %s was %.2f before it, %.2f at best%s", name, at_start, best, kept)
 
 
-def identity(args: TrainerArguments, rows: TrainingData) -> dict[str, Any]:
-    """What a run that goes on must have in common with the one that wrote a checkpoint."""
+#: Arguments that a run which goes on may change: where things lie, how fast it is, what is shown, when it ends.
+_FREE: Final = (
+    "model_name_or_path", "cache_dir", "revision", "trust_remote_code", "allow_pickle", "train_data", "cache_path",
+    "pad_to_multiple_of", "grad_cache_chunk", "first_stage", "rerank_top_k",
+)  # fmt: skip
+#: Arguments of Trainer that it may not change: they decide about batches, or the optimiser's state has them.
+_BOUND: Final = (
+    "seed", "dataloader_drop_last", "optim", "optim_args", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2",
+    "adam_epsilon",
+)  # fmt: skip
+
+
+def identity(args: TrainerArguments, rows: TrainingData, *more: Any) -> dict[str, Any]:
+    """What a run that goes on must have in common with the one that wrote a checkpoint.
+
+    Args:
+        args: Of the training.
+        rows: The data.
+        more: Instances of dataclasses whose values count, too, such as `ModelArguments`.
+    """
+    own = fields(args)[len(fields(TrainerArguments)) :]
     return {
         "data": rows.fingerprint,
         "global batch size": args.per_device_train_batch_size * args.world_size,
-        "gradient accumulation": args.gradient_accumulation_steps,
-        "seed": args.seed,
+        "--gradient_accumulation_steps": args.gradient_accumulation_steps,
+        "--data_seed": args.data_seed if args.data_seed is not None else args.seed,
+        **{f"--{name}": _plain(getattr(args, name)) for name in _BOUND},
+        **{f"--{each.name}": getattr(args, each.name) for each in own if each.name not in _FREE},
+        **{f"--{name}": value for part in more for name, value in asdict(part).items() if name not in _FREE},
     }
+
+
+def _plain(value: Any) -> Any:
+    return getattr(value, "value", value)
 
 
 def judge_by(
@@ -229,7 +256,12 @@ def show_dry_run(steps: StepDataset, network: nn.Module, config: Any, args: Any)
         world=args.world_size,
         lean=args.device.type == "cpu" and config._attn_implementation == PACKED_ATTENTION,
     )
-    print(dry_run(steps, epochs=args.num_train_epochs, footprint=footprint))  # noqa: T201
+    if args.process_index == 0:
+        text = dry_run(
+            steps, epochs=args.num_train_epochs, accumulation=args.gradient_accumulation_steps,
+            max_steps=args.max_steps, footprint=footprint,
+        )  # fmt: skip
+        print(text)  # noqa: T201
 
 
 def _versions() -> dict[str, str]:

@@ -47,17 +47,12 @@ class CoSent:
 
 @dataclass(frozen=True)
 class ScoredMse:
-    """Mean squared error of the cosine of a pair against its score, both of -1..1 or 0..1."""
+    """Mean squared error of the cosine of a pair against its score, which should be of -1..1 (`data.check_cosines`)."""
 
     def __call__(self, queries: Tensor, passages: Tensor, batch: LossBatch) -> LossValue:
         """The loss of the vectors of this process: one passage for each query."""
         with full_precision(queries, passages) as (queries, passages):
             cosines, labels = _pairs(queries, passages, batch)
-            if len(labels) and float(labels.abs().max()) > 1:
-                raise DataError(
-                    f"a score of {float(labels.abs().max()):g} is no cosine: --scored_loss mse needs scores from -1 to "
-                    "1; divide them, or use cosent, for which only their order counts"
-                )
             errors = (cosines - labels.to(cosines)).square()
             return of_global_batch(errors.sum(), batch.size, cosines.detach().sum()[None], _mean)
 

@@ -106,6 +106,13 @@ class RowStore:
         batches = (self._reader.get_batch(number) for number in range(self._reader.num_record_batches))
         return np.concatenate([batch.column(name).to_numpy() for batch in batches]).astype(np.int64)
 
+    def scores(self) -> npt.NDArray[np.float64]:
+        """Similarities of scored pairs, [rows] float64; NaN for other rows."""
+        batches = (self._reader.get_batch(number) for number in range(self._reader.num_record_batches))
+        return np.concatenate([
+            np.empty(0), *(batch.column("score").to_numpy(zero_copy_only=False) for batch in batches)
+        ]).astype(np.float64)  # fmt: skip
+
     def values(self, name: str) -> dict[str | None, int]:
         """How often each value of `prompt` or `type` occurs."""
         compute = import_extra("pyarrow.compute", "train")

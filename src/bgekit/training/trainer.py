@@ -17,7 +17,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..encoding.memory import Trimmer
@@ -66,6 +66,16 @@ class StepLoader(DataLoader[Batch]):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration."""
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+class MeasuredAtTheEnd(TrainerCallback):
+    """The network that training ends with is measured, whatever `--eval_delay` says."""
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask for it, unless it is or has just been asked for."""
+        if control.should_training_stop or state.global_step >= state.max_steps:
+            measured = [row["step"] for row in state.log_history if any(name.startswith("eval_") for name in row)]
+            control.should_evaluate = control.should_evaluate or state.global_step not in measured
 
 
 def first(items: list[Batch]) -> Batch:
@@ -122,7 +132,8 @@ class ContrastiveTrainer(Trainer):
         super().__init__(
             model=network, args=args, train_dataset=steps, data_collator=first,
             # Trainer wants to see something to evaluate on; `evaluate` knows what.
-            eval_dataset=[] if judge is not None else None, callbacks=list(callbacks),
+            eval_dataset=[] if judge is not None else None,
+            callbacks=[*([MeasuredAtTheEnd()] if judge is not None else []), *callbacks],
         )  # fmt: skip
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -230,9 +241,6 @@ class ContrastiveTrainer(Trainer):
         if self.state.global_step == 0:
             self._determine_best_metric(metrics, trial)
             if self.args.load_best_model_at_end:
-                # Trainer takes step 0 for no step at all when it saves.
-                folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-0"
-                self.state.best_model_checkpoint = str(folder)
                 self._save_checkpoint(self.model_wrapped, trial)
         return metrics
 
@@ -264,6 +272,9 @@ class ContrastiveTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial))
         checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.state.best_global_step == self.state.global_step:
+            # Trainer notes it for some --save_strategy only, and takes step 0 for no step at all.
+            self.state.best_model_checkpoint = str(checkpoint)
         if self.args.should_save and checkpoint.exists():
             # What a run that was killed here left; this process alone removes it, and the others wait in `save_model`.
             shutil.rmtree(checkpoint)
@@ -287,6 +298,23 @@ class ContrastiveTrainer(Trainer):
         if missing:
             raise CheckpointError(f"{resume_from_checkpoint} lacks {len(missing)} weights, such as {missing[0]}")
         self.model.load_state_dict({name: value for name, value in weights.items() if name in own}, strict=False)
+
+    def _load_callback_state(self) -> None:
+        """As Trainer does; but what was asked for now counts: this patience, and the best checkpoint in this folder."""
+        stored = self.state.stateful_callbacks.get(EarlyStoppingCallback.__name__) or []
+        for each in stored if isinstance(stored, list) else [stored]:
+            each["args"]["early_stopping_patience"] = self.args.early_stopping_patience
+        super()._load_callback_state()
+        best = self.state.best_global_step
+        if best is None or not self.args.load_best_model_at_end:
+            return
+        folder = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{best}"
+        if not is_whole(folder):
+            raise ArgumentError(
+                f"{folder}, the best checkpoint so far, is not there any more: put it back, or go on with "
+                "--load_best_model_at_end false"
+            )
+        self.state.best_model_checkpoint = str(folder)
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
@@ -330,13 +358,19 @@ def rotate(output: Path, limit: int | None, best: str | None) -> None:
 
 
 def check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Raise ArgumentError unless a checkpoint is of a run on the same data in the same batches."""
+    """Raise ArgumentError unless a checkpoint is of a run that does the same with the same data in the same batches."""
     then = json.loads((folder / WHOLE).read_text(encoding="utf-8"))["run"]
-    differing = [name for name, value in identity.items() if then.get(name) != value]
+    now = json.loads(json.dumps(dict(identity)))
+    differing = [
+        name if name == "data" else f"{name} ({then[name]} there, {value} here)"
+        for name, value in now.items()
+        if name in then and then[name] != value
+    ]
     if differing:
         raise ArgumentError(
-            f"{folder} is of another run: its {', '.join(differing)} differ(s). Give the arguments of that run, or "
-            "--overwrite_output_dir to start anew"
+            f"{folder} is of another run, which differs in {', '.join(differing)}. Give the arguments of that run; "
+            f"--overwrite_output_dir to start anew; or --model {folder} and another --output_dir to start from its "
+            "weights"
         )
 
 

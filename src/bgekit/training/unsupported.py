@@ -90,7 +90,10 @@ def check_supported(args: Any) -> None:
 
 def _check_accelerator(given: Any) -> None:
     if isinstance(given, str) and given.lstrip().startswith("{"):
-        given = json.loads(given)
+        try:
+            given = json.loads(given)
+        except ValueError as error:
+            raise ArgumentError(f"--accelerator_config is no JSON object: {error}") from error
     if isinstance(given, dict) and (unused := sorted(given.keys() - _ACCELERATOR)):
         raise ArgumentError(f"--accelerator_config with {unused[0]} is not supported: {_OWN_LOADER}")
 

@@ -11,7 +11,7 @@ from bgekit.encoding.base import Embedder
 from bgekit.encoding.result import Encoded
 from bgekit.errors import ArgumentError, DataError
 from bgekit.evaluation.benchmarks.local import benchmark_tasks
-from bgekit.evaluation.benchmarks.mteb_bridge import MtebEncoder, hub_tasks
+from bgekit.evaluation.benchmarks.mteb_bridge import HubTask, MtebEncoder, hub_tasks
 from bgekit.evaluation.judged import JudgedModel, Setting
 from bgekit.models.card import ModelCard
 from bgekit.models.prompts import Prompt
@@ -74,6 +74,7 @@ def test_settings_are_kept():
     reranked = Setting(reranker=SimpleNamespace(), reranker_name="r")
     with pytest.raises(ArgumentError, match="reranker"):
         MtebEncoder(JudgedModel(spy, reranked))
+    assert not HubTask.rerankable
 
 
 def test_similarities_are_tensors_of_the_cards_kind():

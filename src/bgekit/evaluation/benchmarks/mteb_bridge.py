@@ -124,6 +124,8 @@ class MtebEncoder:
 class HubTask(Task):
     """A task of a benchmark whose data and protocol are mteb's; there is a subclass for each kind.
 
+    None is `rerankable`: mteb compares vectors.
+
     Attributes:
         source: The task in its benchmark.
     """

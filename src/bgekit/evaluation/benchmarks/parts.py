@@ -21,6 +21,7 @@ class MeanTask(Task):
     """
 
     kind: ClassVar[Kind] = "retrieval"
+    rerankable: ClassVar[bool] = True
 
     parts: Sequence[Task]
 

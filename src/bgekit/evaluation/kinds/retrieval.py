@@ -68,6 +68,7 @@ class RetrievalTask(Task):
     """
 
     kind: ClassVar[Kind] = "retrieval"
+    rerankable: ClassVar[bool] = True
     main_metric: str = "ndcg_at_10"
     query_instruction: bool = True
 

@@ -1,0 +1,155 @@
+"""What `bge finetune` says or refuses before the first step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bgekit.cli.main import main
+from bgekit.errors import ArgumentError, DataError
+from bgekit.models.card import read_card
+from bgekit.training.batches import PlanOptions
+from bgekit.training.collate import Collator, Limit, StepDataset
+from bgekit.training.data import check_cosines
+from bgekit.training.diagnosis import Diagnosis
+from bgekit.training.examples import Sampling
+from bgekit.training.network import add_lora, load_trainable
+
+from .conftest import row
+
+
+@pytest.fixture
+def finetune(tiny_bert, write, tmp_path) -> Callable[..., int]:
+    """Train for a step: `finetune(rows, "--temperature", "0.5")`; the exit code."""
+
+    def finetune(rows, *more: str) -> int:
+        given = [
+            "--model", str(tiny_bert), "--train_data", write("a.jsonl", rows), "--output_dir", str(tmp_path / "out"),
+            "--cache_path", str(tmp_path / "cache"), "--per_device_train_batch_size", "4", "--train_group_size", "2",
+            "--max_steps", "1", "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true", "--use_cpu",
+        ]  # fmt: skip
+        return main(["finetune", *given, *more])
+
+    return finetune
+
+
+def trained(tmp_path: Path) -> bool:
+    return any((tmp_path / "out").glob("*.safetensors"))
+
+
+def test_scores_that_are_no_cosines_are_named_by_line(finetune, tmp_path, capsys):
+    rows = [{"query": "a cat", "pos": ["a dog"], "score": score} for score in (1, -1, 0.5, 4.2, 0, -3)]
+    assert finetune(rows, "--scored_loss", "mse") == 1
+    error = capsys.readouterr().err
+    assert "2 problems in the training data" in error
+    assert "a.jsonl, line 4: a score of 4.2 is no cosine" in error and "a.jsonl, line 6: a score of -3" in error
+    assert not trained(tmp_path)
+    assert finetune(rows, "--scored_loss", "cosent") == 0
+
+
+def test_only_scores_that_are_trained_on_count(write, load):
+    rows = [{"query": "a cat", "pos": ["a dog"], "score": score} for score in (4.2, 1)] + [row(1)]
+    data = load(write("a.jsonl", rows[:2]), write("b.jsonl", rows[2:]))
+    with pytest.raises(DataError, match=r"a\.jsonl, line 1"):
+        check_cosines(data)
+    for seed in range(9):
+        data = load(write("a.jsonl", rows[:2]), max_rows=1, seed=seed)
+        if data[int(data.datasets[0].rows[0])].score == 1:
+            return check_cosines(data)
+    raise AssertionError("no seed draws the second row")
+
+
+def test_lengths_beyond_the_model_are_said(finetune, caplog):
+    assert finetune([row(i) for i in range(4)], "--query_max_len", "64", "--passage_max_len", "500") == 0
+    said = [record.getMessage() for record in caplog.records if "more than the model takes" in record.getMessage()]
+    assert said == ["--passage_max_len 500 is more than the model takes: passages are cut at 64 tokens"]
+
+
+def test_a_cut_that_no_length_avoids_has_another_remedy(finetune, tmp_path):
+    rows = [{"query": f"cat {i}", "pos": ["dog " * 99]} for i in range(4)]
+    assert finetune(rows, "--passage_max_len", "128") == 0
+    found = json.loads((tmp_path / "out" / "training.json").read_text())["findings"]
+    assert "the model takes no more; split the texts" in found["truncated passages"]
+
+
+@pytest.mark.parametrize(("more", "says"), [(["--temperature", "0.5"], True), (["--temperature", "1"], False)])
+def test_a_temperature_without_effect_is_said(finetune, caplog, more, says):
+    assert finetune([row(i) for i in range(4)], "--normalize_embeddings", "false", *more) == 0
+    assert ("--temperature 0.5 is not used" in caplog.text) == says
+    caplog.clear()
+    assert finetune([row(i) for i in range(4)], *more, "--overwrite_output_dir") == 0
+    assert "is not used" not in caplog.text
+
+
+def test_adapters_are_outside_the_pooler(tiny_bert):
+    network = load_trainable(tiny_bert, read_card(tiny_bert))
+    add_lora(network, rank=2, alpha=4, dropout=0.0, modules=["dense", "query"])
+    names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    assert any("attention.output.dense" in name for name in names) and not any("pooler" in name for name in names)
+    network = load_trainable(tiny_bert, read_card(tiny_bert))
+    with pytest.raises(ArgumentError, match="--use_lora: "):
+        add_lora(network, rank=2, alpha=4, dropout=0.0, modules=["pooler.dense"])
+
+
+@pytest.mark.parametrize("more", [[], ["--dry_run"]])
+def test_more_dimensions_than_there_are(finetune, tmp_path, capsys, more):
+    assert finetune([row(i) for i in range(4)], "--matryoshka_dims", "16", "999", *more) == 1
+    assert "--matryoshka_dims 999 is more than the 32 dimensions" in capsys.readouterr().err
+    assert not trained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("negatives", "more", "says"),
+    [
+        (0, ["--use_inbatch_neg", "false"], "no row has neg"),
+        (0, ["--per_device_train_batch_size", "1"], "no row has neg"),
+        (3, ["--use_inbatch_neg", "false", "--train_group_size", "1"], "--train_group_size is 1"),
+        (0, ["--use_inbatch_neg", "false", "--dry_run"], "no row has neg"),
+    ],
+)
+def test_nothing_to_learn_is_an_error(finetune, tmp_path, capsys, negatives, more, says):
+    assert finetune([row(i, negatives) for i in range(4)], *more) == 1
+    error = capsys.readouterr().err
+    assert "nothing would be learnt" in error and says in error
+    assert not trained(tmp_path)
+
+
+def test_some_rows_to_learn_nothing_from_are_a_finding(finetune, tmp_path):
+    assert finetune([row(0, 0), row(1), row(2, 0)], "--use_inbatch_neg", "false") == 0
+    found = json.loads((tmp_path / "out" / "training.json").read_text())["findings"]
+    assert found["no negatives"].startswith("2 rows of a.jsonl have no negatives")
+    assert finetune([row(0, 0), row(1), row(2, 0)], "--overwrite_output_dir") == 0
+    assert "no negatives" not in json.loads((tmp_path / "out" / "training.json").read_text())["findings"]
+
+
+def test_rows_without_negatives_by_dataset(write, load, tokenizer):
+    data = load(
+        write("a-no_in_batch_neg.jsonl", [row(i, i) for i in range(3)]),
+        write("b.jsonl", [row(i, i) for i in range(3)]),
+        write("c-no_in_batch_neg.jsonl", [{"query": "a", "pos": ["b"], "score": 1}] * 2),
+        write("d-no_in_batch_neg.jsonl", [row(i, i, type="only_1neg") for i in range(3)]),
+    )
+
+    def counts(batch, group, *, world=1, across=True):
+        steps = StepDataset(data, PlanOptions(batch), Sampling(group), Collator(tokenizer), world=world)
+        return steps.without_negatives(across=across)
+
+    assert counts(4, 2) == [1, 0, 0, 1]
+    assert counts(4, 1) == [3, 0, 0, 1]
+    assert counts(2, 2, world=2) == [1, 0, 0, 1]
+    assert counts(2, 2, world=2, across=False) == [1, 1, 0, 1]
+
+
+def test_each_finding_is_made_once():
+    diagnosis = Diagnosis(0.02)
+    limit = Limit("passage_max_len", "passage", 128, most=512)
+    found = diagnosis.before(8, {limit: 0.5}, None, None, {"a": 0, "b": 3})
+    assert found == [
+        "50% of the passages are longer than 128 tokens and lose their end: raise --passage_max_len",
+        "3 rows of b have no negatives, and passages of other rows are none: nothing is learnt from them. Mine some "
+        "(bge mine), or leave them out",
+    ]
+    assert diagnosis.before(8, {limit: 0.5}, None, None, {"b": 3}) == []
