@@ -185,6 +185,7 @@ class FlagModel(Embedder):
         weights = fingerprint(self.folder, allow_pickle=self._spec.allow_pickle)
         card = {key: value for key, value in self.card.to_dict().items() if key not in ("name", "family")}
         lengths = [str(self.query_max_length), str(self.passage_max_length)]
+        # Only where there are some, so that what was stored without them is found again.
         own = [] if lengths == ["None", "None"] else lengths
         return digest(weights, repr(card), self.precision, str(self._truncate_dim), *own)
 

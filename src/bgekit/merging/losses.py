@@ -185,7 +185,7 @@ def _reranker(folder: Path, card: RerankerCard, length: int, options: Options, d
     length = min(length, card.max_length)
     collate = PairCollator(
         load_tokenizer(folder, trust_remote_code=options.trust_remote_code), card.query, card.document, "{}{}",
-        length, length, max_len=length, token_types=network.token_types,
+        max_len=length, token_types=network.token_types,
     )  # fmt: skip
 
     def loss(examples: Sequence[Example]) -> float:

@@ -147,7 +147,7 @@ def _collator(
 
     return PairCollator(
         load_tokenizer(folder, trust_remote_code=model.trust_remote_code), card.query, card.document,
-        data.query_instruction_format, length, length, max_len=length, most=position_limit(read_config(folder)),
+        data.query_instruction_format, max_len=length, most=position_limit(read_config(folder)),
         token_types=network.token_types,
     )  # fmt: skip
 

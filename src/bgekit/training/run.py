@@ -199,14 +199,10 @@ def identity(args: TrainerArguments, rows: TrainingData, *more: Any) -> dict[str
         "global batch size": args.per_device_train_batch_size * args.world_size,
         "--gradient_accumulation_steps": args.gradient_accumulation_steps,
         "--data_seed": args.data_seed if args.data_seed is not None else args.seed,
-        **{f"--{name}": _plain(getattr(args, name)) for name in _BOUND},
+        **{f"--{name}": getattr(args, name) for name in _BOUND},
         **{f"--{each.name}": getattr(args, each.name) for each in own if each.name not in _FREE},
         **{f"--{name}": value for part in more for name, value in asdict(part).items() if name not in _FREE},
     }
-
-
-def _plain(value: Any) -> Any:
-    return getattr(value, "value", value)
 
 
 def judge_by(

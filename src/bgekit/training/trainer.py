@@ -362,9 +362,9 @@ def check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
     then = json.loads((folder / WHOLE).read_text(encoding="utf-8"))["run"]
     now = json.loads(json.dumps(dict(identity)))
     differing = [
-        name if name == "data" else f"{name} ({then[name]} there, {value} here)"
+        name if name == "data" else f"{name} ({then.get(name)} there, {value} here)"
         for name, value in now.items()
-        if name in then and then[name] != value
+        if then.get(name) != value
     ]
     if differing:
         raise ArgumentError(
