@@ -17,6 +17,7 @@ BgekitError
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from types import ModuleType
 
 
@@ -79,4 +80,19 @@ def import_extra(module: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise
-        raise MissingExtraError(f"this needs the package {module!r}: pip install 'bgekit[{extra}]'") from error
+        raise _missing(module, extra) from error
+
+
+def require_extra(extra: str, *packages: str) -> None:
+    """See to it, before any work is done, that the packages of an extra are there; none of them is imported.
+
+    Raises:
+        MissingExtraError: one is not installed.
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise _missing(package, extra)
+
+
+def _missing(module: str, extra: str) -> MissingExtraError:
+    return MissingExtraError(f"this needs the package {module!r}: pip install 'bgekit[{extra}]'")

@@ -125,7 +125,10 @@ def test_dedup(bge, data):
         (("--random", "--miner", "bm25"), "one of the two"),
         (("--random", "--margin", "0.1"), "need a model"),
         (("--negative_label", "0"), "--labelled_pairs"),
-        (("--random", "--reranker", "m", "--candidate_pool", "missing.jsonl"), "missing.jsonl"),
+        (
+            ("--random", "--reranker", "m", "--max_reranker_score", "1", "--candidate_pool", "missing.jsonl"),
+            "missing.jsonl",
+        ),
     ],
 )
 def test_wrong_usage(bge, data, arguments, message, monkeypatch):

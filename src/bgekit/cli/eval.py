@@ -83,13 +83,19 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluation.evaluating import evaluate
     from ..evaluation.reports.columns import encodable
     from ..evaluation.reports.console import console
+    from ..evaluation.task import check_rerankable
+    from ..models.leftovers import check_place
 
+    # What can fail at once does, before a model is loaded.
+    if args.output:
+        check_place(args.output, folder=True)
+    tasks, notes = _tasks(args)
+    if args.reranker and not any(task.rerankable for task in tasks):
+        check_rerankable(tasks)
     reranker = options.load_reranker(args, args.reranker) if args.reranker else None
     candidates = [candidate for name in args.model for candidate in _candidates(name, args, reranker)]
-    data, notes = _data(args)
     report = evaluate(
-        candidates, data, split=args.split, tasks=None if args.benchmark else args.tasks, output=args.output,
-        keep_vectors=args.keep_vectors, seed=args.seed, notes=notes,
+        candidates, tasks, output=args.output, keep_vectors=args.keep_vectors, seed=args.seed, notes=notes,
         progress=False if args.no_progress or args.quiet else None,
     )  # fmt: skip
     print(encodable(console(report)))
@@ -125,19 +131,23 @@ def _check(args: argparse.Namespace) -> None:
         raise ArgumentError("--rerank-top-k goes with --reranker")
     if args.dimensions and args.compare != "dimension":
         raise ArgumentError("--dimensions goes with --compare dimension")
+    if args.compare == "precision" and (args.fp32 or args.dtype):
+        raise ArgumentError("--compare precision chooses the formats itself: leave out --fp32 and --dtype")
     if not args.model and not args.table:
         raise ArgumentError("--model is needed, such as --model BAAI/bge-small-en-v1.5")
 
 
-def _data(args: argparse.Namespace) -> tuple[list[Any], list[str]]:
+def _tasks(args: argparse.Namespace) -> tuple[list[Task], list[str]]:
     """What to measure on, and what there is to say about it."""
+    from ..evaluation.evaluating import tasks_of
+
+    notes: list[str] = []
     if args.data:
-        return args.data, []
+        return tasks_of(args.data, split=args.split, tasks=args.tasks, left_out=notes), notes
     from ..evaluation.benchmarks.local import benchmark_tasks
 
-    tasks: list[Task]
     tasks, notes = benchmark_tasks(args.benchmark, tasks=args.tasks, data_root=args.data_root)
-    return tasks, notes
+    return tasks_of(tasks), notes
 
 
 def _candidates(name: str, args: argparse.Namespace, reranker: FlagReranker | None) -> list[Candidate]:
@@ -148,8 +158,6 @@ def _candidates(name: str, args: argparse.Namespace, reranker: FlagReranker | No
     formats: dict[str, dict[str, Any]] = {"": {}}
     settings = [Setting()]
     if args.compare == "precision":
-        if args.fp32 or args.dtype:
-            raise ArgumentError("--compare precision chooses the formats itself: leave out --fp32 and --dtype")
         formats |= {"float32": {"dtype": "float32"}, "int8": {"dtype": "int8"}}
     elif args.compare == "instruction":
         settings.append(Setting(instruction=None))

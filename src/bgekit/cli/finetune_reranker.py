@@ -8,11 +8,10 @@ from collections.abc import Sequence
 
 def run_as_given(arguments: Sequence[str]) -> int:
     """Train; the arguments are parsed where those of transformers' Trainer are known."""
-    from ..errors import import_extra
-    from .options import log_to_stderr
+    from .options import log_to_stderr, require_training
 
     log_to_stderr(logging.INFO)
-    import_extra("accelerate", "train")
+    require_training()
     from ..training.reranker import main
 
     return main(arguments, prog="bge finetune-reranker")

@@ -126,14 +126,16 @@ def run(args: argparse.Namespace) -> int:
     from .. import FlagModel
     from ..mining.report import readable
     from ..mining.rows import check_training
-    from ..mining.run import mine, report_path
+    from ..mining.run import check_task, mine, report_path
 
     task = _task(args)
     if "dense" in task.miners and not args.model:
         raise ArgumentError(
             "--model is needed, such as --model BAAI/bge-base-en-v1.5; --miner bm25 and --random need none"
         )
-    check_training(args.input)  # Before a model is loaded.
+    # Before a model is loaded.
+    check_task(task, models=len(args.model or ()), reranker=args.reranker is not None)
+    check_training(args.input)
     with contextlib.ExitStack() as stack:
         models = [stack.enter_context(FlagModel(name, **options.model_arguments(args))) for name in args.model or ()]
         reranker = stack.enter_context(options.load_reranker(args, args.reranker)) if args.reranker else None

@@ -226,13 +226,15 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
 
 
 def open_records(args: argparse.Namespace, files: Sequence[str]) -> RecordReader:
-    """The records of some files, read as the options of `add_input_options` say."""
+    """The records of some files, read as the options of `add_input_options` say; the first can be used."""
     from ..encoding.records import read_records
 
-    return read_records(
+    records = read_records(
         files, text_field=args.text_field, title_field=args.title_field, id_field=args.id_field,
         on_error=args.on_error, format=args.format,
     )  # fmt: skip
+    records.check_first()
+    return records
 
 
 def add_chunk_options(parser: argparse.ArgumentParser) -> None:
@@ -250,6 +252,13 @@ def chosen_chunks(args: argparse.Namespace) -> Chunks | None:
     from ..encoding.shards import Chunks
 
     return Chunks(args.chunk_size, args.chunk_overlap)
+
+
+def require_training() -> None:
+    """Name the extra `train` if a package of it is missing, before transformers' Trainer fails without it."""
+    from ..errors import require_extra
+
+    require_extra("train", "accelerate", "pyarrow", "matplotlib")
 
 
 def near_threshold(args: argparse.Namespace) -> float | None:

@@ -197,9 +197,7 @@ class VerbGrammar:
 
 def _trained(verb: str) -> tuple[type[Any], ...]:
     """The dataclasses that have the arguments of a verb which transformers' Trainer does."""
-    from ..errors import import_extra
-
-    import_extra("accelerate", "train")
+    options.require_training()
     if verb == "pretrain":
         from ..pretraining import arguments as pretraining
 

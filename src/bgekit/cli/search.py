@@ -17,6 +17,7 @@ from . import options
 
 if TYPE_CHECKING:
     from ..encoding.base import Embedder
+    from ..encoding.records import RecordReader
     from ..search.index import SearchIndex
 
 _DESCRIPTION = """\
@@ -71,10 +72,11 @@ def run(args: argparse.Namespace) -> int:
     options.set_up_logging(args)
     with contextlib.ExitStack() as stack:
         asked: dict[str, Any] = {"instruction": None} if args.no_instruction else {}
+        records = _check(args)
         if args.reranker:  # Before files are encoded: if it cannot be loaded, that work would be lost.
             reranker = stack.enter_context(options.load_reranker(args, args.reranker))
             asked |= {"reranker": reranker, "rerank_top_k": args.rerank_top_k}
-        index, model = _open(args, stack)
+        index, model = _open(args, records, stack)
         _report(args, f"{_size(index)} in {index.folder}" if args.index or not args.sources else _size(index))
         from .results import show
 
@@ -85,8 +87,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[SearchIndex, Embedder]:
-    """The index to search, made or updated if need be, and the model that goes with it."""
+def _check(args: argparse.Namespace) -> RecordReader | None:
+    """What can be known before a model is loaded; the records of files, None where a folder is searched."""
     folders = [source for source in args.sources if os.path.isdir(source)]
     if not args.sources and args.index is None:
         hint = _files_among_queries(args.query or [])
@@ -95,13 +97,30 @@ def _open(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[Search
         raise ArgumentError(f"{folders[0]} is a folder: it is searched alone, not beside other files")
     if (folders or not args.sources) and options.chosen_chunks(args) is not None:
         raise ArgumentError("what is encoded already cannot be split into passages: use --chunk where it is encoded")
+    from ..models.leftovers import check_place
+    from ..search.building import check_type
+
+    check_type(args.index_type)
+    if args.index and args.sources:
+        check_place(args.index, folder=True)
     if folders or not args.sources:
-        index = _open_folder(args, folders[0] if folders else args.index, stack)
-        args.model = args.model or index.facts.model_name
-        return index, stack.enter_context(options.load_model(args))
+        return None
     if not args.model:
         raise ArgumentError("--model is needed to encode files, such as --model BAAI/bge-small-en-v1.5")
-    return _open_files(args, stack)
+    if "-" in args.sources and not args.query:
+        raise ArgumentError("standard input holds the texts, so the questions must come with -q")
+    return options.open_records(args, args.sources)
+
+
+def _open(
+    args: argparse.Namespace, records: RecordReader | None, stack: contextlib.ExitStack
+) -> tuple[SearchIndex, Embedder]:
+    """The index to search, made or updated if need be, and the model that goes with it."""
+    if records is not None:
+        return _open_files(args, records, stack)
+    index = _open_folder(args, args.sources[0] if args.sources else args.index, stack)
+    args.model = args.model or index.facts.model_name
+    return index, stack.enter_context(options.load_model(args))
 
 
 def _open_folder(args: argparse.Namespace, folder: str, stack: contextlib.ExitStack) -> SearchIndex:
@@ -120,11 +139,9 @@ def _open_folder(args: argparse.Namespace, folder: str, stack: contextlib.ExitSt
     return index_shards(load_shards(folder), _index_folder(args, stack), index_type=args.index_type)
 
 
-def _open_files(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[SearchIndex, Embedder]:
-    # What can fail at once does, before a model is loaded.
-    records = options.open_records(args, args.sources)
-    if "-" in args.sources and not args.query:
-        raise ArgumentError("standard input holds the texts, so the questions must come with -q")
+def _open_files(
+    args: argparse.Namespace, records: RecordReader, stack: contextlib.ExitStack
+) -> tuple[SearchIndex, Embedder]:
     model = stack.enter_context(options.load_model(args))
     from ..encoding.progress import EncodeProgress
     from ..search.building import index_records

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 import logging
 import os
 import stat
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Literal
 
-from ..errors import ArgumentError, DataError
+from ..errors import ArgumentError, DataError, require_extra
 from .rows import (
     FORMATS,
     STDIN,
@@ -29,6 +30,7 @@ from .rows import (
     open_stream,
     parquet_rows,
     shown,
+    stem_and_format,
     text_rows,
 )
 
@@ -144,7 +146,19 @@ class RecordReader(Iterator[Record]):
         self.size = sum(size for size in sizes if size is not None) if None not in sizes else None
         self._finished_bytes = 0
         self._current: _Position = _Position()
-        self._records = self._read()
+        if "parquet" in (format, *(stem_and_format(file)[1] for file in self.files)):
+            require_extra("parquet", "pyarrow")
+        self._records: Iterator[Record] = self._read()
+
+    def check_first(self) -> None:
+        """Read the first record, so that a wrong field or format shows before a model is loaded; it is not lost.
+
+        Raises:
+            DataError: it cannot be used.
+        """
+        for first in self._records:
+            self._records = itertools.chain([first], self._records)
+            return
 
     def __next__(self) -> Record:
         return next(self._records)

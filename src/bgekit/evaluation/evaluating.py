@@ -25,7 +25,7 @@ from .cache import ScoreCache
 from .comparison import compare_all
 from .judged import JudgedModel, Setting
 from .results import AGAIN, Report, Result
-from .task import Scores, Task, check_rerankable
+from .task import Scores, Task, check_rerankable, require_packages
 
 if TYPE_CHECKING:
     from ..encoding.base import Embedder
@@ -117,6 +117,7 @@ def evaluate(
     Raises:
         ArgumentError: arguments are impossible, or there is a reranker and no task that can be reranked.
         DataError: the data cannot be read; nothing was computed then.
+        MissingExtraError: a package is missing that scores or reports need; nothing was computed then.
         OutputError: the output cannot be written, or another process writes to it.
     """
     start = time.perf_counter()
@@ -128,7 +129,11 @@ def evaluate(
         seen.update(candidate.label(setting) for setting in candidate.settings)
     labels = [candidate.label(setting) for candidate in candidates for setting in candidate.settings]
     left_out: list[str] = []
-    found = _tasks(_listed(data), split, tasks, left_out)
+    found = tasks_of(data, split=split, tasks=tasks, left_out=left_out)
+    if output is not None:
+        require_packages(found, "matplotlib")
+    if compare and len(labels) > 1:
+        require_packages(found, "scipy")
     if any(setting.reranker is not None for candidate in candidates for setting in candidate.settings):
         left_out += _not_reranked(found)
     results: list[Result] = []
@@ -252,11 +257,31 @@ def _candidate(model: Model, settings: Sequence[Setting], options: Mapping[str, 
     return Candidate(model.card.name, embedder=model, settings=settings)
 
 
-def _tasks(data: Sequence[Data], split: str | None, names: Sequence[str] | None, left_out: list[str]) -> list[Task]:
+def tasks_of(
+    data: Data | Sequence[Data],
+    *,
+    split: str | None = None,
+    tasks: Sequence[str] | None = None,
+    left_out: list[str] | None = None,
+) -> list[Task]:
+    """The tasks of all data, as `evaluate` measures them; the packages that they are scored with are there.
+
+    Args:
+        data: As `evaluate` takes it.
+        split: The split to measure on; by default test where there is one.
+        tasks: Only the tasks of these names.
+        left_out: Gets a note for each part of the data that is not measured.
+
+    Raises:
+        ArgumentError: there is no such task, or one is there twice.
+        DataError: the data cannot be read.
+        MissingExtraError: a package is missing that scores need.
+    """
     from .reading import read_tasks
 
-    found = [source for source in data if isinstance(source, Task)]
-    sources = [source for source in data if not isinstance(source, Task)]
+    names, left_out = tasks, [] if left_out is None else left_out
+    found = [source for source in _listed(data) if isinstance(source, Task)]
+    sources = [source for source in _listed(data) if not isinstance(source, Task)]
     # One source need not have all the names when there are several.
     wanted = names if len(sources) == 1 and not found else None
     found += [task for source in sources for task in read_tasks(source, split=split, tasks=wanted, left_out=left_out)]
@@ -272,6 +297,7 @@ def _tasks(data: Sequence[Data], split: str | None, names: Sequence[str] | None,
         raise ArgumentError(f"{', '.join(sorted(twice))} is there twice; give each task once")
     if not found:
         raise ArgumentError("there is no task to measure on")
+    require_packages(found)
     return found
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, require_extra
 
 if TYPE_CHECKING:
     from .judged import JudgedModel
@@ -92,6 +92,8 @@ class Task(abc.ABC):
     """
 
     kind: ClassVar[Kind]
+    #: Packages of the extra `eval` that scores are computed with.
+    packages: ClassVar[tuple[str, ...]] = ()
     #: Whether a reranker can be measured on it: its score depends on the order that the reranker gives to passages.
     rerankable: ClassVar[bool] = False
 
@@ -135,6 +137,15 @@ class Task(abc.ABC):
             digest.update(json.dumps(part, ensure_ascii=True, sort_keys=True).encode())
             digest.update(b"\0")
         return digest.hexdigest()
+
+
+def require_packages(tasks: Iterable[Task], *more: str) -> None:
+    """See to it, before a model is loaded, that all packages are there that the tasks are scored with, and `more`.
+
+    Raises:
+        MissingExtraError: one is not installed.
+    """
+    require_extra("eval", *dict.fromkeys([*(name for task in tasks for name in task.packages), *more]))
 
 
 def check_rerankable(tasks: Iterable[Task]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from ..errors import ArgumentError
+from ..evaluation.evaluating import tasks_of
 from ..models.config import read_config
 from ..models.leftovers import working_names
 from ..models.saving import target_folder
@@ -27,6 +28,7 @@ from .sources import Options, open_source
 
 if TYPE_CHECKING:
     from ..encoding.embedder import FlagModel
+    from ..evaluation.task import Task
     from ..reranking.reranker import FlagReranker
 
 logger = logging.getLogger(__name__)
@@ -229,6 +231,7 @@ def merge(
         raise ArgumentError("a search on validation data needs an output, beside which its candidates are kept")
     if output is not None:
         target_folder(Path(output), overwrite)
+    tasks = [] if validation is None else tasks_of(validation.data, split=validation.split)
     sources = [open_source(os.fspath(name), task.options) for name in task.models]
     kind: Kind = task.model_type or ("reranker" if is_classifier(read_config(sources[0].folder)) else "encoder")
     base = open_source(os.fspath(task.base), task.options) if task.base is not None else None
@@ -244,7 +247,7 @@ def merge(
         weights: Sequence[float] = softmax_weights(losses, examples.temperature)
         found["examples"] = _plain(examples) | {"seed": task.seed, "losses": list(losses)}
     elif validation is not None:
-        trials = _search(parts, task, validation, path)
+        trials = _search(parts, task, validation, tasks, path)
         weights = best(trials).weights
         found["search"] = vars(validation) | {"trials": [vars(trial) for trial in trials]}
     else:
@@ -281,15 +284,12 @@ def _losses(parts: Parts, task: Merging, examples: Examples) -> tuple[float, ...
     return tuple(found)
 
 
-def _search(parts: Parts, task: Merging, validation: Validation, path: Path) -> list[Trial]:
-    from ..evaluation import read_tasks
-
+def _search(parts: Parts, task: Merging, validation: Validation, tasks: Sequence[Task], path: Path) -> list[Trial]:
     if parts.kind == "reranker" and not validation.first_stage:
         raise ArgumentError(
             "validation of rerankers needs first_stage (--first_stage MODEL): the embedder whose best passages are put "
             "in order"
         )
-    tasks = [each for data in validation.data for each in read_tasks(data, split=validation.split)]
     # Beside the output, where there must be room for a model anyway.
     target = path.expanduser().resolve()
     with working_names(target) as (scratch, _):

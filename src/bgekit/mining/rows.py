@@ -11,6 +11,7 @@ from typing import Any
 from ..encoding.records import read_rows
 from ..encoding.rows import STDIN, BadRow, stem_and_format
 from ..errors import ArgumentError, DataError
+from ..models.leftovers import check_place
 from ..training.examples import EXAMPLE_LINE, Problems, Row, row_of, text_key
 
 
@@ -100,16 +101,18 @@ def line_of(fields: Mapping[str, Any]) -> bytes:
 
 
 def check_output(output: str, *inputs: str) -> None:
-    """See to it that an output is a file of JSON lines by its name, and not also an input.
+    """See to it that an output is a file of JSON lines by its name, not also an input, and can be written.
 
     Raises:
         ArgumentError: it is not.
+        OutputError: it cannot be written.
     """
     if output.lower().endswith(".gz") or stem_and_format(output)[1] not in (None, "jsonl"):
         raise ArgumentError(f"the output is JSON lines, and {output} would be read as something else: call it .jsonl")
     for file in inputs:
         if os.path.exists(output) and os.path.exists(file) and os.path.samefile(output, file):
             raise ArgumentError(f"{output} is also an input; give another output")
+    check_place(output)
     if os.path.isdir(output):
         raise ArgumentError(
             f"{output} is a folder; the output is a file, such as {os.path.join(output, 'mined.jsonl')}"

@@ -22,8 +22,10 @@ import numpy as np
 
 from ..encoding.base import digest
 from ..encoding.outputs import OutputFolder, file_sha256
-from ..encoding.records import Record, read_records
-from ..errors import ArgumentError, DataError
+from ..encoding.records import RecordReader, read_records
+from ..encoding.rows import STDIN
+from ..errors import ArgumentError, DataError, require_extra
+from ..models.leftovers import check_place
 from .bm25 import Bm25
 from .dense import DenseMiner, Floats, IndexKind
 from .ranking import Rows
@@ -128,13 +130,11 @@ def mine(
         ArgumentError: arguments contradict each other.
         OutputError: the output cannot be written, or another process writes to it.
     """
-    _check(task, models, reranker)
+    check_task(task, models=len(models), reranker=reranker is not None)
     count = check_training(task.input)
-    work = Path(task.work) if task.work is not None else Path(f"{task.output}.mining")
+    work = _work_folder(task)
     with OutputFolder(work) as folder:
-        pool: Iterable[Record] | None = None
-        if task.pool:
-            pool = read_records(task.pool, text_field=task.text_field, title_field="")
+        pool = _read_pool(task) if task.pool else None
         with contextlib.closing(
             store_texts(folder, lambda: read_training(task.input), pool, negatives=task.keep_existing)
         ) as store:
@@ -154,30 +154,56 @@ def report_path(output: str | os.PathLike[str]) -> Path:
     return path.with_name(f"{path.stem if path.suffix in ('.jsonl', '.json') else path.name}.report.json")
 
 
-def _check(task: Mining, models: Sequence[Embedder], reranker: Reranker | None) -> None:
+def check_task(task: Mining, *, models: int, reranker: bool) -> None:
+    """See to it, before anything is loaded, that a task can be done: arguments, packages, outputs, the pool.
+
+    Args:
+        task: What to do.
+        models: How many models there will be.
+        reranker: Whether there will be a reranker.
+
+    Raises:
+        ArgumentError: arguments contradict each other.
+        DataError: the pool cannot be read.
+        MissingExtraError: the index needs faiss, which is not installed.
+        OutputError: an output cannot be written.
+    """
     check_output(task.output, task.input, *task.pool)
+    check_place(report_path(task.output))
+    check_place(_work_folder(task), folder=True)
     unknown = [name for name in task.miners if name not in MINERS]
     if unknown or not task.miners:
         raise ArgumentError(f"miners are {', '.join(MINERS)}, not {', '.join(unknown) or 'none at all'}")
     if DENSE in task.miners and not models:
         raise ArgumentError("the miner `dense` needs a model; without one there are bm25 and random")
+    if DENSE in task.miners and task.index != "exact":
+        require_extra("faiss", "faiss")
     if task.choice.guards.need_scores and not models and BM25 not in task.miners:
         raise ArgumentError("guards on scores need a model (or bm25), whose scores they are")
-    if len(models) > 1 and DENSE not in task.miners:
+    if models > 1 and DENSE not in task.miners:
         raise ArgumentError("without the miner `dense` one model gives the scores, so give one, not several")
-    if (task.max_reranker_score is None) != (reranker is None):
+    if (task.max_reranker_score is None) == reranker:
         raise ArgumentError("a reranker and max_reranker_score go together: give both or neither")
-    sources = _sources(task, models)
+    sources = _sources(task, [f"model {number}" for number in range(1, models + 1)])
     if len(task.choice.shares) != len(sources) and task.choice.shares != (1,):
         raise ArgumentError(
             f"{len(task.choice.shares)} shares are given for {len(sources)} miners: {', '.join(sources)}"
         )
+    if task.pool and STDIN not in task.pool:  # What is read from a pipe is gone.
+        _read_pool(task).check_first()
 
 
-def _sources(task: Mining, models: Sequence[Embedder]) -> list[str]:
+def _read_pool(task: Mining) -> RecordReader:
+    return read_records(task.pool, text_field=task.text_field, title_field="")
+
+
+def _work_folder(task: Mining) -> Path:
+    return Path(task.work) if task.work is not None else Path(f"{task.output}.mining")
+
+
+def _sources(task: Mining, models: Sequence[str]) -> list[str]:
     """Names of all that give candidates."""
-    names = [model.card.name for model in models] if DENSE in task.miners else []
-    return names + [name for name in (BM25, RANDOM) if name in task.miners]
+    return [*(models if DENSE in task.miners else ()), *(name for name in (BM25, RANDOM) if name in task.miners)]
 
 
 class _Run:
@@ -185,7 +211,11 @@ class _Run:
         self, task: Mining, models: Sequence[Embedder], store: TextStore, folder: OutputFolder, count: int,
         reranker: Reranker | None,
     ) -> None:  # fmt: skip
-        shares = task.choice.shares if len(task.choice.shares) > 1 else (1,) * len(_sources(task, models))
+        shares = (
+            task.choice.shares
+            if len(task.choice.shares) > 1
+            else (1,) * len(_sources(task, [model.card.name for model in models]))
+        )
         self._choice = replace(task.choice, shares=shares)
         self._task, self._store, self._folder, self._count, self._reranker = task, store, folder, count, reranker
         self._dense = [

@@ -19,12 +19,31 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from ..errors import OutputError
+
 _NAME: Final = re.compile(r"^\.(.+)\.([0-9a-f]{8})-(\d+)-([0-9a-f]{8})\.(tmp|old)$")
 #: Age in seconds from which a name of another machine's process is nobody's.
 _ABANDONED: Final = 24 * 3600
 
 #: Tokens of names that this process is using.
 _in_use: set[str] = set()
+
+
+def check_place(path: str | os.PathLike[str], *, folder: bool = False) -> None:
+    """See to it, before work is done, that a file (or a folder) can be made at a path; nothing is made.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    place = Path(path).expanduser().absolute()
+    if folder and place.exists() and not place.is_dir():
+        raise OutputError(f"{path} is a file; the output must be a folder")
+    above = next(parent for parent in place.parents if os.path.lexists(parent))
+    if not above.is_dir():
+        raise OutputError(f"cannot write {path}: {above} is no folder")
+    for there in (place, above) if place.exists() else (above,):
+        if not os.access(there, os.W_OK):
+            raise OutputError(f"cannot write {path}: no permission to write to {there}")
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..errors import ArgumentError, BgekitError, OutputError
 from .card import DenseLayer, ModelCard
 from .checkpoint import read_json, read_tensors, weight_files
-from .leftovers import working_names
+from .leftovers import check_place, working_names
 from .score_map import moved
 from .side_files import dense_folder, readme, side_files
 
@@ -194,6 +194,7 @@ def target_folder(path: Path, overwrite: bool) -> Path:
     """The folder to make, links resolved: a link to it stays one."""
     path = path.expanduser().resolve()
     if not path.exists():
+        check_place(path)
         return path
     if not path.is_dir():
         raise OutputError(f"{path} is a file; give a folder that does not exist yet")

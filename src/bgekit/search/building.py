@@ -28,7 +28,7 @@ from ..encoding.outputs import OutputFolder, file_sha256
 from ..encoding.records import Record, RecordReader
 from ..encoding.shards import SHARD_SIZE, Chunks, EncodeReport, encode_to_shards
 from ..encoding.shardset import ShardSet, load_shards
-from ..errors import ArgumentError, OutputError
+from ..errors import ArgumentError, OutputError, require_extra
 from . import approximate
 from .facts import (
     APPROXIMATE,
@@ -89,7 +89,7 @@ def index_records(
         MissingExtraError: the index type needs faiss, which is not installed.
         ArgumentError: the model's vectors are not compared by cosine or dot product.
     """
-    _check_type(index_type)
+    check_type(index_type)
     check_similarity(model.card.name, model.card.similarity, unit_vectors=model.card.normalize)
     path = Path(folder)
     options = {
@@ -124,7 +124,7 @@ def index_shards(shards: ShardSet, folder: str | os.PathLike[str], *, index_type
         OutputError: the folder cannot be written, or another process writes to it.
         MissingExtraError: the index type needs faiss, which is not installed.
     """
-    _check_type(index_type)
+    check_type(index_type)
     path = Path(folder)
     source = {"manifest_sha256": file_sha256(shards.folder / MANIFEST)}
     there = _facts_there(path)
@@ -138,7 +138,7 @@ def index_shards(shards: ShardSet, folder: str | os.PathLike[str], *, index_type
 
 def with_type(folder: str | os.PathLike[str], index_type: IndexType) -> None:
     """Change the type of an index, if it has another one; its vectors stay."""
-    _check_type(index_type)
+    check_type(index_type)
     path = Path(folder)
     facts = read_facts(path)
     if facts.index_type == index_type:
@@ -147,13 +147,19 @@ def with_type(folder: str | os.PathLike[str], index_type: IndexType) -> None:
         _write_search(output, StoredFiles(path, facts.count, facts.dimension), facts, index_type)
 
 
-def _check_type(index_type: str | None) -> None:
+def check_type(index_type: str | None) -> None:
+    """See to it that there is such a type of index, and what it needs; None is that of an index that is there.
+
+    Raises:
+        ArgumentError: there is none of that name.
+        MissingExtraError: it needs faiss, which is not installed.
+    """
     if index_type is None:
         return
     if index_type not in INDEX_TYPES:
         raise ArgumentError(f"index_type must be one of {', '.join(INDEX_TYPES)}, not {index_type!r}")
     if index_type != "exact":
-        approximate.load_faiss()  # Before hours of encoding, not after them.
+        require_extra("faiss", "faiss")  # Before hours of encoding, not after them.
 
 
 def _facts_there(path: Path) -> Facts | None:

@@ -14,7 +14,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from ..errors import ArgumentError, BgekitError, import_extra
+from ..errors import ArgumentError, BgekitError, require_extra
 from .unsupported import check_supported
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,8 @@ class ModelArguments:
     def __post_init__(self) -> None:
         if not self.model_name_or_path:
             raise ArgumentError("--model is needed: the checkpoint to start from, such as BAAI/bge-small-en-v1.5")
+        if self.use_lora:
+            require_extra("lora", "peft")
 
 
 @dataclass
@@ -156,7 +158,7 @@ class TrainerArguments(TrainingArguments):
             if getattr(own, f"activation_checkpointing{name}", own) is None:
                 setattr(own, f"activation_checkpointing{name}", getattr(own, f"gradient_checkpointing{name}"))
         if own.deepspeed:
-            import_extra("deepspeed", "deepspeed")
+            require_extra("deepspeed", "deepspeed")
         if not torch.accelerator.is_available():
             # Otherwise transformers takes --bf16 for a wish that only a GPU can grant.
             self.use_cpu = True

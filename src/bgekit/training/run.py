@@ -89,9 +89,9 @@ def eval_tasks(args: TrainerArguments) -> list[Task]:
     """What is measured while training; read before it starts, so that a mistake in it costs no time."""
     if not args.eval_data:
         return []
-    from ..evaluation.reading import read_tasks
+    from ..evaluation.evaluating import tasks_of
 
-    return [task for path in args.eval_data for task in read_tasks(path, split=args.eval_split)]
+    return tasks_of(args.eval_data, split=args.eval_split)
 
 
 def scores_of(results: Sequence[Any]) -> dict[str, float]:

@@ -34,6 +34,7 @@ class ClassificationTask(Task):
     """
 
     kind: ClassVar[Kind] = "classification"
+    packages: ClassVar[tuple[str, ...]] = ("sklearn",)
     main_metric: str = "accuracy"
 
     train_texts: Sequence[str]

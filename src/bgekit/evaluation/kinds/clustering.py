@@ -25,6 +25,7 @@ class ClusteringTask(Task):
     """
 
     kind: ClassVar[Kind] = "clustering"
+    packages: ClassVar[tuple[str, ...]] = ("sklearn",)
     main_metric: str = "v_measure"
 
     sets: Sequence[tuple[Sequence[str], Sequence[str]]]

@@ -46,6 +46,7 @@ class StsTask(Task):
     """
 
     kind: ClassVar[Kind] = "sts"
+    packages: ClassVar[tuple[str, ...]] = ("scipy",)
     main_metric: str = "cosine_spearman"
 
     first: Sequence[str]
@@ -93,6 +94,7 @@ class PairClassificationTask(Task):
     """
 
     kind: ClassVar[Kind] = "pair_classification"
+    packages: ClassVar[tuple[str, ...]] = ("sklearn",)
     main_metric: str = "max_ap"
 
     first: Sequence[str]

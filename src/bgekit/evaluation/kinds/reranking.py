@@ -42,6 +42,7 @@ class RerankingTask(Task):
     """
 
     kind: ClassVar[Kind] = "reranking"
+    packages: ClassVar[tuple[str, ...]] = ("pytrec_eval",)
     rerankable: ClassVar[bool] = True
     main_metric: str = "map"
     query_instruction: bool = True

@@ -68,6 +68,7 @@ class RetrievalTask(Task):
     """
 
     kind: ClassVar[Kind] = "retrieval"
+    packages: ClassVar[tuple[str, ...]] = ("pytrec_eval",)
     rerankable: ClassVar[bool] = True
     main_metric: str = "ndcg_at_10"
     query_instruction: bool = True

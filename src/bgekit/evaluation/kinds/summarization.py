@@ -42,6 +42,7 @@ class SummarizationTask(Task):
     """  # noqa: D205
 
     kind: ClassVar[Kind] = "summarization"
+    packages: ClassVar[tuple[str, ...]] = ("scipy",)
     main_metric: str = "cosine_spearman"
 
     groups: Sequence[SummaryGroup]

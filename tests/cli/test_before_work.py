@@ -1,0 +1,157 @@
+"""What can be known at the start is said before a model is loaded: every command here names one that is not there."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bgekit.cli.main import main
+
+#: An error about this model would mean that it was looked for first.
+MODEL = ("--model", "/nowhere/model", "--quiet")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch) -> Path:
+    """A working folder with inputs for every verb."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"query": f"query {n}", "pos": [f"passage {n}"], "neg": [f"other {n}"]} for n in range(6)]
+    _write("train.jsonl", rows)
+    _write("docs.jsonl", [{"_id": f"d{n}", "text": f"passage {n}"} for n in range(6)])
+    _write("other_field.jsonl", [{"_id": "1", "body": "passage"}])
+    _write("groups.jsonl", [{"query": "q", "passages": ["a", "b"]}])
+    _write("scored.jsonl", [{"sentence1": f"a {n}", "sentence2": f"b {n}", "score": n % 5} for n in range(12)])
+    Path("beir/qrels").mkdir(parents=True)
+    _write("beir/corpus.jsonl", [{"_id": f"d{n}", "title": "", "text": f"passage {n}"} for n in range(6)])
+    _write("beir/queries.jsonl", [{"_id": f"q{n}", "text": f"query {n}"} for n in range(6)])
+    Path("beir/qrels/test.tsv").write_text(
+        "query-id\tcorpus-id\tscore\n" + "".join(f"q{n}\td{n}\t1\n" for n in range(6))
+    )
+    _write("unjudged/corpus.jsonl", [{"_id": "d0", "title": "", "text": "passage"}])
+    _write("unjudged/queries.jsonl", [{"_id": "q0", "text": "query"}])
+    Path("table.parquet").write_bytes(b"PAR1")
+    Path("file").write_text("no folder")
+    Path("full/config.json").parent.mkdir()
+    Path("full/config.json").write_text("{}")
+    return tmp_path
+
+
+def _write(name: str, rows: list[dict]) -> None:
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def missing(monkeypatch) -> Callable[[str], None]:
+    """Makes a package look as if it was not installed."""
+
+    def hide(package: str) -> None:
+        for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, package, None)
+
+    return hide
+
+
+def said(capsys, *arguments: str) -> str:
+    """The error that a command ends with."""
+    assert main([*arguments]) == 1
+    error = capsys.readouterr().err
+    assert "/nowhere/model" not in error, "the model was looked for before the check"
+    return error
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "command"),
+    [
+        ("pytrec_eval", "eval", "eval --data beir"),
+        ("scipy", "eval", "eval --data scored.jsonl"),
+        ("matplotlib", "eval", "eval --data beir --output out"),
+        ("faiss", "faiss", "search docs.jsonl -q word --index-type hnsw"),
+        ("faiss", "faiss", "mine --input train.jsonl --output mined.jsonl --index ivf"),
+        ("pyarrow", "parquet", "encode table.parquet -o out"),
+        ("pyarrow", "parquet", "search table.parquet -q word"),
+        ("pyarrow", "parquet", "mine --input train.jsonl --output mined.jsonl --candidate_pool table.parquet"),
+        ("pyarrow", "train", "finetune --train_data train.jsonl --output_dir out"),
+        ("matplotlib", "train", "finetune --train_data train.jsonl --output_dir out"),
+        ("peft", "lora", "finetune --train_data train.jsonl --output_dir out --use_lora"),
+        ("pytrec_eval", "eval", "finetune --train_data train.jsonl --output_dir out --eval_data beir"),
+        (
+            "pytrec_eval",
+            "eval",
+            "finetune-reranker --train_data train.jsonl --output_dir out --eval_data beir --first_stage /nowhere/model",
+        ),
+        ("pyarrow", "train", "pretrain --train_data docs.jsonl --output_dir out"),
+    ],
+)
+def test_a_missing_extra_is_named_before_a_model_is_loaded(folder, missing, capsys, package, extra, command):
+    missing(package)
+    verb, *rest = command.split()
+    model = [part for part in MODEL if part != "--quiet"] if verb in TRAINERS else MODEL
+    assert f"bgekit[{extra}]" in said(capsys, verb, *rest, *model)
+
+
+TRAINERS = ("finetune", "finetune-reranker", "pretrain")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "merge --models /nowhere/model /nowhere/other --output out --eval_data beir",
+        "merge --models /nowhere/model /nowhere/other --output out --eval_data beir --model_type reranker "
+        "--first_stage /nowhere/model",
+    ],
+)
+def test_merging_by_validation_asks_for_its_extra_first(folder, missing, capsys, command):
+    missing("pytrec_eval")
+    assert "bgekit[eval]" in said(capsys, *command.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "wrong"),
+    [
+        ("encode docs.jsonl -o file/out", "file/out"),
+        ("encode other_field.jsonl -o out", "--text-field"),
+        ("search docs.jsonl -q word --index file/out", "file/out"),
+        ("search other_field.jsonl -q word", "--text-field"),
+        ("eval --data beir --output file/out", "file/out"),
+        ("eval --data beir --output file", "file"),
+        ("eval --data unjudged", "unjudged"),
+        ("eval --data unjudged --reranker /nowhere/model", "unjudged"),
+        ("eval --data scored.jsonl --reranker /nowhere/model", "reranker"),
+        ("eval --data beir --split dev --compare dimension", "dev"),
+        ("mine --input train.jsonl --output file/out.jsonl", "file/out.jsonl"),
+        ("mine --input train.jsonl --output mined.jsonl --work_folder file", "file"),
+        ("mine --input train.jsonl --output mined.jsonl --candidate_pool other_field.jsonl", "text"),
+        ("mine --input train.jsonl --output mined.jsonl --max_reranker_score 1", "reranker"),
+        ("mine --input train.jsonl --output mined.jsonl --reranker /nowhere/model", "max_reranker_score"),
+        ("mine --input train.jsonl --output mined.jsonl --shares 1 2 3", "shares"),
+        ("score --input train.jsonl --output file/out.jsonl", "file/out.jsonl"),
+        ("rerank other_field.jsonl -q word", "--text-field"),
+        ("finetune --train_data train.jsonl --output_dir file/out", "file/out"),
+        ("finetune --train_data train.jsonl --output_dir out --eval_data unjudged", "unjudged"),
+        ("finetune-reranker --train_data train.jsonl --output_dir file/out", "file/out"),
+        ("pretrain --train_data docs.jsonl --output_dir file/out", "file/out"),
+    ],
+)
+def test_what_is_wrong_shows_before_a_model_is_loaded(folder, capsys, command, wrong):
+    verb, *rest = command.split()
+    model = [part for part in MODEL if part != "--quiet"] if verb in TRAINERS else MODEL
+    assert wrong in said(capsys, verb, *rest, *model)
+
+
+@pytest.mark.parametrize(
+    ("command", "wrong"),
+    [
+        ("merge --models /nowhere/model /nowhere/other --output full", "full"),
+        ("merge --models /nowhere/model /nowhere/other --output file/out", "file/out"),
+        ("merge --models /nowhere/model /nowhere/other --output out --eval_data unjudged", "unjudged"),
+        ("dedup --input train.jsonl --output file/out.jsonl", "file/out.jsonl"),
+    ],
+)
+def test_merging_and_dedup_look_at_their_files_first(folder, capsys, command, wrong):
+    assert wrong in said(capsys, *command.split())
