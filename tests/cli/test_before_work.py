@@ -98,6 +98,25 @@ def test_a_missing_extra_is_named_before_a_model_is_loaded(folder, missing, caps
 TRAINERS = ("finetune", "finetune-reranker", "pretrain")
 
 
+@pytest.mark.parametrize(("package", "extra"), [("accelerate", "train"), ("pytrec_eval", "eval")])
+def test_a_recipe_asks_for_all_extras_before_its_first_stage(folder, missing, capsys, package, extra):
+    Path("recipe.yaml").write_text("""\
+stages:
+  copies:
+    verb: dedup
+    arguments: {input: train.jsonl}
+  tuned:
+    verb: finetune
+    arguments: {train_data: "${copies}", model: /nowhere/model}
+  scores:
+    verb: eval
+    arguments: {data: beir, model: "${tuned}"}
+""")
+    missing(package)
+    assert f"bgekit[{extra}]" in said(capsys, "recipe", "run", "recipe.yaml", "--work", "work")
+    assert not Path("work/copies.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -261,6 +261,13 @@ def require_training() -> None:
     require_extra("train", "accelerate", "pyarrow", "matplotlib")
 
 
+def require_evaluation() -> None:
+    """Name the extra `eval` if a package of it is missing, before stages run whose results it would measure."""
+    from ..errors import require_extra
+
+    require_extra("eval", "pytrec_eval", "scipy", "sklearn", "matplotlib")
+
+
 def near_threshold(args: argparse.Namespace) -> float | None:
     """Jaccard similarity of near copies by `--near_duplicates` and `--near_threshold`; None if they do not count."""
     if args.near_duplicates:

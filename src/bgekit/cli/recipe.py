@@ -161,7 +161,10 @@ class VerbGrammar:
 
         Raises:
             ArgumentError: they cannot be parsed.
+            MissingExtraError: the verb needs an extra that is not installed.
         """
+        if verb.measures or "--eval_data" in arguments:
+            options.require_evaluation()
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):

@@ -19,6 +19,7 @@ class Verb:
         module: What launchers of several processes run; "" where one process does the work.
         beside: Ending of a further file beside the output.
         resumes: Whether it goes on with what an interrupted run has left; otherwise that is removed first.
+        measures: Whether it needs the extra `eval`; others do where they are given `--eval_data`.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Verb:
     module: str = ""
     beside: str = ""
     resumes: bool = False
+    measures: bool = False
 
     @property
     def trains(self) -> bool:
@@ -45,8 +47,8 @@ VERBS: Final[Mapping[str, Verb]] = {
         Verb("finetune", "output_dir", module="bgekit.training.embedder", resumes=True),
         Verb("finetune-reranker", "output_dir", module="bgekit.training.reranker", resumes=True),
         Verb("merge"),
-        Verb("calibrate"),
-        Verb("eval", resumes=True),
+        Verb("calibrate", measures=True),
+        Verb("eval", resumes=True, measures=True),
         Verb("encode", resumes=True),
         Verb("rerank", None, suffix=".jsonl"),
     )
@@ -77,4 +79,5 @@ class Grammar(Protocol):
 
         Raises:
             ArgumentError: they cannot be parsed; the message names the option.
+            MissingExtraError: the verb needs an extra that is not installed.
         """
