@@ -83,6 +83,16 @@ def test_equal_vectors_come_in_order_whatever_their_block(shards_of):
 
 
 @pytest.mark.parametrize("index_type", TYPES)
+def test_of_more_copies_than_are_wanted_the_earliest_come(shards_of, tmp_path, index_type):
+    others = random_unit(600)
+    vectors = np.concatenate([others[:300], np.repeat(random_unit(1, seed=7), 211, axis=0), others[300:]])
+    index = index_shards(load_shards(shards_of(vectors)), tmp_path / "index", index_type=index_type)
+    for noise in range(4):
+        query = vectors[300] + 0.02 * random_unit(1, seed=20 + noise)
+        assert ids(index.search(query, 5)[0]) == ["300", "301", "302", "303", "304"]
+
+
+@pytest.mark.parametrize("index_type", TYPES)
 def test_dot_product_where_the_card_says_so(shards_of, tmp_path, index_type):
     vectors = np.array([[3, 0], [1, 1], [0, 9]], np.float32)
     for similarity, order in (("dot", ["2", "0", "1"]), ("cosine", ["1", "0", "2"])):

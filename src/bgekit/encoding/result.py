@@ -15,10 +15,11 @@ class Encoded:
 
     Attributes:
         vectors: [n, dim] float32, row i for text i.
-        tokens: Tokens computed; a text that stands twice counts once.
+        tokens: Tokens computed; a sequence that stands twice counts once.
         truncated: Rows whose text was cut at the maximum length, ascending.
         repaired: Rows whose lone surrogates were replaced by U+FFFD, ascending.
         split: Rows whose text was computed in several parts, ascending.
+        keys: A digest for each row, the same where the token sequences are the same; none where tokens are not known.
     """
 
     vectors: npt.NDArray[np.float32]
@@ -26,6 +27,7 @@ class Encoded:
     truncated: list[int] = field(default_factory=list)
     repaired: list[int] = field(default_factory=list)
     split: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
 
 
 class Embeddings(np.ndarray):  # type: ignore[type-arg]

@@ -206,6 +206,7 @@ class Collector:
         self.split: set[int] = set()
         self._repaired: list[int] = []
         self._rows = 0
+        self._first: dict[bytes, int] = {}
 
     def add(self, window: Window[Any], encoded: Encoded) -> None:
         """Write the next window."""
@@ -213,6 +214,10 @@ class Collector:
         if self._rows > len(self._target):
             self._grow()
         self._target[window.rows] = encoded.vectors
+        # A text whose tokens an earlier window had is the same to the model: another batch only rounded it otherwise.
+        for row, key in zip(window.rows, encoded.keys, strict=False):
+            if (source := self._first.setdefault(key, row)) != row:
+                self._target[row] = self._target[source]
         self._truncated.update(window.rows[position] for position in encoded.truncated)
         self.split.update(window.rows[position] for position in encoded.split)
         for row, source in window.copies:

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 #: Passages looked at first for each document wanted.
 _PASSAGES_A_DOCUMENT: Final = 4
+#: Candidates of an approximate index beyond those wanted, which show whether the last one has copies.
+_SPARE: Final = 16
 
 
 @dataclass(frozen=True)
@@ -198,21 +200,29 @@ class SearchIndex:
             return [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in queries]
         queries = exact.unit(queries) if cosine else queries
         found = self._candidates(queries, top_k)
-        # All queries of an exact index; of others those whose cells or whose graph did not lead to enough.
-        few = [query for query, rows in enumerate(found) if len(rows) < top_k]
+        answers = [self._scored(query, rows, cosine) for query, rows in zip(queries, found, strict=True)]
+        # All queries of an exact index; of others those whose cells or whose graph did not lead to enough, or to copies
+        # of the last text so many that there may be earlier ones among those left out.
+        few = [query for query, (scores, _) in enumerate(answers)
+               if len(scores) < top_k or scores[top_k - 1] == scores[-1]]  # fmt: skip
         if few:
             # Of unit vectors the dot product is the cosine: no need to measure the length of every one again.
             cosine_needed = cosine and not self.facts.unit_vectors
-            complete = exact.nearest(queries[few], self.stored.blocks(), top_k, cosine=cosine_needed)
+            longest = exact.UNIT_LENGTH if self.facts.unit_vectors else None
+            complete = exact.nearest(
+                queries[few], self.stored.blocks(), top_k, cosine=cosine_needed, longest=longest
+            )
             for query, (_, rows) in zip(few, complete, strict=True):
-                found[query] = rows
-        return [self._scored(query, each, cosine) for query, each in zip(queries, found, strict=True)]
+                answers[query] = self._scored(queries[query], rows, cosine)
+        return [(scores[:top_k], rows[:top_k]) for scores, rows in answers]
 
     def _candidates(self, queries: exact.Floats, top_k: int) -> list[exact.Rows]:
-        """Rows that an approximate index finds; none without one, or where looking at every vector is no more work."""
+        """Rows that an approximate index finds, some more than wanted; none without one, or where looking at every
+        vector is no more work.
+        """
         if self.facts.index_type == "exact" or top_k > len(self) // 4:
             return [np.empty(0, np.int64) for _ in queries]
-        return approximate.candidates(self._approximate, queries, top_k)
+        return approximate.candidates(self._approximate, queries, top_k + _SPARE)
 
     def _scored(self, query: exact.Floats, rows: exact.Rows, cosine: bool) -> tuple[exact.Floats, exact.Rows]:
         """Rows in the order of their scores, computed one by one, for a query of length 1 if scores are cosines.
