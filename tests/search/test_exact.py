@@ -71,7 +71,9 @@ def test_groups_of_copies_between_other_vectors():
     rows = generator.integers(0, 40, 1501)
     queries = unit(generator.normal(size=(7, 96)))
     exact_scores = (several.astype(np.float64) @ queries.T.astype(np.float64)).T
-    for query, (_, found) in zip(exact_scores, nearest(queries, blocks(several[rows], 64), 60, cosine=False), strict=True):
+    for query, (_, found) in zip(
+        exact_scores, nearest(queries, blocks(several[rows], 64), 60, cosine=False), strict=True
+    ):
         assert found.tolist() == np.lexsort((np.arange(1501), -query[rows]))[:60].tolist()
 
 

@@ -299,9 +299,7 @@ class Engine(Generic[N_co]):
             vectors = vectors[tokens.places]
         if tokens.starts is not None:
             vectors = np.maximum.reduceat(vectors, tokens.starts, axis=0)
-        return Encoded(
-            vectors, sum(map(len, tokens.ids)), tokens.truncated, split=tokens.split, keys=tokens.keys
-        )
+        return Encoded(vectors, sum(map(len, tokens.ids)), tokens.truncated, split=tokens.split, keys=tokens.keys)
 
 
 def _is_small(tokens: Tokens) -> bool:

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 _PROGRESS_FROM: Final = 4096
 
 
+#: What to do where a vector has NaN or infinity.
+ADVICE: Final = "Try use_fp16=False; if that does not help, the weights are damaged."
+
 T = TypeVar("T", bound="str | tuple[str, str]")
 
 
@@ -51,14 +54,13 @@ class Window(Generic[T]):
     copies: list[tuple[int, int]] = field(default_factory=list)
     repaired: list[int] = field(default_factory=list)
 
-    def check(self, encoded: Encoded, what: str = "the vector of the text") -> None:
+    def check(self, encoded: Encoded, what: str = "the vector of the text", advice: str = ADVICE) -> None:
         """Raise NumericalError, naming the text, if a vector has NaN or infinity."""
         finite = np.isfinite(encoded.vectors).all(axis=1)
         if not finite.all():
             bad = int(np.argmin(finite))
             raise NumericalError(
-                f"{what} at index {self.rows[bad]} has NaN or infinity: {self.texts[bad]!r:.200}. "
-                "Try use_fp16=False; if that does not help, the weights are damaged."
+                f"{what} at index {self.rows[bad]} has NaN or infinity: {self.texts[bad]!r:.200}. {advice}"
             )
 
     def restore(self, encoded: Encoded) -> Encoded:
@@ -160,6 +162,7 @@ def computed(
     compute: Callable[[Iterator[list[T]]], Iterator[Encoded]],
     dimension: int,
     what: str = "the vector of the text",
+    advice: str = ADVICE,
 ) -> Iterator[tuple[Window[T], Encoded]]:
     """Each window with the vectors of its distinct texts, checked to be finite, in order.
 
@@ -168,6 +171,7 @@ def computed(
         compute: Lists of distinct texts, not empty -> one result for each, in order.
         dimension: Width of the vectors.
         what: For the message of an error.
+        advice: The end of that message: what to do.
 
     Raises:
         NumericalError: a vector has NaN or infinity.
@@ -186,7 +190,7 @@ def computed(
         while not waiting[0].texts:
             yield waiting.popleft(), nothing
         window = waiting.popleft()
-        window.check(encoded, what)
+        window.check(encoded, what, advice)
         yield window, encoded
         trimmer.trim()
     while waiting:
@@ -210,6 +214,8 @@ class Collector:
 
     def add(self, window: Window[Any], encoded: Encoded) -> None:
         """Write the next window."""
+        if len(encoded.vectors) and encoded.vectors.shape[1] != self._target.shape[1]:
+            self._take_width(encoded.vectors.shape[1])
         self._rows = window.first + window.size
         if self._rows > len(self._target):
             self._grow()
@@ -232,6 +238,15 @@ class Collector:
         if self._out is not None and self._rows < len(self._out):
             raise ArgumentError(f"out has room for {len(self._out)} vectors, but there were only {self._rows} texts")
         return Embeddings.of(self._target[: self._rows], tuple(sorted(self._truncated)), tuple(self._repaired))
+
+    def _take_width(self, width: int) -> None:
+        """Make room for vectors of another width than was expected: a server may know better than a table."""
+        if self._out is not None or self._rows:
+            raise ArgumentError(
+                f"the vectors have the width {width}, {'out has' if self._out is not None else 'those before had'} "
+                f"{self._target.shape[1]}"
+            )
+        self._target = np.empty((len(self._target), width), dtype=np.float32)
 
     def _grow(self) -> None:
         if self._out is not None:

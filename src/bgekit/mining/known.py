@@ -86,9 +86,7 @@ class Judgements:
         """
         from ..evaluation.reading.retrieval import read_judgements, read_queries
 
-        pairs = [
-            (each.query, each.document) for file in files for each in read_judgements(file) if each.relevance > 0
-        ]
+        pairs = [(each.query, each.document) for file in files for each in read_judgements(file) if each.relevance > 0]
         known = cls(files, pairs)
         if queries is not None:
             texts = read_queries(queries)

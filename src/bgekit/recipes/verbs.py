@@ -55,7 +55,16 @@ VERBS: Final[Mapping[str, Verb]] = {
 #: Arguments (by `dest`, the same in all verbs) whose values are files or folders that are read ...
 DATA: Final = frozenset(
     (
-        "input", "candidate_pool", "qrels", "queries", "train_data", "eval_data", "data", "data_root", "texts", "files",
+        "input",
+        "candidate_pool",
+        "qrels",
+        "queries",
+        "train_data",
+        "eval_data",
+        "data",
+        "data_root",
+        "texts",
+        "files",
         "deepspeed",
     )  # fmt: skip
 )
