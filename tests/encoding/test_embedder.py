@@ -168,8 +168,8 @@ def test_equal_tokens_get_one_vector_across_windows(
 ) -> None:
     monkeypatch.setattr(FlagModel, "window", 2)
     texts = ["a cat", "a dog", "A CAT", "the river", "A  cat", "A DOG", "the RIVER"]
-    for given in (texts, iter(texts)):
-        vectors = model.encode(given, prompt="find: ")
+    for listed in (texts, iter(texts)):
+        vectors = model.encode(listed, prompt="find: ")
         assert len(np.unique(vectors, axis=0)) == 3
         assert np.array_equal(vectors[[0, 1, 3]], vectors[[4, 5, 6]])
         assert np.array_equal(vectors[0], vectors[2])

@@ -69,7 +69,7 @@ def test_near_copies_of_other_rows_positives_are_copies(mined):
 
 def test_guards_on_scores_compare_with_all_positives_of_the_query(mined, embedder):
     model = embedder()
-    rows, report = mined(ROWS[:2], POOL, range=(0, 40), negatives=30, margin=0.0, fill=False, models=[model])
+    rows, _ = mined(ROWS[:2], POOL, range=(0, 40), negatives=30, margin=0.0, fill=False, models=[model])
     positives = {row["pos"][0]: row["pos_scores"][0] for row in rows}
     for row in rows:
         assert max(row["neg_scores"]) <= min(positives.values()) + 2e-6

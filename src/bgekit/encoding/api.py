@@ -134,6 +134,7 @@ class OpenAIEmbedder(Embedder):
         self._lock, self._first = threading.Lock(), threading.Lock()
         self._format = encoding_format
         self._most_texts: int | None = None
+        self._taken = 0
         self._width: int | None = None
         self._slots = threading.BoundedSemaphore(concurrency)
         self._requests_ahead = 2 * concurrency
@@ -247,14 +248,18 @@ class OpenAIEmbedder(Embedder):
                 break  # the others would most likely fail in the same way; _joined raises what happened
             batch = next(split_requests(texts, min(size, self._most_texts or size)))
             texts = texts[len(batch) :]
-            if self._width is not None:
+            if self._is_known_size(len(batch)):
                 requests.append(self._submit(self._request, batch, stop))
                 continue
-            with self._first:  # What the first answer tells, and a refusal even more, is told once.
+            with self._first:  # A refusal tells what is taken: it is enough to be refused once.
                 requests.append(self._submit(self._request, batch, stop))
-                if self._width is None:
+                if not self._is_known_size(len(batch)):
                     wait(requests[-1:])
         return requests
+
+    def _is_known_size(self, texts: int) -> bool:
+        """Whether the API has taken as many texts in one request, or has said how many it takes."""
+        return self._most_texts is not None or texts <= self._taken
 
     def _submit(self, work: Callable[..., T], *args: Any) -> Future[T]:
         # Daemon threads, unlike those of an executor, do not keep a process alive that wants to end: a request that
@@ -296,7 +301,7 @@ class OpenAIEmbedder(Embedder):
         except ApiError as error:
             raise self._named(error, texts) from error
         vectors = decode_vectors(answer, len(texts), self._truncate_dim)
-        self._take_width(vectors.shape[1])
+        self._note_answer(len(texts), vectors.shape[1])
         return Encoded(unit_length(vectors) if self._normalize else vectors, token_count(answer))
 
     def _smaller(self, texts: list[str], error: RequestTooLargeError, stop: threading.Event) -> Encoded:
@@ -331,8 +336,8 @@ class OpenAIEmbedder(Embedder):
                 self._format = "float" if refused == "base64" else None
                 logger.info("%s; asking with encoding_format=%r from now on", error, self._format)
 
-    def _take_width(self, width: int) -> None:
-        """Keep in mind how wide the server's vectors are.
+    def _note_answer(self, texts: int, width: int) -> None:
+        """Keep in mind how many texts the server has taken, and how wide its vectors are.
 
         Raises:
             ApiError: they were of another width before.
@@ -346,11 +351,12 @@ class OpenAIEmbedder(Embedder):
             expected = self.__dict__.get("dimension") or self._truncate_dim or self._table_dimension()
             if self._width is None and expected is not None and expected != width:
                 logger.warning(
-                    "vectors of %s from %s have the width %d, the table of known models says %d: that of the answer counts",
+                    "vectors of %s from %s have the width %d, the table of known models says %d: the server's counts",
                     self.model, self._endpoint.url, width, expected,
                 )  # fmt: skip
                 self.__dict__.pop("card", None)
             self._width = self.__dict__["dimension"] = width
+            self._taken = max(self._taken, texts)
 
     def _named(self, error: ApiError, texts: Sequence[str]) -> ApiError:
         return ApiError(f"{error} [request of {len(texts)} texts, the first is {texts[0]!r:.80}]")

@@ -196,9 +196,7 @@ class Endpoint:
     def _explain(self, status: int, message: str) -> str:
         if status == 401:
             # The API's own words repeat parts of the key.
-            return (
-                f"{self.url} does not accept the API key (401): check the environment variable {KEY_VARIABLE}, or api_key="
-            )
+            return f"{self.url} does not accept the API key (401): check the variable {KEY_VARIABLE}, or api_key="
         advice = {
             403: f"; check what the key (api_key=, {KEY_VARIABLE}) may do",
             404: f"; check the model's name and the address (base_url=, {URL_VARIABLE})",

@@ -1,4 +1,4 @@
-"""What an embeddings API means when it refuses a request, read from its words: servers agree neither on statuses nor codes.
+"""What an embeddings API means when it refuses a request, read from its words: servers agree on no status and no code.
 
 Too many texts in one request, a text (or all of them together) that is too long, or a number format of vectors that
 the server does not know. The wordings are those of OpenAI, Azure, DashScope, SiliconFlow, Zhipu, Cohere, Gemini,
@@ -42,7 +42,8 @@ _THINGS: Final = re.compile(
 )
 _LIMITS: Final = (
     r"(?:max\w*|at most|limit\w*|exceed\w*|(?:larger|greater|more|longer|bigger) than|up to|too (?:many|large|long|big)"
-    r"|(?P<below>(?:less|fewer|smaller) than|小于|少于)|only supports?|>=?|<=?|≤|最大|最多|超过|超出|上限|限制|大于|多于|过多|过大)"
+    r"|(?P<below>(?:less|fewer|smaller) than|小于|少于)|only supports?|>=?|<=?|≤"
+    r"|最大|最多|超过|超出|上限|限制|大于|多于|过多|过大)"
 )
 _LIMIT: Final = re.compile(_LIMITS)
 _NUMBERED_LIMIT: Final = re.compile(_LIMITS + r"[^\d]{0,40}?(?P<number>\d+)")

@@ -139,6 +139,13 @@ class Judgements:
         ids = [listing([pair[side] for pair in self.pairs[:3]]) for side in (0, 1)]
         return (
             f"no judgement in {', '.join(self.files)} is of a query of the input and a passage of the candidates. Its "
-            f"queries are such as {ids[0]}: rows need a field query_id, or give --queries, a file of their texts by id. "
-            f"Its passages are such as {ids[1]}: texts of --candidate_pool need these ids in _id or id (or --id_field)."
+            f"queries are such as {ids[0]}: rows need a field query_id, or give --queries, a file of their texts by "
+            f"id. Its passages are such as {ids[1]}: texts of --candidate_pool need these ids in _id or id, or in "
+            "--id_field."
         )
+
+
+def distinct_negatives(each: InputRow, relevant: Iterable[int]) -> list[str]:
+    """The negatives that a row has, without copies of its query, of what is relevant to it, and of one another."""
+    seen = {copy_key(each.row.query), *relevant}
+    return [text for text in each.row.negatives if (key := copy_key(text)) not in seen and not seen.add(key)]  # type: ignore[func-returns-value]

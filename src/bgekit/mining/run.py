@@ -26,10 +26,10 @@ from ..encoding.records import Record, read_records
 from ..errors import ArgumentError, DataError
 from .bm25 import Bm25
 from .dense import DenseMiner, Floats, IndexKind
-from .known import Judgements, Relevant
+from .known import Judgements, Relevant, distinct_negatives
 from .ranking import Rows
 from .report import Tally, report, step_of
-from .rows import InputRow, check_output, check_training, copy_key, line_of, read_training
+from .rows import InputRow, check_output, check_training, line_of, read_training
 from .sampling import RANDOM, Choice, Draw, Similarity
 from .texts import TextStore, store_texts
 from .writing import write_together
@@ -328,7 +328,7 @@ class _Run:
     ) -> tuple[Draw, Similarity | None, list[str]]:
         row = each.row
         relevant, judged = self._relevant.to(row.query), self._judged.to(row.query)
-        kept = _distinct_negatives(each, (*relevant, *judged)) if self._task.keep_existing else []
+        kept = distinct_negatives(each, (*relevant, *judged)) if self._task.keep_existing else []
         lowest = 0.0
         if self._choice.guards.need_scores and similarity is not None:
             numbers = [number for key in relevant if (number := self._store.first(key)) is not None]
@@ -387,12 +387,6 @@ class _Run:
         if scores is not None and self._task.scores:
             fields |= {"pos_scores": scores[0], "neg_scores": scores[1]}
         return fields
-
-
-def _distinct_negatives(each: InputRow, relevant: Iterable[int]) -> list[str]:
-    """The negatives that a row has, without copies of its query, of what is relevant to it, and of one another."""
-    seen = {copy_key(each.row.query), *relevant}
-    return [text for text in each.row.negatives if (key := copy_key(text)) not in seen and not seen.add(key)]  # type: ignore[func-returns-value]
 
 
 def _publish(output: Path, parts: Iterable[Path], content: dict[str, Any]) -> None:

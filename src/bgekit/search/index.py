@@ -259,8 +259,9 @@ class SearchIndex:
         return [(scores[:top_k], rows[:top_k]) for scores, rows in answers]
 
     def _candidates(self, queries: exact.Floats, top_k: int) -> list[exact.Rows]:
-        """Rows that an approximate index finds, some more than wanted; none without one, or where looking at every
-        vector is no more work.
+        """Rows that an approximate index finds, some more than wanted.
+
+        None without one, or where looking at every vector is no more work.
         """
         if self.facts.index_type == "exact" or top_k > len(self) // 4:
             return [np.empty(0, np.int64) for _ in queries]
