@@ -278,7 +278,9 @@ def test_bad_input(mined, tmp_path, embedder):
     assert not Path(task.output).exists()
 
 
-def test_copies_are_ranked_by_their_place_wherever_vectors_are_compared():
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_copies_are_ranked_by_their_place_wherever_vectors_are_compared(monkeypatch, precision):
+    monkeypatch.setattr("torch.get_float32_matmul_precision", lambda: precision)
     generator = np.random.default_rng(5)
     several = unit(generator.normal(size=(30, 129)))
     rows = generator.integers(0, 30, 1203)

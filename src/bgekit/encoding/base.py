@@ -35,7 +35,7 @@ class Embedder(abc.ABC):
 
     A str gives one vector [dimension], a list an array [n, dimension], an empty list an array [0, dimension], and
     any other iterable is read as a stream. Vectors are float32. The arrays are `Embeddings`: they know which texts
-    were cut. Equal texts in one call are computed once.
+    were cut, and which model they are from. Texts of equal tokens are computed once in a call, and have one vector.
     """
 
     card: ModelCard

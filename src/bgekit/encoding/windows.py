@@ -1,4 +1,4 @@
-"""Windows of texts on their way in (checked, cleaned, equal texts found) and of vectors on their way out.
+"""Windows of texts on their way in (checked, cleaned, equal ones found) and of vectors on their way out.
 
 What is said of texts holds for pairs of texts, whose vectors are one score wide, as well.
 """

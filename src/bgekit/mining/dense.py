@@ -16,7 +16,7 @@ from ..encoding.shards import encode_to_shards
 from ..encoding.shardset import load_shards
 from ..errors import ArgumentError
 from ..search import approximate
-from ..search.exact import QUERIES, TopK, unit
+from ..search.exact import QUERIES, UNIT_LENGTH, TopK, unit
 from ..search.facts import check_similarity
 from .ranking import Rows
 
@@ -103,8 +103,10 @@ class DenseMiner:
         if self._index is not None:
             return self._rank_by_index(queries, top_k)
         make = TopK if self._device is None else _DeviceTopK.on(self._device)
+        longest = UNIT_LENGTH if self.cosine else None
         best: list[Any] = [
-            make(queries[first : first + QUERIES], top_k, cosine=False) for first in range(0, len(queries), QUERIES)
+            make(queries[first : first + QUERIES], top_k, cosine=False, longest=longest)
+            for first in range(0, len(queries), QUERIES)
         ]
         for first, block in self._blocks(_BLOCK):
             vectors = self._comparable(block)
@@ -144,20 +146,20 @@ class DenseMiner:
 class _DeviceTopK(TopK):
     """`TopK` whose products are computed by torch, most often on a GPU."""
 
-    def __init__(self, queries: Floats, top_k: int, device: str) -> None:
+    def __init__(self, queries: Floats, top_k: int, device: str, longest: float | None) -> None:
         import torch
 
-        super().__init__(queries, top_k, cosine=False)
+        super().__init__(queries, top_k, cosine=False, longest=longest)
         self._torch, self._there = torch, torch.as_tensor(self._queries, device=device)
 
     @classmethod
     def on(cls, device: str) -> Any:
         """A maker with the signature of `TopK`."""
-        return lambda queries, top_k, cosine: cls(queries, top_k, device)
+        return lambda queries, top_k, cosine, longest=None: cls(queries, top_k, device, longest)
 
-    def _epsilon(self) -> float:
+    def _coarseness(self) -> float:
         # A caller may have allowed TF32 or bfloat16 for products of float32.
-        return {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}[self._torch.get_float32_matmul_precision()]
+        return {"highest": 0.0, "high": 2.0**-9, "medium": 2.0**-6}[self._torch.get_float32_matmul_precision()]
 
     def _promising(self, vectors: Floats, rounding: Floats) -> Iterator[tuple[int, Rows, Floats]]:
         torch = self._torch

@@ -64,11 +64,11 @@ class TopK:
         if longest is None:
             # More than the longest has, and far quicker to find than its length.
             longest = float(np.sqrt(vectors.shape[1])) * max(float(vectors.max()), -float(vectors.min()))
-        return 2 * vectors.shape[1] * self._epsilon() * longest
+        return (vectors.shape[1] * float(np.finfo(np.float32).eps) + self._coarseness()) * longest
 
-    def _epsilon(self) -> float:
-        """Rounding of one step of the product of matrices."""
-        return float(np.finfo(np.float32).eps) / 2
+    def _coarseness(self) -> float:
+        """How far the product of matrices may lie off beyond the rounding of float32, of vectors of length 1."""
+        return 0.0
 
     def _promising(self, vectors: Floats, rounding: Floats) -> Iterator[tuple[int, Rows, Floats]]:
         """Queries, columns that may be among their best, in order, and the scores of these, each for itself.
