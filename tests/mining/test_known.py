@@ -76,7 +76,7 @@ def test_guards_on_scores_compare_with_all_positives_of_the_query(mined, embedde
 
 
 BEIR = "query-id\tcorpus-id\tscore\nq1\td7\t1\nq1\td8\t2\nq2\td9\t1\nq1\td6\t0\n"
-TREC = "q1 0 d7 1\nq1 0 d8 2\nq2 0 d9 1\nq1 0 d6 0\n"
+TREC = "q1 0 d7 1\nq1 0 d8 2\nq2 0 d9 1\n\nq1 0 d6 0\n"
 LINES = "".join(
     json.dumps({"qid": query, "docid": document, "relevance": relevance}) + "\n"
     for query, document, relevance in (("q1", "d7", 1), ("q1", "d8", 2), ("q2", "d9", 1), ("q1", "d6", 0))

@@ -140,22 +140,24 @@ def read_judgements(file: str) -> list[Judgement]:
 
 
 def _is_trec(file: str) -> bool:
-    """Whether a file begins with a line `query 0 document relevance` of TREC, or one without the 0."""
+    """Whether a file begins with a line `query 0 document relevance` of TREC."""
     with contextlib.ExitStack() as stack:
         try:
             words = open_stream(file, stack)[0].readline(_TREC_LINE).split()
         except OSError:
             return False  # Said by whoever reads it.
-    return len(words) in (3, 4) and re.fullmatch(rb"-?\d+", words[-1]) is not None
+    return len(words) == 4 and re.fullmatch(rb"-?\d+", words[-1]) is not None
 
 
 def _trec_judgements(file: str) -> list[Judgement]:
     judgements = []
     for number, fields in read_rows(file, format="txt"):
         words = fields["text"].split()
-        if len(words) not in (3, 4) or not re.fullmatch(r"-?\d+", words[-1]):
+        if not words:
+            continue
+        if len(words) != 4 or not re.fullmatch(r"-?\d+", words[-1]):
             raise DataError(f"{file}, line {number}: no judgement `query 0 document relevance`: {fields['text']!r:.80}")
-        judgements.append(Judgement(words[0], words[-2], int(words[-1]), number))
+        judgements.append(Judgement(words[0], words[2], int(words[3]), number))
     return judgements
 
 
