@@ -72,6 +72,24 @@ def test_names_of_upstream_and_any_batch_size(bge, data, tiny_bert):
     assert negatives["a"] != negatives["c"]
 
 
+def test_judgements_keep_texts_out(bge, data):
+    pool = [{"_id": f"d{number}", "text": f"text {number}"} for number in range(9)]
+    rows = [{"query": "q", "query_id": 7, "pos": ["text 0"]}, {"query": "Q", "pos": ["text 1"]}]
+    for name, lines in (("in.jsonl", rows), ("ids.jsonl", pool), ("queries.jsonl", [{"_id": "x", "text": "q"}])):
+        (data / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (data / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n7\td3\t1\n7\td4\t0\n")
+    (data / "x.trec").write_text("x 0 d5 2\n")
+    common = ["mine", "--random", "--input", data / "in.jsonl", "--candidate_pool", data / "ids.jsonl",
+              "--negatives", 9, "--output", data / "o.jsonl"]  # fmt: skip
+    assert bge(*common, "--qrels", data / "qrels.tsv", data / "x.trec", "--queries", data / "queries.jsonl")[0] == 0
+    for row in read(data / "o.jsonl"):
+        assert sorted(row["neg"]) == [f"text {number}" for number in (2, 4, 6, 7, 8)]
+    code, err = bge(*common, "--qrels", data / "gone.tsv")
+    assert code == 1 and "gone.tsv" in err
+    code, err = bge(*common, "--queries", data / "queries.jsonl")
+    assert code == 1 and "judgements" in err
+
+
 def test_random_and_labelled_pairs(bge, data):
     assert (
         bge("mine", "--random", "--input", data / "train.jsonl", "--output", data / "r.jsonl", "--negatives", 3)[0] == 0

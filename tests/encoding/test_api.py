@@ -21,7 +21,10 @@ import pytest
 from bgekit.encoding import openai_http
 from bgekit.encoding.api import OpenAIEmbedder
 from bgekit.encoding.openai_wire import split_requests
+from bgekit.encoding.records import Record
 from bgekit.encoding.result import Embeddings
+from bgekit.encoding.shards import encode_to_shards
+from bgekit.encoding.shardset import load_shards
 from bgekit.errors import ApiError, ArgumentError, CardError, NumericalError, TextTypeError
 
 KEY = "sk-test-0123456789"
@@ -340,7 +343,7 @@ def test_progress_bar_counts_every_text(server: Server, capsys: pytest.CaptureFi
 def test_empty_text_is_sent_as_a_space_with_a_log_line(server: Server, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING, "bgekit"):
         vectors = hosted().encode(["a", "", " ", "\t"])
-    assert server.texts == ["a", " ", " ", "\t"]
+    assert server.texts == ["a", " ", " ", " "]
     np.testing.assert_array_equal(vectors[1], vectors[2])
     assert "m takes no empty text" in caplog.text
     # Behind an instruction an empty text is not empty.
@@ -684,3 +687,282 @@ def test_card_and_fingerprint(server: Server):
     assert model.fingerprint == OpenAIEmbedder("text-embedding-3-large", truncate_dim=256).fingerprint
     assert model.fingerprint != OpenAIEmbedder("text-embedding-3-large", truncate_dim=128).fingerprint
     assert KEY not in model.fingerprint
+
+
+# --- servers as they are
+
+
+def fastapi(field: str, message: str) -> dict[str, Any]:
+    """A refusal as pydantic words it, with the input in it."""
+    return {"detail": [{"type": "x", "loc": ["body", field], "msg": message, "input": ["max 7 items", "base64"]}]}
+
+
+#: Status, body of the answer to more texts than `cap`, cap. {n} is the number of texts sent.
+CAPS: dict[str, tuple[int, Any, int]] = {
+    "DashScope": (400, {"error": {"code": "InvalidParameter", "param": None, "type": "InvalidParameter", "message":
+        "<400> InternalError.Algo.InvalidParameter: Value error, batch size is invalid, it should not be larger than "
+        "10.: input.contents"}, "id": "318cff27-38bd-4289"}, 10),
+    "DashScope v2": (400, {"error": {"message":
+        "batch size is invalid, it should not be larger than 25.: payload.input.contents"}}, 25),
+    "SiliconFlow": (413, {"code": 20042, "message": "input batch size {n} > maximum allowed batch size 64",
+                          "data": None}, 64),
+    "TEI": (422, {"error": "batch size {n} > maximum allowed batch size 32", "error_type": "Validation"}, 32),
+    "TEI, OpenAI's form": (413, {"message": "batch size {n} > maximum allowed batch size 32", "code": 413,
+                                 "type": "Validation"}, 32),
+    "Zhipu": (400, {"error": {"code": "1214", "message": "input数组最大不得超过64条"}}, 64),
+    "in Chinese": (400, {"error": {"code": "1210", "message": "请求的文本数量{n}超过上限16"}}, 16),
+    "in other Chinese words": (400, {"error": "批量大小过大，每次最多支持25个文本"}, 25),
+    "Gemini": (400, [{"error": {"code": 400, "message":
+        "* BatchEmbedContentsRequest.requests: at most 100 requests can be in one batch"}}], 100),
+    "Azure": (400, {"error": {"message": "Too many inputs. The max number of inputs is 16. We hope to increase the "
+        "number of inputs per request soon. Please contact us at: https://go.microsoft.com/fwlink/?linkid=2213926",
+        "type": "invalid_request_error"}}, 16),
+    "Azure, once": (400, {"error": {"message": "Too many inputs. The max number of inputs is 1."}}, 1),
+    "OpenAI": (400, {"error": {"message": "Invalid 'input': array too long. Expected an array with maximum length 48, "
+        "but got an array with length {n} instead.", "code": "array_above_max_length"}}, 48),
+    "Cohere": (400, {"message": "invalid request: total number of texts must be at most 96 - received {n}"}, 96),
+    "pydantic": (422, fastapi("input", "List should have at most 100 items after validation, not {n}"), 100),
+    "pydantic 1": (422, fastapi("input", "ensure this value has at most 32 items"), 32),
+    "less than": (400, {"error": {"message": "number of input texts must be less than 21, got {n}"}}, 20),
+    "a range": (422, {"detail": "batch size {n} is invalid: it must be in the range [1, 64]"}, 64),
+    "one-api before Zhipu": (500, {"error": {"message":
+        "invalid input length, zhipu only support one input (request id: 2024110719205175)"}}, 1),
+    "no number": (400, {"error": {"message": "Too many texts in one request"}}, 60),
+    "no number in Chinese": (400, {"error": {"message": "单次请求的文本条数过多"}}, 60),
+    "no reason": (413, b"<html>413 Request Entity Too Large</html>", 60),
+    "no words for it": (400, {"error": {"message": "'$.input' is invalid. Please check the API reference"}}, 60),
+}  # fmt: skip
+
+
+def filled(body: Any, sent: int) -> Any:
+    return body if isinstance(body, bytes) else json.loads(json.dumps(body).replace("{n}", str(sent)))
+
+
+@pytest.mark.parametrize("name", CAPS)
+def test_how_many_texts_a_server_takes_is_learnt_once(server: Server, name: str):
+    status, body, cap = CAPS[name]
+
+    def capped(number: int, payload: dict[str, Any]) -> Reply | None:
+        sent = len(payload["input"])
+        return (status, {}, filled(body, sent)) if sent > cap else None
+
+    server.script = capped
+    texts = [f"t{i}" for i in range(130)]
+    model = hosted(batch_size=128)
+    np.testing.assert_allclose(model.encode(texts), [unit(vector(text)) for text in texts], atol=1e-6)
+    sizes = [len(request["input"]) for request in server.requests]
+    refused = [size for size in sizes if size > cap]
+    if name.startswith("no "):
+        assert refused == [128, 64]  # Halved until they were taken.
+    else:
+        assert refused == [128]
+        assert max(size for size in sizes if size <= cap) == cap
+    before = len(server.requests)
+    model.encode([f"u{i}" for i in range(130)])
+    assert all(len(request["input"]) <= cap for request in server.requests[before:])
+
+
+def test_a_cap_is_learnt_once_after_the_width_was_asked_for(server: Server):
+    server.script = lambda number, payload: error(400, "at most 10 inputs") if len(payload["input"]) > 10 else None
+    OpenAIEmbedder("my-model", batch_size=50).encode([f"t{i}" for i in range(300)])
+    sizes = [len(request["input"]) for request in server.requests]
+    assert sizes[:2] == [1, 50] and max(sizes[2:]) == 10
+
+
+def test_a_cap_is_learnt_once_by_requests_at_the_same_time(server: Server):
+    def capped(number: int, payload: dict[str, Any]) -> Reply | None:
+        time.sleep(0.01)
+        return error(422, "batch size > maximum allowed batch size 10") if len(payload["input"]) > 10 else None
+
+    server.script = capped
+    texts = [f"t{i}" for i in range(300)]
+    vectors = hosted(batch_size=50, concurrency=4).encode(texts)
+    np.testing.assert_allclose(vectors, [unit(vector(text)) for text in texts], atol=1e-6)
+    assert sum(len(request["input"]) > 10 for request in server.requests) == 1
+    assert server.most_active > 1
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, {"error": {"message": "rate limit: at most 3 texts per minute"}}),
+        (422, {"detail": "unknown model for these inputs"}),
+        (400, {"error": {"message": "input[2] must not be empty"}}),
+    ],
+)
+def test_other_refusals_are_not_taken_for_a_cap(server: Server, status: int, body: Any):
+    server.script = lambda number, payload: (status, {}, body)
+    with pytest.raises(ApiError, match=r"request of 4 texts"):
+        hosted().encode(list("abcd"))
+    assert len(server.requests) == 1
+
+
+#: Status and body of the answer to a text that is too long.
+LENGTHS: dict[str, tuple[int, Any]] = {
+    "OpenAI": (400, {"error": {"message": "Invalid 'input[2]': maximum input length is 8192 tokens."}}),
+    "vLLM": (400, {"object": "error", "message": "This model's maximum context length is 512 tokens. However, you "
+        "requested 1451 tokens in the input for embedding generation. Please reduce the length of the input.",
+        "type": "BadRequestError", "code": 400}),
+    "TEI": (413, {"message": "Input validation error: `inputs` must have less than 512 tokens. Given: 1038",
+                  "code": 413, "type": "Validation"}),
+    "TEI 422": (422, {"error": "`inputs` must have less than 32000 characters. Given: 67337",
+                      "error_type": "Validation"}),
+    "Ollama": (400, {"error": {"message": "the input length exceeds the context length", "type": "api_error"}}),
+    "Ollama before": (500, {"error": "input length exceeds maximum context length"}),
+    "llama.cpp": (500, {"error": {"code": 500, "type": "server_error", "message": "input (992 tokens) is too large to "
+        "process. increase the physical batch size (current batch size: 512)"}}),
+    "LocalAI": (500, {"error": {"code": 500, "message": "rpc error: code = Unknown desc = input is too large to "
+        "process. increase the physical batch size", "type": ""}}),
+    "DashScope": (400, {"error": {"message":
+        "<400> InternalError.Algo.InvalidParameter: Range of input length should be [1, 2048]"}}),
+    "SiliconFlow": (413, {"code": 20042, "message": "input must have less than 512 tokens", "data": None}),
+    "in Chinese": (400, {"error": {"code": "1210", "message": "单条文本长度超过3072 tokens"}}),
+    "a code": (400, {"error": {"message": "Please adjust your input.", "code": "context_length_exceeded"}}),
+    "no words": (413, b""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_a_text_that_is_too_long_is_found_at_once(server: Server, name: str):
+    status, body = LENGTHS[name]
+    limited = lambda number, payload: (status, {}, body) if max(map(len, payload["input"])) > 50 else None  # noqa: E731
+    server.script = limited
+    model = hosted(batch_size=64)
+    texts = [f"t{i}" for i in range(100)]
+    with pytest.raises(ApiError, match=r"60 characters is too long: 'ccc.*Split long texts"):
+        model.encode([*texts[:37], "c" * 60, *texts[37:]])
+    assert len(server.requests) < 20
+    assert server.texts.count("c" * 60) == 7  # 64, 32, ... 1: never twice in one size.
+    # What was long says nothing of how many texts are taken.
+    before = len(server.requests)
+    np.testing.assert_allclose(model.encode(texts), [unit(vector(text)) for text in texts], atol=1e-6)
+    if name != "no words":
+        assert max(len(request["input"]) for request in server.requests[before:]) == 64
+
+
+#: Status and body of the answer to a request that names a format.
+FORMATS: dict[str, tuple[int, Any]] = {
+    "LiteLLM": (400, {"error": {"message": "litellm.UnsupportedParamsError: gemini does not support parameters: "
+        "{'encoding_format': 'base64'}, for model=x. To drop these, set `litellm.drop_params=True`"}}),
+    "pydantic": (422, fastapi("encoding_format", "Extra inputs are not permitted")),
+    "in words": (500, {"error": "base64 encoding is not implemented"}),
+    "a literal": (422, fastapi("encoding_format", "Input should be 'float'")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_servers_without_base64_are_asked_for_numbers_once(server: Server, name: str):
+    status, body = FORMATS[name]
+
+    def numbers(number: int, payload: dict[str, Any]) -> Reply:
+        if payload.get("encoding_format") == "base64":
+            return status, {}, body
+        return 200, {}, answer(payload, floats=True)
+
+    server.script = numbers
+    texts = [f"t{i}" for i in range(60)]
+    model = hosted(batch_size=5)
+    np.testing.assert_allclose(model.encode(texts), [unit(vector(text)) for text in texts], atol=1e-6)
+    assert [request["encoding_format"] for request in server.requests].count("base64") == 1
+    model.encode("another")
+    assert server.requests[-1]["encoding_format"] == "float"
+
+
+def test_servers_that_know_no_format_are_asked_without(server: Server):
+    def strict(number: int, payload: dict[str, Any]) -> Reply:
+        if "encoding_format" in payload:
+            return 400, {}, {"error": {"message": "Unrecognized request argument supplied: encoding_format"}}
+        return 200, {}, answer(payload, floats=True)
+
+    server.script = strict
+    np.testing.assert_allclose(hosted().encode("a"), unit(vector("a")), atol=1e-6)
+    assert [request.get("encoding_format") for request in server.requests] == ["base64", "float", None]
+    server.script = lambda number, payload: error(400, "encoding_format is missing")
+    with pytest.raises(ApiError, match="encoding_format"):
+        hosted(encoding_format=None).encode("a")
+
+
+def test_the_format_is_an_option(server: Server):
+    server.script = lambda number, payload: (200, {}, answer(payload, floats=True))
+    hosted(encoding_format="float").encode("a")
+    hosted(encoding_format=None).encode("a")
+    assert server.requests[0]["encoding_format"] == "float"
+    assert "encoding_format" not in server.requests[1]
+    with pytest.raises(ArgumentError, match="encoding_format"):
+        hosted(encoding_format="int8")
+
+
+@pytest.mark.parametrize("blank", ["\n\n", "\t", "\xa0", "\u3000\u3000", "\u200b", "\ufeff", " \r\n\x00"])
+def test_texts_of_blanks_alone_are_as_empty_ones(server: Server, blank: str, caplog: pytest.LogCaptureFixture):
+    server.script = lambda number, payload: (
+        error(400, "input must not be empty") if any(text in ("", blank) for text in payload["input"]) else None
+    )
+    with caplog.at_level(logging.WARNING, "bgekit"):
+        vectors = hosted().encode(["a", blank, ""])
+    assert server.texts == ["a", " ", " "]
+    assert np.array_equal(vectors[1], vectors[2])
+    assert "2 empty or blank ones" in caplog.text
+    hosted(query_instruction_for_retrieval="q: ").encode_queries([blank])
+    assert server.texts[-1] == "q: "
+
+
+def test_words_between_blanks_are_sent_as_they_are(server: Server):
+    texts = [" a ", "\n字\n", "\u3000.", "\u200bx"]
+    hosted().encode(texts)
+    assert server.texts == texts
+
+
+def test_the_width_of_the_answer_counts(server: Server, caplog: pytest.LogCaptureFixture):
+    model = OpenAIEmbedder("text-embedding-ada-002")  # As LocalAI calls any model.
+    assert model.dimension == 1536
+    with caplog.at_level(logging.WARNING, "bgekit"):
+        vectors = model.encode([f"t{i}" for i in range(300)])
+    assert vectors.shape == (300, WIDTH) and model.dimension == model.card.dimension == WIDTH
+    assert "width 6" in caplog.text and "1536" in caplog.text
+    np.testing.assert_allclose(vectors[7], unit(vector("t7")), atol=1e-6)
+    assert model.encode([]).shape == (0, WIDTH)
+    assert len(caplog.records) == 1
+
+
+def test_shards_have_the_width_of_the_answer(server: Server, tmp_path: Any):
+    records = [Record(str(i), f"t{i}") for i in range(5)]
+    encode_to_shards(OpenAIEmbedder("BAAI/bge-small-en-v1.5"), records, tmp_path / "out", shard_size=2)
+    shards = load_shards(tmp_path / "out")
+    assert shards.dimension == WIDTH
+    assert all(vectors.shape[1] == WIDTH for _, vectors in shards.iter_shards())
+
+
+def test_a_width_that_changes_is_an_error_with_both(server: Server):
+    model = hosted()
+    model.encode("a")
+    server.script = lambda number, payload: (200, {}, {"data": [{"index": 0, "embedding": [1.0] * 9}]})
+    with pytest.raises(ApiError, match=r"width 9, those before had 6"):
+        model.encode("b")
+    with pytest.raises(ArgumentError, match=r"width 9.*out has 1536"):
+        OpenAIEmbedder("text-embedding-ada-002").encode(["a"], out=np.zeros((1, 1536), np.float32))
+
+
+@pytest.mark.parametrize("key", ["1", "10", "a", "size", "than", "EMPTY"])
+def test_a_short_key_does_not_hide_what_a_message_says(server: Server, key: str):
+    def capped(number: int, payload: dict[str, Any]) -> Reply | None:
+        return (
+            error(400, "batch size is invalid, it should not be larger than 10") if len(payload["input"]) > 10 else None
+        )
+
+    server.script = capped
+    hosted(api_key=key, batch_size=100).encode([f"t{i}" for i in range(100)])
+    assert sorted(len(request["input"]) for request in server.requests) == [*[10] * 10, 100]
+    server.script = lambda number, payload: error(400, "the model has 10 faults of size 1 a day")
+    with pytest.raises(ApiError, match=r"10 faults of .* 1 a day"):
+        hosted(api_key=key).encode("a")
+
+
+def test_advice_is_about_an_api(server: Server):
+    nan = {"data": [{"index": 0, "embedding": [float("nan")] * WIDTH}]}
+    server.script = lambda number, payload: (200, {}, nan)
+    with pytest.raises(NumericalError, match="ask who runs it") as caught:
+        hosted().encode("a")
+    assert "use_fp16" not in str(caught.value) and "weights" not in str(caught.value)
+    server.script = lambda number, payload: error(404, "no such model")
+    with pytest.raises(ApiError, match="base_url="):
+        hosted().encode("a")

@@ -128,6 +128,59 @@ def test_equal_texts_are_computed_once(model: FlagModel, monkeypatch: pytest.Mon
     assert sum(computed) == len(set(distinct))
 
 
+@pytest.fixture
+def rounding(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Each batch is rounded otherwise, much more than on any machine; sizes of the batches."""
+    sizes: list[int] = []
+    original = Engine._forward
+
+    def rounded(self: Engine, batch: Any) -> Any:
+        sizes.append(len(batch.lengths))
+        return original(self, batch) + 1e-3 * len(sizes)
+
+    monkeypatch.setattr(Engine, "_forward", rounded)
+    return sizes
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 3])
+def test_equal_tokens_are_computed_once_and_get_one_vector(
+    model: FlagModel, rounding: list[int], batch_size: int | None
+) -> None:
+    alike = ["A cat  in the house", "a CAT in\tthe house", "a cat in the house ", "a cat in the house\n"]
+    others = ["a dog", "the river", "A DOG", "one two three"]
+    vectors = model.encode([alike[0], *others, *alike[1:]], batch_size=batch_size)
+    assert sum(rounding) == 4
+    assert all(np.array_equal(vectors[0], vectors[row]) for row in (5, 6, 7))
+    assert np.array_equal(vectors[1], vectors[3])
+    assert not np.allclose(vectors[1], vectors[2])
+
+
+def test_texts_that_are_equal_as_far_as_they_are_read_get_one_vector(model: FlagModel, rounding: list[int]) -> None:
+    texts = [f"a cat in the house {rest}" for rest in ("by the river", "of a dog", "")]
+    vectors = model.encode(texts, max_length=7, batch_size=1)
+    assert len(rounding) == 1
+    assert (vectors == vectors[0]).all()
+    assert vectors.truncated == (0, 1)
+
+
+def test_equal_tokens_get_one_vector_across_windows(
+    model: FlagModel, rounding: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FlagModel, "window", 2)
+    texts = ["a cat", "a dog", "A CAT", "the river", "A  cat", "A DOG", "the RIVER"]
+    for listed in (texts, iter(texts)):
+        vectors = model.encode(listed, prompt="find: ")
+        assert len(np.unique(vectors, axis=0)) == 3
+        assert np.array_equal(vectors[[0, 1, 3]], vectors[[4, 5, 6]])
+        assert np.array_equal(vectors[0], vectors[2])
+
+
+def test_equal_tokens_of_a_window_get_one_vector(model: FlagModel, rounding: list[int]) -> None:
+    (encoded,) = model.encode_windows([["a cat", "the dog", "A CAT", "the dog"]], batch_size=1)
+    assert len(rounding) == 2 and encoded.tokens == 8
+    assert np.array_equal(encoded.vectors[0], encoded.vectors[2])
+
+
 def test_a_vector_does_not_depend_on_its_company(model: FlagModel, texts: Texts) -> None:
     some = texts(300)
     together = model.encode(some)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bgekit.encoding.tokenization import TextTokenizer, load_tokenizer, repair
+from bgekit.encoding.tokenization import TextTokenizer, Tokens, load_tokenizer, merged, repair
 from bgekit.errors import ArgumentError, CheckpointError
 from bgekit.models.prompts import Prompt
 
@@ -121,3 +121,25 @@ def test_faults_of_tokenizer_files(tiny_bert: Path, tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(CheckpointError, match=r"no tokenizer \(none of tokenizer\.json"):
         load_tokenizer(folder)
+
+
+def test_equal_sequences_are_merged_whatever_texts_they_come_from() -> None:
+    tokens = Tokens([[1, 5, 2], [1, 6, 2], [1, 5, 2], [1, 5, 6, 2]], truncated=[3])
+    found = merged(tokens)
+    assert found.ids == [[1, 5, 2], [1, 6, 2], [1, 5, 6, 2]]
+    assert found.places == [0, 1, 0, 2] and found.truncated == [3]
+    assert [found.keys.index(key) for key in found.keys] == [0, 1, 0, 3]
+    assert merged(Tokens([[1], [2]])).places is None
+
+
+def test_sequences_of_other_token_types_are_not_equal() -> None:
+    found = merged(Tokens([[1, 5, 2]] * 3, types=[[0, 0, 1], [0, 1, 1], [0, 0, 1]]))
+    assert found.ids == [[1, 5, 2]] * 2 and found.types == [[0, 0, 1], [0, 1, 1]]
+    assert found.places == [0, 1, 0]
+
+
+def test_inputs_of_several_sequences_are_equal_if_all_of_them_are() -> None:
+    found = merged(Tokens([[1, 2], [3], [1, 2], [4], [1, 2], [3]], starts=[0, 2, 4], split=[0, 1, 2]))
+    assert found.ids == [[1, 2], [3], [4]] and found.places == [0, 1, 0, 2, 0, 1]
+    assert found.starts == [0, 2, 4]
+    assert found.keys[0] == found.keys[2] != found.keys[1]

@@ -11,6 +11,7 @@ import pytest
 import bgekit.mining.run as run_module
 from bgekit.encoding.embedder import FlagModel
 from bgekit.errors import ArgumentError, DataError, OutputError
+from bgekit.mining.dense import _DeviceTopK
 from bgekit.mining.run import Mining, mine
 from bgekit.mining.sampling import Choice
 from bgekit.search.exact import unit
@@ -275,3 +276,19 @@ def test_bad_input(mined, tmp_path, embedder):
     with pytest.raises(ArgumentError, match="range"):
         Choice(first=5, last=5)
     assert not Path(task.output).exists()
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_copies_are_ranked_by_their_place_wherever_vectors_are_compared(monkeypatch, precision):
+    monkeypatch.setattr("torch.get_float32_matmul_precision", lambda: precision)
+    generator = np.random.default_rng(5)
+    several = unit(generator.normal(size=(30, 129)))
+    rows = generator.integers(0, 30, 1203)
+    queries = unit(several[:5] + 0.1 * generator.normal(size=(5, 129)))
+    expected = [np.lexsort((np.arange(1203), -(several.astype(float) @ query)[rows]))[:70] for query in queries]
+    best = _DeviceTopK.on("cpu")(queries, 70, cosine=False)
+    for first in range(0, 1203, 64):
+        best.add(first, several[rows[first : first + 64]])
+    for (scores, found), wanted in zip(best.found(), expected, strict=True):
+        assert found.tolist() == wanted.tolist()
+        assert (np.diff(scores) <= 0).all()

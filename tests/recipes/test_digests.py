@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 import pytest
 
 from bgekit.recipes.digests import Digests
@@ -41,3 +44,18 @@ def test_what_is_no_model(here, name):
 
 def test_a_name_on_the_hub_stands_for_itself(here):
     assert Digests(here).model("BAAI/bge-small-en-v1.5") == "named BAAI/bge-small-en-v1.5"
+
+
+@pytest.mark.parametrize("settled", [0, 60 * 10**9])
+def test_large_files_of_the_same_size_and_time_are_known_by_their_content(model, monkeypatch, settled):
+    monkeypatch.setattr("bgekit.recipes.digests._LARGE", 1)
+    monkeypatch.setattr("bgekit.encoding.outputs._SETTLED_NS", settled, raising=False)
+    digests, weights = Digests(model.parent), model / "model.safetensors"
+    weights.write_bytes(b"some weights")
+    status, before = weights.stat(), digests.model(str(model))
+    assert digests.model(str(model)) == before
+    time.sleep(0.02)  # More than a tick of the file system's clock.
+    with weights.open("r+b") as file:
+        file.write(b"other")
+    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert digests.model(str(model)) != before

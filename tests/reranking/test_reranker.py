@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import bgekit
 from bgekit import FlagReranker
+from bgekit.encoding.engine import Engine
 from bgekit.errors import ArgumentError, BgekitError, CardError, CheckpointError, NumericalError, TextTypeError
 from bgekit.models.encoder import FusedBackbone, PackedBackbone
 from bgekit.models.precision import cpu_has_fast_bfloat16
@@ -147,6 +148,27 @@ def test_equal_pairs_are_computed_once(reranker, pairs, monkeypatch):
     scores = reranker.compute_score([pairs[0], pairs[1], pairs[0], pairs[0]])
     assert len(seen) == 2
     assert scores[0] == scores[2] == scores[3] != scores[1]
+
+
+def test_pairs_of_equal_tokens_get_one_score(tiny_reranker, monkeypatch):
+    sizes = []
+    original = Engine._forward
+
+    def rounded(self, batch):
+        sizes.append(len(batch.lengths))
+        return original(self, batch) + 1e-2 * len(sizes)
+
+    monkeypatch.setattr(Engine, "_forward", rounded)
+    reranker = FlagReranker(tiny_reranker, devices="cpu", long_passages="windows")
+    long = " ".join(["the river runs by a house"] * 20)
+    pairs = [("a cat", "A dog"), ("a cat", long), ("A  CAT", "a dog "), ("x", "a dog"), ("a CAT", long.upper())]
+    scores = reranker.compute_score(pairs, batch_size=1)
+    assert scores[0] == scores[2] != scores[3]
+    assert scores[1] == scores[4]
+    assert scores.windowed == (1, 4)
+    before = len(sizes)
+    reranker.compute_score([pairs[0], pairs[2]])
+    assert sum(sizes[before:]) == 1
 
 
 def test_normalise_is_a_sigmoid(reranker, tiny_reranker, pairs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 
 import numpy as np
 import pytest
@@ -70,6 +71,31 @@ def test_a_touched_or_moved_file_is_the_same(corpus, embedder, tmp_path):
     assert index_records(embedder(), read_records(corpus), tmp_path / "index")[1] is None
     moved = corpus.rename(tmp_path / "moved.jsonl")
     assert index_records(embedder(), read_records(moved), tmp_path / "index")[1] is None
+
+
+@pytest.mark.parametrize("settled", [0, 60 * 10**9])
+def test_a_file_of_the_same_size_and_time_is_known_by_its_content(corpus, embedder, tmp_path, monkeypatch, settled):
+    monkeypatch.setattr("bgekit.encoding.outputs._SETTLED_NS", settled, raising=False)
+    index_records(embedder(), read_records(corpus), tmp_path / "index")
+    status = corpus.stat()
+    time.sleep(0.02)  # More than a tick of the file system's clock.
+    with corpus.open("r+b") as file:  # In place, as rsync --inplace and editors do.
+        content = file.read()
+        file.seek(0)
+        file.write(content.replace(b"text 7", b"text 8", 1))
+    os.utime(corpus, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert corpus.stat().st_size == status.st_size
+    index, report = index_records(embedder(), read_records(corpus), tmp_path / "index")
+    assert report is not None
+    (hits,) = index.ask(embedder(), ["T text 7"], 30)
+    assert all("text 7" not in hit.text for hit in hits)
+
+
+def test_a_file_that_was_not_touched_is_not_read_again(corpus, embedder, tmp_path, monkeypatch):
+    monkeypatch.setattr("bgekit.encoding.outputs._SETTLED_NS", 0)
+    index_records(embedder(), read_records(corpus), tmp_path / "index")
+    monkeypatch.setattr("bgekit.search.building.file_sha256", lambda _: pytest.fail("read again"))
+    assert index_records(embedder(), read_records(corpus), tmp_path / "index")[1] is None
 
 
 def test_a_changed_file_is_indexed_again(corpus, embedder, tmp_path):

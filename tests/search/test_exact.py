@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bgekit.search.exact import nearest, unit
+from bgekit.search.exact import TopK, nearest, unit
 
 
 def blocks(vectors, size):
@@ -51,3 +51,36 @@ def test_half_precision_is_compared_in_float32():
 
 def test_zeros_have_no_direction():
     assert np.array_equal(unit(np.zeros((2, 3))), np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize(("width", "count", "size"), [(384, 4099, 4096), (31, 523, 100), (768, 37, 5), (1024, 4101, 9)])
+@pytest.mark.parametrize("cosine", [False, True])
+def test_of_equal_vectors_the_earliest_are_found(width, count, size, cosine):
+    generator = np.random.default_rng(width)
+    for _ in range(5):
+        vector = 3 * generator.normal(size=width).astype(np.float32)
+        query = vector + generator.normal(size=width).astype(np.float32)
+        found = nearest(query[None], blocks(np.repeat(vector[None], count, axis=0), size), 5, cosine=cosine)
+        assert found[0][1].tolist() == [0, 1, 2, 3, 4]
+        assert len(set(found[0][0].tolist())) == 1
+
+
+def test_groups_of_copies_between_other_vectors():
+    generator = np.random.default_rng(3)
+    several = unit(generator.normal(size=(40, 96)))
+    rows = generator.integers(0, 40, 1501)
+    queries = unit(generator.normal(size=(7, 96)))
+    exact_scores = (several.astype(np.float64) @ queries.T.astype(np.float64)).T
+    for query, (_, found) in zip(
+        exact_scores, nearest(queries, blocks(several[rows], 64), 60, cosine=False), strict=True
+    ):
+        assert found.tolist() == np.lexsort((np.arange(1501), -query[rows]))[:60].tolist()
+
+
+def test_a_length_that_is_known_is_not_measured():
+    vectors = unit(np.random.default_rng(1).normal(size=(300, 48)))
+    plain, told = TopK(vectors[:9], 12, cosine=False), TopK(vectors[:9], 12, cosine=False, longest=1.001)
+    for each in (plain, told):
+        each.add(0, vectors)
+    for (_, rows), (_, others) in zip(plain.found(), told.found(), strict=True):
+        assert rows.tolist() == others.tolist()

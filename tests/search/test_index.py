@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import pickle
 import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from bgekit.encoding.records import Record
 from bgekit.encoding.shardset import load_shards
@@ -83,6 +86,16 @@ def test_equal_vectors_come_in_order_whatever_their_block(shards_of):
 
 
 @pytest.mark.parametrize("index_type", TYPES)
+def test_of_more_copies_than_are_wanted_the_earliest_come(shards_of, tmp_path, index_type):
+    others = random_unit(600)
+    vectors = np.concatenate([others[:300], np.repeat(random_unit(1, seed=7), 211, axis=0), others[300:]])
+    index = index_shards(load_shards(shards_of(vectors)), tmp_path / "index", index_type=index_type)
+    for noise in range(4):
+        query = vectors[300] + 0.02 * random_unit(1, seed=20 + noise)
+        assert ids(index.search(query, 5)[0]) == ["300", "301", "302", "303", "304"]
+
+
+@pytest.mark.parametrize("index_type", TYPES)
 def test_dot_product_where_the_card_says_so(shards_of, tmp_path, index_type):
     vectors = np.array([[3, 0], [1, 1], [0, 9]], np.float32)
     for similarity, order in (("dot", ["2", "0", "1"]), ("cosine", ["1", "0", "2"])):
@@ -152,6 +165,47 @@ class TestModels:
     def test_another_card_is_refused(self, index, embedder, card):
         with pytest.raises(ArgumentError, match=r"pooling was cls|16 dimensions"):
             index.ask(embedder(**card), ["a"])
+
+    @pytest.mark.parametrize("part", [lambda vectors: vectors, lambda vectors: vectors[1:], lambda vectors: vectors[0],
+                                      list, lambda vectors: pickle.loads(pickle.dumps(vectors))])  # fmt: skip
+    def test_vectors_of_another_model_are_refused(self, index, embedder, part):
+        other, model = embedder(name="other"), embedder()
+        other.salt = "x"
+        with pytest.raises(ArgumentError, match=r"table.*(other|another model)"):
+            index.search(part(other.encode_queries(["a text 7", "a text 8"])))
+        assert len(index.search(part(model.encode_queries(["a text 7", "a text 8"])))) in (1, 2)
+
+    def test_vectors_of_a_model_that_is_gone_are_refused_by_their_fingerprint(self, index, embedder):
+        vectors = embedder(pooling="mean").encode_queries(["a"])
+        gc.collect()
+        with pytest.raises(ArgumentError, match=r"pooling|another model.*index.ask\(model, texts\)"):
+            index.search(vectors)
+
+    def test_vectors_of_the_model_in_another_precision_are_fine(self, index, embedder, caplog):
+        model = embedder(precision="bfloat16")
+        assert ids(index.search(model.encode_queries(["a text 7"], instruction=None), 1)[0]) == ["7"]
+        assert not caplog.messages
+
+    def test_vectors_of_nobody_are_searched_with_one_warning(self, index, embedder, caplog):
+        vectors = embedder().encode_queries(["a text 7"])
+        for plain in (np.asarray(vectors), torch.from_numpy(np.asarray(vectors)), vectors.tolist(), vectors * 1):
+            assert ids(index.search(plain, 1)[0]) == ["7"]
+        assert len(caplog.messages) == 1 and "index.ask(model, texts)" in caplog.text
+
+    def test_a_model_that_is_named_is_checked(self, index, embedder, caplog):
+        model, other = embedder(), embedder(pooling="mean")
+        vectors = np.asarray(model.encode_queries(["a text 7"]))
+        assert ids(index.search(vectors, 1, model=model)[0]) == ["7"]
+        assert not caplog.messages
+        for given in (vectors, other.encode_queries(["a text 7"])):
+            with pytest.raises(ArgumentError, match="pooling was cls"):
+                index.search(given, 1, model=other)
+        with pytest.raises(ArgumentError, match="pooling was cls"):
+            index.search(other.encode_queries(["a text 7"]), 1, model=model)
+
+    def test_asking_needs_no_warning(self, index, embedder, caplog):
+        index.ask(embedder(), ["a text 7"], 1)
+        assert not caplog.messages
 
     def test_without_texts_nothing_can_tell(self, shards_of, embedder):
         index = SearchIndex.load(shards_of(random_unit(5, 16), store_texts=False))

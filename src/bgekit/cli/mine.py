@@ -47,6 +47,7 @@ def add_parser(subparsers: Any) -> None:
         parser, "--candidate_pool", metavar="FILE", help='lines {"text"} to draw from [all pos and neg of the input]'
     )
     parser.add_argument("--text_field", metavar="NAME", help="field of the pool's texts [text, content, contents]")
+    parser.add_argument("--id_field", metavar="NAME", help="field of the pool's ids, for --qrels [_id, id]")
     _add_choice(parser)
     _add_guards(parser)
     group = parser.add_argument_group("labelled pairs")
@@ -101,6 +102,12 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
 
 def _add_guards(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("guards against false negatives")
+    options.add_list_option(
+        group, "--qrels", metavar="FILE", help="judgements (BEIR, TREC, jsonl): what they call relevant is no negative"
+    )
+    group.add_argument(
+        "--queries", metavar="FILE", help="texts of the judgements' queries by id [rows have these ids as query_id]"
+    )
     group.add_argument("--margin", type=float, metavar="X", help="a negative scores at least X less than the positive")
     group.add_argument(
         "--max_positive_ratio", type=float, metavar="X", help="at most X of the positive's score, such as 0.95"
@@ -124,6 +131,7 @@ def run(args: argparse.Namespace) -> int:
     if args.positive_label or args.negative_label:
         raise ArgumentError("--positive_label and --negative_label go with --labelled_pairs")
     from .. import FlagModel
+    from ..mining.known import Judgements
     from ..mining.report import readable
     from ..mining.rows import check_training
     from ..mining.run import check_task, mine, report_path
@@ -136,6 +144,7 @@ def run(args: argparse.Namespace) -> int:
     # Before a model is loaded.
     check_task(task, models=len(args.model or ()), reranker=args.reranker is not None)
     check_training(args.input)
+    Judgements.read(task.qrels, task.queries)
     with contextlib.ExitStack() as stack:
         models = [stack.enter_context(FlagModel(name, **options.model_arguments(args))) for name in args.model or ()]
         reranker = stack.enter_context(options.load_reranker(args, args.reranker)) if args.reranker else None
@@ -168,6 +177,9 @@ def _task(args: argparse.Namespace) -> Mining:
         output=args.output,
         pool=tuple(args.candidate_pool or ()),
         text_field=args.text_field,
+        id_field=args.id_field,
+        qrels=tuple(args.qrels or ()),
+        queries=args.queries,
         choice=Choice(
             negatives=args.negatives, first=first, last=last, sampling=args.sampling,
             shares=tuple(args.shares or (1,)), fill=not args.no_fill, seed=args.seed, guards=guards,

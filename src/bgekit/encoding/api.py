@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from functools import cached_property
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar, cast
 
 import numpy as np
 
@@ -19,7 +19,15 @@ from ..models.card import UNSET, ModelCard, Pooling, Unset
 from ..models.families import find_family, model_name
 from ..models.prompts import Prompt
 from .base import Embedder, digest
-from .openai_http import DEFAULT_URL, KEY_VARIABLE, URL_VARIABLE, Endpoint, RequestTooLargeError, Retries
+from .openai_http import (
+    DEFAULT_URL,
+    KEY_VARIABLE,
+    URL_VARIABLE,
+    Endpoint,
+    FormatRefusedError,
+    RequestTooLargeError,
+    Retries,
+)
 from .openai_wire import MAX_TEXTS, decode_vectors, sendable, split_requests, token_count, unit_length
 from .result import Encoded
 
@@ -31,14 +39,20 @@ T = TypeVar("T")
 DEFAULT_TEXTS: Final = 256
 #: What the API takes of one text at most, for models that the family table does not know.
 _DEFAULT_LENGTH: Final = 8192
+#: What vectors can be asked for as; None asks for nothing.
+_FORMATS: Final = ("base64", "float", None)
 
 
 class OpenAIEmbedder(Embedder):
     """A hosted embedding model, or any server with the same protocol. Safe to use from several threads.
 
     A text's vector is what the API says of it: texts that are too long for the model are refused by the API instead
-    of being cut, and empty texts, which the API refuses, are sent as one space (with a log line).
+    of being cut, and empty and blank texts, which APIs refuse, are sent as one space (with a log line). How many texts
+    the API takes in one request, in which number format it sends vectors, and how wide they are, is learnt from its
+    answers.
     """
+
+    _advice = "The API answered so: ask who runs it, or leave this text out."
 
     def __init__(
         self,
@@ -58,6 +72,7 @@ class OpenAIEmbedder(Embedder):
         base_url: str | None = None,
         timeout: float = 60.0,
         max_attempts: int = 6,
+        encoding_format: Literal["base64", "float"] | None = "base64",
         **others: Any,
     ) -> None:
         """Prepare to ask; nothing is sent yet.
@@ -78,6 +93,8 @@ class OpenAIEmbedder(Embedder):
             base_url: Address of the API, OPENAI_BASE_URL or the public API by default.
             timeout: Seconds without a byte after which a try has failed.
             max_attempts: Tries of one request, the first included.
+            encoding_format: How vectors are asked for: `base64`, a quarter of the size, `float`, or None to leave the
+                field out. Where the API refuses one, the next is taken.
             others: Arguments of `FlagModel` about weights on this machine are refused by name.
 
         Raises:
@@ -96,6 +113,8 @@ class OpenAIEmbedder(Embedder):
             _check_number("truncate_dim", truncate_dim, self._table_dimension() or 1_000_000)
         _check_number("concurrency", concurrency, 256)
         _check_number("max_attempts", max_attempts, 100)
+        if encoding_format not in _FORMATS:
+            raise ArgumentError(f"encoding_format must be 'base64', 'float' or None, not {encoding_format!r}")
         self.batch_size = _request_size(batch_size)
         self.convert_to_numpy = convert_to_numpy
         self._truncate_dim = truncate_dim
@@ -111,15 +130,29 @@ class OpenAIEmbedder(Embedder):
             api_key if api_key is not None else os.environ.get(KEY_VARIABLE),
             Retries(attempts=max_attempts, timeout=timeout),
         )
+        # What its answers have told: so far nothing.
+        self._lock, self._first = threading.Lock(), threading.Lock()
+        self._format = encoding_format
+        self._most_texts: int | None = None
+        self._taken = 0
+        self._width: int | None = None
         self._slots = threading.BoundedSemaphore(concurrency)
         self._requests_ahead = 2 * concurrency
         self._stops: weakref.WeakSet[threading.Event] = weakref.WeakSet()
 
     @cached_property
     def dimension(self) -> int:
-        """Width of the vectors; for a model that the family table does not know, one word is sent to find out."""
+        """Width of the vectors; for a model that the family table does not know, one word is sent to find out.
+
+        Where an answer has another width than the table, that of the answer counts from then on.
+        """
         width = self._truncate_dim or self._table_dimension()
         return width or int(self._request(["dimension"], threading.Event()).vectors.shape[1])
+
+    def settle(self) -> None:
+        """See `Embedder`: at another address than the public one, a known name may be that of another model."""
+        if self._width is None and self._truncate_dim is None and not self._endpoint.is_public:
+            self._request(["dimension"], threading.Event())
 
     @property
     def precision(self) -> str:
@@ -152,7 +185,7 @@ class OpenAIEmbedder(Embedder):
                 "query": "caller or family table",
                 "document": "caller or family table",
                 "max_length": table if length else "OpenAI API reference",
-                "dimension": "caller" if self._truncate_dim else table or "the API",
+                "dimension": "caller" if self._truncate_dim else "the API" if self._width else table or "the API",
                 "similarity": "default",
             },
         )
@@ -205,16 +238,28 @@ class OpenAIEmbedder(Embedder):
             # Reached early on an error, Ctrl-C or a caller who stops reading: nothing waits for another try.
             stop.set()
         if emptied:
-            logger.warning("%s takes no empty text: one was sent as a space", self.model)
+            logger.warning("%s takes no empty text: %d empty or blank ones were sent as a space", self.model, emptied)
 
     def _start(self, texts: Sequence[str], size: int, stop: threading.Event) -> list[Future[Encoded]]:
         """Send the texts of a window. Blocks while enough requests are under way."""
         requests: list[Future[Encoded]] = []
-        for batch in split_requests(texts, size):
+        while texts:
             if any(request.done() and request.exception() for request in requests):
                 break  # the others would most likely fail in the same way; _joined raises what happened
-            requests.append(self._submit(self._request, batch, stop))
+            batch = next(split_requests(texts, min(size, self._most_texts or size)))
+            texts = texts[len(batch) :]
+            if self._is_known_size(len(batch)):
+                requests.append(self._submit(self._request, batch, stop))
+                continue
+            with self._first:  # A refusal tells what is taken: it is enough to be refused once.
+                requests.append(self._submit(self._request, batch, stop))
+                if not self._is_known_size(len(batch)):
+                    wait(requests[-1:])
         return requests
+
+    def _is_known_size(self, texts: int) -> bool:
+        """Whether the API has taken as many texts in one request, or has said how many it takes."""
+        return self._most_texts is not None or texts <= self._taken
 
     def _submit(self, work: Callable[..., T], *args: Any) -> Future[T]:
         # Daemon threads, unlike those of an executor, do not keep a process alive that wants to end: a request that
@@ -234,24 +279,91 @@ class OpenAIEmbedder(Embedder):
         return future
 
     def _request(self, texts: list[str], stop: threading.Event) -> Encoded:
-        """Vectors of the texts of one request, or of its halves where it is too large for the API."""
-        payload: dict[str, Any] = {"model": self.model, "input": texts, "encoding_format": "base64"}
+        """Vectors of the texts of one request, or of its parts where it is too large for the API."""
+        most, encoding_format = self._most_texts or len(texts), self._format
+        if len(texts) > most:
+            parts = [texts[first : first + most] for first in range(0, len(texts), most)]
+            return _concatenated([self._request(part, stop) for part in parts])
+        payload: dict[str, Any] = {"model": self.model, "input": texts}
+        if encoding_format is not None:
+            payload["encoding_format"] = encoding_format
         if self._truncate_dim is not None and model_name(self.model).startswith("text-embedding-3"):
             payload["dimensions"] = self._truncate_dim
         try:
             answer = self._endpoint.post(payload, stop)
+        except FormatRefusedError as error:
+            if encoding_format is None:
+                raise self._named(error, texts) from error
+            self._ask_otherwise(encoding_format, error)
+            return self._request(texts, stop)
         except RequestTooLargeError as error:
-            if len(texts) == 1:
-                raise ApiError(
-                    f"a text of {len(texts[0]):,} characters is too long: {texts[0]!r:.80} ({error})"
-                ) from error
-            logger.info("%s; sending it as two", error)
-            left, right = (self._request(half, stop) for half in _halves(texts))
-            return Encoded(np.concatenate([left.vectors, right.vectors]), left.tokens + right.tokens)
+            return self._smaller(texts, error, stop)
         except ApiError as error:
-            raise ApiError(f"{error} [request of {len(texts)} texts, the first is {texts[0]!r:.80}]") from error
+            raise self._named(error, texts) from error
         vectors = decode_vectors(answer, len(texts), self._truncate_dim)
+        self._note_answer(len(texts), vectors.shape[1])
         return Encoded(unit_length(vectors) if self._normalize else vectors, token_count(answer))
+
+    def _smaller(self, texts: list[str], error: RequestTooLargeError, stop: threading.Event) -> Encoded:
+        """Vectors of texts whose request was too large, from smaller ones."""
+        if len(texts) == 1:
+            if error.about == "texts":
+                raise self._named(error, texts) from error
+            raise ApiError(
+                f"a text of {len(texts[0]):,} characters is too long: {texts[0]!r:.80} ({error}). "
+                "Split long texts, leave this one out, or have the server cut it"
+            ) from error
+        half = (len(texts) + 1) // 2
+        if error.about == "texts":
+            self._keep_to(error.most or half)
+            return self._request(texts, stop)
+        logger.info("%s; sending it as two", error)
+        found = _concatenated([self._request(part, stop) for part in (texts[:half], texts[half:])])
+        if error.about == "size":
+            self._keep_to(half)  # Both halves were small enough.
+        return found
+
+    def _keep_to(self, most: int) -> None:
+        with self._lock:
+            if self._most_texts is None or most < self._most_texts:
+                logger.info("%s takes at most %d texts in one request", self._endpoint.url, most)
+                self._most_texts = most
+
+    def _ask_otherwise(self, refused: str, error: ApiError) -> None:
+        """Ask for vectors in the next format, unless another request has found that out."""
+        with self._lock:
+            if self._format == refused:
+                self._format = "float" if refused == "base64" else None
+                logger.info("%s; asking with encoding_format=%r from now on", error, self._format)
+
+    def _note_answer(self, texts: int, width: int) -> None:
+        """Keep in mind how many texts the server has taken, and how wide its vectors are.
+
+        Raises:
+            ApiError: they were of another width before.
+        """
+        with self._lock:
+            if self._width is not None and self._width != width:
+                raise ApiError(
+                    f"{self._endpoint.url} answers with vectors of width {width}, those before had {self._width}: are "
+                    f"there several models behind the name {self.model}?"
+                )
+            expected = self.__dict__.get("dimension") or self._truncate_dim or self._table_dimension()
+            if self._width is None and expected is not None and expected != width:
+                logger.warning(
+                    "vectors of %s from %s have the width %d, the table of known models says %d: the server's counts",
+                    self.model, self._endpoint.url, width, expected,
+                )  # fmt: skip
+                self.__dict__.pop("card", None)
+            self._width = self.__dict__["dimension"] = width
+            self._taken = max(self._taken, texts)
+
+    def _named(self, error: ApiError, texts: Sequence[str]) -> ApiError:
+        return ApiError(f"{error} [request of {len(texts)} texts, the first is {texts[0]!r:.80}]")
+
+
+def _concatenated(parts: Sequence[Encoded]) -> Encoded:
+    return Encoded(np.concatenate([part.vectors for part in parts]), sum(part.tokens for part in parts))
 
 
 def _joined(requests: list[Future[Encoded]]) -> Encoded:
@@ -260,13 +372,7 @@ def _joined(requests: list[Future[Encoded]]) -> Encoded:
     for request in requests:
         if request in done and (error := request.exception()) is not None:
             raise error
-    results = [request.result() for request in requests]
-    return Encoded(np.concatenate([result.vectors for result in results]), sum(result.tokens for result in results))
-
-
-def _halves(texts: list[str]) -> tuple[list[str], list[str]]:
-    middle = (len(texts) + 1) // 2
-    return texts[:middle], texts[middle:]
+    return _concatenated([request.result() for request in requests])
 
 
 def _request_size(*sizes: int | None) -> int:

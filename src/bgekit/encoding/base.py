@@ -15,9 +15,9 @@ from ..errors import ArgumentError
 from ..models.card import UNSET, ModelCard, Unset
 from ..models.prompts import Prompt
 from ..models.score_map import calibration_map
-from .result import Embeddings, Encoded
+from .result import Embeddings, Encoded, Origin
 from .similarity import similarity
-from .windows import Collector, Tally, Window, checked_windows, computed, not_texts, split, with_progress
+from .windows import ADVICE, Collector, Tally, Window, checked_windows, computed, not_texts, split, with_progress
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -35,7 +35,7 @@ class Embedder(abc.ABC):
 
     A str gives one vector [dimension], a list an array [n, dimension], an empty list an array [0, dimension], and
     any other iterable is read as a stream. Vectors are float32. The arrays are `Embeddings`: they know which texts
-    were cut. Equal texts in one call are computed once.
+    were cut, and which model they are from. Texts of equal tokens are computed once in a call, and have one vector.
     """
 
     card: ModelCard
@@ -43,6 +43,8 @@ class Embedder(abc.ABC):
     convert_to_numpy: bool = True
     #: Texts that `encode` plans together.
     window: ClassVar[int] = WINDOW
+    #: What to do where a vector has NaN or infinity.
+    _advice: ClassVar[str] = ADVICE
 
     @property
     @abc.abstractmethod
@@ -59,11 +61,19 @@ class Embedder(abc.ABC):
     def fingerprint(self) -> str:
         """sha256 (hex) of all that decides what vector a text gets."""
 
+    @property
+    def _origin(self) -> Origin:
+        """What vectors say of where they come from."""
+        return Origin(lambda: self.fingerprint, self)
+
     @abc.abstractmethod
     def _encode_unique(
         self, windows: Iterable[list[str]], prompt: Prompt, max_length: int | None, batch_size: int | None
     ) -> Iterator[Encoded]:
         """One result for each window of distinct, valid Unicode texts, in order."""
+
+    def settle(self) -> None:
+        """Find out what only an answer tells, such as the width of a hosted model's vectors."""
 
     def close(self) -> None:
         """Free what the embedder holds (worker processes); it can be used again."""
@@ -245,6 +255,7 @@ class Embedder(abc.ABC):
         for window, encoded in with_progress(self._run(windows, prompt, max_length, batch_size), total, progress):
             collector.add(window, encoded)
         result = collector.result()
+        result.origin = self._origin
         tally = Tally()
         tally.add(len(result), result)
         tally.log(self.card.name)
@@ -253,7 +264,9 @@ class Embedder(abc.ABC):
 
             tensor = torch.from_numpy(np.asarray(result))
             return tensor[0] if single else tensor
-        return Embeddings.of(np.asarray(result)[0], result.truncated, result.repaired) if single else result
+        return (
+            Embeddings.of(np.asarray(result)[0], result.truncated, result.repaired, result.origin) if single else result
+        )
 
     def _run(
         self, windows: Iterable[Window[str]], prompt: Prompt, max_length: int | None, batch_size: int | None
@@ -265,7 +278,7 @@ class Embedder(abc.ABC):
         def compute(texts: Iterator[list[str]]) -> Iterator[Encoded]:
             return self._encode_unique(texts, prompt, max_length, batch_size)
 
-        yield from computed(windows, compute, self.dimension)
+        yield from computed(windows, compute, self.dimension, advice=self._advice)
 
 
 def check_count(name: str, value: object, things: str) -> None:

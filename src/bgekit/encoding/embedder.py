@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,13 +18,14 @@ from ..models.checkpoint import fingerprint, resolve
 from ..models.families import find_family
 from ..models.prompts import Prompt
 from .base import Embedder, check_count, digest
-from .result import Encoded
+from .result import Encoded, Origin
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast
 
     from .devices import WorkerPool
+    from .engine import EngineSpec
 
 logger = logging.getLogger(__name__)
 
@@ -179,15 +180,19 @@ class FlagModel(Embedder):
         """Number format that vectors are computed in."""
         return self._spec.precision
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """sha256 (hex) of weights, tokenizer, card, precision and the lengths that the caller set for roles."""
-        weights = fingerprint(self.folder, allow_pickle=self._spec.allow_pickle)
-        card = {key: value for key, value in self.card.to_dict().items() if key not in ("name", "family")}
-        lengths = [str(self.query_max_length), str(self.passage_max_length)]
-        # Only where there are some, so that what was stored without them is found again.
-        own = [] if lengths == ["None", "None"] else lengths
-        return digest(weights, repr(card), self.precision, str(self._truncate_dim), *own)
+        return self._compute_fingerprint()
+
+    @cached_property
+    def _origin(self) -> Origin:
+        return Origin(self._compute_fingerprint, self)
+
+    @cached_property
+    def _compute_fingerprint(self) -> Callable[[], str]:
+        """What computes the fingerprint, once; it holds on to no weights."""
+        return lru_cache(maxsize=1)(partial(_fingerprint, self._spec, self.query_max_length, self.passage_max_length))
 
     @cached_property
     def weights_fingerprint(self) -> str:
@@ -280,6 +285,15 @@ class FlagModel(Embedder):
 
         allow_pickle = self._spec.allow_pickle
         return digest_then is not None and digest_then != weights_digest(self.folder, allow_pickle=allow_pickle)
+
+
+def _fingerprint(spec: EngineSpec, query_max_length: int | None, passage_max_length: int | None) -> str:
+    weights = fingerprint(spec.folder, allow_pickle=spec.allow_pickle)
+    card = {key: value for key, value in spec.card.to_dict().items() if key not in ("name", "family")}
+    lengths = [str(query_max_length), str(passage_max_length)]
+    # Only where there are some, so that what was stored without them is found again.
+    own = [] if lengths == ["None", "None"] else lengths
+    return digest(weights, repr(card), spec.precision, str(spec.truncate_dim), *own)
 
 
 def _prompt(instruction: str | Unset | None, template: str) -> Prompt | Unset:

@@ -31,7 +31,7 @@ from ..models.prompts import Prompt
 from .batching import plan_batches
 from .forking import check_process, note_load
 from .result import Encoded
-from .tokenization import TextTokenizer, Tokens, load_tokenizer
+from .tokenization import TextTokenizer, Tokens, load_tokenizer, merged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -182,7 +182,8 @@ class Engine(Generic[N_co]):
         self._tokenisers = lru_cache(maxsize=16)(self._new_tokeniser)
 
     def _new_tokeniser(self, request: AnyRequest) -> Tokenise:
-        return request.tokeniser(self.tokenizer)
+        tokenise = request.tokeniser(self.tokenizer)
+        return lambda inputs: merged(tokenise(inputs))
 
     def _tokeniser(self, request: AnyRequest) -> Tokenise:
         return self._tokenisers(replace(request, batch_size=None))  # Tokens do not depend on it.
@@ -294,9 +295,11 @@ class Engine(Generic[N_co]):
         order = np.concatenate([np.asarray(batch) for batch in batches])
         vectors = np.empty((len(order), parts[0].shape[1]), dtype=np.float32)
         vectors[order] = torch.cat(parts).float().cpu().numpy()
+        if tokens.places is not None:
+            vectors = vectors[tokens.places]
         if tokens.starts is not None:
             vectors = np.maximum.reduceat(vectors, tokens.starts, axis=0)
-        return Encoded(vectors, sum(map(len, tokens.ids)), tokens.truncated, split=tokens.split)
+        return Encoded(vectors, sum(map(len, tokens.ids)), tokens.truncated, split=tokens.split, keys=tokens.keys)
 
 
 def _is_small(tokens: Tokens) -> bool:

@@ -6,6 +6,7 @@ import http.client
 import json
 import logging
 import random
+import re
 import ssl
 import threading
 import urllib.error
@@ -18,6 +19,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from ..errors import ApiError, ArgumentError
+from .openai_refusals import Meaning, error_fields, meaning, most_texts
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +32,27 @@ _PASSING_STATUS: Final = frozenset({408, 409, 429})
 #: Codes of answers that look passing and are not.
 _FINAL_CODES: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 
+#: Characters of an API's message that are shown.
+_SHOWN: Final = 300
+#: From so many characters on, a key is taken out of messages wherever it stands, or as a word of its own.
+_SECRET, _WORD = 12, 4
+
 
 class RequestTooLargeError(ApiError):
-    """The API wants fewer texts in one request."""
+    """The API wants fewer texts, or less text, in one request.
+
+    Attributes:
+        about: `texts`: their number; `length`: how long they are; `size`: it does not say.
+        most: The number of texts that it takes, None if it does not say.
+    """
+
+    def __init__(self, message: str, about: Meaning = "size", most: int | None = None) -> None:
+        super().__init__(message)
+        self.about, self.most = about, most
+
+
+class FormatRefusedError(ApiError):
+    """The API does not know the number format that vectors were asked for in."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +102,11 @@ class Endpoint:
         self._retries = retries
         self._opener = urllib.request.build_opener(_NoRedirects)
 
+    @property
+    def is_public(self) -> bool:
+        """Whether this is OpenAI's own API."""
+        return self.url == f"{DEFAULT_URL}/embeddings"
+
     def __repr__(self) -> str:
         return f"Endpoint({self.url!r})"
 
@@ -94,13 +119,14 @@ class Endpoint:
 
         Raises:
             RequestTooLargeError: fewer texts may work.
+            FormatRefusedError: another `encoding_format` may work.
             ApiError: refused, or no good answer after all tries.
         """
         body = json.dumps(payload).encode("ascii")
         for attempt in range(1, self._retries.attempts + 1):
             if stop.is_set():
                 raise ApiError("stopped before the request was sent")
-            answer = self._try(body)
+            answer = self._try(body, len(payload["input"]))
             if not isinstance(answer, _Failure):
                 return answer
             if not answer.passing:
@@ -123,7 +149,7 @@ class Endpoint:
         if stop.wait(wait):
             raise ApiError("stopped while waiting for the API") from failure.error
 
-    def _try(self, body: bytes) -> Any:
+    def _try(self, body: bytes, texts: int) -> Any:
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "bgekit"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -133,7 +159,7 @@ class Endpoint:
                 content = response.read()
         except urllib.error.HTTPError as error:
             with error:
-                return self._refused(error.code, error.headers, _read_quietly(error))
+                return self._refused(error.code, error.headers, _read_quietly(error), texts)
         except urllib.error.URLError as error:
             passing = not isinstance(error.reason, ssl.SSLCertVerificationError)
             return _Failure(ApiError(f"cannot reach {self.url}: {error.reason}"), passing)
@@ -146,26 +172,38 @@ class Endpoint:
             failure.__cause__ = error
             return _Failure(failure, False)
 
-    def _refused(self, status: int, headers: Message, content: bytes) -> _Failure:
-        message, code = _error_fields(content)
-        if self._key:
-            message = message.replace(self._key, "<key>")
-        if status == 413 or (status == 400 and _is_too_large(message, code)):
-            return _Failure(RequestTooLargeError(f"{self.url} finds the request too large: {message}"), False)
+    def _refused(self, status: int, headers: Message, content: bytes, texts: int) -> _Failure:
+        message, code = error_fields(content)
+        about = meaning(status, message, code)
+        most = most_texts(message, texts) if about == "texts" else None
+        message = self._without_key(message)[:_SHOWN]
+        if about == "format":
+            return _Failure(FormatRefusedError(self._explain(status, message)), False)
+        if about is not None:
+            error = RequestTooLargeError(f"{self.url} finds the request too large ({status}): {message}", about, most)
+            return _Failure(error, False)
         passing = (status in _PASSING_STATUS or status >= 500) and code not in _FINAL_CODES
         return _Failure(ApiError(self._explain(status, message)), passing, _retry_after(headers))
+
+    def _without_key(self, message: str) -> str:
+        """The message for people; a key that could be an ordinary word or number is none, and stays."""
+        if len(self._key) >= _SECRET:
+            return message.replace(self._key, "<key>")
+        if len(self._key) >= _WORD:
+            return re.sub(rf"(?<!\w){re.escape(self._key)}(?!\w)", "<key>", message)
+        return message
 
     def _explain(self, status: int, message: str) -> str:
         if status == 401:
             # The API's own words repeat parts of the key.
-            return f"{self.url} does not accept the API key (401): check the environment variable {KEY_VARIABLE}"
+            return f"{self.url} does not accept the API key (401): check the variable {KEY_VARIABLE}, or api_key="
         advice = {
-            403: f"; check what the key in {KEY_VARIABLE} may do",
-            404: f"; check the model's name and {URL_VARIABLE}",
+            403: f"; check what the key (api_key=, {KEY_VARIABLE}) may do",
+            404: f"; check the model's name and the address (base_url=, {URL_VARIABLE})",
         }.get(status, "")
         if 300 <= status < 400:
             # Followed, a redirect would carry the key to another host.
-            advice = f"; redirects are not followed, set {URL_VARIABLE} to the final address"
+            advice = f"; redirects are not followed, give the final address as base_url= or {URL_VARIABLE}"
         return f"{self.url} answered {status}: {message or 'without a message'}{advice}"
 
 
@@ -189,29 +227,6 @@ def _read_quietly(error: urllib.error.HTTPError) -> bytes:
     except (OSError, http.client.HTTPException):
         # The status alone says enough; the connection broke before the explanation was complete.
         return b""
-
-
-def _error_fields(content: bytes) -> tuple[str, str]:
-    """Message, on one line and not too long, and code of an error answer, whatever its form."""
-    message, code = content.decode("utf-8", "replace"), ""
-    try:
-        error = json.loads(content)
-    except ValueError:
-        error = None
-    if isinstance(error, dict):
-        error = error.get("error", error)
-    if isinstance(error, dict):
-        message = str(error.get("message") or message)
-        code = str(error.get("code") or error.get("type") or "")
-    elif isinstance(error, str):
-        message = error
-    return " ".join(message.split())[:300], code
-
-
-def _is_too_large(message: str, code: str) -> bool:
-    # The first two are about the whole request, the others about one text in it: halving finds out which.
-    known = ("tokens per request", "maximum batch size", "maximum context length", "maximum input length")
-    return code == "max_tokens_per_request" or any(words in message for words in known)
 
 
 def _retry_after(headers: Message) -> float | None:

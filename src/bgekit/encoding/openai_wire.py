@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, cast
 
@@ -23,9 +24,18 @@ TOKEN_BUDGET: Final = 250_000
 _BYTES_PER_TOKEN: Final = 2
 
 
+#: White space of all kinds, and what is not seen at all: control characters, soft hyphens, marks of direction...
+_BLANK: Final = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u3164\ufeff]*")
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has nothing that can be seen."""
+    return _BLANK.fullmatch(text) is not None
+
+
 def sendable(text: str, prompt: Prompt) -> str:
-    """The text as it goes out. The API refuses an empty text, so it goes out as one space."""
-    return f"{prompt.prefix}{text}{prompt.suffix}" or " "
+    """The text as it goes out. APIs refuse empty texts, and many of them blank ones, so these go out as one space."""
+    return f"{prompt.prefix}{'' if is_blank(text) else text}{prompt.suffix}" or " "
 
 
 def split_requests(texts: Iterable[str], size: int) -> Iterator[list[str]]:

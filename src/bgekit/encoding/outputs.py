@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 _LOCK: Final = ".lock"
 _TEMPORARY: Final = ".tmp"
+#: A file that was changed less than so many nanoseconds ago may be changed again within a tick of the clock.
+_SETTLED_NS: Final = 2 * 10**9
 
 
 class OutputFolder:
@@ -135,6 +138,21 @@ def file_sha256(path: Path) -> str:
     except OSError as error:
         raise OutputError(f"cannot read {path}: {error.strerror or error}") from error
     return digest.hexdigest()
+
+
+def file_status(path: Path) -> list[int] | None:
+    """What stays the same as long as a file's content does, so that it need not be read again; None where nothing does.
+
+    Size and time of writing alone are not enough: tools that copy and unpack set the time. The time at which the
+    system last changed the file's entry cannot be set, but its clock ticks in steps, and Windows keeps none.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    status = path.stat()
+    if os.name == "nt" or time.time_ns() - status.st_ctime_ns < _SETTLED_NS:
+        return None
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
 
 
 def _take_lock(path: Path) -> int:

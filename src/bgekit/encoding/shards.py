@@ -135,6 +135,7 @@ def encode_to_shards(
                 batch_size=batch_size, chunks=chunks, store_texts=store_texts, resume=resume, overwrite=overwrite,
                 progress=progress,
             )  # fmt: skip
+    model.settle()
     settings = {
         "kind": kind, "max_length": max_length or model.max_length_of(kind), "batch_size": batch_size, "dtype": dtype,
         "dimension": model.dimension, "shard_size": shard_size, "store_texts": store_texts,

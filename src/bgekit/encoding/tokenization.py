@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import array
+import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,8 @@ class Tokens:
         types: The token types of each text, where it is not the first for all.
         starts: Where inputs became several texts each: the first of every input. Its result is their maximum.
         split: Positions of the inputs that became several texts.
+        places: Where equal sequences have been merged, the place in `ids` of each sequence that there was.
+        keys: Of merged tokens, a digest for each input, the same for inputs whose sequences are the same.
     """
 
     ids: list[list[int]]
@@ -36,6 +40,43 @@ class Tokens:
     types: list[list[int]] | None = None
     starts: list[int] | None = None
     split: list[int] = field(default_factory=list)
+    places: list[int] | None = None
+    keys: list[bytes] = field(default_factory=list)
+
+
+def merged(tokens: Tokens) -> Tokens:
+    """The tokens with each distinct sequence once.
+
+    Texts that differ become equal here: by case for an uncased tokenizer, by white space, by what is cut off.
+    Computed in different batches they would be rounded differently.
+    """
+    keys = [_key(ids) for ids in tokens.ids]
+    if tokens.types is not None:
+        keys = [_key(types, salt=key) for types, key in zip(tokens.types, keys, strict=True)]
+    first: dict[bytes, int] = {}
+    kept = [row for row, key in enumerate(keys) if first.setdefault(key, row) == row]
+    inputs = keys
+    if tokens.starts is not None:
+        ends = [*tokens.starts[1:], len(keys)]
+        inputs = [_digest(b"".join(keys[start:end])) for start, end in zip(tokens.starts, ends, strict=True)]
+    if len(kept) == len(keys):
+        return replace(tokens, keys=inputs)
+    place = {keys[row]: place for place, row in enumerate(kept)}
+    return replace(
+        tokens,
+        ids=[tokens.ids[row] for row in kept],
+        types=None if tokens.types is None else [tokens.types[row] for row in kept],
+        places=[place[key] for key in keys],
+        keys=inputs,
+    )
+
+
+def _key(numbers: Sequence[int], salt: bytes = b"") -> bytes:
+    return _digest(salt + array.array("q", numbers).tobytes())
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def check_text(text: object, index: int) -> str:

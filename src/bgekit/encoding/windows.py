@@ -1,4 +1,4 @@
-"""Windows of texts on their way in (checked, cleaned, equal texts found) and of vectors on their way out.
+"""Windows of texts on their way in (checked, cleaned, equal ones found) and of vectors on their way out.
 
 What is said of texts holds for pairs of texts, whose vectors are one score wide, as well.
 """
@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 _PROGRESS_FROM: Final = 4096
 
 
+#: What to do where a vector has NaN or infinity.
+ADVICE: Final = "Try use_fp16=False; if that does not help, the weights are damaged."
+
 T = TypeVar("T", bound="str | tuple[str, str]")
 
 
@@ -51,14 +54,13 @@ class Window(Generic[T]):
     copies: list[tuple[int, int]] = field(default_factory=list)
     repaired: list[int] = field(default_factory=list)
 
-    def check(self, encoded: Encoded, what: str = "the vector of the text") -> None:
+    def check(self, encoded: Encoded, what: str = "the vector of the text", advice: str = ADVICE) -> None:
         """Raise NumericalError, naming the text, if a vector has NaN or infinity."""
         finite = np.isfinite(encoded.vectors).all(axis=1)
         if not finite.all():
             bad = int(np.argmin(finite))
             raise NumericalError(
-                f"{what} at index {self.rows[bad]} has NaN or infinity: {self.texts[bad]!r:.200}. "
-                "Try use_fp16=False; if that does not help, the weights are damaged."
+                f"{what} at index {self.rows[bad]} has NaN or infinity: {self.texts[bad]!r:.200}. {advice}"
             )
 
     def restore(self, encoded: Encoded) -> Encoded:
@@ -160,6 +162,7 @@ def computed(
     compute: Callable[[Iterator[list[T]]], Iterator[Encoded]],
     dimension: int,
     what: str = "the vector of the text",
+    advice: str = ADVICE,
 ) -> Iterator[tuple[Window[T], Encoded]]:
     """Each window with the vectors of its distinct texts, checked to be finite, in order.
 
@@ -168,6 +171,7 @@ def computed(
         compute: Lists of distinct texts, not empty -> one result for each, in order.
         dimension: Width of the vectors.
         what: For the message of an error.
+        advice: The end of that message: what to do.
 
     Raises:
         NumericalError: a vector has NaN or infinity.
@@ -186,7 +190,7 @@ def computed(
         while not waiting[0].texts:
             yield waiting.popleft(), nothing
         window = waiting.popleft()
-        window.check(encoded, what)
+        window.check(encoded, what, advice)
         yield window, encoded
         trimmer.trim()
     while waiting:
@@ -206,13 +210,20 @@ class Collector:
         self.split: set[int] = set()
         self._repaired: list[int] = []
         self._rows = 0
+        self._first: dict[bytes, int] = {}
 
     def add(self, window: Window[Any], encoded: Encoded) -> None:
         """Write the next window."""
+        if len(encoded.vectors) and encoded.vectors.shape[1] != self._target.shape[1]:
+            self._take_width(encoded.vectors.shape[1])
         self._rows = window.first + window.size
         if self._rows > len(self._target):
             self._grow()
         self._target[window.rows] = encoded.vectors
+        # A text whose tokens an earlier window had is the same to the model: another batch only rounded it otherwise.
+        for row, key in zip(window.rows, encoded.keys, strict=False):
+            if (source := self._first.setdefault(key, row)) != row:
+                self._target[row] = self._target[source]
         self._truncated.update(window.rows[position] for position in encoded.truncated)
         self.split.update(window.rows[position] for position in encoded.split)
         for row, source in window.copies:
@@ -227,6 +238,15 @@ class Collector:
         if self._out is not None and self._rows < len(self._out):
             raise ArgumentError(f"out has room for {len(self._out)} vectors, but there were only {self._rows} texts")
         return Embeddings.of(self._target[: self._rows], tuple(sorted(self._truncated)), tuple(self._repaired))
+
+    def _take_width(self, width: int) -> None:
+        """Make room for vectors of another width than was expected: a server may know better than a table."""
+        if self._out is not None or self._rows:
+            raise ArgumentError(
+                f"the vectors have the width {width}, {'out has' if self._out is not None else 'those before had'} "
+                f"{self._target.shape[1]}"
+            )
+        self._target = np.empty((len(self._target), width), dtype=np.float32)
 
     def _grow(self) -> None:
         if self._out is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -15,7 +16,7 @@ from ..encoding.shards import encode_to_shards
 from ..encoding.shardset import load_shards
 from ..errors import ArgumentError
 from ..search import approximate
-from ..search.exact import QUERIES, TopK, unit
+from ..search.exact import QUERIES, UNIT_LENGTH, TopK, unit
 from ..search.facts import check_similarity
 from .ranking import Rows
 
@@ -31,6 +32,8 @@ IndexKind = Literal["exact", "hnsw", "ivf"]
 SHARD: Final = 2048
 #: Vectors that queries are compared with at once.
 _BLOCK: Final = 16_384
+#: Pairs of vectors that are multiplied at once on a device.
+_SCORED: Final = 8192
 
 
 class DenseMiner:
@@ -100,8 +103,10 @@ class DenseMiner:
         if self._index is not None:
             return self._rank_by_index(queries, top_k)
         make = TopK if self._device is None else _DeviceTopK.on(self._device)
+        longest = UNIT_LENGTH if self.cosine else None
         best: list[Any] = [
-            make(queries[first : first + QUERIES], top_k, cosine=False) for first in range(0, len(queries), QUERIES)
+            make(queries[first : first + QUERIES], top_k, cosine=False, longest=longest)
+            for first in range(0, len(queries), QUERIES)
         ]
         for first, block in self._blocks(_BLOCK):
             vectors = self._comparable(block)
@@ -138,34 +143,40 @@ class DenseMiner:
             yield first * SHARD, block[: count - first * SHARD]
 
 
-class _DeviceTopK:
-    """As `search.exact.TopK`, on a GPU; which of two equal scores comes in at the last place is left open."""
+class _DeviceTopK(TopK):
+    """`TopK` whose products are computed by torch, most often on a GPU."""
 
-    def __init__(self, queries: Floats, top_k: int, device: str) -> None:
+    def __init__(self, queries: Floats, top_k: int, device: str, longest: float | None) -> None:
         import torch
 
-        self._torch, self._top_k = torch, top_k
-        self._queries = torch.as_tensor(queries, device=device)
-        self._scores = self._queries.new_empty((len(queries), 0))
-        self._rows = torch.empty((len(queries), 0), dtype=torch.int64, device=device)
+        super().__init__(queries, top_k, cosine=False, longest=longest)
+        self._torch, self._there = torch, torch.as_tensor(self._queries, device=device)
 
     @classmethod
     def on(cls, device: str) -> Any:
         """A maker with the signature of `TopK`."""
-        return lambda queries, top_k, cosine: cls(queries, top_k, device)
+        return lambda queries, top_k, cosine, longest=None: cls(queries, top_k, device, longest)
 
-    def add(self, first: int, block: Floats) -> None:
+    def _coarseness(self) -> float:
+        # A caller may have allowed TF32 or bfloat16 for products of float32.
+        return {"highest": 0.0, "high": 2.0**-9, "medium": 2.0**-6}[self._torch.get_float32_matmul_precision()]
+
+    def _promising(self, vectors: Floats, rounding: Floats) -> Iterator[tuple[int, Rows, Floats]]:
         torch = self._torch
-        vectors = torch.as_tensor(np.ascontiguousarray(block), device=self._queries.device)
-        scores, rows = (self._queries @ vectors.T).topk(min(self._top_k, len(block)), dim=1)
-        scores, rows = torch.cat([self._scores, scores], 1), torch.cat([self._rows, rows + first], 1)
-        self._scores, order = scores.topk(min(self._top_k, scores.shape[1]), dim=1)
-        self._rows = rows.gather(1, order)
-
-    def found(self) -> list[tuple[Floats, Rows]]:
-        pairs = zip(self._scores.cpu().numpy(), self._rows.cpu().numpy(), strict=True)
-        result = []
-        for scores, rows in pairs:
-            order = np.lexsort((rows, -scores))
-            result.append((scores[order], rows[order]))
-        return result
+        block = torch.as_tensor(np.ascontiguousarray(vectors), device=self._there.device)
+        margin = torch.as_tensor(rounding, device=block.device)
+        products = self._there @ block.T
+        least = products.topk(min(self._top_k, len(block)), dim=1).values[:, -1:]
+        floors = torch.as_tensor(self._floors, device=block.device)
+        queries, columns = ((products > floors - margin) & (products >= least - 2 * margin)).nonzero(as_tuple=True)
+        # In float64: how a reduction is divided depends on the number of its rows, and must not be seen in float32.
+        parts = [
+            (self._there[some_queries].double() * block[some_columns].double()).sum(dim=1).float()
+            for some_queries, some_columns in zip(queries.split(_SCORED), columns.split(_SCORED), strict=True)
+        ]
+        scores = torch.cat([self._there.new_empty(0), *parts]).cpu().numpy()
+        ends = np.searchsorted(queries.cpu().numpy(), np.arange(len(self._queries) + 1))
+        rows = columns.cpu().numpy()
+        for query, (start, end) in enumerate(itertools.pairwise(ends)):
+            if end > start:
+                yield query, rows[start:end], scores[start:end]

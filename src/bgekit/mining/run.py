@@ -22,15 +22,16 @@ import numpy as np
 
 from ..encoding.base import digest
 from ..encoding.outputs import OutputFolder, file_sha256
-from ..encoding.records import RecordReader, read_records
+from ..encoding.records import Record, RecordReader, read_records
 from ..encoding.rows import STDIN
 from ..errors import ArgumentError, DataError, require_extra
 from ..models.leftovers import check_place
 from .bm25 import Bm25
 from .dense import DenseMiner, Floats, IndexKind
+from .known import Judgements, Relevant, distinct_negatives
 from .ranking import Rows
 from .report import Tally, report, step_of
-from .rows import InputRow, check_output, check_training, copy_key, line_of, read_training
+from .rows import InputRow, check_output, check_training, line_of, read_training
 from .sampling import RANDOM, Choice, Draw, Similarity
 from .texts import TextStore, store_texts
 from .writing import write_together
@@ -50,7 +51,7 @@ _TOGETHER: Final = 64
 #: A reranker may refuse as many candidates of a row as its ranges have, and so many times the negatives wanted.
 _REFUSALS: Final = 10
 #: Part of the name of what is kept: what an older version made is not used.
-_VERSION: Final = "2"
+_VERSION: Final = "3"
 _SAMPLE_DRAW: Final = 2
 
 #: Total texts -> what shows how far their encoding is.
@@ -78,6 +79,9 @@ class Mining:
         pool: Files of candidates, `{"text"}` a line, to which a title is not added, as it is not to positives; by
             default all passages of the input are candidates.
         text_field: Field of the pool's texts; by default `text`, `content` or `contents`.
+        id_field: Field of the pool's ids, which judgements name; by default `_id` or `id`, else the number of the row.
+        qrels: Files of judgements: what they call relevant to a query is no negative of it.
+        queries: A file of the texts of the judgements' queries by id; by default rows have these ids, as `query_id`.
         choice: How negatives are drawn.
         miners: Of `dense` (every model), `bm25` and `random`; the shares of `choice` are in the order of all models
             and then the others.
@@ -94,6 +98,9 @@ class Mining:
     output: str
     pool: tuple[str, ...] = ()
     text_field: str | None = None
+    id_field: str | None = None
+    qrels: tuple[str, ...] = ()
+    queries: str | None = None
     choice: Choice = field(default_factory=Choice)
     miners: tuple[str, ...] = (DENSE,)
     index: IndexKind = "exact"
@@ -131,16 +138,23 @@ def mine(
         OutputError: the output cannot be written, or another process writes to it.
     """
     check_task(task, models=len(models), reranker=reranker is not None)
+    judgements = Judgements.read(task.qrels, task.queries) if task.qrels else None
     count = check_training(task.input)
     work = _work_folder(task)
     with OutputFolder(work) as folder:
-        pool = _read_pool(task) if task.pool else None
+        pool: Iterable[Record] | None = _read_pool(task) if task.pool else None
+        if pool is not None and judgements is not None:
+            pool = judgements.passing(pool)
         with contextlib.closing(
             store_texts(folder, lambda: read_training(task.input), pool, negatives=task.keep_existing)
         ) as store:
             if not store.candidates:
                 raise DataError(f"{', '.join(task.pool) or task.input} has no texts to draw negatives from")
-            run = _Run(task, models, store, folder, count, reranker)
+            relevant = Relevant.of_rows(read_training(task.input))
+            judged = Relevant((), ())
+            if judgements is not None:
+                judged = judgements.relevant(read_training(task.input), store)
+            run = _Run(task, models, store, folder, count, reranker, relevant, judged)
             content = run.all(progress, advance)
         _publish(Path(task.output), run.parts(), content)
     if task.work is None:
@@ -171,6 +185,10 @@ def check_task(task: Mining, *, models: int, reranker: bool) -> None:
     check_output(task.output, task.input, *task.pool)
     check_place(report_path(task.output))
     check_place(_work_folder(task), folder=True)
+    if task.queries is not None and not task.qrels:
+        raise ArgumentError("queries are texts of judgements by id, and no judgements (qrels) are given")
+    if task.id_field is not None and not (task.qrels and task.pool):
+        raise ArgumentError("id_field is for judgements (qrels) of a pool of candidates; give both")
     unknown = [name for name in task.miners if name not in MINERS]
     if unknown or not task.miners:
         raise ArgumentError(f"miners are {', '.join(MINERS)}, not {', '.join(unknown) or 'none at all'}")
@@ -194,7 +212,7 @@ def check_task(task: Mining, *, models: int, reranker: bool) -> None:
 
 
 def _read_pool(task: Mining) -> RecordReader:
-    return read_records(task.pool, text_field=task.text_field, title_field="")
+    return read_records(task.pool, text_field=task.text_field, title_field="", id_field=task.id_field)
 
 
 def _work_folder(task: Mining) -> Path:
@@ -209,7 +227,7 @@ def _sources(task: Mining, models: Sequence[str]) -> list[str]:
 class _Run:
     def __init__(
         self, task: Mining, models: Sequence[Embedder], store: TextStore, folder: OutputFolder, count: int,
-        reranker: Reranker | None,
+        reranker: Reranker | None, relevant: Relevant, judged: Relevant,
     ) -> None:  # fmt: skip
         shares = (
             task.choice.shares
@@ -221,10 +239,11 @@ class _Run:
         self._dense = [
             DenseMiner(model, store, folder.path, index=task.index, device=task.search_device) for model in models
         ]
+        self._relevant, self._judged = relevant, judged
         self._bm25: Bm25 | None = None
         content = {
             "version": _VERSION, "input": file_sha256(Path(task.input)), "texts": store.digest,
-            "candidates": store.candidates, "choice": asdict(self._choice),
+            "candidates": store.candidates, "choice": asdict(self._choice), "judged": judged.digest,
             "models": [model.fingerprint for model in models], "reranker": reranker and str(reranker.fingerprint),
             **{name: getattr(task, name) for name in
                ("miners", "index", "search_device", "keep_existing", "scores", "max_reranker_score", "samples")},
@@ -337,11 +356,17 @@ class _Run:
     def _draw(
         self, each: InputRow, ranking: list[tuple[str, Rows | None]], similarity: Similarity | None
     ) -> tuple[Draw, Similarity | None, list[str]]:
-        row, kept = each.row, _distinct_negatives(each) if self._task.keep_existing else []
+        row = each.row
+        relevant, judged = self._relevant.to(row.query), self._judged.to(row.query)
+        kept = distinct_negatives(each, (*relevant, *judged)) if self._task.keep_existing else []
         lowest = 0.0
         if self._choice.guards.need_scores and similarity is not None:
-            lowest = float(similarity(self._numbers(row.positives)).min())
-        draw = Draw(row, self._store, ranking, self._choice, similarity=similarity, positive_score=lowest, kept=kept)
+            numbers = [number for key in relevant if (number := self._store.first(key)) is not None]
+            lowest = float(similarity(np.array(numbers, dtype=np.int64)).min())
+        draw = Draw(
+            row, self._store, ranking, self._choice, similarity=similarity, positive_score=lowest, kept=kept,
+            relevant=relevant, judged=judged,
+        )  # fmt: skip
         return draw, similarity, kept
 
     def _accept(self, draws: Sequence[Draw], queries: Sequence[str]) -> None:
@@ -392,12 +417,6 @@ class _Run:
         if scores is not None and self._task.scores:
             fields |= {"pos_scores": scores[0], "neg_scores": scores[1]}
         return fields
-
-
-def _distinct_negatives(each: InputRow) -> list[str]:
-    """The negatives that a row has, without copies of its query, its positives and one another."""
-    seen = {copy_key(text) for text in (each.row.query, *each.row.positives)}
-    return [text for text in each.row.negatives if (key := copy_key(text)) not in seen and not seen.add(key)]  # type: ignore[func-returns-value]
 
 
 def _publish(output: Path, parts: Iterable[Path], content: dict[str, Any]) -> None:

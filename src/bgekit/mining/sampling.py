@@ -151,6 +151,7 @@ class Draw:
     def __init__(
         self, row: Row, store: TextStore, rankings: Sequence[tuple[str, Rows | None]], choice: Choice, *,
         similarity: Similarity | None = None, positive_score: float = 0.0, kept: Sequence[str] = (),
+        relevant: Sequence[int] = (), judged: Sequence[int] = (),
     ) -> None:  # fmt: skip
         """Nothing drawn yet.
 
@@ -160,8 +161,10 @@ class Draw:
             rankings: What each miner found, best first, from place 1; None for a miner that draws at random.
             choice: How to draw.
             similarity: Scores of candidates, for guards.
-            positive_score: The lowest score of the row's positives, for guards.
+            positive_score: The lowest score of the query's positives, for guards.
             kept: Negatives that the row keeps.
+            relevant: Keys of texts that are positives of the same query in any row.
+            judged: Keys of texts that judgements call relevant to the query.
         """
         self.accepted: list[Candidate] = []
         self.refused: Counter[str] = Counter()
@@ -171,11 +174,13 @@ class Draw:
         self._similarity = similarity
         self._ceilings = choice.guards.ceilings(positive_score)
         self._taken = {copy_key(text): "copy of a negative" for text in kept}
+        self._taken |= dict.fromkeys(judged, "judged relevant") | dict.fromkeys(relevant, "positive of the same query")
         self._taken |= {copy_key(text): "copy of a positive" for text in row.positives}
         self._taken |= {copy_key(row.query): "copy of the query", BLANK: "blank"}
         self._near: list[Pieces] = []
         if choice.guards.near_duplicates is not None:
-            self._near = [pieces(text) for text in dict.fromkeys([row.query, *row.positives, *kept])]
+            known = [store[number] for key in (*relevant, *judged) if (number := store.first(key)) is not None]
+            self._near = [pieces(text) for text in dict.fromkeys([row.query, *row.positives, *kept, *known])]
         #: Keys of what any miner places before the range: nearer than what is wanted, so not drawn at random either.
         tops = [ranking[: choice.first] for _, ranking in rankings if ranking is not None]
         self._top = set(store.keys[np.concatenate(tops)].tolist()) if tops else set()

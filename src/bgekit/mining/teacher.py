@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ from typing import IO, Any, Final, Protocol
 
 from ..encoding.outputs import OutputFolder, file_sha256
 from ..errors import OutputError
-from .rows import InputRow, check_output, check_training, line_of, read_training
+from .known import Relevant
+from .rows import InputRow, check_output, check_training, copy_key, line_of, read_training
+
+logger = logging.getLogger(__name__)
 
 #: Rows of a group: scored together, and lost together in an interruption.
 GROUP: Final = 64
@@ -74,6 +78,7 @@ def score(
     """
     check_output(output, input)
     counts = ScoreCounts(rows=check_training(input, scored_pairs=True))
+    _warn_of_positives(input)
     facts = {
         "input_sha256": file_sha256(Path(input)), "teacher": str(teacher.fingerprint), "normalize": normalize,
         "overwrite_scores": overwrite_scores, "group": GROUP,
@@ -101,6 +106,21 @@ def score(
 
 
 _FACTS: Final = "run.json"
+
+
+def _warn_of_positives(input: str) -> None:
+    """Say how many negatives are positives of the same query in another row: they are scored as any other."""
+    relevant = Relevant.of_rows(read_training(input))
+    found = sum(
+        len({copy_key(text) for text in each.row.negatives} & set(relevant.to(each.row.query)))
+        for each in read_training(input)
+        if each.row.negatives
+    )
+    if found:
+        logger.warning(
+            "%d negatives in %s are positives of the same query in some row: bge mine --keep_existing leaves them out",
+            found, input,
+        )  # fmt: skip
 
 
 def _begin(folder: OutputFolder, partial: Path, facts: dict[str, Any], output: str) -> None:

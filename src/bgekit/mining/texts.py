@@ -6,6 +6,7 @@ import array
 import hashlib
 import mmap
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -55,6 +56,21 @@ class TextStore:
     def find(self, text: str) -> int:
         """The number of a text of the input."""
         return self._places[_exact(text)]
+
+    def has(self, key: int) -> bool:
+        """Whether one of the texts has this key."""
+        return self.first(key) is not None
+
+    def first(self, key: int) -> int | None:
+        """The number of the first text with this key, if there is one."""
+        place = int(np.searchsorted(self.keys, key, sorter=self._by_key))
+        if place == len(self.keys) or self.keys[self._by_key[place]] != key:
+            return None
+        return int(self._by_key[place])
+
+    @cached_property
+    def _by_key(self) -> Rows:
+        return np.argsort(self.keys, kind="stable")
 
     def records(self) -> Iterator[Record]:
         """All texts, in order."""

@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from ..encoding.outputs import OutputFolder, file_sha256
+from ..encoding.outputs import OutputFolder, file_sha256, file_status
 from ..errors import CheckpointError
 from ..models.checkpoint import resolve
 
-#: Digests of files from this size on are kept, by size and time of change; smaller ones are read each time, since
-#: they could be rewritten within the resolution of a file system's clock.
+#: Digests of files from this size on are kept as long as these stay untouched; smaller ones are read each time.
 _LARGE: Final = 32 << 20
 _KEPT: Final = "digests.json"
 #: What a model's folder says of how it came about, which differs from run to run and decides nothing.
@@ -75,15 +74,14 @@ class Digests:
         return f"named {name}" if _HUB_ID.fullmatch(name) else None
 
     def _of_file(self, path: Path) -> str:
-        stat = path.stat()
-        if stat.st_size < _LARGE:
+        status = file_status(path) if path.stat().st_size >= _LARGE else None
+        if status is None:
             return file_sha256(path)
-        now = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
         known = self._known.get(str(path.resolve()))
-        if not isinstance(known, list) or known[:3] != now:
-            known = self._known[str(path.resolve())] = [*now, file_sha256(path)]
+        if not isinstance(known, list) or known[:-1] != status:
+            known = self._known[str(path.resolve())] = [*status, file_sha256(path)]
             self._changed = True
-        return str(known[3])
+        return str(known[-1])
 
 
 def _files(folder: Path, root: Path) -> Iterator[tuple[str, Path]]:

@@ -55,9 +55,10 @@ VERBS: Final[Mapping[str, Verb]] = {
 }
 
 #: Arguments (by `dest`, the same in all verbs) whose values are files or folders that are read ...
-DATA: Final = frozenset(
-    ("input", "candidate_pool", "train_data", "eval_data", "data", "data_root", "texts", "files", "deepspeed")
-)
+DATA: Final = frozenset((
+    "input", "candidate_pool", "qrels", "queries", "train_data", "eval_data", "data", "data_root", "texts", "files",
+    "deepspeed",
+))  # fmt: skip
 #: ... and those that are models: folders, packaged ones, or names on the hub.
 MODELS: Final = frozenset(
     ("model", "models", "model_name_or_path", "base", "reranker", "first_stage", "config_name", "tokenizer_name")

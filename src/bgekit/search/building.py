@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ..encoding.manifest import MANIFEST
-from ..encoding.outputs import OutputFolder, file_sha256
+from ..encoding.outputs import OutputFolder, file_sha256, file_status
 from ..encoding.records import Record, RecordReader
 from ..encoding.shards import SHARD_SIZE, Chunks, EncodeReport, encode_to_shards
 from ..encoding.shardset import ShardSet, load_shards
@@ -214,18 +214,17 @@ def _source(records: Iterable[Record], options: dict[str, Any], known: Any) -> d
     Args:
         records: The input.
         options: How it is read and encoded.
-        known: The same of an earlier run: files whose time and size have stayed are not read again.
+        known: The same of an earlier run: files that have stayed untouched since then are not read again.
     """
     if not isinstance(records, RecordReader) or records.size is None:
         return None
     before = {entry["path"]: entry for entry in (known or {}).get("files", [])}
     files = []
     for file in records.files:
-        status, path = os.stat(file), os.path.abspath(file)
-        entry = {"path": path, "size": status.st_size, "modified": status.st_mtime_ns}
-        old = before.get(path, {})
-        same = all(old.get(key) == value for key, value in entry.items())
-        files.append(entry | {"sha256": old["sha256"] if same else file_sha256(Path(file))})
+        path = os.path.abspath(file)
+        old, status = before.get(path, {}), file_status(Path(file))
+        same = status is not None and old.get("status") == status
+        files.append({"path": path, "status": status, "sha256": old["sha256"] if same else file_sha256(Path(file))})
     return {"options": options, "files": files}
 
 

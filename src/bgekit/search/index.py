@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..encoding.chunking import document_of
 from ..encoding.manifest import MANIFEST
+from ..encoding.result import Embeddings, Origin
 from ..encoding.shardset import load_shards
 from ..errors import ArgumentError, OutputError
 from ..models.card import UNSET, Unset
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 #: Passages looked at first for each document wanted.
 _PASSAGES_A_DOCUMENT: Final = 4
+#: Candidates of an approximate index beyond those wanted, which show whether the last one has copies.
+_SPARE: Final = 16
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class SearchIndex:
     def __init__(self, folder: Path, facts: Facts, stored: Stored) -> None:
         self.folder, self.facts, self.stored = folder, facts, stored
         self._checked: set[str] = set()
+        self._warned = False
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> SearchIndex:
@@ -127,21 +131,63 @@ class SearchIndex:
         """
         if rerank_top_k < 1:
             raise ArgumentError(f"rerank_top_k must be a positive number, not {rerank_top_k}")
-        if model.fingerprint not in self._checked:
-            check_model(model, self.facts, self.stored)
-            self._checked.add(model.fingerprint)
+        self._check_model(model)
         vectors = model.encode_queries(list(queries), convert_to_numpy=True, instruction=instruction)
         if reranker is None:
-            return self.search(vectors, top_k)
-        return reranked(reranker, list(queries), self.search(vectors, max(top_k, rerank_top_k)), top_k)
+            return self._search(vectors, top_k)
+        return reranked(reranker, list(queries), self._search(vectors, max(top_k, rerank_top_k)), top_k)
 
-    def search(self, queries: npt.ArrayLike, top_k: int = 10) -> list[list[Hit]]:
+    def search(self, queries: npt.ArrayLike, top_k: int = 10, *, model: Embedder | None = None) -> list[list[Hit]]:
         """What is nearest to each query vector, best first; of equal scores the earlier in the index.
+
+        Only vectors of the index's own model can be compared with its vectors. Those that `encode` returned know their
+        model; of others nobody can tell, so there is a warning once.
 
         Args:
             queries: Vectors [n, dimension], or one [dimension].
             top_k: Documents wanted for each; there are fewer when the index has fewer.
+            model: The model that made them: it is checked as by `ask`, and there is no warning.
+
+        Raises:
+            ArgumentError: the vectors, or the model, are of another model than the index.
         """
+        if model is not None:
+            self._check_model(model)
+        for origin in _origins(queries):
+            self._check_origin(origin, model)
+        return self._search(queries, top_k)
+
+    def _check_model(self, model: Embedder) -> None:
+        if model.fingerprint not in self._checked:
+            check_model(model, self.facts, self.stored)
+            self._checked.add(model.fingerprint)
+
+    def _check_origin(self, origin: Origin | None, model: Embedder | None) -> None:
+        """See to it that vectors are comparable with those of the index, as far as it is known where they are from.
+
+        Args:
+            origin: Where they are from.
+            model: The model that the caller names, which has been checked.
+        """
+        own = None if origin is None else origin.fingerprint
+        if own is None or origin is None:
+            if model is None and not self._warned:
+                self._warned = True
+                logger.warning(
+                    "nothing tells whether these query vectors are from %s, as those of the index are: with those of "
+                    "another model what is found means nothing. index.ask(model, texts) checks it, and so does "
+                    "index.search(vectors, model=model)", self.facts.model_name,
+                )  # fmt: skip
+        elif own not in {self.facts.model_fingerprint, *self._checked}:
+            if origin.model is None:
+                raise ArgumentError(
+                    f"these query vectors are from another model than the index, which was made with "
+                    f"{self.facts.model_name}, or from that model with other settings. Encode the queries with it; "
+                    "index.ask(model, texts) does so and checks the model"
+                )
+            self._check_model(origin.model)
+
+    def _search(self, queries: npt.ArrayLike, top_k: int) -> list[list[Hit]]:
         vectors = np.atleast_2d(np.asarray(queries, dtype=np.float32))
         if top_k < 1:
             raise ArgumentError(f"top_k must be a positive number, not {top_k}")
@@ -198,21 +244,28 @@ class SearchIndex:
             return [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in queries]
         queries = exact.unit(queries) if cosine else queries
         found = self._candidates(queries, top_k)
-        # All queries of an exact index; of others those whose cells or whose graph did not lead to enough.
-        few = [query for query, rows in enumerate(found) if len(rows) < top_k]
+        answers = [self._scored(query, rows, cosine) for query, rows in zip(queries, found, strict=True)]
+        # All queries of an exact index; of others those whose cells or whose graph did not lead to enough, or to copies
+        # of the last text so many that there may be earlier ones among those left out.
+        few = [query for query, (scores, _) in enumerate(answers)
+               if len(scores) < top_k or scores[top_k - 1] == scores[-1]]  # fmt: skip
         if few:
             # Of unit vectors the dot product is the cosine: no need to measure the length of every one again.
             cosine_needed = cosine and not self.facts.unit_vectors
-            complete = exact.nearest(queries[few], self.stored.blocks(), top_k, cosine=cosine_needed)
+            longest = exact.UNIT_LENGTH if self.facts.unit_vectors else None
+            complete = exact.nearest(queries[few], self.stored.blocks(), top_k, cosine=cosine_needed, longest=longest)
             for query, (_, rows) in zip(few, complete, strict=True):
-                found[query] = rows
-        return [self._scored(query, each, cosine) for query, each in zip(queries, found, strict=True)]
+                answers[query] = self._scored(queries[query], rows, cosine)
+        return [(scores[:top_k], rows[:top_k]) for scores, rows in answers]
 
     def _candidates(self, queries: exact.Floats, top_k: int) -> list[exact.Rows]:
-        """Rows that an approximate index finds; none without one, or where looking at every vector is no more work."""
+        """Rows that an approximate index finds, some more than wanted.
+
+        None without one, or where looking at every vector is no more work.
+        """
         if self.facts.index_type == "exact" or top_k > len(self) // 4:
             return [np.empty(0, np.int64) for _ in queries]
-        return approximate.candidates(self._approximate, queries, top_k)
+        return approximate.candidates(self._approximate, queries, top_k + _SPARE)
 
     def _scored(self, query: exact.Floats, rows: exact.Rows, cosine: bool) -> tuple[exact.Floats, exact.Rows]:
         """Rows in the order of their scores, computed one by one, for a query of length 1 if scores are cosines.
@@ -233,3 +286,9 @@ class SearchIndex:
         if index.ntotal != len(self) or index.d != self.dimension:
             raise OutputError(f"{self.folder / APPROXIMATE} belongs to another index; build the index again")
         return index
+
+
+def _origins(queries: object) -> set[Origin | None]:
+    """Where vectors come from, or each of a list of them."""
+    several = queries if isinstance(queries, list | tuple) and len(queries) else [queries]
+    return {each.origin if isinstance(each, Embeddings) else None for each in several}

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ...encoding.records import Record
 from ...errors import NumericalError
-from ...search.exact import QUERIES, TopK
+from ...search.exact import QUERIES, UNIT_LENGTH, TopK
 from ..judged import Floats, JudgedModel
 from ..metrics import DEPTHS, ranking, ranking_metrics
 from ..task import Items, Kind, Scores, Task
@@ -90,8 +90,9 @@ class RetrievalTask(Task):
         encode = model.queries if self.query_instruction else model.plain
         vectors = model.comparable(encode([self.queries[query] for query in ids], self.kind, self.name))
         # One more than counts where the query itself may be among them.
+        longest = UNIT_LENGTH if model.cosine else None
         best = [
-            TopK(vectors[first : first + QUERIES], depth + self.skip_identical_ids, cosine=False)
+            TopK(vectors[first : first + QUERIES], depth + self.skip_identical_ids, cosine=False, longest=longest)
             for first in range(0, len(ids), QUERIES)
         ]
         unrelated: npt.NDArray[np.float32] = np.empty(0, np.float32)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
+from typing import Final
 
-from ...encoding.records import Record, titled
-from ...encoding.rows import listing
+from ...encoding.records import Record, read_rows, titled
+from ...encoding.rows import listing, open_stream
 from ...errors import DataError
 from ..kinds.retrieval import Corpus, RetrievalTask
 from .lines import IDS, QUERIES, TEXTS, TITLES, Exclusions, find_column, first_line, read_lines
@@ -21,6 +24,8 @@ logger = logging.getLogger(__name__)
 _QUERY_IDS = ("query-id", "qid", "query")
 _DOCUMENT_IDS = ("corpus-id", "docid", "document-id", "pid", "passage-id")
 _RELEVANCES = ("score", "relevance", "rel", "label")
+#: Bytes of the longest line of TREC's judgements.
+_TREC_LINE: Final = 1024
 _JUDGEMENT = 'query-id, corpus-id, score (or {"qid": "q1", "docid": "d1", "relevance": 1})'
 
 
@@ -113,11 +118,13 @@ def read_queries(file: str) -> dict[str, str]:
 
 
 def read_judgements(file: str) -> list[Judgement]:
-    """The lines of a file of judgements.
+    """The lines of a file of judgements: a table or JSON lines, or TREC's form, which has no header.
 
     Raises:
         DataError: it lacks a column, or a line is not a judgement.
     """
+    if _is_trec(file):
+        return _trec_judgements(file)
     names = list(first_line(file).fields)
     columns = [find_column(names, wanted) for wanted in (_QUERY_IDS, _DOCUMENT_IDS, _RELEVANCES)]
     query, document, relevance = columns
@@ -129,6 +136,28 @@ def read_judgements(file: str) -> list[Judgement]:
         if not value.is_integer():
             raise line.error(f"the {relevance} must be a whole number, not {value}")
         judgements.append(Judgement(line.identifier(query), line.identifier(document), int(value), line.number))
+    return judgements
+
+
+def _is_trec(file: str) -> bool:
+    """Whether a file begins with a line `query 0 document relevance` of TREC."""
+    with contextlib.ExitStack() as stack:
+        try:
+            words = open_stream(file, stack)[0].readline(_TREC_LINE).split()
+        except OSError:
+            return False  # Said by whoever reads it.
+    return len(words) == 4 and re.fullmatch(rb"-?\d+", words[-1]) is not None
+
+
+def _trec_judgements(file: str) -> list[Judgement]:
+    judgements = []
+    for number, fields in read_rows(file, format="txt"):
+        words = fields["text"].split()
+        if not words:
+            continue
+        if len(words) != 4 or not re.fullmatch(r"-?\d+", words[-1]):
+            raise DataError(f"{file}, line {number}: no judgement `query 0 document relevance`: {fields['text']!r:.80}")
+        judgements.append(Judgement(words[0], words[2], int(words[3]), number))
     return judgements
 
 
