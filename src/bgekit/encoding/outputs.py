@@ -139,7 +139,7 @@ def file_sha256(path: Path) -> str:
 
 def _take_lock(path: Path) -> int:
     while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _lock_now(lock, path)
             if _is_current(lock, path):
