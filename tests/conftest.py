@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +176,35 @@ def make_reranker(make_model: Callable[..., Path]) -> Callable[..., Path]:
 def tiny_reranker(make_reranker: Callable[..., Path]) -> Path:
     """A tiny random BERT cross-encoder. Do not change its files: copy the folder."""
     return make_reranker("bert")
+
+
+def check_modes(folder: Path) -> None:
+    """All files and folders have the mode that the umask gives: who may read the rest may read the weights, too."""
+    umask = os.umask(0)
+    os.umask(umask)
+    found = {path: path.stat().st_mode & 0o777 for path in [folder, *folder.rglob("*")]}
+    wrong = {str(p): oct(mode) for p, mode in found.items() if mode != (0o777 if p.is_dir() else 0o666) & ~umask}
+    assert not wrong
+
+
+def read_readme(folder: Path, monkeypatch: pytest.MonkeyPatch, example: str = "") -> tuple[str, dict[str, Any]]:
+    """The README of a model, and its front matter, after its Python example (the one with a word in it) has run."""
+    from huggingface_hub import metadata_load
+
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"\n# {folder.name}\n" in text
+    code = next(block.split("```")[0] for block in text.split("```python\n")[1:] if example in block)
+    with monkeypatch.context() as patch:
+        patch.chdir(folder.parent)
+        exec(code, {})
+    return text, metadata_load(folder / "README.md") or {}
+
+
+@pytest.fixture(params=[0o022, 0o027], ids=oct)
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
 
 
 def random_texts(count: int, *, seed: int = 0, longest: int = 80) -> list[str]:

@@ -22,6 +22,7 @@ from bgekit.merging import (
     mix_models_with_data,
     tensors,
 )
+from conftest import check_modes, read_readme
 
 WEIGHTS = "model.safetensors"
 TEXTS = ["a cat and a dog", "the river by the mountain"]
@@ -176,7 +177,7 @@ def test_one_model_over_a_base_without_its_pooler(pair, copied, tmp_path):
 # --- what belongs to it -----------------------------------------------------------------------------------------
 
 
-def test_provenance_selftest_and_readme(pair, tmp_path):
+def test_provenance_selftest_and_readme(pair, tmp_path, monkeypatch):
     mix_models(pair, "encoder", [0.25, 0.75], tmp_path / "out")
     content = json.loads((tmp_path / "out" / "merge.json").read_text())
     assert [model["name"] for model in content["models"]] == [str(folder) for folder in pair]
@@ -187,7 +188,10 @@ def test_provenance_selftest_and_readme(pair, tmp_path):
     assert "calibration" not in settings
     readme = (tmp_path / "out" / "README.md").read_text()
     assert "| 0.2500 |" in readme.replace(str(pair[0]), "")
-    assert "tmp" not in readme.replace(str(tmp_path), "").replace(str(pair[0].parent.parent), "").split("## Merged")[0]
+    assert "tmp" not in readme
+    assert "| model-a | 0.2500 |" in readme and "| model-b | 0.7500 |" in readme
+    assert "Merged from 2 models by bgekit." in read_readme(tmp_path / "out", monkeypatch, "bgekit")[0]
+    check_modes(tmp_path / "out")
 
 
 def test_result_is_the_model(pair, tmp_path):

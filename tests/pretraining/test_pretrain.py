@@ -17,6 +17,7 @@ from bgekit.cli.main import main
 from bgekit.encoding import embedder
 from bgekit.models.card import read_card
 from bgekit.training.trainer import last_whole_checkpoint
+from conftest import check_modes
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -75,6 +76,9 @@ def test_the_result_says_that_it_is_no_embedder(result, caplog, monkeypatch):
     assert model.card.pretrained_only and model.card.pooling == "cls"
     readme = (result / "README.md").read_text()
     assert "pretrained-only" in readme.split("---")[1] and "must be\nfine-tuned" in readme
+    assert "\n# out\n\nPre-trained (RetroMAE) from `tiny-bert` on " in readme and "bge finetune --model out " in readme
+    assert "| docs.jsonl |" in readme and "| encoder_loss |" in readme and str(result.parent) not in readme
+    check_modes(result)
     stored = json.loads((result / "config_sentence_transformers.json").read_text())
     assert stored["bgekit"]["pretrained_only"] is True
     from sentence_transformers import SentenceTransformer

@@ -54,3 +54,16 @@ def load(tmp_path):
 @pytest.fixture(scope="session")
 def tokenizer(tiny_bert):
     return load_tokenizer(tiny_bert)
+
+
+@pytest.fixture(scope="session")
+def bytes_tokenizer():
+    """Every byte a token: nothing is lost, as with the tokenizers of most newer models."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend = Tokenizer(models.BPE(vocab={letter: n for n, letter in enumerate(sorted(alphabet))}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend)

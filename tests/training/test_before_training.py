@@ -125,6 +125,27 @@ def test_some_rows_to_learn_nothing_from_are_a_finding(finetune, tmp_path):
     assert "no negatives" not in json.loads((tmp_path / "out" / "training.json").read_text())["findings"]
 
 
+def test_rows_that_have_no_negative_left_are_a_finding(finetune, tmp_path, capsys):
+    def findings():
+        return json.loads((tmp_path / "out" / "training.json").read_text())["findings"]
+
+    # All passages of a batch are positives of its one query.
+    assert finetune([{"query": ["the cat", "The  CAT"][i % 2], "pos": [f"pos {i}"]} for i in range(4)]) == 0
+    assert findings()["no negatives"].startswith("100.0% of the rows just trained on have no negative left")
+    own = ["--use_inbatch_neg", "false", "--overwrite_output_dir"]
+    copies = [row(i, neg=[f"POS {i}", f"query {i}"]) for i in range(3)]
+    assert finetune([*copies, row(3)], *own) == 0
+    assert findings()["no negatives"].startswith("3 rows of a.jsonl have no negatives")
+    assert finetune(copies, *own) == 1
+    assert "no row has neg that is none of its positives" in capsys.readouterr().err
+
+
+def test_a_collapsed_model_is_a_finding(finetune, tmp_path):
+    assert finetune([row(i) for i in range(8)], "--max_steps", "12", "--learning_rate", "0.1") == 0
+    assert "collapsed" in json.loads((tmp_path / "out" / "training.json").read_text())["findings"]["collapse"]
+    assert "collapsed" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_rows_without_negatives_by_dataset(write, load, tokenizer):
     data = load(
         write("a-no_in_batch_neg.jsonl", [row(i, i) for i in range(3)]),

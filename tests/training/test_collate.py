@@ -14,7 +14,7 @@ from bgekit.models.card import read_card
 from bgekit.models.prompts import Prompt
 from bgekit.training.batches import PlanOptions
 from bgekit.training.collate import Collator, StepDataset
-from bgekit.training.examples import Row, Sampling, text_key
+from bgekit.training.examples import Row, Sampling
 
 from .conftest import row, scored
 
@@ -136,9 +136,10 @@ def test_a_wrong_format_is_an_error_at_once(tokenizer):
 def test_keys(collator):
     one = Row("A cat", ("The dog", "other"), ("a  CAT", "the dog "))
     batch = collator()(draw(one, group=3), size=1)
-    assert batch.query_keys.tolist() == [text_key("a cat")]
-    assert batch.query_keys[0] in batch.passage_keys[1:]
-    assert batch.positive_keys[0].tolist() == [text_key("the dog"), text_key("other")]
+    (query, *positives), _ = collator().keys([["a cat", "the dog", "other"], ["something else"]])
+    assert batch.query_keys.tolist() == [query]
+    assert query in batch.passage_keys[1:]
+    assert batch.positive_keys[0].tolist() == positives
     assert batch.passage_keys.dtype == batch.query_keys.dtype == batch.positive_keys[0].dtype == torch.long
 
 
@@ -146,7 +147,23 @@ def test_a_shuffled_positive_keeps_its_key(collator):
     text = " ".join(f"word{i}" for i in range(40))
     example = Sampling(1, shuffle_ratio=1.0, seed=1).draw(Row("q", (text,)), 0)
     assert example.passages[0] != text
-    assert collator()([example], size=1).passage_keys.tolist() == [text_key(text)]
+    assert collator()([example], size=1).passage_keys.tolist() == collator().keys([[text]])[0]
+
+
+@pytest.mark.parametrize(
+    ("cased", "one", "other"),
+    [
+        (True, "US", "us"), (True, "Turkey", "turkey"), (True, "if x:\n    y", "if x: y"), (True, "caf\u00e9", "cafe"),
+        (False, "US", "us"), (False, "if x:\n    y", "if x: y"), (False, "caf\u00e9", "cafe"), (False, "a-b", "a - b"),
+    ],
+)  # fmt: skip
+def test_texts_are_equal_where_the_tokenizer_makes_them_so(bytes_tokenizer, tokenizer, cased, one, other):
+    made = Collator(bytes_tokenizer if cased else tokenizer, query_prompt=Prompt("find: "), passage_max_len=8)
+    row = Row(one, ("x " * 40 + "y",), (other, "x " * 40 + "z"))
+    batch = made([Sampling(3).draw(row, 0)], size=1)
+    assert (batch.query_keys[0] in batch.passage_keys) == (not cased)
+    # What the model never sees of a text tells it apart all the same.
+    assert len({*batch.passage_keys.tolist(), *batch.query_keys.tolist()}) == 3 + cased
 
 
 def test_teachers_and_scores(collator):

@@ -119,6 +119,14 @@ def test_warnings(shown):
     assert "empty.jsonl is empty" in text
 
 
+def test_copies_are_those_of_the_tokenizer(write, load, tokenizer, bytes_tokenizer):
+    data = load(write("a.jsonl", [row(0, pos=["Turkey"], neg=["turkey"]), row(1, pos=["Query 1"])]))
+    for made, counts in ((tokenizer, (1, 1)), (bytes_tokenizer, (0, 0))):
+        text = dry_run(StepDataset(data, PlanOptions(2), Sampling(2), Collator(made, passage_max_len=64)))
+        assert ("1 rows have a positive among their negatives" in text) == bool(counts[0])
+        assert ("1 rows have the query itself as a positive" in text) == bool(counts[1])
+
+
 def test_instruction_mismatch(shown):
     rows = [row(i, prompt="find the cat: ") for i in range(3)] + [row(3, prompt="search: "), row(4)]
     text = shown({"a.jsonl": rows}, query_prompt=Prompt("search: "))

@@ -16,6 +16,7 @@ import torch
 from bgekit import FlagModel
 from bgekit.cli.main import main
 from bgekit.training.trainer import last_whole_checkpoint
+from conftest import check_modes, read_readme
 
 PAIRS = [("cat", "bird"), ("dog", "tree"), ("house", "river"), ("mountain", "blue"), ("red", "walk"), ("read", "learn")]
 
@@ -70,7 +71,7 @@ def weights(folder: Path) -> dict:
     return load_file(folder / "model.safetensors")
 
 
-def test_it_learns_and_the_result_is_a_complete_model(start, rows, tmp_path):
+def test_it_learns_and_the_result_is_a_complete_model(start, rows, tmp_path, monkeypatch):
     output = tmp_path / "out"
     more = ["--num_train_epochs", "4", "--save_strategy", "no", "--query_instruction_for_retrieval", "find: "]
     assert finetune(*arguments(start, rows, output, *more)) == 0
@@ -95,6 +96,12 @@ def test_it_learns_and_the_result_is_a_complete_model(start, rows, tmp_path):
 
     texts = ["the bird", "a cat"]
     assert np.allclose(SentenceTransformer(str(output)).encode(texts), model.encode(texts), atol=1e-5)
+    assert facts["findings"].keys() <= {"false negatives"}
+    for example in ("bgekit", "sentence_transformers"):
+        text, front = read_readme(output, monkeypatch, example)
+    assert "Fine-tuned from `tiny` on 36 rows by bgekit." in text and "| train.jsonl | 36 |" in text
+    assert "| `--learning_rate` | `0.001` |" in text and "![Curves of the training run](training.png)" in text
+    assert str(tmp_path) not in text and start not in text and "base_model" not in front
 
 
 def test_the_gradient_cache_changes_nothing(start, rows, tmp_path):
@@ -164,6 +171,11 @@ def test_validation_while_training_and_the_best_checkpoint(start, rows, tmp_path
     assert facts["best_checkpoint"].endswith(f"checkpoint-{best['step']}")
     for name, value in weights(Path(facts["best_checkpoint"])).items():
         assert np.array_equal(value, weights(output)[name])
+    check_modes(output)
+    before, after = evaluated[0]["eval_score"], best["eval_score"]
+    text = (output / "README.md").read_text()
+    assert "| score | before | after |" in text and f"| {before:.4g} | {after:.4g} |" in text
+    assert "# checkpoint-6\n\nFine-tuned from `tiny`" in (output / "checkpoint-6" / "README.md").read_text()
 
 
 @pytest.fixture
@@ -284,7 +296,7 @@ def test_killed_and_resumed_it_is_the_same_run(dropping, rows, tmp_path):
     assert all(np.array_equal(value, second[name]) for name, value in first.items())
 
 
-def test_lora_trains_adapters_and_saves_them_merged(start, rows, tmp_path):
+def test_lora_trains_adapters_and_saves_them_merged(start, rows, tmp_path, monkeypatch):
     output = tmp_path / "out"
     more = [
         "--use_lora",
@@ -301,6 +313,8 @@ def test_lora_trains_adapters_and_saves_them_merged(start, rows, tmp_path):
     assert finetune(*arguments(start, rows, output, *more)) == 0
     assert weights(output).keys() == weights(Path(start)).keys()
     assert FlagModel(output, use_fp16=False).encode("the cat").shape == (32,)
+    check_modes(output)
+    assert "| `--lora_rank` | `4` |" in read_readme(output, monkeypatch, "bgekit")[0]
     assert finetune(*arguments(start, rows, output, *more, "--resume_from_checkpoint", "true", "--max_steps", "6")) == 0
 
 
@@ -395,6 +409,7 @@ def test_another_run_is_not_gone_on_with(start, rows, tmp_path, capsys):
     others = {
         "--train_group_size": ["3"], "--data_seed": ["9"], "--learning_rate": ["9"], "--temperature": ["0.5"],
         "--optim": ["sgd"], "--use_lora": ["true"], "--group_by_length": ["true"], "--passage_max_len": ["9"],
+        "--max_grad_norm": ["0.1"], "--bf16": ["true"],
     }  # fmt: skip
     for name, value in others.items():
         again = [*steps, "--resume_from_checkpoint", "true", name, *value]

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from bgekit.errors import ArgumentError, DataError
+from bgekit.mining.sampling import Guards
 from bgekit.training.blockwise import blockwise
 from bgekit.training.losses import (
     Contrastive,
@@ -53,17 +54,21 @@ def first_passages(rows: Rows) -> list[int]:
     return [sum(rows.groups[:i]) for i in range(rows.size)]
 
 
-def not_negatives(rows: Rows) -> list[set[int]]:
-    """For each row the passages other than its positive that are no negatives by their texts."""
+def known_positives(rows: Rows) -> list[set[int]]:
+    """For each row the keys of what is no negative of it: positives of all rows with its query, and the query."""
     first = first_passages(rows)
     queries, passages = rows.query_keys.tolist(), rows.passage_keys.tolist()
-    found = []
-    for i in range(rows.size):
-        known = {*rows.positive_keys[i].tolist(), passages[first[i]], queries[i]}
-        columns = {j for j, text in enumerate(passages) if text in known}
-        columns |= {first[k] for k in range(rows.size) if queries[k] == queries[i]}
-        found.append(columns - {first[i]})
-    return found
+    own = [{*rows.positive_keys[i].tolist(), passages[first[i]], queries[i]} for i in range(rows.size)]
+    return [set().union(*(own[k] for k in range(rows.size) if queries[k] == queries[i])) for i in range(rows.size)]
+
+
+def not_negatives(rows: Rows) -> list[set[int]]:
+    """For each row the passages other than its positive that are no negatives by their texts."""
+    first, passages = first_passages(rows), rows.passage_keys.tolist()
+    return [
+        {j for j, text in enumerate(passages) if text in known} - {first[i]}
+        for i, known in enumerate(known_positives(rows))
+    ]
 
 
 def log_softmax_at(target: int, others: set[int], logits: Tensor) -> Tensor:
@@ -85,7 +90,8 @@ def brute_contrastive(
         if masked is not None and masked.margin is not None:
             negatives = {j for j in negatives if float(similarity.detach()[j]) <= positive - masked.margin}
         if masked is not None and masked.ratio is not None:
-            negatives = {j for j in negatives if float(similarity.detach()[j]) <= positive * masked.ratio}
+            most = positive - (1 - masked.ratio) * abs(positive)
+            negatives = {j for j in negatives if float(similarity.detach()[j]) <= most}
         if masked is not None and masked.teacher is not None and rows.teacher is not None:
             negatives = {j for j in negatives if j not in group or not float(rows.teacher[j]) >= masked.teacher}
         logits = similarity / TEMPERATURE
@@ -108,14 +114,9 @@ def brute_contrastive(
 def brute_backwards(queries: Tensor, passages: Tensor, rows: Rows) -> Tensor:
     """Positives that look for their query."""
     first, total = first_passages(rows), torch.zeros((), dtype=torch.float64)
-    asked, texts = rows.query_keys.tolist(), rows.passage_keys.tolist()
+    texts, known = rows.passage_keys.tolist(), known_positives(rows)
     for i in range(rows.size):
-        text = texts[first[i]]
-        answers = [
-            k
-            for k in range(rows.size)
-            if asked[k] == asked[i] or text in {*rows.positive_keys[k].tolist(), texts[first[k]], asked[k]}
-        ]
+        answers = [k for k in range(rows.size) if texts[first[i]] in known[k]]
         others = set(range(rows.size)) - set(answers)
         total = total - log_softmax_at(i, others, queries @ passages[first[i]] / TEMPERATURE)
     return total / rows.size
@@ -232,6 +233,7 @@ def test_metrics() -> None:
     similarity = [[0.9, 0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4, 0.5], [0.6, 0.5, 0.4, 0.8, 0.3]]
     value = Contrastive(TEMPERATURE)(queries, torch.tensor(similarity, dtype=torch.float64).T, rows)
     expected = {"accuracy": 2 / 3, "positive": (0.9 + 0.3 + 0.8) / 3, "hardest": (0.4 + 0.5 + 0.6) / 3, "excluded": 0.0}
+    expected["idle"] = 0.0
     expected |= {"accuracy": 2 / 3, "negative": (0.25 + 0.3 + 0.45) / 3}
     expected["positive"] = (0.9 + 0.3 + 0.8) / 3
     expected["gap"] = expected["positive"] - expected["negative"]
@@ -289,10 +291,10 @@ def test_group_loss_is_its_formula(groups: list[int], seed: int, distillation: f
     scores = torch.randn(sum(groups), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     scores.requires_grad_()
     expected, hits = torch.zeros((), dtype=torch.float64), []
-    for size, start, positives in zip(groups, first_passages(rows), rows.positive_keys, strict=True):
+    for size, start, known in zip(groups, first_passages(rows), known_positives(rows), strict=True):
         own, teacher = scores[start : start + size] / 0.5, rows.teacher[start : start + size]  # type: ignore[index]
         taught = distillation > 0 and not teacher.isnan().any()
-        keys, known = rows.passage_keys[start : start + size].tolist(), positives.tolist()
+        keys = rows.passage_keys[start : start + size].tolist()
         counted = [0, *(place for place in range(1, size) if taught or keys[place] not in known)]
         expected = expected + own[counted].exp().sum().log() - own[0]
         if taught:
@@ -393,6 +395,37 @@ def test_large_batches_take_the_memory_of_a_block() -> None:
     assert int(done.stdout) < 60 * 1024  # KiB
 
 
+@pytest.mark.parametrize("in_batch", [True, False])
+@pytest.mark.parametrize("kind", ["vectors", "both ways", "scores"])
+def test_positives_of_an_equal_query_are_no_negatives(kind: str, in_batch: bool) -> None:
+    """Query 1 has the positives 11, 12 and 13 in two rows: none is pushed away, wherever it stands."""
+    rows = make_rows([3, 4], teacher=False, in_batch=in_batch)
+    rows.query_keys, rows.positive_keys = torch.tensor([1, 1]), [torch.tensor([11]), torch.tensor([12, 13])]
+    # A copy of the other row's drawn positive, and one of the positive that was not drawn; a true negative, 99.
+    rows.passage_keys = torch.tensor([11, 12, 13, 12, 11, 1, 99])
+    if kind == "scores":
+        values = [torch.zeros(7, dtype=torch.float64, requires_grad=True)]
+        loss = GroupLoss()(*values, rows)
+    else:
+        values = [*random_vectors(rows)]
+        loss = Contrastive(TEMPERATURE, both_ways=kind == "both ways", entries=7)(*values, rows)
+    gradient = torch.autograd.grad(loss.loss, values)[-1].reshape(7, -1).abs().sum(1)
+    # Of in-batch negatives, 99 is one for both rows; else for the second alone.
+    both = in_batch and kind != "scores"
+    assert (gradient > 0).tolist() == [both, False, False, True, False, False, True]
+    assert float(loss.metrics["idle"]) == (0 if both else 0.5)
+
+
+@pytest.mark.parametrize("positive", [0.8, 0.0, -0.2])
+def test_a_share_of_a_similarity_is_that_of_mining(positive: float) -> None:
+    most = Guards(margin=0.1, max_positive_ratio=0.9).ceilings(positive)
+    similarity = torch.linspace(-1, 1, 41, dtype=torch.float64)[None] + 0.001
+    for name, masked in (("margin", FalseNegatives(margin=0.1)), ("max_positive_ratio", FalseNegatives(ratio=0.9))):
+        found = masked.by_similarity(similarity, torch.tensor([[positive]], dtype=torch.float64))
+        assert found is not None and torch.equal(found, similarity > most[name])
+        assert most[name] <= positive  # What is nearer than the positive is masked, whatever its sign.
+
+
 def test_impossible_settings() -> None:
     with pytest.raises(ArgumentError, match="above 0, not 0"):
         Contrastive(temperature=0)
@@ -400,6 +433,10 @@ def test_impossible_settings() -> None:
         Contrastive(distillation="kl")  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="not -1"):
         FalseNegatives(ratio=-1)
+    with pytest.raises(ArgumentError, match=r"above 0, such as 0\.95, not nan"):
+        FalseNegatives(ratio=math.nan)
+    with pytest.raises(ArgumentError, match="finite number, not inf"):
+        FalseNegatives(margin=math.inf)
     with pytest.raises(ArgumentError, match="1 weights for 2"):
         Matryoshka(Contrastive(), dims=[1, 2], weights=[1.0])
     rows = make_rows([1, 1])

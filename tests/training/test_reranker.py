@@ -1,6 +1,7 @@
 """`bge finetune-reranker` from a bare encoder to a cross-encoder that puts passages in order."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from bgekit import FlagReranker
 from bgekit.cli.main import main
+from conftest import check_modes, read_readme
 
 PAIRS = [("cat", "bird"), ("dog", "tree"), ("house", "river"), ("mountain", "blue"), ("red", "walk"), ("read", "learn")]
 
@@ -45,7 +47,7 @@ def finetune(start: str, rows: str, output: Path, *more: str) -> int:
     ])  # fmt: skip
 
 
-def test_it_learns_to_put_the_right_passage_first(start, rows, tmp_path):
+def test_it_learns_to_put_the_right_passage_first(start, rows, tmp_path, monkeypatch):
     output = tmp_path / "out"
     # 36 rows in batches of 5: the last one is short, which upstream trains wrongly.
     assert finetune(start, rows, output, "--num_train_epochs", "6", "--save_strategy", "no") == 0
@@ -58,6 +60,33 @@ def test_it_learns_to_put_the_right_passage_first(start, rows, tmp_path):
     facts = json.loads((output / "training.json").read_text())
     losses = [row["loss"] for row in facts["history"] if "loss" in row]
     assert losses[-1] < losses[0]
+    assert facts["findings"] == {}
+    check_modes(output)
+    text, front = read_readme(output, monkeypatch)
+    assert "Fine-tuned from `tiny` on 36 rows by bgekit." in text and "| train.jsonl | 36 |" in text
+    assert "| `--train_group_size` | `4` |" in text and "![Curves of the training run](training.png)" in text
+    assert str(tmp_path) not in text and start not in text and "base_model" not in front
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--learning_rate", "0.1", "--max_steps", "40"],
+        ["--optim", "sgd", "--learning_rate", "1e-12", "--max_steps", "12"],
+    ],
+)
+def test_a_collapsed_reranker_is_a_finding(tiny_bert, rows, tmp_path, given, caplog, tiny_reranker):
+    start = str(tiny_bert)  # With dropout.
+    if "sgd" in given:  # A head that gives one score to everything, and stays so.
+        from safetensors.torch import load_file, save_file
+
+        start = str(shutil.copytree(tiny_reranker, tmp_path / "constant"))
+        weights = load_file(f"{start}/model.safetensors")
+        weights["classifier.weight"].zero_()
+        save_file(weights, f"{start}/model.safetensors", metadata={"format": "pt"})
+    assert finetune(start, rows, tmp_path / "out", "--save_strategy", "no", *given) == 0
+    assert "collapsed" in json.loads((tmp_path / "out" / "training.json").read_text())["findings"]["collapse"]
+    assert caplog.text.count("it has collapsed") == 1
 
 
 def test_the_gradient_cache_and_resuming_change_nothing(start, rows, tmp_path):
@@ -82,7 +111,8 @@ def test_the_gradient_cache_and_resuming_change_nothing(start, rows, tmp_path):
 
 def test_validation_is_of_what_the_first_stage_finds(start, rows, tmp_path, capsys):
     data = tmp_path / "eval.jsonl"
-    lines = [{"query": f"a {q} 9", "positive": [f"the {p} 9"], "negative": ["an it", "some tree"]} for q, p in PAIRS]
+    # What the first stage finds without fail, and two steps from a new head do not.
+    lines = [{"query": f"a {q} 9", "positive": [f"a {q} 9"], "negative": ["an it", "some tree"]} for q, p in PAIRS]
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
     output = tmp_path / "out"
     more = ["--eval_data", str(data), "--max_steps", "2", "--save_strategy", "no"]
@@ -96,8 +126,15 @@ def test_validation_is_of_what_the_first_stage_finds(start, rows, tmp_path, caps
     error = capsys.readouterr().err
     assert "no reranker can be measured on" in error and "(sts)" in error
     assert not list((tmp_path / "other").glob("*"))
-    history = json.loads((output / "training.json").read_text())["history"]
-    assert "eval_score" in history[0]
+    facts = json.loads((output / "training.json").read_text())
+    evaluated = [row for row in facts["history"] if "eval_score" in row]
+    assert evaluated[0] == facts["history"][0] and [row["step"] for row in evaluated] == [0, 2]
+    assert {row["eval_first_stage_score"] for row in evaluated} == {100.0}
+    best = max(row["eval_score"] for row in evaluated)
+    assert best < 100
+    assert f"is {best:.2f} at best" in facts["findings"]["first stage"]
+    assert "and 100.00 without a reranker" in facts["findings"]["first stage"]
+    assert "| score | before | after | first stage alone |" in (output / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -105,6 +142,7 @@ def test_validation_is_of_what_the_first_stage_finds(start, rows, tmp_path, caps
     [
         ({"query": "a", "pos": ["b"]}, [], "no row has negatives"),
         ({"query": "a", "pos": ["b"], "score": 0.5}, [], "scored pairs"),
+        ({"query": "a", "pos": ["b"], "neg": ["B ", "A"]}, [], "no row has negatives that are none of its positives"),
         ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--train_group_size", "1"], "at least 2"),
         ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--max_len", "9999"], "64 tokens"),
         ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--passage_max_len", "128"], "in all as --max_len"),

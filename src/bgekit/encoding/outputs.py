@@ -157,7 +157,7 @@ def file_status(path: Path) -> list[int] | None:
 
 def _take_lock(path: Path) -> int:
     while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _lock_now(lock, path)
             if _is_current(lock, path):

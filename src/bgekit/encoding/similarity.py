@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,18 @@ def similarity(a: npt.ArrayLike, b: npt.ArrayLike, kind: Similarity) -> npt.NDAr
     if kind == "cosine":
         left, right = unit(left), unit(right)
     return left @ right.T
+
+
+def share_of(score: Any, share: float) -> Any:
+    """What `share` of a score is, whatever its sign: for a share below 1 never above the score.
+
+    As a factor, a share of a score below 0 would lie above it: 0.9 of -0.2 is -0.22 here, not -0.18.
+
+    Args:
+        score: A number, an array or a tensor.
+        share: Such as 0.95.
+    """
+    return score - (1 - share) * abs(score)
 
 
 def paired_similarity(

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from ..models.side_files import hub_id, short_names, shown_name
 from .searching import Trial, best, rows
 
 #: What was merged, how, and with which weights.
 PROVENANCE: Final = "merge.json"
 
 _WIDTH, _HEIGHT = 900, 380
-
-
-def short_names(names: Sequence[str]) -> list[str]:
-    """The last parts of models' names that tell them apart."""
-    parts = [[part for part in re.split(r"[/\\]", name) if part] or [name] for name in names]
-    for count in range(1, max(map(len, parts)) + 1):
-        found = ["/".join(part[-count:]) for part in parts]
-        if len(set(found)) == len(found):
-            return found
-    return list(names)
 
 
 def weights_table(names: Sequence[str], weights: Sequence[float], losses: Sequence[float] | None) -> str:
@@ -52,16 +42,18 @@ def add_to_readme(file: Path, provenance: Mapping[str, Any]) -> None:
     names = [model["name"] for model in models]
     front = metadata_load(file) or {}
     front.pop("base_model", None)
-    public = [name for name in names if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()]
+    public = [name for name in names if hub_id(name)]
     front |= {"base_model": public, "base_model_relation": "merge"} if public else {}
     front["tags"] = [*front.get("tags", []), *(["merge"] if "merge" not in front.get("tags", []) else [])]
     metadata_save(file, front)
-    lines = [f"| {_cell(model['name'])} | {model['weight']:.4f} |" for model in models]
+    # Where folders lie here is nothing for others.
+    shown = [name if hub_id(name) else short for name, short in zip(names, short_names(names), strict=True)]
+    lines = [f"| {_cell(name)} | {model['weight']:.4f} |" for name, model in zip(shown, models, strict=True)]
     settings = ", ".join(
         f"{name} {value:g}" for name, value in provenance["method"].items() if name not in ("method", "weights")
     )
     method = provenance["method"]["method"] + (f" ({settings})" if settings else "")
-    method += f", base {provenance['base']['name']}" if provenance["base"] else ""
+    method += f", base {shown_name(provenance['base']['name'])}" if provenance["base"] else ""
     text = "\n".join([
         "\n## Merged from\n", "| model | weight |", "|---|---|", *lines, "",
         f"Method: {method}. `{PROVENANCE}` has digests and details.\n",

@@ -17,6 +17,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ..encoding.similarity import share_of
 from ..errors import ArgumentError
 from ..training.examples import Row
 from .dedup import Pieces, check_threshold, jaccard, mixed, pieces
@@ -79,8 +80,7 @@ class Guards:
         if self.margin is not None:
             found["margin"] = positive - self.margin
         if self.max_positive_ratio is not None:
-            # Of a score below 0, a share would be more than the whole.
-            found["max_positive_ratio"] = positive - (1 - self.max_positive_ratio) * abs(positive)
+            found["max_positive_ratio"] = share_of(positive, self.max_positive_ratio)
         if self.max_score is not None:
             found["max_score"] = self.max_score
         return found

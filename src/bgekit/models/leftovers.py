@@ -1,4 +1,4 @@
-"""Names of what is written before it is renamed, and the removal of what killed processes left under such names.
+"""Names and modes of what is written before it is renamed, and the removal of what killed processes left there.
 
 A name says which process writes there: `.NAME.HOST-PID-TOKEN.tmp`, and `.old` for what is about to be replaced. What
 belongs to a running process is never touched.
@@ -77,6 +77,20 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
                 path.rename(target)
             else:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def usual_modes(folder: Path) -> None:
+    """Give the files of a folder the mode that a new file has there (by the umask).
+
+    safetensors, and whatever else writes through a temporary file, leaves files that no other user can read.
+    """
+    probe = folder / f".{os.getpid()}.mode"
+    probe.touch()
+    usual = probe.stat().st_mode
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.stat().st_mode != usual:
+            path.chmod(usual)
 
 
 def _is_used(path: Path, host: str, process: int, token: str) -> bool:

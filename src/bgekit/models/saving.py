@@ -12,7 +12,6 @@ import io
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +22,9 @@ from typing import TYPE_CHECKING, Any, Final
 from ..errors import ArgumentError, BgekitError, OutputError
 from .card import DenseLayer, ModelCard
 from .checkpoint import read_json, read_tensors, weight_files
-from .leftovers import check_place, working_names
+from .leftovers import check_place, usual_modes, working_names
 from .score_map import moved
-from .side_files import dense_folder, readme, side_files
+from .side_files import dense_folder, hub_id, readme, side_files
 
 if TYPE_CHECKING:
     import torch
@@ -128,6 +127,7 @@ def write_checkpoint(
     dense: Sequence[Mapping[str, Tensor]] | None = None,
     tokenizer: PreTrainedTokenizerFast | None = None,
     selftest: Mapping[str, Any] | None = None,
+    origin: str = "",
     overwrite: bool = False,
     allow_pickle: bool = False,
     remote_code: bool = False,
@@ -143,6 +143,7 @@ def write_checkpoint(
         dense: `weight` and `bias` of each of `card.dense`; None copies the source's.
         tokenizer: A tokenizer to save instead of the source's.
         selftest: What `make_selftest` gave for the new weights, None for no self-test.
+        origin: A sentence for the README on how new weights came about.
         overwrite: Replace a checkpoint that is there.
         allow_pickle: Read `.bin` weights of the source.
         remote_code: Copy the source's Python files.
@@ -176,7 +177,9 @@ def write_checkpoint(
             write_json(folder / name, content)
         for module in read_json(folder / "modules.json", list):
             (folder / module["path"]).mkdir(exist_ok=True)
-        text = readme(card, base_model=_hub_id(card.name, source), source=source / "README.md")
+        text = readme(
+            card, name=path.name, base_model=hub_id(card.name), source=source / "README.md", origin=origin
+        )  # fmt: skip
         (folder / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -244,6 +247,7 @@ def _exchange(path: Path, working: Path, replaced: Path) -> None:
 
 
 def _flush(folder: Path) -> None:
+    usual_modes(folder)
     for root, _, names in os.walk(folder):
         for name in names:
             with open(os.path.join(root, name), "rb") as file:
@@ -379,11 +383,6 @@ def copy_matching(source: Path, folder: Path, patterns: Sequence[str]) -> None:
         for file in source.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)
-
-
-def _hub_id(name: str, source: Path) -> str | None:
-    is_local = Path(name).expanduser().resolve() == source.resolve()
-    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not is_local else None
 
 
 def _versions() -> dict[str, str]:

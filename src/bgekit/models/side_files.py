@@ -8,6 +8,7 @@ ones write themselves loads in no older one. text-embeddings-inference asks for 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -130,38 +131,74 @@ def saved_prompts(card: ModelCard) -> dict[str, Prompt]:
     return prompts
 
 
-def readme(card: ModelCard, *, base_model: str | None, source: Path | None) -> str:
+def hub_id(name: str) -> str | None:
+    """A model's name if it is one of the hub, where people can find it; None for a folder or a package."""
+    named = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
+    return name if named else None
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """The last parts of names or paths that tell them apart."""
+    parts = [[part for part in re.split(r"[/\\]", name) if part] or [name] for name in names]
+    for count in range(1, max(map(len, parts), default=0) + 1):
+        found = ["/".join(part[-count:]) for part in parts]
+        if len(set(found)) == len(found):
+            return found
+    return list(names)
+
+
+def shown_name(name: str) -> str:
+    """A model's name as others may read it: of a folder its last part, not where it lies here."""
+    return name if hub_id(name) or name.startswith("packaged:") else short_names([name])[0]
+
+
+def readme(card: ModelCard, *, name: str, base_model: str | None, source: Path | None, origin: str = "") -> str:
     """A model card in Markdown, with front matter that model hubs and sentence-transformers understand.
 
     Args:
         card: What the model needs.
-        base_model: Hub id of the model that this one is a copy of, if known; else the source's own base is kept.
+        name: Of the folder that it is in.
+        base_model: Hub id of the model that this one comes from, if known; else the source's own base is kept.
         source: README.md of the checkpoint that this one comes from: its licence and languages are kept.
+        origin: A sentence on how the model came about; "" for a copy of the base model.
+    """
+    tags = ["sentence-transformers", "sentence-similarity", "feature-extraction", "bgekit"]
+    if card.pretrained_only:
+        tags = [PRETRAINED_TAG, "feature-extraction", "bgekit"]
+    task = "feature-extraction" if card.pretrained_only else "sentence-similarity"
+    title = base_model.rsplit("/", 1)[-1] if base_model else (card.family or "Text embedding model")
+    if origin:
+        title, origin = name, f"{origin}\n\n"
+    else:
+        name = "path/to/this/folder"  # A copy is the same wherever it is.
+    usage = _PRETRAINED.format(name=name) if card.pretrained_only else _usage(card, name)
+    return f"{front_matter(source, task, tags, base_model)}\n# {title}\n\n{origin}{_facts(card)}\n{usage}"
+
+
+def front_matter(source: Path | None, task: str, tags: Sequence[str], base_model: str | None) -> str:
+    """What model hubs read at the top of a README.
+
+    Args:
+        source: README.md of the checkpoint that this one comes from: licence, languages and tags are kept.
+        task: The hub's name of what the model does.
+        tags: More words for it.
+        base_model: Hub id of the model that this one comes from, if known; else the source's own base is kept.
     """
     from huggingface_hub import ModelCardData
 
     known = _front_matter(source)
-    tags = ["sentence-transformers", "sentence-similarity", "feature-extraction", "bgekit"]
     kept = [tag for tag in _strings(known.get("tags")) if tag not in (*tags, PRETRAINED_TAG)]
-    if card.pretrained_only:
-        tags = [PRETRAINED_TAG, "feature-extraction", "bgekit"]
-        kept = [tag for tag in kept if tag not in tags]
     front = ModelCardData(
         library_name="sentence-transformers",
-        pipeline_tag="feature-extraction" if card.pretrained_only else "sentence-similarity",
-        tags=tags + kept,
+        pipeline_tag=task,
+        tags=[*tags, *kept],
         language=known.get("language"),
         license=known.get("license"),
         license_name=known.get("license_name"),
         license_link=known.get("license_link"),
         base_model=base_model or known.get("base_model"),
     )
-    title = base_model.rsplit("/", 1)[-1] if base_model else (card.family or "Text embedding model")
-    if card.pretrained_only:
-        title, usage = f"{title}, pre-trained only", _PRETRAINED
-    else:
-        usage = _usage(card)
-    return f"---\n{front.to_yaml()}\n---\n\n# {title}\n\n{_facts(card)}\n{usage}"
+    return f"---\n{front.to_yaml()}\n---\n"
 
 
 _PRETRAINED: Final = """**This model is not yet an embedder.** It was pre-trained on plain text (RetroMAE) and must be
@@ -170,7 +207,7 @@ fine-tuned with contrastive learning before its vectors mean anything.
 ## Use
 
 ```
-bge finetune --model path/to/this/folder --train_data train.jsonl --output_dir tuned
+bge finetune --model {name} --train_data train.jsonl --output_dir tuned
 ```
 """
 
@@ -213,7 +250,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _usage(card: ModelCard) -> str:
+def _usage(card: ModelCard, name: str) -> str:
     prompted = bool(card.prompt("query") or card.prompt("document"))
     queries, passages = ("encode_query", "encode_document") if prompted else ("encode", "encode")
     note = ""
@@ -224,14 +261,14 @@ def _usage(card: ModelCard) -> str:
 ```python
 from bgekit import FlagModel
 
-model = FlagModel("path/to/this/folder")
+model = FlagModel({json.dumps(name)})  # the path of this folder
 scores = model.similarity(model.encode_queries(["a question"]), model.encode_corpus(["a passage"]))
 ```
 
 ```python
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("path/to/this/folder")
+model = SentenceTransformer({json.dumps(name)})
 scores = model.similarity(model.{queries}(["a question"]), model.{passages}(["a passage"]))
 ```
 {note}"""

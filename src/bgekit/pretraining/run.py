@@ -19,6 +19,7 @@ from ..models.encoder import Encoder
 from ..models.saving import make_selftest, write_checkpoint
 from ..training.arguments import parse
 from ..training.batches import PlanOptions
+from ..training.readme import origin
 from ..training.run import begin, identity, run
 from .arguments import PretrainArguments, PretrainDataArguments, PretrainModelArguments
 from .batches import Batch, Masking, PretrainSteps
@@ -75,7 +76,8 @@ def pretrain(model: PretrainModelArguments, data: PretrainDataArguments, args: P
         watch = Watch()
         if args.process_index == 0:
             watch.before(texts.facts, data.max_seq_length, data.long_texts == "cut")
-        output = _Output(start, network)
+        base = model.model_name_or_path or None
+        output = _Output(start, network, origin(base, len(texts), verb="Pre-trained (RetroMAE)", unit="sequences"))
 
         def measure(held_out: Texts) -> Mapping[str, float]:
             batches = _batches(held_out, masking, args.per_device_train_batch_size)
@@ -84,13 +86,14 @@ def pretrain(model: PretrainModelArguments, data: PretrainDataArguments, args: P
         trainer = PretrainingTrainer(
             network, args, cast(Any, steps), _whole, loss_of, write=output.write, read=output.read,
             judge=None if held_out is None else functools.partial(measure, held_out), diagnosis=cast(Any, watch),
-            identity=_identity(args, data, texts),
+            identity=identity(
+                args, cast(Any, texts), data, measured=None if held_out is None else [held_out.fingerprint]
+            ),
         )  # fmt: skip
-        facts = {
-            "base_model": model.model_name_or_path or None, "method": "RetroMAE",
-            "model_arguments": asdict(model), "data_arguments": asdict(data), "texts": asdict(texts.facts),
-        }  # fmt: skip
-        return run(trainer, output.write, resume=resume, rows=cast(Any, texts), facts=facts)
+        facts = {"method": "RetroMAE", "texts": asdict(texts.facts)}
+        return run(
+            trainer, output.write, resume=resume, rows=cast(Any, texts), parts=(model, data), facts=facts
+        )  # fmt: skip
 
 
 def _seed(args: PretrainArguments) -> int:
@@ -145,17 +148,11 @@ def _network(start: Start, share: float) -> RetroMAE:
     return network.train()
 
 
-def _identity(args: PretrainArguments, data: PretrainDataArguments, texts: Texts) -> dict[str, Any]:
-    """What a run that goes on must have in common with the one that wrote a checkpoint."""
-    masking = [data.encoder_mlm_probability, data.decoder_mlm_probability]
-    return {**identity(args, cast(Any, texts)), "masking": masking}
-
-
 class _Output:
     """Writes the network as a checkpoint, and reads its weights back."""
 
-    def __init__(self, start: Start, network: RetroMAE) -> None:
-        self._start, self._network = start, network
+    def __init__(self, start: Start, network: RetroMAE, origin: str) -> None:
+        self._start, self._network, self._origin = start, network, origin
 
     def write(self, folder: Path) -> None:
         """The encoder as a folder that everybody can load, head and decoder in a file beside it."""
@@ -169,7 +166,7 @@ class _Output:
         finally:
             network.train(training)
         write_checkpoint(
-            folder, card=card, source=self._start.folder, selftest=selftest, overwrite=True,
+            folder, card=card, source=self._start.folder, selftest=selftest, origin=self._origin, overwrite=True,
             weights={name: value.detach().cpu() for name, value in network.weights().items()},
         )  # fmt: skip
         beside = {name: value.detach().cpu().clone() for name, value in network.beside().items()}

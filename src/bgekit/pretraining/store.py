@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -24,6 +23,7 @@ from ..encoding.records import RecordReader
 from ..encoding.rows import STDIN
 from ..encoding.tokenization import repair
 from ..errors import DataError, OutputError
+from ..models.leftovers import working_names
 from ..training.store import content_digest
 from .masking import Ids
 from .words import Words
@@ -162,14 +162,15 @@ def open_store(source: str, cache: Path, backend: Any, unknown: int | None, read
             shutil.rmtree(path, ignore_errors=True)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        working = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=cache))
-        try:
-            facts = _write(source, working, backend, unknown, reading)
-            (working / _FACTS).write_text(json.dumps(asdict(facts)), encoding="utf-8")
-            if not path.is_dir():  # Another process may have been quicker.
-                os.replace(working, path)
-        finally:
-            shutil.rmtree(working, ignore_errors=True)
+        with working_names(path) as (working, _):
+            try:
+                working.mkdir()
+                facts = _write(source, working, backend, unknown, reading)
+                (working / _FACTS).write_text(json.dumps(asdict(facts)), encoding="utf-8")
+                if not path.is_dir():  # Another process may have been quicker.
+                    os.replace(working, path)
+            finally:
+                shutil.rmtree(working, ignore_errors=True)
     except OSError as error:
         if isinstance(error, OutputError):
             raise

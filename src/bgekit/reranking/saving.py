@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ..models.checkpoint import read_json
 from ..models.encoder import quiet_transformers
@@ -17,12 +18,15 @@ from ..models.saving import (
     write_json,
     write_tokenizer,
 )
+from ..models.side_files import front_matter, hub_id
 from .card import CONFIG_KEY, RerankerCard
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from .network import CrossEncoder
+
+_TAGS: Final = ("reranker", "cross-encoder", "bgekit")
 
 
 def write_reranker(
@@ -32,6 +36,7 @@ def write_reranker(
     source: Path,
     network: CrossEncoder | None = None,
     tokenizer: PreTrainedTokenizerFast | None = None,
+    origin: str = "",
     overwrite: bool = False,
     allow_pickle: bool = False,
     remote_code: bool = False,
@@ -47,6 +52,7 @@ def write_reranker(
         source: Checkpoint that tokenizer and licence are taken from, and config and weights unless given.
         network: Its weights and config are saved; None copies the source's.
         tokenizer: A tokenizer to save instead of the source's.
+        origin: A sentence for the README on how new weights came about.
         overwrite: Replace a checkpoint that is there.
         allow_pickle: Read `.bin` weights of the source.
         remote_code: Copy the source's Python files.
@@ -68,13 +74,11 @@ def write_reranker(
         if remote_code:
             copy_matching(source, folder, ("*.py",))
         write_tokenizer(source, folder, tokenizer, card.max_length)
-        (folder / "README.md").write_text(
-            _readme(card.name.rstrip("/").rpartition("/")[2] if path.name == "model" else path.name, card),
-            encoding="utf-8",
-        )
+        front = front_matter(source / "README.md", "text-ranking", _TAGS, hub_id(card.name))
+        (folder / "README.md").write_text(f"{front}\n{_readme(path.name, card, origin)}", encoding="utf-8")
 
 
-def _readme(name: str, card: RerankerCard) -> str:
+def _readme(name: str, card: RerankerCard, origin: str) -> str:
     arguments = "".join(
         f'\n    {argument}="{prompt.prefix}",'
         for argument, prompt in (
@@ -84,24 +88,16 @@ def _readme(name: str, card: RerankerCard) -> str:
         if prompt
     )
     note = f"\nSaved with it, so that it need not be given:\n\n```\n{arguments.strip()}\n```\n" if arguments else ""
-    return f"""---
-library_name: sentence-transformers
-pipeline_tag: text-ranking
-tags:
-- reranker
-- cross-encoder
-- bgekit
----
+    origin = f"{origin}\n\n" if origin else ""
+    return f"""# {name}
 
-# {name}
-
-A cross-encoder ({card.architecture}): it reads a query and a passage together and gives a score; higher is more
+{origin}A cross-encoder ({card.architecture}): it reads a query and a passage together and gives a score; higher is more
 relevant. Pairs are cut at {card.max_length} tokens.
 
 ```python
 from bgekit import FlagReranker
 
-reranker = FlagReranker("{name}")
+reranker = FlagReranker({json.dumps(name)})  # the path of this folder
 reranker.compute_score(["query", "passage"])
 reranker.rank("query", ["passage", "another passage"])
 ```

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
@@ -16,8 +17,8 @@ from ..encoding.tokenization import TextTokenizer
 from ..models.packing import Packed
 from ..models.prompts import Prompt
 from .batches import Plan, PlanOptions, Step, plan, portions_of
-from .data import TrainingData
-from .examples import ONE_NEGATIVE, PROMPTED_PASSAGES, Example, Row, Sampling, text_key
+from .data import Copies, TrainingData, count_copies
+from .examples import ONE_NEGATIVE, PROMPTED_PASSAGES, Example, Row, Sampling, hash64
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -38,7 +39,7 @@ class Batch:
         queries: n token sequences.
         passages: m token sequences, row by row: the positive, then negatives.
         groups: Passages of each row, at least 1.
-        query_keys: [n] int64, equal for texts that are equal up to case and white space.
+        query_keys: [n] int64, equal for texts that are equal to the model, see `Collator.keys`.
         passage_keys: [m] int64, likewise.
         positive_keys: For each row, the keys of all its positives, whether drawn or not.
         teacher: [m] float32, a teacher's scores, None without.
@@ -177,7 +178,7 @@ class Collator:
         )  # fmt: skip
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_tokenizer_for"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_tokenizer_for", "_plain")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -196,20 +197,17 @@ class Collator:
         queries, cut_queries = self.encode_queries(rows)
         passages, cut_passages = self.encode_passages(examples)
         # The keys of the positives as they are stored: a positive whose parts were shuffled is still that positive.
-        keys = [
-            text_key(example.row.positives[example.positive] if position == 0 else text)
-            for example in examples
-            for position, text in enumerate(example.passages)
-        ]
+        stored = [text for each in examples for text in (each.row.positives[each.positive], *each.passages[1:])]
+        asked, given, *known = self.keys([[row.query for row in rows], stored, *(row.positives for row in rows)])
         teachers = [example.teacher for example in examples]
         scores = [row.score for row in rows]
         return Batch(
             queries=queries,
             passages=passages,
             groups=tuple(len(example.passages) for example in examples),
-            query_keys=torch.tensor([text_key(row.query) for row in rows], dtype=torch.long),
-            passage_keys=torch.tensor(keys, dtype=torch.long),
-            positive_keys=[torch.tensor([text_key(text) for text in row.positives]) for row in rows],
+            query_keys=torch.tensor(asked, dtype=torch.long),
+            passage_keys=torch.tensor(given, dtype=torch.long),
+            positive_keys=[torch.tensor(keys) for keys in known],
             teacher=_tensor([None if scores is None else list(scores) for scores in teachers]),
             scores=_tensor([None if score is None else [score] for score in scores]),
             in_batch=in_batch,
@@ -218,6 +216,28 @@ class Collator:
             rows=tuple(row.index for row in rows),
             truncated=(cut_queries, cut_passages),
         )
+
+    def keys(self, lists: Sequence[Sequence[str]]) -> list[list[int]]:
+        """A signed 64-bit key of each text, for lists of texts: equal for texts that are equal to the model.
+
+        Those have the same token ids, without a prompt and before anything is cut: whether case, accents or white space
+        matter is for the tokenizer to say.
+        """
+        distinct = list(dict.fromkeys(text for texts in lists for text in texts))
+        encodings = self._plain.encode_batch_fast(distinct, add_special_tokens=False)
+        made = (hash64(np.array(encoding.ids, dtype=np.uint32).tobytes()) for encoding in encodings)
+        found = dict(zip(distinct, made, strict=True))
+        return [[found[text] for text in texts] for texts in lists]
+
+    @cached_property
+    def _plain(self) -> Any:
+        """The tokenizer, cutting nothing. A copy through its serialised form: the original's settings stay."""
+        from tokenizers import Tokenizer
+
+        backend: Any = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
+        backend.no_padding()
+        backend.no_truncation()
+        return backend
 
     def limits(self) -> tuple[Limit, ...]:
         """Where texts are cut: queries first, passages last."""
@@ -346,16 +366,21 @@ class StepDataset(Dataset[Batch]):
             across: Whether passages of other processes are negatives, where those of other rows are.
         """
         counts = []
-        for data, portion in zip(self.data.datasets, self.portions, strict=True):
+        for number, (data, portion) in enumerate(zip(self.data.datasets, self.portions, strict=True)):
             size = (portion.batch_size if self.options.same_dataset else None) or self.options.batch_size
             together = size if across else -(-size // self.world)
             if data.scored or (portion.in_batch and together > 1):
                 counts.append(0)
             elif self.sampling.group_size > 1 or data.spec.type == ONE_NEGATIVE:
-                counts.append(int((data.column("negative_count") == 0).sum()))
+                counts.append(int((data.column("negative_count") == 0).sum()) + self.copies[number].alone)
             else:
                 counts.append(len(data))
         return counts
+
+    @cached_property
+    def copies(self) -> list[Copies]:
+        """Rows of each dataset among whose texts are copies."""
+        return [count_copies(self.data, each, self.collator.keys) for each in self.data.datasets]
 
     def batch(self, step: Step) -> Batch:
         """This process's part of a global batch."""

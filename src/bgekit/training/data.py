@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ..errors import ArgumentError, DataError
 from .examples import Problems, Row
 from .sources import DataSpec, find_datasets
-from .store import HAS_SCORE, HAS_TEACHER, Counts, RowStore, open_store
+from .store import HAS_SCORE, HAS_TEACHER, NEGATIVE_IS_POSITIVE, POSITIVE_IS_QUERY, Counts, RowStore, open_store
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ _Opened: TypeAlias = tuple[DataSpec, tuple[RowStore, ...]]
 
 #: A part of the seed of each use, so that no two of them draw the same numbers.
 _LIMIT_DRAW: Final = 1
+#: Rows whose texts are compared at once.
+_COMPARED: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,45 @@ def check_cosines(data: TrainingData) -> None:
                 "take cosent, for which only their order counts",
             )
     problems.check()
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Rows of a dataset that have one text, as the model sees it, in several places.
+
+    Attributes:
+        positives: Rows whose query is one of their positives.
+        negatives: Rows with a positive among their negatives.
+        alone: Rows of whose negatives none is left, since all are positives or the query.
+    """
+
+    positives: int
+    negatives: int
+    alone: int
+
+
+def count_copies(
+    data: TrainingData, dataset: Dataset, keys: Callable[[Sequence[Sequence[str]]], list[list[int]]]
+) -> Copies:
+    """Rows among whose texts are copies, looked for where reading has noted texts that are nearly equal.
+
+    Args:
+        data: All rows.
+        dataset: Those that are looked at.
+        keys: Lists of texts -> keys that are equal for texts that are so to the model (`Collator.keys`).
+    """
+    positives = negatives = alone = 0
+    noted = dataset.rows[(dataset.column("notes") & (POSITIVE_IS_QUERY | NEGATIVE_IS_POSITIVE)) > 0]
+    for start in range(0, len(noted), _COMPARED):
+        rows = [data[int(number)] for number in noted[start : start + _COMPARED]]
+        found = keys([[*row.positives, row.query, *row.negatives] for row in rows])
+        for row, own in zip(rows, found, strict=True):
+            count = len(row.positives)
+            known, query, others = own[:count], own[count], own[count + 1 :]
+            positives += query in known
+            negatives += any(key in known for key in others)
+            alone += bool(others) and all(key in (*known, query) for key in others)
+    return Copies(positives, negatives, alone)
 
 
 def default_cache() -> Path:

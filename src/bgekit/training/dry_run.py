@@ -16,7 +16,6 @@ from .batches import rows_of_epoch
 from .collate import Batch, Collator, Limit, StepDataset
 from .data import Dataset, TrainingData
 from .examples import CLASSES, ONE_NEGATIVE, PROMPTED_PASSAGES
-from .store import NEGATIVE_IS_POSITIVE, POSITIVE_IS_QUERY
 
 #: Rows of each dataset that are tokenised to know its lengths.
 _SAMPLE: Final = 500
@@ -310,8 +309,9 @@ def _decoded(packed: Packed, number: int, collator: Collator) -> str:
 def _warnings(steps: StepDataset, lengths: Sequence[Lengths]) -> Iterator[str]:
     data, collator = steps.data, steps.collator
     yield from data.warnings
-    for dataset, sample, idle in zip(data.datasets, lengths, steps.without_negatives(), strict=True):
-        yield from (f"{dataset.spec.name}: {warning}" for warning in _dataset_warnings(steps, dataset, sample, idle))
+    for number, idle in enumerate(steps.without_negatives()):
+        name = data.datasets[number].spec.name
+        yield from (f"{name}: {warning}" for warning in _dataset_warnings(steps, number, lengths[number], idle))
     drawn = rows_of_epoch(steps.portions, steps.options.temperature)
     for dataset, count in zip(data.datasets, drawn, strict=True):
         if len(dataset) and not count:
@@ -319,14 +319,13 @@ def _warnings(steps: StepDataset, lengths: Sequence[Lengths]) -> Iterator[str]:
     yield from _instruction_warnings(data, collator)
 
 
-def _dataset_warnings(steps: StepDataset, dataset: Dataset, sample: Lengths, idle: int) -> Iterator[str]:
-    limits, notes = steps.collator.limits(), dataset.column("notes")
-    same = int((notes & POSITIVE_IS_QUERY > 0).sum())
-    if same:
-        yield f"{same:,} rows have the query itself as a positive: there is nothing to learn from them"
-    false = int((notes & NEGATIVE_IS_POSITIVE > 0).sum())
-    if false:
-        yield f"{false:,} rows have a positive among their negatives; where it is drawn it does not count as one"
+def _dataset_warnings(steps: StepDataset, number: int, sample: Lengths, idle: int) -> Iterator[str]:
+    dataset, limits, copies = steps.data.datasets[number], steps.collator.limits(), steps.copies[number]
+    if copies.positives:
+        yield f"{copies.positives:,} rows have the query itself as a positive: there is nothing to learn from them"
+    if copies.negatives:
+        rows = f"{copies.negatives:,} rows have a positive among their negatives"
+        yield f"{rows}; where it is drawn it does not count as one"
     for limit in limits:
         if sample.cut(limit) > _MUCH_TRUNCATION:
             yield f"{sample.cut(limit):.0%} of the {limit.plural} are cut at {limit.tokens} tokens: {limit.remedy}"

@@ -21,13 +21,14 @@ from .arguments import DataArguments, EmbedderArguments, ModelArguments, parse
 from .collate import Batch, Collator, StepDataset
 from .contrastive import Contrastive, own_scores
 from .data import check_cosines
-from .diagnosis import Diagnosis
+from .diagnosis import CollapseWatch, Diagnosis, scores_of_all
 from .distributed import world_size
 from .dry_run import Lengths
 from .groups import Groups
 from .losses import CoSent, FalseNegatives, Loss, Matryoshka, ScoredMse
 from .network import TrainableEncoder, add_lora, load_trainable
-from .run import begin, eval_tasks, facts_of, identity, judge_by, make_steps, read_data, run, show_dry_run
+from .readme import origin
+from .run import begin, eval_tasks, identity, judge_by, make_steps, read_data, run, scores_of, show_dry_run
 from .trainer import ContrastiveTrainer
 from .values import LossValue
 
@@ -78,23 +79,28 @@ def finetune(model: ModelArguments, data: DataArguments, args: EmbedderArguments
     if args.dry_run:
         show_dry_run(steps, network, network.transformer.config, args)
         return None
-    output = _Output(start, network, model)
+    output = _Output(start, network, model, origin(model.model_name_or_path, sum(map(len, rows.datasets))))
     diagnosis = Diagnosis(objective.temperature, start.card.normalize)
     if args.process_index == 0:
         _diagnose(diagnosis, steps, start, data, idle)
 
-    def measure(folder: Path) -> Sequence[Any]:
+    def measure(folder: Path) -> dict[str, float]:
         from ..evaluation import evaluate
 
         # On the device of this process alone: the others' memory is taken.
-        return evaluate(str(folder), tasks, compare=False, progress=False, devices=str(args.device)).results
+        report = evaluate(str(folder), tasks, compare=False, progress=False, devices=str(args.device))
+        return scores_of(report.results)
+
+    def table(batch: Batch) -> Tensor:
+        return scores_of_all(network(batch.queries), network(batch.passages), batch)
 
     trainer = ContrastiveTrainer(
         network, args, steps, _parts, objective, write=output.write, read=output.read, diagnosis=diagnosis,
-        identity=identity(args, rows, model, data),
+        identity=identity(args, rows, model, data, measured=[task.fingerprint for task in tasks] or None),
         judge=judge_by(output.write, measure, Path(str(args.output_dir))) if tasks else None,
+        callbacks=[CollapseWatch(diagnosis, network, steps, table)],
     )  # fmt: skip
-    return run(trainer, output.write, resume=resume, rows=rows, facts=facts_of(model, data))
+    return run(trainer, output.write, resume=resume, rows=rows, parts=(model, data))
 
 
 def _start(model: ModelArguments, data: DataArguments, args: EmbedderArguments) -> FlagModel:
@@ -207,18 +213,19 @@ def _suspects(queries: Tensor, passages: Tensor, batch: Batch) -> dict[str, Tens
     """Share of the rows of this process of which a negative of their own lies nearer than the positive."""
     groups = Groups(batch.groups, queries.device)
     table = groups.table(own_scores(queries.float(), passages.float(), batch), -torch.inf)
-    compared = groups.valid[:, 1:].any(1)
+    negatives = (groups.valid & ~groups.known_positives(batch))[:, 1:]
+    compared = negatives.any(1)
     if not bool(compared.any()):
         return {}
-    nearer = (table[:, 1:] > table[:, :1]).any(1)
+    nearer = ((table[:, 1:] > table[:, :1]) & negatives).any(1)
     return {"suspect": nearer[compared].float().mean()}
 
 
 class _Output:
     """Writes the network as a checkpoint, and reads its weights back."""
 
-    def __init__(self, start: FlagModel, network: TrainableEncoder, model: ModelArguments) -> None:
-        self._start, self._network, self._model = start, network, model
+    def __init__(self, start: FlagModel, network: TrainableEncoder, model: ModelArguments, origin: str) -> None:
+        self._start, self._network, self._model, self._origin = start, network, model, origin
         # Trained in float32, kept in float32: a run that goes on from a checkpoint must find what was there.
         self._card = replace(start.card, dtype="float32", selftest=None, calibration=None, pretrained_only=False)
 
@@ -239,14 +246,14 @@ class _Output:
         write_checkpoint(
             folder, card=self._card, source=self._start.folder, weights=weights,
             dense=[{name: value.detach().cpu() for name, value in layer.items()} for layer in network.dense()],
-            selftest=selftest, overwrite=True, allow_pickle=self._model.allow_pickle,
+            selftest=selftest, origin=self._origin, overwrite=True, allow_pickle=self._model.allow_pickle,
             remote_code=self._model.trust_remote_code,
         )  # fmt: skip
         if self._model.use_lora:
-            from safetensors.torch import save_file
+            from safetensors.torch import save
 
             trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
-            save_file(as_stored(trained, "float32"), folder / _ADAPTERS)
+            (folder / _ADAPTERS).write_bytes(save(as_stored(trained, "float32")))
 
     def read(self, folder: Path) -> Mapping[str, Tensor]:
         """Weights by the network's own names."""
@@ -291,6 +298,8 @@ def _idle(steps: StepDataset, args: EmbedderArguments) -> dict[str, int]:
     if sum(counts) < sum(map(len, datasets)):
         return {data.spec.name: count for data, count in zip(datasets, counts, strict=True)}
     own = "--train_group_size is 1" if steps.sampling.group_size == 1 else "no row has neg"
+    if steps.sampling.group_size > 1 and any(copies.alone for copies in steps.copies):
+        own = "no row has neg that is none of its positives"
     raise DataError(
         f"no query has a negative, so nothing would be learnt: {own}, and passages of other rows are none either "
         "(--use_inbatch_neg false, files named no_in_batch_neg, or batches of one row). Let them be negatives, or give "

@@ -73,7 +73,7 @@ class Row:
     def digest(self) -> int:
         """64 bits of a hash of what is trained on: equal rows have equal digests."""
         parts = [self.query, self.prompt or "", repr(self.score), *self.positives, "", *self.negatives]
-        return _hash64("\0".join(parts))
+        return hash64("\0".join(parts).encode())
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,16 @@ class Example:
 
 
 def text_key(text: str) -> int:
-    """A signed 64-bit hash of a text, the same for texts that differ in case and white space only."""
-    return _hash64(" ".join(text.casefold().split()))
+    """A signed 64-bit hash of a text, the same for texts that differ in case and white space only.
+
+    Whether two texts are the same to a model is another question, which its tokenizer answers: see `Collator.keys`.
+    """
+    return hash64(" ".join(text.casefold().split()).encode())
 
 
-def _hash64(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+def hash64(content: bytes) -> int:
+    """A signed 64-bit hash."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
 
 
 def row_of(fields: Mapping[str, Any]) -> Row:

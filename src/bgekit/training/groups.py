@@ -8,9 +8,9 @@ from typing import Final, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import ArgumentError
+from .distributed import Pool
 from .values import LossValue, full_precision, of_global_batch
 
 
@@ -37,6 +37,11 @@ class GroupBatch(Protocol):
         ...
 
     @property
+    def query_keys(self) -> Tensor:
+        """[n] int64, equal for equal texts, and comparable with `passage_keys`."""
+        ...
+
+    @property
     def passage_keys(self) -> Tensor:
         """[m] int64, equal for equal texts."""
         ...
@@ -45,6 +50,48 @@ class GroupBatch(Protocol):
     def positive_keys(self) -> Sequence[Tensor]:
         """For each row the keys of all its known positives, int64."""
         ...
+
+
+@dataclass(frozen=True)
+class KnownPositives:
+    """What is no negative of a query, whichever row of the global batch says so, on all processes.
+
+    These are the positives of all rows with this query, drawn or not, and the query itself.
+
+    Attributes:
+        queries: [k] int64 keys of queries, ascending.
+        texts: [k] int64 keys of texts, ascending for each query; no pair comes twice.
+    """
+
+    queries: Tensor
+    texts: Tensor
+
+    @classmethod
+    def of(cls, batch: GroupBatch) -> KnownPositives:
+        """Of a global batch; every process takes part."""
+        asked, passages = batch.query_keys, batch.passage_keys
+        sizes = torch.tensor(batch.groups, dtype=torch.long, device=passages.device)
+        counts = torch.tensor([len(keys) for keys in batch.positive_keys], dtype=torch.long, device=passages.device)
+        queries = torch.cat([asked.repeat_interleave(counts), asked, asked])
+        # The positive that was drawn and the query itself are no negatives either, whatever the data says.
+        listed = [keys.to(passages.device) for keys in batch.positive_keys]
+        texts = torch.cat([*listed, passages[sizes.cumsum(0) - sizes], asked])
+        own = torch.stack([queries, texts], 1)
+        pairs = Pool((len(own),), own.device, across=True).rows(own, 0).unique(dim=0)
+        return cls(pairs[:, 0].contiguous(), pairs[:, 1].contiguous())
+
+    def of_queries(self, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """[n] keys of queries -> [n], [n]: where the texts of each begin and end in `texts`."""
+        return torch.searchsorted(self.queries, keys), torch.searchsorted(self.queries, keys, right=True)
+
+    def hold(self, queries: Tensor, texts: Tensor) -> Tensor:
+        """Whether each text is known for its query; keys of equal shapes."""
+        return torch.isin(_of_pairs(queries, texts), _of_pairs(self.queries, self.texts))
+
+
+def _of_pairs(queries: Tensor, texts: Tensor) -> Tensor:
+    """One key for a pair of keys: they are random, so a multiple of one and the other are as good as random, too."""
+    return queries * 0x9E3779B97F4A7C1 + texts
 
 
 class Groups:
@@ -81,14 +128,13 @@ class Groups:
         return torch.where(taught[:, None], weights, positive.to(weights)), taught
 
     def known_positives(self, batch: GroupBatch) -> Tensor:
-        """[n, g] bool: which places but the first hold a text that is a positive of the row all the same."""
-        if not len(self.valid):
-            return self.valid
-        known = pad_sequence(list(batch.positive_keys), batch_first=True)
-        there = torch.arange(known.shape[1], device=known.device)
-        there = there < torch.tensor([len(keys) for keys in batch.positive_keys], device=known.device)[:, None]
-        same = (batch.passage_keys[self.index][:, :, None] == known[:, None]) & there[:, None]
-        found = same.any(2) & self.valid
+        """[n, g] bool: which places but the first hold what is no negative all the same (see `KnownPositives`).
+
+        Every process takes part.
+        """
+        known = KnownPositives.of(batch)
+        texts = batch.passage_keys[self.index]
+        found = known.hold(batch.query_keys[:, None].expand_as(texts), texts) & self.valid
         found[:, 0] = False
         return found
 
@@ -132,8 +178,10 @@ def contrast(positive: Tensor, negatives: Tensor, counted: Tensor) -> Tensor:
 
 
 def contrast_metrics(sums: Tensor, size: int) -> dict[str, Tensor]:
-    """Means of the sums of `contrast` over the global batch of `size` rows."""
+    """Means of the sums of `contrast` over the global batch of `size` rows; `idle` is the share without negatives."""
     positive, rows, hits, compared, negative, hardest = sums
+    # A row that is alone in its batch is no fault of the data.
+    idle = 1 - rows / size if size > 1 else torch.zeros_like(rows)
     rows = rows.clamp(min=1)
     return {
         "accuracy": hits / rows,
@@ -141,6 +189,7 @@ def contrast_metrics(sums: Tensor, size: int) -> dict[str, Tensor]:
         "negative": negative / rows,
         "hardest": hardest / rows,
         "gap": (compared - negative) / rows,
+        "idle": idle,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,18 +10,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..encoding.similarity import share_of
 from ..errors import ArgumentError
 from .distributed import Pool
-from .groups import GroupBatch
+from .groups import GroupBatch, KnownPositives
 
 
 class LossBatch(GroupBatch, Protocol):
     """What losses on vectors need to know of the rows of this process."""
-
-    @property
-    def query_keys(self) -> Tensor:
-        """[n] int64, equal for equal texts, and comparable with `passage_keys`."""
-        ...
 
     @property
     def in_batch(self) -> bool:
@@ -39,7 +36,7 @@ class FalseNegatives:
 
     Attributes:
         margin: When its similarity is above that of the positive minus this.
-        ratio: When its similarity is above this share of that of the positive, such as 0.95.
+        ratio: When its similarity is above this share (`share_of`) of that of the positive, such as 0.95.
         teacher: When the teacher gives it at least this score.
     """
 
@@ -48,8 +45,10 @@ class FalseNegatives:
     teacher: float | None = None
 
     def __post_init__(self) -> None:
-        if self.ratio is not None and self.ratio <= 0:
+        if self.ratio is not None and not 0 < self.ratio < math.inf:
             raise ArgumentError(f"the ratio of false negatives must be above 0, such as 0.95, not {self.ratio}")
+        if self.margin is not None and not math.isfinite(self.margin):
+            raise ArgumentError(f"the margin of false negatives must be a finite number, not {self.margin}")
 
     def by_similarity(self, similarity: Tensor, positive: Tensor) -> Tensor | None:
         """Which of the similarities are too near to those of the positives, or None if that is not asked.
@@ -62,7 +61,7 @@ class FalseNegatives:
         if self.margin is not None:
             found = similarity > positive - self.margin
         if self.ratio is not None:
-            above = similarity > positive * self.ratio
+            above = similarity > share_of(positive, self.ratio)
             found = above if found is None else found | above
         return found
 
@@ -108,19 +107,25 @@ class Ranges:
         """Set the pairs of a slice of rows in its mask [stop - start, columns]."""
         bounds = torch.tensor([rows.start, rows.stop], device=self.rows.device)
         first, last = torch.searchsorted(self.rows, bounds).tolist()
-        low, counts = self.low[first:last], self.high[first:last] - self.low[first:last]
-        total = int(counts.sum())
-        row = (self.rows[first:last] - rows.start).repeat_interleave(counts, output_size=total)
-        before = (counts.cumsum(0) - counts).repeat_interleave(counts, output_size=total)
-        within = torch.arange(total, device=row.device) - before
-        mask[row, self.columns[low.repeat_interleave(counts, output_size=total) + within]] = True
+        owner, place = members(self.low[first:last], self.high[first:last])
+        mask[(self.rows[first:last] - rows.start)[owner], self.columns[place]] = True
+
+
+def members(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The members of ranges low..high, one after the other: the number of the range of each, and its place."""
+    counts = high - low
+    total = int(counts.sum())
+    owner = torch.arange(len(low), device=low.device).repeat_interleave(counts, output_size=total)
+    within = torch.arange(total, device=low.device) - (counts.cumsum(0) - counts)[owner]
+    return owner, low[owner] + within
 
 
 class Structure:
     """Which columns belong to which rows, for the rows of one process against a pool of passages or queries.
 
     Attributes:
-        pool: Rows are sort 0 of it, passages 1, known positives 2.
+        pool: Rows are sort 0 of it, passages 1.
+        known: What is no negative of which query.
         targets: [n] column of the positive of each row.
         first: [n] the first passage of each row among those of this process.
     """
@@ -130,28 +135,19 @@ class Structure:
         device = keys.device
         self.batch = batch
         self.groups = torch.tensor(batch.groups, dtype=torch.long, device=device)
-        known = torch.tensor([len(some) for some in batch.positive_keys], dtype=torch.long, device=device)
-        some = [part.to(device) for part in batch.positive_keys]
-        rows = torch.arange(len(self.groups), device=device)
-        self.pool = Pool((len(rows), len(keys), sum(map(len, some)) + 2 * len(rows)), device, across=across)
+        self.pool = Pool((len(self.groups), len(keys)), device, across=across)
         self.first = self.groups.cumsum(0) - self.groups
         self.targets = self.first + self.pool.offset(1)
-        # The positive that was drawn and the query itself are no negatives either, whatever the data says.
-        self._known = torch.cat([*some, keys[self.first], batch.query_keys])
-        order = torch.cat([rows.repeat_interleave(known), rows, rows]).argsort(stable=True)
-        self._known = self._known[order]
-        self._known_rows = torch.cat([rows.repeat_interleave(known), rows, rows])[order]
+        self.known = KnownPositives.of(batch)
 
     def of_passages(self, false_negatives: FalseNegatives) -> list[Ranges]:
         """Passages of the pool that are no negatives of the rows: known positives, their own or of equal queries."""
         batch, pool = self.batch, self.pool
-        rows = torch.arange(len(self.groups), device=self.groups.device)
-        passage_keys, query_keys = pool.rows(batch.passage_keys, 1), pool.rows(batch.query_keys, 0)
+        passage_keys = pool.rows(batch.passage_keys, 1)
+        rows = torch.arange(len(self.groups), device=passage_keys.device)
         columns = torch.arange(len(passage_keys), device=rows.device)
-        found = [
-            Ranges.by_key(self._known_rows, self._known, columns, passage_keys),
-            Ranges.by_key(rows, batch.query_keys, pool.rows(self.targets, 0), query_keys),
-        ]
+        owners, known = members(*self.known.of_queries(batch.query_keys))
+        found = [Ranges.by_key(owners, self.known.texts[known], columns, passage_keys)]
         if false_negatives.teacher is not None and batch.teacher is not None:
             suspects = (batch.teacher >= false_negatives.teacher).nonzero().squeeze(1)
             owners = rows.repeat_interleave(self.groups)[suspects]
@@ -159,16 +155,15 @@ class Structure:
         return found
 
     def of_queries(self) -> list[Ranges]:
-        """Queries of the pool that are no negatives of the rows' positives: those that have it as a positive, too."""
-        batch, pool = self.batch, self.pool
-        rows = torch.arange(len(self.groups), device=self.groups.device)
-        query_keys = pool.rows(batch.query_keys, 0)
-        own = batch.passage_keys[self.first]
-        owners = pool.rows(self._known_rows + pool.offset(0), 2)
-        return [
-            Ranges.by_key(rows, own, owners, pool.rows(self._known, 2)),
-            Ranges.by_key(rows, batch.query_keys, torch.arange(len(query_keys), device=rows.device), query_keys),
-        ]
+        """Queries of the pool that are no negatives of the rows' positives: those that have it as a positive, too.
+
+        These are the row's own query and its copies as well.
+        """
+        batch = self.batch
+        query_keys = self.pool.rows(batch.query_keys, 0)
+        rows = torch.arange(len(self.groups), device=query_keys.device)
+        asking, known = members(*self.known.of_queries(query_keys))
+        return [Ranges.by_key(rows, batch.passage_keys[self.first], asking, self.known.texts[known])]
 
 
 def excluded(ranges: Sequence[Ranges], rows: slice, columns: int, targets: Tensor) -> Tensor:

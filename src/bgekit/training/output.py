@@ -90,7 +90,7 @@ def save_final(output: Path, write: Callable[[Path], None], provenance: dict[str
         OutputError: it cannot be written.
     """
     with scratch(output) as folder:
-        model = folder / "model"
+        model = folder / output.resolve().name  # Whose name the README has.
         write(model)
         try:
             (model / PROVENANCE).write_text(json.dumps(provenance, indent=1, default=str) + "\n", encoding="utf-8")

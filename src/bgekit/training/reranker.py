@@ -6,7 +6,7 @@ import itertools
 import logging
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -23,12 +23,23 @@ from ..reranking.card import RerankerCard, is_classifier, read_reranker_card
 from ..reranking.network import CrossEncoder, load_trainable
 from ..reranking.saving import write_reranker
 from .arguments import DataArguments, ModelArguments, RerankerArguments, RerankerDataArguments, parse
-from .collate import Batch
+from .collate import Batch, StepDataset
 from .data import TrainingData
-from .diagnosis import Diagnosis
+from .diagnosis import CollapseWatch, Diagnosis, scores_of_groups
 from .groups import GroupLoss
 from .pairs import PairCollator
-from .run import begin, eval_tasks, facts_of, identity, judge_by, make_steps, read_data, run, show_dry_run
+from .readme import FIRST_STAGE, origin
+from .run import (
+    begin,
+    eval_tasks,
+    identity,
+    judge_by,
+    make_steps,
+    read_data,
+    run,
+    scores_of,
+    show_dry_run,
+)
 from .trainer import ContrastiveTrainer
 from .values import LossValue
 
@@ -75,10 +86,15 @@ def finetune_reranker(model: ModelArguments, data: DataArguments, args: Reranker
     length = _length(folder, args)
     card = _card(folder, network, model, data, length)
     steps = make_steps(args, data, rows, _collator(folder, card, network, model, data, length))
+    idle = _idle(steps)
     if args.dry_run:
         show_dry_run(steps, network, network.config, args)
         return None
-    output = _Output(folder, card, network, model)
+    trained_on = origin(model.model_name_or_path, sum(map(len, rows.datasets)))
+    output = _Output(folder, card, network, model, trained_on)
+    diagnosis = Diagnosis(1.0, normalized=False)
+    if args.process_index == 0:
+        diagnosis.before(data.train_group_size, {}, None, None, idle)
     loss = GroupLoss(distillation=1.0 if data.knowledge_distillation else 0.0)
 
     def loss_of(scores: Tensor, batch: Batch) -> LossValue:
@@ -86,15 +102,19 @@ def finetune_reranker(model: ModelArguments, data: DataArguments, args: Reranker
         candidates = torch.tensor(float(max(batch.groups, default=1)))
         return LossValue(value.loss, {**value.metrics, "candidates": candidates})
 
+    def table(batch: Batch) -> Tensor:
+        return scores_of_groups(network(batch.passages), batch)
+
     with tempfile.TemporaryDirectory(prefix="bgekit-") as kept:
         trainer = ContrastiveTrainer(
             network, args, steps, lambda batch: (batch.passages,), loss_of, write=output.write, read=output.read,
-            identity=identity(args, rows, model, data),
+            identity=identity(args, rows, model, data, measured=[task.fingerprint for task in tasks] or None),
             judge=judge_by(output.write, _measure(args, tasks, kept), Path(str(args.output_dir))) if tasks else None,
-            diagnosis=Diagnosis(1.0, normalized=False),
+            diagnosis=diagnosis, callbacks=[CollapseWatch(diagnosis, network, steps, table)],
         )  # fmt: skip
-        facts = {"kind": "reranker", **facts_of(model, data)}
-        return run(trainer, output.write, resume=resume, rows=rows, facts=facts)
+        return run(
+            trainer, output.write, resume=resume, rows=rows, parts=(model, data), facts={"kind": "reranker"}
+        )  # fmt: skip
 
 
 def _card(folder: Path, network: CrossEncoder, model: ModelArguments, data: DataArguments, length: int) -> RerankerCard:
@@ -130,14 +150,20 @@ def _check_rows(rows: TrainingData, data: DataArguments) -> None:
         raise ArgumentError("--train_group_size must be at least 2: a reranker compares a positive with negatives")
     if scored := [dataset.spec.name for dataset in rows.datasets if dataset.scored]:
         raise DataError(f"{', '.join(scored)} has scored pairs, from which embedders learn; a reranker needs neg")
-    lacking = sum(int((dataset.column("negative_count") == 0).sum()) for dataset in rows.datasets)
-    total = sum(map(len, rows.datasets))
-    if lacking == total:
-        raise DataError("no row has negatives, so a reranker learns nothing: mine some (bge mine)")
-    if lacking:
-        logger.warning(
-            "%s of %s rows have no negatives: a reranker learns nothing from them", f"{lacking:,}", f"{total:,}"
-        )
+
+
+def _idle(steps: StepDataset) -> dict[str, int]:
+    """Rows without any negative, by dataset.
+
+    Raises:
+        DataError: no row has one.
+    """
+    counts = steps.without_negatives()
+    if sum(counts) == sum(map(len, steps.data.datasets)):
+        copies = any(each.alone for each in steps.copies)
+        some = "negatives that are none of its positives" if copies else "negatives"
+        raise DataError(f"no row has {some}, so a reranker learns nothing: mine some (bge mine)")
+    return {data.spec.name: count for data, count in zip(steps.data.datasets, counts, strict=True)}
 
 
 def _collator(
@@ -152,21 +178,29 @@ def _collator(
     )  # fmt: skip
 
 
-def _measure(args: RerankerArguments, tasks: Sequence[Any], kept: str) -> Any:
-    """The first stage's best passages in the reranker's order; the first stage is computed once."""
+def _measure(args: RerankerArguments, tasks: Sequence[Any], kept: str) -> Callable[[Path], dict[str, float]]:
+    """Scores of the first stage's best passages in the reranker's order, beside those of the first stage alone."""
     numbers = itertools.count()
+    first_stage: dict[str, float] = {}
 
-    def measure(folder: Path) -> Sequence[Any]:
-        from ..evaluation import Candidate, Setting, evaluate
+    def scores(setting: Any) -> dict[str, float]:
+        from ..evaluation import Candidate, evaluate
+
+        candidate = Candidate(str(args.first_stage), options={"devices": str(args.device)}, settings=[setting])
+        report = evaluate(candidate, tasks, output=kept, keep_vectors=True, compare=False, progress=False)
+        return scores_of(report.results)
+
+    def measure(folder: Path) -> dict[str, float]:
+        from ..evaluation import Setting
         from ..reranking.reranker import FlagReranker
 
+        if not first_stage:
+            first_stage.update({f"{FIRST_STAGE}_{name}": score for name, score in scores(Setting()).items()})
         name = f"reranker {next(numbers)}"
         # On the device of this process alone: the others' memory is taken.
         with FlagReranker(folder, use_fp16=True, devices=str(args.device)) as reranker:
-            setting = Setting(reranker=reranker, reranker_name=name, rerank_top_k=args.rerank_top_k)
-            candidate = Candidate(str(args.first_stage), options={"devices": str(args.device)}, settings=[setting])
-            report = evaluate(candidate, tasks, output=kept, keep_vectors=True, compare=False, progress=False)
-        return report.results
+            reranked = scores(Setting(reranker=reranker, reranker_name=name, rerank_top_k=args.rerank_top_k))
+        return reranked | first_stage
 
     return measure
 
@@ -174,14 +208,16 @@ def _measure(args: RerankerArguments, tasks: Sequence[Any], kept: str) -> Any:
 class _Output:
     """Writes the network as a checkpoint, and reads its weights back."""
 
-    def __init__(self, source: Path, card: RerankerCard, network: CrossEncoder, model: ModelArguments) -> None:
-        self._source, self._card, self._network, self._model = source, card, network, model
+    def __init__(
+        self, source: Path, card: RerankerCard, network: CrossEncoder, model: ModelArguments, origin: str
+    ) -> None:
+        self._source, self._card, self._network, self._model, self._origin = source, card, network, model, origin
 
     def write(self, folder: Path) -> None:
         """The network as it is, as a folder that transformers and bgekit load."""
         write_reranker(
-            folder, card=self._card, source=self._source, network=self._network, overwrite=True,
-            allow_pickle=self._model.allow_pickle, remote_code=self._model.trust_remote_code,
+            folder, card=self._card, source=self._source, network=self._network, origin=self._origin,
+            overwrite=True, allow_pickle=self._model.allow_pickle, remote_code=self._model.trust_remote_code,
         )  # fmt: skip
 
     def read(self, folder: Path) -> Mapping[str, Tensor]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +17,7 @@ from transformers import EarlyStoppingCallback, set_seed
 
 from ..encoding.memory import keep_few_kernels
 from ..models.packing import PACKED_ATTENTION
-from .arguments import DataArguments, ModelArguments, TrainerArguments
+from .arguments import DataArguments, TrainerArguments
 from .batches import PlanOptions
 from .collate import Collator, StepDataset
 from .curves import save_curves
@@ -25,7 +26,9 @@ from .distributed import by_first
 from .dry_run import Footprint, dry_run
 from .examples import Sampling
 from .output import check_output, save_final, scratch
-from .trainer import ContrastiveTrainer, check_optimizer, check_same_run
+from .readme import FIRST_STAGE, add_training
+from .trainer import JUDGING, ContrastiveTrainer, check_optimizer, check_same_run
+from .unsupported import REASONS
 
 if TYPE_CHECKING:
     from ..evaluation.task import Task
@@ -106,7 +109,8 @@ def run(
     *,
     resume: Path | None,
     rows: TrainingData,
-    facts: Mapping[str, Any],
+    parts: Sequence[Any],
+    facts: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train, save the model into the output folder itself, draw the curves.
 
@@ -115,6 +119,7 @@ def run(
         write: Saves the network as it is into a folder.
         resume: A checkpoint to go on from.
         rows: The data.
+        parts: The arguments of the model and of the data.
         facts: What else the result should say of how it came about.
 
     Returns:
@@ -131,8 +136,12 @@ def run(
     if trainer.is_world_process_zero():
         history = trainer.state.log_history
         _compare_with_start(trainer)
+        _compare_with_first_stage(trainer)
         provenance = {
-            **facts,
+            "base_model": parts[0].model_name_or_path or None,
+            "model_arguments": asdict(parts[0]),
+            "data_arguments": asdict(parts[1]),
+            **(facts or {}),
             "findings": trainer.diagnosis.findings,
             "data": {
                 "fingerprint": trainer.identity["data"],
@@ -148,18 +157,48 @@ def run(
             "threads": torch.get_num_threads(),
             "history": history,
         }
-        save_final(output, write, provenance)
-        save_curves(history, output)
+        arguments = _telling_arguments(args, parts)
+        best = trainer.state.best_global_step if provenance["best_checkpoint"] else None
+
+        def complete(folder: Path) -> None:
+            write(folder)
+            add_training(
+                folder / "README.md", datasets=[(each.spec.files, len(each)) for each in rows.datasets],
+                arguments=arguments, history=history, kept=best, findings=trainer.diagnosis.findings,
+                drawn=bool(save_curves(history, folder)),
+            )  # fmt: skip
+
+        save_final(output, complete, provenance)
     if args.world_size > 1:
         torch.distributed.barrier()
     return output
 
 
+def _judged_by(args: TrainerArguments) -> str:
+    """The name in the log of what the best model is told by."""
+    return f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
+
+
+def _compare_with_first_stage(trainer: ContrastiveTrainer) -> None:
+    """Say so where the reranker makes the order of the first stage worse, however well it has been trained."""
+    name = _judged_by(trainer.args)
+    beside = name.replace("eval_", f"eval_{FIRST_STAGE}_", 1)
+    scores = [(row["step"], row[name], row[beside]) for row in trainer.state.log_history if beside in row]
+    if not scores:
+        return
+    step, best, alone = max(scores, key=lambda row: row[1])
+    logger.info("%s: %.2f with the reranker at best (step %d), %.2f without it", name, best, step, alone)
+    if best < alone:
+        trainer.diagnosis.report({
+            "first stage": f"the reranker makes the first stage's order worse: {name} is {best:.2f} at best (step "
+            f"{step}), and {alone:.2f} without a reranker. It is no use behind this first stage: train longer, "
+            "on more rows or with negatives of this first stage (bge mine), or start from a model that is a reranker"
+        })  # fmt: skip
+
+
 def _compare_with_start(trainer: ContrastiveTrainer) -> None:
     """Say so where no evaluation was better than the one before the first step."""
-    args = trainer.args
-    name = str(args.metric_for_best_model)
-    name = name if name.startswith("eval_") else f"eval_{name}"
+    args, name = trainer.args, _judged_by(trainer.args)
     scores = [(row["step"], row[name]) for row in trainer.state.log_history if name in row]
     at_start = next((score for step, score in scores if step == 0), None)
     later = [score for step, score in scores if step > 0]
@@ -173,64 +212,92 @@ def _compare_with_start(trainer: ContrastiveTrainer) -> None:
     logger.warning("training made it no better: %s was %.2f before it, %.2f at best%s", name, at_start, best, kept)
 
 
-#: Arguments that a run which goes on may change: where things lie, how fast it is, what is shown, when it ends.
-_FREE: Final = (
-    "model_name_or_path", "cache_dir", "revision", "trust_remote_code", "allow_pickle", "train_data", "cache_path",
-    "pad_to_multiple_of", "grad_cache_chunk", "first_stage", "rerank_top_k",
-)  # fmt: skip
-#: Arguments of Trainer that it may not change: they decide about batches, or the optimiser's state has them.
-_BOUND: Final = (
-    "seed", "dataloader_drop_last", "optim", "optim_args", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2",
-    "adam_epsilon",
-)  # fmt: skip
+#: Arguments that a run which goes on may change; all others, whoever's they are, have to be as they were.
+_FREE: Final = frozenset({
+    # Where things lie. Data count by their content, the weights are those of the checkpoint.
+    "model_name_or_path", "cache_dir", "revision", "trust_remote_code", "allow_pickle", "train_data", "eval_data",
+    "cache_path", "output_dir", "logging_dir", "overwrite_output_dir", "resume_from_checkpoint", "first_stage",
+    # When it ends.
+    "num_train_epochs", "max_steps", "early_stopping_patience", "load_best_model_at_end",
+    # What is logged, measured and saved, and when. What is the best is told by the same metric.
+    "logging_strategy", "logging_first_step", "logging_steps", "logging_nan_inf_filter", "log_level",
+    "log_level_replica", "log_on_each_node", "disable_tqdm", "report_to", "run_name", "project",
+    "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "include_tokens_per_second",
+    "save_strategy", "save_steps", "save_total_limit", "save_on_each_node", "save_only_model", "save_safetensors",
+    "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "do_eval", "do_train", "do_predict", "dry_run",
+    "restore_callback_states_from_checkpoint", "skip_memory_metrics", "debug",
+    # How fast it is, and on what; the batch of all processes together is compared.
+    "per_device_train_batch_size", "grad_cache_chunk", "gradient_checkpointing", "gradient_checkpointing_kwargs",
+    "activation_checkpointing", "activation_checkpointing_kwargs", "torch_empty_cache_steps", "torch_compile",
+    "torch_compile_backend", "torch_compile_mode", "full_determinism", "dataloader_num_workers",
+    "dataloader_pin_memory", "dataloader_prefetch_factor", "dataloader_persistent_workers",
+    "dataloader_multiprocessing_context", "use_cpu", "local_rank", "ddp_backend", "ddp_timeout", "ddp_bucket_cap_mb",
+    "ddp_find_unused_parameters", "ddp_broadcast_buffers", "ddp_static_graph", "accelerator_config",
+    # Follow from another one, or have no effect.
+    "data_seed", "warmup_ratio", "pad_to_multiple_of", "remove_unused_columns", "ignore_data_skip",
+})  # fmt: skip
 
 
-def identity(args: TrainerArguments, rows: TrainingData, *more: Any) -> dict[str, Any]:
+def identity(
+    args: TrainerArguments, rows: TrainingData, *more: Any, measured: Sequence[str] | None = None
+) -> dict[str, Any]:
     """What a run that goes on must have in common with the one that wrote a checkpoint.
 
     Args:
         args: Of the training.
         rows: The data.
         more: Instances of dataclasses whose values count, too, such as `ModelArguments`.
+        measured: Fingerprints of the data that is measured while training, None without.
     """
-    own = fields(args)[len(fields(TrainerArguments)) :]
+    parts = (args, *more)
+    values = {each.name: getattr(part, each.name) for part in parts for each in fields(part) if each.init}
+    if isinstance(args.deepspeed, str):  # Its content counts, wherever the file is.
+        values["deepspeed"] = json.loads(Path(args.deepspeed).read_text(encoding="utf-8"))
+    if not args.judged:
+        values |= dict.fromkeys(JUDGING & values.keys())
     return {
         "data": rows.fingerprint,
         "global batch size": args.per_device_train_batch_size * args.world_size,
-        "--gradient_accumulation_steps": args.gradient_accumulation_steps,
         "--data_seed": args.data_seed if args.data_seed is not None else args.seed,
-        **{f"--{name}": getattr(args, name) for name in _BOUND},
-        **{f"--{each.name}": getattr(args, each.name) for each in own if each.name not in _FREE},
-        **{f"--{name}": value for part in more for name, value in asdict(part).items() if name not in _FREE},
+        "evaluation data": measured,
+        **{f"--{name}": value for name, value in values.items() if name not in _FREE | REASONS.keys()},
     }
 
 
+def _telling_arguments(args: TrainerArguments, parts: Sequence[Any]) -> dict[str, Any]:
+    """What made a model what it is: arguments that count for `identity` and are not what they are by default."""
+    found: dict[str, Any] = {
+        "--learning_rate": args.learning_rate,
+        "batch size of all processes": args.per_device_train_batch_size * args.world_size,
+        **({"--max_steps": args.max_steps} if args.max_steps > 0 else {"--num_train_epochs": args.num_train_epochs}),
+    }
+    for part in (*parts, args):
+        for each in fields(part):
+            value = getattr(part, each.name)
+            default = each.default if each.default_factory is MISSING else each.default_factory()
+            counts = each.init and each.name not in _FREE | REASONS.keys() | JUDGING
+            if counts and value != default and f"--{each.name}" not in found:
+                found[f"--{each.name}"] = value
+    return found
+
+
 def judge_by(
-    write: Callable[[Path], None], measure: Callable[[Path], Sequence[Any]], output: Path
-) -> Callable[[], dict[str, float]]:
+    write: Callable[[Path], None], measure: Callable[[Path], Mapping[str, float]], output: Path
+) -> Callable[[], Mapping[str, float]]:
     """Measures a network by what it would be if it were saved now: exactly what users will get.
 
     Args:
         write: Saves the network into a folder.
-        measure: Results of the model in a folder.
+        measure: Scores of the model in a folder by their names.
         output: Where there is room for it for a while.
     """
 
-    def judge() -> dict[str, float]:
+    def judge() -> Mapping[str, float]:
         with scratch(output) as folder:
             write(folder / "model")
-            return scores_of(measure(folder / "model"))
+            return measure(folder / "model")
 
     return judge
-
-
-def facts_of(model: ModelArguments, data: DataArguments) -> dict[str, Any]:
-    """What the result says of its beginnings."""
-    return {
-        "base_model": model.model_name_or_path,
-        "model_arguments": asdict(model),
-        "data_arguments": asdict(data),
-    }
 
 
 def show_dry_run(steps: StepDataset, network: nn.Module, config: Any, args: Any) -> None:

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 Counts: TypeAlias = "npt.NDArray[np.int64]"
 
 #: Part of every name: what an older version wrote is not read.
-_VERSION: Final = "1"
+_VERSION: Final = "2"
 #: Rows of a record batch. All but the last have exactly so many, so a row's place follows from its number; with the
 #: longest row allowed they stay below the 2 GiB that the offsets of a string column can address.
 _BATCH_ROWS: Final = 128
@@ -46,7 +46,8 @@ _ABANDONED: Final = 24 * 3600
 #: and a negative (which stand for tokens: about 4 bytes each in English, 3 in Chinese); then what was noticed.
 _NUMBERS: Final = ("line", "digest", "query_bytes", "positive_bytes", "negative_bytes", "negative_count", "notes")
 
-#: Bits of `notes`.
+#: Bits of `notes`. The first two are of texts that are equal up to case and white space: whether they are so to a model
+#: is for its tokenizer to say.
 POSITIVE_IS_QUERY: Final = 1
 NEGATIVE_IS_POSITIVE: Final = 2
 HAS_TEACHER: Final = 4
@@ -234,7 +235,8 @@ def _checked_rows(source: str, problems: Problems) -> Iterator[dict[str, Any]]:
 def _record(row: Row, line: int) -> dict[str, Any]:
     positive_keys = {text_key(text) for text in row.positives}
     notes = POSITIVE_IS_QUERY * (text_key(row.query) in positive_keys)
-    notes |= NEGATIVE_IS_POSITIVE * any(text_key(text) in positive_keys for text in row.negatives)
+    known = positive_keys | {text_key(row.query)}
+    notes |= NEGATIVE_IS_POSITIVE * any(text_key(text) in known for text in row.negatives)
     notes |= HAS_TEACHER * row.has_teacher | HAS_SCORE * (row.score is not None)
     numbers = {
         "line": line, "digest": row.digest, "query_bytes": _mean_bytes((row.query,)),

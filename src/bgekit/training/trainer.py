@@ -22,6 +22,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..encoding.memory import Trimmer
 from ..errors import ArgumentError, CheckpointError, MissingExtraError
+from ..models.leftovers import usual_modes
 from .collate import Batch, StepDataset
 from .diagnosis import Diagnosis
 from .distributed import by_first, sum_over_processes
@@ -32,6 +33,10 @@ logger = logging.getLogger(__name__)
 
 #: Written last into a checkpoint: one without it was not finished.
 WHOLE: Final = "checkpoint_whole.json"
+#: Arguments by which the best model is told. A run that goes on may begin or cease to measure, but not differ in these.
+JUDGING: Final = frozenset({"metric_for_best_model", "greater_is_better", "eval_split", "rerank_top_k"})
+#: What counts only where both runs have it; `check_optimizer` asks whether both are DeepSpeed's.
+_WHERE_BOTH: Final = frozenset({"evaluation data", "--deepspeed", *(f"--{name}" for name in JUDGING)})
 _CHECKPOINT: Final = re.compile(rf"^{PREFIX_CHECKPOINT_DIR}-(\d+)$")
 
 #: What is encoded of a batch, and the loss of what came out.
@@ -124,9 +129,8 @@ class ContrastiveTrainer(Trainer):
             identity: What a run that goes on must have in common with the one that wrote a checkpoint.
             callbacks: Of Trainer.
         """
-        self.steps, self._parts, self._loss = steps, parts, loss
+        self.steps, self._parts, self._loss, self.identity = steps, parts, loss, identity
         self._write, self._read, self._judge, self.diagnosis = write, read, judge, diagnosis
-        self.identity = identity
         self._metrics: dict[str, list[Tensor]] = defaultdict(list)
         self._memory = Trimmer()
         super().__init__(
@@ -324,6 +328,7 @@ class ContrastiveTrainer(Trainer):
 
 def mark_whole(folder: Path, identity: Mapping[str, Any]) -> None:
     """Say that a checkpoint is finished, after all of it is on the disk, and of which run it is."""
+    usual_modes(folder)
     files = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     for name in files:
         with (folder / name).open("rb") as file:
@@ -362,9 +367,9 @@ def check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
     then = json.loads((folder / WHOLE).read_text(encoding="utf-8"))["run"]
     now = json.loads(json.dumps(dict(identity)))
     differing = [
-        name if name == "data" else f"{name} ({then.get(name)} there, {value} here)"
+        name if name.endswith("data") else f"{name} ({then.get(name)} there, {value} here)"
         for name, value in now.items()
-        if then.get(name) != value
+        if then.get(name) != value and not (name in _WHERE_BOTH and None in (then.get(name), value))
     ]
     if differing:
         raise ArgumentError(
