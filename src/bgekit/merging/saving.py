@@ -134,7 +134,7 @@ def _write_stage(parts: Parts, method: Method, stage: Path) -> None:
     config = read_json(first.folder / "config.json")
     dtype = stored_dtype(stage)
     write_json(stage / "config.json", config | {"dtype" if "dtype" in config else "torch_dtype": dtype})
-    write_tokenizer(lead.folder, stage, None, parts.card.max_length)
+    write_tokenizer(lead.folder, stage, None, parts.card.max_length, lead.options.trust_remote_code)
     copy_matching(lead.folder, stage, (*KEPT_FILES[:3], "README.md"))
     if first.options.trust_remote_code:
         copy_matching(first.folder, stage, ("*.py",))
