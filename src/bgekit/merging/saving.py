@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,6 +60,12 @@ class Parts:
     cards: Sequence[Card]
     lead: int
 
+    @property
+    def title(self) -> str:
+        """What messages call the result while it has no folder of its own."""
+        names = [source.name for source in self.sources]
+        return f"the merge of {', '.join(names)}" if len(names) > 1 else f"{names[0]} with its base"
+
 
 def save_merged(
     parts: Parts, method: Method, path: Path, provenance: Mapping[str, Any] | None, *,
@@ -89,7 +96,8 @@ def save_merged(
             _write_stage(parts, method, stage)
             # Under the name "model", the README is given the name in the card.
             made = scratch / "model"
-            _write_complete(parts, target.name, stage, made, selftest=provenance is not None)
+            with named(scratch, parts.title):
+                _write_complete(parts, target.name, stage, made, selftest=provenance is not None)
             if provenance is not None:
                 write_json(made / PROVENANCE, provenance)
                 add_to_readme(made / "README.md", provenance)
@@ -103,6 +111,23 @@ def save_merged(
             if isinstance(error.__cause__, OSError):
                 raise error.__cause__ from None
             raise
+
+
+@contextlib.contextmanager
+def named(folder: Path, title: str) -> Iterator[None]:
+    """An error about what is in a folder that will be gone names what it was instead.
+
+    Args:
+        folder: The folder; what is below it counts as well.
+        title: What the error says.
+    """
+    try:
+        yield
+    except BgekitError as error:
+        message = re.sub(rf"{re.escape(str(folder))}[^\s,;:'\")]*", lambda _: title, str(error))
+        if message == str(error):
+            raise
+        raise type(error)(message) from error.__cause__
 
 
 @contextlib.contextmanager
@@ -124,7 +149,8 @@ def adapted(parts: Parts, number: int) -> Iterator[Path]:
                 f"cannot write a copy of {source.name} with its base to {scratch}: {error.strerror or error}; TMPDIR "
                 "names another place"
             ) from error
-        yield stage
+        with named(stage, alone.title):
+            yield stage
 
 
 def _write_stage(parts: Parts, method: Method, stage: Path) -> None:

@@ -1,9 +1,9 @@
 """A checkpoint -> a model of transformers: the one loader.
 
-A model is as the constructor of its class makes it, with the weights of the checkpoint. transformers 5 builds it on the
-meta device, fills in what the checkpoint holds, and leaves the rest to the class's `_init_weights`. That of a class with
-code of its own knows of layers at most: a buffer that is not saved (a rotary `inv_freq`) then holds whatever was in
-memory, and a layer beside such a buffer can lose the weights that were just read
+A model is as the constructor of its class makes it, with the weights of the checkpoint. transformers 5 builds it on
+the meta device, fills in what the checkpoint holds, and leaves the rest to the class's `_init_weights`. That of a class
+with code of its own knows of layers at most: a buffer that is not saved (a rotary `inv_freq`) then holds whatever was
+in memory, and a layer beside such a buffer can lose the weights that were just read
 (findings/transformers5_unsaved_buffers.sh). Here such a class is constructed for real, and given the weights.
 """
 
@@ -61,26 +61,20 @@ def load_published(
     register()
     expected = (*without, "position_ids")
 
-    def load(config: Any, **weights: Any) -> tuple[PreTrainedModel, list[str]]:
+    def load(auto: Any, place: Path | None, **weights: Any) -> tuple[PreTrainedModel, list[str]]:
         """A model, and the names of weights that it lacks."""
         loaded, report = from_pretrained(
-            choose(config),
-            folder,
-            config,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=None if allow_pickle else True,
-            **weights,
+            auto, place, config, dtype=dtype, trust_remote_code=trust_remote_code, **weights
         )
         refuse_low_rank(folder, report["unexpected_keys"])
         return loaded, [key for key in report["missing_keys"] if not any(part in key for part in expected)]
 
     with _told(folder, files), quiet_transformers():
         config = read_network(folder, trust_remote_code, **options)
-        model, missing = load(config)
+        model, missing = load(choose(config), folder, use_safetensors=None if allow_pickle else True)
         if missing and (prefix := wrapper_prefix(weight_names(files), model.state_dict(), model.base_model_prefix)):
             tensors = {name.removeprefix(prefix): value for file in files for name, value in read_tensors(file)}
-            model, missing = load(config, state_dict=tensors)
+            model, missing = load(type(model), None, state_dict=tensors)
             if not missing:
                 logger.warning("the names of the weights in %s begin with %s, which is left out", folder, prefix)
     if missing:
@@ -156,13 +150,13 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def from_pretrained(
-    auto: Any, folder: Path, config: Any, *, dtype: torch.dtype, trust_remote_code: bool, **options: Any
+    auto: Any, folder: Path | None, config: Any, *, dtype: torch.dtype, trust_remote_code: bool, **options: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A model, and what transformers reports of its weights; what the checkpoint lacks is as the constructor makes it.
 
     Args:
         auto: A class of transformers with `from_pretrained`.
-        folder: The checkpoint.
+        folder: The checkpoint; None where `options` have the weights as `state_dict`.
         config: Its config.
         dtype: Type of the weights.
         trust_remote_code: Allow architectures that the checkpoint brings as Python code.
@@ -253,7 +247,7 @@ def _bodiless(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 def _has_own_code(auto: Any, config: Any, trust_remote_code: bool) -> bool:
     """Whether the class will come from the checkpoint, or was registered with transformers by another package."""
     mapped = trust_remote_code and auto.__name__ in (getattr(config, "auto_map", None) or {})
-    return bool(mapped) or not type(config).__module__.startswith("transformers.")
+    return bool(mapped) or not all(kind.__module__.startswith("transformers.") for kind in (auto, type(config)))
 
 
 def _saved(model: nn.Module) -> dict[str, Tensor]:

@@ -41,8 +41,8 @@ logger = logging.getLogger(__name__)
 SELFTEST_TEXT: Final = "Self-test: 文本向量 of 2 Élan vital, done."
 
 _TOKENIZER_FILES: Final = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
-    "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "chat_template.jinja",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+    "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "chat_template.jinja",
 )  # fmt: skip
 #: Kept as they are beside unchanged weights: terms of use, and the further heads of BGE-M3.
 KEPT_FILES: Final = ("LICENSE*", "LICENCE*", "NOTICE*", "sparse_linear.pt", "colbert_linear.pt")
