@@ -8,18 +8,18 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import own_code
 import pytest
 import torch
-from conftest import write_side_files, write_wordpiece
 from safetensors.torch import load_file, save_file
 
+import own_code
 from bgekit import FlagModel, FlagReranker
 from bgekit.errors import CheckpointError, NumericalError
 from bgekit.models.card import read_card
 from bgekit.models.checkpoint import wrapper_prefix
 from bgekit.models.encoder import load_encoder, load_transformer
 from bgekit.reranking.network import load_trainable
+from conftest import write_side_files, write_wordpiece
 
 WEIGHTS = "model.safetensors"
 TEXTS = ["the cat and the dog walk to the river", "vector search " * 20, "python"]
