@@ -16,7 +16,6 @@ import own_code
 from bgekit import FlagModel, FlagReranker
 from bgekit.errors import CheckpointError, NumericalError
 from bgekit.models.card import read_card
-from bgekit.models.checkpoint import wrapper_prefix
 from bgekit.models.encoder import load_encoder, load_transformer
 from bgekit.reranking.network import load_trainable
 from conftest import write_side_files, write_wordpiece
@@ -38,10 +37,11 @@ def make_own(folder, kind=own_code.OwnModel, *, without=("position_ids",), **set
     model.save_pretrained(folder, state_dict=weights)
     shutil.copy(own_code.__file__, folder / "own_code.py")
     config = json.loads((folder / "config.json").read_text())
-    auto = "AutoModel" if kind is own_code.OwnModel else "AutoModelForSequenceClassification"
+    embeds = issubclass(kind, own_code.OwnModel)
+    auto = "AutoModel" if embeds else "AutoModelForSequenceClassification"
     config["auto_map"] = {"AutoConfig": "own_code.OwnConfig", auto: f"own_code.{kind.__name__}"}
     (folder / "config.json").write_text(json.dumps(config))
-    if kind is own_code.OwnModel:
+    if embeds:
         write_side_files(folder, "mean", 32)
     return folder, model
 
@@ -127,6 +127,19 @@ def test_rerankers_with_code_of_their_own(tmp_path):
     np.testing.assert_allclose(reranker.compute_score(["cat", "the river"]), logit[0].numpy(), atol=1e-6)
     trained = load_trainable(folder, trust_remote_code=True)
     assert all(torch.equal(value, right.state_dict()[name]) for name, value in trained.weights().items())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_classes_with_a_loader_of_their_own(tmp_path, dtype):
+    folder, right = make_own(tmp_path / "own-loader", own_code.OwnLoader)
+    model = open_own(folder, dtype=dtype)
+    assert torch.equal(model._engine.encoder.backbone.model.rotary.inv_freq, right.rotary.inv_freq)
+    assert ((model.encode(TEXTS) * expected(right, model.tokenizer)).sum(1) > 0.999).all()
+    weights = load_file(folder / WEIGHTS)
+    del weights["gain"]
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="lacks 1 weights of OwnLoader, such as gain"):
+        open_own(folder)
 
 
 def test_weights_that_are_new_are_as_the_constructor_makes_them(own, tmp_path):
@@ -243,6 +256,8 @@ def test_two_networks_in_one_checkpoint_are_not_chosen_from(tiny_bert, tmp_path)
 
 
 def test_names_that_a_class_of_transformers_puts_before_its_own_are_no_wrapper():
+    from bgekit.models.checkpoint import wrapper_prefix
+
     expected = ["layers.0.weight", "norm.weight"]
     assert wrapper_prefix(["model.layers.0.weight", "model.norm.weight", "lm_head.weight"], expected, "model") == ""
     assert wrapper_prefix(["module.model.layers.0.weight", "module.lm_head.weight"], expected, "model") == "module."

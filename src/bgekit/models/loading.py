@@ -167,9 +167,12 @@ def from_pretrained(
     """
     made = sketch(auto, config, dtype, trust_remote_code) if _has_own_code(auto, config, trust_remote_code) else None
     with _uninitialised_is_nan(), _without_own_initialisation(made):
-        model, report = auto.from_pretrained(
+        loaded = auto.from_pretrained(
             folder, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **options
         )
+    if not isinstance(loaded, tuple):  # A class with a loader of its own (nomic-bert), which reports nothing.
+        return cast(loaded, dtype).eval(), _unreported(loaded, folder)
+    model, report = loaded
     if made is None and not any(_is_unfilled(tensor) for tensor in (*model.parameters(), *model.buffers())):
         return model, report
     filled = {name: value for name, value in _saved(model).items() if not _is_unfilled(value)}
@@ -248,6 +251,12 @@ def _has_own_code(auto: Any, config: Any, trust_remote_code: bool) -> bool:
     """Whether the class will come from the checkpoint, or was registered with transformers by another package."""
     mapped = trust_remote_code and auto.__name__ in (getattr(config, "auto_map", None) or {})
     return bool(mapped) or not all(kind.__module__.startswith("transformers.") for kind in (auto, type(config)))
+
+
+def _unreported(model: PreTrainedModel, folder: Path | None) -> dict[str, Any]:
+    """What transformers would report of the weights of a model that its own code has loaded, by their names."""
+    names = set(weight_names(weight_files(folder, allow_pickle=True))) if folder is not None else set()
+    return {"missing_keys": _saved(model).keys() - names, "unexpected_keys": names - _saved(model).keys()}
 
 
 def _saved(model: nn.Module) -> dict[str, Tensor]:
