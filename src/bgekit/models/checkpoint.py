@@ -128,7 +128,7 @@ def refuse_adapter(folder: Path) -> None:
 
 def refuse_low_rank(folder: Path, names: Iterable[str]) -> None:
     """Raise CheckpointError if names of weights that no network has are those of LoRA matrices."""
-    found = [name for name in names if _LOW_RANK.match(name)]
+    found = sorted(name for name in names if _LOW_RANK.match(name))
     if found:
         raise CheckpointError(
             f"the weights in {folder} hold {len(found)} LoRA matrices that were not merged, such as {found[0]}: "

@@ -67,7 +67,7 @@ def load_published(
             auto, place, config, dtype=dtype, trust_remote_code=trust_remote_code, **weights
         )
         refuse_low_rank(folder, report["unexpected_keys"])
-        return loaded, [key for key in report["missing_keys"] if not any(part in key for part in expected)]
+        return loaded, [key for key in sorted(report["missing_keys"]) if not any(part in key for part in expected)]
 
     with _told(folder, files), quiet_transformers():
         config = read_network(folder, trust_remote_code, **options)
