@@ -2,6 +2,8 @@
 
 import errno
 import json
+import shlex
+import shutil
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from bgekit.errors import CheckpointError, OutputError
 from bgekit.merging import mix_models
+from bgekit.models.checkpoint import resolve
 
 WEIGHTS = "model.safetensors"
 
@@ -108,3 +111,68 @@ def test_what_does_not_fit_the_base(adapter, make_model, tmp_path, edit):
     edit(folder / "adapter_config.json", base_model_name_or_path=str(make_model("bert", intermediate_size=48)))
     with pytest.raises(CheckpointError, match="does not fit its base"):
         mix_models([folder], "encoder", [1.0], tmp_path / "out")
+
+
+def told_command(message):
+    """The arguments of the `bge` command that a message gives."""
+    return shlex.split(message.split("bge ", 1)[1].splitlines()[0])
+
+
+def test_given_as_a_model_it_says_what_it_is_and_the_command_makes_the_model(adapter, tmp_path, monkeypatch):
+    from bgekit import FlagModel, FlagReranker
+    from bgekit.cli.main import main
+
+    folder, expected = adapter("my adapter")
+    monkeypatch.chdir(tmp_path)
+    for kind in (FlagModel, FlagReranker):
+        with pytest.raises(CheckpointError, match=r"LoRA adapter of .*model-a, not a model") as caught:
+            kind(folder, devices="cpu")
+    assert main(told_command(str(caught.value))) == 0
+    FlagModel(tmp_path / "my adapter-merged", devices="cpu")
+    merged = load_file(tmp_path / "my adapter-merged" / WEIGHTS)
+    for name in merged:
+        torch.testing.assert_close(merged[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["finetune", "--model_name_or_path", "ADAPTER", "--train_data", "x.jsonl", "--output_dir", "out"],
+        ["finetune-reranker", "--model_name_or_path", "ADAPTER", "--train_data", "x.jsonl", "--output_dir", "out"],
+        ["pretrain", "--model_name_or_path", "ADAPTER", "--train_data", "x.txt", "--output_dir", "out"],
+        ["info", "ADAPTER"],
+        ["encode", "--model", "ADAPTER", "x.txt", "--output", "out"],
+    ],
+)
+def test_every_verb_says_so(adapter, tmp_path, monkeypatch, capfd, command):
+    from bgekit.cli.main import main
+
+    folder, _ = adapter()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.txt").write_text("a text\n")
+    (tmp_path / "x.jsonl").write_text('{"query": "a", "pos": ["b"], "neg": ["c"]}\n')
+    assert main([str(folder) if part == "ADAPTER" else part for part in command]) != 0
+    said = capfd.readouterr().err
+    assert "is a LoRA adapter of" in said
+    assert f"bge merge --models {folder} --weights 1 --output adapter-merged" in said
+
+
+def test_with_a_config_beside_it_too(adapter, pair):
+    from bgekit import FlagModel
+
+    folder, _ = adapter()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(pair[0] / name, folder)
+    with pytest.raises(CheckpointError, match="LoRA adapter of"):
+        FlagModel(folder, devices="cpu", pooling_method="cls")
+
+
+def test_adapters_of_other_kinds_and_pickled_ones_are_told_apart(adapter, edit):
+    folder, _ = adapter()
+    torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"--output adapter-merged --allow-pickle$"):
+        resolve(str(folder))
+    edit(folder / "adapter_config.json", peft_type="IA3")
+    with pytest.raises(CheckpointError, match=r"adapter \(peft, IA3\).*merge_and_unload"):
+        resolve(str(folder))

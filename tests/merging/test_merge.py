@@ -4,6 +4,7 @@ import errno
 import gc
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -350,3 +351,40 @@ def test_what_is_there_is_not_replaced_unasked(pair, tmp_path):
     mix_models(pair, "encoder", [1, 0], tmp_path / "out", overwrite=True)
     assert same(load_file(tmp_path / "out" / WEIGHTS), load_file(pair[0] / WEIGHTS))
     assert leftovers(tmp_path) == ["out"]
+
+
+def renamed(folder, name):
+    """Give the weights of a copied checkpoint other names; None leaves one out."""
+    weights = {name(key): value for key, value in load_file(folder / WEIGHTS).items() if name(key)}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    return folder
+
+
+def test_what_wrappers_put_before_names_is_left_out(pair, rerankers, copied, tmp_path, caplog):
+    for models, kind in ((pair, "encoder"), (rerankers, "reranker")):
+        expected = load_file(mix_models(models, kind, [0.5, 0.5], tmp_path / f"plain-{kind}").path / WEIGHTS)
+        first = renamed(copied(models[0], f"{kind}-a"), lambda name: f"_orig_mod.module.{name}")
+        second = renamed(copied(models[1], f"{kind}-b"), lambda name: f"model.{name}")
+        merged = load_file(mix_models([first, second], kind, [0.5, 0.5], tmp_path / f"merged-{kind}").path / WEIGHTS)
+        assert merged.keys() == expected.keys()
+        assert all(torch.equal(merged[name], value) for name, value in expected.items())
+        assert f"the names of the weights in {second} begin with model., which is left out" in caplog.text
+
+
+def test_matrices_that_were_not_merged_are_no_model_to_merge(pair, copied, tmp_path):
+    folder = copied(pair[0])
+    weights = load_file(folder / WEIGHTS)
+    weights["encoder.layer.0.attention.self.query.lora_A.default.weight"] = torch.ones(4, 32)
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"{folder} hold 1 LoRA matrices"):
+        mix_models([folder, pair[1]], "encoder", [0.5, 0.5], tmp_path / "out")
+
+
+@pytest.mark.parametrize("output", [True, False])
+def test_an_error_names_no_folder_that_is_gone(pair, copied, tmp_path, output):
+    lacking = [renamed(copied(each, each.name), lambda name: "layer.1" not in name and name) for each in pair]
+    with pytest.raises(CheckpointError) as caught:
+        mix_models(lacking, "encoder", [0.5, 0.5], tmp_path / "out" if output else None)
+    assert str(caught.value).startswith(f"the merge of {lacking[0]}, {lacking[1]} lacks 16 weights of BertModel")
+    named = [part.rstrip(",:;") for part in str(caught.value).split() if part.startswith("/")]
+    assert all(Path(part).exists() for part in named)

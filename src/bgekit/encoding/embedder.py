@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -260,12 +260,7 @@ class FlagModel(Embedder):
         stored, overridden = self.card.selftest, {"pooling", "normalize"}
         if stored is None or any(self.card.sources.get(field) == "caller" for field in overridden):
             return
-        expected = np.asarray(stored["vector"], dtype=np.float32)[: self.dimension]
-        # As long as when it was saved: a caller's shorter max_length must not cut this text.
-        length = int(stored.get("max_length") or self.card.max_length)
-        got = np.asarray(self.encode(stored["text"], max_length=length, prompt=None, convert_to_numpy=True))
-        cosine = float(got @ expected / max(float(np.linalg.norm(got) * np.linalg.norm(expected)), 1e-12))
-        least = _SELFTEST_COSINE[self.precision]
+        cosine, least = self._selftest_cosine(stored)
         if not cosine >= least:
             if self._has_other_weights(stored.get("weights")):
                 # sentence-transformers before 5.4 copies the self-test when it saves a model that it has trained.
@@ -279,6 +274,15 @@ class FlagModel(Embedder):
                 f"the one stored when the model was saved, at least {least} is expected in {self.precision}. "
                 "A file was changed since then: the tokenizer, config.json, or 1_Pooling/config.json."
             )
+
+    def _selftest_cosine(self, stored: Mapping[str, Any]) -> tuple[float, float]:
+        """The cosine of the vector of a self-test to the stored one, and what it must be at least."""
+        expected = np.asarray(stored["vector"], dtype=np.float32)[: self.dimension]
+        # As long as when it was saved: a caller's shorter max_length must not cut this text.
+        length = int(stored.get("max_length") or self.card.max_length)
+        got = np.asarray(self.encode(stored["text"], max_length=length, prompt=None, convert_to_numpy=True))
+        cosine = float(got @ expected / max(float(np.linalg.norm(got) * np.linalg.norm(expected)), 1e-12))
+        return cosine, _SELFTEST_COSINE[self.precision]
 
     def _has_other_weights(self, digest_then: str | None) -> bool:
         from ..models.saving import weights_digest

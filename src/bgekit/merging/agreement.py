@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeAlias
 from ..encoding.tokenization import load_tokenizer
 from ..errors import ArgumentError, CardError, CheckpointError
 from ..models.card import ModelCard, read_card
-from ..models.encoder import quiet_transformers
+from ..models.loading import quiet_transformers
 from ..models.saving import SELFTEST_TEXT
 from ..reranking.card import RerankerCard, read_reranker_card
 from .sources import Source

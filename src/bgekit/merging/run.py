@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -22,7 +23,7 @@ from ..reranking.card import is_classifier
 from .agreement import Kind, agreed_cards, check_networks
 from .losses import ExampleData, model_loss, read_examples, softmax_weights
 from .methods import METHODS, Method, checked_weights, described, finite_weights
-from .saving import Parts, adapted, save_merged
+from .saving import Parts, adapted, named, save_merged
 from .searching import Trial, Weights, best, measures, search
 from .sources import Options, open_source
 
@@ -264,7 +265,8 @@ def merge(
         "card_from": task.card_from,
         **found,
     }
-    save_merged(parts, way, path, provenance, trials=trials, overwrite=overwrite)
+    with contextlib.nullcontext() if temporary is None else named(path, f"a folder in {tempfile.gettempdir()}"):
+        save_merged(parts, way, path, provenance, trials=trials, overwrite=overwrite)
     return Merged(path, kind, way.weights, losses, trials, task.options, temporary)
 
 
@@ -299,8 +301,9 @@ def _search(parts: Parts, task: Merging, validation: Validation, tasks: Sequence
         )  # fmt: skip
 
         def judge(weights: Weights) -> Trial:
-            save_merged(parts, task.way(weights), scratch / "model", None, overwrite=True)
-            scores = measure(scratch / "model")
+            with named(scratch, parts.title):
+                save_merged(parts, task.way(weights), scratch / "model", None, overwrite=True)
+                scores = measure(scratch / "model")
             trial = Trial(weights, sum(scores.values()) / len(scores), scores)
             logger.info("weights %s: %.2f", ", ".join(f"{each:.3f}" for each in weights), trial.score)
             return trial

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,6 +60,12 @@ class Parts:
     cards: Sequence[Card]
     lead: int
 
+    @property
+    def title(self) -> str:
+        """What messages call the result while it has no folder of its own."""
+        names = [source.name for source in self.sources]
+        return f"the merge of {', '.join(names)}" if len(names) > 1 else f"{names[0]} with its base"
+
 
 def save_merged(
     parts: Parts, method: Method, path: Path, provenance: Mapping[str, Any] | None, *,
@@ -88,7 +95,8 @@ def save_merged(
             stage.mkdir(parents=True)
             _write_stage(parts, method, stage)
             made = scratch / "made" / target.name  # Whose name the README has.
-            _write_complete(parts, stage, made, selftest=provenance is not None)
+            with named(scratch, parts.title):
+                _write_complete(parts, stage, made, selftest=provenance is not None)
             if provenance is not None:
                 write_json(made / PROVENANCE, provenance)
                 add_to_readme(made / "README.md", provenance)
@@ -102,6 +110,23 @@ def save_merged(
             if isinstance(error.__cause__, OSError):
                 raise error.__cause__ from None
             raise
+
+
+@contextlib.contextmanager
+def named(folder: Path, title: str) -> Iterator[None]:
+    """An error about what is in a folder that will be gone names what it was instead.
+
+    Args:
+        folder: The folder; what is below it counts as well.
+        title: What the error says.
+    """
+    try:
+        yield
+    except BgekitError as error:
+        message = re.sub(rf"{re.escape(str(folder))}[^\s,;:'\")]*", lambda _: title, str(error))
+        if message == str(error):
+            raise
+        raise type(error)(message) from error.__cause__
 
 
 @contextlib.contextmanager
@@ -123,7 +148,8 @@ def adapted(parts: Parts, number: int) -> Iterator[Path]:
                 f"cannot write a copy of {source.name} with its base to {scratch}: {error.strerror or error}; TMPDIR "
                 "names another place"
             ) from error
-        yield stage
+        with named(stage, alone.title):
+            yield stage
 
 
 def _write_stage(parts: Parts, method: Method, stage: Path) -> None:
@@ -133,7 +159,7 @@ def _write_stage(parts: Parts, method: Method, stage: Path) -> None:
     config = read_json(first.folder / "config.json")
     dtype = stored_dtype(stage)
     write_json(stage / "config.json", config | {"dtype" if "dtype" in config else "torch_dtype": dtype})
-    write_tokenizer(lead.folder, stage, None, parts.card.max_length)
+    write_tokenizer(lead.folder, stage, None, parts.card.max_length, lead.options.trust_remote_code)
     copy_matching(lead.folder, stage, (*KEPT_FILES[:3], "README.md"))
     if first.options.trust_remote_code:
         copy_matching(first.folder, stage, ("*.py",))

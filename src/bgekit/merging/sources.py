@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,10 +11,17 @@ from typing import Any, Final
 
 from ..errors import CheckpointError
 from ..models.card import DenseLayer
-from ..models.checkpoint import resolve, weight_files
+from ..models.checkpoint import RENAMED, refuse_low_rank, resolve, weight_files
+from ..models.config import read_config
+from ..models.encoder import encoder_class
+from ..models.loading import stored_prefix
 from ..models.saving import weights_digest
+from ..reranking.card import is_classifier
+from ..reranking.network import classifier_class
 from .adapters import Adapter, is_adapter
 from .tensors import Stored, stored_tensors
+
+logger = logging.getLogger(__name__)
 
 #: What a class with a head puts before the names of its transformer's weights.
 _PREFIX: Final = re.compile(
@@ -92,12 +100,25 @@ def open_source(name: str, options: Options) -> Source:
     folder = path if is_adapter(path) and not (path / "config.json").is_file() else _resolved(name, options)
     if is_adapter(folder) and not _has_weights(folder):
         return _adapted(name, folder, options)
+    prefix = _prefix(folder, options)
     found, files = dict[str, Stored](), {}
     for file in weight_files(folder, allow_pickle=options.allow_pickle):
-        tensors = stored_tensors(file)
+        tensors = {name.removeprefix(prefix): value for name, value in stored_tensors(file).items()}
         files[file] = list(tensors)
         found |= tensors
+    refuse_low_rank(folder, found)
     return Source(name, folder, options, found, files)
+
+
+def _prefix(folder: Path, options: Options) -> str:
+    """What a wrapper has put before the names of weights; the merged model's do without."""
+    prefix = stored_prefix(
+        folder, classifier_class if is_classifier(read_config(folder)) else encoder_class,
+        trust_remote_code=options.trust_remote_code, allow_pickle=options.allow_pickle,
+    )  # fmt: skip
+    if prefix:
+        logger.warning("the names of the weights in %s begin with %s, which is left out", folder, prefix)
+    return prefix
 
 
 def is_unused(name: str) -> bool:
@@ -108,10 +129,7 @@ def is_unused(name: str) -> bool:
 def _core(name: str) -> str:
     """A weight's name without what differs between classes and ages of transformers."""
     bare = _PREFIX.sub("", name)
-    return re.sub(r"LayerNorm\.(gamma|beta)$", lambda old: f"LayerNorm.{_RENAMED[old[1]]}", bare)
-
-
-_RENAMED: Final = {"gamma": "weight", "beta": "bias"}
+    return re.sub(r"LayerNorm\.(gamma|beta)$", lambda old: f"LayerNorm.{RENAMED[old[1]]}", bare)
 
 
 def _resolved(name: str, options: Options) -> Path:

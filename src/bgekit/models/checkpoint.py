@@ -11,8 +11,11 @@ import importlib.metadata
 import json
 import logging
 import os
+import re
+import shlex
 import struct
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -42,7 +45,19 @@ _CARD_FILES: Final = (
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
     "tokenizer_config.json",
+    "adapter_config.json",
 )
+
+#: Beside an adapter's weights, what peft says of it.
+ADAPTER_CONFIG: Final = "adapter_config.json"
+#: Matrices of LoRA (arXiv:2106.09685) as peft and others name them. Names that torch gives to parametrisations belong
+#: to networks that are made with LoRA in them (jina-embeddings-v3).
+_LOW_RANK: Final = re.compile(
+    r"^(?!.*parametrizations\.).*\blora_(A|B|embedding_A|embedding_B|magnitude_vector|down|up)\b"
+)
+
+#: What weights of a layer norm were called in the first years, and what they are called now.
+RENAMED: Final = {"gamma": "weight", "beta": "bias"}
 
 _SAFETENSORS_DTYPES: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -75,6 +90,7 @@ def resolve(
     path = Path(os.path.expanduser(name_or_path))  # Which leaves ~ of nobody as it is.
     if path.is_dir():
         if not (path / "config.json").is_file():
+            refuse_adapter(path)
             raise CheckpointError(f"{path} is no model: it has no config.json (it holds {_listing(path)})")
         return path
     if path.is_file():
@@ -87,6 +103,39 @@ def resolve(
         *(["*.py"] if trust_remote_code else []),
     ]
     return _from_hub(name_or_path, revision, cache_dir, list(_CARD_FILES) if card_only else patterns)
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raise CheckpointError if a folder that is no whole model holds an adapter."""
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return
+    config = read_json(folder / ADAPTER_CONFIG)
+    kind, base = config.get("peft_type"), config.get("base_model_name_or_path")
+    of = f"of {base}, not a model: it holds what is added to that model's weights" if base else "and not a model"
+    if kind != "LORA":
+        raise CheckpointError(
+            f"{folder} is an adapter (peft, {kind}) {of}. Make a model of both with peft's merge_and_unload() and give "
+            "that"
+        )
+    pickled = " --allow-pickle" if not any(folder.glob("adapter_model*.safetensors")) else ""
+    command = (
+        f"bge merge --models {shlex.quote(str(folder))} --weights 1 --output {shlex.quote(f'{folder.name}-merged')}"
+    )
+    raise CheckpointError(
+        f"{folder} is a LoRA adapter {of}. Make a model of both and give that folder:\n  {command}{pickled}"
+    )
+
+
+def refuse_low_rank(folder: Path, names: Iterable[str]) -> None:
+    """Raise CheckpointError if names of weights that no network has are those of LoRA matrices."""
+    found = sorted(name for name in names if _LOW_RANK.match(name))
+    if found:
+        raise CheckpointError(
+            f"the weights in {folder} hold {len(found)} LoRA matrices that were not merged, such as {found[0]}: "
+            "without them the model is another one. Where it was trained, save it after peft's merge_and_unload(); or "
+            "save the adapter alone (save_pretrained of the peft model) and merge that: bge merge --models ADAPTER "
+            "--weights 1 --output FOLDER"
+        )
 
 
 def _listing(folder: Path) -> str:
@@ -192,7 +241,58 @@ def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
             f"{folder} has only {pickles[0].name}, a pickle, and no model.safetensors. "
             "Pass allow_pickle=True (--allow-pickle) if you trust where it came from."
         )
+    refuse_adapter(folder)
     raise CheckpointError(f"{folder} has no weights (model.safetensors)")
+
+
+def weight_names(files: Iterable[Path]) -> list[str]:
+    """The names of the weights in files.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    found: list[str] = []
+    for file in files:
+        is_safe = file.suffix == ".safetensors"
+        found += safetensors_header(file) if is_safe else (name for name, _ in read_tensors(file))
+    return found
+
+
+def wrapper_prefix(names: Collection[str], expected: Iterable[str], base: str) -> str:
+    """What a wrapper has put before the names of a network's weights, "" where there was none.
+
+    Wrappers are DistributedDataParallel (`module.`), torch.compile (`_orig_mod.`), sentence-transformers
+    (`0.auto_model.`), a class of one's own (`model.`), and any of them in another.
+
+    Args:
+        names: The names in a checkpoint.
+        expected: The names in the network.
+        base: What a network with a head puts before the names of its transformer, without the point; transformers adds
+            and removes that itself.
+
+    Raises:
+        CheckpointError: there are several such networks, and nothing says which is meant.
+    """
+    inner = f"{base}." if base else ""
+    wanted = {form for name in expected for form in (name, name.removeprefix(inner))}
+    counts: Counter[str] = Counter()
+    for name in names:
+        modern = re.sub(r"LayerNorm\.(gamma|beta)$", lambda old: f"LayerNorm.{RENAMED[old[1]]}", name)
+        parts = modern.split(".")
+        # The longest known name wins: `0.dense.weight` is no prefix `0.dense.` before a weight called `weight`.
+        place = next((at for at in range(len(parts)) if ".".join(parts[at:]) in wanted), None)
+        if place is not None:
+            counts["".join(f"{part}." for part in parts[:place]).removesuffix(inner)] += 1
+    if not counts:
+        return ""
+    (first, most), *others = counts.most_common()
+    rivals = [prefix for prefix, count in others if count == most and prefix]
+    if first and rivals and not counts[""] == most:
+        raise CheckpointError(
+            f"the checkpoint holds several networks, with names that begin with {first} and {rivals[0]}: save the one "
+            "that is meant by itself"
+        )
+    return "" if counts[""] == most else first
 
 
 def _files(folder: Path, name: str) -> list[Path]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from ..errors import CardError, CheckpointError
-from .checkpoint import read_json
+from .checkpoint import read_json, refuse_adapter
 
 #: Without any stated limit, texts are cut at this many tokens (the default of FlagEmbedding).
 DEFAULT_MAX_LENGTH: Final = 512
@@ -36,6 +36,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     if not path.is_file():
+        refuse_adapter(folder)
         raise CheckpointError(f"{folder} is no model: it has no config.json")
     return cast(dict[str, Any], read_json(path))
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import logging
-import pickle
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -16,9 +13,13 @@ from torch.nn.functional import normalize
 
 from ..errors import CardError, CheckpointError
 from .card import DenseLayer, ModelCard
-from .checkpoint import read_tensors, safetensors_header, weight_files
+from .checkpoint import (
+    read_tensors,
+    weight_files,
+)
 from .config import padding_position
-from .packing import PACKED_ATTENTION, Packed, register
+from .loading import cast, load_published
+from .packing import PACKED_ATTENTION, Packed
 from .pooling import Select, pool, rows_needed, select_rows
 
 if TYPE_CHECKING:
@@ -159,89 +160,24 @@ def load_transformer(
     Raises:
         CheckpointError: files are missing or damaged, or the weights do not fit the config.
     """
-    from transformers import AutoModel, T5EncoderModel
-
-    def make(config: Any) -> Any:
-        return T5EncoderModel if config.model_type in ("t5", "mt5", "umt5") else AutoModel
-
     model = load_published(
-        folder, make, dtype=dtype, without=("pooler",), trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+        folder,
+        encoder_class,
+        dtype=dtype,
+        without=("pooler",),
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
     )
     if can_pack(model):
         model.set_attn_implementation(PACKED_ATTENTION)
     return model
 
 
-def load_published(
-    folder: Path,
-    choose: Callable[[Any], Any],
-    *,
-    dtype: torch.dtype,
-    without: Sequence[str] = (),
-    trust_remote_code: bool = False,
-    allow_pickle: bool = False,
-    **options: Any,
-) -> PreTrainedModel:
-    """A model of transformers, in evaluation mode on the CPU, with all its weights from the checkpoint.
+def encoder_class(config: Any) -> Any:
+    """The class of transformers whose `from_pretrained` makes the transformer of an embedder."""
+    from transformers import AutoModel, T5EncoderModel
 
-    Args:
-        folder: The checkpoint.
-        choose: Its config -> the class whose `from_pretrained` makes the model.
-        dtype: Type of the weights.
-        without: Parts of the names of weights that the checkpoint may lack; they are new then.
-        trust_remote_code: Allow architectures that the checkpoint brings as Python code.
-        allow_pickle: Allow `.bin` weights.
-        options: What else is set in the config.
-
-    Raises:
-        CheckpointError: files are missing or damaged, or the weights do not fit the config.
-    """
-    from transformers import AutoConfig
-
-    files = weight_files(folder, allow_pickle=allow_pickle)
-    for file in files:
-        if file.suffix == ".safetensors":
-            safetensors_header(file)
-    register()
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
-        with quiet_transformers():
-            model, report = choose(config).from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                trust_remote_code=trust_remote_code,
-                use_safetensors=None if allow_pickle else True,
-                output_loading_info=True,
-            )
-    except (pickle.UnpicklingError, EOFError) as error:
-        raise CheckpointError(f"{files[0]} is damaged or holds more than weights") from error
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"cannot load the model in {folder}: {error}") from error
-    expected = (*without, "position_ids")
-    missing = [key for key in report["missing_keys"] if not any(part in key for part in expected)]
-    if missing:
-        raise CheckpointError(
-            f"{folder} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}: "
-            "the weights do not belong to this config.json"
-        )
-    return model.eval()
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without transformers' bar and its report: what matters of it, missing weights, is an error of ours."""
-    from transformers.utils import logging as reports
-
-    bars, verbosity = reports.is_progress_bar_enabled(), reports.get_verbosity()
-    reports.disable_progress_bar()
-    reports.set_verbosity_error()
-    try:
-        yield
-    finally:
-        reports.set_verbosity(verbosity)
-        if bars:
-            reports.enable_progress_bar()
+    return T5EncoderModel if config.model_type in ("t5", "mt5", "umt5") else AutoModel
 
 
 def can_pack(model: PreTrainedModel) -> bool:
@@ -311,7 +247,7 @@ def inference_backbone(model: PreTrainedModel, precision: str, device: torch.dev
         return FusedBackbone(FusedEncoder(model, "int8" if precision == "int8" else half or torch.float32))
     if precision == "int8":
         raise CardError(f"dtype='int8' is there for BERT, RoBERTa and XLM-R, not for {type(model).__name__}")
-    return (PackedBackbone if can_pack(model) else PaddedBackbone)(model.to(half or torch.float32))
+    return (PackedBackbone if can_pack(model) else PaddedBackbone)(cast(model, half or torch.float32))
 
 
 class FusedBackbone:

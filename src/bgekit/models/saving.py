@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import ArgumentError, BgekitError, OutputError
+from ..errors import ArgumentError, BgekitError, NumericalError, OutputError
 from .card import DenseLayer, ModelCard
 from .checkpoint import read_json, read_tensors, weight_files
 from .leftovers import check_place, usual_modes, working_names
@@ -40,18 +40,9 @@ logger = logging.getLogger(__name__)
 SELFTEST_TEXT: Final = "Self-test: 文本向量 of 2 Élan vital, done."
 
 _TOKENIZER_FILES: Final = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
-    "chat_template.jinja",
-)
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+    "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "chat_template.jinja",
+)  # fmt: skip
 #: Kept as they are beside unchanged weights: terms of use, and the further heads of BGE-M3.
 KEPT_FILES: Final = ("LICENSE*", "LICENCE*", "NOTICE*", "sparse_linear.pt", "colbert_linear.pt")
 
@@ -68,28 +59,29 @@ def save_model(model: FlagModel, path: Path, *, overwrite: bool = False) -> None
 
     Raises:
         OutputError: the folder exists, or cannot be written.
+        NumericalError: the model gives another vector when it is loaded again.
     """
-    from .encoder import load_encoder
+    import torch
+
+    from .encoder import encoder_class, load_encoder
+    from .loading import stored_prefix
 
     path = target_folder(path, overwrite)  # Before the work, not after it.
-    spec, encoder = model._spec, model._engine.encoder
-    device = model.devices[0]
-    if spec.precision != "float32" or spec.truncate_dim is not None:
-        import torch
-
-        device = torch.device("cpu")
-        encoder = load_encoder(
-            model.folder, model.card, trust_remote_code=spec.trust_remote_code, allow_pickle=spec.allow_pickle
+    trust, pickles = model._spec.trust_remote_code, model._spec.allow_pickle
+    # Loaded anew: what differs from one load to the next is no property of the model, and shows here.
+    encoder = load_encoder(model.folder, model.card, trust_remote_code=trust, allow_pickle=pickles)
+    selftest = make_selftest(encoder, model.tokenizer, model.card, torch.device("cpu"))
+    cosine, least = model._selftest_cosine(selftest)
+    if not cosine >= least:
+        raise NumericalError(
+            f"{model.folder} gives other vectors each time it is loaded (a cosine of {cosine:.5f}, not {least}), so it "
+            "is not saved: something in it is neither among its weights nor made by its code"
         )
+    prefix = stored_prefix(model.folder, encoder_class, trust_remote_code=trust, allow_pickle=pickles)
     write_checkpoint(
-        path,
-        card=model.card,
-        source=model.folder,
-        selftest=make_selftest(encoder, model.tokenizer, model.card, device),
-        overwrite=overwrite,
-        allow_pickle=spec.allow_pickle,
-        remote_code=spec.trust_remote_code,
-    )
+        path, card=model.card, source=model.folder, prefix=prefix, selftest=selftest, overwrite=overwrite,
+        allow_pickle=pickles, remote_code=trust,
+    )  # fmt: skip
 
 
 def make_selftest(
@@ -102,7 +94,11 @@ def make_selftest(
         tokenizer: The tokenizer; it is left as it is.
         card: The card that is saved with it.
         device: Where the network is.
+
+    Raises:
+        NumericalError: the vector has NaN or infinity.
     """
+    import numpy as np
     import torch
     from tokenizers import Tokenizer
 
@@ -113,6 +109,10 @@ def make_selftest(
     backend.enable_truncation(card.max_length)
     with torch.inference_mode():
         vector = encoder(Packed.of([backend.encode(SELFTEST_TEXT).ids]).to(device))[0].float().cpu().numpy()
+    if not bool(np.isfinite(vector).all()):
+        raise NumericalError(
+            f"{card.name} gives NaN or infinity as the vector of {SELFTEST_TEXT!r}: its weights are damaged"
+        )
     # The shortest decimal number that is read back as the same float32.
     values = [float(str(value)) for value in vector]
     return {"text": SELFTEST_TEXT, "max_length": card.max_length, "vector": values}
@@ -131,6 +131,7 @@ def write_checkpoint(
     overwrite: bool = False,
     allow_pickle: bool = False,
     remote_code: bool = False,
+    prefix: str = "",
 ) -> None:
     """Write a checkpoint in the universal layout, atomically.
 
@@ -147,6 +148,7 @@ def write_checkpoint(
         overwrite: Replace a checkpoint that is there.
         allow_pickle: Read `.bin` weights of the source.
         remote_code: Copy the source's Python files.
+        prefix: What the names of the source's weights begin with and the result's do not (`stored_prefix`).
 
     Raises:
         OutputError: the folder exists or holds something else, or it cannot be written.
@@ -156,7 +158,7 @@ def write_checkpoint(
         raise ArgumentError(f"the card has {len(card.dense)} dense layers, but weights of {len(dense)} are given")
     with atomic_folder(target_folder(path, overwrite)) as folder:
         if weights is None:
-            copy_weights(source, folder, allow_pickle)
+            copy_weights(source, folder, allow_pickle, prefix)
             copy_matching(source, folder, KEPT_FILES)
         else:
             save_tensors(as_stored(weights, card.dtype), folder)
@@ -167,7 +169,7 @@ def write_checkpoint(
         _write_config(source, folder, None if weights is None else card.dtype)
         if remote_code:
             copy_matching(source, folder, ("*.py",))
-        write_tokenizer(source, folder, tokenizer, card.max_length)
+        write_tokenizer(source, folder, tokenizer, card.max_length, remote_code)
         if selftest is not None:
             selftest = {**selftest, "weights": weights_digest(folder)}
         if card.calibration is not None:
@@ -265,11 +267,12 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def copy_weights(source: Path, folder: Path, allow_pickle: bool) -> None:
-    """The source's safetensors byte by byte, `.bin` files (if allowed) converted tensor by tensor."""
+def copy_weights(source: Path, folder: Path, allow_pickle: bool, prefix: str = "") -> None:
+    """The source's safetensors byte by byte; `.bin` files (if allowed), and names with a prefix, tensor by tensor."""
     files = weight_files(source, allow_pickle=allow_pickle)
-    if files[0].suffix != ".safetensors":
-        save_tensors(dict(pair for file in files for pair in _tensors(file)), folder)
+    if prefix or files[0].suffix != ".safetensors":
+        tensors = (pair for file in files for pair in _tensors(file))
+        save_tensors({name.removeprefix(prefix): value for name, value in tensors}, folder)
         return
     for file in files:
         shutil.copyfile(file, folder / file.name)
@@ -332,15 +335,18 @@ def _write_config(source: Path, folder: Path, dtype: str | None) -> None:
         write_json(folder / "config.json", {**config, name: dtype})
 
 
-def write_tokenizer(source: Path, folder: Path, tokenizer: PreTrainedTokenizerFast | None, max_length: int) -> None:
-    """The files of `tokenizer`, by default of the source's, for transformers 4 and 5."""
+def write_tokenizer(
+    source: Path, folder: Path, tokenizer: PreTrainedTokenizerFast | None, max_length: int,
+    trust_remote_code: bool = False,
+) -> None:  # fmt: skip
+    """The files of `tokenizer`, by default of the source's, for transformers 4 and 5; no question is asked."""
     if tokenizer is None:
         for name in _TOKENIZER_FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
     needed = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
     if any(not (folder / name).is_file() for name in needed):
-        _complete_tokenizer(source, folder, tokenizer, needed)
+        _complete_tokenizer(source, folder, tokenizer, needed, trust_remote_code)
     path = folder / "tokenizer_config.json"
     settings = read_json(path)
     mended = _portable(settings) | {"model_max_length": max_length}
@@ -349,12 +355,14 @@ def write_tokenizer(source: Path, folder: Path, tokenizer: PreTrainedTokenizerFa
 
 
 def _complete_tokenizer(
-    source: Path, folder: Path, tokenizer: PreTrainedTokenizerFast | None, needed: Sequence[str]
-) -> None:
+    source: Path, folder: Path, tokenizer: PreTrainedTokenizerFast | None, needed: Sequence[str],
+    trust_remote_code: bool,
+) -> None:  # fmt: skip
     """Add what a checkpoint of another age does not have (transformers 5 writes no special_tokens_map.json)."""
     from transformers import AutoTokenizer
 
-    tokenizer = tokenizer or AutoTokenizer.from_pretrained(source)
+    # Left to its default, it asks on the terminal whether to trust the code of a checkpoint that has some.
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     with tempfile.TemporaryDirectory(dir=folder) as made:
         tokenizer.save_pretrained(made)
         names = {each.name for each in Path(made).iterdir()}

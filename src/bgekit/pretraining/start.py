@@ -16,9 +16,10 @@ from torch import Tensor
 from ..encoding.tokenization import load_tokenizer
 from ..errors import ArgumentError, CardError, CheckpointError
 from ..models.card import ModelCard, read_card
-from ..models.checkpoint import read_tensors, resolve, safetensors_header, weight_files
+from ..models.checkpoint import resolve, weight_files, weight_names
 from ..models.config import hidden_size, position_limit, usable_length
-from ..models.encoder import can_pack, load_published
+from ..models.encoder import can_pack
+from ..models.loading import load_published
 from ..models.packing import PACKED_ATTENTION, register
 from ..models.prompts import Prompt
 from ..models.saving import KEPT_FILES, copy_matching, write_tokenizer
@@ -125,7 +126,8 @@ def _random(model: PretrainModelArguments, tokenizer: PreTrainedTokenizerFast) -
     else:
         config = AutoConfig.from_pretrained(
             Path(name).expanduser() if (Path(name).expanduser() / "config.json").is_file() else
-            resolve(name, revision=model.revision, cache_dir=model.cache_dir, card_only=True)
+            resolve(name, revision=model.revision, cache_dir=model.cache_dir, card_only=True),
+            trust_remote_code=False,
         )  # fmt: skip
     _check_head(config, name)
     for key, value in _overrides(model.config_overrides, config).items():
@@ -136,7 +138,7 @@ def _random(model: PretrainModelArguments, tokenizer: PreTrainedTokenizerFast) -
         if (number := getattr(tokenizer, f"{role}_token_id")) is not None:
             setattr(config, f"{role}_token_id", number)
     try:
-        return AutoModelForMaskedLM.from_config(config, dtype=torch.float32)
+        return AutoModelForMaskedLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except (ValueError, RuntimeError, ZeroDivisionError) as error:
         raise ArgumentError(f"--config_name {name} {model.config_overrides or ''}: {error}") from error
 
@@ -184,7 +186,7 @@ def _loaded(source: Path, name: str, allow_pickle: bool) -> tuple[Any, Mapping[s
 
     files = weight_files(source, allow_pickle=allow_pickle)
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {source / 'config.json'}: {error}") from error
     _check_head(config, name)
@@ -200,13 +202,9 @@ def _loaded(source: Path, name: str, allow_pickle: bool) -> tuple[Any, Mapping[s
         except RuntimeError as error:
             raise CheckpointError(f"{source / BESIDE} does not fit {source / 'config.json'}: {error}") from error
         logger.info("%s was pre-trained by bgekit: its head and decoder are gone on with", name)
-    elif not any(key.startswith(_HEADS) for file in files for key in _names(file)):
+    elif not any(key.startswith(_HEADS) for key in weight_names(files)):
         logger.info("%s has no masked-LM head: a new one is trained with it", name)
     return lm, beside
-
-
-def _names(file: Path) -> list[str]:
-    return list(safetensors_header(file)) if file.suffix == ".safetensors" else [name for name, _ in read_tensors(file)]
 
 
 def _check_head(config: Any, name: str) -> None:

@@ -21,10 +21,10 @@ from ..models.encoder import (
     PackedBackbone,
     can_pack,
     inference_backbone,
-    load_published,
     loading_dtype,
     padded_inputs,
 )
+from ..models.loading import cast, load_published
 from ..models.packing import PACKED_ATTENTION, Packed, register
 from ..models.pooling import pool, rows_needed
 from ..models.recompute import Recomputing
@@ -223,7 +223,7 @@ def load_cross_encoder(
     elif precision == "int8":
         raise CardError(f"dtype='int8' is there for BERT, RoBERTa and XLM-R, not for {type(model).__name__}")
     else:
-        model.to(getattr(torch, precision))
+        model = cast(model, getattr(torch, precision))
     network = CrossEncoder(model, backbone)
     network._keep_head_precise()
     if isinstance(backbone, FusedBackbone):
@@ -251,14 +251,19 @@ def load_trainable(folder: Path, *, trust_remote_code: bool = False, allow_pickl
     return network.train()
 
 
+def classifier_class(config: Any) -> Any:
+    """The class of transformers whose `from_pretrained` makes a reranker."""
+    from transformers import AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification
+
+
 def _load(
     folder: Path, dtype: torch.dtype, new_head: bool, trust_remote_code: bool, allow_pickle: bool
 ) -> PreTrainedModel:
-    from transformers import AutoModelForSequenceClassification
-
     model = load_published(
         folder,
-        lambda config: AutoModelForSequenceClassification,
+        classifier_class,
         dtype=dtype,
         without=_NEW if new_head else (),
         trust_remote_code=trust_remote_code,

@@ -325,15 +325,19 @@ class FlagReranker:
         Raises:
             OutputError: the folder exists or cannot be written.
         """
+        from ..models.loading import stored_prefix
+        from .network import classifier_class
         from .saving import write_reranker
 
+        trust, pickles = self._spec.trust_remote_code, self._spec.allow_pickle
         write_reranker(
             Path(path),
             card=self.card,
             source=self.folder,
             overwrite=overwrite,
-            allow_pickle=self._spec.allow_pickle,
-            remote_code=self._spec.trust_remote_code,
+            allow_pickle=pickles,
+            remote_code=trust,
+            prefix=stored_prefix(self.folder, classifier_class, trust_remote_code=trust, allow_pickle=pickles),
         )
 
     def close(self) -> None:

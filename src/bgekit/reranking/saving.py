@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ..models.checkpoint import read_json
-from ..models.encoder import quiet_transformers
+from ..models.loading import quiet_transformers
 from ..models.saving import (
     KEPT_FILES,
     as_stored,
@@ -40,6 +40,7 @@ def write_reranker(
     overwrite: bool = False,
     allow_pickle: bool = False,
     remote_code: bool = False,
+    prefix: str = "",
 ) -> None:
     """Write a reranker atomically: config, safetensors, tokenizer, README.
 
@@ -56,6 +57,7 @@ def write_reranker(
         overwrite: Replace a checkpoint that is there.
         allow_pickle: Read `.bin` weights of the source.
         remote_code: Copy the source's Python files.
+        prefix: What the names of the source's weights begin with and the result's do not (`stored_prefix`).
 
     Raises:
         OutputError: the folder exists or holds something else, or it cannot be written.
@@ -63,7 +65,7 @@ def write_reranker(
     """
     with atomic_folder(target_folder(path, overwrite)) as folder:
         if network is None:
-            copy_weights(source, folder, allow_pickle)
+            copy_weights(source, folder, allow_pickle, prefix)
             config = read_json(source / "config.json")
         else:
             with quiet_transformers():
@@ -73,7 +75,7 @@ def write_reranker(
         copy_matching(source, folder, KEPT_FILES[:3])
         if remote_code:
             copy_matching(source, folder, ("*.py",))
-        write_tokenizer(source, folder, tokenizer, card.max_length)
+        write_tokenizer(source, folder, tokenizer, card.max_length, remote_code)
         front = front_matter(source / "README.md", "text-ranking", _TAGS, hub_id(card.name))
         (folder / "README.md").write_text(f"{front}\n{_readme(path.name, card, origin)}", encoding="utf-8")
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..encoding.embedder import FlagModel
 from ..errors import ArgumentError, DataError
 from ..models.card import UNSET, ModelCard, Unset, read_card
+from ..models.loading import restore_unsaved
 from ..models.saving import as_stored, make_selftest, write_checkpoint
 from .arguments import DataArguments, EmbedderArguments, ModelArguments, parse
 from .collate import Batch, Collator, StepDataset
@@ -238,6 +239,7 @@ class _Output:
         if any(weight.dtype != torch.float32 for weight in encoder.parameters()):
             # DeepSpeed trains in half precision itself. The saved model computes in float32 what it has learnt.
             encoder, device = copy.deepcopy(encoder).to("cpu", torch.float32), torch.device("cpu")
+            restore_unsaved(encoder, torch.float32)
         try:
             selftest = make_selftest(encoder, self._start.tokenizer, self._card, device)
         finally:
