@@ -72,7 +72,7 @@ def _card(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _family(name: str) -> tuple[dict[str, Any], dict[str, str]]:
-    from ..models.families import find_family, model_name
+    from ..models.families import find_family, known_dimension
 
     family = find_family(name)
     if family is None:
@@ -84,7 +84,7 @@ def _family(name: str) -> tuple[dict[str, Any], dict[str, str]]:
         "normalize": family.normalize,
         "similarity": family.similarity,
         "max_length": family.max_length,
-        "dimension": {key.lower(): value for key, value in family.dimensions.items()}.get(model_name(name).lower()),
+        "dimension": known_dimension(name),
         "query prompt": [family.query.prefix, family.query.suffix],
         "document prompt": [family.document.prefix, family.document.suffix],
         "note": family.notice,

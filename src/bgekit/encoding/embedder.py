@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ..errors import ArgumentError, CheckpointError
-from ..models.card import UNSET, ModelCard, Pooling, Unset, read_card, refuse_reranker
+from ..models.card import UNSET, ModelCard, Pooling, Unset, family_of, read_card, refuse_reranker
 from ..models.checkpoint import fingerprint, resolve
 from ..models.families import find_family
 from ..models.prompts import Prompt
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 #: Least cosine to the stored self-test vector (float32) by precision; a wrong pooling gives about 0.8.
 _SELFTEST_COSINE: Final = {"float32": 0.9999, "bfloat16": 0.99, "float16": 0.99, "int8": 0.97}
-#: Families whose advice has been logged in this process.
+#: Families and folders whose advice has been logged in this process.
 _noticed: set[str] = set()
 
 
@@ -122,13 +122,13 @@ class FlagModel(Embedder):
         check_count("query_max_length", query_max_length, "tokens")
         check_count("passage_max_length", passage_max_length, "tokens")
         name = os.fspath(model_name_or_path)
-        family = find_family(name)
-        refuse_reranker(name, family)
-        template = query_instruction_format or (family.template if family else None) or "{}{}"
+        refuse_reranker(name, find_family(name))
         folder = resolve(
             name, revision=revision, cache_dir=cache_dir, allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
+        family = family_of(name, folder)
+        template = query_instruction_format or (family.template if family else None) or "{}{}"
         self.card = read_card(
             folder,
             name,
@@ -142,7 +142,9 @@ class FlagModel(Embedder):
         )
         self._check_length("query_max_length", query_max_length)
         self._check_length("passage_max_length", passage_max_length)
-        _log_notice(self.card)
+        # That prompts are unknown is no news of an encoder that is trained for the first time, pooled as its trainer says.
+        if self._to_be_used or self.card.family or self.card.sources["pooling"] != "caller":
+            _log_notice(self.card, folder)
         if self.card.pretrained_only and self._to_be_used:
             _warn_pretrained(self.card.name, folder)
         self.folder = folder
@@ -302,7 +304,8 @@ def _warn_pretrained(name: str, folder: Path) -> None:
         )  # fmt: skip
 
 
-def _log_notice(card: ModelCard) -> None:
-    if card.notice and card.family and card.family not in _noticed:
-        _noticed.add(card.family)
+def _log_notice(card: ModelCard, folder: Path) -> None:
+    key = card.family or f"{folder.resolve()}: prompts"
+    if card.notice and key not in _noticed:
+        _noticed.add(key)
         logger.warning("%s: %s", card.name, card.notice)

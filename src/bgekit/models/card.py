@@ -17,7 +17,7 @@ from ..errors import CardError, CheckpointError
 from .checkpoint import read_json, stored_dtype
 from .config import checked_length, declared_dtype, hidden_size, position_limit, read_config, usable_length
 from .facts import Facts
-from .families import Family, find_family, model_name
+from .families import Family, find_family, model_name, named_within
 from .prompts import Prompt
 
 logger = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ def read_card(folder: Path, name: str | None = None, **caller: Any) -> ModelCard
         CheckpointError: a file is missing or damaged.
     """
     name = name or str(folder)
-    family = find_family(name) or find_family(str(folder.resolve()))
+    family = family_of(name, folder)
     config = read_config(folder)
     _refuse_rerankers(name, config, family)
     facts = Facts(name)
@@ -178,8 +178,11 @@ def read_card(folder: Path, name: str | None = None, **caller: Any) -> ModelCard
         )
     if known["pooling"] not in POOLINGS:
         raise CardError(f"pooling_method={known['pooling']!r} is not one of {', '.join(POOLINGS)}")
+    notice = family.notice if family else None
     if sources["query"] == "default":
         logger.info("no prompts are known for %s: queries are encoded as they are", name)
+        if not known["pretrained_only"]:
+            notice = prompt_doubt(name, bge_like=known["pooling"] == "cls", config=config)
     prompts = {**known.get("prompts", {}), "query": known["query"], "document": known["document"]}
     dense = known["dense"]
     return ModelCard(
@@ -198,11 +201,53 @@ def read_card(folder: Path, name: str | None = None, **caller: Any) -> ModelCard
         architecture=str(config.get("model_type", "")),
         position_limit=position_limit(config),
         family=family.title if family else None,
-        notice=family.notice if family else None,
+        notice=notice,
         sources=sources,
         selftest=known["selftest"],
         calibration=known["calibration"],
         pretrained_only=known["pretrained_only"],
+    )
+
+
+def family_of(name: str, folder: Path) -> Family | None:
+    """The family of a checkpoint by the name that the caller used, else by its folder (a link has two names)."""
+    return find_family(name) or find_family(str(folder.resolve()))
+
+
+#: Vocabulary of checkpoints -> a model of the family that is best known for it.
+_LIKE: Final = {
+    ("bert", 30522): "bge-base-en-v1.5",
+    ("bert", 21128): "bge-base-zh-v1.5",
+    ("xlm-roberta", 250002): "bge-m3",
+}
+
+
+def prompt_doubt(name: str, *, bge_like: bool, config: Mapping[str, Any] | None = None) -> str | None:
+    """What to say of a model without known prompts that may need one; None where nothing speaks for it.
+
+    A name or a shape alone never gives a model a prompt: a fine-tune may have been trained with another one.
+
+    Args:
+        name: Name or path.
+        bge_like: Whether it may be of the BGE kind, because it pools by `cls` or is called so.
+        config: Its `config.json`, if there is one.
+    """
+    within = named_within(name)
+    if within is None and not bge_like:
+        return None
+    like = within or (_LIKE.get((str(config.get("model_type")), config.get("vocab_size"))) if config else None)
+    family = find_family(like) if like else None
+    if family is None:
+        reason, instruction = "it may be of the BGE kind, most of which want an instruction", "..."
+    elif family.query:
+        found = f"its name speaks of {within}" if within else f"its pooling and vocabulary are those of {family.title}"
+        reason, instruction = f"{found}, whose queries get {str(family.query)!r}", str(family.query)
+    else:
+        return None
+    return (
+        f"no prompts are known for this model, so queries are encoded as they are; {reason}. If it was trained with an "
+        f"instruction, pass query_instruction_for_retrieval={instruction!r}; if with none, pass "
+        'query_instruction_for_retrieval="". A saved model keeps it'
     )
 
 
