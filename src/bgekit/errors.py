@@ -17,7 +17,13 @@ BgekitError
 from __future__ import annotations
 
 import importlib
+import re
 from types import ModuleType
+from typing import Final
+
+#: Arguments of Python functions that messages name -> the option of every verb that takes them.
+_OPTIONS: Final = {"pooling_method": "--pooling", "query_instruction_for_retrieval": "--query-instruction"}
+_ARGUMENTS: Final = re.compile(rf"\b({'|'.join(_OPTIONS)})=(?P<value>(?=[^\s,;.)]))?")
 
 
 class BgekitError(Exception):
@@ -80,3 +86,8 @@ def import_extra(module: str, extra: str) -> ModuleType:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise
         raise MissingExtraError(f"this needs the package {module!r}: pip install 'bgekit[{extra}]'") from error
+
+
+def as_options(message: str) -> str:
+    """A message with the command line's options in place of the Python arguments that it names."""
+    return _ARGUMENTS.sub(lambda found: _OPTIONS[found[1]] + ("" if found["value"] is None else " "), message)

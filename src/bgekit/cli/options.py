@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, as_options
 
 if TYPE_CHECKING:
     from ..encoding.base import Embedder
@@ -85,10 +85,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, default: str | None = 
     group.add_argument("--max-length", type=positive, metavar="TOKENS", help="cut texts here [the model's limit]")
     group.add_argument("--batch-size", type=positive, metavar="N", help="most texts in a batch [from the device]")
     group.add_argument("--truncate-dim", type=positive, metavar="N", help="keep the first N dimensions (Matryoshka)")
-    group.add_argument(
-        "--pooling", "--pooling-method", choices=("cls", "mean", "max", "weighted_mean", "last_token"),
-        help="how token vectors become one [what the model says]",
-    )  # fmt: skip
+    add_pooling_option(group)
     group.add_argument("--no-normalize", action="store_true", help="leave vectors at their length [the model's card]")
     group.add_argument(
         "--query-instruction", "--query-instruction-for-retrieval", metavar="TEXT",
@@ -102,6 +99,20 @@ def add_model_options(parser: argparse.ArgumentParser, *, default: str | None = 
         help='text before documents, "" for none [the model\'s card]',
     )  # fmt: skip
     add_checkpoint_options(group)
+
+
+def add_pooling_option(group: argparse._ActionsContainer, *, of: str = "") -> None:
+    """The option that says how a model pools, by one name in every verb and by those of FlagEmbedding.
+
+    Args:
+        group: The verb's parser, or a part of it.
+        of: Whose pooling, as the help says it; the verb's model by default.
+    """
+    group.add_argument(
+        "--pooling", "--pooling-method", "--sentence-pooling-method",
+        choices=("cls", "mean", "max", "weighted_mean", "last_token"),
+        help=f"how token vectors become one{of} [what the model says]",
+    )  # fmt: skip
 
 
 def _add_compute_options(group: argparse._ActionsContainer) -> None:
@@ -289,7 +300,7 @@ class _StderrHandler(logging.Handler):
     """Writes to stderr without breaking a progress bar that stands there."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = self.format(record)
+        line = as_options(self.format(record))
         tqdm = sys.modules.get("tqdm")
         if tqdm is not None:
             tqdm.tqdm.write(line, file=sys.stderr)

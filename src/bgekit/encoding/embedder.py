@@ -142,7 +142,7 @@ class FlagModel(Embedder):
         )
         self._check_length("query_max_length", query_max_length)
         self._check_length("passage_max_length", passage_max_length)
-        # That prompts are unknown is no news of an encoder that is trained for the first time, pooled as its trainer says.
+        # That prompts are unknown is no news of an encoder that is to become an embedder, pooled as its trainer says.
         if self._to_be_used or self.card.family or self.card.sources["pooling"] != "caller":
             _log_notice(self.card, folder)
         if self.card.pretrained_only and self._to_be_used:

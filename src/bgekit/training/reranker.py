@@ -164,7 +164,9 @@ def _measure(args: RerankerArguments, tasks: Sequence[Any], kept: str) -> Any:
         # On the device of this process alone: the others' memory is taken.
         with FlagReranker(folder, use_fp16=True, devices=str(args.device)) as reranker:
             setting = Setting(reranker=reranker, reranker_name=name, rerank_top_k=args.rerank_top_k)
-            candidate = Candidate(str(args.first_stage), options={"devices": str(args.device)}, settings=[setting])
+            first: dict[str, Any] = {"devices": str(args.device)}
+            first |= {} if args.pooling is None else {"pooling_method": args.pooling}
+            candidate = Candidate(str(args.first_stage), options=first, settings=[setting])
             report = evaluate(candidate, tasks, output=kept, keep_vectors=True, compare=False, progress=False)
         return report.results
 

@@ -176,7 +176,7 @@ def _compare_with_start(trainer: ContrastiveTrainer) -> None:
 #: Arguments that a run which goes on may change: where things lie, how fast it is, what is shown, when it ends.
 _FREE: Final = (
     "model_name_or_path", "cache_dir", "revision", "trust_remote_code", "allow_pickle", "train_data", "cache_path",
-    "pad_to_multiple_of", "grad_cache_chunk", "first_stage", "rerank_top_k",
+    "pad_to_multiple_of", "grad_cache_chunk", "first_stage", "rerank_top_k", "pooling",
 )  # fmt: skip
 #: Arguments of Trainer that it may not change: they decide about batches, or the optimiser's state has them.
 _BOUND: Final = (
