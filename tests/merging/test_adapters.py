@@ -179,7 +179,7 @@ def test_an_adapters_own_tokenizer_is_kept_if_the_embeddings_have_its_tokens(ada
     assert "another tokenizer" in caplog.text
     tokenizer.add_tokens(["[NEW]"])
     tokenizer.save_pretrained(folder)
-    with pytest.raises(CheckpointError, match="tokens, its base .* embeddings"):
+    with pytest.raises(CheckpointError, match=r"tokens, its base .* embeddings"):
         mix_models([folder], "encoder", [1.0], tmp_path / "none")
 
 

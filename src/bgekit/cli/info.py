@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
 def _card(folder: Path, name: str, pooling: str | None) -> tuple[dict[str, Any], dict[str, str]]:
     from ..models.card import read_card
 
-    card = read_card(folder, name, **({} if pooling is None else {"pooling": pooling}))
+    given: dict[str, Any] = {} if pooling is None else {"pooling": pooling}
+    card = read_card(folder, name, **given)
     facts, sources = card.to_dict(), dict(card.sources)
     prompts = facts.pop("prompts")
     facts.pop("name")

@@ -19,10 +19,11 @@ from ..models.families import find_family
 from ..models.prompts import Prompt
 from .base import Embedder, check_count, digest
 from .result import Encoded
+from .upstream import OF_EMBEDDERS, set_aside
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from .devices import WorkerPool
 
@@ -79,6 +80,7 @@ class FlagModel(Embedder):
         cache_dir: str | None = None,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
+        **others: Any,
     ) -> None:
         """Load a model.
 
@@ -107,6 +109,7 @@ class FlagModel(Embedder):
             cache_dir: Where files from the hub are kept.
             trust_remote_code: Allow a checkpoint to bring its own Python code.
             allow_pickle: Allow weights in `.bin` files.
+            others: Keywords of FlagEmbedding without a use here: one warning says what holds instead.
 
         Raises:
             CheckpointError: there is no such model, or its files are damaged.
@@ -117,6 +120,7 @@ class FlagModel(Embedder):
         from .devices import resolve_devices
         from .engine import Engine, EngineSpec
 
+        set_aside(others, OF_EMBEDDERS, "FlagModel")
         check_count("batch_size", batch_size, "texts")
         check_count("truncate_dim", truncate_dim, "dimensions")
         check_count("query_max_length", query_max_length, "tokens")
@@ -202,6 +206,26 @@ class FlagModel(Embedder):
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The Hugging Face tokenizer of the checkpoint."""
         return self._engine.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """The first device, on which short inputs are computed."""
+        return self.devices[0]
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The network of the checkpoint as transformers runs it: padded inputs -> `last_hidden_state`.
+
+        Loaded when it is first asked for, with weights of its own: `encode` computes with faster code, and does not see
+        what is changed here.
+        """
+        from ..models.encoder import load_transformer, loading_dtype
+
+        network = load_transformer(
+            self.folder, dtype=loading_dtype(self.precision, self.device), packed=False,
+            trust_remote_code=self._spec.trust_remote_code, allow_pickle=self._spec.allow_pickle,
+        )  # fmt: skip
+        return network.to(self.device)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Save the model in the layout that sentence-transformers 2.7 to 6.2 and text-embeddings-inference read.

@@ -144,9 +144,9 @@ def read_card(folder: Path, name: str | None = None, *, adapters: Sequence[Path]
         name: The name the caller used; the family is looked up by it, then by the folder.
         adapters: Folders of adapters of this model; what their side files say counts more than the model's own, the
             first most, and where it differs a warning says so.
-        caller: Fields that the caller sets: `pooling` (also as `pooling_method`), `normalize`, `query`, `document` (prompts),
-            `query_format`, `document_format` (templates for the known instruction, used where the prompt itself is
-            not set), `max_length`; values that are `UNSET` are ignored.
+        caller: Fields that the caller sets: `pooling` (also as `pooling_method`), `normalize`, `query`, `document`
+            (prompts), `query_format`, `document_format` (templates for the known instruction, used where the prompt
+            itself is not set), `max_length`; values that are `UNSET` are ignored.
 
     Raises:
         CardError: pooling is known to nobody, or the model is no embedder.
@@ -254,7 +254,7 @@ def family_of(name: str, folder: Path) -> Family | None:
 
 
 #: Vocabulary of checkpoints -> a model of the family that is best known for it.
-_LIKE: Final = {
+_LIKE: Final[dict[tuple[Any, Any], str]] = {
     ("bert", 30522): "bge-base-en-v1.5",
     ("bert", 21128): "bge-base-zh-v1.5",
     ("xlm-roberta", 250002): "bge-m3",
@@ -274,7 +274,7 @@ def prompt_doubt(name: str, *, bge_like: bool, config: Mapping[str, Any] | None 
     within = named_within(name)
     if within is None and not bge_like:
         return None
-    like = within or (_LIKE.get((str(config.get("model_type")), config.get("vocab_size"))) if config else None)
+    like = within or (_LIKE.get((config.get("model_type"), config.get("vocab_size"))) if config else None)
     family = find_family(like) if like else None
     if family is None:
         reason, instruction = "it may be of the BGE kind, most of which want an instruction", "..."

@@ -235,7 +235,8 @@ def _card(source: Path | None, name: str, config: Any) -> ModelCard:
     name = str(Path(name).expanduser().resolve()) if Path(name).expanduser().is_dir() else name
     card = None
     if source is not None:
-        for given in ({}, {"pooling": "cls"}):  # Where nothing says how it pools, the rest of the card counts.
+        silent: dict[str, Any] = {}
+        for given in (silent, {"pooling": "cls"}):  # Where nothing says how it pools, the rest of the card counts.
             try:
                 card = read_card(source, name, **given)
                 break
