@@ -36,7 +36,7 @@ OF_ENCODE: Final[Mapping[str, str]] = {
 }
 #: The same of rerankers and of `compute_score`.
 OF_RERANKERS: Final[Mapping[str, str]] = {
-    "passage_max_length": "the passage has what the query leaves of max_length=",
+    "passage_max_length": "the passage has what the query leaves of max_length",
     "device": _DEVICES,
     "peft_path": f"{_LANGUAGE_MODEL}. `bge merge` puts an adapter into its base",
     "prompt": _LANGUAGE_MODEL,
