@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from bgekit.errors import ArgumentError, BgekitError
 from bgekit.models.card import UNSET, Pooling, Unset
 
+from . import _paths
+
 if TYPE_CHECKING:
     from bgekit import FlagModel, FlagReranker
 
@@ -20,7 +22,7 @@ _LANGUAGE_MODEL = (
     "classification head, such as BAAI/bge-reranker-v2-m3"
 )
 #: Names of FlagEmbedding 1.2 to 1.4 that are not here -> what to do.
-_MISSING = {
+MISSING = {
     "BGEM3FlagModel": "bgekit has the dense vectors of BGE-M3: FlagModel(name).encode(texts) gives them as an array",
     "FlagLLMModel": "use FlagModel(name): last-token pooling and the instruction come from the model's card",
     "FlagICLModel": "use FlagModel(name) for its vectors without in-context examples",
@@ -40,6 +42,14 @@ _MODEL_CLASSES = ("encoder-only-base", "decoder-only-base")
 
 class NotOfferedError(BgekitError, ImportError):
     """A name of the original FlagEmbedding that bgekit does not have; the message says what to use instead."""
+
+
+def not_offered(name: str, instead: str) -> NotOfferedError:
+    """The error for a name or module path of the original that is not here."""
+    return NotOfferedError(
+        f"this FlagEmbedding is the alias package of bgekit, which has {', '.join(__all__)} but no {name}: "
+        f"{instead}. To use the original, install it in an environment without bgekit."
+    )
 
 
 class FlagAutoModel:
@@ -143,15 +153,15 @@ def __getattr__(name: str) -> Any:
         import bgekit
 
         return getattr(bgekit, name)
-    if name in _MISSING:
+    if name in MISSING:
         # Not an AttributeError: Python would replace its text in `from FlagEmbedding import ...`.
-        raise NotOfferedError(
-            f"this FlagEmbedding is the alias package of bgekit, which has {', '.join(__all__)} but no {name}: "
-            f"{_MISSING[name]}. To use the original, install it in an environment without bgekit."
-        )
+        raise not_offered(name, MISSING[name])
     here = ", ".join(__all__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it is an alias of bgekit, with {here}")
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+_paths.install()

@@ -18,7 +18,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 from types import ModuleType
+from typing import Final
+
+#: Arguments of Python functions that messages name -> the option of every verb that takes them.
+_OPTIONS: Final = {"pooling_method": "--pooling", "query_instruction_for_retrieval": "--query-instruction"}
+_ARGUMENTS: Final = re.compile(rf"\b({'|'.join(_OPTIONS)})=(?P<value>(?=[^\s,;.)]))?")
 
 
 class BgekitError(Exception):
@@ -96,3 +102,8 @@ def require_extra(extra: str, *packages: str) -> None:
 
 def _missing(module: str, extra: str) -> MissingExtraError:
     return MissingExtraError(f"this needs the package {module!r}: pip install 'bgekit[{extra}]'")
+
+
+def as_options(message: str) -> str:
+    """A message with the command line's options in place of the Python arguments that it names."""
+    return _ARGUMENTS.sub(lambda found: _OPTIONS[found[1]] + ("" if found["value"] is None else " "), message)

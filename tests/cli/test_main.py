@@ -9,7 +9,7 @@ import pytest
 
 from bgekit.cli import main as cli
 from bgekit.cli import options
-from bgekit.errors import BgekitError
+from bgekit.errors import BgekitError, as_options
 
 BGE = [sys.executable, "-m", "bgekit"]
 
@@ -172,3 +172,33 @@ def test_a_caller_within_the_process_keeps_its_logging(monkeypatch):
     before = (list(logger.handlers), logger.level)
     assert run_verb(monkeypatch, run) == 0
     assert (logger.handlers, logger.level) == before
+
+
+@pytest.mark.parametrize("verb", ["encode", "search", "eval", "calibrate", "mine", "merge", "info", "demo"])
+def test_every_verb_takes_the_pooling_of_its_model_by_the_same_names(verb, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--pooling {cls," in text
+    assert "--pooling-method {" in text and "--sentence-pooling-method {" in text
+
+
+def test_messages_name_the_options_of_the_command_line():
+    assert as_options("Pass pooling_method=, one of cls") == "Pass --pooling, one of cls"
+    assert as_options("pass query_instruction_for_retrieval='a: '") == "pass --query-instruction 'a: '"
+    assert as_options("pooling_method='x' is not one of") == "--pooling 'x' is not one of"
+
+
+def test_an_unknown_pooling_names_the_verbs_option_and_info_takes_it(make_model, tmp_path, capsys):
+    folder = str(make_model(pooling=None, name="says-nothing"))
+    (tmp_path / "texts.txt").write_text("a cat\n")
+    for arguments in (
+        ["info", folder],
+        ["encode", str(tmp_path / "texts.txt"), "-o", str(tmp_path / "vectors"), "--model", folder],
+        ["merge", "--models", folder, "--weights", "1", "--output", str(tmp_path / "merged")],
+    ):
+        assert cli.main(arguments) == 1
+        assert "Pass --pooling, one of" in capsys.readouterr().err
+    assert cli.main(["info", folder, "--sentence_pooling_method", "mean"]) == 0
+    shown = capsys.readouterr().out
+    assert any(line.split() == ["pooling", "mean", "caller"] for line in shown.splitlines())

@@ -125,6 +125,34 @@ def test_mine_with_a_reranker(bge, data, tiny_bert, tiny_reranker):
     assert all(len(row["neg"]) == 2 for row in read(data / "out.jsonl"))
 
 
+def test_names_of_newer_scripts_of_upstream(bge, data, tiny_bert, tiny_reranker, monkeypatch):
+    from bgekit import FlagModel, FlagReranker
+
+    made = []
+    for kind in (FlagModel, FlagReranker):
+
+        def spy(self, name, kind=kind, start=kind.__init__, **options):
+            made.append((kind, options))
+            start(self, name, **options)
+
+        monkeypatch.setattr(kind, "__init__", spy)
+    lengths = ["--reranker_max_length", 40, "--reranker_query_max_length", 12]
+    code, _ = bge(
+        "mine", "--embedder_name_or_path", tiny_bert, "--input_file", data / "train.jsonl", "--output_file",
+        data / "out.jsonl", "--range_for_sampling", "0-8", "--negative_number", 2, "--embedder_query_max_length", 10,
+        "--embedder_passage_max_length", 20, "--reranker_name_or_path", tiny_reranker, "--max_reranker_score", 100,
+        *lengths,
+    )  # fmt: skip
+    assert code == 0
+    score = ["score", "--reranker_name_or_path", tiny_reranker, "--reranker_batch_size", 4, *lengths]
+    code, _ = bge(*score, "--input_file", data / "out.jsonl", "--output_file", data / "2.jsonl", "--overwrite_scores")
+    assert code == 0
+    (_, embedder), (_, judge), (_, teacher) = made
+    assert (embedder["query_max_length"], embedder["passage_max_length"]) == (10, 20)
+    for reranker in (judge, teacher):
+        assert (reranker["max_length"], reranker["query_max_length"]) == (40, 12)
+
+
 def test_dedup(bge, data):
     (data / "in.jsonl").write_text('{"query": "Q", "pos": ["a"], "x": 1}\n{"query": "q", "pos": ["A "]}\n')
     code, err = bge("dedup", "--input", data / "in.jsonl", "--output", data / "out.jsonl", "--near_duplicates")

@@ -966,3 +966,20 @@ def test_advice_is_about_an_api(server: Server):
     server.script = lambda number, payload: error(404, "no such model")
     with pytest.raises(ApiError, match="base_url="):
         hosted().encode("a")
+
+
+@pytest.mark.parametrize("name", ["quentinz/bge-base-zh-v1.5:latest", "baai/bge-base-zh-v1.5:free"])
+def test_tags_of_servers_leave_a_model_its_instruction(name: str, caplog: pytest.LogCaptureFixture):
+    model = OpenAIEmbedder(name, api_key=KEY)
+    assert str(model.card.prompt("query")) == "为这个句子生成表示以用于检索相关文章："
+    assert model.dimension == 768
+    assert not caplog.records
+
+
+def test_a_hosted_model_of_the_bge_kind_without_known_prompts_is_warned_of_once(caplog: pytest.LogCaptureFixture):
+    for _ in range(2):
+        OpenAIEmbedder("court-bge-v7", api_key=KEY)
+    OpenAIEmbedder("court-bge-v8", api_key=KEY, query_instruction_for_retrieval="")
+    OpenAIEmbedder("some-embedder", api_key=KEY)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING and "court-bge-v7" in record.getMessage()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bgekit.errors import CheckpointError, OutputError
+from bgekit.errors import CardError, CheckpointError, OutputError
 from bgekit.merging import mix_models
 from bgekit.models.checkpoint import resolve
 
@@ -176,3 +176,104 @@ def test_adapters_of_other_kinds_and_pickled_ones_are_told_apart(adapter, edit):
     edit(folder / "adapter_config.json", peft_type="IA3")
     with pytest.raises(CheckpointError, match=r"adapter \(peft, IA3\).*merge_and_unload"):
         resolve(str(folder))
+
+
+def say(folder, **sides):
+    """Write side files of sentence-transformers into an adapter's folder."""
+    files = {
+        "pooling": ("1_Pooling/config.json", lambda mode: {"pooling_mode": mode}),
+        "max_length": ("sentence_bert_config.json", lambda length: {"max_seq_length": length}),
+        "prompts": ("config_sentence_transformers.json", lambda prompts: {"prompts": prompts}),
+    }
+    for name, value in sides.items():
+        file, content = files[name]
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text(json.dumps(content(value)))
+    return folder
+
+
+def test_what_an_adapter_says_of_itself_counts_more_than_its_base(adapter, pair, examples, tmp_path, caplog):
+    from bgekit.merging import mix_models_with_data
+    from bgekit.models.card import read_card
+
+    first = say(adapter("first")[0], pooling="mean", max_length=40, prompts={"query": "ask: ", "document": "doc: "})
+    second = say(adapter("second")[0], pooling="mean", max_length=40, prompts={"query": "ask: ", "document": "doc: "})
+    mix_models([first], "encoder", [1.0], tmp_path / "alone")
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any("pooling of the adapter" in line and "'mean'" in line and "'cls'" in line for line in said)
+    assert any("max_length" in line and "40" in line and "64" in line for line in said)
+    mix_models([first, second], "encoder", [0.5, 0.5], tmp_path / "both")
+    mix_models([pair[1], first], "encoder", [0.5, 0.5], tmp_path / "chosen", card_from=1)
+    mix_models_with_data([first, second], "encoder", examples, output_path=tmp_path / "weighed")
+    for made in ("alone", "both", "chosen", "weighed"):
+        card = read_card(tmp_path / made)
+        assert (card.pooling, card.max_length) == ("mean", 40)
+        assert [card.prompt(role).prefix for role in ("query", "document")] == ["ask: ", "doc: "]
+
+
+def test_an_adapter_that_is_used_unlike_its_base_is_not_mixed_with_it_unasked(adapter, pair, tmp_path):
+    folder = say(adapter()[0], prompts={"query": "ask: "})
+    with pytest.raises(CardError, match="used differently"):
+        mix_models([pair[0], folder], "encoder", [0.5, 0.5], tmp_path / "out")
+
+
+def test_a_copy_of_the_bases_tokenizer_is_no_statement_about_its_length(adapter, pair, tmp_path, edit, caplog):
+    from bgekit.models.card import read_card
+
+    folder, _ = adapter()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(pair[0] / name, folder / name)
+    base = tmp_path / "base"
+    shutil.copytree(pair[0], base)
+    edit(base / "sentence_bert_config.json", max_seq_length=32)
+    edit(folder / "adapter_config.json", base_model_name_or_path=str(base))
+    mix_models([folder], "encoder", [1.0], tmp_path / "out")
+    assert read_card(tmp_path / "out").max_length == 32
+    assert not caplog.records
+    edit(folder / "tokenizer_config.json", model_max_length=48)
+    mix_models([folder], "encoder", [1.0], tmp_path / "longer")
+    assert read_card(tmp_path / "longer").max_length == 48
+
+
+def test_an_adapters_own_tokenizer_is_kept_if_the_embeddings_have_its_tokens(adapter, pair, tmp_path, caplog):
+    from transformers import AutoTokenizer
+
+    folder, _ = adapter()
+    tokenizer = AutoTokenizer.from_pretrained(pair[0], do_lower_case=False)
+    tokenizer.save_pretrained(folder)
+    mix_models([folder], "encoder", [1.0], tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").tokenize("CAT") == tokenizer.tokenize("CAT")
+    assert "another tokenizer" in caplog.text
+    tokenizer.add_tokens(["[NEW]"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(CheckpointError, match=r"tokens, its base .* embeddings"):
+        mix_models([folder], "encoder", [1.0], tmp_path / "none")
+
+
+def test_a_rerankers_adapter_keeps_its_own_length_and_instruction(make_reranker, tmp_path, caplog):
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForSequenceClassification
+
+    from bgekit.reranking.card import read_reranker_card
+
+    base = make_reranker("bert", seed=1)
+    made = peft.get_peft_model(
+        AutoModelForSequenceClassification.from_pretrained(base), peft.LoraConfig(r=2, target_modules=["query"])
+    )
+    made.save_pretrained(tmp_path / "adapter")
+    config = json.loads((base / "config.json").read_text())
+    said = {"max_length": 24, "query": ["ask: ", ""], "document": ["", ""]}
+    (tmp_path / "adapter" / "config.json").write_text(json.dumps(config | {"bgekit_reranker": said}))
+    mix_models([tmp_path / "adapter"], "reranker", [1.0], tmp_path / "out")
+    card = read_reranker_card(tmp_path / "out")
+    assert (card.max_length, card.query.prefix) == (24, "ask: ")
+
+
+def test_pooling_can_be_given_where_no_model_says_it(make_model, tmp_path):
+    from bgekit.models.card import read_card
+
+    folder = make_model(pooling=None, name="says-nothing")
+    with pytest.raises(CardError, match="pooling_method="):
+        mix_models([folder], "encoder", [1.0], tmp_path / "none")
+    mix_models([folder], "encoder", [1.0], tmp_path / "out", pooling_method="mean")
+    assert read_card(tmp_path / "out").pooling == "mean"

@@ -326,3 +326,60 @@ def test_a_card_is_plain_values_when_asked(bge_small_zh: Path) -> None:
 def test_a_pooling_that_does_not_exist_is_never_taken_for_another(tiny_bert: Path, pooling: Any) -> None:
     with pytest.raises(CardError, match=r"pooling_method=.* is not one of cls, mean, max, weighted_mean, last_token"):
         FlagModel(tiny_bert, pooling_method=pooling)
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("name", ["BAAI_bge-base-zh-v1___5", "bge_base_zh_v1.5-main"])
+def test_a_folder_named_by_a_download_gets_its_instruction(
+    copy: Callable[[str], Path], name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    card = FlagModel(copy(name), devices="cpu").card
+    assert (card.prompts["query"], card.family) == (Prompt(ZH), "BGE v1.5, Chinese")
+    assert not logged(caplog)
+
+
+def test_a_link_gets_the_instruction_format_of_what_it_points_to(copy: Callable[[str], Path], tmp_path: Path) -> None:
+    link = tmp_path / "current"
+    link.symlink_to(copy("Qwen3-Embedding-0.6B"))
+    model = FlagModel(link, query_instruction_for_retrieval="Find the law", devices="cpu")
+    assert model.card.prompts["query"] == Prompt("Instruct: Find the law\nQuery:")
+
+
+def test_a_fine_tune_gets_no_instruction_but_a_warning_that_names_the_likely_one(
+    copy: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = copy("court-bge-base-zh-v1.5-2024")
+    for _ in range(2):
+        assert FlagModel(folder, devices="cpu").card.prompts["query"] == Prompt()
+    (warning,) = logged(caplog)
+    assert "speaks of bge-base-zh-v1.5" in warning and repr(ZH) in warning
+    assert "query_instruction_for_retrieval=" in warning
+
+
+def test_an_unknown_model_that_looks_like_bge_is_warned_of_by_its_vocabulary(
+    copy: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = copy("embedder-of-the-house")
+    card = read_card(folder)
+    assert "may be of the BGE kind" in str(card.notice)
+    config = json.loads((folder / "config.json").read_text())
+    write(folder, "config.json", config | {"vocab_size": 21128})
+    assert f"BGE v1.5, Chinese, whose queries get {ZH!r}" in str(read_card(folder).notice)
+    write(folder, "config.json", config | {"model_type": "xlm-roberta", "vocab_size": 250002})
+    assert read_card(folder).notice is None  # BGE-M3 has no instruction
+
+
+def test_whoever_says_which_prompts_count_is_not_warned(
+    copy: Callable[[str], Path], make_model: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = copy("quiet-please")
+    for given in ("", None, "ask: "):
+        FlagModel(folder, query_instruction_for_retrieval=given, devices="cpu")
+    write(folder, "config_sentence_transformers.json", {"prompts": {"query": ""}, "bgekit": {"format": 1}})
+    FlagModel(folder, devices="cpu")
+    FlagModel(make_model(pooling="mean", name="mean-of-the-house"), devices="cpu")
+    FlagModel(make_model(pooling="cls", name="tuned-bge-m3"), devices="cpu")
+    assert not logged(caplog)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bgekit.models.families import FAMILIES, find_family, model_name
+from bgekit.models.families import FAMILIES, find_family, known_dimension, known_name, model_name
 from bgekit.models.prompts import Prompt
 
 EN = "Represent this sentence for searching relevant passages: "
@@ -273,3 +273,56 @@ def test_the_page_for_people_lists_every_model():
         assert family.title in text
         for name in family.names:
             assert f"`{name}`" in text, f"{name} is missing in docs/models.md"
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("/root/.cache/modelscope/hub/models/BAAI/bge-base-zh-v1___5", "bge-base-zh-v1.5"),
+        ("Qwen/Qwen3-Embedding-0___6B", "Qwen3-Embedding-0.6B"),
+        ("BAAI_bge-large-en-v1.5", "bge-large-en-v1.5"),
+        ("downloads/BAAI--bge-large-en-v1.5", "bge-large-en-v1.5"),
+        ("intfloat_multilingual-e5-large-instruct", "multilingual-e5-large-instruct"),
+        ("Alibaba-NLP__gte-Qwen2-1.5B-instruct", "gte-Qwen2-1.5B-instruct"),
+        ("BAAI%2Fbge-code-v1", "bge-code-v1"),
+        ("cache/models--mixedbread-ai--mxbai-embed-large-v1", "mxbai-embed-large-v1"),
+        ("cache/models--BAAI--bge-m3/snapshots/main/", "bge-m3"),
+        ("models/multilingual-e5-small/7999e1d3359715c523056ef9478215996d62a620", "multilingual-e5-small"),
+        ("e5-base-v2-main", "e5-base-v2"),
+        ("snowflake_arctic_embed_m_v1.5-master", "snowflake-arctic-embed-m-v1.5"),
+        ("BGE_SMALL_EN_V15", "bge-small-en-v1.5"),
+        ("stella-en-400M-v5", "stella_en_400M_v5"),
+        ("llm-embedder/model", "llm-embedder"),
+        ("serving/embeddinggemma-300m/1/model/", "embeddinggemma-300m"),
+        ("nomic-embed-text-v1.5/checkpoint", "nomic-embed-text-v1.5"),
+        (r"D:\weights\bge-large-zh\weights", "bge-large-zh"),
+        ("quentinz/bge-large-zh-v1.5:f16", "bge-large-zh-v1.5"),
+        ("qwen/qwen3-embedding-8b:free", "Qwen3-Embedding-8B"),
+        ("text-embedding-bge-base-en-v1.5@q8_0", "bge-base-en-v1.5"),
+        ("openai/text-embedding-3-small", "text-embedding-3-small"),
+        ("BAAI_bge-reranker-v2___5-gemma2-lightweight", "bge-reranker-v2.5-gemma2-lightweight"),
+    ],
+)
+def test_a_name_is_known_as_downloads_and_servers_write_it(written: str, name: str):
+    assert known_name(written) == name
+    assert find_family(written) is find_family(name)
+    assert known_dimension(written) == find_family(name).dimensions.get(name)
+
+
+@pytest.mark.parametrize("owner", ["BAAI_", "BAAI--", "baai/", ""])
+@pytest.mark.parametrize("behind", ["", "-main", ":latest", "/model"])
+def test_every_name_of_the_table_is_known_with_what_stands_around_it(owner: str, behind: str):
+    for family in FAMILIES:
+        for name in family.names:
+            for written in (name, name.replace(".", "___"), name.replace("-", "_").upper()):
+                assert known_name(f"{owner}{written}{behind}") == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["my-bge-base-zh-v1.5", "bge-base-zh-v1.5-finetuned-legal", "somebody_bge-base-zh-v1.5", "bge-base-zh-v1.5-lora",
+     "bge-base-zh-v1.5/output", "bge-base-zh-v2", "e5", "model", "/", ".", "", "checkpoint-500"],
+)  # fmt: skip
+def test_another_word_makes_it_another_model(name: str):
+    assert known_name(name) is None
+    assert find_family(name) is None

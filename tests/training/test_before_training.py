@@ -21,6 +21,12 @@ from bgekit.training.network import add_lora, load_trainable
 from .conftest import row
 
 
+@pytest.fixture(scope="module")
+def bare(make_model) -> Path:
+    """An encoder whose files say nothing of pooling."""
+    return make_model(pooling=None, name="bare-encoder")
+
+
 @pytest.fixture
 def finetune(tiny_bert, write, tmp_path) -> Callable[..., int]:
     """Train for a step: `finetune(rows, "--temperature", "0.5")`; the exit code."""
@@ -34,6 +40,23 @@ def finetune(tiny_bert, write, tmp_path) -> Callable[..., int]:
         return main(["finetune", *given, *more])
 
     return finetune
+
+
+@pytest.mark.parametrize("option", ["--pooling", "--sentence_pooling_method", "--pooling-method"])
+def test_what_passes_a_dry_run_starts_where_only_the_caller_says_how_it_pools(finetune, bare, tmp_path, option):
+    rows = [row(number) for number in range(4)]
+    assert finetune(rows, "--model", str(bare), option, "mean", "--dry_run") == 0
+    assert finetune(rows, "--model", str(bare), option, "mean") == 0
+    assert read_card(tmp_path / "out").pooling == "mean"
+
+
+def test_an_unknown_pooling_names_the_option_and_prompts_are_no_news_of_a_bare_encoder(finetune, bare, capsys, caplog):
+    rows = [row(number) for number in range(4)]
+    assert finetune(rows, "--model", str(bare), "--dry_run") == 1
+    error = capsys.readouterr().err
+    assert "Pass --pooling, one of" in error and "pooling_method=" not in error
+    assert finetune(rows, "--model", str(bare), "--pooling", "cls", "--dry_run") == 0
+    assert not [each for each in caplog.records if each.levelname == "WARNING" and "prompts" in each.getMessage()]
 
 
 def trained(tmp_path: Path) -> bool:

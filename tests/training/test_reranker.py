@@ -119,6 +119,8 @@ def test_validation_is_of_what_the_first_stage_finds(start, rows, tmp_path, caps
     assert finetune(start, rows, output, *more) == 1
     assert finetune(start, rows, output, *more, "--first_stage", start, "--overwrite_output_dir") == 0
     assert finetune(start, rows, tmp_path / "other", "--first_stage", start) == 1
+    assert finetune(start, rows, tmp_path / "other", "--pooling", "cls") == 1
+    assert "--pooling is that of --first_stage" in capsys.readouterr().err
     data.write_text(
         '{"sentence1": "a", "sentence2": "b", "score": 1}\n{"sentence1": "a", "sentence2": "c", "score": 0}\n'
     )

@@ -71,7 +71,6 @@ def run(args: argparse.Namespace) -> int:
             shard_size=args.shard_size,
             kind=args.kind,
             dtype=args.output_dtype,
-            max_length=args.max_length,
             batch_size=args.batch_size,
             chunks=options.chosen_chunks(args),
             store_texts=args.store_texts,

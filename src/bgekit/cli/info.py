@@ -8,6 +8,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+from ..errors import as_options
 from . import options
 
 
@@ -21,6 +22,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="folder, Hugging Face id, packaged:NAME, or a hosted model")
     parser.add_argument("--json", action="store_true", help="one JSON object")
+    options.add_pooling_option(parser)
     options.add_hub_options(parser)
 
 
@@ -41,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
                 raise
             note = f"{error}.\nThe table of known families says this of it:\n"
     if folder is not None:
-        facts, sources = _card(folder, args.model)
+        facts, sources = _card(folder, args.model, args.pooling)
     else:
         facts, sources = _family(args.model)
     if args.json:
@@ -54,10 +56,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _card(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, str]]:
+def _card(folder: Path, name: str, pooling: str | None) -> tuple[dict[str, Any], dict[str, str]]:
     from ..models.card import read_card
 
-    card = read_card(folder, name)
+    given: dict[str, Any] = {} if pooling is None else {"pooling": pooling}
+    card = read_card(folder, name, **given)
     facts, sources = card.to_dict(), dict(card.sources)
     prompts = facts.pop("prompts")
     facts.pop("name")
@@ -67,12 +70,12 @@ def _card(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, str]]:
     sources |= {"dimension": sources.get("dimension", "checkpoint"), "architecture": "checkpoint"}
     sources["family"] = "family table" if card.family else ""
     if card.notice:
-        facts["note"], sources["note"] = card.notice, sources["family"]
+        facts["note"], sources["note"] = as_options(card.notice), sources["family"]
     return facts, sources
 
 
 def _family(name: str) -> tuple[dict[str, Any], dict[str, str]]:
-    from ..models.families import find_family, model_name
+    from ..models.families import find_family, known_dimension
 
     family = find_family(name)
     if family is None:
@@ -84,7 +87,7 @@ def _family(name: str) -> tuple[dict[str, Any], dict[str, str]]:
         "normalize": family.normalize,
         "similarity": family.similarity,
         "max_length": family.max_length,
-        "dimension": {key.lower(): value for key, value in family.dimensions.items()}.get(model_name(name).lower()),
+        "dimension": known_dimension(name),
         "query prompt": [family.query.prefix, family.query.suffix],
         "document prompt": [family.document.prefix, family.document.suffix],
         "note": family.notice,

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from .. import __version__
-from ..errors import BgekitError
+from ..errors import BgekitError, as_options
 from .options import Parser
 
 #: The verbs in the order of the help. A verb's module is imported only when it is asked for.
@@ -78,7 +78,7 @@ def _guarded(arguments: list[str]) -> int:
     except BgekitError as error:
         if _interrupted.is_set():
             raise
-        print(f"bge: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"bge: error: {' '.join(as_options(str(error)).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         if _interrupted.is_set():

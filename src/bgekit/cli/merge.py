@@ -82,6 +82,7 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--seed", type=options.not_negative, metavar="N", help="of dare and --data [0]")
     group = parser.add_argument_group("model")
     group.add_argument("--device", metavar="DEVICE", default="cpu", help="of losses and validation, such as cuda [cpu]")
+    options.add_pooling_option(group, of=", of rerankers that of --first_stage")
     options.add_checkpoint_options(group)
     group = parser.add_argument_group("messages")
     group.add_argument("--quiet", action="store_true", help="nothing but errors")
@@ -136,7 +137,7 @@ def _task(args: argparse.Namespace) -> Merging:
     )  # fmt: skip
     return Merging(
         args.models, args.model_type, method=args.method, weights=args.weights, normalize=args.normalize,
-        base=args.base, card_from=args.card_from, options=sources, device=args.device,
+        base=args.base, card_from=args.card_from, pooling_method=args.pooling, options=sources, device=args.device,
         **_given(args, density="density", scale="scale", seed="seed"),
     )  # fmt: skip
 

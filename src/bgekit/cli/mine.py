@@ -113,7 +113,10 @@ def _add_guards(parser: argparse.ArgumentParser) -> None:
         "--max_positive_ratio", type=float, metavar="X", help="at most X of the positive's score, such as 0.95"
     )
     group.add_argument("--max_score", type=float, metavar="X", help="at most X")
-    group.add_argument("--reranker", metavar="MODEL", help="a cross-encoder that judges candidates")
+    group.add_argument(
+        "--reranker", "--reranker_name_or_path", metavar="MODEL", help="a cross-encoder that judges candidates"
+    )
+    options.add_pair_length_options(group)
     group.add_argument(
         "--max_reranker_score", type=float, metavar="X", help="at most X by the reranker, as its network gives it"
     )

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, as_options
 
 if TYPE_CHECKING:
     from ..encoding.base import Embedder
@@ -73,7 +73,10 @@ def add_model_options(parser: argparse.ArgumentParser, *, default: str | None = 
         several: Take several models, all with the same options; `args.model` is then a list, or None.
     """
     group = parser.add_argument_group("model")
-    names, what = ("--model", "--model-name-or-path", "-m"), "folder, Hugging Face id, packaged:NAME, or a hosted model"
+    names, what = (
+        ("--model", "--model-name-or-path", "--embedder-name-or-path", "-m"),
+        "folder, Hugging Face id, packaged:NAME, or a hosted model",
+    )
     if several:
         add_list_option(group, *names, metavar="MODEL", help=f"{what}; several are compared")
     else:
@@ -83,25 +86,45 @@ def add_model_options(parser: argparse.ArgumentParser, *, default: str | None = 
         )  # fmt: skip
     _add_compute_options(group)
     group.add_argument("--max-length", type=positive, metavar="TOKENS", help="cut texts here [the model's limit]")
+    group.add_argument(
+        "--query-max-length", "--embedder-query-max-length", type=positive, metavar="TOKENS",
+        help="cut queries here [--max-length]",
+    )  # fmt: skip
+    group.add_argument(
+        "--passage-max-length", "--embedder-passage-max-length", type=positive, metavar="TOKENS",
+        help="cut documents here [--max-length]",
+    )  # fmt: skip
     group.add_argument("--batch-size", type=positive, metavar="N", help="most texts in a batch [from the device]")
     group.add_argument("--truncate-dim", type=positive, metavar="N", help="keep the first N dimensions (Matryoshka)")
-    group.add_argument(
-        "--pooling", "--pooling-method", choices=("cls", "mean", "max", "weighted_mean", "last_token"),
-        help="how token vectors become one [what the model says]",
-    )  # fmt: skip
+    add_pooling_option(group)
     group.add_argument("--no-normalize", action="store_true", help="leave vectors at their length [the model's card]")
     group.add_argument(
         "--query-instruction", "--query-instruction-for-retrieval", metavar="TEXT",
         help='text before queries, "" for none [the model\'s card]',
     )  # fmt: skip
     group.add_argument(
-        "--query-instruction-format", metavar="FORMAT", help="instruction and query in two slots {} [{}{}]"
-    )
+        "--query-instruction-format", "--query-instruction-format-for-retrieval", metavar="FORMAT",
+        help="instruction and query in two slots {} [{}{}]",
+    )  # fmt: skip
     group.add_argument(
         "--passage-instruction", "--passage-instruction-for-retrieval", metavar="TEXT",
         help='text before documents, "" for none [the model\'s card]',
     )  # fmt: skip
     add_checkpoint_options(group)
+
+
+def add_pooling_option(group: argparse._ActionsContainer, *, of: str = "") -> None:
+    """The option that says how a model pools, by one name in every verb and by those of FlagEmbedding.
+
+    Args:
+        group: The verb's parser, or a part of it.
+        of: Whose pooling, as the help says it; the verb's model by default.
+    """
+    group.add_argument(
+        "--pooling", "--pooling-method", "--sentence-pooling-method",
+        choices=("cls", "mean", "max", "weighted_mean", "last_token"),
+        help=f"how token vectors become one{of} [what the model says]",
+    )  # fmt: skip
 
 
 def _add_compute_options(group: argparse._ActionsContainer) -> None:
@@ -146,6 +169,8 @@ def model_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "devices": args.devices,
         "batch_size": args.batch_size,
         "max_length": args.max_length,
+        "query_max_length": args.query_max_length,
+        "passage_max_length": args.passage_max_length,
         "truncate_dim": args.truncate_dim,
         "dtype": args.dtype,
         "revision": args.revision,
@@ -172,9 +197,11 @@ def add_reranker_options(parser: argparse.ArgumentParser, *names: str) -> None:
         help="a cross-encoder: folder, Hugging Face id, or packaged:NAME",
     )  # fmt: skip
     _add_compute_options(group)
-    group.add_argument("--max-length", type=positive, metavar="TOKENS", help="of query and passage [512, if it can]")
-    group.add_argument("--query-max-length", type=positive, metavar="TOKENS", help="of a query [3/4 of --max-length]")
-    group.add_argument("--batch-size", type=positive, metavar="N", help="most pairs in a batch [from the device]")
+    add_pair_length_options(group, "--max-length", "--query-max-length")
+    group.add_argument(
+        "--batch-size", "--reranker-batch-size", type=positive, metavar="N",
+        help="most pairs in a batch [from the device]",
+    )  # fmt: skip
     group.add_argument(
         "--windows", action="store_true", help="score long passages in overlapping windows, the best counts [cut them]"
     )
@@ -189,6 +216,24 @@ def add_reranker_options(parser: argparse.ArgumentParser, *names: str) -> None:
     add_checkpoint_options(group)
 
 
+def add_pair_length_options(group: argparse._ActionsContainer, *own: str) -> None:
+    """Options of how long a reranker's pairs and queries are; `load_reranker` obeys them.
+
+    Args:
+        group: The verb's parser, or a part of it.
+        own: Shorter names of the two, where no embedder has them.
+    """
+    whole, query = own or ("", "")
+    group.add_argument(
+        *filter(None, (whole, "--reranker-max-length")), type=positive, metavar="TOKENS",
+        help="of query and passage [512, if it can]",
+    )  # fmt: skip
+    group.add_argument(
+        *filter(None, (query, "--reranker-query-max-length")), type=positive, metavar="TOKENS",
+        help="of a query [3/4 of that]",
+    )  # fmt: skip
+
+
 def load_reranker(args: argparse.Namespace, name: str) -> FlagReranker:
     """The reranker `name`, with the options of `add_reranker_options`; behind an embedder with those they share."""
     from .. import FlagReranker
@@ -197,6 +242,8 @@ def load_reranker(args: argparse.Namespace, name: str) -> FlagReranker:
         "use_fp16": not args.fp32, "dtype": args.dtype, "devices": args.devices, "cache_dir": args.cache_dir,
         "trust_remote_code": args.trust_remote_code, "allow_pickle": args.allow_pickle,
     }  # fmt: skip
+    if hasattr(args, "reranker_max_length"):
+        given |= {"max_length": args.reranker_max_length, "query_max_length": args.reranker_query_max_length}
     if hasattr(args, "windows"):  # The embedder's own are not the reranker's.
         given |= {
             "revision": args.revision,
@@ -305,7 +352,7 @@ class _StderrHandler(logging.Handler):
     """Writes to stderr without breaking a progress bar that stands there."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = self.format(record)
+        line = as_options(self.format(record))
         tqdm = sys.modules.get("tqdm")
         if tqdm is not None:
             tqdm.tqdm.write(line, file=sys.stderr)

@@ -154,7 +154,6 @@ def _open_files(
         _index_folder(args, stack),
         index_type=args.index_type,
         chunks=options.chosen_chunks(args),
-        max_length=args.max_length,
         batch_size=args.batch_size,
         progress=(lambda: EncodeProgress(records.size)) if show else None,
     )

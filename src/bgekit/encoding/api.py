@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
@@ -15,8 +16,8 @@ from typing import Any, Final, Literal, TypeVar, cast
 import numpy as np
 
 from ..errors import ApiError, ArgumentError, CardError
-from ..models.card import UNSET, ModelCard, Pooling, Unset
-from ..models.families import find_family, model_name
+from ..models.card import UNSET, ModelCard, Pooling, Unset, prompt_doubt
+from ..models.families import find_family, known_dimension, known_name
 from ..models.prompts import Prompt
 from .base import Embedder, digest
 from .openai_http import (
@@ -109,6 +110,8 @@ class OpenAIEmbedder(Embedder):
         self._family = find_family(model_name_or_path)
         if self._family is not None and self._family.kind == "reranker":
             raise CardError(f"{model_name_or_path} is a reranker: it scores pairs and has no text vectors")
+        if self._family is None and isinstance(query_instruction_for_retrieval, Unset):
+            _warn_of_prompts(model_name_or_path)
         if truncate_dim is not None:
             _check_number("truncate_dim", truncate_dim, self._table_dimension() or 1_000_000)
         _check_number("concurrency", concurrency, 256)
@@ -203,9 +206,7 @@ class OpenAIEmbedder(Embedder):
         return f"OpenAIEmbedder({self.model!r}, url={self._endpoint.url!r})"
 
     def _table_dimension(self) -> int | None:
-        widths = self._family.dimensions if self._family else {}
-        known = {name.lower(): width for name, width in widths.items()}
-        return known.get(model_name(self.model).lower())
+        return known_dimension(self.model)
 
     def _prompt(self, role: str, instruction: str | Unset | None, template: str) -> Prompt:
         if not isinstance(instruction, Unset):
@@ -287,7 +288,7 @@ class OpenAIEmbedder(Embedder):
         payload: dict[str, Any] = {"model": self.model, "input": texts}
         if encoding_format is not None:
             payload["encoding_format"] = encoding_format
-        if self._truncate_dim is not None and model_name(self.model).startswith("text-embedding-3"):
+        if self._truncate_dim is not None and (known_name(self.model) or "").startswith("text-embedding-3"):
             payload["dimensions"] = self._truncate_dim
         try:
             answer = self._endpoint.post(payload, stop)
@@ -364,6 +365,13 @@ class OpenAIEmbedder(Embedder):
 
 def _concatenated(parts: Sequence[Encoded]) -> Encoded:
     return Encoded(np.concatenate([part.vectors for part in parts]), sum(part.tokens for part in parts))
+
+
+@functools.cache  # Once a process and model.
+def _warn_of_prompts(name: str) -> None:
+    """Say where a model that the table does not know may need an instruction."""
+    if doubt := prompt_doubt(name, bge_like="bge" in name.lower()):
+        logger.warning("%s: %s", name, doubt)
 
 
 def _joined(requests: list[Future[Encoded]]) -> Encoded:

@@ -13,10 +13,12 @@ import numpy.typing as npt
 
 from ..errors import ArgumentError
 from ..models.card import UNSET, ModelCard, Unset
+from ..models.families import find_family
 from ..models.prompts import Prompt
 from ..models.score_map import calibration_map
 from .result import Embeddings, Encoded, Origin
 from .similarity import similarity
+from .upstream import OF_ENCODE, not_here, set_aside
 from .windows import ADVICE, Collector, Tally, Window, checked_windows, computed, not_texts, split, with_progress
 
 if TYPE_CHECKING:
@@ -78,6 +80,11 @@ class Embedder(abc.ABC):
     def close(self) -> None:
         """Free what the embedder holds (worker processes); it can be used again."""
 
+    if not TYPE_CHECKING:  # Otherwise every name would pass for an attribute.
+
+        def __getattr__(self, name: str) -> Any:
+            raise not_here(self, name)
+
     def __enter__(self) -> Self:
         return self
 
@@ -94,13 +101,14 @@ class Embedder(abc.ABC):
         convert_to_numpy: bool | None = None,
         *,
         instruction: str | Unset | None = UNSET,
-        instruction_format: str = "{}{}",
+        instruction_format: str | None = None,
         prompt: str | Unset | None = UNSET,
         prompt_name: str | None = None,
         convert_to_tensor: bool = False,
         show_progress: bool | None = None,
         show_progress_bar: bool | None = None,
         out: npt.NDArray[Any] | None = None,
+        **others: Any,
     ) -> Embeddings:
         """Vectors of texts as they are (or with the prompt that the checkpoint declares its default).
 
@@ -110,19 +118,22 @@ class Embedder(abc.ABC):
             max_length: Cut texts at this many tokens, special tokens and prompt included; the card's by default.
             convert_to_numpy: Return an array; if false a torch tensor on the CPU.
             instruction: Text put before each input; None or "" for none.
-            instruction_format: Template of instruction and text, two slots `{}`.
+            instruction_format: Template of instruction and text, two slots `{}`, of a prompt of the card, too; by
+                default the instruction stands before the text.
             prompt: Another name of `instruction`, as in sentence-transformers.
             prompt_name: Use the card's prompt of this role instead.
             convert_to_tensor: Return a tensor, as in sentence-transformers.
             show_progress: Show a progress bar; by default on a terminal, from a few thousand texts on.
             show_progress_bar: Another name of `show_progress`, as in sentence-transformers.
             out: Array or memmap [n, dimension] of any float type to write into; it is returned, viewed as Embeddings.
+            others: Keywords of FlagEmbedding without a use here: one warning says what holds instead.
 
         Raises:
             TextTypeError: an element is not a string; the message has its index.
             ArgumentError: arguments contradict each other or are impossible.
             NumericalError: a vector has NaN or infinity.
         """
+        set_aside(others, OF_ENCODE, "encode")
         chosen = self._choose_prompt(self.card.default_prompt, instruction, instruction_format, prompt, prompt_name)
         progress = show_progress if show_progress is not None else show_progress_bar
         as_tensor = convert_to_tensor or not (self.convert_to_numpy if convert_to_numpy is None else convert_to_numpy)
@@ -214,8 +225,8 @@ class Embedder(abc.ABC):
         return None
 
     def _choose_prompt(
-        self, role: str | None, instruction: str | Unset | None, template: str, prompt: str | Unset | None,
-        prompt_name: str | None,
+        self, role: str | None, instruction: str | Unset | None, template: str | None,
+        prompt: str | Unset | None, prompt_name: str | None,
     ) -> Prompt:  # fmt: skip
         if instruction is UNSET:
             instruction = prompt
@@ -227,8 +238,18 @@ class Embedder(abc.ABC):
             if prompt_name not in self.card.prompts:
                 known = ", ".join(map(repr, self.card.prompts))
                 raise ArgumentError(f"{self.card.name} has no prompt named {prompt_name!r}; it has {known}")
-            return self._prompt_of(prompt_name)
-        return self._prompt_of(role) if isinstance(instruction, Unset) else Prompt.from_format(instruction, template)
+            return self._formatted(prompt_name, template)
+        if isinstance(instruction, Unset):
+            return self._formatted(role, template)
+        return Prompt.from_format(instruction, template or "{}{}")
+
+    def _formatted(self, role: str | None, template: str | None) -> Prompt:
+        """The prompt of a role, its instruction in another template if there is one."""
+        prompt = self._prompt_of(role)
+        if template is None or not prompt:
+            return prompt
+        family = find_family(self.card.name)
+        return prompt.in_format(template, family.template if family and role == "query" else None)
 
     def _encode_role(
         self, role: str, texts: str | Iterable[str], batch_size: int | None, max_length: int | None,

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ..errors import ArgumentError, CheckpointError
-from ..models.card import UNSET, ModelCard, Pooling, Unset, read_card, refuse_reranker
+from ..models.card import UNSET, ModelCard, Pooling, Unset, family_of, read_card, refuse_reranker
 from ..models.checkpoint import fingerprint, resolve
 from ..models.families import find_family
 from ..models.prompts import Prompt
 from .base import Embedder, check_count, digest
 from .result import Encoded, Origin
+from .upstream import OF_EMBEDDERS, set_aside
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from .devices import WorkerPool
     from .engine import EngineSpec
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 #: Least cosine to the stored self-test vector (float32) by precision; a wrong pooling gives about 0.8.
 _SELFTEST_COSINE: Final = {"float32": 0.9999, "bfloat16": 0.99, "float16": 0.99, "int8": 0.97}
-#: Families whose advice has been logged in this process.
+#: Families and folders whose advice has been logged in this process.
 _noticed: set[str] = set()
 
 
@@ -80,6 +81,7 @@ class FlagModel(Embedder):
         cache_dir: str | None = None,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
+        **others: Any,
     ) -> None:
         """Load a model.
 
@@ -108,6 +110,7 @@ class FlagModel(Embedder):
             cache_dir: Where files from the hub are kept.
             trust_remote_code: Allow a checkpoint to bring its own Python code.
             allow_pickle: Allow weights in `.bin` files.
+            others: Keywords of FlagEmbedding without a use here: one warning says what holds instead.
 
         Raises:
             CheckpointError: there is no such model, or its files are damaged.
@@ -118,18 +121,19 @@ class FlagModel(Embedder):
         from .devices import resolve_devices
         from .engine import Engine, EngineSpec
 
+        set_aside(others, OF_EMBEDDERS, "FlagModel")
         check_count("batch_size", batch_size, "texts")
         check_count("truncate_dim", truncate_dim, "dimensions")
         check_count("query_max_length", query_max_length, "tokens")
         check_count("passage_max_length", passage_max_length, "tokens")
         name = os.fspath(model_name_or_path)
-        family = find_family(name)
-        refuse_reranker(name, family)
-        template = query_instruction_format or (family.template if family else None) or "{}{}"
+        refuse_reranker(name, find_family(name))
         folder = resolve(
             name, revision=revision, cache_dir=cache_dir, allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
+        family = family_of(name, folder)
+        template = query_instruction_format or (family.template if family else None) or "{}{}"
         self.card = read_card(
             folder,
             name,
@@ -143,7 +147,9 @@ class FlagModel(Embedder):
         )
         self._check_length("query_max_length", query_max_length)
         self._check_length("passage_max_length", passage_max_length)
-        _log_notice(self.card)
+        # That prompts are unknown is no news of an encoder that is to become an embedder, pooled as its trainer says.
+        if self._to_be_used or self.card.family or self.card.sources["pooling"] != "caller":
+            _log_notice(self.card, folder)
         if self.card.pretrained_only and self._to_be_used:
             _warn_pretrained(self.card.name, folder)
         self.folder = folder
@@ -205,6 +211,26 @@ class FlagModel(Embedder):
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The Hugging Face tokenizer of the checkpoint."""
         return self._engine.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """The first device, on which short inputs are computed."""
+        return self.devices[0]
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The network of the checkpoint as transformers runs it: padded inputs -> `last_hidden_state`.
+
+        Loaded when it is first asked for, with weights of its own: `encode` computes with faster code, and does not see
+        what is changed here.
+        """
+        from ..models.encoder import load_transformer, loading_dtype
+
+        network = load_transformer(
+            self.folder, dtype=loading_dtype(self.precision, self.device), packed=False,
+            trust_remote_code=self._spec.trust_remote_code, allow_pickle=self._spec.allow_pickle,
+        )  # fmt: skip
+        return network.to(self.device)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Save the model in the layout that sentence-transformers 2.7 to 6.2 and text-embeddings-inference read.
@@ -320,7 +346,8 @@ def _warn_pretrained(name: str, folder: Path) -> None:
         )  # fmt: skip
 
 
-def _log_notice(card: ModelCard) -> None:
-    if card.notice and card.family and card.family not in _noticed:
-        _noticed.add(card.family)
+def _log_notice(card: ModelCard, folder: Path) -> None:
+    key = card.family or f"{folder.resolve()}: prompts"
+    if card.notice and key not in _noticed:
+        _noticed.add(key)
         logger.warning("%s: %s", card.name, card.notice)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ..encoding.outputs import OutputFolder
 from ..errors import ArgumentError, NumericalError
+from ..models.families import known_name, model_name
 from .cache import ScoreCache
 from .comparison import compare_all
 from .judged import JudgedModel, Setting
@@ -240,9 +241,9 @@ def _thresholds(scores: Scores) -> dict[str, Any]:
 
 
 def _reference(name: str, task: Task) -> float | None:
-    """The published score of this model: the last part of its name decides, as for the family table."""
-    last = Path(name.rstrip("/")).name.split(":")[-1].lower()
-    return next((score for known, score in task.published.items() if known.lower() == last), None)
+    """The published score of this model, known by its name as in the family table."""
+    wanted = (known_name(name) or model_name(name)).lower()
+    return next((score for known, score in task.published.items() if known.lower() == wanted), None)
 
 
 def _candidate(model: Model, settings: Sequence[Setting], options: Mapping[str, Any]) -> Candidate:

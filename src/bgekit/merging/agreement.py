@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Final, Literal, TypeAlias
 
 from ..encoding.tokenization import load_tokenizer
 from ..errors import ArgumentError, CardError, CheckpointError
 from ..models.card import ModelCard, read_card
+from ..models.config import read_config
 from ..models.loading import quiet_transformers
 from ..models.saving import SELFTEST_TEXT
 from ..reranking.card import RerankerCard, read_reranker_card
@@ -36,7 +37,9 @@ _PROBES: Final = (
 )
 
 
-def agreed_cards(sources: Sequence[Source], kind: Kind, card_from: int | None) -> tuple[Card, list[Card]]:
+def agreed_cards(
+    sources: Sequence[Source], kind: Kind, card_from: int | None, pooling: str | None = None
+) -> tuple[Card, list[Card]]:
     """The card of the merged model, and those of the models.
 
     Args:
@@ -44,6 +47,7 @@ def agreed_cards(sources: Sequence[Source], kind: Kind, card_from: int | None) -
         kind: What they are.
         card_from: Number of the model whose card is taken, also for models that have none; None if all must say the
             same.
+        pooling: How embedders pool, None for what each says.
 
     Raises:
         CardError: they differ in prompts, pooling, normalisation or maximum length, and nothing says whose count.
@@ -52,7 +56,7 @@ def agreed_cards(sources: Sequence[Source], kind: Kind, card_from: int | None) -
     """
     if card_from is not None and not 0 <= card_from < len(sources):
         raise ArgumentError(f"card_from={card_from} must be the number of a model, from 0 to {len(sources) - 1}")
-    cards = [_card(source, kind, needed=card_from in (None, place)) for place, source in enumerate(sources)]
+    cards = [card_of(each, kind, card_from in (None, place), pooling) for place, each in enumerate(sources)]
     chosen = cards[card_from or 0]
     assert chosen is not None
     for source, card in zip(sources, cards, strict=True):
@@ -72,6 +76,9 @@ def check_networks(sources: Sequence[Source]) -> None:
         CheckpointError: they differ; it names the fields with both values.
     """
     first, *others = sources
+    for source in sources:
+        if source.tokenizer_folder != source.folder:
+            _check_own_tokenizer(source)
     config, tokens = _network(first), _tokenizer(first)
     for other in others:
         differing = _differences(config, _network(other))
@@ -84,11 +91,20 @@ def check_networks(sources: Sequence[Source]) -> None:
             raise CheckpointError(f"{first.name} and {other.name} have different tokenizers: {', '.join(shown)}")
 
 
-def _card(source: Source, kind: Kind, needed: bool) -> Card | None:
-    read: Callable[[Path, str], Card] = read_card if kind == "encoder" else read_reranker_card
+def card_of(source: Source, kind: Kind, needed: bool, pooling: str | None = None) -> Card | None:
+    """What a model says of itself; an adapter's own side files count more than its base's.
+
+    Args:
+        source: The model.
+        kind: What it is.
+        needed: Whether it must have a card; None is returned otherwise.
+        pooling: How it pools, None for what it says.
+    """
+    read: Callable[..., Card] = read_card if kind == "encoder" else read_reranker_card
     name = source.name if source.adapter is None else source.adapter.base
+    given = {} if pooling is None else {"pooling": pooling}
     try:
-        return read(source.folder, name)
+        return read(source.folder, name, adapters=source.adapters, **given)
     except CardError as error:
         if needed:
             raise
@@ -145,8 +161,23 @@ def _network(source: Source) -> dict[str, Any]:
     return {key: value for key, value in kept.items() if "dropout" not in key}
 
 
+def _check_own_tokenizer(source: Source) -> None:
+    """An adapter may bring another tokenizer than its base has; the embeddings must have a row for each token."""
+    own, base = _tokenizer(source), _tokenizer(replace(source, adapters=()))
+    if own == base:
+        return
+    tokenizer = load_tokenizer(source.tokenizer_folder, trust_remote_code=source.options.trust_remote_code)
+    rows = read_config(source.folder).get("vocab_size")
+    if isinstance(rows, int) and max(tokenizer.get_vocab().values()) >= rows:
+        raise CheckpointError(
+            f"the adapter {source.name} has a tokenizer of {own['tokens']:,} tokens, its base {rows:,} embeddings: "
+            "merge it with peft first (merge_and_unload) and give the result"
+        )
+    logger.warning("the adapter %s has another tokenizer than its base: the adapter's is used", source.name)
+
+
 def _tokenizer(source: Source) -> dict[str, Any]:
-    tokenizer = load_tokenizer(source.folder, trust_remote_code=source.options.trust_remote_code)
+    tokenizer = load_tokenizer(source.tokenizer_folder, trust_remote_code=source.options.trust_remote_code)
     vocabulary = tokenizer.get_vocab()
     digest = hashlib.sha256(repr(sorted(vocabulary.items())).encode("utf-8", "backslashreplace")).hexdigest()
     backend = tokenizer.backend_tokenizer

@@ -54,6 +54,7 @@ class Merging:
         seed: Of all draws.
         card_from: Number of the model whose prompts, pooling, normalisation, maximum length and tokenizer settings the
             result gets; None if all must agree.
+        pooling_method: How embedders pool, None for what each says; of rerankers, how `Validation.first_stage` does.
         options: How models are found and trusted.
         device: Where losses and validation are computed.
     """
@@ -68,6 +69,7 @@ class Merging:
     scale: float = 1.0
     seed: int = 0
     card_from: int | None = None
+    pooling_method: str | None = None
     options: Options = field(default_factory=Options)
     device: str = "cpu"
 
@@ -237,7 +239,9 @@ def merge(
     kind: Kind = task.model_type or ("reranker" if is_classifier(read_config(sources[0].folder)) else "encoder")
     base = open_source(os.fspath(task.base), task.options) if task.base is not None else None
     check_networks([*sources, *([base] if base is not None else [])])
-    card, cards = agreed_cards(sources, kind, task.card_from)
+    if kind == "reranker" and task.pooling_method is not None and not (validation and validation.first_stage):
+        raise ArgumentError("rerankers pool nothing: pooling_method= goes with embedders, or with their first_stage")
+    card, cards = agreed_cards(sources, kind, task.card_from, task.pooling_method if kind == "encoder" else None)
     parts = Parts(sources, base, kind, card, cards, task.card_from or 0)
     temporary = tempfile.TemporaryDirectory(prefix="bgekit-merge-") if output is None else None
     path = Path(output) if output is not None else Path(temporary.name) / "merged"  # type: ignore[union-attr]
@@ -297,7 +301,7 @@ def _search(parts: Parts, task: Merging, validation: Validation, tasks: Sequence
     with working_names(target) as (scratch, _):
         measure = measures(
             parts.kind, tasks, scratch / "kept", first_stage=validation.first_stage,
-            rerank_top_k=validation.rerank_top_k, devices=task.device,
+            rerank_top_k=validation.rerank_top_k, devices=task.device, pooling=task.pooling_method,
         )  # fmt: skip
 
         def judge(weights: Weights) -> Trial:

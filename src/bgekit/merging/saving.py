@@ -16,7 +16,7 @@ import torch
 
 from ..encoding.tokenization import load_tokenizer
 from ..errors import BgekitError, OutputError
-from ..models.card import ModelCard, read_card
+from ..models.card import ModelCard
 from ..models.checkpoint import read_json, stored_dtype
 from ..models.saving import (
     KEPT_FILES,
@@ -31,7 +31,7 @@ from ..models.saving import (
 )
 from ..reranking.card import RerankerCard
 from ..reranking.saving import write_reranker
-from .agreement import Card, Kind
+from .agreement import Card, Kind, card_of
 from .combining import combined_weights, merged_dense, write_weights
 from .methods import Average, Method
 from .report import PROVENANCE, add_to_readme, save_curve
@@ -159,7 +159,7 @@ def _write_stage(parts: Parts, method: Method, stage: Path) -> None:
     config = read_json(first.folder / "config.json")
     dtype = stored_dtype(stage)
     write_json(stage / "config.json", config | {"dtype" if "dtype" in config else "torch_dtype": dtype})
-    write_tokenizer(lead.folder, stage, None, parts.card.max_length, lead.options.trust_remote_code)
+    write_tokenizer(lead.tokenizer_folder, stage, None, parts.card.max_length, lead.options.trust_remote_code)
     copy_matching(lead.folder, stage, (*KEPT_FILES[:3], "README.md"))
     if first.options.trust_remote_code:
         copy_matching(first.folder, stage, ("*.py",))
@@ -173,12 +173,9 @@ def _write_stage(parts: Parts, method: Method, stage: Path) -> None:
 
 
 def _layers_of(base: Source) -> Any:
-    from ..errors import CardError
-
-    try:
-        return read_card(base.folder, base.name).dense
-    except CardError:  # A bare encoder: nothing says how it pools, and it has no head.
-        return ()
+    # A bare encoder has no card, since nothing says how it pools, and no head.
+    card = card_of(base, "encoder", needed=False)
+    return card.dense if isinstance(card, ModelCard) else ()
 
 
 def _write_complete(parts: Parts, stage: Path, made: Path, *, selftest: bool) -> None:

@@ -92,7 +92,14 @@ def _with(weights: Weights, number: int, weight: float) -> Weights:
 
 
 def measures(
-    kind: Kind, tasks: Sequence[Task], kept: Path, *, first_stage: str | None, rerank_top_k: int, devices: Any
+    kind: Kind,
+    tasks: Sequence[Task],
+    kept: Path,
+    *,
+    first_stage: str | None,
+    rerank_top_k: int,
+    devices: Any,
+    pooling: str | None = None,
 ) -> Callable[[Path], dict[str, float]]:
     """What measures the model in a folder on tasks: main scores x100 by task.
 
@@ -103,6 +110,7 @@ def measures(
         first_stage: For rerankers, the embedder whose best passages are put in order.
         rerank_top_k: Passages of a query that the reranker sees.
         devices: Where to compute, as `FlagModel` takes it.
+        pooling: How the first stage pools, None for what it says.
 
     Raises:
         ArgumentError: rerankers cannot be measured on one of the tasks.
@@ -112,6 +120,7 @@ def measures(
 
         check_rerankable(tasks)
     numbers = itertools.count()
+    first = {"devices": devices} | ({} if pooling is None else {"pooling_method": pooling})
 
     def measure(folder: Path) -> dict[str, float]:
         from ..evaluation import Candidate, Setting, evaluate
@@ -122,7 +131,7 @@ def measures(
         else:
             with FlagReranker(folder, use_fp16=True, devices=devices) as reranker:
                 setting = Setting(reranker=reranker, reranker_name=f"merge {next(numbers)}", rerank_top_k=rerank_top_k)
-                candidate = Candidate(str(first_stage), options={"devices": devices}, settings=[setting])
+                candidate = Candidate(str(first_stage), options=first, settings=[setting])
                 found = evaluate(
                     candidate, tasks, output=kept, keep_vectors=True, compare=False, progress=False
                 ).results

@@ -54,6 +54,7 @@ class Source:
         tensors: Its weights by the names in the checkpoint; adapters added.
         files: For each of its weight files the names in it.
         adapter: The adapter, None for a checkpoint.
+        adapters: Its folder and those of adapters below it, whose side files count more than the checkpoint's.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Source:
     tensors: Mapping[str, Stored]
     files: Mapping[Path, list[str]]
     adapter: Adapter | None = None
+    adapters: tuple[Path, ...] = ()
     _cores: dict[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -76,8 +78,16 @@ class Source:
 
     def dense(self, layer: DenseLayer) -> dict[str, Stored]:
         """`weight` and `bias` of a dense layer behind the pooling."""
-        files = weight_files(self.folder / layer.folder, allow_pickle=self.options.allow_pickle)
+        places = [each / layer.folder for each in (*self.adapters, self.folder)]
+        # Where none has weights, the error names the checkpoint's own.
+        place = next((each for each in places if _has_weights(each)), places[-1])
+        files = weight_files(place, allow_pickle=self.options.allow_pickle)
         return {name.removeprefix("linear."): value for file in files for name, value in stored_tensors(file).items()}
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where its tokenizer is: beside an adapter, if that brings one."""
+        return next((each for each in self.adapters if (each / "tokenizer.json").is_file()), self.folder)
 
     def digest(self) -> dict[str, str]:
         """sha256 (hex) of its weights, and of an adapter's."""
@@ -154,4 +164,7 @@ def _adapted(name: str, folder: Path, options: Options) -> Source:
         base = open_source(str(moved) if moved.is_dir() else adapter.base, Options(**{**options.__dict__, **known}))
     except CheckpointError as error:
         raise CheckpointError(f"the base model of the adapter {name}: {error}") from error
-    return Source(name, base.folder, options, adapter.apply(base.tensors, base.find), base.files, adapter)
+    return Source(
+        name, base.folder, options, adapter.apply(base.tensors, base.find), base.files, adapter,
+        (folder, *base.adapters),
+    )  # fmt: skip

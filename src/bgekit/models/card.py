@@ -7,7 +7,7 @@ contradicts a known fact is obeyed, with a warning that names both values.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -16,8 +16,8 @@ from typing import Any, Final, Literal, get_args
 from ..errors import CardError, CheckpointError
 from .checkpoint import read_json, stored_dtype
 from .config import checked_length, declared_dtype, hidden_size, position_limit, read_config, usable_length
-from .facts import Facts
-from .families import Family, find_family, model_name
+from .facts import Facts, shown
+from .families import Family, find_family, model_name, named_within
 from .prompts import Prompt
 
 logger = logging.getLogger(__name__)
@@ -136,28 +136,31 @@ class ModelCard:
         }
 
 
-def read_card(folder: Path, name: str | None = None, **caller: Any) -> ModelCard:
+def read_card(folder: Path, name: str | None = None, *, adapters: Sequence[Path] = (), **caller: Any) -> ModelCard:
     """The card of the checkpoint in `folder`.
 
     Args:
         folder: A checkpoint with its `config.json`.
         name: The name the caller used; the family is looked up by it, then by the folder.
-        caller: Fields that the caller sets: `pooling`, `normalize`, `query`, `document` (prompts),
-            `query_format`, `document_format` (templates for the known instruction, used where the prompt itself is
-            not set), `max_length`; values that are `UNSET` are ignored.
+        adapters: Folders of adapters of this model; what their side files say counts more than the model's own, the
+            first most, and where it differs a warning says so.
+        caller: Fields that the caller sets: `pooling` (also as `pooling_method`), `normalize`, `query`, `document`
+            (prompts), `query_format`, `document_format` (templates for the known instruction, used where the prompt
+            itself is not set), `max_length`; values that are `UNSET` are ignored.
 
     Raises:
         CardError: pooling is known to nobody, or the model is no embedder.
         CheckpointError: a file is missing or damaged.
     """
     name = name or str(folder)
-    family = find_family(name) or find_family(str(folder.resolve()))
+    if "pooling_method" in caller:
+        caller["pooling"] = caller.pop("pooling_method")
+    family = family_of(name, folder)
     config = read_config(folder)
     _refuse_rerankers(name, config, family)
     facts = Facts(name)
-    facts.add("checkpoint", _checkpoint_facts(folder))
-    if family is not None:
-        facts.add(f"family table ({family.title})", _family_facts(family))
+    _add_adapters(facts, adapters, folder)
+    _add_declared(facts, folder, family)
     if (dtype := declared_dtype(config)) is not None:  # of weights that are not here, or in a `.bin`
         facts.add("config.json", {"dtype": dtype})
     facts.add("default", {"normalize": True, "similarity": "cosine", "include_prompt": True, "lower_case": False})
@@ -178,8 +181,11 @@ def read_card(folder: Path, name: str | None = None, **caller: Any) -> ModelCard
         )
     if known["pooling"] not in POOLINGS:
         raise CardError(f"pooling_method={known['pooling']!r} is not one of {', '.join(POOLINGS)}")
+    notice = family.notice if family else None
     if sources["query"] == "default":
         logger.info("no prompts are known for %s: queries are encoded as they are", name)
+        if not known["pretrained_only"]:
+            notice = prompt_doubt(name, bge_like=known["pooling"] == "cls", config=config)
     prompts = {**known.get("prompts", {}), "query": known["query"], "document": known["document"]}
     dense = known["dense"]
     return ModelCard(
@@ -198,11 +204,89 @@ def read_card(folder: Path, name: str | None = None, **caller: Any) -> ModelCard
         architecture=str(config.get("model_type", "")),
         position_limit=position_limit(config),
         family=family.title if family else None,
-        notice=family.notice if family else None,
+        notice=notice,
         sources=sources,
         selftest=known["selftest"],
         calibration=known["calibration"],
         pretrained_only=known["pretrained_only"],
+    )
+
+
+def declared_query(folder: Path, name: str) -> Prompt:
+    """The query prompt that a checkpoint's files or the table of families declare, whatever a caller makes of it."""
+    facts = Facts(name)
+    _add_declared(facts, folder, family_of(name, folder))
+    prompt: Prompt = facts.values.get("query", Prompt())
+    return prompt
+
+
+def _add_declared(facts: Facts, folder: Path, family: Family | None) -> None:
+    facts.add("checkpoint", _checkpoint_facts(folder))
+    if family is not None:
+        facts.add(f"family table ({family.title})", _family_facts(family))
+
+
+def _add_adapters(facts: Facts, adapters: Sequence[Path], folder: Path) -> None:
+    """What adapters say of themselves; differences to their base are logged."""
+    base = Facts(facts.name)
+    _add_declared(base, folder, family_of(facts.name, folder))
+    for adapter in adapters:
+        own = _checkpoint_facts(adapter)
+        own.pop("dtype", None)
+        if own.get("max_length") == _tokenizer_length(folder) and not (adapter / _LENGTH_FILE).is_file():
+            own.pop("max_length", None)  # A copy of the base's tokenizer, which is no statement.
+        for key, value in own.items():
+            if key in _SAID and key in base.values and value != base.values[key] and key not in facts.values:
+                logger.warning(
+                    "%s of the adapter %s is %r, that of its base %s is %r: the adapter's is used",
+                    key, adapter, shown(value), facts.name, shown(base.values[key]),
+                )  # fmt: skip
+        facts.add(f"adapter {adapter}", own)
+
+
+#: Fields whose difference between an adapter and its base is said.
+_SAID: Final = ("pooling", "normalize", "query", "document", "max_length", "similarity", "lower_case", "include_prompt")
+
+
+def family_of(name: str, folder: Path) -> Family | None:
+    """The family of a checkpoint by the name that the caller used, else by its folder (a link has two names)."""
+    return find_family(name) or find_family(str(folder.resolve()))
+
+
+#: Vocabulary of checkpoints -> a model of the family that is best known for it.
+_LIKE: Final[dict[tuple[Any, Any], str]] = {
+    ("bert", 30522): "bge-base-en-v1.5",
+    ("bert", 21128): "bge-base-zh-v1.5",
+    ("xlm-roberta", 250002): "bge-m3",
+}
+
+
+def prompt_doubt(name: str, *, bge_like: bool, config: Mapping[str, Any] | None = None) -> str | None:
+    """What to say of a model without known prompts that may need one; None where nothing speaks for it.
+
+    A name or a shape alone never gives a model a prompt: a fine-tune may have been trained with another one.
+
+    Args:
+        name: Name or path.
+        bge_like: Whether it may be of the BGE kind, because it pools by `cls` or is called so.
+        config: Its `config.json`, if there is one.
+    """
+    within = named_within(name)
+    if within is None and not bge_like:
+        return None
+    like = within or (_LIKE.get((config.get("model_type"), config.get("vocab_size"))) if config else None)
+    family = find_family(like) if like else None
+    if family is None:
+        reason, instruction = "it may be of the BGE kind, most of which want an instruction", "..."
+    elif family.query:
+        found = f"its name speaks of {within}" if within else f"its pooling and vocabulary are those of {family.title}"
+        reason, instruction = f"{found}, whose queries get {str(family.query)!r}", str(family.query)
+    else:
+        return None
+    return (
+        f"no prompts are known for this model, so queries are encoded as they are; {reason}. If it was trained with an "
+        f"instruction, pass query_instruction_for_retrieval={instruction!r}; if with none, pass "
+        'query_instruction_for_retrieval="". A saved model keeps it'
     )
 
 
@@ -262,17 +346,22 @@ def _module(entry: Any, file: Path) -> tuple[str, str]:
     return entry["type"].rsplit(".", 1)[-1], entry.get("path", "")
 
 
+_LENGTH_FILE: Final = "sentence_bert_config.json"
+
+
 def _length_facts(folder: Path) -> dict[str, Any]:
-    for file, key in (
-        ("sentence_bert_config.json", "max_seq_length"),
-        ("tokenizer_config.json", "model_max_length"),
-    ):
-        path = folder / file
-        value = read_json(path).get(key) if path.is_file() else None
-        # Tokenizers without a limit store a huge number here.
-        if isinstance(value, int | float) and 0 < value < 1_000_000:
-            return {"max_length": int(value)}
-    return {}
+    length = _stated_length(folder / _LENGTH_FILE, "max_seq_length") or _tokenizer_length(folder)
+    return {} if length is None else {"max_length": length}
+
+
+def _tokenizer_length(folder: Path) -> int | None:
+    return _stated_length(folder / "tokenizer_config.json", "model_max_length")
+
+
+def _stated_length(path: Path, key: str) -> int | None:
+    value = read_json(path).get(key) if path.is_file() else None
+    # Tokenizers without a limit store a huge number here.
+    return int(value) if isinstance(value, int | float) and 0 < value < 1_000_000 else None
 
 
 def _case_facts(folder: Path) -> dict[str, Any]:

@@ -153,9 +153,21 @@ class Encoder(nn.Module):
 
 
 def load_transformer(
-    folder: Path, *, dtype: torch.dtype, trust_remote_code: bool = False, allow_pickle: bool = False
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    packed: bool = True,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
 ) -> PreTrainedModel:
     """The transformer of a checkpoint, in evaluation mode on the CPU, packed where its architecture can.
+
+    Args:
+        folder: The checkpoint.
+        dtype: Type of the weights.
+        packed: Whether it is to run unpadded; it takes packed batches only then.
+        trust_remote_code: Allow architectures that the checkpoint brings as Python code.
+        allow_pickle: Allow `.bin` weights.
 
     Raises:
         CheckpointError: files are missing or damaged, or the weights do not fit the config.
@@ -168,7 +180,7 @@ def load_transformer(
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )
-    if can_pack(model):
+    if packed and can_pack(model):
         model.set_attn_implementation(PACKED_ATTENTION)
     return model
 

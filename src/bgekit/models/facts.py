@@ -32,7 +32,7 @@ class Facts:
             if where != "default" and value != known and not _is_off(key, value):
                 logger.warning(
                     "%s of %s is %r according to the %s, but the caller says %r: the caller's is used",
-                    key, self.name, _shown(known), where, _shown(value),
+                    key, self.name, shown(known), where, shown(value),
                 )  # fmt: skip
             self.values[key], self.sources[key] = value, source
 
@@ -42,5 +42,6 @@ def _is_off(key: str, value: Any) -> bool:
     return (key in ("query", "document") and not value) or key == "max_length"
 
 
-def _shown(value: Any) -> Any:
+def shown(value: Any) -> Any:
+    """A value as a message has it."""
     return str(value) if isinstance(value, Prompt) else value

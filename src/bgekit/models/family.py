@@ -16,7 +16,7 @@ class Family:
 
     Attributes:
         title: Name of the family, for people.
-        names: Names of its models (last part of a hub id or path, any case).
+        names: Names of its models (last part of a hub id).
         kind: `embedder`, `reranker` or `api` (a hosted model without weights).
         pooling: Pooling of the last hidden states, None when only the checkpoint knows.
         normalize: Whether vectors have unit length, None when only the checkpoint knows.

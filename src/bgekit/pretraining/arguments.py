@@ -22,6 +22,10 @@ class PretrainModelArguments:
         "another tokenizer than the checkpoint's; tokens that both have keep their embeddings, new ones begin as the "
         "mean of the old pieces that spell them"
     )
+    pooling: Literal["cls"] | None = told(
+        "accepted as everywhere; cls is what is trained, whatever the model pooled before",
+        aliases=["--pooling_method", "--sentence_pooling_method"],
+    )
     cache_dir: str | None = told("where files from the hub are kept")
     revision: str | None = told("branch, tag or commit on the hub")
     allow_pickle: bool = told("read weights in .bin files", False)

@@ -233,10 +233,13 @@ def _card(source: Path | None, name: str, config: Any) -> ModelCard:
     name = str(Path(name).expanduser().resolve()) if Path(name).expanduser().is_dir() else name
     card = None
     if source is not None:
-        try:
-            card = read_card(source, name)
-        except CardError as error:
-            logger.debug("%s: %s", name, error)
+        silent: dict[str, Any] = {}
+        for given in (silent, {"pooling": "cls"}):  # Where nothing says how it pools, the rest of the card counts.
+            try:
+                card = read_card(source, name, **given)
+                break
+            except CardError as error:
+                logger.debug("%s: %s", name, error)
     if card is None:
         card = ModelCard(
             name=name, pooling="cls", normalize=True, prompts={"query": Prompt(), "document": Prompt()},

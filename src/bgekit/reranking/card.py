@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -11,9 +12,11 @@ from ..errors import CardError
 from ..models.card import UNSET
 from ..models.checkpoint import read_json, stored_dtype
 from ..models.config import DEFAULT_MAX_LENGTH, checked_length, declared_dtype, position_limit, read_config
-from ..models.facts import Facts
+from ..models.facts import Facts, shown
 from ..models.families import find_family
 from ..models.prompts import Prompt
+
+logger = logging.getLogger(__name__)
 
 #: Key of `config.json` under which `FlagReranker.save` keeps what no field of transformers says.
 CONFIG_KEY: Final = "bgekit_reranker"
@@ -55,12 +58,15 @@ class RerankerCard:
         }
 
 
-def read_reranker_card(folder: Path, name: str | None = None, **caller: Any) -> RerankerCard:
+def read_reranker_card(
+    folder: Path, name: str | None = None, *, adapters: Sequence[Path] = (), **caller: Any
+) -> RerankerCard:
     """The card of the cross-encoder in `folder`.
 
     Args:
         folder: A checkpoint with its `config.json`.
         name: The name the caller used.
+        adapters: As in `read_card`.
         caller: Fields that the caller sets: `query`, `document` (prompts), `max_length`; values that are `UNSET`
             are ignored.
 
@@ -71,6 +77,8 @@ def read_reranker_card(folder: Path, name: str | None = None, **caller: Any) -> 
     name = name or str(folder)
     config = read_config(folder)
     facts = Facts(name)
+    for adapter in adapters:
+        facts.add(f"adapter {adapter}", _adapter_facts(adapter, name, _own_facts(config)))
     facts.add("checkpoint", _own_facts(config))
     facts.add("checkpoint", {"labels": label_count(config)})
     if (dtype := stored_dtype(folder)) is not None:
@@ -132,6 +140,18 @@ def _own_facts(config: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     facts: dict[str, Any] = {"max_length": stored["max_length"]} if "max_length" in stored else {}
     return facts | {role: Prompt(*stored[role]) for role in ("query", "document") if role in stored}
+
+
+def _adapter_facts(adapter: Path, name: str, base: Mapping[str, Any]) -> dict[str, Any]:
+    """What an adapter says of itself; differences to its base are logged."""
+    own = _own_facts(read_json(adapter / "config.json")) if (adapter / "config.json").is_file() else {}
+    for key, value in own.items():
+        if key in base and value != base[key]:
+            logger.warning(
+                "%s of the adapter %s is %r, that of its base %s is %r: the adapter's is used",
+                key, adapter, shown(value), name, shown(base[key]),
+            )  # fmt: skip
+    return own
 
 
 def _default_length(folder: Path, config: Mapping[str, Any]) -> int:

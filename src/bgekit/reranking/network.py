@@ -215,7 +215,9 @@ def load_cross_encoder(
     """
     device = device or torch.device("cpu")
     dtype = loading_dtype(precision, device)
-    model = _load(folder, dtype, new_head=False, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    model = load_classifier(
+        folder, dtype, new_head=False, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+    )
     backbone: Backbone | None = None
     if head_of(model) is not None:
         model.set_attn_implementation(PACKED_ATTENTION)
@@ -246,7 +248,7 @@ def load_trainable(folder: Path, *, trust_remote_code: bool = False, allow_pickl
         CheckpointError: files are missing or damaged.
     """
     new_head = not is_classifier(read_config(folder))
-    network = CrossEncoder(_load(folder, torch.float32, new_head, trust_remote_code, allow_pickle))
+    network = CrossEncoder(load_classifier(folder, torch.float32, new_head, trust_remote_code, allow_pickle))
     use_quick_dropout(network)
     return network.train()
 
@@ -258,9 +260,22 @@ def classifier_class(config: Any) -> Any:
     return AutoModelForSequenceClassification
 
 
-def _load(
+def load_classifier(
     folder: Path, dtype: torch.dtype, new_head: bool, trust_remote_code: bool, allow_pickle: bool
 ) -> PreTrainedModel:
+    """The published classifier of a checkpoint, in evaluation mode on the CPU.
+
+    Args:
+        folder: The checkpoint.
+        dtype: Type of the weights.
+        new_head: Whether a checkpoint without a head gets a new one.
+        trust_remote_code: Allow architectures that the checkpoint brings as Python code.
+        allow_pickle: Allow `.bin` weights.
+
+    Raises:
+        CheckpointError: files are missing or damaged.
+        CardError: the config does not say what padding is, where the class needs it.
+    """
     model = load_published(
         folder,
         classifier_class,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args, overload
 
 from ..encoding.base import check_count, digest
+from ..encoding.upstream import OF_RERANKERS, not_here, set_aside
 from ..encoding.windows import Collector, Tally, computed, distinct_windows, split, with_progress
 from ..errors import ArgumentError, TextTypeError
 from ..models.card import UNSET, Unset
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     import torch
     from torch import Tensor
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
     from typing_extensions import Self
 
     from ..encoding.devices import WorkerPool
@@ -128,6 +129,7 @@ class FlagReranker:
         cache_dir: str | None = None,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
+        **others: Any,
     ) -> None:
         """Load a model.
 
@@ -155,6 +157,8 @@ class FlagReranker:
             cache_dir: Where files from the hub are kept.
             trust_remote_code: Allow a checkpoint to bring its own Python code.
             allow_pickle: Allow weights in `.bin` files.
+            others: Keywords of FlagEmbedding without a use here, such as `passage_max_length`: one warning says what
+                holds instead.
 
         Raises:
             CheckpointError: there is no such model, or its files are damaged.
@@ -165,6 +169,7 @@ class FlagReranker:
         from ..encoding.engine import Engine
         from ..models.precision import choose_precision
 
+        set_aside(others, OF_RERANKERS, "FlagReranker")
         check_count("batch_size", batch_size, "pairs")
         check_count("query_max_length", query_max_length, "tokens")
         _check_windows(long_passages, window_overlap)
@@ -217,6 +222,27 @@ class FlagReranker:
         """The Hugging Face tokenizer of the checkpoint."""
         return self._engine.tokenizer
 
+    @property
+    def device(self) -> torch.device:
+        """The first device, on which short inputs are computed."""
+        return self.devices[0]
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The classifier of the checkpoint as transformers runs it: padded inputs -> `logits`.
+
+        Loaded when it is first asked for, with weights of its own: `compute_score` computes with faster code, and does
+        not see what is changed here.
+        """
+        from ..models.encoder import loading_dtype
+        from .network import load_classifier
+
+        network = load_classifier(
+            self.folder, loading_dtype(self.precision, self.device), new_head=False,
+            trust_remote_code=self._spec.trust_remote_code, allow_pickle=self._spec.allow_pickle,
+        )  # fmt: skip
+        return network.to(self.device)
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 (hex) of all that decides what score a pair gets: weights, tokenizer, settings and precision."""
@@ -227,13 +253,14 @@ class FlagReranker:
     def compute_score(
         self, sentence_pairs: tuple[str, str] | list[str], batch_size: int | None = ..., max_length: int | None = ...,
         normalize: bool | None = ..., *, query_max_length: int | None = ..., show_progress: bool | None = ...,
+        **others: Any,
     ) -> float: ...  # fmt: skip
 
     @overload
     def compute_score(
         self, sentence_pairs: Iterable[tuple[str, str] | list[str]], batch_size: int | None = ...,
         max_length: int | None = ..., normalize: bool | None = ..., *, query_max_length: int | None = ...,
-        show_progress: bool | None = ...,
+        show_progress: bool | None = ..., **others: Any,
     ) -> Scores: ...  # fmt: skip
 
     def compute_score(
@@ -245,6 +272,7 @@ class FlagReranker:
         *,
         query_max_length: int | None = None,
         show_progress: bool | None = None,
+        **others: Any,
     ) -> float | Scores:
         """Scores of pairs of a query and a passage. Equal pairs are computed once.
 
@@ -255,6 +283,7 @@ class FlagReranker:
             normalize: Whether scores go through a sigmoid; by default as the reranker was made.
             query_max_length: Most tokens of a query; by default as the reranker was made.
             show_progress: Show a progress bar; by default on a terminal, from a few thousand pairs on.
+            others: As in the class.
 
         Returns:
             A float for one pair, else a list of floats that knows which pairs were cut.
@@ -264,6 +293,7 @@ class FlagReranker:
             ArgumentError: an argument is impossible.
             NumericalError: a score is NaN or infinite.
         """
+        set_aside(others, OF_RERANKERS, "compute_score")
         single = is_single(sentence_pairs)
         if isinstance(sentence_pairs, str | bytes | dict) or not isinstance(sentence_pairs, Iterable):
             kind = type(sentence_pairs).__name__
@@ -345,6 +375,11 @@ class FlagReranker:
         if self._pool is not None:
             self._pool.close()
             self._pool = None
+
+    if not TYPE_CHECKING:  # Otherwise every name would pass for an attribute.
+
+        def __getattr__(self, name: str) -> Any:
+            raise not_here(self, name)
 
     def __enter__(self) -> Self:
         return self

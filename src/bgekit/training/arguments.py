@@ -63,11 +63,13 @@ class DataArguments:
     passage_max_len: int = told("tokens of a passage", 128)
     max_example_num_per_dataset: int = told("rows used of each dataset, drawn at random", 100_000_000)
     query_instruction_for_retrieval: str | None = told(
-        'put before queries; by default the model\'s own, "" for none', aliases=["--query_instruction_for_rerank"]
+        'put before queries; by default the model\'s own, "" for none',
+        aliases=["--query_instruction_for_rerank", "--query_instruction"],
     )
     query_instruction_format: str = told("instruction and query in two slots {}", "{}{}")
     passage_instruction_for_retrieval: str | None = told(
-        "put before passages; by default the model's own", aliases=["--passage_instruction_for_rerank"]
+        "put before passages; by default the model's own",
+        aliases=["--passage_instruction_for_rerank", "--passage_instruction"],
     )
     passage_instruction_format: str = told("instruction and passage in two slots {}", "{}{}")
     knowledge_distillation: bool = told("learn from pos_scores and neg_scores, too", False)
@@ -212,7 +214,7 @@ class EmbedderArguments(TrainerArguments):
     use_inbatch_neg: bool = told("passages of other rows are negatives", True)
     temperature: float = told("similarities are divided by it", 0.02)
     sentence_pooling_method: Literal["cls", "mean", "max", "weighted_mean", "last_token"] | None = told(
-        "how token vectors become one; by default what the model says", aliases=["--pooling_method"]
+        "how token vectors become one; by default what the model says", aliases=["--pooling", "--pooling_method"]
     )
     normalize_embeddings: bool | None = told(
         "vectors of length 1; by default what the model says", aliases=["--normlized"]
@@ -252,6 +254,10 @@ class RerankerArguments(TrainerArguments):
     """How a reranker is trained."""
 
     first_stage: str | None = told("with --eval_data: the embedder whose best passages are put in order")
+    pooling: Literal["cls", "mean", "max", "weighted_mean", "last_token"] | None = told(
+        "with --first_stage: how its token vectors become one; by default what it says",
+        aliases=["--pooling_method", "--sentence_pooling_method"],
+    )
     rerank_top_k: int = told("with --eval_data: passages a query that are put in order", 100)
     max_len: int = told("tokens of query and passage together; the query has three quarters at most", 512)
     grad_cache_chunk: int | None = told("pairs scored at once, with the same gradient", aliases=["--sub_batch_size"])
@@ -267,6 +273,8 @@ class RerankerArguments(TrainerArguments):
             )
         if self.first_stage and not self.eval_data:
             raise ArgumentError("--first_stage is what --eval_data is ranked with first: give both or neither")
+        if self.pooling and not self.first_stage:
+            raise ArgumentError("--pooling is that of --first_stage, which is not given: a reranker pools nothing")
         super().__post_init__()
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..encoding.embedder import FlagModel
 from ..errors import ArgumentError, DataError
-from ..models.card import UNSET, ModelCard, Unset, read_card
+from ..models.card import UNSET, ModelCard, Unset, declared_query
 from ..models.loading import restore_unsaved
 from ..models.saving import as_stored, make_selftest, write_checkpoint
 from .arguments import DataArguments, EmbedderArguments, ModelArguments, parse
@@ -318,7 +318,7 @@ def _diagnose(
     limits = steps.collator.limits()
     lengths = [Lengths.of(steps, number) for number in range(len(steps.data.datasets))]
     truncated = {limit: max(sample.cut(limit) for sample in lengths) for limit in limits}
-    declared = read_card(start.folder, start.card.name).prompt("query")
+    declared = declared_query(start.folder, start.card.name)
     trained = data.query_instruction_for_retrieval
     diagnosis.before(candidates, truncated, trained, str(declared) if declared else None, idle)
 

@@ -186,7 +186,8 @@ def _measure(args: RerankerArguments, tasks: Sequence[Any], kept: str) -> Callab
     def scores(setting: Any) -> dict[str, float]:
         from ..evaluation import Candidate, evaluate
 
-        candidate = Candidate(str(args.first_stage), options={"devices": str(args.device)}, settings=[setting])
+        options = {"devices": str(args.device)} | ({} if args.pooling is None else {"pooling_method": args.pooling})
+        candidate = Candidate(str(args.first_stage), options=options, settings=[setting])
         report = evaluate(candidate, tasks, output=kept, keep_vectors=True, compare=False, progress=False)
         return scores_of(report.results)
 
