@@ -35,7 +35,7 @@ def read_classification(source: Source) -> ClassificationTask:
         )
     return ClassificationTask(
         texts=texts, labels=labels, train_texts=train_texts, train_labels=train_labels,
-        **source.fields(left_out, "samples_per_label", "experiments"),
+        **source.fields(left_out, "samples_per_label", "experiments", "seed"),
     )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def read_clustering(source: Source) -> ClusteringTask:
             left_out.add("problems without a text", f"line {line.number}")
     if not sets:
         raise source.nothing_left(left_out)
-    return ClusteringTask(sets=sets, **source.fields(left_out))
+    return ClusteringTask(sets=sets, **source.fields(left_out, "seed"))
 
 
 def _labelled(source: Source, file: str, left_out: Exclusions, reason: str) -> tuple[list[str], list[str]]:

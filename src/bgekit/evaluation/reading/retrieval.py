@@ -166,7 +166,11 @@ def retrieval_task(
             f"{listing(corpus.ids[:3])}, of queries such as {listing(list(queries)[:3])}"
         )
     fields = {"query_instruction": True} | source.fields(left_out, "skip_identical_ids")
-    return RetrievalTask(queries={query: queries[query] for query in kept}, corpus=corpus, qrels=kept, **fields)
+    fields["identical_ids_settled"] = "skip_identical_ids" in fields
+    task = RetrievalTask(queries={query: queries[query] for query in kept}, corpus=corpus, qrels=kept, **fields)
+    if task.identical_ids and not task.identical_ids_settled:
+        logger.warning("%s: %s", task.name, task.notes[-1])
+    return task
 
 
 def _known(

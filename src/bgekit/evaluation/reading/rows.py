@@ -8,9 +8,9 @@ from typing import Final
 
 from ...errors import DataError
 from ..task import Kind, Task
-from .groups import HUMAN, MACHINE, NEGATIVES, POSITIVES, read_reranking, read_summarization
+from .groups import HUMAN, MACHINE, GroupColumns, read_reranking, read_summarization
 from .labelled import read_classification, read_clustering
-from .lines import LABELS, QUERIES, SCORES, TEXTS, find_column, find_pair, first_line
+from .lines import LABELS, SCORES, TEXTS, find_column, find_pair, first_line
 from .pairs import read_bitext, read_pair_classification, read_sts
 from .source import Source
 
@@ -32,12 +32,13 @@ def kind_of_rows(file: str) -> Kind | None:
     Raises:
         DataError: the file cannot be read, or its fields fit two kinds.
     """
-    columns = list(first_line(file).fields)
+    fields = first_line(file).fields
+    columns = list(fields)
 
     def has(wanted: Iterable[str]) -> bool:
         return find_column(columns, tuple(wanted)) is not None
 
-    if has(QUERIES) and has(POSITIVES) and has(NEGATIVES):
+    if GroupColumns.find(fields) is not None:
         return "reranking"
     if has(HUMAN) and has(MACHINE):
         return "summarization"

@@ -23,6 +23,7 @@ class Source:
         folder: Where it stands, with files of other splits.
         facts: Fields of `Task` that are known, such as `published`.
         protocol: Fields of the kind's own class that are known, such as `samples_per_label`.
+        remarks: What was noticed before its rows were read.
     """
 
     name: str
@@ -31,13 +32,15 @@ class Source:
     folder: Folder
     facts: Mapping[str, Any] = field(default_factory=dict)
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     def fields(self, exclusions: Exclusions, *names: str) -> dict[str, Any]:
         """The fields of a task that do not depend on its kind, and those of the protocol that have these names."""
         left_out: tuple[Exclusion, ...] = exclusions.listed()
         known = {"comparable": False} | dict(self.facts)
         protocol = {name: value for name, value in self.protocol.items() if name in names}
-        return {"name": self.name, "split": self.split, "exclusions": left_out} | known | protocol
+        own = {"name": self.name, "split": self.split, "exclusions": left_out, "remarks": self.remarks}
+        return own | known | protocol
 
     def nothing_left(self, exclusions: Exclusions) -> DataError:
         """The error for data of which no item can be used."""
