@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from .named import CQADUPSTACK
+
 #: A line for each task: its name, and the other names of its data.
 _NAMES: Final = """
     TRECCOVID trec-covid trec-covid-v2
@@ -66,7 +68,8 @@ def folded(name: str) -> str:
 
 
 _TASKS: Final[Mapping[str, str]] = {
-    folded(name): line.split()[0] for line in _NAMES.strip().splitlines() for name in line.split()
+    **{folded(name): line.split()[0] for line in _NAMES.strip().splitlines() for name in line.split()},
+    **{folded(name.removesuffix("Retrieval")): name for name in CQADUPSTACK},
 }
 
 

@@ -55,6 +55,10 @@ _SKIP_IDENTICAL_IDS: Final = """
     VideoRetrieval bBSARDNLRetrieval mMARCO-NL
 """
 
+#: Reranking in which queries whose ids differ only behind the last `_` are one: of its scores with each, a document has
+#: the best.
+_MERGE_SUBQUERIES: Final = "MindSmallReranking"
+
 _VERSION: Final = re.compile(r"\.v\d+$", re.IGNORECASE)
 
 
@@ -65,8 +69,8 @@ def protocol_of(name: str) -> dict[str, Any]:
         name: Its name in the mteb package, in any case, or that of its data on the hub or in BEIR's downloads.
 
     Returns:
-        `samples_per_label` and `experiments` (classification) or `skip_identical_ids` (retrieval), each only where it
-        is not the default of the class; empty for a name that MTEB does not know.
+        `samples_per_label` and `experiments` (classification), `skip_identical_ids` (retrieval) or `merge_subqueries`
+        (reranking), each only where it is not the default of the class; empty for a name that MTEB does not know.
     """
     return dict(_FACTS.get(task_called(_VERSION.sub("", name.strip())).lower(), {}))
 
@@ -77,6 +81,7 @@ def _facts() -> dict[str, dict[str, Any]]:
         ("samples_per_label", _SAMPLES_PER_LABEL),
         ("experiments", _EXPERIMENTS),
         ("skip_identical_ids", {True: _SKIP_IDENTICAL_IDS}),
+        ("merge_subqueries", {True: _MERGE_SUBQUERIES}),
     ):
         for value, names in by_value.items():
             for name in names.lower().split():

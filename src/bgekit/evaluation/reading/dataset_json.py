@@ -13,11 +13,11 @@ from ...encoding.rows import listing, shown
 from ...errors import DataError
 from ..benchmarks.protocol import protocol_of
 from ..task import Kind, Task
-from .beir import find_beir
+from .beir import Collection, find_beir, find_split_files
 from .forms import EXAMPLES
-from .paths import Folder, choose_split
+from .paths import DataFile, Folder, choose_split
 from .rows import READERS
-from .source import Source
+from .source import ANY, Source, Wanted
 
 logger = logging.getLogger(__name__)
 
@@ -64,13 +64,15 @@ class Described:
     Attributes:
         folder: The folder.
         facts: The content of the file.
+        wanted: What the caller knows.
     """
 
     folder: Folder
     facts: Mapping[str, Any]
+    wanted: Wanted = ANY
 
     @classmethod
-    def of(cls, folder: Folder) -> Described | None:
+    def of(cls, folder: Folder, wanted: Wanted = ANY) -> Described | None:
         """The description of a folder, None if it has none.
 
         Raises:
@@ -78,7 +80,7 @@ class Described:
         """
         if FILE not in folder.others:
             return None
-        path = os.path.join(folder.path, FILE)
+        path = os.path.join(folder.root, FILE)
         try:
             with open(path, encoding="utf-8-sig") as file:
                 facts = json.load(file)
@@ -89,12 +91,19 @@ class Described:
         if not isinstance(facts, dict) or "task_type" not in facts:
             seen = f"the fields {listing(list(facts))}" if isinstance(facts, dict) else shown(facts)
             raise DataError(f"{path} has no task_type: it has {seen}. Expected one object such as {_EXAMPLE}")
-        return cls(folder, facts)
+        return cls(folder, facts, wanted)
 
     @property
     def name(self) -> str:
         """The data set's name; the folder's, if it says none."""
-        return self._fact("name", str, self.folder.name)
+        return self.wanted.name or self._fact("name", str, self.folder.name)
+
+    @property
+    def files(self) -> list[DataFile]:
+        """What may be read of it."""
+        if self._fact("task_type", str, "") in _INSTRUCTED and (parts := self._parts()) is not None:
+            return parts.files
+        return [file for split in self.splits for file in self.folder.files[split]]
 
     @property
     def has_rows(self) -> bool:
@@ -120,15 +129,15 @@ class Described:
                 f"{self.folder.path} holds training data (task_type training in its {FILE}): there is nothing to "
                 "score. A file of queries with pos and neg is read as a reranking task if it is named itself."
             )
-        if kind == "retrieval":
-            parts = find_beir(self.folder)
-            if parts is None:
-                raise DataError(
-                    f"{self.folder.path} is to be retrieval, and has {listing(self._content())}. Expected "
-                    f"{EXAMPLES['retrieval']}"
-                )
+        parts = self._parts() if kind in _INSTRUCTED else None
+        if parts is not None:
             chosen = choose_split(parts.qrels, split, self.folder.path)
-            return parts.read(self.name, chosen, self._known(kind, chosen), self._protocol(kind))
+            return parts.read(self.name, chosen, self._known(kind, chosen), self._protocol(kind), kind=kind)
+        if kind == "retrieval":
+            raise DataError(
+                f"{self.folder.path} is to be retrieval, and has {listing(self._content())}. Expected "
+                f"{EXAMPLES['retrieval']}"
+            )
         if kind not in READERS:
             raise DataError(
                 f"{self._path} has the task_type {kind!r}; known are retrieval, {', '.join(READERS)} and training"
@@ -142,6 +151,9 @@ class Described:
         protocol = self._measured_samples(chosen) | self._protocol(kind)
         facts = self._known(kind, chosen)
         return READERS[cast(Kind, kind)](Source(self.name, chosen, file, self.folder, facts, protocol))
+
+    def _parts(self) -> Collection | None:
+        return find_beir(self.folder, self.wanted.subset) or find_split_files(self.folder)
 
     def _known(self, kind: str, split: str) -> dict[str, Any]:
         """The fields of `Task` that the description says."""
@@ -214,7 +226,7 @@ class Described:
         return value
 
     def _content(self) -> list[str]:
-        return [os.path.basename(file) for files in self.folder.files.values() for file in files] + [
+        return [file.name for files in self.folder.files.values() for file in files] + [
             f"{name}/" for name in self.folder.folders
         ]
 

@@ -10,6 +10,7 @@ from ..kinds.reranking import RerankingGroup, RerankingTask
 from ..kinds.summarization import SummarizationTask, SummaryGroup
 from .forms import mismatch
 from .lines import IDS, QUERIES, Exclusions, Line, find_column, first_line, normal, read_lines
+from .paths import DataFile
 from .source import Source
 
 POSITIVES = ("positive", "positives", "pos")
@@ -127,7 +128,7 @@ class GroupColumns:
         sides = [name for side in (POSITIVES, NEGATIVES) if (name := _grades_of(lists, side))]
         return cls(query, [(positive, 1), (negative, 0)], sides or ([grades] if grades else []), own)
 
-    def settled(self, file: str) -> GroupColumns:
+    def settled(self, file: DataFile) -> GroupColumns:
         """The same without `pos_scores` and `neg_scores` where these are a teacher's and no grades.
 
         FlagEmbedding's training rows have them. Grades are whole numbers, and those of negatives are 0.

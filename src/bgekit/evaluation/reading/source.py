@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 from ...errors import DataError
-from ..task import Exclusion
+from ..task import Exclusion, Kind
 from .lines import Exclusions
-from .paths import Folder
+from .paths import DataFile, Folder
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a caller knows of a data set before it is read.
+
+    Attributes:
+        name: Its name; "" for that of its folder or its description.
+        kind: What it is; None to see it from its content.
+        subset: The one of its subsets (configurations, languages) that is wanted, such as `en`.
+    """
+
+    name: str = ""
+    kind: Kind | None = None
+    subset: str = ""
+
+
+#: Whatever is there.
+ANY: Final = Wanted()
 
 
 @dataclass(frozen=True)
@@ -28,7 +47,7 @@ class Source:
 
     name: str
     split: str
-    file: str
+    file: DataFile
     folder: Folder
     facts: Mapping[str, Any] = field(default_factory=dict)
     protocol: Mapping[str, Any] = field(default_factory=dict)
@@ -41,6 +60,10 @@ class Source:
         protocol = {name: value for name, value in self.protocol.items() if name in names}
         own = {"name": self.name, "split": self.split, "exclusions": left_out, "remarks": self.remarks}
         return own | known | protocol
+
+    def remarking(self, *remarks: str) -> Source:
+        """The same with further remarks."""
+        return replace(self, remarks=(*self.remarks, *remarks))
 
     def nothing_left(self, exclusions: Exclusions) -> DataError:
         """The error for data of which no item can be used."""
