@@ -24,6 +24,8 @@ _SUFFIXES: Final = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv",
     ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".txt": "txt", ".text": "txt",
 }  # fmt: skip
+#: What a file begins with that Git has put in the place of a large one.
+_POINTER: Final = b"version https://git-lfs.github.com/spec/"
 _BOM: Final = b"\xef\xbb\xbf"
 #: Longest CSV field in characters. The module's own limit (128 Ki) is below a long document; without any limit one
 #: unclosed quote would pull the rest of the file into memory.
@@ -57,10 +59,12 @@ def open_stream(file: str, stack: contextlib.ExitStack) -> tuple[Stream, Stream,
     """The stream of a file's content, the stream of its own bytes, and its name without `.gz`.
 
     Raises:
-        DataError: the file is called `.gz` and is not gzipped.
+        DataError: the file is called `.gz` and is not gzipped, or is a pointer to a file that was not fetched.
         OSError: it cannot be opened.
     """
     raw: Any = sys.stdin.buffer if file == STDIN else stack.enter_context(open(file, "rb", buffering=1 << 18))
+    if raw.peek(len(_POINTER))[: len(_POINTER)] == _POINTER:
+        raise DataError(f"{file} is a pointer of Git LFS, not the file itself: fetch it, with `git lfs pull`")
     if raw.peek(2)[:2] == b"\x1f\x8b":
         unzipped: Any = stack.enter_context(gzip.GzipFile(fileobj=raw))
         # The buffer around it splits lines in C.

@@ -1,4 +1,4 @@
-"""Data as the hub, its cache and the package `datasets` lay it out, made small: each kind of layout of the benchmarks."""
+"""Data as the hub, its cache and the package `datasets` lay it out, made small: each layout of the benchmarks."""
 
 from __future__ import annotations
 
@@ -135,6 +135,20 @@ RETRIEVAL = {
         "corpus/dev/0000.parquet": DOCUMENTS[:3], "corpus/dev/0001.parquet": DOCUMENTS[3:],
         "queries/dev/0000.parquet": QUERIES, "default/dev/0000.parquet": BEIR_JUDGED,
     }),
+    "BEIR's own repositories": {
+        "BeIR/T2Retrieval/corpus/corpus-00000-of-00001.parquet": [
+            {"_id": row["id"], "title": "", "text": row["text"]} for row in DOCUMENTS],
+        "BeIR/T2Retrieval/queries/queries-00000-of-00001.parquet": [
+            {"_id": row["id"], "title": "", "text": row["text"]} for row in QUERIES],
+        "BeIR/T2Retrieval-qrels/validation.tsv": "query-id\tcorpus-id\tscore\nq1\td0\t1\nq2\td3\t2\n",
+        "BeIR/T2Retrieval-qrels/train.tsv": "query-id\tcorpus-id\tscore\nq1\td2\t1\n",
+    },
+    "cache of the package datasets": below("C-MTEB___t2_retrieval", {
+        "corpus/0.0.0/abc/t2_retrieval-dev-00000-of-00002.arrow": DOCUMENTS[:2],
+        "corpus/0.0.0/abc/t2_retrieval-dev-00001-of-00002.arrow": DOCUMENTS[2:],
+        "corpus/0.0.0/abc/dataset_info.json": "{}", "queries/0.0.0/abc/t2_retrieval-dev.arrow": QUERIES,
+        "default/0.0.0/abc/t2_retrieval-dev.arrow": BEIR_JUDGED,
+    }),
     "save_to_disk": below("T2Retrieval", {
         f"{part}/dev/data-00000-of-00001.arrow": rows
         for part, rows in (("corpus", DOCUMENTS), ("queries", QUERIES), ("qrels", BEIR_JUDGED))
@@ -146,7 +160,8 @@ RETRIEVAL = {
 def test_retrieval(tmp_path, files):
     write(tmp_path, files)
     ((task,), _) = benchmark_tasks("c-mteb", data_root=tmp_path)
-    assert (task.name, task.kind, task.split, task.exclusions) == ("T2Retrieval", "retrieval", "dev", ())
+    assert (task.name, task.kind, task.exclusions) == ("T2Retrieval", "retrieval", ())
+    assert task.split in ("dev", "validation", "t2_retrieval-dev")
     assert task.qrels == {"q1": {"d0": 1}, "q2": {"d3": 2}} and task.skip_identical_ids
     assert task.queries == {"q1": "问题一", "q2": "问题二"}
     assert [(r.id, r.text) for r in task.corpus.read()] == [(row["id"], row["text"]) for row in DOCUMENTS]
@@ -170,7 +185,8 @@ def test_such_a_folder_is_data_of_ones_own_as_well(tmp_path, given, name, caplog
 
 
 ROWS = {
-    "STS, shards with hashes": Layout("c-mteb", "AFQMC", below("AFQMC/data", shards("validation", PAIRS[:1], PAIRS[1:]))),
+    "STS, shards with hashes": Layout("c-mteb", "AFQMC", below("AFQMC/data", shards(
+        "validation", PAIRS[:1], PAIRS[1:]))),
     "STS of an owner, zipped lines": Layout("mteb-en", "STSBenchmark", {"mteb/stsbenchmark-sts/test.jsonl": PAIRS}),
     "STS, rows of several languages": Layout("mteb-en", "STS17", below("sts17-crosslingual-sts/data", shards(
         "test", [row | {"lang": lang} for row in PAIRS for lang in ("ko-ko", "en-en")]))),
@@ -204,8 +220,16 @@ ROWS = {
     "clustering, a text a row": Layout("mteb-en", "RedditClustering", below("reddit-clustering/data", shards(
         "test", [{"sentences": f"s{i}", "labels": f"l{i % 2}"} for i in range(4)]))),
     "reranking, rows": Layout("c-mteb", "T2Reranking", below("T2Reranking/data", shards("dev", GROUPS))),
-    "reranking, another name": Layout("c-mteb", "MMarcoReranking", below("Mmarco-reranking/data", shards("dev", GROUPS))),
+    "reranking, another name": Layout("c-mteb", "MMarcoReranking", below("Mmarco-reranking/data", shards(
+        "dev", GROUPS))),
     "summaries": Layout("mteb-en", "SummEval", below("summeval/data", shards("test", SUMMARIES))),
+    "cache of the package datasets": Layout("c-mteb", "Cmnli", {
+        "C-MTEB___cmnli/default/0.0.0/abc/cmnli-validation.arrow": LISTS,
+        "C-MTEB___cmnli/default/0.0.0/abc/dataset_info.json": "{}",
+        "C-MTEB___cmnli/default/0.0.0/abc_builder.lock": ""}),
+    "the README says which of two forms counts": Layout("mteb-en", "BIOSSES", {
+        "biosses-sts/README.md": "---\nconfigs:\n- config_name: default\n  data_files: data/test-*\n---\n",
+        "biosses-sts/test.jsonl": PAIRS[:2], **below("biosses-sts/data", shards("test", PAIRS))}),
     "save_to_disk": Layout("c-mteb", "ATEC", {
         "ATEC/dataset_dict.json": '{"splits": ["validation", "test"]}', "ATEC/test/state.json": "{}",
         "ATEC/test/dataset_info.json": "{}", "ATEC/test/data-00000-of-00002.arrow": PAIRS[:2],
@@ -219,7 +243,7 @@ def test_rows(tmp_path, layout):
     ((task,), _) = benchmark_tasks(layout.benchmark, [layout.task], tmp_path)
     assert task.name == layout.task and task.exclusions == ()
     content = {
-        "sts": lambda: list(zip(task.first, task.second, task.scores, strict=True)) == [tuple(r.values()) for r in PAIRS],
+        "sts": lambda: [*zip(task.first, task.second, task.scores, strict=True)] == [tuple(r.values()) for r in PAIRS],
         "pair_classification": lambda: (task.first, task.second, task.labels) == (list("abc"), list("xyz"), [1, 0, 1]),
         "classification": lambda: len(task.texts) == len(task.train_texts) == 6 and set(task.labels) == {"0", "1"},
         "clustering": lambda: task.sets in (
@@ -242,7 +266,7 @@ PARTS = {
 }  # fmt: skip
 STATED = "---\n" + json.dumps({"configs": [
     {"config_name": name, "data_files": [{"split": "test", "path": f"{folder}/test-*"}]}
-    for name, folder in (("corpus", "corpus"), ("queries", "queries"), ("default", "qrels"), ("top_ranked", "top_ranked"))
+    for name, folder in (("default", "qrels"), *((each, each) for each in ("corpus", "queries", "top_ranked")))
 ]}) + "\n---\n"  # fmt: skip
 
 
@@ -322,7 +346,8 @@ def test_several_queries_a_group(tmp_path, embedder):
     parts = write(tmp_path / "new" / "MindSmallReranking", {
         "corpus.jsonl": [{"id": name, "text": name} for name in "prn"],
         "queries.jsonl": [{"id": "1_0", "text": "q"}, {"id": "1_1", "text": "other"}],
-        "qrels/test.jsonl": [{"query-id": f"1_{i}", "corpus-id": c, "score": int(c != "n")} for i in "01" for c in "prn"],
+        "qrels/test.jsonl": [
+            {"query-id": f"1_{i}", "corpus-id": c, "score": int(c != "n")} for i in "01" for c in "prn"],
         "top_ranked.jsonl": [{"query-id": f"1_{i}", "corpus-ids": ["p", "r", "n"]} for i in "01"],
     }).parent  # fmt: skip
     best = [max(float(model.vector(q) @ model.vector(p)) for q in ("q", "other")) for p in "prn"]
@@ -374,3 +399,12 @@ def test_a_readme_reaches_no_file_outside(tmp_path):
     root = write(tmp_path / "Mine", {"README.md": f"---\n{json.dumps(head)}\n---\n", "test.jsonl": PAIRS})
     (task,) = read_tasks(root)
     assert len(task.first) == 4
+
+
+def test_pointers_of_git_lfs_are_told(tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n"
+    for name in ("test.jsonl", "data/test-00000-of-00001.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(pointer)
+        with pytest.raises(DataError, match=r"is a pointer of Git LFS.*git lfs pull"):
+            read_tasks(tmp_path / name)

@@ -112,7 +112,7 @@ class RetrievalTask(Task):
             bool(text := self.queries[query].strip()) and texts[query].strip().endswith(text)
             for query in self.identical_ids
         )
-        return f"{same:,} of them have its text as well" if same else "none has its text as well"
+        return f"the texts are the same in {same:,} of {len(self.identical_ids):,}"
 
     def content(self) -> Iterable[object]:
         """Judgements, the texts of judged queries, the corpus's digest, the protocol."""

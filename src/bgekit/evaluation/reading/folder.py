@@ -17,7 +17,7 @@ from .beir import find_beir, find_split_files
 from .contents import find_contents
 from .dataset_json import FILE, Described, NoTask
 from .forms import UnknownForm, seen_file, seen_in, unfit
-from .hub import DEFAULT, check_readable, configuration, is_beside, subset_of
+from .hub import DEFAULT, check_readable, configuration, is_beside, stated, subset_of
 from .paths import (
     DEV_SPLITS,
     KNOWN_SPLITS,
@@ -176,9 +176,7 @@ def _of_folder(folder: Folder, wanted: Wanted, *, alone: bool = False) -> DataSe
 def _subset(folder: Folder, subset: str) -> Folder:
     """The folder with the files of a subset, where it has several; without a subset those of its configuration."""
     own = subset_of(folder, subset) if subset else None
-    if own is None and not folder.files:
-        own = configuration(folder, DEFAULT)
-    return own or folder
+    return own or (stated if folder.files else configuration)(folder, DEFAULT) or folder
 
 
 def _of_file(place: str, wanted: Wanted) -> DataSet:

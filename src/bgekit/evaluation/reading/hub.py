@@ -33,14 +33,22 @@ def configuration(folder: Folder, name: str) -> Folder | None:
     Raises:
         DataError: a folder cannot be listed.
     """
-    for own, files in _stated(folder):
-        if own.lower() == name.lower():
-            return Folder(folder.path, files, (), ())
+    own = stated(folder, name)
+    if own is not None:
+        return own
     for inner in folder.folders:
         if os.path.basename(inner).lower() == name.lower():
             found = folder.at(inner)
             if found.files:
                 return found
+    return None
+
+
+def stated(folder: Folder, name: str) -> Folder | None:
+    """The files of a configuration that the README lists, None if it lists none of that name whose files are there."""
+    for own, files in _stated(folder):
+        if own.lower() == name.lower():
+            return Folder(folder.path, files, (), ())
     return None
 
 
@@ -182,13 +190,14 @@ def _listed(folder: Folder) -> list[Any]:
 
 
 def _patterns(files: object) -> Iterator[tuple[str, list[object]]]:
-    """Splits and patterns of one entry `data_files`, in the forms that the hub allows."""
+    """Splits and patterns of an entry `data_files`, in the forms that the hub allows, where a split can be told."""
     for entry in files if isinstance(files, list) else [files]:
         if isinstance(entry, dict) and "path" in entry:
             path = entry["path"]
-            yield str(entry.get("split", "train")), path if isinstance(path, list) else [path]
-        elif isinstance(entry, str):
-            yield split_in(os.path.basename(entry).split(".")[0]) or "train", [entry]
+            split = entry.get("split")
+            yield from [(str(split), path if isinstance(path, list) else [path])] if split else _patterns(path)
+        elif isinstance(entry, str) and (split := split_in(os.path.basename(entry).split(".")[0].rstrip("-*"))):
+            yield split, [entry]
 
 
 def _matching(folder: Folder, pattern: str) -> list[str]:

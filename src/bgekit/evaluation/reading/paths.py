@@ -92,9 +92,10 @@ class Folder:
             DataError: it cannot be listed.
         """
         listed = cls._listed(snapshot_of(path))
-        inner = {name: cls.of(os.path.join(listed.path, name)) for name in listed.folders if name.lower() == "data"}
-        if "data" in inner and not (set(listed.folders) - {"data", *filter(_is_config, listed.folders)}):
-            listed = listed._with(inner["data"])
+        if "data" in listed.folders and all(name == "data" or _is_config(name) for name in listed.folders):
+            inner = cls.of(os.path.join(listed.path, "data"))
+            # One that describes itself is a data set of its own.
+            listed = listed if "dataset.json" in inner.others else listed._with(inner)
         files, folders = dict(listed.files), []
         for name in listed.folders:
             whole = listed._split_in(name)
@@ -187,12 +188,13 @@ class Folder:
 
 
 def snapshot_of(path: str) -> str:
-    """The folder that holds the files of a repository in the hub's cache; any other path as it is.
+    """The folder that holds the files of a repository in a cache; any other path as it is.
 
-    Of several snapshots it is the one that `refs/main` names, or else the latest.
+    In the hub's cache (`datasets--OWNER--NAME/snapshots/HASH`) it is the snapshot that `refs/main` names, or else the
+    latest; in that of the package `datasets` (`OWNER___NAME/CONFIGURATION/0.0.0/HASH`) the latest.
     """
-    inside = os.path.join(path, "snapshots")
-    if not (_repository(path) and os.path.isdir(inside)):
+    inside = os.path.join(path, "snapshots") if _repository(path) else os.path.join(path, "0.0.0")
+    if not os.path.isdir(inside):
         return path
     try:
         with open(os.path.join(path, "refs", "main"), encoding="utf-8") as file:
@@ -207,7 +209,7 @@ def repository_name(path: str) -> str:
     """The name of a folder; of a repository in the hub's cache, or its snapshot, the repository's without its owner."""
     parts = os.path.abspath(path).split(os.sep)
     cached = parts[-3] if len(parts) > 2 and parts[-2] == "snapshots" else parts[-1]
-    return _repository(cached) or parts[-1]
+    return _repository(cached) or parts[-1].rpartition("___")[2]
 
 
 def owned_by(path: str) -> str:
