@@ -262,7 +262,7 @@ OWN_QRELS = "query-id\tcorpus-id\tscore\nd1\td2\t1\nq2\td3\t1\n"
             "mine",
             None,
             False,
-            r"1 query has the id of a document.*1 of them have its text as well: say \"skip_identical",
+            r"1 query has the id of a document.*the same in 1 of 1: say \"skip_identical_ids\": true",
         ),
         (
             "mine",

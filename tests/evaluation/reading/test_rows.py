@@ -284,6 +284,15 @@ def test_grades_of_reranking_rows(tree, row):
     assert task.notes[0].startswith("1 of 1 queries have passages of several grades")
 
 
+def test_a_query_whose_passages_are_all_relevant_counts_where_grades_differ(tree):
+    rows = [
+        {"query": query, "positive": ["a", "b"], "negative": [], "grades": grades}
+        for query, grades in (("p", [2, 1]), ("r", [2, 2]))
+    ]
+    task = read(tree({"test.jsonl": rows}))
+    assert [group.query for group in task.groups] == ["p"] and left_out(task) == {"queries without a negative": 1}
+
+
 def test_grades_that_say_nothing_leave_the_task_as_it_is(tree):
     plain = read(tree({"test.jsonl": [{"query": "q", "positive": ["a", "b"], "negative": ["c"]}]}))
     graded = [{"query": "q", "positive": ["a", "b"], "negative": ["c"], "grades": [1, 1, 0]}]
@@ -304,7 +313,7 @@ def test_scores_of_a_teacher_are_no_grades(tree):
         ({"positive": ["a"], "negative": ["b"], "grades": [0.5]}, "a grade in grades must be a whole number, not 0.5"),
         (
             {"positive": ["a"], "negative": ["b"], "grades": [1, 2, 3]},
-            "1 positive and 1 negative have 3 values of grades",
+            "1 positive and 1 negative have 3 values of gra",
         ),
         ({"documents": ["a", "b"], "labels": [1]}, "2 documents have 1 values of labels"),
     ],

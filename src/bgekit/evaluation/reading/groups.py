@@ -31,7 +31,7 @@ def read_reranking(source: Source) -> RerankingTask:
     """Queries with passages that belong to them and passages that do not; training rows have the same form.
 
     A row has two lists (positives and negatives), with grades or without, or one list of passages with a grade each. A
-    query that lacks either kind is left out, as in MTEB: any order of its passages is right.
+    query that lacks either kind is left out, as in MTEB: any order of its passages is right, unless their grades differ.
 
     Raises:
         DataError: a row is not such a group, or none has both kinds.
@@ -52,7 +52,7 @@ def read_reranking(source: Source) -> RerankingTask:
             left_out.add("queries that are empty", place)
         elif not positives:
             left_out.add("queries without a positive", place)
-        elif not negatives:
+        elif not negatives and len({grade for _, grade in positives}) < 2:
             left_out.add("queries without a negative", place)
         else:
             own = line.identifier(columns.id) if columns.id else str(line.number)
