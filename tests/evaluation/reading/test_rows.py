@@ -290,7 +290,9 @@ def test_a_query_whose_passages_are_all_relevant_counts_where_grades_differ(tree
         for query, grades in (("p", [2, 1]), ("r", [2, 2]))
     ]
     task = read(tree({"test.jsonl": rows}))
-    assert [group.query for group in task.groups] == ["p"] and left_out(task) == {"queries without a negative": 1}
+    assert [group.query for group in task.groups] == ["p"] and left_out(task) == {
+        "queries without a negative": (1, ("line 2",))
+    }
 
 
 def test_grades_that_say_nothing_leave_the_task_as_it_is(tree):
@@ -326,3 +328,10 @@ def test_grades_that_cannot_be(tree, row, message):
 def test_pairs_as_lists_of_unequal_length(tree):
     with pytest.raises(DataError, match="line 1: it has 2 sent1 and 1 sent2 and 2 labels"):
         read(tree({"test.jsonl": [{"sent1": ["a", "b"], "sent2": ["c"], "labels": [1, 0]}]}))
+
+
+def test_remarks_of_the_description_and_of_the_rows_are_both_kept(tree):
+    rows = [{"query": "q", "pos": ["a"], "neg": ["b"], "pos_scores": [0.5]}]
+    described = {"task_type": "reranking", "cut": 3}
+    first, second = read(tree({"test.jsonl": rows, "dataset.json": described})).notes
+    assert first.startswith("dataset.json has cut") and second.startswith("pos_scores are a teacher's scores")

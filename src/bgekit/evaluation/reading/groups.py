@@ -31,7 +31,7 @@ def read_reranking(source: Source) -> RerankingTask:
     """Queries with passages that belong to them and passages that do not; training rows have the same form.
 
     A row has two lists (positives and negatives), with grades or without, or one list of passages with a grade each. A
-    query that lacks either kind is left out, as in MTEB: any order of its passages is right, unless their grades differ.
+    query that lacks either kind is left out, as in MTEB, unless grades differ: any order of its passages is right.
 
     Raises:
         DataError: a row is not such a group, or none has both kinds.
@@ -59,8 +59,7 @@ def read_reranking(source: Source) -> RerankingTask:
             groups.append(graded_group(query, positives, negatives, own, others=others))
     if not groups:
         raise source.nothing_left(left_out)
-    remarks = (*source.remarks, *columns.remarks())
-    return RerankingTask(groups=groups, **source.fields(left_out) | {"remarks": remarks})
+    return RerankingTask(groups=groups, **source.remarking(*columns.remarks()).fields(left_out))
 
 
 def graded_group(

@@ -58,8 +58,8 @@ class Source:
         left_out: tuple[Exclusion, ...] = exclusions.listed()
         known = {"comparable": False} | dict(self.facts)
         protocol = {name: value for name, value in self.protocol.items() if name in names}
-        own = {"name": self.name, "split": self.split, "exclusions": left_out, "remarks": self.remarks}
-        return own | known | protocol
+        known["remarks"] = (*known.get("remarks", ()), *self.remarks)
+        return {"name": self.name, "split": self.split, "exclusions": left_out} | known | protocol
 
     def remarking(self, *remarks: str) -> Source:
         """The same with further remarks."""
