@@ -63,6 +63,13 @@ class Layout:
     files: dict[str, Any] = field(default_factory=dict)
 
 
+@pytest.fixture
+def datasets_cache(tmp_path, monkeypatch):
+    """Where the package `datasets` keeps what it makes of files: not in the user's own cache."""
+    config = pytest.importorskip("datasets.config")
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "datasets_cache")
+
+
 def shards(stem: str, *parts: list[dict[str, Any]], hashed: bool = True) -> dict[str, Any]:
     """Shards under the names that `datasets` gives them, each with a hash of its own."""
     return {
@@ -292,7 +299,7 @@ def test_graded_reranking(tmp_path, files, missed):
     assert "2 of 2 queries have passages of several grades" in task.notes[0]
 
 
-def test_graded_reranking_scores_as_mteb_loads_and_scores_it(tmp_path, embedder):
+def test_graded_reranking_scores_as_mteb_loads_and_scores_it(tmp_path, embedder, datasets_cache):
     loaders = pytest.importorskip("mteb.abstasks.retrieval_dataset_loaders")
     from bgekit.evaluation.benchmarks.mteb_bridge import MtebEncoder, evaluate_mteb
     from bgekit.evaluation.benchmarks.mteb_local import local_mteb_task
@@ -308,6 +315,41 @@ def test_graded_reranking_scores_as_mteb_loads_and_scores_it(tmp_path, embedder)
     for name in ("ndcg_at_10", "map_at_10", "mrr_at_10", "recall_at_3", "precision_at_1"):
         assert found[name] == pytest.approx(expected[name], abs=1e-5), name
     assert 0 < found["ndcg_at_10"] < 0.999
+
+
+SCORED = {
+    "Ocnli": ("max_ap", shards("data/validation", [{
+        "sent1": [f"a {i % 5}" for i in range(20)], "sent2": [f"b {i}" for i in range(20)],
+        "labels": [0, 1, 1, 0] * 5}])),
+    "AFQMC": ("cosine_spearman", shards("data/validation", [
+        {"sentence1": f"a {i % 3}", "sentence2": f"b {i}", "score": float(i % 4)} for i in range(9)], PAIRS)),
+    "ThuNewsClusteringS2S": ("v_measure", shards("data/test", [
+        {"sentences": [f"s{i}" for i in range(30)], "labels": [f"l{i % 3}" for i in range(30)]}])),
+    "CovidRetrieval": ("ndcg_at_10", {
+        **shards("corpus/dev", DOCUMENTS[:2], DOCUMENTS[2:], hashed=False), **shards("queries/dev", QUERIES),
+        **shards("qrels/dev", BEIR_JUDGED), "README.md": "---\n" + json.dumps({"configs": [
+            {"config_name": name, "data_files": [{"split": "dev", "path": f"{folder}/dev-*"}]}
+            for name, folder in (("corpus", "corpus"), ("queries", "queries"), ("default", "qrels"))
+        ]}) + "\n---\n"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_tasks_of_mteb_score_alike_on_the_same_files(tmp_path, embedder, name, datasets_cache):
+    mteb = pytest.importorskip("mteb")
+    from bgekit.evaluation.benchmarks.mteb_bridge import MtebEncoder, evaluate_mteb
+    from bgekit.evaluation.judged import JudgedModel
+
+    metric, files = SCORED[name]
+    root = write(tmp_path / name, files)
+    theirs = mteb.get_task(name)
+    theirs.metadata = theirs.metadata.model_copy(update={"dataset": {"path": str(root), "revision": None}})
+    theirs.load_data()
+    model = embedder()
+    ((task,), _) = benchmark_tasks("c-mteb", [name], tmp_path)
+    expected = evaluate_mteb(theirs, MtebEncoder(model, dtype="float64"), task.split, metric).metrics[metric]
+    assert task.score(JudgedModel(model)).metrics[metric] == pytest.approx(expected, abs=1e-5)
+    assert expected not in (0, 1)
 
 
 def test_rows_are_those_that_datasets_loads(tmp_path):
