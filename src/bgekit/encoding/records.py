@@ -1,4 +1,4 @@
-"""Records of input files: JSON lines, CSV, TSV, Parquet and plain text, each also gzipped, and standard input.
+"""Records of input files: JSON lines, CSV, TSV, Parquet, Arrow and plain text, each also gzipped, and standard input.
 
 This is the one reader for the whole project. It holds one record at a time, whatever the size of the input.
 """
@@ -21,6 +21,7 @@ from ..errors import ArgumentError, DataError, require_extra
 from .rows import (
     FORMATS,
     STDIN,
+    TABLES,
     BadRow,
     ChooseColumns,
     Row,
@@ -28,9 +29,9 @@ from .rows import (
     format_of,
     listing,
     open_stream,
-    parquet_rows,
     shown,
     stem_and_format,
+    table_rows,
     text_rows,
 )
 
@@ -110,8 +111,8 @@ class RecordReader(Iterator[Record]):
         id_field: Field of the id; by default `_id` or `id`. Records without one are numbered by row.
         on_error: `raise` on the first line that cannot be used, or `skip` such lines and list them in `.skipped`.
             A file that cannot be read as a whole (missing, cut off, without a column of texts) always raises.
-        format: One of `jsonl`, `csv`, `tsv`, `parquet`, `txt` for all files; by default each file's name says it,
-            or else its first bytes.
+        format: One of `jsonl`, `csv`, `tsv`, `parquet`, `arrow`, `txt` for all files; by default each file's name says
+            it, or else its first bytes.
 
     Attributes:
         files: The files as the caller named them.
@@ -146,7 +147,7 @@ class RecordReader(Iterator[Record]):
         self.size = sum(size for size in sizes if size is not None) if None not in sizes else None
         self._finished_bytes = 0
         self._current: _Position = _Position()
-        if "parquet" in (format, *(stem_and_format(file)[1] for file in self.files)):
+        if not {format, *(stem_and_format(file)[1] for file in self.files)}.isdisjoint(TABLES):
             require_extra("parquet", "pyarrow")
         self._records: Iterator[Record] = self._read()
 
@@ -259,10 +260,10 @@ def _rows_of(file: str, form: str | None, columns: ChooseColumns, position: _Pos
             stream, raw, name = open_stream(file, stack)
             form = form or format_of(name, stream, set(TEXT_FIELDS))
             size = _size(file)
-            if form == "parquet":
+            if form in TABLES:
                 if size is None:
-                    raise DataError("Parquet cannot be read from a pipe, its index is at the end: name the file")
-                position.rows, rows = parquet_rows(file, columns)
+                    raise DataError(f"{form.title()} cannot be read from a pipe, only from a file: name the file")
+                position.rows, rows = table_rows(form, file, columns)
                 position.size = size
             else:
                 rows = text_rows(form, file, stream, columns)

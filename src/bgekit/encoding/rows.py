@@ -15,13 +15,17 @@ from typing import Any, Final, TypeAlias
 
 from ..errors import DataError, import_extra
 
-FORMATS: Final = ("jsonl", "csv", "tsv", "parquet", "txt")
+FORMATS: Final = ("jsonl", "csv", "tsv", "parquet", "arrow", "txt")
+#: Formats that the extra `parquet` reads, from files alone: where their rows are stands at their end.
+TABLES: Final = ("parquet", "arrow")
 STDIN: Final = "-"
 
 _SUFFIXES: Final = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv",
-    ".parquet": "parquet", ".pq": "parquet", ".txt": "txt", ".text": "txt",
+    ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".txt": "txt", ".text": "txt",
 }  # fmt: skip
+#: What a file begins with that Git has put in the place of a large one.
+_POINTER: Final = b"version https://git-lfs.github.com/spec/"
 _BOM: Final = b"\xef\xbb\xbf"
 #: Longest CSV field in characters. The module's own limit (128 Ki) is below a long document; without any limit one
 #: unclosed quote would pull the rest of the file into memory.
@@ -55,10 +59,12 @@ def open_stream(file: str, stack: contextlib.ExitStack) -> tuple[Stream, Stream,
     """The stream of a file's content, the stream of its own bytes, and its name without `.gz`.
 
     Raises:
-        DataError: the file is called `.gz` and is not gzipped.
+        DataError: the file is called `.gz` and is not gzipped, or is a pointer to a file that was not fetched.
         OSError: it cannot be opened.
     """
     raw: Any = sys.stdin.buffer if file == STDIN else stack.enter_context(open(file, "rb", buffering=1 << 18))
+    if raw.peek(len(_POINTER))[: len(_POINTER)] == _POINTER:
+        raise DataError(f"{file} is a pointer of Git LFS, not the file itself: fetch it, with `git lfs pull`")
     if raw.peek(2)[:2] == b"\x1f\x8b":
         unzipped: Any = stack.enter_context(gzip.GzipFile(fileobj=raw))
         # The buffer around it splits lines in C.
@@ -86,13 +92,46 @@ def text_rows(form: str, file: str, stream: Stream, choose_columns: ChooseColumn
     return _table_rows(file, stream, "\t" if form == "tsv" else ",", choose_columns)
 
 
-def parquet_rows(file: str, choose_columns: ChooseColumns) -> tuple[int, Iterator[tuple[int, Row]]]:
-    """How many rows a Parquet file has, and its row numbers (from 1) and rows.
+def table_rows(form: str, file: str, choose_columns: ChooseColumns) -> tuple[int, Iterator[tuple[int, Row]]]:
+    """How many rows a Parquet or Arrow file has, and its row numbers (from 1) and rows.
 
     Raises:
         DataError: the file is damaged or lacks a column (while iterating, too).
         MissingExtraError: pyarrow is not installed.
     """
+    return _arrow_rows(file, choose_columns) if form == "arrow" else _parquet_rows(file, choose_columns)
+
+
+def _arrow_rows(file: str, choose_columns: ChooseColumns) -> tuple[int, Iterator[tuple[int, Row]]]:
+    """Of a file as `datasets` writes them (a stream of batches), or of one with an index at its end."""
+    pyarrow: Any = import_extra("pyarrow", "parquet")
+    ipc: Any = import_extra("pyarrow.ipc", "parquet")
+
+    def batches() -> Iterator[Any]:
+        # Mapped, so that counting rows reads no texts.
+        with pyarrow.memory_map(file) as source:
+            indexed = source.read(6) == b"ARROW1"
+            source.seek(0)
+            reader = ipc.open_file(source) if indexed else ipc.open_stream(source)
+            yield from map(reader.get_batch, range(reader.num_record_batches)) if indexed else reader
+
+    with _arrow_errors(file, "Arrow"):
+        counts = [batch.num_rows for batch in batches()]
+        first = next(batches(), None)
+        columns = choose_columns(first.schema.names if first is not None else [])
+
+    def rows() -> Iterator[tuple[int, Row]]:
+        row = 0
+        with _arrow_errors(file, "Arrow"):
+            for batch in batches():
+                for content in _batch_rows(batch.select(columns)):
+                    row += 1
+                    yield row, content
+
+    return sum(counts), rows()
+
+
+def _parquet_rows(file: str, choose_columns: ChooseColumns) -> tuple[int, Iterator[tuple[int, Row]]]:
     parquet = import_extra("pyarrow.parquet", "parquet")
     with _arrow_errors(file):
         table = parquet.ParquetFile(file)
@@ -110,14 +149,14 @@ def parquet_rows(file: str, choose_columns: ChooseColumns) -> tuple[int, Iterato
 
 
 @contextlib.contextmanager
-def _arrow_errors(file: str) -> Iterator[None]:
+def _arrow_errors(file: str, form: str = "Parquet") -> Iterator[None]:
     try:
         yield
     except ValueError as error:
         # What pyarrow raises for damaged files is a ValueError (ArrowInvalid), as our own DataError is.
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{file} is damaged or no Parquet file: {error}") from error
+        raise DataError(f"{file} is damaged or no {form} file: {error}") from error
 
 
 def stem_and_format(name: str) -> tuple[str, str | None]:
@@ -134,6 +173,8 @@ def format_of(name: str, stream: Stream, text_fields: Set[str]) -> str:
     head = stream.peek(4096).removeprefix(_BOM)
     if head.startswith(b"PAR1"):
         return "parquet"
+    if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+        return "arrow"
     if head.lstrip()[:1] in (b"{", b"["):
         return "jsonl"
     # A first line that names a column of texts is a table's header.

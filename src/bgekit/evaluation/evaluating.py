@@ -231,6 +231,7 @@ def _result(candidate: Candidate, model: JudgedModel, task: Task, cache: ScoreCa
         cached=stored is not None,
         items=scores.items,
         details={**scores.details, **_thresholds(scores)},
+        notes=task.notes,
     )
 
 

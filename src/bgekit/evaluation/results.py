@@ -48,6 +48,7 @@ class Result:
         cached: Whether it came from the cache.
         items: What each item contributed.
         details: Further findings.
+        notes: What else decided the score, such as which documents do not count.
     """
 
     model: str
@@ -71,6 +72,7 @@ class Result:
     cached: bool = False
     items: Items | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, without the items and what only plots need."""

@@ -89,6 +89,7 @@ class Task(abc.ABC):
         published: Scores (x100) of the main metric that others published, by model name without its organisation.
         comparable: Whether the data is exactly that of the published scores.
         exclusions: What of the data was left out.
+        remarks: What else its reader noticed that a reader of its scores should know.
     """
 
     kind: ClassVar[Kind]
@@ -105,6 +106,12 @@ class Task(abc.ABC):
     published: Mapping[str, float] = field(default_factory=dict)
     comparable: bool = True
     exclusions: tuple[Exclusion, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the scores should know of how they came about: the remarks, and what a kind adds."""
+        return self.remarks
 
     @abc.abstractmethod
     def score(self, model: JudgedModel) -> Scores:

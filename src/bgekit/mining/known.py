@@ -84,12 +84,18 @@ class Judgements:
         Raises:
             DataError: a file cannot be read; it names file and line.
         """
+        from ..evaluation.reading.paths import DataFile
         from ..evaluation.reading.retrieval import read_judgements, read_queries
 
-        pairs = [(each.query, each.document) for file in files for each in read_judgements(file) if each.relevance > 0]
+        pairs = [
+            (each.query, each.document)
+            for file in files
+            for each in read_judgements(DataFile((file,)))
+            if each.relevance > 0
+        ]
         known = cls(files, pairs)
         if queries is not None:
-            texts = read_queries(queries)
+            texts = read_queries(DataFile((queries,)))
             for name, _ in pairs:
                 if name in texts:
                     known._queries.setdefault(name, set()).add(copy_key(texts[name]))

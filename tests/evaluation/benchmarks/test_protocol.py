@@ -19,6 +19,8 @@ from bgekit.evaluation.benchmarks.protocol import protocol_of
         ("Banking77Classification", {}),
         ("ArguAna", {"skip_identical_ids": True}),
         ("T2Retrieval", {"skip_identical_ids": True}),
+        ("fiqa", {"skip_identical_ids": True}),
+        ("amazon_counterfactual", {"samples_per_label": 32}),
         ("SciFact", {}),
         ("of my own", {}),
     ],

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -172,6 +173,37 @@ def test_reranking_is_mean_average_precision(embedder):
 def test_a_model_that_cannot_tell_passages_apart_gains_nothing(embedder):
     group = RerankingGroup("q", ["same"], ["same", "same"])
     assert RerankingTask(name="t", groups=[group]).score(JudgedModel(embedder())).metrics["map"] == pytest.approx(1 / 3)
+
+
+def test_grades_decide_ndcg_and_nothing_else(embedder):
+    pytrec_eval = pytest.importorskip("pytrec_eval")
+    model = embedder()
+    groups = [
+        RerankingGroup(f"query {n}", [f"p{n} {i}" for i in range(3)], [f"n{n} {i}" for i in range(4)], grades=[3, 1, 2])
+        for n in range(6)
+    ]
+    task = RerankingTask(name="t", groups=groups, main_metric="ndcg_at_10")
+    scores = task.score(JudgedModel(model))
+    qrels, run = {}, {}
+    for group in groups:
+        passages = [*group.positives, *group.negatives]
+        qrels[group.query] = dict(zip(passages, (3, 1, 2, 0, 0, 0, 0), strict=True))
+        run[group.query] = {each: float(model.vector(group.query) @ model.vector(each)) for each in passages}
+    judged = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "map_cut.1000"}).evaluate(run)
+    expected = [judged[group.query]["ndcg_cut_10"] for group in groups]
+    assert scores.items.columns["value"].tolist() == pytest.approx(expected, abs=1e-6)
+    assert scores.metrics["map"] == pytest.approx(np.mean([each["map_cut_1000"] for each in judged.values()]), abs=1e-6)
+    binary = RerankingTask(name="t", groups=[replace(group, grades=()) for group in groups])
+    before = binary.score(JudgedModel(model)).metrics
+    assert before["map"] == scores.metrics["map"] and before["ndcg_at_10"] != scores.metrics["ndcg_at_10"]
+    assert binary.fingerprint != task.fingerprint
+
+
+def test_the_less_relevant_of_equal_scores_come_first(embedder):
+    group = RerankingGroup("q", ["same", "same"], ["same"], grades=[1, 3])
+    found = RerankingTask(name="t", groups=[group]).score(JudgedModel(embedder())).metrics
+    worst = (0 / 1 + 1 / math.log2(3) + 3 / 2) / (3 + 1 / math.log2(3))
+    assert found["ndcg_at_10"] == pytest.approx(worst)
 
 
 def test_classification_draws_fits_and_averages(embedder):

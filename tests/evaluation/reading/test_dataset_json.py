@@ -155,3 +155,30 @@ def test_descriptions_that_cannot_be_used(tree, content, message):
 def test_description_without_data(tree):
     with pytest.raises(DataError, match=r"Data has no data: expected <split>.jsonl with \{\"sentence1\""):
         read(tree({"dataset.json": {"task_type": "sts"}}))
+
+
+def test_keys_that_change_nothing_are_named(sts, caplog):
+    task = read(sts(samples_per_label=16, skip_identical_ids=True, top_k=10, licence="MIT", notes=["told"]))
+    told = "dataset.json has samples_per_label, skip_identical_ids, top_k: not known for sts, the score does not depend"
+    assert task.remarks[0].startswith(told) and told in caplog.text
+    assert read(sts(licence="MIT", query_instruction_applies=False)).notes == ()
+
+
+def test_keys_that_are_obeyed(tree):
+    described = {"task_type": "classification", "n_experiments": 3, "seed": 7, "samples_per_label": 2}
+    task = read(tree({"test.jsonl": LABELLED, "train.jsonl": LABELLED, "dataset.json": described}))
+    assert (task.experiments, task.seed, task.samples_per_label) == (3, 7, 2)
+    assert task.notes == ("2 texts of each label are drawn, 3 times",)
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"skip_identical_ids": "yes"}, "skip_identical_ids must be of type bool"),
+        ({"skip_identical_ids": True, "ignore_identical_ids": False}, "keep one of the two"),
+    ],
+)
+def test_a_protocol_that_cannot_be(tree, facts, message):
+    files = {"corpus.jsonl": CORPUS, "queries.jsonl": QUERIES, "qrels/test.tsv": QRELS}
+    with pytest.raises(DataError, match=message):
+        read(tree({**files, "dataset.json": {"task_type": "retrieval", **facts}}))

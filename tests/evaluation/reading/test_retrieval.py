@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import tracemalloc
 
 import pytest
@@ -246,3 +247,47 @@ def test_flagembedding_1_2_by_its_query_file(tree):
 def test_flagembedding_1_2_without_corpus(tree):
     with pytest.raises(DataError, match=r"query.json fits no known form.*fields query, positive(?s:.*)\{\"content\""):
         read(tree({"query.json": [{"query": "A?", "positive": ["a"]}]}))
+
+
+# --- a data set's own documents as queries
+
+OWN = [{"_id": "d1", "text": "about a"}, {"_id": "q2", "text": "another matter"}]
+OWN_QRELS = "query-id\tcorpus-id\tscore\nd1\td2\t1\nq2\td3\t1\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "skips", "told"),
+    [
+        (
+            "mine",
+            None,
+            False,
+            r"1 query has the id of a document.*the same in 1 of 1: say \"skip_identical_ids\": true",
+        ),
+        (
+            "mine",
+            {"skip_identical_ids": True},
+            True,
+            r"which is left out of what was found for it \(skip_identical_ids\)",
+        ),
+        ("mine", {"ignore_identical_ids": True}, True, r"which is left out"),
+        ("mine", {"skip_identical_ids": False}, False, r"ranked as any other \(no skip_identical_ids\)"),
+        ("arguana", None, True, "which is left out"),
+        ("arguana", {"skip_identical_ids": False}, False, r"ranked as any other \(no skip_identical_ids\)"),
+        ("fiqa", None, True, "which is left out"),
+        ("datasets--mteb--fiqa", None, True, "which is left out"),
+        ("SciFact", None, False, r"ranked as any other \(no skip_identical_ids\)"),
+    ],
+)
+def test_documents_with_the_id_of_a_query(tree, tmp_path, caplog, name, facts, skips, told):
+    files = {"corpus.jsonl": CORPUS, "queries.jsonl": OWN, "qrels/test.tsv": OWN_QRELS}
+    if facts:
+        files["dataset.json"] = {"task_type": "retrieval", **facts}
+    task = read(tree(files).rename(tmp_path / name))
+    assert task.skip_identical_ids is skips and len(task.notes) == 1 and re.search(told, task.notes[0])
+    # Where it is settled it is said, and not warned of.
+    assert ("say" in task.notes[0]) == ("has the id of a document" in caplog.text)
+
+
+def test_nothing_is_said_where_no_query_has_the_id_of_a_document(beir):
+    assert read(beir()).notes == ()

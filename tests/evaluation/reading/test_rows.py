@@ -263,3 +263,75 @@ def test_line_breaks_and_odd_characters_stay(tree):
     text = "a\nb\u2028c\ud800 \x00"
     rows = f'{{"sentence1": {json.dumps(text)}, "sentence2": "b", "label": 1}}\n' + json.dumps(PAIRS[1]) + "\n"
     assert read(tree({"test.jsonl": rows})).first[0] == text
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"positive": ["a", "b"], "negative": ["c"], "grades": [1, 3]},
+        {"positive": ["a", "b"], "negative": ["c"], "relevance": [1, 3, 0]},
+        {"positive": ["a", "b"], "negative": ["c"], "positive_scores": [1.0, 3.0], "negative_scores": [0]},
+        {"pos": ["a", "b"], "neg": ["c"], "pos_scores": [1, 3], "neg_scores": [0]},
+        {"positive": ["a", "c"], "negative": ["b"], "scores": [1, 0, 3]},
+        {"documents": ["a", "b", "c"], "labels": [1, 3, 0]},
+        {"passages": ["a", "b", "c"], "scores": [1, 3, -1]},
+    ],
+)
+def test_grades_of_reranking_rows(tree, row):
+    task = read(tree({"test.jsonl": [{"query": "q", **row}]}))
+    (group,) = task.groups
+    assert dict(zip(group.positives, group.grades, strict=True)) == {"a": 1, "b": 3} and group.negatives == ["c"]
+    assert task.notes[0].startswith("1 of 1 queries have passages of several grades")
+
+
+def test_a_query_whose_passages_are_all_relevant_counts_where_grades_differ(tree):
+    rows = [
+        {"query": query, "positive": ["a", "b"], "negative": [], "grades": grades}
+        for query, grades in (("p", [2, 1]), ("r", [2, 2]))
+    ]
+    task = read(tree({"test.jsonl": rows}))
+    assert [group.query for group in task.groups] == ["p"] and left_out(task) == {
+        "queries without a negative": (1, ("line 2",))
+    }
+
+
+def test_grades_that_say_nothing_leave_the_task_as_it_is(tree):
+    plain = read(tree({"test.jsonl": [{"query": "q", "positive": ["a", "b"], "negative": ["c"]}]}))
+    graded = [{"query": "q", "positive": ["a", "b"], "negative": ["c"], "grades": [1, 1, 0]}]
+    assert read(tree({"test.jsonl": graded})).fingerprint == plain.fingerprint and plain.notes == ()
+
+
+def test_scores_of_a_teacher_are_no_grades(tree):
+    rows = [{"query": "q", "pos": ["a"], "neg": ["b"], "pos_scores": [1], "neg_scores": [0]}]
+    for teacher in ({"pos_scores": [0.93]}, {"pos_scores": [9], "neg_scores": [4]}):
+        task = read(tree({"test.jsonl": [*rows, {**rows[0], **teacher}]}))
+        assert task.groups[0].grades == () and task.groups[1].negatives == ["b"]
+        assert task.notes[0].startswith("pos_scores and neg_scores are a teacher's scores and no grades")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"positive": ["a"], "negative": ["b"], "grades": [0.5]}, "a grade in grades must be a whole number, not 0.5"),
+        (
+            {"positive": ["a"], "negative": ["b"], "grades": [1, 2, 3]},
+            "1 positive and 1 negative have 3 values of gra",
+        ),
+        ({"documents": ["a", "b"], "labels": [1]}, "2 documents have 1 values of labels"),
+    ],
+)
+def test_grades_that_cannot_be(tree, row, message):
+    with pytest.raises(DataError, match=f"line 1: {message}"):
+        read(tree({"test.jsonl": [{"query": "q", **row}]}))
+
+
+def test_pairs_as_lists_of_unequal_length(tree):
+    with pytest.raises(DataError, match="line 1: it has 2 sent1 and 1 sent2 and 2 labels"):
+        read(tree({"test.jsonl": [{"sent1": ["a", "b"], "sent2": ["c"], "labels": [1, 0]}]}))
+
+
+def test_remarks_of_the_description_and_of_the_rows_are_both_kept(tree):
+    rows = [{"query": "q", "pos": ["a"], "neg": ["b"], "pos_scores": [0.5]}]
+    described = {"task_type": "reranking", "cut": 3}
+    first, second = read(tree({"test.jsonl": rows, "dataset.json": described})).notes
+    assert first.startswith("dataset.json has cut") and second.startswith("pos_scores are a teacher's scores")

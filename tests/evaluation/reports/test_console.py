@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from bgekit.evaluation.reports.columns import columns
 from bgekit.evaluation.reports.console import console
+from bgekit.evaluation.reports.html import html
+from bgekit.evaluation.reports.markdown import markdown
 
 LONG = "/data/experiments/2026-11/bge-small-en-v1.5-finetuned-on-support-tickets-with-hard-negatives 模型名字也很长"
 MODELS = ["BAAI/bge-small-en-v1.5", "BAAI/bge-small-en-v1.5 [no instruction]", LONG]
@@ -56,6 +60,16 @@ def test_exclusions_comparisons_and_notes_are_shown(make_report):
     assert f"p = {comparison.p_value:.3f} ({comparison.p_adjusted:.3f} corrected)" in text
     assert comparison.conclusion in text
     assert "task Missing was not found in <data>" in text
+
+
+def test_how_a_task_was_scored_is_in_every_report(make_report):
+    report = make_report(MODELS[:2], ["SciFact"], notes=("7 queries have the id of a document <b>",))
+    assert " ".join(console(report, 100).split()).count("note: 7 queries have the id of a document <b>") == 1
+    assert markdown(report).count("7 queries have the id of a document") == 1
+    assert "<li>7 queries have the id of a document &lt;b&gt;</li>" in html(report)
+    assert json.loads(json.dumps(report.to_dict()))["results"][0]["notes"] == [
+        "7 queries have the id of a document <b>"
+    ]
 
 
 def test_documents_do_not_steer_the_terminal(make_report):

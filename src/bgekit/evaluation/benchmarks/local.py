@@ -8,27 +8,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from ...errors import DataError
-from ..kinds.classification import ClassificationTask
-from ..kinds.retrieval import RetrievalTask
 from ..reading import read_tasks
+from ..reading.folder import data_files
+from ..reading.hub import check_readable, has_subset
+from ..reading.paths import repository_name, snapshot_of
+from ..reading.source import Wanted
 from ..task import Task
+from .hub_names import folded, names_of
 from .named import BenchmarkTask, benchmark
 from .parts import MeanTask
-from .protocol import protocol_of
-
-#: Folders of the BEIR downloads whose names are not the tasks' own.
-BEIR_FOLDERS: Final[Mapping[str, tuple[str, ...]]] = {
-    "ClimateFEVER": ("climate-fever",),
-    "CQADupstackRetrieval": ("cqadupstack",),
-    "DBPedia": ("dbpedia-entity",),
-    "FiQA2018": ("fiqa",),
-    "QuoraRetrieval": ("quora",),
-    "Touche2020": ("webis-touche2020", "touche2020-v2"),
-    "TRECCOVID": ("trec-covid",),
-}
 
 
 @dataclass(frozen=True)
@@ -53,8 +44,9 @@ def find_tasks(name: str, tasks: Iterable[str] | None = None, *, data_root: str 
     """The tasks of a benchmark that are in folders below a data root.
 
     A task is in the folder of its name, in any case, with or without its subset behind a dash or as a folder below
-    (`STS22-zh`, `MIRACLRetrieval/zh`), in the folder that BEIR has it in (`fiqa`), or where `dataset.json` says its
-    name. Languages that `dataset.json` states must agree.
+    (`STS22-zh`, `MIRACLRetrieval/zh`), in the folder that BEIR or the hub has it in (`fiqa`, `TNews-classification`),
+    or where `dataset.json` says its name. Languages that `dataset.json` states must agree. Folders of owners
+    (`C-MTEB/TNews-classification`) and the hub's cache (`datasets--C-MTEB--TNews-classification`) are looked into.
 
     Args:
         name: Name of the benchmark.
@@ -64,17 +56,19 @@ def find_tasks(name: str, tasks: Iterable[str] | None = None, *, data_root: str 
     Raises:
         ArgumentError: there is no such benchmark or task.
         DataError: the folder does not exist, or data in it cannot be read.
+        MissingExtraError: what reads a file of one of them is not installed; nothing was read then.
     """
     whole, root = benchmark(name), _Root(Path(data_root))
+    places = {wanted: _places(root, wanted, whole.label(wanted)) for wanted in whole.select(tasks)}
+    for parts in places.values():
+        for place in parts:
+            check_readable(data_files(place.folder, place.wanted))
     found: list[Task] = []
-    missing = []
-    for wanted in whole.select(tasks):
-        task = _mean_task(root, wanted) if wanted.parts else _task(root, wanted, whole.label(wanted))
-        if task is None:
-            missing.append(wanted.key)
-        else:
-            found.append(task)
-    return Found(found, missing)
+    for wanted, parts in places.items():
+        if parts:
+            read = [_read(place) for place in parts]
+            found.append(_mean_task(wanted, read) if wanted.parts else read[0])
+    return Found(found, [wanted.key for wanted, parts in places.items() if not parts])
 
 
 def benchmark_tasks(
@@ -108,6 +102,20 @@ def benchmark_tasks(
     return found.tasks, [f"{benchmark(name).name}: {found}"] if found.missing else []
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a task is, and what it is called in reports."""
+
+    folder: Path
+    task: BenchmarkTask
+    label: str
+
+    @property
+    def wanted(self) -> Wanted:
+        """What is known before it is read."""
+        return Wanted(self.task.name, self.task.kind, self.task.subset)
+
+
 class _Root:
     """The folders below a data root, two deep."""
 
@@ -118,8 +126,10 @@ class _Root:
 
     @cached_property
     def folders(self) -> list[tuple[Path, dict[str, Any]]]:
-        """Each folder with what its dataset.json says."""
-        return [(folder, _described(folder)) for folder in _below(self.path)]
+        """Each folder with what its dataset.json says; those of an owner stand behind all others."""
+        own = _below(self.path)
+        inner = [folder for above in own for folder in _below(Path(snapshot_of(str(above))))]
+        return [(folder, _described(folder)) for folder in (*own, *inner)]
 
     def find(self, task: BenchmarkTask, *, only: bool = True) -> Path | None:
         """The folder of a task; one that names the subset comes before one that does not.
@@ -130,17 +140,15 @@ class _Root:
         """
         fitting = [(_fit(task, folder, facts, only), folder) for folder, facts in self.folders]
         score, folder = max(fitting, key=lambda pair: pair[0], default=(0, self.path))
-        return (_inner(folder, task.subset) or folder) if score else None
+        return folder if score else None
 
 
 def _below(path: Path) -> list[Path]:
-    return sorted(child for child in path.iterdir() if child.is_dir())
+    return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
-def _inner(folder: Path, subset: str) -> Path | None:
-    if not subset:
-        return None
-    return next((child for child in _below(folder) if child.name.lower() == subset.lower()), None)
+def _inner(folder: Path, name: str) -> Path | None:
+    return next((child for child in _below(folder) if child.name.lower() == name.lower()), None)
 
 
 def _described(folder: Path) -> dict[str, Any]:
@@ -155,17 +163,18 @@ def _described(folder: Path) -> dict[str, Any]:
 
 def _fit(task: BenchmarkTask, folder: Path, facts: Mapping[str, Any], only: bool) -> int:
     """How well a folder fits a task: 0 not at all, more is better."""
-    name, subset = folder.name.lower(), task.subset.lower()
+    name, subset = repository_name(str(folder)).lower(), task.subset.lower()
     stated = str(facts.get("subset") or "").lower()
-    own = {task.name.lower(), *BEIR_FOLDERS.get(task.name, ())}
-    suffix = next((name[len(known) + 1 :] for known in own if name.startswith(f"{known}-")), "")
-    named = name in own or str(facts.get("name", "")).lower() == task.name.lower()
+    own = names_of(task.name)
+    named = folded(name) in own or str(facts.get("name", "")).lower() == task.name.lower()
+    cuts = [place for place, character in enumerate(name) if character in "-_"]
+    suffix = "" if named else next((name[cut + 1 :] for cut in cuts if folded(name[:cut]) in own), "")
     if not (named or suffix):
         return 0
     told = stated or suffix
     language = str(facts.get("language") or "").lower()
     if subset:
-        if told or _inner(folder, subset) is not None:
+        if told or has_subset(str(folder), task.subset):
             return 2 * (not told or told == subset)
         holds_data = any(child.is_file() for child in folder.iterdir())
         return int(holds_data and (language in (task.language, subset) if language else only))
@@ -175,21 +184,24 @@ def _fit(task: BenchmarkTask, folder: Path, facts: Mapping[str, Any], only: bool
     return 2 if named else 1
 
 
-def _task(root: _Root, wanted: BenchmarkTask, label: str) -> Task | None:
-    folder = root.find(wanted, only=label == wanted.name)
-    return None if folder is None else _read(folder, wanted, label)
-
-
-def _mean_task(root: _Root, wanted: BenchmarkTask) -> Task | None:
-    parts = []
-    for part in wanted.parts:
-        whole = root.find(wanted)
+def _places(root: _Root, wanted: BenchmarkTask, label: str) -> list[_Place]:
+    """Where a task is, or its parts; empty if it, or a part, is not there."""
+    if not wanted.parts:
+        folder = root.find(wanted, only=label == wanted.name)
+        return [] if folder is None else [_Place(folder, wanted, label)]
+    places = []
+    for name in wanted.parts:
+        whole, part = root.find(wanted), replace(wanted, name=name, parts=())
         # As a folder of its own, or as BEIR has it: cqadupstack/android.
-        forum = part.removeprefix("CQADupstack").removesuffix("Retrieval")
-        folder = root.find(replace(wanted, name=part, parts=())) or (_inner(whole, forum) if whole else None)
+        forum = name.removeprefix("CQADupstack").removesuffix("Retrieval")
+        folder = root.find(part) or (_inner(whole, forum) if whole else None)
         if folder is None:
-            return None
-        parts.append(_read(folder, replace(wanted, name=part, parts=()), part))
+            return []
+        places.append(_Place(folder, part, name))
+    return places
+
+
+def _mean_task(wanted: BenchmarkTask, parts: Sequence[Task]) -> Task:
     return MeanTask(
         name=wanted.name, split=wanted.split, main_metric=wanted.main_metric, language=wanted.language,
         query_instruction=True, comparable=all(part.comparable for part in parts),
@@ -197,19 +209,18 @@ def _mean_task(root: _Root, wanted: BenchmarkTask) -> Task | None:
     )  # fmt: skip
 
 
-def _read(folder: Path, wanted: BenchmarkTask, label: str) -> Task:
-    """The task in a folder, with the benchmark's name, metric and protocol."""
-    read = list(_fitting(read_tasks(folder, split=wanted.split), wanted))
+def _read(place: _Place) -> Task:
+    """The task in a folder, with the benchmark's name, metric and protocol; what dataset.json says comes before."""
+    folder, wanted = place.folder, place.task
+    read = list(_fitting(read_tasks(folder, split=wanted.split, wanted=place.wanted), wanted))
     if len(read) != 1:
         raise DataError(
             f"{folder} should hold the one {wanted.kind.replace('_', ' ')} task {wanted.key}, split {wanted.split}; "
             f"it holds {len(read)} of that kind"
         )
-    changes: dict[str, Any] = {"name": label, "main_metric": wanted.main_metric}
+    changes: dict[str, Any] = {"name": place.label, "main_metric": wanted.main_metric}
     if not read[0].language:
         changes["language"] = wanted.language
-    if isinstance(read[0], RetrievalTask | ClassificationTask):
-        changes |= protocol_of(wanted.name)
     if wanted.kind in ("retrieval", "reranking"):
         changes["query_instruction"] = True
     if wanted.name == "SummEval":

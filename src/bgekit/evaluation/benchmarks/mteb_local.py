@@ -90,18 +90,21 @@ def _reranking(task: RerankingTask) -> tuple[Any, dict[str, Any]]:
     ids: list[str] = []
     texts: list[str] = []
     relevant: dict[str, dict[str, int]] = {}
+    ranked: dict[str, list[str]] = {}
     for number, group in enumerate(task.groups):
-        # Where scores are equal the later id comes first, so negatives have the later ids, as with us.
-        marked = [("a", text) for text in group.positives] + [("n", text) for text in group.negatives]
-        own = [f"{number}-{mark}{place}" for place, (mark, _) in enumerate(marked)]
-        relevant[str(number)] = {name: int(mark == "a") for name, (mark, _) in zip(own, marked, strict=True)}
-        ids += own
-        texts += [text for _, text in marked]
+        if group.others:
+            raise ArgumentError(f"{task.name} has several queries a group, which mteb scores in one task of its own")
+        judged = {f"{number}-{name}": grade for name, grade in group.judged().items()}
+        passages = [*group.positives, *group.negatives]
+        relevant[str(number)] = judged
+        ranked[str(number)] = list(judged)[: len(passages)]
+        ids += ranked[str(number)]
+        texts += passages
     data = {
         "corpus": _dataset({"id": ids, "text": texts}),
         "queries": _dataset({"id": list(relevant), "text": [group.query for group in task.groups]}),
         "relevant_docs": relevant,
-        "top_ranked": {query: list(found) for query, found in relevant.items()},
+        "top_ranked": ranked,
     }
     return {"default": {task.split: data}}, {}
 

@@ -228,3 +228,12 @@ BENCHMARKS: Final[Mapping[str, Benchmark]] = _named(
         Benchmark("miracl", "MIRACL", _MIRACL),
     )
 )
+
+_NAMES: Final = frozenset(
+    name.lower() for entry in BENCHMARKS.values() for task in entry for name in (task.name, *task.parts)
+)
+
+
+def is_named(name: str) -> bool:
+    """Whether a task of some benchmark has this name, in any case."""
+    return name.lower() in _NAMES

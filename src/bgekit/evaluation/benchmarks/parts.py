@@ -25,6 +25,11 @@ class MeanTask(Task):
 
     parts: Sequence[Task]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The parts' notes, each after the part's name."""
+        return (*self.remarks, *(f"{part.name}: {note}" for part in self.parts for note in part.notes))
+
     def content(self) -> Iterable[object]:
         """The parts' fingerprints."""
         return [part.fingerprint for part in self.parts]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
+from .hub_names import task_called
+
 #: Texts drawn of each label, where they are not 8.
 _SAMPLES_PER_LABEL: Final = {
     16: """
@@ -53,6 +55,10 @@ _SKIP_IDENTICAL_IDS: Final = """
     VideoRetrieval bBSARDNLRetrieval mMARCO-NL
 """
 
+#: Reranking in which queries whose ids differ only behind the last `_` are one: of its scores with each, a document has
+#: the best.
+_MERGE_SUBQUERIES: Final = "MindSmallReranking"
+
 _VERSION: Final = re.compile(r"\.v\d+$", re.IGNORECASE)
 
 
@@ -60,13 +66,13 @@ def protocol_of(name: str) -> dict[str, Any]:
     """What MTEB does differently for a task, as fields of our task classes.
 
     Args:
-        name: Its name in the mteb package, in any case.
+        name: Its name in the mteb package, in any case, or that of its data on the hub or in BEIR's downloads.
 
     Returns:
-        `samples_per_label` and `experiments` (classification) or `skip_identical_ids` (retrieval), each only where it
-        is not the default of the class; empty for a name that MTEB does not know.
+        `samples_per_label` and `experiments` (classification), `skip_identical_ids` (retrieval) or `merge_subqueries`
+        (reranking), each only where it is not the default of the class; empty for a name that MTEB does not know.
     """
-    return dict(_FACTS.get(_VERSION.sub("", name.strip()).lower(), {}))
+    return dict(_FACTS.get(task_called(_VERSION.sub("", name.strip())).lower(), {}))
 
 
 def _facts() -> dict[str, dict[str, Any]]:
@@ -75,6 +81,7 @@ def _facts() -> dict[str, dict[str, Any]]:
         ("samples_per_label", _SAMPLES_PER_LABEL),
         ("experiments", _EXPERIMENTS),
         ("skip_identical_ids", {True: _SKIP_IDENTICAL_IDS}),
+        ("merge_subqueries", {True: _MERGE_SUBQUERIES}),
     ):
         for value, names in by_value.items():
             for name in names.lower().split():

@@ -6,7 +6,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 
@@ -14,6 +14,10 @@ from ...errors import DataError, import_extra
 from ..judged import JudgedModel
 from ..task import Items, Kind, Scores, Task
 from .pairs import checked_main, numbered
+
+#: MTEB's numbers of texts and draws, where a task has none of its own.
+_SAMPLES: Final = 8
+_EXPERIMENTS: Final = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +45,16 @@ class ClassificationTask(Task):
     train_labels: Sequence[str]
     texts: Sequence[str]
     labels: Sequence[str]
-    samples_per_label: int = 8
-    experiments: int = 10
+    samples_per_label: int = _SAMPLES
+    experiments: int = _EXPERIMENTS
     seed: int = 42
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How the draws differ from those of other tasks."""
+        if (self.samples_per_label, self.experiments) == (_SAMPLES, _EXPERIMENTS):
+            return self.remarks
+        return (*self.remarks, f"{self.samples_per_label} texts of each label are drawn, {self.experiments} times")
 
     def content(self) -> Iterable[object]:
         """Texts, labels and protocol."""

@@ -22,6 +22,8 @@ from .pairs import checked_main, shortened
 CURVE: Final = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 #: Pairs whose similarity is kept for a histogram.
 _SAMPLE: Final = 1000
+#: Ends the note on queries that have the id of a document.
+_SAY_WHICH: Final = 'say "skip_identical_ids": true or false in dataset.json'
 #: Characters of a document that are shown.
 _SHOWN: Final = 300
 
@@ -65,6 +67,7 @@ class RetrievalTask(Task):
         corpus: The documents.
         qrels: Relevance by query and document; each of its queries is in `queries` and counts once.
         skip_identical_ids: Drop a document with the id of the query (ArguAna, Quora: there it is the query itself).
+        identical_ids_settled: Whether that was said, by the name of the task or with the data.
     """
 
     kind: ClassVar[Kind] = "retrieval"
@@ -77,6 +80,40 @@ class RetrievalTask(Task):
     corpus: Corpus
     qrels: Mapping[str, Mapping[str, int]]
     skip_identical_ids: bool = False
+    identical_ids_settled: bool = True
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What became of documents that have the id of a query, where there are any."""
+        if not self.identical_ids:
+            return self.remarks
+        count = len(self.identical_ids)
+        told = "1 query has" if count == 1 else f"{count:,} queries have"
+        told = f"{told} the id of a document, which is"
+        if self.skip_identical_ids:
+            how = f"{told} left out of what was found for it (skip_identical_ids)"
+        elif self.identical_ids_settled:
+            how = f"{told} ranked as any other (no skip_identical_ids)"
+        else:
+            how = f"{told} ranked as any other, as nothing says otherwise; {self._same_texts}: {_SAY_WHICH}"
+        return (*self.remarks, how)
+
+    @cached_property
+    def identical_ids(self) -> list[str]:
+        """The queries whose id is that of a document, too."""
+        documents = frozenset(self.corpus.ids)
+        return [query for query in self.qrels if query in documents]
+
+    @cached_property
+    def _same_texts(self) -> str:
+        """In how many of these the document is the query itself."""
+        texts = self.corpus.texts(self.identical_ids)
+        # A document's text may have its title before it.
+        same = sum(
+            bool(text := self.queries[query].strip()) and texts[query].strip().endswith(text)
+            for query in self.identical_ids
+        )
+        return f"the texts are the same in {same:,} of {len(self.identical_ids):,}"
 
     def content(self) -> Iterable[object]:
         """Judgements, the texts of judged queries, the corpus's digest, the protocol."""

@@ -10,7 +10,7 @@ from ...errors import DataError
 from ..kinds.retrieval import RetrievalTask
 from .groups import POSITIVES
 from .lines import Exclusions, find_column, first_line, read_lines
-from .paths import Folder, choose_split, split_in
+from .paths import DataFile, Folder, choose_split, split_in
 from .retrieval import Documents, Judgement, read_corpus, retrieval_task
 from .source import Source
 
@@ -26,8 +26,8 @@ class TextCollection:
     """
 
     folder: Folder
-    corpus: str
-    queries: Mapping[str, str]
+    corpus: DataFile
+    queries: Mapping[str, DataFile]
 
     def read(self, name: str, split: str | None, protocol: Mapping[str, Any] | None = None) -> RetrievalTask:
         """The task of one split; a document's id is its number, from 0, and equal documents are equally relevant.
@@ -45,7 +45,9 @@ class TextCollection:
             for text in texts:
                 if text not in found:
                     left_out.add("positives that are not in the corpus", f"{text[:60]!r} in line {lines[query]}")
-                judgements += [Judgement(query, document, 1, lines[query]) for document in found.get(text, ())]
+                judgements += [
+                    Judgement(query, document, 1, (source.file.name, lines[query])) for document in found.get(text, ())
+                ]
         judged = {judgement.query for judgement in judgements}
         for query in queries:
             if query not in judged:
@@ -63,7 +65,8 @@ def find_contents(folder: Folder, only: str | None = None) -> TextCollection | N
     Raises:
         DataError: there are several corpora.
     """
-    corpora, queries = [], {}
+    corpora: list[DataFile] = []
+    queries: dict[str, DataFile] = {}
     for stem in folder.files:
         try:
             file = folder.file(stem)
@@ -77,7 +80,7 @@ def find_contents(folder: Folder, only: str | None = None) -> TextCollection | N
     if not corpora or not queries:
         return None
     if len(corpora) > 1:
-        raise DataError(f"{folder.path} has several corpora, {' and '.join(corpora)}: keep one")
+        raise DataError(f"{folder.path} has several corpora, {' and '.join(map(str, corpora))}: keep one")
     # `query.json` alone names no split; of several files each is one.
     lone = "test" if len(queries) == 1 else ""
     splits = {split_in(stem) or lone or stem: file for stem, file in queries.items()}
@@ -86,7 +89,7 @@ def find_contents(folder: Folder, only: str | None = None) -> TextCollection | N
     return TextCollection(folder, corpora[0], splits)
 
 
-def _read_queries(file: str) -> tuple[dict[str, str], dict[str, list[str]], dict[str, int]]:
+def _read_queries(file: DataFile) -> tuple[dict[str, str], dict[str, list[str]], dict[str, int]]:
     """Texts, positives and lines of queries, by number from 0."""
     column = find_column(first_line(file).fields, POSITIVES[:1])
     queries, positives, lines = {}, {}, {}

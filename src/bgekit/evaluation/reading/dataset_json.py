@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,17 +13,43 @@ from ...encoding.rows import listing, shown
 from ...errors import DataError
 from ..benchmarks.protocol import protocol_of
 from ..task import Kind, Task
-from .beir import find_beir
+from .beir import Collection, find_beir, find_split_files
 from .forms import EXAMPLES
-from .paths import Folder, choose_split
+from .paths import DataFile, Folder, choose_split
 from .rows import READERS
-from .source import Source
+from .source import ANY, Source, Wanted
+
+logger = logging.getLogger(__name__)
 
 FILE: Final = "dataset.json"
 _INSTRUCTED: Final = ("retrieval", "reranking")
 _EXAMPLE: Final = (
     '{"name": "MyData", "task_type": "sts", "main_metric": "cosine_spearman", "language": "en", '
     '"splits": {"test": 1379}, "query_instruction_applies": false}'
+)
+
+#: Keys that are used for data of every kind.
+_OBEYED: Final = frozenset(
+    "name task_type main_metric language subset splits mteb_match published published_metric published_split "
+    "published_other measured".split()
+)
+#: Keys that are used for some kinds, by their usual name and by that of mteb and beir: field of the task's class, type,
+#: kinds.
+_PROTOCOL: Final[Mapping[str, tuple[str, type, tuple[str, ...]]]] = {
+    "query_instruction_applies": ("query_instruction", bool, _INSTRUCTED),
+    "skip_identical_ids": ("skip_identical_ids", bool, _INSTRUCTED),
+    "ignore_identical_ids": ("skip_identical_ids", bool, _INSTRUCTED),
+    "samples_per_label": ("samples_per_label", int, ("classification",)),
+    "experiments": ("experiments", int, ("classification",)),
+    "n_experiments": ("experiments", int, ("classification",)),
+    "seed": ("seed", int, ("classification", "clustering")),
+}
+#: Keys that tell people about the data. Whatever else stands there could be meant to change a score.
+_TOLD: Final = frozenset(
+    "licence license licence_class license_class source sources mteb_note published_source published_not_comparable "
+    "notes note measured_how overlap extra_files files corpus queries qrels sentences documents rows size description "
+    "title url homepage reference citation bibtex_citation authors author date created version revision domain domains "
+    "tags".split()
 )
 
 
@@ -37,13 +64,15 @@ class Described:
     Attributes:
         folder: The folder.
         facts: The content of the file.
+        wanted: What the caller knows.
     """
 
     folder: Folder
     facts: Mapping[str, Any]
+    wanted: Wanted = ANY
 
     @classmethod
-    def of(cls, folder: Folder) -> Described | None:
+    def of(cls, folder: Folder, wanted: Wanted = ANY) -> Described | None:
         """The description of a folder, None if it has none.
 
         Raises:
@@ -51,7 +80,7 @@ class Described:
         """
         if FILE not in folder.others:
             return None
-        path = os.path.join(folder.path, FILE)
+        path = os.path.join(folder.root, FILE)
         try:
             with open(path, encoding="utf-8-sig") as file:
                 facts = json.load(file)
@@ -62,12 +91,19 @@ class Described:
         if not isinstance(facts, dict) or "task_type" not in facts:
             seen = f"the fields {listing(list(facts))}" if isinstance(facts, dict) else shown(facts)
             raise DataError(f"{path} has no task_type: it has {seen}. Expected one object such as {_EXAMPLE}")
-        return cls(folder, facts)
+        return cls(folder, facts, wanted)
 
     @property
     def name(self) -> str:
         """The data set's name; the folder's, if it says none."""
-        return self._fact("name", str, self.folder.name)
+        return self.wanted.name or self._fact("name", str, self.folder.name)
+
+    @property
+    def files(self) -> list[DataFile]:
+        """What may be read of it."""
+        if self._fact("task_type", str, "") in _INSTRUCTED and (parts := self._parts()) is not None:
+            return parts.files
+        return [file for split in self.splits for file in self.folder.files[split]]
 
     @property
     def has_rows(self) -> bool:
@@ -93,15 +129,15 @@ class Described:
                 f"{self.folder.path} holds training data (task_type training in its {FILE}): there is nothing to "
                 "score. A file of queries with pos and neg is read as a reranking task if it is named itself."
             )
-        if kind == "retrieval":
-            parts = find_beir(self.folder)
-            if parts is None:
-                raise DataError(
-                    f"{self.folder.path} is to be retrieval, and has {listing(self._content())}. Expected "
-                    f"{EXAMPLES['retrieval']}"
-                )
+        parts = self._parts() if kind in _INSTRUCTED else None
+        if parts is not None:
             chosen = choose_split(parts.qrels, split, self.folder.path)
-            return parts.read(self.name, chosen, self._known(kind, chosen), protocol_of(self.name))
+            return parts.read(self.name, chosen, self._known(kind, chosen), self._protocol(kind), kind=kind)
+        if kind == "retrieval":
+            raise DataError(
+                f"{self.folder.path} is to be retrieval, and has {listing(self._content())}. Expected "
+                f"{EXAMPLES['retrieval']}"
+            )
         if kind not in READERS:
             raise DataError(
                 f"{self._path} has the task_type {kind!r}; known are retrieval, {', '.join(READERS)} and training"
@@ -112,9 +148,12 @@ class Described:
         available = self.folder.files if split in self.folder.files else self.splits
         chosen = choose_split(available, split, self.folder.path)
         file = self.folder.file(chosen)
-        protocol = protocol_of(self.name) | self._samples_per_label(chosen)
+        protocol = self._measured_samples(chosen) | self._protocol(kind)
         facts = self._known(kind, chosen)
         return READERS[cast(Kind, kind)](Source(self.name, chosen, file, self.folder, facts, protocol))
+
+    def _parts(self) -> Collection | None:
+        return find_beir(self.folder, self.wanted.subset) or find_split_files(self.folder)
 
     def _known(self, kind: str, split: str) -> dict[str, Any]:
         """The fields of `Task` that the description says."""
@@ -122,6 +161,7 @@ class Described:
             "language": self._fact("language", str, ""),
             "query_instruction": self._fact("query_instruction_applies", bool, kind in _INSTRUCTED),
             "comparable": self.facts.get("mteb_match") == "exact",
+            "remarks": self._not_obeyed(kind),
         }
         metric = self._fact("main_metric", str, "")
         if metric:
@@ -134,12 +174,35 @@ class Described:
             known["published"] = {model: self._score(model, score) for model, score in published.items()}
         return known
 
-    def _samples_per_label(self, split: str) -> dict[str, Any]:
-        """How many texts of each label are drawn: said outright, or by a measurement on the split."""
+    def _protocol(self, kind: str) -> dict[str, Any]:
+        """How the task is scored: as its name says, and before that as the description says."""
+        stated: dict[str, Any] = {}
+        for key, (name, wanted, kinds) in _PROTOCOL.items():
+            if key not in self.facts or kind not in kinds or name == "query_instruction":
+                continue
+            value = self._fact(key, wanted, None)
+            if wanted is int and (isinstance(value, bool) or value < (name != "seed")):
+                raise DataError(f"{self._path}: {key} must be a whole number from {int(name != 'seed')}, not {value!r}")
+            if stated.setdefault(name, value) != value:
+                raise DataError(f"{self._path}: {key} is {value!r} and {name} is {stated[name]!r}: keep one of the two")
+        return protocol_of(self.name) | stated
+
+    def _not_obeyed(self, kind: str) -> tuple[str, ...]:
+        """What to say of the keys that could be meant to change a score, and do not."""
+        known = _OBEYED | _TOLD | {key for key, (_, _, kinds) in _PROTOCOL.items() if kind in kinds}
+        # False is what every kind does without such a key.
+        names = [key for key, value in self.facts.items() if key not in known and not (key in _PROTOCOL and not value)]
+        if not names:
+            return ()
+        told = f"{FILE} has {', '.join(names)}: not known for {kind.replace('_', ' ')}, the score does not depend on it"
+        logger.warning("%s: %s", self.folder.path, told)
+        return (told,)
+
+    def _measured_samples(self, split: str) -> dict[str, Any]:
+        """How many texts of each label were drawn for a measurement on the split that the description tells of."""
         measured = self._fact("measured", dict, {})
-        by_model = [self._inner("measured", by_split) for by_split in measured.values()]
-        for said in (self.facts, *(self._inner("measured", by_split.get(split, {})) for by_split in by_model)):
-            count = said.get("samples_per_label")
+        for by_split in (self._inner("measured", by_split) for by_split in measured.values()):
+            count = self._inner("measured", by_split.get(split, {})).get("samples_per_label")
             if count is not None:
                 if not isinstance(count, int) or isinstance(count, bool) or count < 1:
                     raise DataError(f"{self._path}: samples_per_label must be a whole number from 1, not {count!r}")
@@ -163,7 +226,7 @@ class Described:
         return value
 
     def _content(self) -> list[str]:
-        return [os.path.basename(file) for files in self.folder.files.values() for file in files] + [
+        return [file.name for files in self.folder.files.values() for file in files] + [
             f"{name}/" for name in self.folder.folders
         ]
 

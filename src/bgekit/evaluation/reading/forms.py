@@ -7,7 +7,7 @@ from typing import Final
 from ...encoding.rows import listing
 from ...errors import DataError
 from .lines import first_line
-from .paths import Folder
+from .paths import DataFile, Folder
 
 #: By task type, and by form where a type has several.
 EXAMPLES: Final = {
@@ -55,7 +55,7 @@ def unfit(place: str, seen: str, advice: str = "") -> UnknownForm:
     )
 
 
-def mismatch(file: str, names: list[str], kind: str) -> DataError:
+def mismatch(file: DataFile, names: list[str], kind: str) -> DataError:
     """The error for a file that lacks the columns of the kind that it is to be."""
     return DataError(f"{file} has the fields {listing(names)}; {kind} needs {EXAMPLES[kind]}")
 
@@ -69,7 +69,7 @@ def seen_in(folder: Folder) -> str:
     return "; ".join(parts) or "nothing"
 
 
-def seen_file(file: str) -> str:
+def seen_file(file: DataFile) -> str:
     """The fields of a file's first line, for messages."""
     try:
         return f"{file} with the fields {listing(list(first_line(file).fields))}"

@@ -7,7 +7,7 @@ from ..kinds.classification import ClassificationTask
 from ..kinds.clustering import ClusteringTask
 from .forms import EXAMPLES, mismatch
 from .lines import LABELS, TEXTS, Exclusions, find_column, first_line, read_lines
-from .paths import find_split
+from .paths import DataFile, find_split
 from .source import Source
 
 
@@ -35,21 +35,24 @@ def read_classification(source: Source) -> ClassificationTask:
         )
     return ClassificationTask(
         texts=texts, labels=labels, train_texts=train_texts, train_labels=train_labels,
-        **source.fields(left_out, "samples_per_label", "experiments"),
+        **source.fields(left_out, "samples_per_label", "experiments", "seed"),
     )  # fmt: skip
 
 
 def read_clustering(source: Source) -> ClusteringTask:
-    """Rows of texts with their labels, each a problem.
+    """Rows of texts with their labels, each a problem; or a text and a label a row, all rows one problem.
 
     Raises:
         DataError: a row is not such a problem.
     """
-    names = list(first_line(source.file).fields)
-    texts_column, labels_column = find_column(names, ("sentences", "texts")), find_column(names, ("labels",))
+    fields = first_line(source.file).fields
+    texts_column, labels_column = find_column(fields, ("sentences", "texts")), find_column(fields, ("labels",))
     if texts_column is None or labels_column is None:
-        raise mismatch(source.file, names, "clustering")
+        raise mismatch(source.file, list(fields), "clustering")
     sets, left_out = [], Exclusions()
+    if isinstance(fields[texts_column], str):
+        texts, labels = _rows_of_texts(source.file, (texts_column, labels_column), left_out, "texts that are empty")
+        return ClusteringTask(sets=[(texts, labels)], **source.fields(left_out, "seed"))
     for line in read_lines(source.file):
         texts, labels = line.texts(texts_column), line.labels(labels_column)
         if len(texts) != len(labels):
@@ -66,24 +69,32 @@ def read_clustering(source: Source) -> ClusteringTask:
             left_out.add("problems without a text", f"line {line.number}")
     if not sets:
         raise source.nothing_left(left_out)
-    return ClusteringTask(sets=sets, **source.fields(left_out))
+    return ClusteringTask(sets=sets, **source.fields(left_out, "seed"))
 
 
-def _labelled(source: Source, file: str, left_out: Exclusions, reason: str) -> tuple[list[str], list[str]]:
+def _labelled(source: Source, file: DataFile, left_out: Exclusions, reason: str) -> tuple[list[str], list[str]]:
     names = list(first_line(file).fields)
     text_column, label_column = find_column(names, TEXTS), find_column(names, LABELS)
     if text_column is None or label_column is None:
         raise mismatch(file, names, "classification")
+    texts, labels = _rows_of_texts(file, (text_column, label_column), left_out, reason)
+    if not texts:
+        raise source.nothing_left(left_out)
+    return texts, labels
+
+
+def _rows_of_texts(
+    file: DataFile, columns: tuple[str, str], left_out: Exclusions, reason: str
+) -> tuple[list[str], list[str]]:
+    """Texts and labels of rows with one of each."""
     texts, labels = [], []
     for line in read_lines(file):
-        text, label = line.text(text_column), line.label(label_column)
+        text, label = line.text(columns[0]), line.label(columns[1])
         if text.strip():
             texts.append(text)
             labels.append(label)
         else:
             left_out.add(reason, f"line {line.number}")
-    if not texts:
-        raise source.nothing_left(left_out)
     return texts, labels
 
 

@@ -17,14 +17,19 @@ from ...encoding.records import read_rows
 from ...encoding.rows import listing, shown
 from ...errors import DataError
 from ..task import Exclusion
+from .paths import DataFile
 
 #: Labels of natural language inference.
 THREE_WAY: Final = frozenset({"entailment", "neutral", "contradiction"})
 
+#: The column of data in several languages that says a row's own.
+LANGUAGE: Final = "lang"
 IDS: Final = ("_id", "id")
 TITLES: Final = ("title",)
 TEXTS: Final = ("text", "content", "contents", "sentence")
 LABELS: Final = ("label", "category", "class", "intent")
+#: Of pairs; a row that holds all of them has lists.
+PAIR_LABELS: Final = (*LABELS, "labels")
 SCORES: Final = ("score", "similarity", "similarity_score", "relatedness_score")
 QUERIES: Final = ("query", "question")
 #: The two columns of a pair.
@@ -55,7 +60,12 @@ class Line:
 
     def error(self, reason: str) -> DataError:
         """An error that says where this line is."""
-        return DataError(f"{self.file}, line {self.number}: {reason}")
+        return DataError(f"{self.place}: {reason}")
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for messages."""
+        return f"{self.file}, line {self.number}"
 
     def text(self, name: str) -> str:
         """A field that must be a string."""
@@ -114,10 +124,19 @@ class Line:
 
     def identifier(self, name: str) -> str:
         """A field that must be an id: a string that is not empty, or a whole number."""
-        value = self._value(name)
+        return self._identifier(name, self._value(name))
+
+    def _identifier(self, name: str, value: Any) -> str:
         if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
             return str(value)
         raise self.error(f"the id {name} must be a string or a whole number, not {shown(value)}")
+
+    def identifiers(self, name: str) -> list[str]:
+        """A field that must be a list of ids."""
+        value = self._value(name)
+        if not isinstance(value, list):
+            raise self.error(f"the field {name} must be a list of ids, not {shown(value)}")
+        return [self._identifier(name, element) for element in value]
 
     def _value(self, name: str) -> Any:
         try:
@@ -142,21 +161,27 @@ class Line:
         raise self.error(f"the field {name} must be a label (a name or a whole number), not {shown(value)}")
 
 
-def read_lines(file: str) -> Generator[Line, None, None]:
-    """The rows of a file.
+def read_lines(file: DataFile) -> Generator[Line, None, None]:
+    """The rows of a file, those of its shards one after another.
 
     Raises:
         DataError: it cannot be read, or has none.
     """
-    line = None
-    for number, fields in read_rows(file):
-        line = Line(file, number, fields)
-        yield line
+    line, languages = None, set[str]()
+    for path in file.paths:
+        for number, fields in read_rows(path):
+            if file.language and (language := str(fields.get(LANGUAGE, file.language))) != file.language:
+                languages.add(language)
+                continue
+            line = Line(path, number, fields)
+            yield line
+    if line is None and languages:
+        raise DataError(f"{file} has no rows with the {LANGUAGE} {file.language}; it has {listing(sorted(languages))}")
     if line is None:
         raise DataError(f"{file} is empty: it has no rows (of csv and tsv the first line is the header)")
 
 
-def first_line(file: str) -> Line:
+def first_line(file: DataFile) -> Line:
     """The first row of a file.
 
     Raises:

@@ -10,33 +10,38 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
-from typing import Final
+from typing import Final, TypeAlias
 
 from ...encoding.records import Record, read_rows, titled
 from ...encoding.rows import listing, open_stream
 from ...errors import DataError
+from ..benchmarks.named import is_named
 from ..kinds.retrieval import Corpus, RetrievalTask
 from .lines import IDS, QUERIES, TEXTS, TITLES, Exclusions, find_column, first_line, read_lines
+from .paths import DataFile
 from .source import Source
 
 logger = logging.getLogger(__name__)
 
-_QUERY_IDS = ("query-id", "qid", "query")
-_DOCUMENT_IDS = ("corpus-id", "docid", "document-id", "pid", "passage-id")
+QUERY_IDS = ("query-id", "qid", "query")
+DOCUMENT_IDS = ("corpus-id", "docid", "document-id", "pid", "passage-id")
 _RELEVANCES = ("score", "relevance", "rel", "label")
 #: Bytes of the longest line of TREC's judgements.
 _TREC_LINE: Final = 1024
 _JUDGEMENT = 'query-id, corpus-id, score (or {"qid": "q1", "docid": "d1", "relevance": 1})'
 
+#: A file and a line in it.
+Place: TypeAlias = tuple[str, int]
+
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """How relevant a document is to a query; 0 and below is not relevant. `line` is where the file says so."""
+    """How relevant a document is to a query; 0 and below is not relevant. `place` is where that is said."""
 
     query: str
     document: str
     relevance: int
-    line: int
+    place: Place
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Documents:
         numbered: Documents have no ids and titles, but numbers from 0.
     """
 
-    file: str
+    file: DataFile
     numbered: bool = False
 
     def __iter__(self) -> Iterator[Record]:
@@ -60,7 +65,7 @@ class Documents:
             heading = "" if title is None or line.fields.get(title) is None else line.text(title)
             yield Record(
                 str(number) if own is None else line.identifier(own), titled(heading, line.text(text)),
-                self.file, line.number,
+                line.file, line.number,
             )  # fmt: skip
 
 
@@ -83,8 +88,8 @@ def read_corpus(documents: Documents, wanted: Collection[str] = ()) -> tuple[Cor
     digest, empty = hashlib.sha256(), 0
     for record in documents:
         if record.id in seen:
-            first = next(earlier.line for earlier in documents if earlier.id == record.id)
-            raise _twice("document", record.id, documents.file, first, record.line)
+            first = next(earlier for earlier in documents if earlier.id == record.id)
+            raise _twice("document", record.id, (first.file, first.line), (record.file, record.line))
         ids.append(record.id)
         seen.add(record.id)
         for part in (record.id, record.text):
@@ -99,7 +104,7 @@ def read_corpus(documents: Documents, wanted: Collection[str] = ()) -> tuple[Cor
     return Corpus(ids, partial(_again, documents, ids), digest.hexdigest()), found
 
 
-def read_queries(file: str) -> dict[str, str]:
+def read_queries(file: DataFile) -> dict[str, str]:
     """Texts of queries by id, empty ones too.
 
     Raises:
@@ -108,16 +113,16 @@ def read_queries(file: str) -> dict[str, str]:
     names = list(first_line(file).fields)
     own, text = _needed(file, names, IDS, "id"), _needed(file, names, (*TEXTS, *QUERIES), "text")
     queries: dict[str, str] = {}
-    numbers: dict[str, int] = {}
+    places: dict[str, Place] = {}
     for line in read_lines(file):
         query = line.identifier(own)
         if query in queries:
-            raise _twice("query", query, file, numbers[query], line.number)
-        queries[query], numbers[query] = line.text(text), line.number
+            raise _twice("query", query, places[query], (line.file, line.number))
+        queries[query], places[query] = line.text(text), (line.file, line.number)
     return queries
 
 
-def read_judgements(file: str) -> list[Judgement]:
+def read_judgements(file: DataFile) -> list[Judgement]:
     """The lines of a file of judgements: a table or JSON lines, or TREC's form, which has no header.
 
     Raises:
@@ -126,7 +131,7 @@ def read_judgements(file: str) -> list[Judgement]:
     if _is_trec(file):
         return _trec_judgements(file)
     names = list(first_line(file).fields)
-    columns = [find_column(names, wanted) for wanted in (_QUERY_IDS, _DOCUMENT_IDS, _RELEVANCES)]
+    columns = [find_column(names, wanted) for wanted in (QUERY_IDS, DOCUMENT_IDS, _RELEVANCES)]
     query, document, relevance = columns
     if query is None or document is None or relevance is None:
         raise DataError(f"{file} begins with {listing(names)}; judgements begin with a header {_JUDGEMENT}")
@@ -135,29 +140,45 @@ def read_judgements(file: str) -> list[Judgement]:
         value = line.number_of(relevance)
         if not value.is_integer():
             raise line.error(f"the {relevance} must be a whole number, not {value}")
-        judgements.append(Judgement(line.identifier(query), line.identifier(document), int(value), line.number))
+        judgements.append(
+            Judgement(line.identifier(query), line.identifier(document), int(value), (line.file, line.number))
+        )
     return judgements
 
 
-def _is_trec(file: str) -> bool:
+def is_judgement(file: DataFile) -> bool:
+    """Whether a file's rows are judgements."""
+    if _is_trec(file):
+        return True
+    try:
+        names = list(first_line(file).fields)
+    except DataError:
+        return False  # Whoever needs the file says what is wrong with it.
+    return all(find_column(names, wanted) for wanted in (QUERY_IDS, DOCUMENT_IDS, _RELEVANCES))
+
+
+def _is_trec(file: DataFile) -> bool:
     """Whether a file begins with a line `query 0 document relevance` of TREC."""
     with contextlib.ExitStack() as stack:
         try:
-            words = open_stream(file, stack)[0].readline(_TREC_LINE).split()
-        except OSError:
+            words = open_stream(file.paths[0], stack)[0].readline(_TREC_LINE).split()
+        except (OSError, DataError):
             return False  # Said by whoever reads it.
     return len(words) == 4 and re.fullmatch(rb"-?\d+", words[-1]) is not None
 
 
-def _trec_judgements(file: str) -> list[Judgement]:
+def _trec_judgements(file: DataFile) -> list[Judgement]:
     judgements = []
-    for number, fields in read_rows(file, format="txt"):
-        words = fields["text"].split()
-        if not words:
-            continue
-        if len(words) != 4 or not re.fullmatch(r"-?\d+", words[-1]):
-            raise DataError(f"{file}, line {number}: no judgement `query 0 document relevance`: {fields['text']!r:.80}")
-        judgements.append(Judgement(words[0], words[2], int(words[3]), number))
+    for path in file.paths:
+        for number, fields in read_rows(path, format="txt"):
+            words = fields["text"].split()
+            if not words:
+                continue
+            if len(words) != 4 or not re.fullmatch(r"-?\d+", words[-1]):
+                raise DataError(
+                    f"{path}, line {number}: no judgement `query 0 document relevance`: {fields['text']!r:.80}"
+                )
+            judgements.append(Judgement(words[0], words[2], int(words[3]), (path, number)))
     return judgements
 
 
@@ -180,7 +201,7 @@ def retrieval_task(
     Raises:
         DataError: two judgements contradict each other, or no query is left.
     """
-    qrels = _known(source, queries, frozenset(corpus.ids), judgements, left_out)
+    qrels = judged_by_query(source, queries, frozenset(corpus.ids), judgements, left_out)
     kept = {}
     for query, found in qrels.items():
         if not queries[query].strip():
@@ -195,20 +216,29 @@ def retrieval_task(
             f"{listing(corpus.ids[:3])}, of queries such as {listing(list(queries)[:3])}"
         )
     fields = {"query_instruction": True} | source.fields(left_out, "skip_identical_ids")
-    return RetrievalTask(queries={query: queries[query] for query in kept}, corpus=corpus, qrels=kept, **fields)
+    fields["identical_ids_settled"] = "skip_identical_ids" in fields or is_named(source.name)
+    task = RetrievalTask(queries={query: queries[query] for query in kept}, corpus=corpus, qrels=kept, **fields)
+    if task.identical_ids and not task.identical_ids_settled:
+        logger.warning("%s: %s", task.name, task.notes[-1])
+    return task
 
 
-def _known(
+def judged_by_query(
     source: Source,
     queries: Mapping[str, str],
     documents: frozenset[str],
     judgements: Iterable[Judgement],
     left_out: Exclusions,
 ) -> dict[str, dict[str, int]]:
+    """Relevance of known documents by known query; what is unknown is counted.
+
+    Raises:
+        DataError: two judgements contradict each other.
+    """
     qrels: dict[str, dict[str, int]] = {}
     for judgement in judgements:
         query, document, relevance = judgement.query, judgement.document, judgement.relevance
-        place = f"{source.file}, line {judgement.line}"
+        place = f"{judgement.place[0]}, line {judgement.place[1]}"
         if query not in queries:
             left_out.add("judgements of unknown queries", f"{query} in {place}")
             continue
@@ -231,12 +261,15 @@ def _again(documents: Documents, ids: Sequence[str]) -> Iterator[Record]:
         yield record
 
 
-def _needed(file: str, names: list[str], wanted: tuple[str, ...], what: str) -> str:
+def _needed(file: DataFile, names: list[str], wanted: tuple[str, ...], what: str) -> str:
     column = find_column(names, wanted)
     if column is None:
         raise DataError(f"{file} has no {what}: it has the fields {listing(names)}; expected {' or '.join(wanted)}")
     return column
 
 
-def _twice(what: str, own: str, file: str, first: int, second: int) -> DataError:
-    return DataError(f"{file}: lines {first} and {second} both have the {what} id {own!r}; ids must differ")
+def _twice(what: str, own: str, first: Place, second: Place) -> DataError:
+    where = f"{first[0]}: lines {first[1]} and {second[1]}"
+    if first[0] != second[0]:
+        where = f"{first[0]}, line {first[1]}, and {second[0]}, line {second[1]},"
+    return DataError(f"{where} both have the {what} id {own!r}; ids must differ")

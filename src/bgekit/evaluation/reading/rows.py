@@ -8,10 +8,11 @@ from typing import Final
 
 from ...errors import DataError
 from ..task import Kind, Task
-from .groups import HUMAN, MACHINE, NEGATIVES, POSITIVES, read_reranking, read_summarization
+from .groups import HUMAN, MACHINE, GroupColumns, read_reranking, read_summarization
 from .labelled import read_classification, read_clustering
-from .lines import LABELS, QUERIES, SCORES, TEXTS, find_column, find_pair, first_line
+from .lines import LABELS, PAIR_LABELS, SCORES, TEXTS, find_column, find_pair, first_line
 from .pairs import read_bitext, read_pair_classification, read_sts
+from .paths import DataFile
 from .source import Source
 
 #: The reader of each kind that stands in one file a split.
@@ -26,39 +27,44 @@ READERS: Final[Mapping[Kind, Callable[[Source], Task]]] = {
 }
 
 
-def kind_of_rows(file: str) -> Kind | None:
+def kind_of_rows(file: DataFile) -> Kind | None:
     """The kind of task whose rows have the fields of a file's first row; None if there is none.
 
     Raises:
         DataError: the file cannot be read, or its fields fit two kinds.
     """
-    columns = list(first_line(file).fields)
+    fields = first_line(file).fields
+    columns = list(fields)
 
     def has(wanted: Iterable[str]) -> bool:
         return find_column(columns, tuple(wanted)) is not None
 
-    if has(QUERIES) and has(POSITIVES) and has(NEGATIVES):
+    if GroupColumns.find(fields) is not None:
         return "reranking"
     if has(HUMAN) and has(MACHINE):
         return "summarization"
     if has(("sentences", "texts")) and has(("labels",)):
         return "clustering"
     if find_pair(columns):
-        if has(SCORES) and has(LABELS):
+        if has(SCORES) and has(PAIR_LABELS):
             raise DataError(
                 f"{file} has pairs with both a score (sts) and a label (pair_classification): leave one of the two out"
             )
-        return "sts" if has(SCORES) else "pair_classification" if has(LABELS) else "bitext"
+        return "sts" if has(SCORES) else "pair_classification" if has(PAIR_LABELS) else "bitext"
     return "classification" if has(TEXTS) and has(LABELS) else None
 
 
-def read_rows_task(source: Source) -> Task | None:
+def read_rows_task(source: Source, kind: Kind | None = None) -> Task | None:
     """The task that a file's rows make; None if they make none.
+
+    Args:
+        source: The file.
+        kind: What the rows are, where columns alone do not tell.
 
     Raises:
         DataError: the file cannot be read, or a row is not what the first one promises.
     """
-    kind = kind_of_rows(source.file)
+    kind = kind or kind_of_rows(source.file)
     if kind is None:
         return None
     return READERS[kind](replace(source, facts={"query_instruction": kind == "reranking"} | dict(source.facts)))

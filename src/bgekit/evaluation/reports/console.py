@@ -55,6 +55,8 @@ def _scores(task: TaskView, width: int, *, with_published: bool) -> list[str]:
         lines += _item("  * ", "published on other data: not comparable", width)
     for exclusion in task.exclusions:
         lines += _item("  excluded: ", printable(str(exclusion)), width)
+    for note in task.notes:
+        lines += _item("  note: ", printable(note), width)
     return lines
 
 

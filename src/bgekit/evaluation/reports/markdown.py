@@ -85,6 +85,8 @@ def _task(task: TaskView) -> list[str]:
     parts.append(_table(["Metric", *(result.label for result in task.results)], rows, numbers=len(task.results)))
     if task.exclusions:
         parts.append("Excluded:\n\n" + "\n".join(f"- {escape(str(each))}" for each in task.exclusions))
+    if task.notes:
+        parts.append("To be known:\n\n" + "\n".join(f"- {escape(each)}" for each in task.notes))
     others = {name: score for result in task.results for name, score in result.published.items()}
     if others:
         comparable = all(result.comparable for result in task.results)

@@ -50,6 +50,8 @@ def task_section(
     if task.exclusions:
         excluded = (tag("li", text(str(each))) for each in task.exclusions)
         body.append(tag("p", "Left out:") + tag("ul", *excluded))
+    if task.notes:
+        body.append(tag("p", "To be known:") + tag("ul", *(tag("li", text(each)) for each in task.notes)))
     for number_of, comparison in enumerate(task.comparisons, 1):
         name = f"{task_id(place)}c{number_of}" if id(comparison) in scattered else None
         body.append(_comparison(task, comparison, looks, name, len(task.comparisons) <= _OPEN))

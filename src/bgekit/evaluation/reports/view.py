@@ -73,6 +73,11 @@ class TaskView:
         return list({str(each): each for result in self.results for each in result.exclusions}.values())
 
     @property
+    def notes(self) -> list[str]:
+        """What else decided the scores, each once."""
+        return list(dict.fromkeys(note for result in self.results for note in result.notes))
+
+    @property
     def comparable(self) -> bool:
         """Whether the data is that of the published scores, as far as those are known for a model."""
         return all(result.comparable for result in self.results if result.reference is not None)
