@@ -22,6 +22,7 @@ from .rows import (
     STDIN,
     BadRow,
     ChooseColumns,
+    Dialect,
     Row,
     Stream,
     format_of,
@@ -31,10 +32,13 @@ from .rows import (
     shown,
     text_rows,
 )
+from .tables import Quoting
 
 logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "skip"]
+#: Files in UTF-8, their quotes as they turn out to be.
+USUAL: Final = Dialect()
 
 ID_FIELDS: Final = ("_id", "id")
 TITLE_FIELDS: Final = ("title",)
@@ -110,6 +114,9 @@ class RecordReader(Iterator[Record]):
             A file that cannot be read as a whole (missing, cut off, without a column of texts) always raises.
         format: One of `jsonl`, `csv`, `tsv`, `parquet`, `txt` for all files; by default each file's name says it,
             or else its first bytes.
+        encoding: What text files are written in, by a name that Python knows, such as `gb18030`; by default UTF-8.
+        quoting: Whether quotes in csv and tsv enclose fields (`csv`) or are characters like any other, every line a
+            row (`none`). `auto`: csv files are of the first sort; what a tsv file is, is seen from its lines.
 
     Attributes:
         files: The files as the caller named them.
@@ -129,6 +136,8 @@ class RecordReader(Iterator[Record]):
         id_field: str | None = None,
         on_error: OnError = "raise",
         format: str | None = None,
+        encoding: str | None = None,
+        quoting: Quoting = "auto",
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise ArgumentError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
@@ -137,7 +146,7 @@ class RecordReader(Iterator[Record]):
         self.files = [os.fspath(path) for path in listed]
         self.skipped = Skipped()
         self._fields = _Fields(text_field, title_field, id_field)
-        self._on_error, self._format = on_error, format
+        self._on_error, self._format, self._dialect = on_error, format, Dialect(encoding, quoting)
         sizes = [_checked_size(file) for file in self.files]
         if self.files.count(STDIN) > 1:
             raise DataError("standard input (-) is given twice; it can be read only once")
@@ -160,13 +169,14 @@ class RecordReader(Iterator[Record]):
         fields = self._fields
         return {
             "text_field": fields.text, "title_field": fields.title, "id_field": fields.id, "format": self._format,
+            **self._dialect.settings,
         }  # fmt: skip
 
     def _read(self) -> Iterator[Record]:
         row_number = 0
         for file in self.files:
             columns = partial(self._fields.columns, file)
-            for line, row in _rows_of(file, self._format, columns, self._current):
+            for line, row in _rows_of(file, self._format, columns, self._current, self._dialect):
                 try:
                     yield self._fields.record(row, row_number, file, line)
                 except BadRow as problem:
@@ -183,7 +193,11 @@ read_records = RecordReader
 
 
 def read_rows(
-    file: str | os.PathLike[str], *, format: str | None = None, on_bad: Callable[[int, BadRow], None] | None = None
+    file: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    on_bad: Callable[[int, BadRow], None] | None = None,
+    dialect: Dialect = USUAL,
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Line numbers (from 1; in Parquet files rows) and rows of one file of any form, each row as its fields by name.
 
@@ -194,6 +208,7 @@ def read_rows(
         format: As in `read_records`.
         on_bad: Called with the line and the reason where a line is no row, which is then left out; by default the
             first such line is an error.
+        dialect: How the file is written, if it is no Parquet file.
 
     Raises:
         DataError: the file or a line of it cannot be read; it names file and line.
@@ -201,7 +216,7 @@ def read_rows(
     name = os.fspath(file)
     _check_format(format)
     _checked_size(name)
-    for line, row in _rows_of(name, format, list, _Position()):
+    for line, row in _rows_of(name, format, list, _Position(), dialect):
         if isinstance(row, BadRow):
             if on_bad is None:
                 raise DataError(f"{name}, line {line}: {row}") from row
@@ -230,7 +245,9 @@ class _Position:
         return self.size * self.row // self.rows if self.rows else 0
 
 
-def _rows_of(file: str, form: str | None, columns: ChooseColumns, position: _Position) -> Iterator[tuple[int, Row]]:
+def _rows_of(
+    file: str, form: str | None, columns: ChooseColumns, position: _Position, dialect: Dialect
+) -> Iterator[tuple[int, Row]]:
     """Line numbers (from 1) and rows of one file; a row that cannot be parsed comes as the reason.
 
     Args:
@@ -238,6 +255,7 @@ def _rows_of(file: str, form: str | None, columns: ChooseColumns, position: _Pos
         form: Its format; None to find it out.
         columns: Chooses the columns of a table.
         position: Told how far the file has been read.
+        dialect: How it is written.
     """
     line = 0
     try:
@@ -251,7 +269,7 @@ def _rows_of(file: str, form: str | None, columns: ChooseColumns, position: _Pos
                 position.rows, rows = parquet_rows(file, columns)
                 position.size = size
             else:
-                rows = text_rows(form, file, stream, columns)
+                rows = text_rows(form, file, stream, columns, dialect)
                 position.stream = raw if size is not None else None
             for line, row in rows:
                 position.row = line

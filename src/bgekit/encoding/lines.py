@@ -1,0 +1,144 @@
+"""Lines of text files: their ends, their encoding, and what is to be said where a file is not what it is taken for."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, Generic, TypeVar
+
+from ..errors import DataError
+from .charsets import Guess, Recoded, bom, guess_by_zeros, guess_encoding, is_utf8
+
+#: Bytes, or characters, that are looked at before it is decided what a file is.
+AHEAD: Final = 1 << 20
+_BOM: Final = b"\xef\xbb\xbf"
+_HEAD: Final = 4096
+_BAD_BYTES: Final = re.compile("[\udc80-\udcff]")
+
+Item = TypeVar("Item", str, bytes)
+
+
+class Ahead(Iterator[Item], Generic[Item]):
+    """An iterator whose next items can be looked at before they are taken."""
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self._items: Iterator[Item] = iter(items)
+        self._seen: deque[Item] = deque()
+        #: Whether what was looked at last is all that there is.
+        self.ended = False
+
+    def __next__(self) -> Item:
+        return self._seen.popleft() if self._seen else next(self._items)
+
+    def look(self) -> list[Item]:
+        """The next items, about 1 MiB of them, or all that are left."""
+        size = sum(map(len, self._seen))
+        while size < AHEAD and not self.ended:
+            item = next(self._items, None)
+            if item is None:
+                self.ended = True
+            else:
+                self._seen.append(item)
+                size += len(item)
+        return list(self._seen)
+
+
+class Lines(Iterator[str]):
+    r"""The lines of a stream, each with its end: `\n`, `\r\n`, or `\r` where the file has no other.
+
+    Bytes that are not of the encoding are lone surrogates in a line; `problem` finds them.
+
+    Args:
+        file: The file, for messages.
+        stream: Its content.
+        encoding: What it is written in; None for UTF-8, and a guess in the messages where it is not.
+
+    Raises:
+        DataError: (while iterating, too) the file is in another encoding.
+    """
+
+    def __init__(self, file: str, stream: Any, encoding: str | None) -> None:
+        self._file, self._encoding = file, encoding
+        self._utf8 = is_utf8(encoding)
+        if self._utf8:
+            self._check_head(stream.peek(_HEAD))
+        else:
+            stream = io.BufferedReader(Recoded(stream, encoding or ""), AHEAD)
+        if stream.peek(3)[:3] == _BOM:
+            stream.read(3)
+        self._lines = Ahead(_split(stream))
+        self._checked = False
+        self._guess: Guess | None = None
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        try:
+            return line.decode("utf-8")
+        except UnicodeDecodeError:
+            if not self._checked:
+                self._check(line)
+            return line.decode("utf-8", "surrogateescape")
+
+    def problem(self, text: str) -> str | None:
+        """What is wrong with the encoding of a text of this file; None for nothing."""
+        if text.isascii() or not _BAD_BYTES.search(text):
+            return None
+        if not self._utf8:
+            return f"not valid {self._encoding}"
+        hint = f" (if the whole file is, {self._guess})" if self._guess else ""
+        try:
+            text.encode("utf-8", "surrogateescape").decode("utf-8")
+        except UnicodeDecodeError as error:
+            return f"not valid UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}{hint}"
+        return None  # Surrogates of the text's own.
+
+    def _check_head(self, head: bytes) -> None:
+        stated = bom(head)
+        if stated:
+            raise DataError(f"{self._file} is {stated.upper()}: --encoding {stated} reads it")
+        guess = guess_by_zeros(head)
+        if guess is not None:
+            raise DataError(f"{self._file} is not UTF-8: {guess}")
+
+    def _check(self, line: bytes) -> None:
+        """At the first line that is not of the encoding: whether most are not."""
+        self._checked = True
+        ahead = [line, *self._lines.look()]
+        bad = [each for each in ahead if not _is_utf8(each)]
+        if not self._utf8:
+            if 2 * len(bad) > len(ahead) > 1:
+                raise DataError(f"{self._file} is not {self._encoding}: leave out --encoding, and it is guessed")
+            return
+        self._guess = guess_encoding(b"".join(bad))
+        # A line among many may be broken; where it is the most of them, to leave them out is no way to read the file.
+        if self._guess and 2 * len(bad) >= len(ahead):
+            raise DataError(f"{self._file} is not UTF-8: {self._guess}")
+        if 2 * len(bad) > len(ahead):
+            raise DataError(
+                f"{self._file} is not UTF-8, and what else it is cannot be guessed: name it with --encoding, such as "
+                "--encoding gb18030, big5, cp932, cp949 or latin-1"
+            )
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _split(stream: Any) -> Iterator[bytes]:
+    head = stream.peek(_HEAD)
+    return _old_lines(stream) if b"\r" in head and b"\n" not in head else iter(stream)
+
+
+def _old_lines(stream: Any) -> Iterator[bytes]:
+    r"""Lines that end in `\r`, as on the first Macintosh; `\n` and `\r\n` end one, too."""
+    rest = b""
+    while block := stream.read(AHEAD):
+        *lines, rest = (rest + block).splitlines(keepends=True)
+        yield from lines
+    yield from rest.splitlines(keepends=True)
