@@ -25,7 +25,8 @@ def corpus(tmp_path):
 @pytest.fixture
 def bge(capsys, monkeypatch):
     def call(*arguments, stdin=""):
-        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        given = stdin if isinstance(stdin, bytes) else stdin.encode()
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(given))))
         code = main(["search", *map(str, arguments), "--no-progress"])
         output = capsys.readouterr()
         return code, output.out, output.err

@@ -47,6 +47,7 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument(
         "--data-root", metavar="DIR", help="read the benchmark's tasks from folders in here, not the hub"
     )
+    options.add_text_options(group)
     group = parser.add_argument_group("comparison")
     group.add_argument(
         "--compare", choices=("instruction", "precision", "dimension"),
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     report = evaluate(
         candidates, data, split=args.split, tasks=None if args.benchmark else args.tasks, output=args.output,
         keep_vectors=args.keep_vectors, seed=args.seed, notes=notes,
-        progress=False if args.no_progress or args.quiet else None,
+        progress=False if args.no_progress or args.quiet else None, **options.text_arguments(args),
     )  # fmt: skip
     print(encodable(console(report)))
     if args.table:
@@ -136,7 +137,9 @@ def _data(args: argparse.Namespace) -> tuple[list[Any], list[str]]:
     from ..evaluation.benchmarks.local import benchmark_tasks
 
     tasks: list[Task]
-    tasks, notes = benchmark_tasks(args.benchmark, tasks=args.tasks, data_root=args.data_root)
+    tasks, notes = benchmark_tasks(
+        args.benchmark, tasks=args.tasks, data_root=args.data_root, **options.text_arguments(args)
+    )
     return tasks, notes
 
 

@@ -72,6 +72,7 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--search_points", type=options.positive, metavar="N", help="values of a weight [11]")
     group.add_argument("--first_stage", metavar="MODEL", help="for rerankers: embedder whose passages are reordered")
     group.add_argument("--rerank_top_k", type=options.positive, metavar="N", help="passages a query [100]")
+    options.add_text_options(group)
     group = parser.add_argument_group("method")
     group.add_argument(
         "--method", choices=("average", "slerp", "task_arithmetic", "ties", "dare"), default="average", help="[average]"
@@ -147,7 +148,7 @@ def _examples(args: argparse.Namespace) -> Examples | None:
     from ..merging import Examples
 
     names = _GOES_WITH["data"]
-    return Examples(args.data, **_given(args, **{name: name for name in names}))
+    return Examples(args.data, **_given(args, **{name: name for name in names}), **options.text_arguments(args))
 
 
 def _validation(args: argparse.Namespace) -> Validation | None:
@@ -157,6 +158,7 @@ def _validation(args: argparse.Namespace) -> Validation | None:
 
     return Validation(
         args.eval_data,
+        **options.text_arguments(args),
         **_given(
             args, split="eval_split", points="search_points", first_stage="first_stage", rerank_top_k="rerank_top_k"
         ),

@@ -31,7 +31,7 @@ examples:
 #: What counts with --labelled_pairs.
 _OF_PAIRS = (
     "verb", "default_of", "input", "output", "labelled_pairs", "positive_label", "negative_label", "no_progress",
-    "quiet", "verbose",
+    "quiet", "verbose", "encoding", "quoting",
 )  # fmt: skip
 
 
@@ -47,6 +47,7 @@ def add_parser(subparsers: Any) -> None:
         parser, "--candidate_pool", metavar="FILE", help='lines {"text"} to draw from [all pos and neg of the input]'
     )
     parser.add_argument("--text_field", metavar="NAME", help="field of the pool's texts [text, content, contents]")
+    options.add_text_options(parser)
     _add_choice(parser)
     _add_guards(parser)
     group = parser.add_argument_group("labelled pairs")
@@ -133,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
         raise ArgumentError(
             "--model is needed, such as --model BAAI/bge-base-en-v1.5; --miner bm25 and --random need none"
         )
-    check_training(args.input)  # Before a model is loaded.
+    check_training(args.input, dialect=task.dialect)  # Before a model is loaded.
     with contextlib.ExitStack() as stack:
         models = [stack.enter_context(FlagModel(name, **options.model_arguments(args))) for name in args.model or ()]
         reranker = stack.enter_context(options.load_reranker(args, args.reranker)) if args.reranker else None
@@ -178,6 +179,7 @@ def _task(args: argparse.Namespace) -> Mining:
         max_reranker_score=args.max_reranker_score,
         work=args.work_folder,
         samples=args.samples,
+        **options.text_arguments(args),
     )  # fmt: skip
 
 
@@ -204,7 +206,7 @@ def _run_pairs(args: argparse.Namespace) -> int:
     counts = PairCounts()
     rows = rows_of_pairs(
         args.input, counts, positive_labels=tuple(args.positive_label or POSITIVE_LABELS),
-        negative_labels=tuple(args.negative_label or NEGATIVE_LABELS),
+        negative_labels=tuple(args.negative_label or NEGATIVE_LABELS), **options.text_arguments(args),
     )  # fmt: skip
     write_lines(args.output, rows)
     if not args.quiet:

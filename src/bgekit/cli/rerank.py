@@ -79,5 +79,5 @@ def _groups(args: argparse.Namespace) -> Iterator[Group]:
     for file in args.files or ["-"]:
         yield from read_groups(
             file, text_field=args.text_field, title_field=args.title_field, id_field=args.id_field,
-            on_error=args.on_error,
+            on_error=args.on_error, encoding=args.encoding,
         )  # fmt: skip

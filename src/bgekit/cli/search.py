@@ -162,10 +162,13 @@ def _queries(args: argparse.Namespace) -> Iterator[list[str]]:
     if args.query:
         yield args.query
         return
+    from ..encoding.records import read_rows
+    from ..encoding.rows import STDIN
+
     if not sys.stdin.isatty():
-        for line in sys.stdin:
-            if line.strip():
-                yield [line.strip()]
+        for _, row in read_rows(STDIN, format="txt", encoding=args.encoding):
+            if question := row["text"].strip():
+                yield [question]
         return
     yield from ask_on_terminal()
 

@@ -37,8 +37,6 @@ from .tables import Quoting
 logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "skip"]
-#: Files in UTF-8, their quotes as they turn out to be.
-USUAL: Final = Dialect()
 
 ID_FIELDS: Final = ("_id", "id")
 TITLE_FIELDS: Final = ("title",)
@@ -197,7 +195,8 @@ def read_rows(
     *,
     format: str | None = None,
     on_bad: Callable[[int, BadRow], None] | None = None,
-    dialect: Dialect = USUAL,
+    encoding: str | None = None,
+    quoting: Quoting = "auto",
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Line numbers (from 1; in Parquet files rows) and rows of one file of any form, each row as its fields by name.
 
@@ -208,7 +207,8 @@ def read_rows(
         format: As in `read_records`.
         on_bad: Called with the line and the reason where a line is no row, which is then left out; by default the
             first such line is an error.
-        dialect: How the file is written, if it is no Parquet file.
+        encoding: As in `read_records`.
+        quoting: As in `read_records`.
 
     Raises:
         DataError: the file or a line of it cannot be read; it names file and line.
@@ -216,7 +216,7 @@ def read_rows(
     name = os.fspath(file)
     _check_format(format)
     _checked_size(name)
-    for line, row in _rows_of(name, format, list, _Position(), dialect):
+    for line, row in _rows_of(name, format, list, _Position(), Dialect(encoding, quoting)):
         if isinstance(row, BadRow):
             if on_bad is None:
                 raise DataError(f"{name}, line {line}: {row}") from row

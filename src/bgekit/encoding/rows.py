@@ -65,6 +65,10 @@ class Dialect:
         return {name: value for name, value in asdict(self).items() if value not in (None, "auto")}
 
 
+#: UTF-8, and quotes as they turn out to be.
+USUAL: Final = Dialect()
+
+
 def shown(value: object) -> str:
     """A value and its type, for messages."""
     return f"{'null' if value is None else repr(value):.60} ({type(value).__name__})"

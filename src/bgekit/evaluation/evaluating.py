@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ..encoding.outputs import OutputFolder
+from ..encoding.rows import Dialect
+from ..encoding.tables import Quoting
 from ..errors import ArgumentError, NumericalError
 from .cache import ScoreCache
 from .comparison import compare_all
@@ -90,6 +92,8 @@ def evaluate(
     seed: int = 0,
     progress: bool | None = None,
     notes: Sequence[str] = (),
+    encoding: str | None = None,
+    quoting: Quoting = "auto",
     **options: Any,
 ) -> Report:
     """Measure models on data, and compare them.
@@ -109,6 +113,8 @@ def evaluate(
         seed: Of the comparisons' resampling.
         progress: Show progress bars; by default on a terminal.
         notes: Put into the report.
+        encoding: What text files of data are written in, by a name that Python knows; by default UTF-8.
+        quoting: Whether quotes in csv and tsv enclose fields: `auto`, `csv` or `none`, see `read_records`.
         **options: Of `FlagModel`, for models given by name.
 
     Returns:
@@ -128,7 +134,7 @@ def evaluate(
         seen.update(candidate.label(setting) for setting in candidate.settings)
     labels = [candidate.label(setting) for candidate in candidates for setting in candidate.settings]
     left_out: list[str] = []
-    found = _tasks(_listed(data), split, tasks, left_out)
+    found = _tasks(_listed(data), split, tasks, left_out, Dialect(encoding, quoting))
     if any(setting.reranker is not None for candidate in candidates for setting in candidate.settings):
         left_out += _not_reranked(found)
     results: list[Result] = []
@@ -252,14 +258,19 @@ def _candidate(model: Model, settings: Sequence[Setting], options: Mapping[str, 
     return Candidate(model.card.name, embedder=model, settings=settings)
 
 
-def _tasks(data: Sequence[Data], split: str | None, names: Sequence[str] | None, left_out: list[str]) -> list[Task]:
+def _tasks(
+    data: Sequence[Data], split: str | None, names: Sequence[str] | None, left_out: list[str], dialect: Dialect
+) -> list[Task]:
     from .reading import read_tasks
 
     found = [source for source in data if isinstance(source, Task)]
     sources = [source for source in data if not isinstance(source, Task)]
     # One source need not have all the names when there are several.
     wanted = names if len(sources) == 1 and not found else None
-    found += [task for source in sources for task in read_tasks(source, split=split, tasks=wanted, left_out=left_out)]
+    for source in sources:
+        found += read_tasks(
+            source, split=split, tasks=wanted, left_out=left_out, encoding=dialect.encoding, quoting=dialect.quoting
+        )
     if names is not None and wanted is None:
         asked, there = {name.lower() for name in names}, {task.name.lower() for task in found}
         if missing := asked - there:

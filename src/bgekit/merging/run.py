@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
+from ..encoding.rows import Dialect
+from ..encoding.tables import Quoting
 from ..errors import ArgumentError
 from ..models.config import read_config
 from ..models.leftovers import working_names
@@ -123,6 +125,8 @@ class Examples:
         batch_size: Examples of a batch, whose passages are each other's negatives (embedders).
         max_input_length: Tokens where texts are cut, or fewer if the model takes fewer.
         neg_number: Negatives of each example, drawn at random.
+        encoding: What the file is written in, as in `read_records`.
+        quoting: Of a csv or tsv file, as there.
     """
 
     data: ExampleData
@@ -130,6 +134,8 @@ class Examples:
     batch_size: int = 2
     max_input_length: int = 2048
     neg_number: int = 7
+    encoding: str | None = None
+    quoting: Quoting = "auto"
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,8 @@ class Validation:
         points: Values that a weight takes, from 0 to 1.
         first_stage: For rerankers, the embedder whose best passages are put in order.
         rerank_top_k: Passages of a query that the reranker sees.
+        encoding: What text files are written in, as in `bgekit.evaluation.read_tasks`.
+        quoting: Of csv and tsv files, as there.
     """
 
     data: Sequence[str]
@@ -149,6 +157,8 @@ class Validation:
     points: int = 11
     first_stage: str | None = None
     rerank_top_k: int = 100
+    encoding: str | None = None
+    quoting: Quoting = "auto"
 
     def __post_init__(self) -> None:
         if isinstance(self.data, str | os.PathLike) or not self.data:
@@ -266,7 +276,9 @@ def merge(
 
 
 def _losses(parts: Parts, task: Merging, examples: Examples) -> tuple[float, ...]:
-    read = read_examples(examples.data, parts.kind, examples.neg_number, task.seed)
+    read = read_examples(
+        examples.data, parts.kind, examples.neg_number, task.seed, Dialect(examples.encoding, examples.quoting)
+    )
     if parts.kind == "encoder" and examples.batch_size == 1 and all(len(each.passages) == 1 for each in read):
         raise ArgumentError("batches of one example without negatives have nothing to compare: raise batch_size")
     found = []
@@ -289,7 +301,11 @@ def _search(parts: Parts, task: Merging, validation: Validation, path: Path) -> 
             "validation of rerankers needs first_stage (--first_stage MODEL): the embedder whose best passages are put "
             "in order"
         )
-    tasks = [each for data in validation.data for each in read_tasks(data, split=validation.split)]
+    tasks = [
+        each
+        for data in validation.data
+        for each in read_tasks(data, split=validation.split, encoding=validation.encoding, quoting=validation.quoting)
+    ]
     # Beside the output, where there must be room for a model anyway.
     target = path.expanduser().resolve()
     with working_names(target) as (scratch, _):

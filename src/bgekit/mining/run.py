@@ -23,6 +23,8 @@ import numpy as np
 from ..encoding.base import digest
 from ..encoding.outputs import OutputFolder, file_sha256
 from ..encoding.records import Record, read_records
+from ..encoding.rows import Dialect
+from ..encoding.tables import Quoting
 from ..errors import ArgumentError, DataError
 from .bm25 import Bm25
 from .dense import DenseMiner, Floats, IndexKind
@@ -76,6 +78,8 @@ class Mining:
         pool: Files of candidates, `{"text"}` a line, to which a title is not added, as it is not to positives; by
             default all passages of the input are candidates.
         text_field: Field of the pool's texts; by default `text`, `content` or `contents`.
+        encoding: What input and pool are written in, as in `read_records`.
+        quoting: Of input and pool, as in `read_records`.
         choice: How negatives are drawn.
         miners: Of `dense` (every model), `bm25` and `random`; the shares of `choice` are in the order of all models
             and then the others.
@@ -101,6 +105,13 @@ class Mining:
     max_reranker_score: float | None = None
     work: str | None = None
     samples: int = 5
+    encoding: str | None = None
+    quoting: Quoting = "auto"
+
+    @property
+    def dialect(self) -> Dialect:
+        """How input and pool are written."""
+        return Dialect(self.encoding, self.quoting)
 
 
 def mine(
@@ -129,14 +140,16 @@ def mine(
         OutputError: the output cannot be written, or another process writes to it.
     """
     _check(task, models, reranker)
-    count = check_training(task.input)
+    count = check_training(task.input, dialect=task.dialect)
     work = Path(task.work) if task.work is not None else Path(f"{task.output}.mining")
     with OutputFolder(work) as folder:
         pool: Iterable[Record] | None = None
         if task.pool:
-            pool = read_records(task.pool, text_field=task.text_field, title_field="")
+            pool = read_records(
+                task.pool, text_field=task.text_field, title_field="", encoding=task.encoding, quoting=task.quoting
+            )
         with contextlib.closing(
-            store_texts(folder, lambda: read_training(task.input), pool, negatives=task.keep_existing)
+            store_texts(folder, lambda: read_training(task.input, task.dialect), pool, negatives=task.keep_existing)
         ) as store:
             if not store.candidates:
                 raise DataError(f"{', '.join(task.pool) or task.input} has no texts to draw negatives from")
@@ -214,7 +227,7 @@ class _Run:
         tally = Tally(step=self._step)
         done = 0
         prepared = False
-        rows = read_training(self._task.input)
+        rows = read_training(self._task.input, self._task.dialect)
         for number in itertools.count():
             block = list(itertools.islice(rows, BLOCK))
             if not block:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
 from ..encoding.outputs import OutputFolder, file_sha256
+from ..encoding.rows import Dialect
+from ..encoding.tables import Quoting
 from ..errors import OutputError
 from .rows import InputRow, check_output, check_training, line_of, read_training
 
@@ -56,7 +58,7 @@ class ScoreCounts:
 
 def score(
     teacher: Teacher, input: str, output: str, *, overwrite_scores: bool = False, normalize: bool = False,
-    advance: Callable[[int, int], None] | None = None,
+    advance: Callable[[int, int], None] | None = None, encoding: str | None = None, quoting: Quoting = "auto",
 ) -> ScoreCounts:  # fmt: skip
     """Write a file of training data with `pos_scores` and `neg_scores`.
 
@@ -67,16 +69,19 @@ def score(
         overwrite_scores: Replace scores that rows have; otherwise these rows are left as they are.
         normalize: Scores between 0 and 1, by a sigmoid.
         advance: Told after each group how many rows are done, of how many.
+        encoding: What the input is written in, as in `read_records`.
+        quoting: Of the input, as in `read_records`.
 
     Raises:
         DataError: the input cannot be used; it names file and lines.
         OutputError: the output cannot be written, another process writes it, or an interrupted run was another one.
     """
     check_output(output, input)
-    counts = ScoreCounts(rows=check_training(input, scored_pairs=True))
+    dialect = Dialect(encoding, quoting)
+    counts = ScoreCounts(rows=check_training(input, scored_pairs=True, dialect=dialect))
     facts = {
         "input_sha256": file_sha256(Path(input)), "teacher": str(teacher.fingerprint), "normalize": normalize,
-        "overwrite_scores": overwrite_scores, "group": GROUP,
+        "overwrite_scores": overwrite_scores, "group": GROUP, **dialect.settings,
     }  # fmt: skip
     path, partial = Path(output), Path(f"{output}.partial")
     # Beside the output, so that the last step is a renaming; the lock keeps a second run out.
@@ -85,7 +90,7 @@ def score(
         try:
             with partial.open("r+b" if partial.exists() else "w+b") as file:
                 counts.resumed = _finished(file)
-                _score_rest(teacher, input, file, counts, overwrite_scores, normalize, advance)
+                _score_rest(teacher, read_training(input, dialect), file, counts, overwrite_scores, normalize, advance)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
@@ -134,10 +139,10 @@ def _finished(file: IO[bytes]) -> int:
 
 
 def _score_rest(
-    teacher: Teacher, input: str, file: IO[bytes], counts: ScoreCounts, overwrite: bool, normalize: bool,
+    teacher: Teacher, given: Iterator[InputRow], file: IO[bytes], counts: ScoreCounts, overwrite: bool, normalize: bool,
     advance: Callable[[int, int], None] | None,
 ) -> None:  # fmt: skip
-    rows = itertools.islice(read_training(input), counts.resumed, None)
+    rows = itertools.islice(given, counts.resumed, None)
     done = counts.resumed
     while group := list(itertools.islice(rows, GROUP)):
         file.write(b"".join(map(line_of, _scored(teacher, group, counts, overwrite, normalize))))

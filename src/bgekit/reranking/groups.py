@@ -58,6 +58,7 @@ def read_groups(
     title_field: str | None = None,
     id_field: str | None = None,
     on_error: OnError = "raise",
+    encoding: str | None = None,
 ) -> Iterator[Group]:
     """The queries of a file of JSON lines, each with its passages (texts, or objects with `text`).
 
@@ -67,6 +68,7 @@ def read_groups(
         title_field: Field of its title; by default `title`. "" for no title.
         id_field: Field of its id; by default `_id` or `id`.
         on_error: `raise` on the first line that cannot be used, or `skip` and log such lines.
+        encoding: As in `read_records`.
 
     Raises:
         DataError: a line cannot be used; it names file and line.
@@ -81,7 +83,7 @@ def read_groups(
             raise DataError(f"{bad} (--on-error skip leaves such lines out)") from reason
         skipped.add(bad)
 
-    for line, row in read_rows(name, format="jsonl", on_bad=leave_out):
+    for line, row in read_rows(name, format="jsonl", on_bad=leave_out, encoding=encoding):
         try:
             group = fields.group(row)
         except BadRow as reason:

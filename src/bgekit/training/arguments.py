@@ -14,6 +14,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from ..encoding.charsets import check_encoding
 from ..errors import ArgumentError, BgekitError, import_extra
 from .unsupported import check_supported
 
@@ -124,6 +125,8 @@ class TrainerArguments(TrainingArguments):
     early_stopping_patience: int | None = told("stop when the best score is this many evaluations old")
     eval_data: list[str] = told("data in any form of `bge eval`, measured while training", many=True)
     eval_split: str | None = told("split of --eval_data")
+    encoding: str | None = told("what text files of data are written in, such as gb18030; by default UTF-8")
+    quoting: Literal["auto", "csv", "none"] = told("whether quotes in csv and tsv enclose fields", "auto")
 
     @property
     def judged(self) -> bool:
@@ -132,6 +135,7 @@ class TrainerArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         check_supported(self)
+        check_encoding(self.encoding)
         own: Any = self
         if self.judged:
             self._judge()

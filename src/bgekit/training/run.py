@@ -65,6 +65,8 @@ def read_data(args: TrainerArguments, data: DataArguments, *, in_batch: bool) ->
             drop_threshold=data.drop_threshold,
             drop_duplicates=data.drop_duplicates,
             in_batch_negatives=in_batch,
+            encoding=args.encoding,
+            quoting=args.quoting,
         )
 
 
@@ -91,7 +93,11 @@ def eval_tasks(args: TrainerArguments) -> list[Task]:
         return []
     from ..evaluation.reading import read_tasks
 
-    return [task for path in args.eval_data for task in read_tasks(path, split=args.eval_split)]
+    return [
+        task
+        for path in args.eval_data
+        for task in read_tasks(path, split=args.eval_split, encoding=args.encoding, quoting=args.quoting)
+    ]
 
 
 def scores_of(results: Sequence[Any]) -> dict[str, float]:

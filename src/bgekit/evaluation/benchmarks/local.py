@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+from ...encoding.rows import USUAL, Dialect
+from ...encoding.tables import Quoting
 from ...errors import DataError
 from ..kinds.classification import ClassificationTask
 from ..kinds.retrieval import RetrievalTask
@@ -49,7 +51,9 @@ class Found:
         return f"{told}; missing: {', '.join(self.missing)}" if self.missing else told
 
 
-def find_tasks(name: str, tasks: Iterable[str] | None = None, *, data_root: str | os.PathLike[str]) -> Found:
+def find_tasks(
+    name: str, tasks: Iterable[str] | None = None, *, data_root: str | os.PathLike[str], dialect: Dialect = USUAL
+) -> Found:
     """The tasks of a benchmark that are in folders below a data root.
 
     A task is in the folder of its name, in any case, with or without its subset behind a dash or as a folder below
@@ -60,12 +64,13 @@ def find_tasks(name: str, tasks: Iterable[str] | None = None, *, data_root: str 
         name: Name of the benchmark.
         tasks: Names of the wanted ones; by default all.
         data_root: The folder.
+        dialect: How text files in it are written.
 
     Raises:
         ArgumentError: there is no such benchmark or task.
         DataError: the folder does not exist, or data in it cannot be read.
     """
-    whole, root = benchmark(name), _Root(Path(data_root))
+    whole, root = benchmark(name), _Root(Path(data_root), dialect)
     found: list[Task] = []
     missing = []
     for wanted in whole.select(tasks):
@@ -78,7 +83,12 @@ def find_tasks(name: str, tasks: Iterable[str] | None = None, *, data_root: str 
 
 
 def benchmark_tasks(
-    name: str, tasks: Iterable[str] | None = None, data_root: str | os.PathLike[str] | None = None
+    name: str,
+    tasks: Iterable[str] | None = None,
+    data_root: str | os.PathLike[str] | None = None,
+    *,
+    encoding: str | None = None,
+    quoting: Quoting = "auto",
 ) -> tuple[list[Task], list[str]]:
     """The tasks of a benchmark, and what a reader of their results should know.
 
@@ -87,6 +97,8 @@ def benchmark_tasks(
         tasks: Names of the wanted ones; by default all (all that are there, with a data root).
         data_root: Folder to read them from, `find_tasks` says where in it; without it they run through the package
             mteb, with data from the hub.
+        encoding: What text files below the data root are written in, by a name that Python knows; by default UTF-8.
+        quoting: Whether quotes in csv and tsv there enclose fields: `auto`, `csv` or `none`, see `read_records`.
 
     Raises:
         ArgumentError: there is no such benchmark or task.
@@ -98,7 +110,7 @@ def benchmark_tasks(
 
         return hub_tasks(name, tasks), []
     wanted = None if tasks is None else list(tasks)
-    found = find_tasks(name, wanted, data_root=data_root)
+    found = find_tasks(name, wanted, data_root=data_root, dialect=Dialect(encoding, quoting))
     if not found.tasks or (wanted is not None and found.missing):
         example = Path(data_root) / found.missing[0]
         raise DataError(
@@ -111,10 +123,10 @@ def benchmark_tasks(
 class _Root:
     """The folders below a data root, two deep."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, dialect: Dialect = USUAL) -> None:
         if not path.is_dir():
             raise DataError(f"the data root {path} is not a folder; it should hold a folder for each task")
-        self.path = path
+        self.path, self.dialect = path, dialect
 
     @cached_property
     def folders(self) -> list[tuple[Path, dict[str, Any]]]:
@@ -177,7 +189,7 @@ def _fit(task: BenchmarkTask, folder: Path, facts: Mapping[str, Any], only: bool
 
 def _task(root: _Root, wanted: BenchmarkTask, label: str) -> Task | None:
     folder = root.find(wanted, only=label == wanted.name)
-    return None if folder is None else _read(folder, wanted, label)
+    return None if folder is None else _read(root, folder, wanted, label)
 
 
 def _mean_task(root: _Root, wanted: BenchmarkTask) -> Task | None:
@@ -189,7 +201,7 @@ def _mean_task(root: _Root, wanted: BenchmarkTask) -> Task | None:
         folder = root.find(replace(wanted, name=part, parts=())) or (_inner(whole, forum) if whole else None)
         if folder is None:
             return None
-        parts.append(_read(folder, replace(wanted, name=part, parts=()), part))
+        parts.append(_read(root, folder, replace(wanted, name=part, parts=()), part))
     return MeanTask(
         name=wanted.name, split=wanted.split, main_metric=wanted.main_metric, language=wanted.language,
         query_instruction=True, comparable=all(part.comparable for part in parts),
@@ -197,9 +209,11 @@ def _mean_task(root: _Root, wanted: BenchmarkTask) -> Task | None:
     )  # fmt: skip
 
 
-def _read(folder: Path, wanted: BenchmarkTask, label: str) -> Task:
+def _read(root: _Root, folder: Path, wanted: BenchmarkTask, label: str) -> Task:
     """The task in a folder, with the benchmark's name, metric and protocol."""
-    read = list(_fitting(read_tasks(folder, split=wanted.split), wanted))
+    dialect = root.dialect
+    tasks = read_tasks(folder, split=wanted.split, encoding=dialect.encoding, quoting=dialect.quoting)
+    read = list(_fitting(tasks, wanted))
     if len(read) != 1:
         raise DataError(
             f"{folder} should hold the one {wanted.kind.replace('_', ' ')} task {wanted.key}, split {wanted.split}; "

@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from ...encoding.rows import listing, stem_and_format
+from ...encoding.rows import Dialect, listing, stem_and_format
+from ...encoding.tables import Quoting
 from ...errors import DataError
 from ..benchmarks.protocol import protocol_of
 from ..task import Task
@@ -17,6 +18,7 @@ from .beir import find_beir, find_split_files
 from .contents import find_contents
 from .dataset_json import FILE, Described, NoTask
 from .forms import UnknownForm, seen_file, seen_in, unfit
+from .lines import files_written
 from .paths import DEV_SPLITS, KNOWN_SPLITS, Folder, UnknownSplit, choose_split, find_split, split_in
 from .rows import kind_of_rows, read_rows_task
 from .source import Source
@@ -46,7 +48,7 @@ class DataSet:
 
 def read_tasks(
     path: str | os.PathLike[str], *, split: str | None = None, tasks: Sequence[str] | None = None,
-    left_out: list[str] | None = None,
+    left_out: list[str] | None = None, encoding: str | None = None, quoting: Quoting = "auto",
 ) -> list[Task]:  # fmt: skip
     """The tasks of a file, a folder, or a folder of such folders.
 
@@ -56,6 +58,8 @@ def read_tasks(
         split: The split to score; by default test where there is one, else dev or validation, else the only one.
         tasks: Names of the data sets to read, of those in a folder of folders; in any case.
         left_out: Gets a line for each data set that is left out.
+        encoding: What text files are written in, by a name that Python knows, such as `gb18030`; by default UTF-8.
+        quoting: Whether quotes in csv and tsv enclose fields: `auto`, `csv` or `none`, see `read_records`.
 
     Returns:
         At least one task, those of a folder of folders in the order of its names. Of these, data sets that hold
@@ -64,7 +68,11 @@ def read_tasks(
     Raises:
         DataError: the data cannot be read or has no known form; it says where, what was seen and what was expected.
     """
-    place = os.fspath(path)
+    with files_written(Dialect(encoding, quoting)):
+        return _read_tasks(os.fspath(path), split, tasks, left_out)
+
+
+def _read_tasks(place: str, split: str | None, tasks: Sequence[str] | None, left_out: list[str] | None) -> list[Task]:
     found = _data_sets(place)
     if tasks is not None:
         found = _selected(found, tasks, place)

@@ -9,12 +9,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
 
 from ...encoding.records import read_rows
-from ...encoding.rows import listing, shown
+from ...encoding.rows import USUAL, Dialect, listing, shown
 from ...errors import DataError
 from ..task import Exclusion
 
@@ -34,6 +35,9 @@ PAIRS: Final = (
     ("query", "passage"), ("query", "document"), ("question", "answer"), ("source", "target"),
     ("src", "tgt"),
 )  # fmt: skip
+
+#: How the files are written that are being read: asked for at the entry, and needed where a file is opened.
+written: Final = ContextVar("written", default=USUAL)
 
 #: Examples that an exclusion names.
 _EXAMPLES: Final = 5
@@ -142,27 +146,37 @@ class Line:
         raise self.error(f"the field {name} must be a label (a name or a whole number), not {shown(value)}")
 
 
-def read_lines(file: str) -> Generator[Line, None, None]:
-    """The rows of a file.
+@contextmanager
+def files_written(dialect: Dialect) -> Generator[None, None, None]:
+    """While this is open, files are read as written in a dialect."""
+    token = written.set(dialect)
+    try:
+        yield
+    finally:
+        written.reset(token)
+
+
+def read_lines(file: str, dialect: Dialect | None = None) -> Generator[Line, None, None]:
+    """The rows of a file, by default as `files_written` says.
 
     Raises:
         DataError: it cannot be read, or has none.
     """
-    line = None
-    for number, fields in read_rows(file):
+    line, dialect = None, dialect or written.get()
+    for number, fields in read_rows(file, encoding=dialect.encoding, quoting=dialect.quoting):
         line = Line(file, number, fields)
         yield line
     if line is None:
         raise DataError(f"{file} is empty: it has no rows (of csv and tsv the first line is the header)")
 
 
-def first_line(file: str) -> Line:
+def first_line(file: str, dialect: Dialect | None = None) -> Line:
     """The first row of a file.
 
     Raises:
         DataError: it cannot be read, or has none.
     """
-    with closing(read_lines(file)) as lines:
+    with closing(read_lines(file, dialect)) as lines:
         return next(lines)
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
 
 from ...encoding.records import Record, titled
-from ...encoding.rows import listing
+from ...encoding.rows import Dialect, listing
 from ...errors import DataError
 from ..kinds.retrieval import Corpus, RetrievalTask
-from .lines import IDS, QUERIES, TEXTS, TITLES, Exclusions, find_column, first_line, read_lines
+from .lines import IDS, QUERIES, TEXTS, TITLES, Exclusions, find_column, first_line, read_lines, written
 from .source import Source
 
 logger = logging.getLogger(__name__)
@@ -41,17 +41,19 @@ class Documents:
     Attributes:
         file: The file.
         numbered: Documents have no ids and titles, but numbers from 0.
+        dialect: How it is written; a later pass no longer has it from the entry.
     """
 
     file: str
     numbered: bool = False
+    dialect: Dialect = field(default_factory=written.get)
 
     def __iter__(self) -> Iterator[Record]:
-        names = list(first_line(self.file).fields)
+        names = list(first_line(self.file, self.dialect).fields)
         text = _needed(self.file, names, ("content",) if self.numbered else TEXTS, "text")
         title = None if self.numbered else find_column(names, TITLES)
         own = None if self.numbered else _needed(self.file, names, IDS, "id")
-        for number, line in enumerate(read_lines(self.file)):
+        for number, line in enumerate(read_lines(self.file, self.dialect)):
             heading = "" if title is None or line.fields.get(title) is None else line.text(title)
             yield Record(
                 str(number) if own is None else line.identifier(own), titled(heading, line.text(text)),
