@@ -17,7 +17,9 @@ BgekitError
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
+from typing import Final
 
 
 class BgekitError(Exception):
@@ -66,6 +68,24 @@ class ApiError(BgekitError, RuntimeError):
 
 class MissingExtraError(BgekitError, ImportError):
     """An optional dependency is not installed."""
+
+
+#: Items of a list that a message shows; the others are counted.
+SHOWN: Final = 10
+
+
+def in_lines(items: Sequence[object], count: int | None = None) -> str:
+    """Items for the end of a message: one in the same line, several in a line each, the first ten, then how many more.
+
+    Args:
+        items: What is listed.
+        count: How many there are in all, where `items` are the first of them.
+    """
+    count = len(items) if count is None else count
+    if count == 1:
+        return f" {items[0]}"
+    more = [f"  ... and {count - len(items[:SHOWN]):,} more"] if count > len(items[:SHOWN]) else []
+    return "".join(f"\n{line}" for line in (*(f"  {item}" for item in items[:SHOWN]), *more))
 
 
 def import_extra(module: str, extra: str) -> ModuleType:

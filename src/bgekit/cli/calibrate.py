@@ -119,7 +119,9 @@ def run(args: argparse.Namespace) -> int:
 def _texts(args: argparse.Namespace) -> list[str]:
     from ..encoding.records import read_records
 
-    return [record.text for record in read_records(args.texts, **options.text_arguments(args))]
+    records = read_records(args.texts, **options.text_arguments(args))
+    records.require()
+    return [record.text for record in records]
 
 
 def _write(calibration: Calibration, folder: str) -> None:

@@ -78,7 +78,7 @@ def _guarded(arguments: list[str]) -> int:
     except BgekitError as error:
         if _interrupted.is_set():
             raise
-        print(f"bge: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"bge: error: {readable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         if _interrupted.is_set():
@@ -92,6 +92,20 @@ def _guarded(arguments: list[str]) -> int:
     finally:
         logger.handlers[:] = handlers
         logger.setLevel(level)
+
+
+def readable(message: str) -> str:
+    """A message in one line, but for the items of a list, which are indented and have a line each."""
+    lines: list[str] = []
+    for line in message.strip().splitlines():
+        indented, text = line.startswith("  "), " ".join(line.split())
+        if indented:
+            lines.append(f"  {text}")
+        elif text and lines and not lines[-1].startswith("  "):
+            lines[-1] += f" {text}"
+        elif text:
+            lines.append(text)
+    return "\n".join(lines)
 
 
 def _run(arguments: list[str]) -> int:

@@ -243,13 +243,15 @@ def text_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def open_records(args: argparse.Namespace, files: Sequence[str]) -> RecordReader:
-    """The records of some files, read as the options of `add_input_options` say."""
+    """The records of some files, read as the options of `add_input_options` say; there is at least one."""
     from ..encoding.records import read_records
 
-    return read_records(
+    records = read_records(
         files, text_field=args.text_field, title_field=args.title_field, id_field=args.id_field,
         on_error=args.on_error, format=args.format, **text_arguments(args),
     )  # fmt: skip
+    records.require()
+    return records
 
 
 def add_chunk_options(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, DataError
 from . import options
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     groups = _groups(args)
     first = next(groups, None)  # What is wrong at the beginning shows before a model is loaded.
     if first is None:
-        return 0
+        raise DataError(f"{', '.join(args.files) or 'standard input'}: there is no query with passages")
     from ..reranking.groups import rerank_groups
     from .results import as_json
 

@@ -69,11 +69,12 @@ class Lines(Iterator[str]):
         if stream.peek(3)[:3] == _BOM:
             stream.read(3)
         self._lines = Ahead(_split(stream))
-        self._checked = False
+        self._number, self._checked = 0, False
         self._guess: Guess | None = None
 
     def __next__(self) -> str:
         line = next(self._lines)
+        self._number += 1
         try:
             return line.decode("utf-8")
         except UnicodeDecodeError:
@@ -103,22 +104,27 @@ class Lines(Iterator[str]):
             raise DataError(f"{self._file} is not UTF-8: {guess}")
 
     def _check(self, line: bytes) -> None:
-        """At the first line that is not of the encoding: whether most are not."""
+        """At the first line that is not of the encoding: whether most are not.
+
+        Raises:
+            DataError: they are not. To leave out broken lines is a way to read a file only where they are few.
+        """
         self._checked = True
+        place = f"{self._file}, line {self._number}: not valid {'UTF-8' if self._utf8 else self._encoding}"
         ahead = [line, *self._lines.look()]
         bad = [each for each in ahead if not _is_utf8(each)]
         if not self._utf8:
             if 2 * len(bad) > len(ahead) > 1:
-                raise DataError(f"{self._file} is not {self._encoding}: leave out --encoding, and it is guessed")
+                raise DataError(f"{place}, as most lines from here on; without --encoding it is guessed what they are")
             return
         self._guess = guess_encoding(b"".join(bad))
-        # A line among many may be broken; where it is the most of them, to leave them out is no way to read the file.
+        most = "as most lines from here on" if len(ahead) > 1 else "and it is the last line"
         if self._guess and 2 * len(bad) >= len(ahead):
-            raise DataError(f"{self._file} is not UTF-8: {self._guess}")
+            raise DataError(f"{place}, {most}: {self._guess}")
         if 2 * len(bad) > len(ahead):
             raise DataError(
-                f"{self._file} is not UTF-8, and what else it is cannot be guessed: name it with --encoding, such as "
-                "--encoding gb18030, big5, cp932, cp949 or latin-1"
+                f"{place}, {most}, and what else they are cannot be guessed: name it with --encoding, such as gb18030, "
+                "big5, cp932, cp949 or latin-1"
             )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 import logging
 import os
 import stat
@@ -151,10 +152,22 @@ class RecordReader(Iterator[Record]):
         self.size = sum(size for size in sizes if size is not None) if None not in sizes else None
         self._finished_bytes = 0
         self._current: _Position = _Position()
-        self._records = self._read()
+        self._records: Iterator[Record] = self._read()
 
     def __next__(self) -> Record:
         return next(self._records)
+
+    def require(self) -> None:
+        """Read the first record now: what is wrong at the beginning shows before there is any work.
+
+        Raises:
+            DataError: it cannot be used, or there is none.
+        """
+        first = next(self._records, None)
+        if first is None:
+            skipped = f" that could be used: {self.skipped.count:,} lines were left out" if self.skipped.count else ""
+            raise DataError(f"{', '.join(self.files)}: there is no text{skipped}")
+        self._records = itertools.chain([first], self._records)
 
     @property
     def position(self) -> int:

@@ -107,7 +107,8 @@ def _rows(data: ExampleData, dialect: Dialect) -> list[Row]:
             continue
         found.append(replace(row, index=len(found)))
     if problems.count:
-        raise DataError("\n".join([f"{problems.count:,} examples cannot be used:", *problems.listed()]))
+        what = "examples" if problems.count > 1 else "example"
+        raise DataError(f"{problems.count:,} {what} cannot be used:{problems.listed()}")
     return found
 
 

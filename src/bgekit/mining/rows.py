@@ -60,7 +60,7 @@ def check_training(file: str, *, scored_pairs: bool = False, dialect: Dialect = 
         dialect: How it is written.
 
     Raises:
-        DataError: lines cannot be used: the first 20 of them are named, all are counted.
+        DataError: lines cannot be used: the first ten of them are named, all are counted.
     """
     if file == STDIN:
         raise ArgumentError("the input is read more than once, so it cannot be standard input: write it to a file")
@@ -95,8 +95,10 @@ def raise_problems(problems: Problems, expected: str) -> None:
     """
     if not problems.count:
         return
-    lines = [f"{problems.count:,} {'lines' if problems.count > 1 else 'line'} cannot be used:", *problems.listed()]
-    raise DataError("\n".join([*lines, f"What is expected: {expected}. Nothing was written."]))
+    raise DataError(
+        f"{problems.count:,} {'lines' if problems.count > 1 else 'line'} cannot be used:{problems.listed()}\n"
+        f"What is expected: {expected}. Nothing was written."
+    )
 
 
 def line_of(fields: Mapping[str, Any]) -> bytes:

@@ -111,7 +111,8 @@ _FACTS: Final = "run.json"
 def _begin(folder: OutputFolder, partial: Path, facts: dict[str, Any], output: str) -> None:
     """Compare with what an interrupted run was, or note what this one is."""
     path = folder.path / _FACTS
-    if path.exists() and partial.exists():
+    # A run that finished nothing binds nobody.
+    if path.exists() and partial.exists() and _whole(partial):
         before = json.loads(path.read_bytes())
         if before == facts:
             return
@@ -122,6 +123,12 @@ def _begin(folder: OutputFolder, partial: Path, facts: dict[str, Any], output: s
     partial.unlink(missing_ok=True)
     with folder.create(_FACTS) as file:
         file.write(json.dumps(facts).encode())
+
+
+def _whole(partial: Path) -> bool:
+    """Whether a partial output has a whole group."""
+    with partial.open("rb") as file:
+        return sum(line.endswith(b"\n") for line in itertools.islice(file, GROUP)) == GROUP
 
 
 def _finished(file: IO[bytes]) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ...encoding.rows import USUAL, Dialect
 from ...encoding.tables import Quoting
-from ...errors import DataError
+from ...errors import DataError, in_lines
 from ..kinds.classification import ClassificationTask
 from ..kinds.retrieval import RetrievalTask
 from ..reading import read_tasks
@@ -113,10 +113,12 @@ def benchmark_tasks(
     found = find_tasks(name, wanted, data_root=data_root, dialect=Dialect(encoding, quoting))
     if not found.tasks or (wanted is not None and found.missing):
         example = Path(data_root) / found.missing[0]
-        raise DataError(
-            f"{data_root} has no folder for {', '.join(found.missing)} of {benchmark(name).name}; a task is looked for "
-            f"in the folder of its name, such as {example}, or where dataset.json says its name"
-        )
+        place = f"in the folder of its name, such as {example}, or where dataset.json says its name"
+        if len(found.missing) == 1:
+            lacks = f"{found.missing[0]} of {benchmark(name).name}; a task"
+        else:
+            lacks = f"{len(found.missing)} tasks of {benchmark(name).name}:{in_lines(found.missing)}\nA task"
+        raise DataError(f"{data_root} has no folder for {lacks} is looked for {place}")
     return found.tasks, [f"{benchmark(name).name}: {found}"] if found.missing else []
 
 

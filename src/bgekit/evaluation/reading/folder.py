@@ -117,7 +117,8 @@ def _data_sets(place: str) -> list[DataSet]:
         if data_set is not None:
             found.append(data_set)
         elif each.files:
-            logger.warning("left out: %s fits no known form of evaluation data (%s)", each.path, seen_in(each))
+            seen = listing(seen_in(each))
+            logger.warning("left out: %s fits no known form of evaluation data (%s)", each.path, seen)
     if not found:
         raise unfit(place, seen_in(folder))
     return found
@@ -187,7 +188,7 @@ def _rows_task(source: Source) -> Task:
     if task is None:
         part = _is_part(os.path.basename(source.file).split(".")[0]) or source.folder.name == "qrels"
         advice = "It looks like a part of a test collection: give the folder that holds all of it." if part else ""
-        raise unfit(source.file, seen_file(source.file), advice)
+        raise unfit(source.file, [seen_file(source.file)], advice)
     return task
 
 
