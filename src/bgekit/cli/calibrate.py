@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ArgumentError
 from . import options
@@ -12,6 +12,9 @@ from . import options
 if TYPE_CHECKING:
     from ..evaluation.calibration import Calibration
     from ..evaluation.thresholds import Rate, Threshold
+
+#: What is said when it is interrupted.
+INTERRUPTED: Final = "nothing was written, and the same command starts anew"
 
 _DESCRIPTION = """\
 Measure how similar related and unrelated pairs of texts are to a model, and choose the similarity from which on a

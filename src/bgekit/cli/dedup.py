@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import Any, Final
 
 from . import options
+
+#: What is said when it is interrupted.
+INTERRUPTED: Final = "nothing was written, and the same command starts anew"
 
 _DESCRIPTION = """\
 Leave out rows of training data whose query and positives are those of an earlier row, up to case and white space; with

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ArgumentError
 from . import options
@@ -13,6 +13,9 @@ from . import options
 if TYPE_CHECKING:
     from ..evaluation import Candidate, Result, Task
     from ..reranking.reranker import FlagReranker
+
+#: What is said when it is interrupted.
+INTERRUPTED: Final = "with --output, the same command goes on from what is finished; without, it starts anew"
 
 _DESCRIPTION = """\
 Measure models on your own data, or on named benchmarks. Data is a folder or file in the layout of BEIR, of

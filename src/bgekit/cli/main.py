@@ -12,11 +12,13 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Final, NoReturn
 
 from .. import __version__
-from ..errors import BgekitError
+from ..errors import ArgumentError, BgekitError, CardError
 from .options import Parser
+from .spoken import options_of, speak_for, spoken
 
 #: The verbs in the order of the help. A verb's module is imported only when it is asked for.
 VERBS: Final = {
@@ -43,6 +45,8 @@ _GRACE: Final = 2.0
 #: Exit code after Ctrl-C, as shells know it.
 INTERRUPTED: Final = 130
 _interrupted: Final = threading.Event()
+#: What becomes of the work of a verb that is interrupted: the verb's own `INTERRUPTED`.
+_aftermath = ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,12 +82,14 @@ def _guarded(arguments: list[str]) -> int:
     except BgekitError as error:
         if _interrupted.is_set():
             raise
-        print(f"bge: error: {readable(str(error))}", file=sys.stderr)
+        # What is wrong with data may name its fields; anything else names arguments.
+        said = spoken(str(error), arguments=isinstance(error, ArgumentError | CardError))
+        print(f"bge: error: {readable(said)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         if _interrupted.is_set():
             raise
-        print("bge: interrupted", file=sys.stderr)
+        print(_last_words(), file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe (head, less) has gone. What Python would still flush at exit goes nowhere.
@@ -120,10 +126,14 @@ def _run(arguments: list[str]) -> int:
     for verb, summary in VERBS.items():
         if verb == asked:
             module = importlib.import_module(f".{verb.replace('-', '_')}", __package__)
+            global _aftermath
+            _aftermath = getattr(module, "INTERRUPTED", "")
             if hasattr(module, "run_as_given"):
                 # Arguments of transformers' Trainer are parsed by its own parser.
+                speak_for(module.known_options)
                 return int(module.run_as_given(arguments[arguments.index(verb) + 1 :]))
             module.add_parser(subparsers)
+            speak_for(partial(options_of, subparsers.choices[verb]))
         else:
             subparsers.add_parser(verb, help=summary, add_help=False)
     args = parser.parse_args(arguments)
@@ -134,8 +144,12 @@ def _run(arguments: list[str]) -> int:
     return code
 
 
+def _last_words() -> str:
+    return f"bge: interrupted; {_aftermath}" if _aftermath else "bge: interrupted"
+
+
 def _give_up() -> NoReturn:
-    print("bge: interrupted", file=sys.stderr, flush=True)
+    print(_last_words(), file=sys.stderr, flush=True)
     os._exit(INTERRUPTED)
 
 

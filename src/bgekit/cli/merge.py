@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ArgumentError
 from . import options
 
 if TYPE_CHECKING:
     from ..merging import Examples, Merged, Merging, Validation
+
+#: What is said when it is interrupted.
+INTERRUPTED: Final = "nothing was written, and the same command starts anew"
 
 _DESCRIPTION = """\
 Merge embedders, or rerankers, of one architecture into one model: by weights that you give, by weights from the losses

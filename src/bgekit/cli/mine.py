@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ArgumentError
 from . import options
 
 if TYPE_CHECKING:
     from ..mining.run import Mining
+
+#: What is said when it is interrupted.
+INTERRUPTED: Final = "the same command goes on from what is finished"
 
 _DESCRIPTION = """\
 Find hard negatives for training data: passages that a model ranks high for a query and that are not its positives.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ArgumentError
+from .spoken import spoken
 
 if TYPE_CHECKING:
     from ..encoding.base import Embedder
@@ -308,7 +309,7 @@ class _StderrHandler(logging.Handler):
     """Writes to stderr without breaking a progress bar that stands there."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = self.format(record)
+        line = spoken(self.format(record))
         tqdm = sys.modules.get("tqdm")
         if tqdm is not None:
             tqdm.tqdm.write(line, file=sys.stderr)

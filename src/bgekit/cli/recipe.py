@@ -10,17 +10,22 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ArgumentError
 from . import options
+from .spoken import options_of
 
 if TYPE_CHECKING:
     from ..recipes.commands import Step
     from ..recipes.planning import State
     from ..recipes.recipe import Recipe
     from ..recipes.verbs import Verb
+
+#: What is said when it is interrupted.
+INTERRUPTED: Final = "the same command goes on from what is finished"
 
 _DESCRIPTION = """\
 Run a recipe: a YAML file of stages (pretrain, mine, finetune, score, merge, calibrate, eval, ...) with their data and
@@ -208,6 +213,17 @@ def _trained(verb: str) -> tuple[type[Any], ...]:
 
     kind = training.EmbedderArguments if verb == "finetune" else training.RerankerArguments
     return training.ModelArguments, training.DataArguments, kind
+
+
+@cache
+def trained_options(verb: str) -> dict[str, str]:
+    """The options of such a verb, as `spoken.speak_for` takes them."""
+    from transformers import HfArgumentParser
+
+    # What the library calls the length of a text is not one option there.
+    lengths = {"finetune": "--query_max_len or --passage_max_len", "finetune-reranker": "--max_len"}
+    length = lengths.get(verb, "--max_seq_length")
+    return options_of(HfArgumentParser(list(_trained(verb)), allow_abbrev=False)) | {"max_length": length}
 
 
 class Screen:

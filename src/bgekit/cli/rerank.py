@@ -6,13 +6,16 @@ import argparse
 import itertools
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ArgumentError, DataError
 from . import options
 
 if TYPE_CHECKING:
     from ..reranking.groups import Group
+
+#: What is said when it is interrupted.
+INTERRUPTED: Final = "what was printed is complete, line by line; the same command starts anew"
 
 _DESCRIPTION = """\
 Score passages for queries with a cross-encoder, which reads both together, and print them best first: a JSON object a

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from typing import Any
+from typing import Any, Final
 
 from . import options
+
+#: What is said when it is interrupted.
+INTERRUPTED: Final = "the same command goes on from what is finished"
 
 _DESCRIPTION = """\
 Add pos_scores and neg_scores to training data: what a cross-encoder thinks of every query with its passages. An

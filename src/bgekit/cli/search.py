@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ArgumentError
 from . import options
@@ -18,6 +18,9 @@ from . import options
 if TYPE_CHECKING:
     from ..encoding.base import Embedder
     from ..search.index import SearchIndex
+
+#: What is said when it is interrupted.
+INTERRUPTED: Final = "with --index, the same command goes on from what is encoded; without, it starts anew"
 
 _DESCRIPTION = """\
 Search by meaning. What is searched are files of texts (jsonl, csv, tsv, parquet, txt; gzipped or not), a folder that
@@ -121,10 +124,10 @@ def _open_folder(args: argparse.Namespace, folder: str, stack: contextlib.ExitSt
 
 
 def _open_files(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[SearchIndex, Embedder]:
-    # What can fail at once does, before a model is loaded.
-    records = options.open_records(args, args.sources)
     if "-" in args.sources and not args.query:
         raise ArgumentError("standard input holds the texts, so the questions must come with -q")
+    # What can fail at once does, before a model is loaded.
+    records = options.open_records(args, args.sources)
     model = stack.enter_context(options.load_model(args))
     from ..encoding.progress import EncodeProgress
     from ..search.building import index_records
