@@ -38,7 +38,7 @@ class Guess:
     name: str
 
     def __str__(self) -> str:
-        return f"it looks like {self.name}, which --encoding {self.encoding} reads"
+        return f"it looks like {self.name}: --encoding {self.encoding} reads it"
 
 
 @dataclass(frozen=True)

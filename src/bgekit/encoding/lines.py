@@ -86,14 +86,17 @@ class Lines(Iterator[str]):
         """What is wrong with the encoding of a text of this file; None for nothing."""
         if text.isascii() or not _BAD_BYTES.search(text):
             return None
-        if not self._utf8:
-            return f"not valid {self._encoding}"
-        hint = f" (if the whole file is, {self._guess})" if self._guess else ""
+        problem = self._reason(text.encode("utf-8", "surrogateescape"))
+        return f"{problem} (if it is no slip, {self._guess})" if problem and self._guess else problem
+
+    def _reason(self, line: bytes) -> str | None:
         try:
-            text.encode("utf-8", "surrogateescape").decode("utf-8")
+            line.decode("utf-8")
         except UnicodeDecodeError as error:
-            return f"not valid UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}{hint}"
-        return None  # Surrogates of the text's own.
+            if not self._utf8:
+                return f"not valid {self._encoding}"
+            return f"not valid UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}"
+        return None
 
     def _check_head(self, head: bytes) -> None:
         stated = bom(head)
@@ -110,9 +113,9 @@ class Lines(Iterator[str]):
             DataError: they are not. To leave out broken lines is a way to read a file only where they are few.
         """
         self._checked = True
-        place = f"{self._file}, line {self._number}: not valid {'UTF-8' if self._utf8 else self._encoding}"
+        place = f"{self._file}, line {self._number}: {self._reason(line)}"
         ahead = [line, *self._lines.look()]
-        bad = [each for each in ahead if not _is_utf8(each)]
+        bad = [each for each in ahead if self._reason(each)]
         if not self._utf8:
             if 2 * len(bad) > len(ahead) > 1:
                 raise DataError(f"{place}, as most lines from here on; without --encoding it is guessed what they are")
@@ -126,14 +129,6 @@ class Lines(Iterator[str]):
                 f"{place}, {most}, and what else they are cannot be guessed: name it with --encoding, such as gb18030, "
                 "big5, cp932, cp949 or latin-1"
             )
-
-
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _split(stream: Any) -> Iterator[bytes]:
