@@ -51,8 +51,10 @@ def run(args: argparse.Namespace) -> int:
     options.set_up_logging(args)
     groups = _groups(args)
     first = next(groups, None)  # What is wrong at the beginning shows before a model is loaded.
+    if first is None and args.files:
+        raise DataError(f"{', '.join(args.files)}: there is no query with passages")
     if first is None:
-        raise DataError(f"{', '.join(args.files) or 'standard input'}: there is no query with passages")
+        return 0  # A pipe through which nothing came.
     from ..reranking.groups import rerank_groups
     from .results import as_json
 

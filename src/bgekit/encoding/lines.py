@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Final, Generic, TypeVar
 
 from ..errors import DataError
@@ -45,7 +46,7 @@ class Ahead(Iterator[Item], Generic[Item]):
         return list(self._seen)
 
 
-class Lines(Iterator[str]):
+class Lines(Iterable[str]):
     r"""The lines of a stream, each with its end: `\n`, `\r\n`, or `\r` where the file has no other.
 
     Bytes that are not of the encoding are lone surrogates in a line; `problem` finds them.
@@ -68,23 +69,25 @@ class Lines(Iterator[str]):
             stream = io.BufferedReader(Recoded(stream, encoding or ""), AHEAD)
         if stream.peek(3)[:3] == _BOM:
             stream.read(3)
-        self._lines = Ahead(_split(stream))
-        self._number, self._checked = 0, False
+        self._lines = _split(stream)
+        self._any_bad = False
         self._guess: Guess | None = None
 
-    def __next__(self) -> str:
-        line = next(self._lines)
-        self._number += 1
-        try:
-            return line.decode("utf-8")
-        except UnicodeDecodeError:
-            if not self._checked:
-                self._check(line)
-            return line.decode("utf-8", "surrogateescape")
+    def __iter__(self) -> Iterator[str]:
+        for number, line in enumerate(self._lines, 1):
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError:
+                rest = Ahead(self._lines)
+                self._check(number, [line, *rest.look()])
+                for each in chain([line], rest):
+                    yield each.decode("utf-8", "surrogateescape")
+                return
+            yield text
 
     def problem(self, text: str) -> str | None:
         """What is wrong with the encoding of a text of this file; None for nothing."""
-        if text.isascii() or not _BAD_BYTES.search(text):
+        if not self._any_bad or text.isascii() or not _BAD_BYTES.search(text):
             return None
         problem = self._reason(text.encode("utf-8", "surrogateescape"))
         return f"{problem} (if it is no slip, {self._guess})" if problem and self._guess else problem
@@ -106,15 +109,18 @@ class Lines(Iterator[str]):
         if guess is not None:
             raise DataError(f"{self._file} is not UTF-8: {guess}")
 
-    def _check(self, line: bytes) -> None:
+    def _check(self, number: int, ahead: Sequence[bytes]) -> None:
         """At the first line that is not of the encoding: whether most are not.
+
+        Args:
+            number: Of the line, from 1.
+            ahead: The line and those that follow.
 
         Raises:
             DataError: they are not. To leave out broken lines is a way to read a file only where they are few.
         """
-        self._checked = True
-        place = f"{self._file}, line {self._number}: {self._reason(line)}"
-        ahead = [line, *self._lines.look()]
+        self._any_bad = True
+        place = f"{self._file}, line {number}: {self._reason(ahead[0])}"
         bad = [each for each in ahead if self._reason(each)]
         if not self._utf8:
             if 2 * len(bad) > len(ahead) > 1:

@@ -13,9 +13,9 @@ import os
 import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from ..errors import ArgumentError, DataError
 from .rows import (
@@ -33,20 +33,15 @@ from .rows import (
     shown,
     text_rows,
 )
+from .skipping import BadLines, OnError, Skipped, SkippedLine
 from .tables import Quoting
 
 logger = logging.getLogger(__name__)
 
-OnError = Literal["raise", "skip"]
 
 ID_FIELDS: Final = ("_id", "id")
 TITLE_FIELDS: Final = ("title",)
 TEXT_FIELDS: Final = ("text", "content", "contents")
-
-#: Bad lines kept in memory and listed; all are counted.
-_LISTED: Final = 10_000
-#: Bad lines that are logged one by one.
-_LOGGED: Final = 20
 
 
 @dataclass(frozen=True)
@@ -64,41 +59,6 @@ class Record:
     text: str
     file: str = ""
     line: int = 0
-
-
-@dataclass(frozen=True)
-class SkippedLine:
-    """A line of the input that holds no usable record."""
-
-    file: str
-    line: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.file}, line {self.line}: {self.reason}"
-
-
-@dataclass
-class Skipped:
-    """Lines that were left out.
-
-    Attributes:
-        count: All of them.
-        lines: The first 10,000.
-    """
-
-    count: int = 0
-    lines: list[SkippedLine] = field(default_factory=list)
-
-    def add(self, line: SkippedLine) -> None:
-        """Count, keep and log one line."""
-        self.count += 1
-        if self.count <= _LISTED:
-            self.lines.append(line)
-        if self.count <= _LOGGED:
-            logger.warning("skipped %s", line)
-        elif self.count == _LOGGED + 1:
-            logger.warning("more lines are skipped; from here on they are only counted")
 
 
 class RecordReader(Iterator[Record]):
@@ -185,18 +145,20 @@ class RecordReader(Iterator[Record]):
 
     def _read(self) -> Iterator[Record]:
         row_number = 0
+        bad_lines = BadLines(self._on_error, self.skipped)
         for file in self.files:
             columns = partial(self._fields.columns, file)
             for line, row in _rows_of(file, self._format, columns, self._current, self._dialect):
                 try:
-                    yield self._fields.record(row, row_number, file, line)
+                    record = self._fields.record(row, row_number, file, line)
                 except BadRow as problem:
-                    bad = SkippedLine(file, line, str(problem))
-                    if self._on_error == "raise":
-                        raise DataError(f"{bad} (--on-error skip leaves such lines out)") from problem
-                    self.skipped.add(bad)
+                    bad_lines.bad(SkippedLine(file, line, str(problem)))
+                else:
+                    bad_lines.good()
+                    yield record
                 row_number += 1
             self._finished_bytes, self._current = self._finished_bytes + (_size(file) or 0), _Position()
+        bad_lines.end()
 
 
 #: What callers use; the class is for those who ask what they were given.
