@@ -53,7 +53,8 @@ def test_arguments_become_options_of_the_verb(parser, library, here):
     [
         "FlagModel(folder).save(folder, overwrite=True) makes a new self-test",
         "/data/max_length=5/x.jsonl is damaged", "--config_overrides hidden_size=256", "no_such_argument=3 is odd",
-        "there is nothing to say", "batch_size must be a whole number, not null",
+        "there is nothing to say", "method ties needs a base (--card_from), the model",
+        "batch_size must be a whole number, not null",
     ],
 )  # fmt: skip
 def test_what_is_no_argument_stays(parser, message):

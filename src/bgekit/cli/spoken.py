@@ -24,7 +24,9 @@ _PHRASES: Final = (
     (re.compile(r"\blong_passages='windows'"), "--windows"),
 )
 #: `allow_pickle=True (--allow-pickle)`: both, and the latter is for here.
-_BOTH: Final = re.compile(r"\b[a-z_]+(?:=\S+| )? ?\((--[a-z][^()]*)\)|(--[\w-]+(?: [A-Z]+)?) \([a-z_]+=[^()]*\)")
+_BOTH: Final = re.compile(
+    r"\b(?:[a-z_]+=\S+|[a-z]+(?:_[a-z]+)+) \((--[a-z][^()]*)\)|(--[\w-]+(?: [A-Z]+)?) \([a-z_]+=[^()]*\)"
+)
 #: An argument with a value or without, but not within a call: `save(folder, overwrite=True)`.
 _ARGUMENT: Final = re.compile(
     r"(?<![\w./(-])(?<!, )([a-z][a-z0-9_]*)=('[^']*'|\"[^\"]*\"|[\w.-]*\w|\.\.\.)?(?![\w/)(])"
