@@ -2,7 +2,7 @@
 # Makes .venv and fills it: `scripts/setup_env.sh demo` with what `bge demo` needs, `... dev` with what the
 # tests and checks need besides. Does nothing when the environment is already what was asked for.
 #
-#   PYTHON=/path/to/python   the interpreter to build on (3.10 to 3.12), instead of the first that works
+#   PYTHON=/path/to/python   the interpreter to build on, instead of the first that works
 #   TORCH="torch==2.14.1"    another torch than the pinned one, as pip should get it
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,21 +19,26 @@ oldest="sentence-transformers==2.7.0"
 say() { printf '%s\n' "setup: $*"; }
 fail() { printf '%s\n' "setup: error: $*" >&2; exit 1; }
 
-# A python counts when it starts, is 3.10 to 3.12, and can make environments that hold pip. (A version
+# Which pythons will do: pyproject.toml says it, as ">=3.FIRST,<3.END".
+range=$(sed -n 's/^requires-python = ">=3\.\([0-9]*\),<3\.\([0-9]*\)"$/\1 \2/p' pyproject.toml)
+[ -n "$range" ] || fail "pyproject.toml has no requires-python of the form >=3.FIRST,<3.END"
+first=${range% *} last=$((${range#* } - 1))
+
+# A python counts when it starts, is one of these, and can make environments that hold pip. (A version
 # manager's shim may exist and not start; Debian ships pythons without ensurepip.)
 works() {
-    "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
-        > /dev/null 2>&1
+    "$1" -c 'import sys, venv, ensurepip; a, b = map(int, sys.argv[1:]); sys.exit(not (3, a) <= sys.version_info[:2] <= (3, b))' \
+        "$first" "$last" > /dev/null 2>&1
 }
 
 find_python() {
     if [ -n "${PYTHON:-}" ]; then
-        works "$PYTHON" || fail "PYTHON=$PYTHON is no Python 3.10 to 3.12 with the venv and ensurepip modules"
+        works "$PYTHON" || fail "PYTHON=$PYTHON is no Python 3.$first to 3.$last with the venv and ensurepip modules"
         command -v "$PYTHON"
         return
     fi
     local name
-    for name in python3.11 python3.12 python3.10 python3; do
+    for name in python3.11 $(seq -f 'python3.%g' "$last" -1 "$first") python3; do
         # Every match on the PATH, not only the first: the first may be a shim that does not start.
         while IFS= read -r candidate; do
             if works "$candidate"; then
@@ -42,7 +47,7 @@ find_python() {
             fi
         done < <(type -ap "$name" || true)
     done
-    fail "no working Python 3.10, 3.11 or 3.12 with venv on the PATH." \
+    fail "no working Python 3.$first to 3.$last with venv on the PATH." \
         "Install one (Debian: apt-get install python3 python3-venv) or name it: make PYTHON=/path/to/python"
 }
 

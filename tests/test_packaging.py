@@ -72,3 +72,18 @@ def test_constraints_pin_every_dependency():
     for requirement in importlib.metadata.requires("bgekit") or []:
         name = re.sub(r"[-_.]+", "-", re.match(r"[A-Za-z0-9._-]+", requirement)[0]).lower()
         assert name in pinned | {"bgekit"}, f"{name} has no pin: run make lock"
+
+
+def test_one_range_of_python_versions():
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    found = re.search(r'^requires-python = ">=3\.(\d+),<3\.(\d+)"$', pyproject, re.MULTILINE)
+    assert found is not None
+    first, last = int(found[1]), int(found[2]) - 1
+    listed = re.findall(r"Programming Language :: Python :: 3\.(\d+)", pyproject)
+    assert list(map(int, listed)) == list(range(first, last + 1))
+    assert f'python_version = "3.{first}"' in pyproject  # What mypy checks for.
+    for name in ("README.md", "CONTRIBUTING.md", "Makefile"):
+        said = set(re.findall(r"Python (3\.\d+ to 3\.\d+)", (ROOT / name).read_text(encoding="utf-8")))
+        assert said == {f"3.{first} to 3.{last}"}, name
+    script = (ROOT / "scripts" / "setup_env.sh").read_text(encoding="utf-8")
+    assert "requires-python" in script and not re.search(r"3\.\d+ to 3\.\d+", script)

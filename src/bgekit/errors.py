@@ -18,13 +18,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import re
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Final
-
-#: Arguments of Python functions that messages name -> the option of every verb that takes them.
-_OPTIONS: Final = {"pooling_method": "--pooling", "query_instruction_for_retrieval": "--query-instruction"}
-_ARGUMENTS: Final = re.compile(rf"\b({'|'.join(_OPTIONS)})=(?P<value>(?=[^\s,;.)]))?")
 
 
 class BgekitError(Exception):
@@ -75,6 +71,24 @@ class MissingExtraError(BgekitError, ImportError):
     """An optional dependency is not installed."""
 
 
+#: Items of a list that a message shows; the others are counted.
+SHOWN: Final = 10
+
+
+def in_lines(items: Sequence[object], count: int | None = None) -> str:
+    """Items for the end of a message: one in the same line, several in a line each, the first ten, then how many more.
+
+    Args:
+        items: What is listed.
+        count: How many there are in all, where `items` are the first of them.
+    """
+    count = len(items) if count is None else count
+    if count == 1:
+        return f" {items[0]}"
+    more = [f"  ... and {count - len(items[:SHOWN]):,} more"] if count > len(items[:SHOWN]) else []
+    return "".join(f"\n{line}" for line in (*(f"  {item}" for item in items[:SHOWN]), *more))
+
+
 def import_extra(module: str, extra: str) -> ModuleType:
     """Import an optional dependency, or say in one line which extra brings it.
 
@@ -102,8 +116,3 @@ def require_extra(extra: str, *packages: str) -> None:
 
 def _missing(module: str, extra: str) -> MissingExtraError:
     return MissingExtraError(f"this needs the package {module!r}: pip install 'bgekit[{extra}]'")
-
-
-def as_options(message: str) -> str:
-    """A message with the command line's options in place of the Python arguments that it names."""
-    return _ARGUMENTS.sub(lambda found: _OPTIONS[found[1]] + ("" if found["value"] is None else " "), message)

@@ -196,7 +196,7 @@ def test_ctrl_c(corpus, slow_model, tmp_path, moment):
     _, said = process.communicate(timeout=60)
     assert time.monotonic() - sent < 3
     assert process.returncode == 130
-    assert said.endswith("bge: interrupted\n")
+    assert said.splitlines()[-1].startswith("bge: interrupted; the same command goes on from the shards")
     assert "Traceback" not in said
     if moment == "work":
         assert not list(out.glob("*.tmp"))
@@ -263,3 +263,63 @@ def test_a_short_rest_has_the_same_bytes_when_it_is_encoded_alone(wide_model, te
         behind_others = [encoded.vectors for encoded in model.encode_windows([before, rest])][1]
         (alone,) = (encoded.vectors for encoded in model.encode_windows([rest]))
         assert alone.tobytes() == behind_others.tobytes(), seed
+
+
+def run(*arguments):
+    return main(["encode", *map(str, arguments), "--fp32", "--no-progress"])
+
+
+def test_a_run_that_came_to_nothing_binds_nobody(corpus, tiny_bert, tmp_path, capsys):
+    rows = [{"body": "a good line"}] * 3
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"other": 1}]))
+    command = (corpus, "-o", tmp_path / "out", "--model", tiny_bert)
+    assert run(*command, "--text-field", "text") == 1
+    assert not (tmp_path / "out").exists()  # Seen in the first line, before there is any work.
+    assert run(*command, "--text-field", "body", "--shard-size", 64) == 1
+    assert (tmp_path / "out" / "manifest.json").exists()
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(*command, "--text-field", "body", "--max-length", 32, "--store-texts") == 0
+    assert len(load_shards(tmp_path / "out")) == 3
+    capsys.readouterr()
+    assert run(*command, "--text-field", "body", "--max-length", 16, "--store-texts") == 1
+    err = capsys.readouterr().err
+    assert "max_length was 32 and is 16 now" in err and "fingerprint" not in err
+
+
+def test_a_manifest_of_something_else_is_not_replaced(corpus, tiny_bert, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    manifest = tmp_path / "out" / "manifest.json"
+    manifest.write_text('{"name": "an app"}')
+    assert run(corpus, "-o", tmp_path / "out", "--model", tiny_bert) == 1
+    assert "no manifest of encoded shards" in capsys.readouterr().err
+    assert manifest.read_text() == '{"name": "an app"}'
+
+
+@pytest.mark.parametrize("verb", ["encode", "search", "calibrate", "rerank"])
+def test_an_empty_file_is_an_error_that_names_it(verb, tiny_bert, tmp_path, capsys):
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    more = {"encode": [empty, "-o", tmp_path / "out"], "search": [empty, "-q", "x"], "calibrate": ["--texts", empty],
+            "rerank": [empty]}  # fmt: skip
+    assert main([verb, *map(str, more[verb]), "--model", str(tiny_bert)]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"bge: error: {empty}: there is no ") and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_another_encoding(tiny_bert, tmp_path, capsys):
+    path = tmp_path / "gbk.txt"
+    path.write_bytes("样例文档\n模型向量检索\n".encode("gbk"))
+    assert run(path, "-o", tmp_path / "out", "--model", tiny_bert, "--on-error", "skip") == 1
+    assert "it looks like Chinese in GBK or GB18030: --encoding gb18030 reads it" in capsys.readouterr().err
+    assert run(path, "-o", tmp_path / "out", "--model", tiny_bert, "--encoding", "gb18030", "--store-texts") == 0
+    assert "模型向量检索" in (tmp_path / "out" / "shard-00000.ids.jsonl").read_text(encoding="utf-8")
+
+
+def test_an_unquoted_tsv_keeps_its_lines(tiny_bert, tmp_path, capsys):
+    path = tmp_path / "tatoeba.tsv"
+    path.write_text('id\ttext\n1\t"Who is it?\n2\tNobody.\n3\t"Me," she said.\n')
+    assert run(path, "-o", tmp_path / "out", "--model", tiny_bert) == 0
+    assert "3 texts in 1 shard" in capsys.readouterr().out
+    assert run(path, "-o", tmp_path / "csv", "--model", tiny_bert, "--quoting", "csv") == 1
+    assert "--quoting none" in capsys.readouterr().err

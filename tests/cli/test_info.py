@@ -53,6 +53,19 @@ def test_info_of_a_folder(tiny_bert, capsys):
     assert rows["query prompt"] == ["none", "default"]
 
 
+@pytest.mark.parametrize("name", ["mine", "bge-reranker-base"])
+def test_info_of_a_reranker_in_a_folder(tiny_reranker, tmp_path, name, capsys):
+    folder = tmp_path / name
+    shutil.copytree(tiny_reranker, folder)
+    assert main(["info", str(folder)]) == 0
+    rows = {line[2:17].strip(): line[17:].split() for line in capsys.readouterr().out.splitlines()[3:]}
+    assert rows["labels"][0] == "1" and rows["max length"][0] == "64"
+    assert main(["info", str(folder), "--json"]) == 0
+    card = json.loads(capsys.readouterr().out)["card"]
+    assert card["kind"] == "reranker" and card["architecture"] == "bert"
+    assert "bge rerank" in card["use"]
+
+
 def test_info_says_what_the_family_table_adds(tiny_bert, tmp_path, capsys):
     folder = tmp_path / "bge-small-en-v1.5"
     shutil.copytree(tiny_bert, folder)

@@ -1,6 +1,7 @@
 """The command itself: verbs, usage errors, exit codes, option spellings."""
 
 import argparse
+import importlib
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 
 from bgekit.cli import main as cli
 from bgekit.cli import options
-from bgekit.errors import BgekitError, as_options
+from bgekit.errors import BgekitError, in_lines
 
 BGE = [sys.executable, "-m", "bgekit"]
 
@@ -79,6 +80,50 @@ def test_our_errors_are_one_line_and_exit_code_1(monkeypatch, capsys):
 
     assert run_verb(monkeypatch, run) == 1
     assert capsys.readouterr().err == "bge: error: something is wrong\n"
+
+
+def test_items_of_a_list_have_a_line_each(monkeypatch, capsys):
+    def run(args):
+        items = in_lines(["a.jsonl, line 1:\tx", "b", "c"])
+        raise BgekitError(f"3 lines\ncannot be used:{items}\nWhat is expected:\n{{}}.")
+
+    assert run_verb(monkeypatch, run) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "bge: error: 3 lines cannot be used:", "  a.jsonl, line 1: x", "  b", "  c", "What is expected: {}.",
+    ]  # fmt: skip
+
+
+def test_of_a_long_list_the_first_ten_and_a_count():
+    assert in_lines(["only"]) == " only"
+    assert in_lines(range(12)).splitlines()[1:] == [*(f"  {n}" for n in range(10)), "  ... and 2 more"]
+    assert in_lines(["a", "b"], 1000).splitlines()[-1] == "  ... and 998 more"
+
+
+@pytest.mark.parametrize(
+    ("verb", "said"),
+    [
+        ("encode", "the same command goes on"), ("mine", "the same command goes on"), ("eval", "with --output"),
+        ("finetune", "--resume_from_checkpoint true"), ("merge", "starts anew"), ("recipe", "the same command goes on"),
+    ],
+)  # fmt: skip
+def test_an_interrupted_verb_says_which_command_goes_on(monkeypatch, capsys, verb, said):
+    module = importlib.import_module(f"bgekit.cli.{verb}")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "run_as_given" if hasattr(module, "run_as_given") else "add_parser", stop)
+    assert cli.main([verb]) == 130
+    err = capsys.readouterr().err
+    assert err.startswith("bge: interrupted; ") and said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["encode", "search", "rerank", "eval", "calibrate", "mine", "score", "dedup", "merge"])
+def test_every_verb_that_reads_text_files_takes_their_encoding_and_quoting(verb, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    out = capsys.readouterr().out
+    assert "--encoding NAME" in out and "--quoting {auto,csv,none}" in out
 
 
 def test_interrupt_is_exit_code_130(monkeypatch, capsys):
@@ -181,12 +226,6 @@ def test_every_verb_takes_the_pooling_of_its_model_by_the_same_names(verb, capsy
     text = " ".join(capsys.readouterr().out.split())
     assert "--pooling {cls," in text
     assert "--pooling-method {" in text and "--sentence-pooling-method {" in text
-
-
-def test_messages_name_the_options_of_the_command_line():
-    assert as_options("Pass pooling_method=, one of cls") == "Pass --pooling, one of cls"
-    assert as_options("pass query_instruction_for_retrieval='a: '") == "pass --query-instruction 'a: '"
-    assert as_options("pooling_method='x' is not one of") == "--pooling 'x' is not one of"
 
 
 def test_an_unknown_pooling_names_the_verbs_option_and_info_takes_it(make_model, tmp_path, capsys):

@@ -25,7 +25,8 @@ def corpus(tmp_path):
 @pytest.fixture
 def bge(capsys, monkeypatch):
     def call(*arguments, stdin=""):
-        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        given = stdin if isinstance(stdin, bytes) else stdin.encode()
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(given))))
         code = main(["search", *map(str, arguments), "--no-progress"])
         output = capsys.readouterr()
         return code, output.out, output.err
@@ -160,6 +161,28 @@ def test_another_model(bge, corpus, tiny_bert, make_model, tmp_path):
     code, _, err = bge("--index", tmp_path / "index", "--model", other, "-q", "x")
     assert code == 1
     assert "cannot be searched with" in err
+
+
+def test_the_same_model_used_otherwise_is_told_the_option(bge, corpus, tiny_bert, tmp_path):
+    bge(corpus, "--model", tiny_bert, "--index", tmp_path / "index", "-q", "x")
+    for given, advice in (
+        (("--truncate-dim", "8"), "Leave out --truncate-dim"), (("--no-normalize",), "Leave out --no-normalize"),
+        (("--pooling", "max"), "Give --pooling cls"),
+        (("--passage-instruction", "passage: "), "Give --passage-instruction"),
+    ):  # fmt: skip
+        code, _, err = bge("--index", tmp_path / "index", "-q", "x", *given)
+        assert code == 1
+        assert "used otherwise than now" in err and advice in err and "cannot be searched" not in err
+
+
+def test_questions_in_another_encoding(bge, corpus, tiny_bert, tmp_path):
+    bge(corpus, "--model", tiny_bert, "--index", tmp_path / "index", "-q", "x")
+    questions = "向量检索\n模型\n".encode("gbk")
+    code, _, err = bge("--index", tmp_path / "index", "--json", stdin=questions)
+    assert code == 1 and "--encoding gb18030 reads it" in err
+    code, out, _ = bge("--index", tmp_path / "index", "--json", "--encoding", "gbk", stdin=questions)
+    assert code == 0
+    assert [json.loads(line)["query"] for line in out.splitlines()] == ["向量检索", "模型"]
 
 
 def test_wrapping():

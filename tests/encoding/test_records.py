@@ -212,6 +212,20 @@ def test_bad_lines_can_be_skipped_and_are_listed(write, name, caplog):
     assert f"skipped {path}, line 2" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("lines", "advice"),
+    [
+        (["nonsense", "more of it"], False), (["nonsense"], False), (['{"body": "a"}', '{"body": "b"}'], False),
+        (["nonsense", '{"text": "a"}'], True), (['{"text": "a"}', "nonsense"], True),
+    ],
+)  # fmt: skip
+def test_leaving_out_lines_is_advised_where_some_are_good(write, lines, advice):
+    path = write("a.jsonl", "\n".join(lines))
+    with pytest.raises(DataError, match=r"a\.jsonl, line [12]: no") as caught:
+        list(read_records(path))
+    assert ("--on-error skip" in str(caught.value)) is advice
+
+
 def test_bad_rows_of_tables(write):
     path = write("a.csv", b'id,text\n1,x\n2\n3,"a"b\n4,\xff\n5,y\n')
     reader = read_records(path, on_error="skip")

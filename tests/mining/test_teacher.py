@@ -86,3 +86,28 @@ def test_scores_that_are_there(write, tmp_path):
 def test_bad_input(write, tmp_path):
     with pytest.raises(DataError, match=r"in.jsonl, line 2: pos\[0\] must be a string"):
         score(Lengths(), write("in.jsonl", [ROWS[0], {"query": "q", "pos": [3]}]), str(tmp_path / "out"))
+
+
+def test_a_run_that_finished_nothing_binds_nobody(write, tmp_path):
+    file, output = write("in.jsonl", ROWS), str(tmp_path / "out.jsonl")
+    for stop in (0, 1):
+        with pytest.raises(KeyboardInterrupt):
+            score(Lengths(stop_after=stop), file, output)
+        other = Lengths()
+        other.fingerprint = "another"
+        if stop:  # A group is finished, and must not be mixed with another teacher's.
+            with pytest.raises(OutputError, match="was begun by another run"):
+                score(other, file, output)
+        else:
+            assert score(other, file, output).scored == len(ROWS)
+            Path(output).unlink()
+
+
+def test_the_input_in_another_encoding(write, tmp_path):
+    file, output = write("in.jsonl", ROWS), str(tmp_path / "out.jsonl")
+    row = {"query": "哪里", "pos": ["这里是答案"], "neg": []}
+    Path(file).write_bytes(json.dumps(row, ensure_ascii=False).encode("gbk"))
+    with pytest.raises(DataError, match="--encoding gb18030"):
+        score(Lengths(), file, output)
+    score(Lengths(), file, output, encoding="gb18030")
+    assert json.loads(Path(output).read_text(encoding="utf-8"))["pos"] == row["pos"]

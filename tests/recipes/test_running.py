@@ -99,7 +99,7 @@ def test_missing_inputs_are_named_before_anything_runs(write, rows, run, here):
     text = CHAIN + "  other: {verb: dedup, arguments: {input: none.jsonl}}\n"
     with pytest.raises(
         RecipeError,
-        match=r"line 5, stage clean: input train\.jsonl: there is no such file.*line 9, stage other: input none\.jsonl",
+        match=r"  line 5, stage clean: input train\.jsonl: there is .*\n  line 9, stage other: input none\.jsonl",
     ):
         run(write(text))
     assert not (here / "work" / "clean.jsonl").exists()

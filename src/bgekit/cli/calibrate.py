@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ArgumentError
 from . import options
@@ -12,6 +12,9 @@ from . import options
 if TYPE_CHECKING:
     from ..evaluation.calibration import Calibration
     from ..evaluation.thresholds import Rate, Threshold
+
+#: What is said when it is interrupted.
+INTERRUPTED: Final = "nothing was written, and the same command starts anew"
 
 _DESCRIPTION = """\
 Measure how similar related and unrelated pairs of texts are to a model, and choose the similarity from which on a
@@ -47,6 +50,7 @@ def add_parser(subparsers: Any) -> None:
         source, "--texts", metavar="FILE", help="texts without labels instead, in any form that bge encode reads"
     )
     parser.add_argument("--split", metavar="NAME", help="such as validation [test where there is one]")
+    options.add_text_options(parser)
     parser.add_argument("--output", "-o", metavar="DIR", help="write calibration.json and calibration.png here")
     parser.add_argument("--save", metavar="DIR", help="save a copy of the model with the calibration in its card here")
     parser.add_argument(
@@ -102,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
             split=args.split,
             seed=args.seed,
             show_progress=False if args.no_progress or args.quiet else None,
+            **options.text_arguments(args),
         )
         print(_report(calibration))
         if args.output:
@@ -117,7 +122,9 @@ def run(args: argparse.Namespace) -> int:
 def _texts(args: argparse.Namespace) -> list[str]:
     from ..encoding.records import read_records
 
-    return [record.text for record in read_records(args.texts)]
+    records = read_records(args.texts, **options.text_arguments(args))
+    records.require()
+    return [record.text for record in records]
 
 
 def _write(calibration: Calibration, folder: str) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import Any, Final
 
 from . import options
+
+#: What is said when it is interrupted.
+INTERRUPTED: Final = "nothing was written, and the same command starts anew"
 
 _DESCRIPTION = """\
 Leave out rows of training data whose query and positives are those of an earlier row, up to case and white space; with
@@ -23,20 +26,23 @@ def add_parser(subparsers: Any) -> None:
         "--near_threshold", type=float, metavar="X",
         help="Jaccard similarity of these, in the query and in the positives [0.8]",
     )  # fmt: skip
+    options.add_text_options(parser)
     options.add_report_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Leave copies out."""
     options.set_up_logging(args)
+    from ..encoding.rows import Dialect
     from ..mining.dedup import Removed, distinct
     from ..mining.rows import check_output, check_training, read_training
     from ..mining.writing import write_lines
 
     check_output(args.output, args.input)
-    check_training(args.input, scored_pairs=True)
+    dialect = Dialect(**options.text_arguments(args))
+    check_training(args.input, scored_pairs=True, dialect=dialect)
     removed = Removed()
-    rows = distinct(read_training(args.input), removed, near=options.near_threshold(args))
+    rows = distinct(read_training(args.input, dialect), removed, near=options.near_threshold(args))
     write_lines(args.output, (each.fields for each in rows))
     if not args.quiet:
         left = removed.rows - removed.copies - removed.near

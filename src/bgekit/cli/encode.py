@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from . import options
 
 if TYPE_CHECKING:
     from ..encoding.shards import EncodeReport
+
+#: What is said when it is interrupted.
+INTERRUPTED: Final = "the same command goes on from the shards that are finished (--overwrite starts anew)"
 
 _DESCRIPTION = """\
 Encode the texts of jsonl, csv, tsv, parquet or txt files (gzipped or not; - is standard input) into a folder:

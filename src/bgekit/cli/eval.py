@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ArgumentError
 from . import options
@@ -13,6 +13,9 @@ from . import options
 if TYPE_CHECKING:
     from ..evaluation import Candidate, Result, Task
     from ..reranking.reranker import FlagReranker
+
+#: What is said when it is interrupted.
+INTERRUPTED: Final = "with --output, the same command goes on from what is finished; without, it starts anew"
 
 _DESCRIPTION = """\
 Measure models on your own data, or on named benchmarks. Data is a folder or file in the layout of BEIR, of
@@ -47,6 +50,7 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument(
         "--data-root", metavar="DIR", help="read the benchmark's tasks from folders in here, not the hub"
     )
+    options.add_text_options(group)
     group = parser.add_argument_group("comparison")
     group.add_argument(
         "--compare", choices=("instruction", "precision", "dimension"),
@@ -143,10 +147,13 @@ def _tasks(args: argparse.Namespace) -> tuple[list[Task], list[str]]:
 
     notes: list[str] = []
     if args.data:
-        return tasks_of(args.data, split=args.split, tasks=args.tasks, left_out=notes), notes
+        found = tasks_of(args.data, split=args.split, tasks=args.tasks, left_out=notes, **options.text_arguments(args))
+        return found, notes
     from ..evaluation.benchmarks.local import benchmark_tasks
 
-    tasks, notes = benchmark_tasks(args.benchmark, tasks=args.tasks, data_root=args.data_root)
+    tasks, notes = benchmark_tasks(
+        args.benchmark, tasks=args.tasks, data_root=args.data_root, **options.text_arguments(args)
+    )
     return tasks_of(tasks), notes
 
 

@@ -6,10 +6,12 @@ import argparse
 import json
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from ..errors import as_options
+from ..spoken import spoken
 from . import options
+
+_RERANKER_USE: Final = "bge rerank --model NAME; in Python FlagReranker(name).compute_score(pairs)"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -30,19 +32,23 @@ def run(args: argparse.Namespace) -> int:
     """Print the card."""
     from ..errors import CheckpointError
     from ..models.checkpoint import resolve
+    from ..models.config import read_config
     from ..models.families import find_family
+    from ..reranking.card import is_classifier
 
     family = find_family(args.model)
     note = None
     folder: Path | None = None
-    if family is None or family.kind == "embedder":
+    if family is None or family.kind in ("embedder", "reranker"):
         try:
             folder = resolve(args.model, revision=args.revision, cache_dir=args.cache_dir, card_only=True)
         except CheckpointError as error:
             if family is None:
                 raise
             note = f"{error}.\nThe table of known families says this of it:\n"
-    if folder is not None:
+    if folder is not None and is_classifier(read_config(folder)):
+        facts, sources = _reranker_card(folder, args.model)
+    elif folder is not None and (family is None or family.kind == "embedder"):
         facts, sources = _card(folder, args.model, args.pooling)
     else:
         facts, sources = _family(args.model)
@@ -70,7 +76,23 @@ def _card(folder: Path, name: str, pooling: str | None) -> tuple[dict[str, Any],
     sources |= {"dimension": sources.get("dimension", "checkpoint"), "architecture": "checkpoint"}
     sources["family"] = "family table" if card.family else ""
     if card.notice:
-        facts["note"], sources["note"] = as_options(card.notice), sources["family"]
+        facts["note"], sources["note"] = spoken(card.notice), sources["family"]
+    return facts, sources
+
+
+def _reranker_card(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    from ..reranking.card import read_reranker_card
+
+    card = read_reranker_card(folder, name)
+    facts = {
+        "kind": "reranker", "labels": card.labels, "max_length": card.max_length,
+        "query prompt": [card.query.prefix, card.query.suffix],
+        "document prompt": [card.document.prefix, card.document.suffix],
+        "dtype": card.dtype, "architecture": card.architecture, "position_limit": card.position_limit,
+        "use": _RERANKER_USE,
+    }  # fmt: skip
+    sources = {"kind": "checkpoint", "architecture": "checkpoint", "position_limit": "checkpoint", **card.sources}
+    sources |= {"query prompt": card.sources.get("query", ""), "document prompt": card.sources.get("document", "")}
     return facts, sources
 
 
@@ -94,7 +116,7 @@ def _family(name: str) -> tuple[dict[str, Any], dict[str, str]]:
     }
     if family.kind == "reranker":
         known = {key: known[key] for key in ("family", "kind", "max_length", "note")}
-        known["use"] = "FlagReranker(name).compute_score(pairs)"
+        known["use"] = _RERANKER_USE
     facts = {key: value for key, value in known.items() if value is not None}
     return facts, {key: f"family table ({family.title})" for key in facts if key != "family"}
 

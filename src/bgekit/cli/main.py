@@ -12,10 +12,12 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Final, NoReturn
 
 from .. import __version__
-from ..errors import BgekitError, as_options
+from ..errors import ArgumentError, BgekitError, CardError
+from ..spoken import options_of, speak_for, spoken
 from .options import Parser
 
 #: The verbs in the order of the help. A verb's module is imported only when it is asked for.
@@ -43,6 +45,8 @@ _GRACE: Final = 2.0
 #: Exit code after Ctrl-C, as shells know it.
 INTERRUPTED: Final = 130
 _interrupted: Final = threading.Event()
+#: What becomes of the work of a verb that is interrupted: the verb's own `INTERRUPTED`.
+_aftermath = ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,12 +82,14 @@ def _guarded(arguments: list[str]) -> int:
     except BgekitError as error:
         if _interrupted.is_set():
             raise
-        print(f"bge: error: {' '.join(as_options(str(error)).split())}", file=sys.stderr)
+        # What is wrong with data may name its fields; anything else names arguments.
+        said = spoken(str(error), arguments=isinstance(error, ArgumentError | CardError))
+        print(f"bge: error: {readable(said)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         if _interrupted.is_set():
             raise
-        print("bge: interrupted", file=sys.stderr)
+        print(_last_words(), file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe (head, less) has gone. What Python would still flush at exit goes nowhere.
@@ -92,6 +98,20 @@ def _guarded(arguments: list[str]) -> int:
     finally:
         logger.handlers[:] = handlers
         logger.setLevel(level)
+
+
+def readable(message: str) -> str:
+    """A message in one line, but for the items of a list, which are indented and have a line each."""
+    lines: list[str] = []
+    for line in message.strip().splitlines():
+        indented, text = line.startswith("  "), " ".join(line.split())
+        if indented:
+            lines.append(f"  {text}")
+        elif text and lines and not lines[-1].startswith("  "):
+            lines[-1] += f" {text}"
+        elif text:
+            lines.append(text)
+    return "\n".join(lines)
 
 
 def _run(arguments: list[str]) -> int:
@@ -106,10 +126,13 @@ def _run(arguments: list[str]) -> int:
     for verb, summary in VERBS.items():
         if verb == asked:
             module = importlib.import_module(f".{verb.replace('-', '_')}", __package__)
+            global _aftermath
+            _aftermath = getattr(module, "INTERRUPTED", "")
             if hasattr(module, "run_as_given"):
                 # Arguments of transformers' Trainer are parsed by its own parser.
                 return int(module.run_as_given(arguments[arguments.index(verb) + 1 :]))
             module.add_parser(subparsers)
+            speak_for(partial(options_of, subparsers.choices[verb]))
         else:
             subparsers.add_parser(verb, help=summary, add_help=False)
     args = parser.parse_args(arguments)
@@ -120,8 +143,12 @@ def _run(arguments: list[str]) -> int:
     return code
 
 
+def _last_words() -> str:
+    return f"bge: interrupted; {_aftermath}" if _aftermath else "bge: interrupted"
+
+
 def _give_up() -> NoReturn:
-    print("bge: interrupted", file=sys.stderr, flush=True)
+    print(_last_words(), file=sys.stderr, flush=True)
     os._exit(INTERRUPTED)
 
 

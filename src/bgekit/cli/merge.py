@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ArgumentError
 from . import options
 
 if TYPE_CHECKING:
     from ..merging import Examples, Merged, Merging, Validation
+
+#: What is said when it is interrupted.
+INTERRUPTED: Final = "nothing was written, and the same command starts anew"
 
 _DESCRIPTION = """\
 Merge embedders, or rerankers, of one architecture into one model: by weights that you give, by weights from the losses
@@ -72,6 +75,7 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--search_points", type=options.positive, metavar="N", help="values of a weight [11]")
     group.add_argument("--first_stage", metavar="MODEL", help="for rerankers: embedder whose passages are reordered")
     group.add_argument("--rerank_top_k", type=options.positive, metavar="N", help="passages a query [100]")
+    options.add_text_options(group)
     group = parser.add_argument_group("method")
     group.add_argument(
         "--method", choices=("average", "slerp", "task_arithmetic", "ties", "dare"), default="average", help="[average]"
@@ -148,7 +152,7 @@ def _examples(args: argparse.Namespace) -> Examples | None:
     from ..merging import Examples
 
     names = _GOES_WITH["data"]
-    return Examples(args.data, **_given(args, **{name: name for name in names}))
+    return Examples(args.data, **_given(args, **{name: name for name in names}), **options.text_arguments(args))
 
 
 def _validation(args: argparse.Namespace) -> Validation | None:
@@ -158,6 +162,7 @@ def _validation(args: argparse.Namespace) -> Validation | None:
 
     return Validation(
         args.eval_data,
+        **options.text_arguments(args),
         **_given(
             args, split="eval_split", points="search_points", first_stage="first_stage", rerank_top_k="rerank_top_k"
         ),

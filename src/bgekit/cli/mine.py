@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ArgumentError
 from . import options
 
 if TYPE_CHECKING:
     from ..mining.run import Mining
+
+#: What is said when it is interrupted.
+INTERRUPTED: Final = "the same command goes on from what is finished"
 
 _DESCRIPTION = """\
 Find hard negatives for training data: passages that a model ranks high for a query and that are not its positives.
@@ -31,7 +34,7 @@ examples:
 #: What counts with --labelled_pairs.
 _OF_PAIRS = (
     "verb", "default_of", "input", "output", "labelled_pairs", "positive_label", "negative_label", "no_progress",
-    "quiet", "verbose",
+    "quiet", "verbose", "encoding", "quoting",
 )  # fmt: skip
 
 
@@ -48,6 +51,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--text_field", metavar="NAME", help="field of the pool's texts [text, content, contents]")
     parser.add_argument("--id_field", metavar="NAME", help="field of the pool's ids, for --qrels [_id, id]")
+    options.add_text_options(parser)
     _add_choice(parser)
     _add_guards(parser)
     group = parser.add_argument_group("labelled pairs")
@@ -146,8 +150,8 @@ def run(args: argparse.Namespace) -> int:
         )
     # Before a model is loaded.
     check_task(task, models=len(args.model or ()), reranker=args.reranker is not None)
-    check_training(args.input)
-    Judgements.read(task.qrels, task.queries)
+    check_training(args.input, dialect=task.dialect)
+    Judgements.read(task.qrels, task.queries, task.dialect)
     with contextlib.ExitStack() as stack:
         models = [stack.enter_context(FlagModel(name, **options.model_arguments(args))) for name in args.model or ()]
         reranker = stack.enter_context(options.load_reranker(args, args.reranker)) if args.reranker else None
@@ -195,6 +199,7 @@ def _task(args: argparse.Namespace) -> Mining:
         max_reranker_score=args.max_reranker_score,
         work=args.work_folder,
         samples=args.samples,
+        **options.text_arguments(args),
     )  # fmt: skip
 
 
@@ -221,7 +226,7 @@ def _run_pairs(args: argparse.Namespace) -> int:
     counts = PairCounts()
     rows = rows_of_pairs(
         args.input, counts, positive_labels=tuple(args.positive_label or POSITIVE_LABELS),
-        negative_labels=tuple(args.negative_label or NEGATIVE_LABELS),
+        negative_labels=tuple(args.negative_label or NEGATIVE_LABELS), **options.text_arguments(args),
     )  # fmt: skip
     write_lines(args.output, rows)
     if not args.quiet:

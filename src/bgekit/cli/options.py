@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ArgumentError, as_options
+from ..errors import ArgumentError
+from ..spoken import spoken
 
 if TYPE_CHECKING:
     from ..encoding.base import Embedder
@@ -263,6 +264,7 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("input")
     group.add_argument("--format", choices=FORMATS, help="of all files [each file's name, or its first bytes]")
+    add_text_options(group)
     group.add_argument("--text-field", metavar="NAME", help="field or column of the text [text, content, contents]")
     group.add_argument("--title-field", metavar="NAME", help='put before the text, "" for none [title]')
     group.add_argument("--id-field", metavar="NAME", help="[_id, id; without one, the number of the row from 0]")
@@ -272,15 +274,31 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_text_options(group: argparse._ActionsContainer) -> None:
+    """Options of how text files are written; `text_arguments` are arguments of whatever reads them."""
+    from ..encoding.tables import QUOTINGS
+
+    group.add_argument("--encoding", metavar="NAME", help="of text files, such as gb18030, big5, utf-16 [utf-8]")
+    group.add_argument(
+        "--quoting", choices=QUOTINGS, default="auto",
+        help="quotes in csv and tsv enclose fields, or every line is a row [auto: csv does, of tsv it is seen]",
+    )  # fmt: skip
+
+
+def text_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """What the options of `add_text_options` say."""
+    return {"encoding": args.encoding, "quoting": args.quoting}
+
+
 def open_records(args: argparse.Namespace, files: Sequence[str]) -> RecordReader:
-    """The records of some files, read as the options of `add_input_options` say; the first can be used."""
+    """The records of some files, read as the options of `add_input_options` say; there is at least one."""
     from ..encoding.records import read_records
 
     records = read_records(
         files, text_field=args.text_field, title_field=args.title_field, id_field=args.id_field,
-        on_error=args.on_error, format=args.format,
+        on_error=args.on_error, format=args.format, **text_arguments(args),
     )  # fmt: skip
-    records.check_first()
+    records.require()
     return records
 
 
@@ -352,7 +370,7 @@ class _StderrHandler(logging.Handler):
     """Writes to stderr without breaking a progress bar that stands there."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = as_options(self.format(record))
+        line = spoken(self.format(record))
         tqdm = sys.modules.get("tqdm")
         if tqdm is not None:
             tqdm.tqdm.write(line, file=sys.stderr)

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ArgumentError
 from . import options
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ..recipes.planning import State
     from ..recipes.recipe import Recipe
     from ..recipes.verbs import Verb
+
+#: What is said when it is interrupted.
+INTERRUPTED: Final = "the same command goes on from what is finished"
 
 _DESCRIPTION = """\
 Run a recipe: a YAML file of stages (pretrain, mine, finetune, score, merge, calibrate, eval, ...) with their data and

@@ -6,13 +6,16 @@ import argparse
 import itertools
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, DataError
 from . import options
 
 if TYPE_CHECKING:
     from ..reranking.groups import Group
+
+#: What is said when it is interrupted.
+INTERRUPTED: Final = "what was printed is complete, line by line; the same command starts anew"
 
 _DESCRIPTION = """\
 Score passages for queries with a cross-encoder, which reads both together, and print them best first: a JSON object a
@@ -48,8 +51,10 @@ def run(args: argparse.Namespace) -> int:
     options.set_up_logging(args)
     groups = _groups(args)
     first = next(groups, None)  # What is wrong at the beginning shows before a model is loaded.
+    if first is None and args.files:
+        raise DataError(f"{', '.join(args.files)}: there is no query with passages")
     if first is None:
-        return 0
+        return 0  # A pipe through which nothing came.
     from ..reranking.groups import rerank_groups
     from .results import as_json
 
@@ -79,5 +84,5 @@ def _groups(args: argparse.Namespace) -> Iterator[Group]:
     for file in args.files or ["-"]:
         yield from read_groups(
             file, text_field=args.text_field, title_field=args.title_field, id_field=args.id_field,
-            on_error=args.on_error,
+            on_error=args.on_error, encoding=args.encoding,
         )  # fmt: skip

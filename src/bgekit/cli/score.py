@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from typing import Any
+from typing import Any, Final
 
 from . import options
+
+#: What is said when it is interrupted.
+INTERRUPTED: Final = "the same command goes on from what is finished"
 
 _DESCRIPTION = """\
 Add pos_scores and neg_scores to training data: what a cross-encoder thinks of every query with its passages. An
@@ -32,25 +35,29 @@ def add_parser(subparsers: Any) -> None:
     options.add_reranker_options(
         parser, "--reranker", "--reranker_name_or_path", "--model", "--model_name_or_path", "-m"
     )
+    options.add_text_options(parser)
     options.add_report_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Score."""
     options.set_up_logging(args)
+    from ..encoding.rows import Dialect
     from ..mining.rows import check_output, check_training
     from ..mining.teacher import score
     from .mine import Advance
 
     check_output(args.output, args.input)
-    check_training(args.input, scored_pairs=True)  # Before a model is loaded.
+    check_training(
+        args.input, scored_pairs=True, dialect=Dialect(**options.text_arguments(args))
+    )  # Before a model is loaded.
     with contextlib.ExitStack() as stack:
         reranker = stack.enter_context(options.load_reranker(args, args.reranker))
         show = not (args.no_progress or args.quiet)
         advance = stack.enter_context(Advance("score")) if show else None
         counts = score(
             reranker, args.input, args.output, overwrite_scores=args.overwrite_scores, normalize=args.normalize,
-            advance=advance,
+            advance=advance, **options.text_arguments(args),
         )  # fmt: skip
     if not args.quiet:
         parts = [f"{counts.scored:,} of {counts.rows:,} rows scored"]

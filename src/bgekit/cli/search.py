@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ArgumentError
 from . import options
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ..encoding.base import Embedder
     from ..encoding.records import RecordReader
     from ..search.index import SearchIndex
+
+#: What is said when it is interrupted.
+INTERRUPTED: Final = "with --index, the same command goes on from what is encoded; without, it starts anew"
 
 _DESCRIPTION = """\
 Search by meaning. What is searched are files of texts (jsonl, csv, tsv, parquet, txt; gzipped or not), a folder that
@@ -178,10 +181,13 @@ def _queries(args: argparse.Namespace) -> Iterator[list[str]]:
     if args.query:
         yield args.query
         return
+    from ..encoding.records import read_rows
+    from ..encoding.rows import STDIN
+
     if not sys.stdin.isatty():
-        for line in sys.stdin:
-            if line.strip():
-                yield [line.strip()]
+        for _, row in read_rows(STDIN, format="txt", encoding=args.encoding):
+            if question := row["text"].strip():
+                yield [question]
         return
     yield from ask_on_terminal()
 

@@ -101,6 +101,8 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             found.append(f"{key} was {before.get(key)!r:.80} and is {now.get(key)!r:.80} now")
+    if len(found) > 1:  # A fingerprint tells nobody anything where there is something to tell.
+        found = [each for each in found if not each.startswith("model fingerprint ")]
     if found and old["model_card"].get("name") != new["model_card"].get("name"):
         found.insert(0, f"model was {old['model_card'].get('name')} and is {new['model_card'].get('name')} now")
     return found

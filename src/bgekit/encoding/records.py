@@ -13,9 +13,9 @@ import os
 import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from ..errors import ArgumentError, DataError, require_extra
 from .rows import (
@@ -24,6 +24,7 @@ from .rows import (
     TABLES,
     BadRow,
     ChooseColumns,
+    Dialect,
     Row,
     Stream,
     format_of,
@@ -34,19 +35,15 @@ from .rows import (
     table_rows,
     text_rows,
 )
+from .skipping import BadLines, OnError, Skipped, SkippedLine
+from .tables import Quoting
 
 logger = logging.getLogger(__name__)
 
-OnError = Literal["raise", "skip"]
 
 ID_FIELDS: Final = ("_id", "id")
 TITLE_FIELDS: Final = ("title",)
 TEXT_FIELDS: Final = ("text", "content", "contents")
-
-#: Bad lines kept in memory and listed; all are counted.
-_LISTED: Final = 10_000
-#: Bad lines that are logged one by one.
-_LOGGED: Final = 20
 
 
 @dataclass(frozen=True)
@@ -66,41 +63,6 @@ class Record:
     line: int = 0
 
 
-@dataclass(frozen=True)
-class SkippedLine:
-    """A line of the input that holds no usable record."""
-
-    file: str
-    line: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.file}, line {self.line}: {self.reason}"
-
-
-@dataclass
-class Skipped:
-    """Lines that were left out.
-
-    Attributes:
-        count: All of them.
-        lines: The first 10,000.
-    """
-
-    count: int = 0
-    lines: list[SkippedLine] = field(default_factory=list)
-
-    def add(self, line: SkippedLine) -> None:
-        """Count, keep and log one line."""
-        self.count += 1
-        if self.count <= _LISTED:
-            self.lines.append(line)
-        if self.count <= _LOGGED:
-            logger.warning("skipped %s", line)
-        elif self.count == _LOGGED + 1:
-            logger.warning("more lines are skipped; from here on they are only counted")
-
-
 class RecordReader(Iterator[Record]):
     """The records of some files, one after another. `read_records` is its name where it is called.
 
@@ -113,6 +75,9 @@ class RecordReader(Iterator[Record]):
             A file that cannot be read as a whole (missing, cut off, without a column of texts) always raises.
         format: One of `jsonl`, `csv`, `tsv`, `parquet`, `arrow`, `txt` for all files; by default each file's name says
             it, or else its first bytes.
+        encoding: What text files are written in, by a name that Python knows, such as `gb18030`; by default UTF-8.
+        quoting: Whether quotes in csv and tsv enclose fields (`csv`) or are characters like any other, every line a
+            row (`none`). `auto`: csv files are of the first sort; what a tsv file is, is seen from its lines.
 
     Attributes:
         files: The files as the caller named them.
@@ -132,6 +97,8 @@ class RecordReader(Iterator[Record]):
         id_field: str | None = None,
         on_error: OnError = "raise",
         format: str | None = None,
+        encoding: str | None = None,
+        quoting: Quoting = "auto",
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise ArgumentError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
@@ -140,7 +107,7 @@ class RecordReader(Iterator[Record]):
         self.files = [os.fspath(path) for path in listed]
         self.skipped = Skipped()
         self._fields = _Fields(text_field, title_field, id_field)
-        self._on_error, self._format = on_error, format
+        self._on_error, self._format, self._dialect = on_error, format, Dialect(encoding, quoting)
         sizes = [_checked_size(file) for file in self.files]
         if self.files.count(STDIN) > 1:
             raise DataError("standard input (-) is given twice; it can be read only once")
@@ -151,18 +118,20 @@ class RecordReader(Iterator[Record]):
             require_extra("parquet", "pyarrow")
         self._records: Iterator[Record] = self._read()
 
-    def check_first(self) -> None:
-        """Read the first record, so that a wrong field or format shows before a model is loaded; it is not lost.
-
-        Raises:
-            DataError: it cannot be used.
-        """
-        for first in self._records:
-            self._records = itertools.chain([first], self._records)
-            return
-
     def __next__(self) -> Record:
         return next(self._records)
+
+    def require(self) -> None:
+        """Read the first record now: what is wrong at the beginning shows before there is any work.
+
+        Raises:
+            DataError: it cannot be used, or there is none.
+        """
+        first = next(self._records, None)
+        if first is None:
+            skipped = f" that could be used: {self.skipped.count:,} lines were left out" if self.skipped.count else ""
+            raise DataError(f"{', '.join(self.files)}: there is no text{skipped}")
+        self._records = itertools.chain([first], self._records)
 
     @property
     def position(self) -> int:
@@ -175,22 +144,25 @@ class RecordReader(Iterator[Record]):
         fields = self._fields
         return {
             "text_field": fields.text, "title_field": fields.title, "id_field": fields.id, "format": self._format,
+            **self._dialect.settings,
         }  # fmt: skip
 
     def _read(self) -> Iterator[Record]:
         row_number = 0
+        bad_lines = BadLines(self._on_error, self.skipped)
         for file in self.files:
             columns = partial(self._fields.columns, file)
-            for line, row in _rows_of(file, self._format, columns, self._current):
+            for line, row in _rows_of(file, self._format, columns, self._current, self._dialect):
                 try:
-                    yield self._fields.record(row, row_number, file, line)
+                    record = self._fields.record(row, row_number, file, line)
                 except BadRow as problem:
-                    bad = SkippedLine(file, line, str(problem))
-                    if self._on_error == "raise":
-                        raise DataError(f"{bad} (--on-error skip leaves such lines out)") from problem
-                    self.skipped.add(bad)
+                    bad_lines.bad(SkippedLine(file, line, str(problem)))
+                else:
+                    bad_lines.good()
+                    yield record
                 row_number += 1
             self._finished_bytes, self._current = self._finished_bytes + (_size(file) or 0), _Position()
+        bad_lines.end()
 
 
 #: What callers use; the class is for those who ask what they were given.
@@ -198,7 +170,12 @@ read_records = RecordReader
 
 
 def read_rows(
-    file: str | os.PathLike[str], *, format: str | None = None, on_bad: Callable[[int, BadRow], None] | None = None
+    file: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    on_bad: Callable[[int, BadRow], None] | None = None,
+    encoding: str | None = None,
+    quoting: Quoting = "auto",
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Line numbers (from 1; in Parquet files rows) and rows of one file of any form, each row as its fields by name.
 
@@ -209,6 +186,8 @@ def read_rows(
         format: As in `read_records`.
         on_bad: Called with the line and the reason where a line is no row, which is then left out; by default the
             first such line is an error.
+        encoding: As in `read_records`.
+        quoting: As in `read_records`.
 
     Raises:
         DataError: the file or a line of it cannot be read; it names file and line.
@@ -216,7 +195,7 @@ def read_rows(
     name = os.fspath(file)
     _check_format(format)
     _checked_size(name)
-    for line, row in _rows_of(name, format, list, _Position()):
+    for line, row in _rows_of(name, format, list, _Position(), Dialect(encoding, quoting)):
         if isinstance(row, BadRow):
             if on_bad is None:
                 raise DataError(f"{name}, line {line}: {row}") from row
@@ -245,7 +224,9 @@ class _Position:
         return self.size * self.row // self.rows if self.rows else 0
 
 
-def _rows_of(file: str, form: str | None, columns: ChooseColumns, position: _Position) -> Iterator[tuple[int, Row]]:
+def _rows_of(
+    file: str, form: str | None, columns: ChooseColumns, position: _Position, dialect: Dialect
+) -> Iterator[tuple[int, Row]]:
     """Line numbers (from 1) and rows of one file; a row that cannot be parsed comes as the reason.
 
     Args:
@@ -253,6 +234,7 @@ def _rows_of(file: str, form: str | None, columns: ChooseColumns, position: _Pos
         form: Its format; None to find it out.
         columns: Chooses the columns of a table.
         position: Told how far the file has been read.
+        dialect: How it is written.
     """
     line = 0
     try:
@@ -266,7 +248,7 @@ def _rows_of(file: str, form: str | None, columns: ChooseColumns, position: _Pos
                 position.rows, rows = table_rows(form, file, columns)
                 position.size = size
             else:
-                rows = text_rows(form, file, stream, columns)
+                rows = text_rows(form, file, stream, columns, dialect)
                 position.stream = raw if size is not None else None
             for line, row in rows:
                 position.row = line

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import gzip
 import io
 import json
@@ -11,9 +10,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass
 from typing import Any, Final, TypeAlias
 
 from ..errors import DataError, import_extra
+from .charsets import check_encoding
+from .lines import Lines
+from .tables import Quoting, check_quoting, table_cells
 
 FORMATS: Final = ("jsonl", "csv", "tsv", "parquet", "arrow", "txt")
 #: Formats that the extra `parquet` reads, from files alone: where their rows are stands at their end.
@@ -27,9 +30,6 @@ _SUFFIXES: Final = {
 #: What a file begins with that Git has put in the place of a large one.
 _POINTER: Final = b"version https://git-lfs.github.com/spec/"
 _BOM: Final = b"\xef\xbb\xbf"
-#: Longest CSV field in characters. The module's own limit (128 Ki) is below a long document; without any limit one
-#: unclosed quote would pull the rest of the file into memory.
-_CSV_FIELD: Final = 64 << 20
 
 Stream: TypeAlias = "io.BufferedReader[Any]"
 #: Columns of a table -> those that are needed; raises DataError when there is no text among them.
@@ -42,6 +42,35 @@ class BadRow(Exception):
 
 #: Fields by name, a whole text, or why there is neither.
 Row: TypeAlias = "Mapping[str, Any] | str | BadRow"
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How text files are written.
+
+    Attributes:
+        encoding: By a name that Python knows; None for UTF-8, with a guess in the error where a file is not.
+        quoting: Whether quotes in csv and tsv enclose fields: see `tables.Quoting`.
+
+    Raises:
+        ArgumentError: there is no such encoding or quoting.
+    """
+
+    encoding: str | None = None
+    quoting: Quoting = "auto"
+
+    def __post_init__(self) -> None:
+        check_encoding(self.encoding)
+        check_quoting(self.quoting)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What differs from the usual: of use where it is noted how something was read."""
+        return {name: value for name, value in asdict(self).items() if value not in (None, "auto")}
+
+
+#: UTF-8, and quotes as they turn out to be.
+USUAL: Final = Dialect()
 
 
 def shown(value: object) -> str:
@@ -62,13 +91,13 @@ def open_stream(file: str, stack: contextlib.ExitStack) -> tuple[Stream, Stream,
         DataError: the file is called `.gz` and is not gzipped, or is a pointer to a file that was not fetched.
         OSError: it cannot be opened.
     """
-    raw: Any = sys.stdin.buffer if file == STDIN else stack.enter_context(open(file, "rb", buffering=1 << 18))
+    raw: Any = sys.stdin.buffer if file == STDIN else stack.enter_context(open(file, "rb", buffering=1 << 17))
     if raw.peek(len(_POINTER))[: len(_POINTER)] == _POINTER:
         raise DataError(f"{file} is a pointer of Git LFS, not the file itself: fetch it, with `git lfs pull`")
     if raw.peek(2)[:2] == b"\x1f\x8b":
         unzipped: Any = stack.enter_context(gzip.GzipFile(fileobj=raw))
         # The buffer around it splits lines in C.
-        return io.BufferedReader(unzipped, 1 << 18), raw, _without_gz(file)
+        return io.BufferedReader(unzipped, 1 << 17), raw, _without_gz(file)
     if file.lower().endswith(".gz"):
         raise DataError(f"{file} is not gzipped, in spite of its name")
     return raw, raw, file
@@ -78,18 +107,20 @@ def _without_gz(name: str) -> str:
     return re.sub(r"\.gz$", "", name, flags=re.IGNORECASE)
 
 
-def text_rows(form: str, file: str, stream: Stream, choose_columns: ChooseColumns) -> Iterator[tuple[int, Row]]:
+def text_rows(
+    form: str, file: str, stream: Stream, choose_columns: ChooseColumns, dialect: Dialect
+) -> Iterator[tuple[int, Row]]:
     """Line numbers (from 1) and rows of a stream of jsonl, csv, tsv or txt.
 
     Raises:
         DataError: the stream as a whole is not what it should be.
     """
-    _skip_bom(file, stream)
+    lines = Lines(file, stream, dialect.encoding)
     if form == "jsonl":
-        return _json_rows(file, stream)
+        return _json_rows(file, lines)
     if form == "txt":
-        return _plain_rows(stream)
-    return _table_rows(file, stream, "\t" if form == "tsv" else ",", choose_columns)
+        return _plain_rows(lines)
+    return _table_rows(file, lines, "\t" if form == "tsv" else ",", choose_columns, dialect.quoting)
 
 
 def table_rows(form: str, file: str, choose_columns: ChooseColumns) -> tuple[int, Iterator[tuple[int, Row]]]:
@@ -185,24 +216,17 @@ def format_of(name: str, stream: Stream, text_fields: Set[str]) -> str:
     return "txt"
 
 
-def _skip_bom(file: str, stream: Stream) -> None:
-    head = stream.peek(3)[:3]
-    if head == _BOM:
-        stream.read(3)
-    elif head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{file} is UTF-16; convert it to UTF-8 first (iconv -f utf-16 -t utf-8)")
-
-
-def _json_rows(file: str, stream: Stream) -> Iterator[tuple[int, Row]]:
-    for line, raw in enumerate(stream, 1):
-        if raw.isspace():
+def _json_rows(file: str, lines: Lines) -> Iterator[tuple[int, Row]]:
+    for line, text in enumerate(lines, 1):
+        if text.isspace():
+            continue
+        if problem := lines.problem(text):
+            yield line, BadRow(problem)
             continue
         try:
-            row = json.loads(raw.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            yield line, _not_utf8(error)
+            row = json.loads(text)
         except (ValueError, RecursionError) as error:
-            if line == 1 and raw.strip() in (b"[", b"[{"):
+            if line == 1 and text.strip() in ("[", "[{"):
                 raise DataError(f"{file} is one JSON array; make it JSON lines first (jq -c '.[]')") from error
             yield line, BadRow(f"not valid JSON: {error}")
         else:
@@ -211,50 +235,34 @@ def _json_rows(file: str, stream: Stream) -> Iterator[tuple[int, Row]]:
             yield line, row if isinstance(row, dict) else BadRow(f"a JSON object is expected, not {shown(row)}")
 
 
-def _plain_rows(stream: Stream) -> Iterator[tuple[int, Row]]:
+def _plain_rows(lines: Lines) -> Iterator[tuple[int, Row]]:
     # Every line counts, an empty one too: line n of the file stays row n of the vectors.
-    for line, raw in enumerate(stream, 1):
-        try:
-            yield line, raw.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
-        except UnicodeDecodeError as error:
-            yield line, _not_utf8(error)
+    for line, text in enumerate(lines, 1):
+        problem = lines.problem(text)
+        yield line, BadRow(problem) if problem else text.removesuffix("\n").removesuffix("\r")
 
 
-def _table_rows(file: str, stream: Stream, delimiter: str, choose_columns: ChooseColumns) -> Iterator[tuple[int, Row]]:
-    csv.field_size_limit(max(csv.field_size_limit(), _CSV_FIELD))
-    # An exception inside this generator would end it, so bad bytes pass as lone surrogates and are found below.
-    decoded = (raw.decode("utf-8", "surrogateescape") for raw in stream)
-    rows = csv.reader(decoded, delimiter=delimiter, strict=True)
-    try:
-        header = next(rows, None)
-    except csv.Error as error:
-        raise DataError(f"{file}, line 1: the header cannot be read: {error}") from error
+def _table_rows(
+    file: str, lines: Lines, delimiter: str, choose_columns: ChooseColumns, quoting: Quoting
+) -> Iterator[tuple[int, Row]]:
+    rows = table_cells(file, lines, delimiter, quoting)
+    first, header = next(rows, (0, None))
     if header is None:
         return
+    # Bad bytes come as lone surrogates: an exception inside the readers of lines would end them.
+    problem = header if isinstance(header, str) else lines.problem(delimiter.join(header))
+    if problem:
+        raise DataError(f"{file}, line {first}: the header cannot be read: {problem}")
     choose_columns(header)
-    while True:
-        line = rows.line_num + 1
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield line, BadRow(f"not valid {'TSV' if delimiter != ',' else 'CSV'}: {error}")
-            continue
-        if not row:
-            continue
-        if len(row) != len(header):
-            yield line, BadRow(f"it has {len(row)} columns, the header has {len(header)}")
-        elif any(_escaped(cell) for cell in row):
-            yield line, BadRow("not valid UTF-8")
+    for line, cells in rows:
+        if isinstance(cells, str):
+            yield line, BadRow(cells)
+        elif len(cells) != len(header):
+            yield line, BadRow(f"it has {len(cells)} columns, the header has {len(header)}")
+        elif problem := next(filter(None, map(lines.problem, cells)), None):
+            yield line, BadRow(problem)
         else:
-            yield line, dict(zip(header, row, strict=True))
-
-
-def _escaped(cell: str) -> bool:
-    if cell.isascii():
-        return False
-    return any("\udc80" <= character <= "\udcff" for character in cell)
+            yield line, dict(zip(header, cells, strict=True))
 
 
 def _batch_rows(batch: Any) -> Iterator[Row]:

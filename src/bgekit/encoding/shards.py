@@ -208,6 +208,11 @@ class _Run:
         """Compare with an earlier run, or remove it; write the manifest."""
         path = self._folder.path / MANIFEST
         there = path.exists()
+        if there and not overwrite and not self._any_finished():
+            # An earlier run came to nothing, and what it was to be binds nobody; a manifest of something else does.
+            read_manifest(path)
+            self._remove()
+            there = False
         if overwrite:
             self._remove()
         elif there and not resume:
@@ -221,6 +226,9 @@ class _Run:
             raise OutputError(f"{self._folder.path} holds shards without {MANIFEST}; --overwrite removes them")
         self._write_json(MANIFEST, self._manifest)
         self._folder.sync()
+
+    def _any_finished(self) -> bool:
+        return next(self._folder.path.glob("shard-*[0-9].json"), None) is not None
 
     def windows(self, records: Iterable[Record]) -> Iterator[list[str]]:
         """The texts of each shard that is not finished yet."""

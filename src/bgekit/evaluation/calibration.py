@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..encoding.base import digest
+from ..encoding.tables import Quoting
 from ..errors import ArgumentError, DataError
 from ..models.score_map import LogisticMap, QuantileMap, nearness
 from .calibration_pairs import TextPairs, pairs_of_lists, pairs_of_task
@@ -165,6 +166,8 @@ def calibrate(
     split: str | None = None,
     seed: int = 0,
     show_progress: bool | None = None,
+    encoding: str | None = None,
+    quoting: Quoting = "auto",
 ) -> Calibration:
     """Measure a model's similarities on data, choose a threshold that keeps a promise, and learn a calibrated score.
 
@@ -186,6 +189,8 @@ def calibrate(
         related_from: Score from which on pairs of an STS task are related; by default the higher one of two, else
             0.8 of the highest.
         split: Of the data, where `data` is a path.
+        encoding: What text files at a path are written in, by a name that Python knows; by default UTF-8.
+        quoting: Whether quotes in csv and tsv there enclose fields: `auto`, `csv` or `none`, see `read_records`.
         seed: Of drawing pairs and of the bootstrap.
         show_progress: Show a progress bar; by default on a terminal.
 
@@ -198,7 +203,7 @@ def calibrate(
         _check_share(name, value)
     if not isinstance(pairs, int) or pairs < 1:
         raise ArgumentError(f"pairs must be a positive number, not {pairs!r}")
-    texts = _text_pairs(data, pairs, related_from, split, seed)
+    texts = _text_pairs(_read(data, split, encoding, quoting), pairs, related_from, seed)
     labelled, random = scored_pairs(model, texts, show_progress)
     known = texts.share is not None
     scored = labelled if known else _joined(labelled, random)
@@ -308,15 +313,20 @@ def _check_share(name: str, value: float | None) -> None:
         raise ArgumentError(f"{name} must be between 0 and 1, not {value!r}")
 
 
-def _text_pairs(data: Data, limit: int, related_from: float | None, split: str | None, seed: int) -> TextPairs:
-    if isinstance(data, str | os.PathLike):
-        from .reading import read_tasks
+def _read(data: Data, split: str | None, encoding: str | None, quoting: Quoting) -> Data:
+    """The task at a path; anything else as it is."""
+    if not isinstance(data, str | os.PathLike):
+        return data
+    from .reading import read_tasks
 
-        tasks = read_tasks(data, split=split)
-        if len(tasks) != 1:
-            names = ", ".join(f"{task.name} ({task.split})" for task in tasks)
-            raise DataError(f"{data} holds {len(tasks)} tasks, but a calibration is of one: {names}")
-        data = tasks[0]
+    tasks = read_tasks(data, split=split, encoding=encoding, quoting=quoting)
+    if len(tasks) != 1:
+        names = ", ".join(f"{task.name} ({task.split})" for task in tasks)
+        raise DataError(f"{data} holds {len(tasks)} tasks, but a calibration is of one: {names}")
+    return tasks[0]
+
+
+def _text_pairs(data: Data, limit: int, related_from: float | None, seed: int) -> TextPairs:
     if isinstance(data, Task):
         return pairs_of_task(data, limit, related_from=related_from, seed=seed)
     if isinstance(data, tuple) and 2 <= len(data) <= 3 and not isinstance(data[0], str):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ..encoding.outputs import OutputFolder
+from ..encoding.tables import Quoting
 from ..errors import ArgumentError, NumericalError
 from ..models.families import known_name, model_name
 from .cache import ScoreCache
@@ -91,6 +92,8 @@ def evaluate(
     seed: int = 0,
     progress: bool | None = None,
     notes: Sequence[str] = (),
+    encoding: str | None = None,
+    quoting: Quoting = "auto",
     **options: Any,
 ) -> Report:
     """Measure models on data, and compare them.
@@ -110,6 +113,8 @@ def evaluate(
         seed: Of the comparisons' resampling.
         progress: Show progress bars; by default on a terminal.
         notes: Put into the report.
+        encoding: What text files of data are written in, by a name that Python knows; by default UTF-8.
+        quoting: Whether quotes in csv and tsv enclose fields: `auto`, `csv` or `none`, see `read_records`.
         **options: Of `FlagModel`, for models given by name.
 
     Returns:
@@ -130,7 +135,7 @@ def evaluate(
         seen.update(candidate.label(setting) for setting in candidate.settings)
     labels = [candidate.label(setting) for candidate in candidates for setting in candidate.settings]
     left_out: list[str] = []
-    found = tasks_of(data, split=split, tasks=tasks, left_out=left_out)
+    found = tasks_of(data, split=split, tasks=tasks, left_out=left_out, encoding=encoding, quoting=quoting)
     if output is not None:
         require_packages(found, "matplotlib")
     if compare and len(labels) > 1:
@@ -265,6 +270,8 @@ def tasks_of(
     split: str | None = None,
     tasks: Sequence[str] | None = None,
     left_out: list[str] | None = None,
+    encoding: str | None = None,
+    quoting: Quoting = "auto",
 ) -> list[Task]:
     """The tasks of all data, as `evaluate` measures them; the packages that they are scored with are there.
 
@@ -273,6 +280,8 @@ def tasks_of(
         split: The split to measure on; by default test where there is one.
         tasks: Only the tasks of these names.
         left_out: Gets a note for each part of the data that is not measured.
+        encoding: What text files are written in, as in `evaluate`.
+        quoting: Of csv and tsv files, as there.
 
     Raises:
         ArgumentError: there is no such task, or one is there twice.
@@ -286,7 +295,8 @@ def tasks_of(
     sources = [source for source in _listed(data) if not isinstance(source, Task)]
     # One source need not have all the names when there are several.
     wanted = names if len(sources) == 1 and not found else None
-    found += [task for source in sources for task in read_tasks(source, split=split, tasks=wanted, left_out=left_out)]
+    for source in sources:
+        found += read_tasks(source, split=split, tasks=wanted, left_out=left_out, encoding=encoding, quoting=quoting)
     if names is not None and wanted is None:
         asked, there = {name.lower() for name in names}, {task.name.lower() for task in found}
         if missing := asked - there:

@@ -19,7 +19,7 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from ..encoding.records import read_rows
-from ..encoding.rows import BadRow
+from ..encoding.rows import USUAL, BadRow, Dialect
 from ..encoding.tokenization import load_tokenizer
 from ..errors import ArgumentError, DataError, NumericalError
 from ..models.card import ModelCard
@@ -54,7 +54,7 @@ def softmax_weights(losses: Sequence[float], temperature: float) -> tuple[float,
     return tuple(part / math.fsum(parts) for part in parts)
 
 
-def read_examples(data: ExampleData, kind: Kind, neg_number: int, seed: int) -> list[Example]:
+def read_examples(data: ExampleData, kind: Kind, neg_number: int, seed: int, dialect: Dialect = USUAL) -> list[Example]:
     """The examples: of each row its first positive and so many of its negatives, drawn at random.
 
     A row with fewer negatives has them repeated.
@@ -64,6 +64,7 @@ def read_examples(data: ExampleData, kind: Kind, neg_number: int, seed: int) -> 
         kind: Of the models.
         neg_number: Negatives of each example.
         seed: Of the draws.
+        dialect: How the file is written.
 
     Raises:
         DataError: rows cannot be used, or none has what a loss needs.
@@ -71,7 +72,7 @@ def read_examples(data: ExampleData, kind: Kind, neg_number: int, seed: int) -> 
     if neg_number < 0:
         raise ArgumentError(f"neg_number must not be negative, but it is {neg_number}")
     sampling = Sampling(neg_number + 1, seed=seed)
-    rows = _rows(data)
+    rows = _rows(data, dialect)
     if not rows:
         raise DataError(f"there are no examples; each is an object such as {EXAMPLE_LINE}")
     examples = [sampling.draw(replace(row, positives=row.positives[:1]), 0) for row in rows]
@@ -83,11 +84,14 @@ def read_examples(data: ExampleData, kind: Kind, neg_number: int, seed: int) -> 
     return examples
 
 
-def _rows(data: ExampleData) -> list[Row]:
+def _rows(data: ExampleData, dialect: Dialect) -> list[Row]:
     problems, found = Problems(), list[Row]()
     named = os.fspath(data) if isinstance(data, str | os.PathLike) else None
     if named is not None:
-        lines = read_rows(named, on_bad=lambda line, reason: problems.add(named, line, reason))
+        lines = read_rows(
+            named, on_bad=lambda line, reason: problems.add(named, line, reason), encoding=dialect.encoding,
+            quoting=dialect.quoting,
+        )  # fmt: skip
     else:
         lines = iter(enumerate(data, 1))  # type: ignore[arg-type]
     for line, fields in lines:
@@ -103,7 +107,8 @@ def _rows(data: ExampleData) -> list[Row]:
             continue
         found.append(replace(row, index=len(found)))
     if problems.count:
-        raise DataError("\n".join([f"{problems.count:,} examples cannot be used:", *problems.listed()]))
+        what = "examples" if problems.count > 1 else "example"
+        raise DataError(f"{problems.count:,} {what} cannot be used:{problems.listed()}")
     return found
 
 

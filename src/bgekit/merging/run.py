@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
+from ..encoding.rows import Dialect
+from ..encoding.tables import Quoting
 from ..errors import ArgumentError
 from ..evaluation.evaluating import tasks_of
 from ..models.config import read_config
@@ -128,6 +130,8 @@ class Examples:
         batch_size: Examples of a batch, whose passages are each other's negatives (embedders).
         max_input_length: Tokens where texts are cut, or fewer if the model takes fewer.
         neg_number: Negatives of each example, drawn at random.
+        encoding: What the file is written in, as in `read_records`.
+        quoting: Of a csv or tsv file, as there.
     """
 
     data: ExampleData
@@ -135,6 +139,8 @@ class Examples:
     batch_size: int = 2
     max_input_length: int = 2048
     neg_number: int = 7
+    encoding: str | None = None
+    quoting: Quoting = "auto"
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,8 @@ class Validation:
         points: Values that a weight takes, from 0 to 1.
         first_stage: For rerankers, the embedder whose best passages are put in order.
         rerank_top_k: Passages of a query that the reranker sees.
+        encoding: What text files are written in, as in `bgekit.evaluation.read_tasks`.
+        quoting: Of csv and tsv files, as there.
     """
 
     data: Sequence[str]
@@ -154,6 +162,8 @@ class Validation:
     points: int = 11
     first_stage: str | None = None
     rerank_top_k: int = 100
+    encoding: str | None = None
+    quoting: Quoting = "auto"
 
     def __post_init__(self) -> None:
         if isinstance(self.data, str | os.PathLike) or not self.data:
@@ -234,7 +244,11 @@ def merge(
         raise ArgumentError("a search on validation data needs an output, beside which its candidates are kept")
     if output is not None:
         target_folder(Path(output), overwrite)
-    tasks = [] if validation is None else tasks_of(validation.data, split=validation.split)
+    tasks: Sequence[Task] = ()
+    if validation is not None:
+        tasks = tasks_of(
+            validation.data, split=validation.split, encoding=validation.encoding, quoting=validation.quoting
+        )
     sources = [open_source(os.fspath(name), task.options) for name in task.models]
     kind: Kind = task.model_type or ("reranker" if is_classifier(read_config(sources[0].folder)) else "encoder")
     base = open_source(os.fspath(task.base), task.options) if task.base is not None else None
@@ -275,7 +289,9 @@ def merge(
 
 
 def _losses(parts: Parts, task: Merging, examples: Examples) -> tuple[float, ...]:
-    read = read_examples(examples.data, parts.kind, examples.neg_number, task.seed)
+    read = read_examples(
+        examples.data, parts.kind, examples.neg_number, task.seed, Dialect(examples.encoding, examples.quoting)
+    )
     if parts.kind == "encoder" and examples.batch_size == 1 and all(len(each.passages) == 1 for each in read):
         raise ArgumentError("batches of one example without negatives have nothing to compare: raise batch_size")
     found = []

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from ..encoding.records import Record
-from ..encoding.rows import listing
+from ..encoding.rows import USUAL, Dialect, listing
 from ..errors import DataError
 from .rows import InputRow, copy_key
 from .texts import TextStore
@@ -74,31 +74,28 @@ class Judgements:
     _passages: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, files: Sequence[str], queries: str | None) -> Judgements:
+    def read(cls, files: Sequence[str], queries: str | None, dialect: Dialect = USUAL) -> Judgements:
         """The judgements of some files.
 
         Args:
             files: Of the forms that `bge eval` reads: a header `query-id, corpus-id, score`, TREC's, or JSON lines.
             queries: A file of the queries' texts by id.
+            dialect: How they are written.
 
         Raises:
             DataError: a file cannot be read; it names file and line.
         """
+        from ..evaluation.reading.lines import files_written
         from ..evaluation.reading.paths import DataFile
         from ..evaluation.reading.retrieval import read_judgements, read_queries
 
-        pairs = [
-            (each.query, each.document)
-            for file in files
-            for each in read_judgements(DataFile((file,)))
-            if each.relevance > 0
-        ]
-        known = cls(files, pairs)
-        if queries is not None:
-            texts = read_queries(DataFile((queries,)))
-            for name, _ in pairs:
-                if name in texts:
-                    known._queries.setdefault(name, set()).add(copy_key(texts[name]))
+        with files_written(dialect):
+            judged = [each for file in files for each in read_judgements(DataFile((file,)))]
+            texts = {} if queries is None else read_queries(DataFile((queries,)))
+        known = cls(files, [(each.query, each.document) for each in judged if each.relevance > 0])
+        for name, _ in known.pairs:
+            if name in texts:
+                known._queries.setdefault(name, set()).add(copy_key(texts[name]))
         return known
 
     def passing(self, records: Iterable[Record]) -> Iterator[Record]:

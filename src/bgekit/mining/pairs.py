@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from ..encoding.records import read_rows
 from ..encoding.rows import BadRow, listing, shown
+from ..encoding.tables import Quoting
 from ..encoding.tokenization import repair
 from ..errors import ArgumentError, DataError
 from ..training.examples import Problems
@@ -58,7 +59,7 @@ class _Group:
 
 def rows_of_pairs(
     file: str, counts: PairCounts, *, positive_labels: Sequence[str] = POSITIVE_LABELS,
-    negative_labels: Sequence[str] = NEGATIVE_LABELS,
+    negative_labels: Sequence[str] = NEGATIVE_LABELS, encoding: str | None = None, quoting: Quoting = "auto",
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """The training rows that labelled pairs make, in the order of the first sentences; all are in memory.
 
@@ -69,6 +70,8 @@ def rows_of_pairs(
         counts: Told what becomes of the pairs.
         positive_labels: Labels of positives.
         negative_labels: Labels of negatives; all others are left out.
+        encoding: As in `read_records`.
+        quoting: As in `read_records`.
 
     Raises:
         DataError: lines cannot be used (it names file and lines), or no pair has a label of positives.
@@ -80,7 +83,9 @@ def rows_of_pairs(
         raise ArgumentError(f"the label {', '.join(sorted(both))} cannot be that of positives and of negatives")
     groups: dict[int, _Group] = {}
     problems = Problems()
-    for line, fields in read_rows(file, on_bad=lambda line, reason: problems.add(file, line, reason)):
+    for line, fields in read_rows(
+        file, on_bad=lambda line, reason: problems.add(file, line, reason), encoding=encoding, quoting=quoting
+    ):
         try:
             first, second = _sentence(fields, _FIRST), _sentence(fields, _SECOND)
             label = _label(fields)

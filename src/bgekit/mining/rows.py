@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..encoding.records import read_rows
-from ..encoding.rows import STDIN, BadRow, stem_and_format
+from ..encoding.rows import STDIN, USUAL, BadRow, Dialect, stem_and_format
 from ..errors import ArgumentError, DataError
 from ..models.leftovers import check_place
 from ..training.examples import EXAMPLE_LINE, Problems, Row, row_of, text_key
@@ -35,33 +35,41 @@ def copy_key(text: str) -> int:
     return text_key("".join(text.split()))
 
 
-def read_training(file: str) -> Iterator[InputRow]:
+def read_training(file: str, dialect: Dialect = USUAL) -> Iterator[InputRow]:
     """The rows of a file of training data.
+
+    Args:
+        file: The file.
+        dialect: How it is written.
 
     Raises:
         DataError: a line cannot be used; it names file and line.
     """
-    for index, (line, fields) in enumerate(read_rows(file)):
+    for index, (line, fields) in enumerate(read_rows(file, encoding=dialect.encoding, quoting=dialect.quoting)):
         try:
             yield InputRow(line, fields, replace(row_of(fields), index=index))
         except BadRow as problem:
             raise DataError(f"{file}, line {line}: {problem}") from problem
 
 
-def check_training(file: str, *, scored_pairs: bool = False) -> int:
+def check_training(file: str, *, scored_pairs: bool = False, dialect: Dialect = USUAL) -> int:
     """The number of rows of a file of training data, all of which can be used.
 
     Args:
         file: The file; it is read again later, so it cannot be standard input.
         scored_pairs: Whether rows with `score`, which have no negatives, may be there.
+        dialect: How it is written.
 
     Raises:
-        DataError: lines cannot be used: the first 20 of them are named, all are counted.
+        DataError: lines cannot be used: the first ten of them are named, all are counted.
     """
     if file == STDIN:
         raise ArgumentError("the input is read more than once, so it cannot be standard input: write it to a file")
     problems, count = Problems(), 0
-    for line, fields in read_rows(file, on_bad=lambda line, reason: problems.add(file, line, reason)):
+    for line, fields in read_rows(
+        file, on_bad=lambda line, reason: problems.add(file, line, reason), encoding=dialect.encoding,
+        quoting=dialect.quoting,
+    ):  # fmt: skip
         try:
             row = row_of(fields)
         except BadRow as problem:
@@ -88,8 +96,10 @@ def raise_problems(problems: Problems, expected: str) -> None:
     """
     if not problems.count:
         return
-    lines = [f"{problems.count:,} {'lines' if problems.count > 1 else 'line'} cannot be used:", *problems.listed()]
-    raise DataError("\n".join([*lines, f"What is expected: {expected}. Nothing was written."]))
+    raise DataError(
+        f"{problems.count:,} {'lines' if problems.count > 1 else 'line'} cannot be used:{problems.listed()}\n"
+        f"What is expected: {expected}. Nothing was written."
+    )
 
 
 def line_of(fields: Mapping[str, Any]) -> bytes:

@@ -23,7 +23,8 @@ import numpy as np
 from ..encoding.base import digest
 from ..encoding.outputs import OutputFolder, file_sha256
 from ..encoding.records import Record, RecordReader, read_records
-from ..encoding.rows import STDIN
+from ..encoding.rows import STDIN, Dialect
+from ..encoding.tables import Quoting
 from ..errors import ArgumentError, DataError, require_extra
 from ..models.leftovers import check_place
 from .bm25 import Bm25
@@ -82,6 +83,8 @@ class Mining:
         id_field: Field of the pool's ids, which judgements name; by default `_id` or `id`, else the number of the row.
         qrels: Files of judgements: what they call relevant to a query is no negative of it.
         queries: A file of the texts of the judgements' queries by id; by default rows have these ids, as `query_id`.
+        encoding: What input and pool are written in, as in `read_records`.
+        quoting: Of input and pool, as in `read_records`.
         choice: How negatives are drawn.
         miners: Of `dense` (every model), `bm25` and `random`; the shares of `choice` are in the order of all models
             and then the others.
@@ -110,6 +113,13 @@ class Mining:
     max_reranker_score: float | None = None
     work: str | None = None
     samples: int = 5
+    encoding: str | None = None
+    quoting: Quoting = "auto"
+
+    @property
+    def dialect(self) -> Dialect:
+        """How input and pool are written."""
+        return Dialect(self.encoding, self.quoting)
 
 
 def mine(
@@ -138,15 +148,15 @@ def mine(
         OutputError: the output cannot be written, or another process writes to it.
     """
     check_task(task, models=len(models), reranker=reranker is not None)
-    judgements = Judgements.read(task.qrels, task.queries) if task.qrels else None
-    count = check_training(task.input)
+    judgements = Judgements.read(task.qrels, task.queries, task.dialect) if task.qrels else None
+    count = check_training(task.input, dialect=task.dialect)
     work = _work_folder(task)
     with OutputFolder(work) as folder:
         pool: Iterable[Record] | None = _read_pool(task) if task.pool else None
         if pool is not None and judgements is not None:
             pool = judgements.passing(pool)
         with contextlib.closing(
-            store_texts(folder, lambda: read_training(task.input), pool, negatives=task.keep_existing)
+            store_texts(folder, lambda: read_training(task.input, task.dialect), pool, negatives=task.keep_existing)
         ) as store:
             if not store.candidates:
                 raise DataError(f"{', '.join(task.pool) or task.input} has no texts to draw negatives from")
@@ -208,11 +218,14 @@ def check_task(task: Mining, *, models: int, reranker: bool) -> None:
             f"{len(task.choice.shares)} shares are given for {len(sources)} miners: {', '.join(sources)}"
         )
     if task.pool and STDIN not in task.pool:  # What is read from a pipe is gone.
-        _read_pool(task).check_first()
+        _read_pool(task).require()
 
 
 def _read_pool(task: Mining) -> RecordReader:
-    return read_records(task.pool, text_field=task.text_field, title_field="", id_field=task.id_field)
+    return read_records(
+        task.pool, text_field=task.text_field, title_field="", id_field=task.id_field, encoding=task.encoding,
+        quoting=task.quoting,
+    )  # fmt: skip
 
 
 def _work_folder(task: Mining) -> Path:
@@ -263,7 +276,7 @@ class _Run:
         tally = Tally(step=self._step)
         done = 0
         prepared = False
-        rows = read_training(self._task.input)
+        rows = read_training(self._task.input, self._task.dialect)
         for number in itertools.count():
             block = list(itertools.islice(rows, BLOCK))
             if not block:

@@ -10,12 +10,14 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
 from ..encoding.outputs import OutputFolder, file_sha256
+from ..encoding.rows import Dialect
+from ..encoding.tables import Quoting
 from ..errors import OutputError
 from .known import Relevant
 from .rows import InputRow, check_output, check_training, copy_key, line_of, read_training
@@ -60,7 +62,7 @@ class ScoreCounts:
 
 def score(
     teacher: Teacher, input: str, output: str, *, overwrite_scores: bool = False, normalize: bool = False,
-    advance: Callable[[int, int], None] | None = None,
+    advance: Callable[[int, int], None] | None = None, encoding: str | None = None, quoting: Quoting = "auto",
 ) -> ScoreCounts:  # fmt: skip
     """Write a file of training data with `pos_scores` and `neg_scores`.
 
@@ -71,17 +73,20 @@ def score(
         overwrite_scores: Replace scores that rows have; otherwise these rows are left as they are.
         normalize: Scores between 0 and 1, by a sigmoid.
         advance: Told after each group how many rows are done, of how many.
+        encoding: What the input is written in, as in `read_records`.
+        quoting: Of the input, as in `read_records`.
 
     Raises:
         DataError: the input cannot be used; it names file and lines.
         OutputError: the output cannot be written, another process writes it, or an interrupted run was another one.
     """
     check_output(output, input)
-    counts = ScoreCounts(rows=check_training(input, scored_pairs=True))
-    _warn_of_positives(input)
+    dialect = Dialect(encoding, quoting)
+    counts = ScoreCounts(rows=check_training(input, scored_pairs=True, dialect=dialect))
+    _warn_of_positives(input, dialect)
     facts = {
         "input_sha256": file_sha256(Path(input)), "teacher": str(teacher.fingerprint), "normalize": normalize,
-        "overwrite_scores": overwrite_scores, "group": GROUP,
+        "overwrite_scores": overwrite_scores, "group": GROUP, **dialect.settings,
     }  # fmt: skip
     path, partial = Path(output), Path(f"{output}.partial")
     # Beside the output, so that the last step is a renaming; the lock keeps a second run out.
@@ -90,7 +95,7 @@ def score(
         try:
             with partial.open("r+b" if partial.exists() else "w+b") as file:
                 counts.resumed = _finished(file)
-                _score_rest(teacher, input, file, counts, overwrite_scores, normalize, advance)
+                _score_rest(teacher, read_training(input, dialect), file, counts, overwrite_scores, normalize, advance)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
@@ -108,12 +113,12 @@ def score(
 _FACTS: Final = "run.json"
 
 
-def _warn_of_positives(input: str) -> None:
+def _warn_of_positives(input: str, dialect: Dialect) -> None:
     """Say how many negatives are positives of the same query in another row: they are scored as any other."""
-    relevant = Relevant.of_rows(read_training(input))
+    relevant = Relevant.of_rows(read_training(input, dialect))
     found = sum(
         len({copy_key(text) for text in each.row.negatives} & set(relevant.to(each.row.query)))
-        for each in read_training(input)
+        for each in read_training(input, dialect)
         if each.row.negatives
     )
     if found:
@@ -126,7 +131,8 @@ def _warn_of_positives(input: str) -> None:
 def _begin(folder: OutputFolder, partial: Path, facts: dict[str, Any], output: str) -> None:
     """Compare with what an interrupted run was, or note what this one is."""
     path = folder.path / _FACTS
-    if path.exists() and partial.exists():
+    # A run that finished nothing binds nobody.
+    if path.exists() and partial.exists() and _whole(partial):
         before = json.loads(path.read_bytes())
         if before == facts:
             return
@@ -137,6 +143,12 @@ def _begin(folder: OutputFolder, partial: Path, facts: dict[str, Any], output: s
     partial.unlink(missing_ok=True)
     with folder.create(_FACTS) as file:
         file.write(json.dumps(facts).encode())
+
+
+def _whole(partial: Path) -> bool:
+    """Whether a partial output has a whole group."""
+    with partial.open("rb") as file:
+        return sum(line.endswith(b"\n") for line in itertools.islice(file, GROUP)) == GROUP
 
 
 def _finished(file: IO[bytes]) -> int:
@@ -154,10 +166,10 @@ def _finished(file: IO[bytes]) -> int:
 
 
 def _score_rest(
-    teacher: Teacher, input: str, file: IO[bytes], counts: ScoreCounts, overwrite: bool, normalize: bool,
+    teacher: Teacher, given: Iterator[InputRow], file: IO[bytes], counts: ScoreCounts, overwrite: bool, normalize: bool,
     advance: Callable[[int, int], None] | None,
 ) -> None:  # fmt: skip
-    rows = itertools.islice(read_training(input), counts.resumed, None)
+    rows = itertools.islice(given, counts.resumed, None)
     done = counts.resumed
     while group := list(itertools.islice(rows, GROUP)):
         file.write(b"".join(map(line_of, _scored(teacher, group, counts, overwrite, normalize))))

@@ -118,7 +118,9 @@ def _read(data: PretrainDataArguments, args: PretrainArguments, tokens: Tokeniza
         raise ArgumentError(
             f"--max_seq_length {data.max_seq_length} leaves no room beside {tokens.special} special tokens"
         )
-    reading = Reading(room, data.long_texts, data.text_field, data.title_field, data.on_error)
+    reading = Reading(
+        room, data.long_texts, data.text_field, data.title_field, data.on_error, args.encoding, args.quoting
+    )
     with args.main_process_first(desc="tokenising the texts"):
         texts = read_texts(data.train_data, tokens, reading, data.cache_path)
         measured = read_texts(args.eval_data, tokens, reading, data.cache_path) if args.eval_data else None

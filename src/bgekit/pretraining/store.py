@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from ..encoding.records import RecordReader
 from ..encoding.rows import STDIN
+from ..encoding.tables import Quoting
 from ..encoding.tokenization import repair
 from ..errors import DataError, OutputError
 from ..models.leftovers import working_names
@@ -50,6 +51,8 @@ class Reading:
         text_field: As in `read_records`.
         title_field: As in `read_records`.
         on_error: As in `read_records`.
+        encoding: As in `read_records`.
+        quoting: As in `read_records`.
     """
 
     room: int
@@ -57,6 +60,8 @@ class Reading:
     text_field: str | None = None
     title_field: str | None = None
     on_error: Literal["raise", "skip"] = "raise"
+    encoding: str | None = None
+    quoting: Quoting = "auto"
 
 
 @dataclass(frozen=True)
@@ -182,8 +187,9 @@ def open_store(source: str, cache: Path, backend: Any, unknown: int | None, read
 
 def _write(source: str, folder: Path, backend: Any, unknown: int | None, reading: Reading) -> Facts:
     records = RecordReader(
-        source, text_field=reading.text_field, title_field=reading.title_field, on_error=reading.on_error
-    )
+        source, text_field=reading.text_field, title_field=reading.title_field, on_error=reading.on_error,
+        encoding=reading.encoding, quoting=reading.quoting,
+    )  # fmt: skip
     logger.info("tokenising %s", source)
     words = Words(backend)
     texts = empty = long = sequences = tokens = unknowns = 0

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
 from ..encoding.outputs import OutputFolder
-from ..errors import BgekitError, OutputError
+from ..errors import BgekitError, OutputError, in_lines
 from .commands import HIDDEN, Step, make_steps
 from .digests import Digests
 from .planning import CACHED, FINISHED, RECORD, STALE, STARTED, UNFINISHED, Folder, State, read_json
@@ -117,7 +117,7 @@ def check_inputs(recipe: Recipe, steps: Sequence[Step], folder: Folder) -> None:
         RecipeError: something is missing; all of it is named.
     """
     if missing := list(folder.missing(steps)):
-        raise RecipeError(f"{recipe.path}: {'; '.join(missing)}")
+        raise RecipeError(f"{recipe.path}:{in_lines(missing)}")
 
 
 def _check_made(recipe: Recipe, step: Step, folder: Folder) -> None:

@@ -8,19 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-from ..encoding.records import (
-    ID_FIELDS,
-    TEXT_FIELDS,
-    TITLE_FIELDS,
-    OnError,
-    Record,
-    Skipped,
-    SkippedLine,
-    read_rows,
-    titled,
-)
+from ..encoding.records import ID_FIELDS, TEXT_FIELDS, TITLE_FIELDS, Record, read_rows, titled
 from ..encoding.rows import BadRow, listing, shown
-from ..errors import ArgumentError, DataError
+from ..encoding.skipping import BadLines, OnError, Skipped, SkippedLine
+from ..errors import ArgumentError
 from .pairs import best_first
 
 if TYPE_CHECKING:
@@ -58,6 +49,7 @@ def read_groups(
     title_field: str | None = None,
     id_field: str | None = None,
     on_error: OnError = "raise",
+    encoding: str | None = None,
 ) -> Iterator[Group]:
     """The queries of a file of JSON lines, each with its passages (texts, or objects with `text`).
 
@@ -67,27 +59,27 @@ def read_groups(
         title_field: Field of its title; by default `title`. "" for no title.
         id_field: Field of its id; by default `_id` or `id`.
         on_error: `raise` on the first line that cannot be used, or `skip` and log such lines.
+        encoding: As in `read_records`.
 
     Raises:
         DataError: a line cannot be used; it names file and line.
     """
     if on_error not in get_args(OnError):
         raise ArgumentError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
-    name, skipped, fields = os.fspath(file), Skipped(), _Fields(text_field, title_field, id_field)
+    name, bad_lines, fields = os.fspath(file), BadLines(on_error, Skipped()), _Fields(text_field, title_field, id_field)
 
     def leave_out(line: int, reason: BadRow) -> None:
-        bad = SkippedLine(name, line, str(reason))
-        if on_error == "raise":
-            raise DataError(f"{bad} (--on-error skip leaves such lines out)") from reason
-        skipped.add(bad)
+        bad_lines.bad(SkippedLine(name, line, str(reason)))
 
-    for line, row in read_rows(name, format="jsonl", on_bad=leave_out):
+    for line, row in read_rows(name, format="jsonl", on_bad=leave_out, encoding=encoding):
         try:
             group = fields.group(row)
         except BadRow as reason:
             leave_out(line, reason)
         else:
+            bad_lines.good()
             yield group
+    bad_lines.end()
 
 
 def groups_of(queries: Iterable[str], records: Iterable[Record]) -> Iterator[Group]:

@@ -7,6 +7,7 @@ import difflib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar
 
 import torch
@@ -14,7 +15,9 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from ..encoding.charsets import check_encoding
 from ..errors import ArgumentError, BgekitError, require_extra
+from ..spoken import options_of, speak_for
 from .unsupported import check_supported
 
 logger = logging.getLogger(__name__)
@@ -128,6 +131,8 @@ class TrainerArguments(TrainingArguments):
     early_stopping_patience: int | None = told("stop when the best score is this many evaluations old")
     eval_data: list[str] = told("data in any form of `bge eval`, measured while training", many=True)
     eval_split: str | None = told("split of --eval_data")
+    encoding: str | None = told("what text files of data are written in, such as gb18030; by default UTF-8")
+    quoting: Literal["auto", "csv", "none"] = told("whether quotes in csv and tsv enclose fields", "auto")
 
     @property
     def judged(self) -> bool:
@@ -136,6 +141,7 @@ class TrainerArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         check_supported(self)
+        check_encoding(self.encoding)
         own: Any = self
         if self.judged:
             self._judge()
@@ -310,6 +316,7 @@ def parse(kinds: Sequence[type[Any]], arguments: Sequence[str], *, prog: str, de
         if isinstance(action, argparse._StoreAction):
             action.__class__ = _Repeatable
     known = parser._option_string_actions
+    speak_for(partial(_spoken_options, parser))
 
     def known_form(argument: str) -> str:
         name, equals, value = argument.partition("=")
@@ -328,3 +335,10 @@ def parse(kinds: Sequence[type[Any]], arguments: Sequence[str], *, prog: str, de
         if isinstance(error, BgekitError):
             raise
         raise ArgumentError(" ".join(str(error).split())) from error
+
+
+def _spoken_options(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """The options as `speak_for` takes them. What the library calls the length of a text is not one option here."""
+    found = options_of(parser)
+    lengths = [found[name] for name in ("max_len", "max_seq_length") if name in found]
+    return found | {"max_length": (lengths or ["--query_max_len or --passage_max_len"])[0]}

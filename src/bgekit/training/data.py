@@ -16,6 +16,8 @@ from typing import Final, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
+from ..encoding.rows import Dialect
+from ..encoding.tables import Quoting
 from ..errors import ArgumentError, DataError
 from .examples import Problems, Row
 from .sources import DataSpec, find_datasets
@@ -147,6 +149,8 @@ def load_data(
     drop_threshold: int = 0,
     drop_duplicates: bool = False,
     in_batch_negatives: bool = True,
+    encoding: str | None = None,
+    quoting: Quoting = "auto",
 ) -> TrainingData:
     """Read and check all training data.
 
@@ -163,6 +167,8 @@ def load_data(
         drop_threshold: What was put together and still has fewer rows is left out.
         drop_duplicates: Leave out rows that are equal to an earlier one.
         in_batch_negatives: False for no in-batch negatives anywhere.
+        encoding: What text files are written in, as in `read_records`.
+        quoting: Of csv and tsv files, as in `read_records`.
 
     Raises:
         DataError: files or lines cannot be used: all of them are listed; or no row is left.
@@ -172,12 +178,12 @@ def load_data(
     if max_rows is not None and max_rows < 1:
         raise ArgumentError(f"max_example_num_per_dataset must be at least 1, not {max_rows}")
     folder = Path(cache) if cache is not None else default_cache()
-    problems = Problems()
+    problems, dialect = Problems(), Dialect(encoding, quoting)
     warnings: list[str] = []
     specs = find_datasets([os.fspath(path) for path in paths], weights, in_batch_negatives=in_batch_negatives)
     opened: list[_Opened] = []
     for spec in specs:
-        store = open_store(spec.files[0], folder, problems)
+        store = open_store(spec.files[0], folder, problems, dialect)
         if store is None:
             continue
         if not len(store):

@@ -18,12 +18,10 @@ import numpy as np
 
 from ..encoding.rows import BadRow, listing, shown
 from ..encoding.tokenization import repair
-from ..errors import ArgumentError, DataError
+from ..errors import SHOWN, ArgumentError, DataError, in_lines
 
 #: UTF-8 bytes of all texts of a row. More is no training example but a file in a wrong form, and would stop a step.
 LONGEST_ROW: Final = 8 << 20
-#: Bad lines shown in full; all are counted.
-SHOWN_PROBLEMS: Final = 20
 
 EXAMPLE_LINE: Final = '{"query": "capital of France", "pos": ["Paris is ..."], "neg": ["Rome is ...", "Lyon is ..."]}'
 
@@ -215,7 +213,7 @@ def _batch_size(fields: Mapping[str, Any]) -> int | None:
 
 @dataclass
 class Problems:
-    """Lines that cannot be trained on: the first 20 in full, all counted."""
+    """Lines that cannot be trained on: the first ten in full, all counted."""
 
     count: int = 0
     shown: list[str] = field(default_factory=list)
@@ -223,14 +221,13 @@ class Problems:
     def add(self, file: str, line: int, reason: object) -> None:
         """Note a line of a file; line 0 stands for the file as a whole."""
         self.count += 1
-        if len(self.shown) < SHOWN_PROBLEMS:
+        if len(self.shown) < SHOWN:
             place = f"{file}, line {line}" if line else file
             self.shown.append(f"{place}: {reason}" if line or file not in str(reason) else str(reason))
 
-    def listed(self) -> list[str]:
-        """A line for each that is shown, and one for how many are not."""
-        rest = self.count - len(self.shown)
-        return [*(f"  {problem}" for problem in self.shown), *([f"  ... and {rest:,} more"] if rest else [])]
+    def listed(self) -> str:
+        """Them for the end of a message, in a line each."""
+        return in_lines(self.shown, self.count)
 
     def check(self) -> None:
         """Raise if there are any.
@@ -240,10 +237,10 @@ class Problems:
         """
         if not self.count:
             return
-        lines = [f"{self.count:,} {'problems' if self.count > 1 else 'problem'} in the training data:"]
-        lines += self.listed()
-        lines.append(f"Each line is a JSON object such as {EXAMPLE_LINE}; nothing was trained.")
-        raise DataError("\n".join(lines))
+        raise DataError(
+            f"{self.count:,} {'problems' if self.count > 1 else 'problem'} in the training data:{self.listed()}\n"
+            f"Each line is a JSON object such as {EXAMPLE_LINE}; nothing was trained."
+        )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from ..errors import BgekitError, as_options
+from ..errors import BgekitError
+from ..spoken import spoken
 
 
 def launched(main: Callable[[], int]) -> int:
@@ -19,5 +20,5 @@ def launched(main: Callable[[], int]) -> int:
     try:
         return main()
     except BgekitError as error:
-        print(f"error: {as_options(str(error))}", file=sys.stderr)  # noqa: T201
+        print(f"error: {spoken(str(error))}", file=sys.stderr)  # noqa: T201
         return 1

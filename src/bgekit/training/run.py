@@ -68,6 +68,8 @@ def read_data(args: TrainerArguments, data: DataArguments, *, in_batch: bool) ->
             drop_threshold=data.drop_threshold,
             drop_duplicates=data.drop_duplicates,
             in_batch_negatives=in_batch,
+            encoding=args.encoding,
+            quoting=args.quoting,
         )
 
 
@@ -94,7 +96,7 @@ def eval_tasks(args: TrainerArguments) -> list[Task]:
         return []
     from ..evaluation.evaluating import tasks_of
 
-    return tasks_of(args.eval_data, split=args.eval_split)
+    return tasks_of(args.eval_data, split=args.eval_split, encoding=args.encoding, quoting=args.quoting)
 
 
 def scores_of(results: Sequence[Any]) -> dict[str, float]:

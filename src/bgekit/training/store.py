@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..encoding.records import read_rows
-from ..encoding.rows import STDIN, BadRow
+from ..encoding.rows import STDIN, USUAL, BadRow, Dialect
 from ..errors import DataError, OutputError, import_extra
 from .examples import Problems, Row, row_of, text_key
 
@@ -124,13 +124,14 @@ class RowStore:
         return counts
 
 
-def open_store(source: str, cache: Path, problems: Problems) -> RowStore | None:
+def open_store(source: str, cache: Path, problems: Problems, dialect: Dialect = USUAL) -> RowStore | None:
     """The rows of a file of training data, checked and stored unless that was done before.
 
     Args:
         source: The file.
         cache: Folder of stored rows.
         problems: Told about all lines that cannot be used.
+        dialect: How the file is written.
 
     Returns:
         The rows; None if there are problems.
@@ -142,7 +143,7 @@ def open_store(source: str, cache: Path, problems: Problems) -> RowStore | None:
         problems.add("standard input", 0, "training data is read more than once; write it to a file first")
         return None
     try:
-        path = cache / f"{content_digest(source)}.arrow"
+        path = cache / f"{content_digest(source, dialect)}.arrow"
     except OSError as error:
         problems.add(source, 0, f"cannot be read: {error.strerror or error}")
         return None
@@ -153,14 +154,14 @@ def open_store(source: str, cache: Path, problems: Problems) -> RowStore | None:
             logger.warning("%s; it is made anew", error)
     before = problems.count
     with _created(path) as temporary:
-        _write(source, temporary, problems)
+        _write(source, temporary, problems, dialect)
         if problems.count > before:
             return None
         os.replace(temporary, path)
     return RowStore(path, source)
 
 
-def content_digest(source: str) -> str:
+def content_digest(source: str, dialect: Dialect = USUAL) -> str:
     """sha256 (hex, 40 digits) of a file's content and of how it is read."""
     digest = hashlib.sha256()
     with open(source, "rb") as file:
@@ -168,7 +169,7 @@ def content_digest(source: str) -> str:
             digest.update(block)
     # The ending decides the format.
     name = os.path.basename(source).lower()
-    form = json.dumps([_VERSION, name.removesuffix(".gz").rpartition(".")[2]])
+    form = json.dumps([_VERSION, name.removesuffix(".gz").rpartition(".")[2], *dialect.settings.items()])
     return hashlib.sha256(f"{form}{digest.hexdigest()}".encode()).hexdigest()[:40]
 
 
@@ -195,12 +196,12 @@ def _created(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _write(source: str, path: Path, problems: Problems) -> None:
+def _write(source: str, path: Path, problems: Problems, dialect: Dialect) -> None:
     """Check all rows of a file; write them as long as none is bad."""
     pyarrow = import_extra("pyarrow", "train")
     ipc = import_extra("pyarrow.ipc", "train")
     schema = _schema()
-    rows = _checked_rows(source, problems)
+    rows = _checked_rows(source, problems, dialect)
     before = problems.count
     with path.open("wb") as file:
         with ipc.new_file(file, schema) as writer:
@@ -211,11 +212,14 @@ def _write(source: str, path: Path, problems: Problems) -> None:
         os.fsync(file.fileno())
 
 
-def _checked_rows(source: str, problems: Problems) -> Iterator[dict[str, Any]]:
+def _checked_rows(source: str, problems: Problems, dialect: Dialect) -> Iterator[dict[str, Any]]:
     scored: dict[bool, int] = {}
     try:
         # All lines that are no rows are to be reported, not only the first.
-        for line, fields in read_rows(source, on_bad=lambda line, reason: problems.add(source, line, reason)):
+        for line, fields in read_rows(
+            source, on_bad=lambda line, reason: problems.add(source, line, reason), encoding=dialect.encoding,
+            quoting=dialect.quoting,
+        ):  # fmt: skip
             try:
                 row = row_of(fields)
             except BadRow as problem:

@@ -27,6 +27,37 @@ def left_out(task):
     return {exclusion.reason: exclusion.count for exclusion in task.exclusions}
 
 
+# --- how files are written
+
+
+def test_unquoted_tables_keep_their_lines(tree):
+    root = tree({
+        "corpus.tsv": '_id\ttext\nd1\t"Come in, she said.\nd2\tWho is there?\nd3\t"Nobody," he said.\n',
+        "queries.tsv": '_id\ttext\nq1\t"who\nq2\twhere"\n', "qrels/test.tsv": QRELS,
+    })  # fmt: skip
+    task = read(root)
+    assert task.queries == {"q1": '"who', "q2": 'where"'}
+    for _ in range(2):  # Documents are read anew for each pass, also long after the first.
+        assert [record.text for record in task.corpus.read()] == [
+            '"Come in, she said.', "Who is there?", '"Nobody," he said.'
+        ]  # fmt: skip
+    assert read(root, quoting="none").queries == task.queries
+    with pytest.raises(DataError, match="--quoting none"):
+        read(root, quoting="csv")
+
+
+def test_files_in_another_encoding(tree):
+    root = tree({"corpus.jsonl": CORPUS, "queries.jsonl": QUERIES, "qrels/test.tsv": QRELS})
+    (root / "corpus.jsonl").write_bytes(
+        '{"_id": "d1", "text": "这里是答案"}\n{"_id": "d2", "text": "那里"}\n'.encode("gbk")
+    )
+    with pytest.raises(DataError, match=r"corpus\.jsonl, line 1.*--encoding gb18030 reads it"):
+        read(root)
+    task = read(root, encoding="gb18030")
+    assert [record.text for record in task.corpus.read()] == [record.text for record in task.corpus.read()]
+    assert next(iter(task.corpus.read())).text == "这里是答案"
+
+
 # --- BEIR
 
 

@@ -10,7 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ...errors import DataError
+from ...encoding.rows import USUAL, Dialect
+from ...encoding.tables import Quoting
+from ...errors import DataError, in_lines
 from ..reading import read_tasks
 from ..reading.folder import data_files
 from ..reading.hub import check_readable, has_subset
@@ -40,7 +42,9 @@ class Found:
         return f"{told}; missing: {', '.join(self.missing)}" if self.missing else told
 
 
-def find_tasks(name: str, tasks: Iterable[str] | None = None, *, data_root: str | os.PathLike[str]) -> Found:
+def find_tasks(
+    name: str, tasks: Iterable[str] | None = None, *, data_root: str | os.PathLike[str], dialect: Dialect = USUAL
+) -> Found:
     """The tasks of a benchmark that are in folders below a data root.
 
     A task is in the folder of its name, in any case, with or without its subset behind a dash or as a folder below
@@ -52,13 +56,14 @@ def find_tasks(name: str, tasks: Iterable[str] | None = None, *, data_root: str 
         name: Name of the benchmark.
         tasks: Names of the wanted ones; by default all.
         data_root: The folder.
+        dialect: How text files in it are written.
 
     Raises:
         ArgumentError: there is no such benchmark or task.
         DataError: the folder does not exist, or data in it cannot be read.
         MissingExtraError: what reads a file of one of them is not installed; nothing was read then.
     """
-    whole, root = benchmark(name), _Root(Path(data_root))
+    whole, root = benchmark(name), _Root(Path(data_root), dialect)
     places = {wanted: _places(root, wanted, whole.label(wanted)) for wanted in whole.select(tasks)}
     for parts in places.values():
         for place in parts:
@@ -66,13 +71,18 @@ def find_tasks(name: str, tasks: Iterable[str] | None = None, *, data_root: str 
     found: list[Task] = []
     for wanted, parts in places.items():
         if parts:
-            read = [_read(place) for place in parts]
+            read = [_read(place, dialect) for place in parts]
             found.append(_mean_task(wanted, read) if wanted.parts else read[0])
     return Found(found, [wanted.key for wanted, parts in places.items() if not parts])
 
 
 def benchmark_tasks(
-    name: str, tasks: Iterable[str] | None = None, data_root: str | os.PathLike[str] | None = None
+    name: str,
+    tasks: Iterable[str] | None = None,
+    data_root: str | os.PathLike[str] | None = None,
+    *,
+    encoding: str | None = None,
+    quoting: Quoting = "auto",
 ) -> tuple[list[Task], list[str]]:
     """The tasks of a benchmark, and what a reader of their results should know.
 
@@ -81,6 +91,8 @@ def benchmark_tasks(
         tasks: Names of the wanted ones; by default all (all that are there, with a data root).
         data_root: Folder to read them from, `find_tasks` says where in it; without it they run through the package
             mteb, with data from the hub.
+        encoding: What text files below the data root are written in, by a name that Python knows; by default UTF-8.
+        quoting: Whether quotes in csv and tsv there enclose fields: `auto`, `csv` or `none`, see `read_records`.
 
     Raises:
         ArgumentError: there is no such benchmark or task.
@@ -92,13 +104,15 @@ def benchmark_tasks(
 
         return hub_tasks(name, tasks), []
     wanted = None if tasks is None else list(tasks)
-    found = find_tasks(name, wanted, data_root=data_root)
+    found = find_tasks(name, wanted, data_root=data_root, dialect=Dialect(encoding, quoting))
     if not found.tasks or (wanted is not None and found.missing):
         example = Path(data_root) / found.missing[0]
-        raise DataError(
-            f"{data_root} has no folder for {', '.join(found.missing)} of {benchmark(name).name}; a task is looked for "
-            f"in the folder of its name, such as {example}, or where dataset.json says its name"
-        )
+        place = f"in the folder of its name, such as {example}, or where dataset.json says its name"
+        if len(found.missing) == 1:
+            lacks = f"{found.missing[0]} of {benchmark(name).name}; a task"
+        else:
+            lacks = f"{len(found.missing)} tasks of {benchmark(name).name}:{in_lines(found.missing)}\nA task"
+        raise DataError(f"{data_root} has no folder for {lacks} is looked for {place}")
     return found.tasks, [f"{benchmark(name).name}: {found}"] if found.missing else []
 
 
@@ -119,10 +133,10 @@ class _Place:
 class _Root:
     """The folders below a data root, two deep."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, dialect: Dialect = USUAL) -> None:
         if not path.is_dir():
             raise DataError(f"the data root {path} is not a folder; it should hold a folder for each task")
-        self.path = path
+        self.path, self.dialect = path, dialect
 
     @cached_property
     def folders(self) -> list[tuple[Path, dict[str, Any]]]:
@@ -209,10 +223,13 @@ def _mean_task(wanted: BenchmarkTask, parts: Sequence[Task]) -> Task:
     )  # fmt: skip
 
 
-def _read(place: _Place) -> Task:
+def _read(place: _Place, dialect: Dialect) -> Task:
     """The task in a folder, with the benchmark's name, metric and protocol; what dataset.json says comes before."""
     folder, wanted = place.folder, place.task
-    read = list(_fitting(read_tasks(folder, split=wanted.split, wanted=place.wanted), wanted))
+    tasks = read_tasks(
+        folder, split=wanted.split, wanted=place.wanted, encoding=dialect.encoding, quoting=dialect.quoting
+    )
+    read = list(_fitting(tasks, wanted))
     if len(read) != 1:
         raise DataError(
             f"{folder} should hold the one {wanted.kind.replace('_', ' ')} task {wanted.key}, split {wanted.split}; "

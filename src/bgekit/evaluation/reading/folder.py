@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from ...encoding.rows import listing
+from ...encoding.rows import Dialect, listing
+from ...encoding.tables import Quoting
 from ...errors import DataError
 from ..benchmarks.protocol import protocol_of
 from ..task import Kind, Task
@@ -18,6 +19,7 @@ from .contents import find_contents
 from .dataset_json import FILE, Described, NoTask
 from .forms import UnknownForm, seen_file, seen_in, unfit
 from .hub import DEFAULT, check_readable, configuration, is_beside, stated, subset_of
+from .lines import files_written
 from .paths import (
     DEV_SPLITS,
     KNOWN_SPLITS,
@@ -59,7 +61,7 @@ class DataSet:
 
 def read_tasks(
     path: str | os.PathLike[str], *, split: str | None = None, tasks: Sequence[str] | None = None,
-    left_out: list[str] | None = None, wanted: Wanted = ANY,
+    left_out: list[str] | None = None, wanted: Wanted = ANY, encoding: str | None = None, quoting: Quoting = "auto",
 ) -> list[Task]:  # fmt: skip
     """The tasks of a file, a folder, or a folder of such folders.
 
@@ -71,6 +73,8 @@ def read_tasks(
         tasks: Names of the data sets to read, of those in a folder of folders; in any case.
         left_out: Gets a line for each data set that is left out.
         wanted: What is known of the one data set that the path holds.
+        encoding: What text files are written in, by a name that Python knows, such as `gb18030`; by default UTF-8.
+        quoting: Whether quotes in csv and tsv enclose fields: `auto`, `csv` or `none`, see `read_records`.
 
     Returns:
         At least one task, those of a folder of folders in the order of its names. Of these, data sets that hold
@@ -80,7 +84,13 @@ def read_tasks(
         DataError: the data cannot be read or has no known form; it says where, what was seen and what was expected.
         MissingExtraError: what reads one of the files is not installed; nothing was read then.
     """
-    place = os.fspath(path)
+    with files_written(Dialect(encoding, quoting)):
+        return _read_tasks(os.fspath(path), split, tasks, left_out, wanted)
+
+
+def _read_tasks(
+    place: str, split: str | None, tasks: Sequence[str] | None, left_out: list[str] | None, wanted: Wanted
+) -> list[Task]:
     found = _data_sets(place, wanted)
     if tasks is not None:
         found = _selected(found, tasks, place)
@@ -137,7 +147,8 @@ def _data_sets(place: str, wanted: Wanted) -> list[DataSet]:
         if data_set is not None:
             found.append(data_set)
         elif each.files:
-            logger.warning("left out: %s fits no known form of evaluation data (%s)", each.path, seen_in(each))
+            seen = listing(seen_in(each))
+            logger.warning("left out: %s fits no known form of evaluation data (%s)", each.path, seen)
     if not found:
         raise unfit(place, seen_in(folder))
     return found
@@ -224,7 +235,7 @@ def _rows_task(source: Source, kind: Kind | None) -> Task:
     if task is None:
         part = _is_part(source.file.name.split(".")[0]) or source.folder.name == "qrels"
         advice = "It looks like a part of a test collection: give the folder that holds all of it." if part else ""
-        raise unfit(str(source.file), seen_file(source.file), advice)
+        raise unfit(str(source.file), [seen_file(source.file)], advice)
     return task
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from ...encoding.rows import listing
-from ...errors import DataError
+from ...errors import SHOWN, DataError, in_lines
 from .lines import first_line
 from .paths import DataFile, Folder
 
@@ -39,7 +40,7 @@ class UnknownForm(DataError):
     """A file or folder fits no form."""
 
 
-def unfit(place: str, seen: str, advice: str = "") -> UnknownForm:
+def unfit(place: str, seen: Sequence[str], advice: str = "") -> UnknownForm:
     """The error for data of no known form.
 
     Args:
@@ -47,9 +48,10 @@ def unfit(place: str, seen: str, advice: str = "") -> UnknownForm:
         seen: What is there.
         advice: What is most likely missing.
     """
+    end = "\n" if len(seen) > 1 else ". " if advice else "."
     expected = "\n".join(f"  {form}: {example}" for form, example in EXAMPLES.items())
     return UnknownForm(
-        f"{place} fits no known form of evaluation data. Seen: {seen}.{f' {advice}' if advice else ''}\n"
+        f"{place} fits no known form of evaluation data. Seen:{in_lines(seen)}{end}{advice}\n"
         f"Expected: a folder of <split>.jsonl (or csv, tsv, parquet, each also .gz), or one such file, "
         f"with one of these forms, or a folder with such folders:\n{expected}"
     )
@@ -60,13 +62,16 @@ def mismatch(file: DataFile, names: list[str], kind: str) -> DataError:
     return DataError(f"{file} has the fields {listing(names)}; {kind} needs {EXAMPLES[kind]}")
 
 
-def seen_in(folder: Folder) -> str:
+def seen_in(folder: Folder) -> list[str]:
     """What is in a folder, for messages."""
-    parts = [seen_file(file) for files in folder.files.values() for file in files][:8]
+    files = [file for named in folder.files.values() for file in named]
+    parts = [seen_file(file) for file in files[:SHOWN]]
+    if len(files) > SHOWN:
+        parts.append(f"{len(files) - SHOWN:,} more files of data")
     others = [*folder.others, *(f"{name}/" for name in folder.folders)]
     if others:
         parts.append(listing(others))
-    return "; ".join(parts) or "nothing"
+    return parts or ["nothing"]
 
 
 def seen_file(file: DataFile) -> str:

@@ -9,12 +9,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
 
 from ...encoding.records import read_rows
-from ...encoding.rows import listing, shown
+from ...encoding.rows import USUAL, Dialect, listing, shown
 from ...errors import DataError
 from ..task import Exclusion
 from .paths import DataFile
@@ -39,6 +40,9 @@ PAIRS: Final = (
     ("query", "passage"), ("query", "document"), ("question", "answer"), ("source", "target"),
     ("src", "tgt"),
 )  # fmt: skip
+
+#: How the files are written that are being read: asked for at the entry, and needed where a file is opened.
+written: Final = ContextVar("written", default=USUAL)
 
 #: Examples that an exclusion names.
 _EXAMPLES: Final = 5
@@ -161,15 +165,25 @@ class Line:
         raise self.error(f"the field {name} must be a label (a name or a whole number), not {shown(value)}")
 
 
-def read_lines(file: DataFile) -> Generator[Line, None, None]:
-    """The rows of a file, those of its shards one after another.
+@contextmanager
+def files_written(dialect: Dialect) -> Generator[None, None, None]:
+    """While this is open, files are read as written in a dialect."""
+    token = written.set(dialect)
+    try:
+        yield
+    finally:
+        written.reset(token)
+
+
+def read_lines(file: DataFile, dialect: Dialect | None = None) -> Generator[Line, None, None]:
+    """The rows of a file, those of its shards one after another, by default as `files_written` says.
 
     Raises:
         DataError: it cannot be read, or has none.
     """
-    line, languages = None, set[str]()
+    line, languages, dialect = None, set[str](), dialect or written.get()
     for path in file.paths:
-        for number, fields in read_rows(path):
+        for number, fields in read_rows(path, encoding=dialect.encoding, quoting=dialect.quoting):
             if file.language and (language := str(fields.get(LANGUAGE, file.language))) != file.language:
                 languages.add(language)
                 continue
@@ -181,13 +195,13 @@ def read_lines(file: DataFile) -> Generator[Line, None, None]:
         raise DataError(f"{file} is empty: it has no rows (of csv and tsv the first line is the header)")
 
 
-def first_line(file: DataFile) -> Line:
+def first_line(file: DataFile, dialect: Dialect | None = None) -> Line:
     """The first row of a file.
 
     Raises:
         DataError: it cannot be read, or has none.
     """
-    with closing(read_lines(file)) as lines:
+    with closing(read_lines(file, dialect)) as lines:
         return next(lines)
 
 

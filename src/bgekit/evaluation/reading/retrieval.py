@@ -7,17 +7,17 @@ import hashlib
 import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
 from typing import Final, TypeAlias
 
 from ...encoding.records import Record, read_rows, titled
-from ...encoding.rows import listing, open_stream
+from ...encoding.rows import Dialect, listing, open_stream
 from ...errors import DataError
 from ..benchmarks.named import is_named
 from ..kinds.retrieval import Corpus, RetrievalTask
-from .lines import IDS, QUERIES, TEXTS, TITLES, Exclusions, find_column, first_line, read_lines
+from .lines import IDS, QUERIES, TEXTS, TITLES, Exclusions, find_column, first_line, read_lines, written
 from .paths import DataFile
 from .source import Source
 
@@ -51,17 +51,19 @@ class Documents:
     Attributes:
         file: The file.
         numbered: Documents have no ids and titles, but numbers from 0.
+        dialect: How it is written; a later pass no longer has it from the entry.
     """
 
     file: DataFile
     numbered: bool = False
+    dialect: Dialect = field(default_factory=written.get)
 
     def __iter__(self) -> Iterator[Record]:
-        names = list(first_line(self.file).fields)
+        names = list(first_line(self.file, self.dialect).fields)
         text = _needed(self.file, names, ("content",) if self.numbered else TEXTS, "text")
         title = None if self.numbered else find_column(names, TITLES)
         own = None if self.numbered else _needed(self.file, names, IDS, "id")
-        for number, line in enumerate(read_lines(self.file)):
+        for number, line in enumerate(read_lines(self.file, self.dialect)):
             heading = "" if title is None or line.fields.get(title) is None else line.text(title)
             yield Record(
                 str(number) if own is None else line.identifier(own), titled(heading, line.text(text)),
@@ -170,7 +172,7 @@ def _is_trec(file: DataFile) -> bool:
 def _trec_judgements(file: DataFile) -> list[Judgement]:
     judgements = []
     for path in file.paths:
-        for number, fields in read_rows(path, format="txt"):
+        for number, fields in read_rows(path, format="txt", encoding=written.get().encoding):
             words = fields["text"].split()
             if not words:
                 continue

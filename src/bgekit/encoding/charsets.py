@@ -1,0 +1,211 @@
+"""Encodings of text files: UTF-8 unless the caller says otherwise, and a guess at what a file is that is not UTF-8.
+
+The guess tries decoders. A detector as a dependency (charset-normalizer is none of torch's or transformers') would be
+for the sake of one line in an error message, and short Chinese texts are where detectors err.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ..errors import ArgumentError
+
+#: Bytes that a guess is made from.
+_SAMPLE: Final = 1 << 16
+#: Characters of it that are looked at.
+_LOOKED_AT: Final = 4096
+#: Stands for bytes that are not of the stated encoding; in UTF-8 it is a byte that cannot be.
+_MARK: Final = "\udcff"
+_BOMS: Final = (
+    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What a file seems to be.
+
+    Attributes:
+        encoding: As `--encoding` takes it.
+        name: For people.
+    """
+
+    encoding: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"it looks like {self.name}: --encoding {self.encoding} reads it"
+
+
+@dataclass(frozen=True)
+class _Wide:
+    """An encoding of two bytes a character, and what texts in it are made of.
+
+    Attributes:
+        guess: The encoding.
+        leads: First bytes of its punctuation and of its frequent characters, as ranges.
+        low_trails: Whether second bytes of frequent characters may be below 0xA1.
+        frequent: The most frequent characters of the language.
+    """
+
+    guess: Guess
+    leads: tuple[tuple[int, int], ...]
+    low_trails: bool
+    frequent: str
+
+    def fit(self, text: str) -> float:
+        """From 0 (no such text) to 3 (nothing but frequent characters)."""
+        characters = [character for character in text if not character.isascii()]
+        usual = sum(map(self._usual, characters)) / len(characters)
+        return usual + 2 * sum(character in self.frequent for character in characters) / len(characters)
+
+    def _usual(self, character: str) -> bool:
+        try:
+            code = character.encode(self.guess.encoding)
+        except UnicodeEncodeError:
+            return False
+        fits = len(code) == 2 and (self.low_trails or code[1] >= 0xA1)
+        return fits and any(first <= code[0] <= last for first, last in self.leads)
+
+
+UTF16_LE, UTF16_BE = Guess("utf-16-le", "UTF-16"), Guess("utf-16-be", "UTF-16")
+UTF32_LE, UTF32_BE = Guess("utf-32-le", "UTF-32"), Guess("utf-32-be", "UTF-32")
+# Frequent characters: those that lead the published counts of each language; a few dozen make up a third of any text.
+_WIDE: Final = (
+    _Wide(
+        Guess("gb18030", "Chinese in GBK or GB18030"), ((0xA1, 0xA3), (0xB0, 0xD7)), False,
+        "的一是不了在人有我他这个们中来上大为和国地到以说时要就出会可也你对生能而子那得于着下自之年过发后作里，。、？！“”",
+    ),
+    _Wide(
+        Guess("big5", "Chinese in Big5"), ((0xA1, 0xC6),), True,
+        "的一是不了在人有我他這個們中來上大為和國地到以說時要就出會可也你對生能而子那得於著下自之年過發後作裡，。、？！「」",
+    ),
+    _Wide(
+        Guess("cp932", "Japanese in Shift-JIS"), ((0x81, 0x83), (0x88, 0x97)), True,
+        "のにはをたがでてとしれさあいうるもなくらすっりきんことだよかそまけ、。「」ー",
+    ),
+    _Wide(
+        Guess("euc-jp", "Japanese in EUC-JP"), ((0xA1, 0xA1), (0xA4, 0xA5), (0xB0, 0xCF)), False,
+        "のにはをたがでてとしれさあいうるもなくらすっりきんことだよかそまけ、。「」ー",
+    ),
+    _Wide(
+        Guess("cp949", "Korean in EUC-KR"), ((0xA1, 0xA1), (0xB0, 0xC8)), False,
+        "이다는을의에가하고로은한지도를기사인대그어서나자시아리들과해수것정있니요보부일안세습",
+    ),
+)  # fmt: skip
+#: Characters that a guess needs where random bytes are usual ones soon enough.
+_ENOUGH: Final = 10
+#: Encodings of one byte a character, the letters and marks that nearly everything beyond ASCII in such texts is one of,
+#: and how many of them a guess needs.
+_NARROW: Final = (
+    (
+        Guess("cp1252", "a Western European text in Latin-1 or Windows-1252"),
+        "éèêëàâáãäåæçíìîïñóòôõöøùúûüýœßÉÀÇÖÜÄÑÅØ‘’“”–—…«»°¿¡€£§\xa0",
+        1,
+    ),
+    (Guess("cp1251", "a Cyrillic text in Windows-1251"), "оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфъёіїєґ«»—№", _ENOUGH),
+    (Guess("koi8-r", "a Cyrillic text in KOI8-R"), "оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфъё", _ENOUGH),
+)
+#: What a fit has to be at least. Bytes of another encoding stay below half of the first, and a third of the second.
+_FITS_WIDE, _FITS_NARROW = 0.85, 0.8
+
+
+def check_encoding(name: str | None) -> None:
+    """Raise unless it is the name of an encoding of texts that Python knows, or None.
+
+    Raises:
+        ArgumentError: it is not.
+    """
+    try:
+        "".encode(name or "utf-8")
+    except (LookupError, ValueError):
+        raise ArgumentError(
+            f"there is no encoding {name!r}; such as utf-8, gb18030, big5, cp932 (Shift-JIS), cp949 (EUC-KR), utf-16, "
+            "latin-1 are expected"
+        ) from None
+
+
+def is_utf8(name: str | None) -> bool:
+    """Whether a name (or None) stands for UTF-8."""
+    return name is None or codecs.lookup(name).name in ("utf-8", "utf-8-sig", "ascii")
+
+
+def bom(head: bytes) -> str | None:
+    """The encoding that the first bytes state, other than UTF-8; None if they state none."""
+    return next((name for mark, name in _BOMS if head.startswith(mark)), None)
+
+
+def guess_encoding(sample: bytes) -> Guess | None:
+    """What bytes that are not UTF-8 seem to be written in; None for nothing that is known."""
+    sample = sample[:_SAMPLE]
+    found: list[tuple[float, Guess]] = []
+    for wide in _WIDE:
+        if text := _read(sample, wide.guess.encoding):
+            found.append((wide.fit(text) / _FITS_WIDE, wide.guess))
+    for guess in (UTF16_LE, UTF16_BE):  # Any two bytes are a character of these.
+        if (text := _read(sample, guess.encoding)) and len(text) >= _ENOUGH:
+            found.append((max(wide.fit(text) for wide in _WIDE) / _FITS_WIDE, guess))
+    for guess, letters, least in _NARROW:
+        if (text := _read(sample, guess.encoding)) and len(text) >= least:
+            found.append((sum(character in letters for character in text) / len(text) / _FITS_NARROW, guess))
+    fit, best = max(found, key=lambda pair: pair[0], default=(0.0, None))
+    return best if fit >= 1 else None
+
+
+def guess_by_zeros(head: bytes) -> Guess | None:
+    """Which of the wide forms of Unicode the beginning of a file is in, by where it has NUL bytes; None if in none."""
+    zeros = [head[place::4].count(0) for place in range(4)]
+    count, size = sum(zeros), len(head)
+    if 2 * count > size:
+        if zeros[0] > 0.9 * size / 4:
+            return UTF32_BE if zeros[3] < 0.5 * size / 4 else None
+        return UTF32_LE if zeros[3] > 0.9 * size / 4 else None
+    little, big = zeros[1] + zeros[3], zeros[0] + zeros[2]
+    guess = UTF16_LE if little > big else UTF16_BE
+    if not count or min(little, big) > 0.1 * count:
+        return None
+    # Many zeros are Latin letters; few can be line ends between other letters, which then have to make sense.
+    if 4 * count > size:
+        return guess
+    text = _read(head, guess.encoding)
+    return guess if text and max(wide.fit(text) for wide in _WIDE) >= _FITS_WIDE else None
+
+
+def _read(sample: bytes, encoding: str) -> str | None:
+    """The beginning of a sample, decoded; None where more than a hundredth of what is beyond ASCII cannot be."""
+    decoder = codecs.getincrementaldecoder(encoding)("replace")
+    text = decoder.decode(sample)
+    beyond = [character for character in text if not character.isascii()][:_LOOKED_AT]
+    wrong = beyond.count("\ufffd")
+    return "".join(beyond) if beyond and 100 * wrong <= len(beyond) else None
+
+
+class Recoded(io.RawIOBase):
+    """A stream in another encoding as one in UTF-8; what is not of that encoding becomes a byte that is not UTF-8."""
+
+    def __init__(self, stream: Any, encoding: str) -> None:
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder(encoding)(_mark_bad)
+        self._ready, self._ended = b"", False
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """As of any raw stream."""
+        while not self._ready and not self._ended:
+            data = self._stream.read1(_SAMPLE)
+            self._ended = not data
+            self._ready = self._decoder.decode(data, self._ended).encode("utf-8", "surrogateescape")
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+
+_mark_bad: Final = "bgekit-mark"
+codecs.register_error(_mark_bad, lambda error: (_MARK, getattr(error, "end")))  # noqa: B009
