@@ -19,7 +19,8 @@ from bgekit.evaluation.kinds.clustering import ClusteringTask
 from bgekit.evaluation.kinds.pairs import PairClassificationTask, StsTask
 from bgekit.evaluation.kinds.reranking import RerankingGroup, RerankingTask
 from bgekit.evaluation.kinds.retrieval import Corpus, RetrievalTask
-from bgekit.evaluation.thresholds import ScoredPairs, choose_threshold, effective_size, needed_pairs, rate
+from bgekit.evaluation.thresholds import ScoredPairs, choose_threshold, rate
+from bgekit.evaluation.thresholds import needed_groups
 from bgekit.models.card import ModelCard
 from bgekit.models.prompts import Prompt
 from bgekit.models.score_map import LogisticMap, QuantileMap, read_map
@@ -147,7 +148,7 @@ def test_more_pairs_bring_the_threshold_nearer_to_the_true_one(monkeypatch):
 
 
 def test_fewest_pairs_for_a_false_positive_rate():
-    need = needed_pairs(0.05, 0.05)
+    need = needed_groups(0.05, 0.05)
     assert need == 59  # 0.95^59 < 0.05 <= 0.95^58
     rng = np.random.default_rng(0)
 
@@ -190,21 +191,7 @@ def test_equal_similarities_are_all_accepted_or_none():
 # --- pairs that share texts -------------------------------------------------------------------------------------
 
 
-def test_pairs_with_a_text_of_their_own_count_fully_and_copies_count_once():
-    rng = np.random.default_rng(0)
-    hits = rng.random(2000) < 0.3
-    alone = np.stack([np.arange(2000)] * 2)
-    assert effective_size(hits, alone) == 2000
-    copies = np.repeat(hits, 5)
-    groups = np.stack([np.repeat(np.arange(2000), 5), np.arange(10_000)])
-    assert effective_size(copies, groups) == pytest.approx(2000, rel=0.01)
-    assert effective_size(copies, groups[::-1]) == pytest.approx(2000, rel=0.01)
-    assert effective_size(np.zeros(10_000, dtype=bool), groups) == 2000
-    # Groups that have nothing in common cost nothing.
-    assert effective_size(rng.random(10_000) < 0.3, groups) > 8000
-    one, five = rate(hits, alone, 0.95), rate(copies, groups, 0.95)
-    assert (five.low, five.high) == pytest.approx((one.low, one.high), abs=0.001)
-    assert (five.count, five.of) == (5 * one.count, 10_000)
+
 
 
 def test_a_rate_is_the_exact_binomial_interval():

@@ -1,0 +1,243 @@
+"""How often the thresholds of `bge calibrate` keep their promise, on simulated pairs whose true rates are known.
+
+python benchmarks/simulate_calibration.py [--repetitions 2000] [--only few bad] [--processes 2]
+
+Prints a table in markdown: one row for each distribution and number of groups, the names as in `DISTRIBUTIONS`. A
+promise is kept if the true rate at the threshold is what was promised. Where no promise could be made there is none to
+break, so `kept` is the share of the promises that were made, with its exact 95 % interval, and `made` says how often
+one was. `reaches` is what the caution costs: of false-positive rates, the mean true rate at the threshold as a share of
+the promised one; of precision, the mean true recall, as a share of that at the threshold which just has it.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import Pool
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import beta, norm
+
+from bgekit.errors import DataError
+from bgekit.evaluation.thresholds import ScoredPairs, promised
+
+#: Of each promise.
+CONFIDENCE = 0.95
+
+Generator = np.random.Generator
+Truth = Callable[[float], float]
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Pairs that can be drawn, and their true rate at any threshold.
+
+    Attributes:
+        name: In the table.
+        target: `false_positive_rate` or `precision`.
+        wanted: The rate that is promised.
+        draw: Pairs of a repetition.
+        true: The rate at a threshold.
+        reached: What the threshold reaches, 1 for what the best one would.
+        prevalence: Of precision.
+    """
+
+    name: str
+    target: str
+    wanted: float
+    draw: Callable[[Generator], ScoredPairs]
+    true: Truth
+    reached: Truth
+    prevalence: float | None = None
+
+
+def grouped(similarity: np.ndarray, query: np.ndarray, related: np.ndarray | None = None) -> ScoredPairs:
+    """Pairs of queries with documents of their own."""
+    related = np.zeros(len(similarity), dtype=bool) if related is None else related
+    return ScoredPairs(similarity, related, np.stack([query, np.arange(len(query))]))
+
+
+def sized(groups: int, pairs: int, unequal: bool, rng: Generator) -> np.ndarray:
+    """Number of the query of each pair: as many pairs a query, or a geometric number with this mean."""
+    return np.repeat(np.arange(groups), rng.geometric(1 / pairs, groups) if unequal else pairs)
+
+
+def of_rates(name: str, wanted: float, groups: int, pairs: int, rates: Callable, *, unequal: bool = False):
+    """Queries whose false-positive rates at similarity 0 are drawn: it is where the mean rate is just the wanted one.
+
+    A pair of a query with the rate p reaches the similarity x with the chance min(1, p exp(-x)).
+
+    Args:
+        name: Of the distribution.
+        wanted: Mean of the rates.
+        groups: Number of queries.
+        pairs: Of each.
+        rates: (generator, size) -> rates of that mean.
+        unequal: Queries have a geometric number of pairs.
+    """
+    many = rates(np.random.default_rng(1), 50_000)
+
+    def draw(rng: Generator) -> ScoredPairs:
+        query = sized(groups, pairs, unequal, rng)
+        found = np.maximum(rates(rng, groups), 1e-12)
+        return grouped(np.log(found)[query] - np.log(rng.random(len(query))), query)
+
+    def true(value: float) -> float:
+        # At 0 it is exactly the wanted one; elsewhere a mean over many queries tells how much is reached.
+        return float(np.minimum(many * np.exp(-value), 1).mean() / many.mean()) * wanted
+
+    sizes = f"{groups} x {'about ' if unequal else ''}{pairs}"
+    return Distribution(
+        f"{name}, {sizes}", "false_positive_rate", wanted, draw, true, lambda value: true(value) / wanted
+    )
+
+
+def beta_binomial(wanted: float, correlation: float) -> Callable:
+    """Rates of a beta distribution: pairs of a query correlate so much as to whether they are errors."""
+    total = 1 / correlation - 1
+    return lambda rng, size: rng.beta(wanted * total, (1 - wanted) * total, size)
+
+
+def few_bad(wanted: float, bad: float) -> Callable:
+    """A few queries with this rate, which make 9 of 10 errors; the others share the tenth."""
+    share = 0.9 * wanted / bad
+    good = 0.1 * wanted / (1 - share)
+    return lambda rng, size: np.where(rng.random(size) < share, bad, good)
+
+
+def normal(name: str, wanted: float, draw: Callable[[Generator], ScoredPairs]) -> Distribution:
+    """Similarities that are standard normal, however they depend on each other."""
+    return Distribution(
+        name, "false_positive_rate", wanted, draw, lambda value: float(norm.sf(value)),
+        lambda value: float(norm.sf(value)) / wanted,
+    )  # fmt: skip
+
+
+def shifted(wanted: float, groups: int, pairs: int, correlation: float, *, unequal: bool = False) -> Distribution:
+    """Each query has similarities of its own level: a normal part that all of its pairs share."""
+
+    def draw(rng: Generator) -> ScoredPairs:
+        query = sized(groups, pairs, unequal, rng)
+        level = np.sqrt(correlation) * rng.normal(size=groups)
+        return grouped(level[query] + np.sqrt(1 - correlation) * rng.normal(size=len(query)), query)
+
+    sizes = f"{groups} x {'about ' if unequal else ''}{pairs}"
+    return normal(f"normal levels of queries ({correlation:g} of the variance), {sizes}", wanted, draw)
+
+
+def alone(wanted: float, pairs: int) -> Distribution:
+    """Pairs that share no text."""
+    return normal(
+        f"independent pairs, {pairs:,}", wanted, lambda rng: grouped(rng.normal(size=pairs), np.arange(pairs))
+    )
+
+
+def shared(wanted: float, texts: int, pairs: int) -> Distribution:
+    """Random pairs of texts of one list, half of whose variance comes from the two texts."""
+
+    def draw(rng: Generator) -> ScoredPairs:
+        first, second = rng.integers(0, texts, (2, 2 * pairs))
+        first, second = (side[first != second][:pairs] for side in (first, second))
+        level = 0.5 * rng.normal(size=texts)
+        similarity = level[first] + level[second] + np.sqrt(0.5) * rng.normal(size=len(first))
+        return ScoredPairs(similarity, np.zeros(len(first), dtype=bool), np.stack([first, second]), True)
+
+    return normal(f"random pairs of {texts} texts, {pairs:,}", wanted, draw)
+
+
+def precise(wanted: float, groups: int, pairs: int, correlation: float, *, unequal: bool = False) -> Distribution:
+    """Queries with levels of their own, where one pair in five is related and 2.5 deviations more similar."""
+    share, gap = 0.2, 2.5
+
+    def draw(rng: Generator) -> ScoredPairs:
+        query = sized(groups, pairs, unequal, rng)
+        related = rng.random(len(query)) < share
+        level = np.sqrt(correlation) * rng.normal(size=groups)
+        noise = np.sqrt(1 - correlation) * rng.normal(size=len(query))
+        return grouped(gap * related + level[query] + noise, query, related)
+
+    def true(value: float) -> float:
+        recall, false = norm.sf(value, gap), norm.sf(value)
+        return float(share * recall / (share * recall + (1 - share) * false))
+
+    best = float(norm.sf(brentq(lambda value: true(value) - wanted, -3, 12), gap))
+    return Distribution(
+        f"normal levels of queries ({correlation:g} of the variance), a fifth related, {groups} x {'about ' if unequal else ''}{pairs}",
+        "precision", wanted, draw, true, lambda value: float(norm.sf(value, gap)) / best, share,
+    )  # fmt: skip
+
+
+def distributions() -> list[Distribution]:
+    """All that the table has."""
+    found = [alone(0.01, 5000), alone(0.05, 1000)]
+    for wanted in (0.01, 0.05):
+        for groups, pairs in ((50, 100), (100, 50), (300, 30), (1000, 10)):
+            found.append(of_rates("beta-binomial 0.1", wanted, groups, pairs, beta_binomial(wanted, 0.1)))
+    for groups, pairs in ((100, 50), (300, 30)):
+        found += [
+            of_rates("beta-binomial 0.01", 0.05, groups, pairs, beta_binomial(0.05, 0.01)),
+            of_rates("beta-binomial 0.5", 0.05, groups, pairs, beta_binomial(0.05, 0.5)),
+            of_rates("a few bad queries (half of their pairs)", 0.05, groups, pairs, few_bad(0.05, 0.5)),
+            of_rates("a few bad queries (all of their pairs)", 0.05, groups, pairs, few_bad(0.05, 1.0)),
+            of_rates("beta-binomial 0.1", 0.05, groups, pairs, beta_binomial(0.05, 0.1), unequal=True),
+            shifted(0.05, groups, pairs, 0.3),
+        ]
+    found += [
+        of_rates("a few bad queries (half of their pairs)", 0.01, 300, 30, few_bad(0.01, 0.5)),
+        of_rates("a few bad queries (all of their pairs)", 0.01, 1000, 10, few_bad(0.01, 1.0)),
+        shifted(0.01, 300, 30, 0.3, unequal=True),
+        shared(0.05, 400, 3000),
+        shared(0.01, 1200, 5000),
+    ]
+    for groups, pairs in ((50, 100), (100, 50), (300, 30)):
+        found.append(precise(0.8, groups, pairs, 0.3))
+    return [*found, precise(0.8, 300, 15, 0.3, unequal=True), precise(0.9, 2000, 1, 0.0)]
+
+
+def thresholds(task: tuple[int, range]) -> list[float]:
+    """The thresholds that are promised in some repetitions, without those where no promise can be made."""
+    drawn = distributions()[task[0]]
+    found = []
+    for seed in task[1]:
+        pairs = drawn.draw(np.random.default_rng(seed))
+        try:
+            value = promised(
+                pairs, drawn.target, drawn.wanted, confidence=CONFIDENCE, prevalence=drawn.prevalence
+            )  # fmt: skip
+        except DataError:
+            continue
+        found.append(value)
+    return found
+
+
+def row(drawn: Distribution, found: list[float], repetitions: int) -> str:
+    """A row of the table."""
+    rates = np.array([drawn.true(value) for value in found])
+    kept = int(np.sum(rates >= drawn.wanted if drawn.target == "precision" else rates <= drawn.wanted + 1e-12))
+    cells = [drawn.name, f"{drawn.target.replace('_', ' ')} {drawn.wanted:.0%}", f"{len(found) / repetitions:.1%}"]
+    if not found:
+        return f"| {' | '.join(cells)} | | | |"
+    low = beta.ppf(0.025, kept, len(found) - kept + 1) if kept else 0.0
+    high = beta.ppf(0.975, kept + 1, len(found) - kept) if kept < len(found) else 1.0
+    cells += [f"{kept / len(found):.1%} ({low:.1%} to {high:.1%})", "yes" if high >= CONFIDENCE else "**no**"]
+    return f"| {' | '.join(cells)} | {np.mean([drawn.reached(value) for value in found]):.2f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=2000)
+    parser.add_argument("--only", default="", help="distributions whose name has this in it")
+    parser.add_argument("--processes", type=int, default=2)
+    args = parser.parse_args()
+    print(f"| distribution | promise | made | kept ({CONFIDENCE:.0%} are promised) | holds | reaches |")
+    print("|---|---|---|---|---|---|")
+    parts = [range(first, min(first + 50, args.repetitions)) for first in range(0, args.repetitions, 50)]
+    with Pool(args.processes) as pool:
+        for number, drawn in enumerate(distributions()):
+            if args.only in drawn.name:
+                found = pool.map(thresholds, [(number, part) for part in parts])
+                print(row(drawn, [value for part in found for value in part], args.repetitions), flush=True)
+
+
+if __name__ == "__main__":
+    main()
