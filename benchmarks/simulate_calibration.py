@@ -5,13 +5,15 @@ python benchmarks/simulate_calibration.py [--repetitions 2000] [--only few bad] 
 Prints a table in markdown: one row for each distribution and number of groups, the names as in `DISTRIBUTIONS`. A
 promise is kept if the true rate at the threshold is what was promised. Where no promise could be made there is none to
 break, so `kept` is the share of the promises that were made, with its exact 95 % interval, and `made` says how often
-one was. `reaches` is what the caution costs: of false-positive rates, the mean true rate at the threshold as a share of
-the promised one; of precision, the mean true recall, as a share of that at the threshold which just has it.
+one was. `reaches` is what the caution costs: the mean true rate at the threshold (of recall, the mean share missed)
+as a share of the promised one; of precision, the mean true recall, as a share of that where the precision is just the
+promised one.
 """
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from multiprocessing import Pool
 
 import numpy as np
@@ -26,6 +28,8 @@ CONFIDENCE = 0.95
 
 Generator = np.random.Generator
 Truth = Callable[[float], float]
+#: (generator, size) -> false-positive rates of so many queries.
+Rates = Callable[[Generator, int], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,12 @@ def sized(groups: int, pairs: int, unequal: bool, rng: Generator) -> np.ndarray:
     return np.repeat(np.arange(groups), rng.geometric(1 / pairs, groups) if unequal else pairs)
 
 
-def of_rates(name: str, wanted: float, groups: int, pairs: int, rates: Callable, *, unequal: bool = False):
+def sizes(groups: int, pairs: int, unequal: bool) -> str:
+    """In the name of a distribution."""
+    return f"{groups} x {'about ' if unequal else ''}{pairs}"
+
+
+def of_rates(name: str, wanted: float, groups: int, pairs: int, rates: Rates, *, unequal: bool = False) -> Distribution:
     """Queries whose false-positive rates at similarity 0 are drawn: it is where the mean rate is just the wanted one.
 
     A pair of a query with the rate p reaches the similarity x with the chance min(1, p exp(-x)).
@@ -72,7 +81,7 @@ def of_rates(name: str, wanted: float, groups: int, pairs: int, rates: Callable,
         wanted: Mean of the rates.
         groups: Number of queries.
         pairs: Of each.
-        rates: (generator, size) -> rates of that mean.
+        rates: Of that mean.
         unequal: Queries have a geometric number of pairs.
     """
     many = rates(np.random.default_rng(1), 50_000)
@@ -86,19 +95,23 @@ def of_rates(name: str, wanted: float, groups: int, pairs: int, rates: Callable,
         # At 0 it is exactly the wanted one; elsewhere a mean over many queries tells how much is reached.
         return float(np.minimum(many * np.exp(-value), 1).mean() / many.mean()) * wanted
 
-    sizes = f"{groups} x {'about ' if unequal else ''}{pairs}"
     return Distribution(
-        f"{name}, {sizes}", "false_positive_rate", wanted, draw, true, lambda value: true(value) / wanted
+        f"{name}, {sizes(groups, pairs, unequal)}",
+        "false_positive_rate",
+        wanted,
+        draw,
+        true,
+        lambda value: true(value) / wanted,
     )
 
 
-def beta_binomial(wanted: float, correlation: float) -> Callable:
+def beta_binomial(wanted: float, correlation: float) -> Rates:
     """Rates of a beta distribution: pairs of a query correlate so much as to whether they are errors."""
     total = 1 / correlation - 1
     return lambda rng, size: rng.beta(wanted * total, (1 - wanted) * total, size)
 
 
-def few_bad(wanted: float, bad: float) -> Callable:
+def few_bad(wanted: float, bad: float) -> Rates:
     """A few queries with this rate, which make 9 of 10 errors; the others share the tenth."""
     share = 0.9 * wanted / bad
     good = 0.1 * wanted / (1 - share)
@@ -107,10 +120,7 @@ def few_bad(wanted: float, bad: float) -> Callable:
 
 def normal(name: str, wanted: float, draw: Callable[[Generator], ScoredPairs]) -> Distribution:
     """Similarities that are standard normal, however they depend on each other."""
-    return Distribution(
-        name, "false_positive_rate", wanted, draw, lambda value: float(norm.sf(value)),
-        lambda value: float(norm.sf(value)) / wanted,
-    )  # fmt: skip
+    return Distribution(name, "false_positive_rate", wanted, draw, norm.sf, lambda value: norm.sf(value) / wanted)
 
 
 def shifted(wanted: float, groups: int, pairs: int, correlation: float, *, unequal: bool = False) -> Distribution:
@@ -121,8 +131,7 @@ def shifted(wanted: float, groups: int, pairs: int, correlation: float, *, unequ
         level = np.sqrt(correlation) * rng.normal(size=groups)
         return grouped(level[query] + np.sqrt(1 - correlation) * rng.normal(size=len(query)), query)
 
-    sizes = f"{groups} x {'about ' if unequal else ''}{pairs}"
-    return normal(f"normal levels of queries ({correlation:g} of the variance), {sizes}", wanted, draw)
+    return normal(f"normal levels ({correlation:g} of the variance), {sizes(groups, pairs, unequal)}", wanted, draw)
 
 
 def alone(wanted: float, pairs: int) -> Distribution:
@@ -132,17 +141,58 @@ def alone(wanted: float, pairs: int) -> Distribution:
     )
 
 
+def missed(wanted: float, groups: int, pairs: int, correlation: float) -> Distribution:
+    """Related pairs of queries that have levels of their own; `reaches` is of the share that is missed."""
+    unrelated = shifted(1 - wanted, groups, pairs, correlation)
+
+    def draw(rng: Generator) -> ScoredPairs:
+        found = unrelated.draw(rng)
+        return replace(found, related=~found.related)
+
+    return Distribution(
+        unrelated.name, "recall", wanted, draw, norm.sf, lambda value: norm.cdf(value) / (1 - wanted)
+    )  # fmt: skip
+
+
+def of_one_list(texts: int, pairs: int, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the texts of random pairs."""
+    first, second = rng.integers(0, texts, (2, 2 * pairs))
+    different = np.flatnonzero(first != second)[:pairs]
+    return first[different], second[different]
+
+
 def shared(wanted: float, texts: int, pairs: int) -> Distribution:
     """Random pairs of texts of one list, half of whose variance comes from the two texts."""
 
     def draw(rng: Generator) -> ScoredPairs:
-        first, second = rng.integers(0, texts, (2, 2 * pairs))
-        first, second = (side[first != second][:pairs] for side in (first, second))
+        first, second = of_one_list(texts, pairs, rng)
         level = 0.5 * rng.normal(size=texts)
-        similarity = level[first] + level[second] + np.sqrt(0.5) * rng.normal(size=len(first))
-        return ScoredPairs(similarity, np.zeros(len(first), dtype=bool), np.stack([first, second]), True)
+        similarity = level[first] + level[second] + np.sqrt(0.5) * rng.normal(size=pairs)
+        return ScoredPairs(similarity, np.zeros(pairs, dtype=bool), np.stack([first, second]), True)
 
-    return normal(f"random pairs of {texts} texts, {pairs:,}", wanted, draw)
+    return normal(f"random pairs of {texts} texts, half of the variance, {pairs:,}", wanted, draw)
+
+
+def hubs(wanted: float, texts: int, pairs: int) -> Distribution:
+    """Random pairs of texts of one list, a few of which are near to every other one and make 9 of 10 errors."""
+    bad = 0.9 * wanted
+    good = 0.1 * wanted / (1 - bad)
+
+    def draw(rng: Generator) -> ScoredPairs:
+        first, second = of_one_list(texts, pairs, rng)
+        hub = rng.random(texts) < 1 - np.sqrt(1 - bad)
+        rates = np.where(hub[first] | hub[second], 1.0, good)
+        return ScoredPairs(
+            np.log(rates) - np.log(rng.random(pairs)), np.zeros(pairs, dtype=bool), np.stack([first, second]), True
+        )
+
+    def true(value: float) -> float:
+        return bad * min(1, np.exp(-value)) + (1 - bad) * min(1, good * np.exp(-value))
+
+    return Distribution(
+        f"random pairs of {texts} texts, a few near to all, {pairs:,}", "false_positive_rate", wanted, draw, true,
+        lambda value: true(value) / wanted,
+    )  # fmt: skip
 
 
 def precise(wanted: float, groups: int, pairs: int, correlation: float, *, unequal: bool = False) -> Distribution:
@@ -162,11 +212,12 @@ def precise(wanted: float, groups: int, pairs: int, correlation: float, *, unequ
 
     best = float(norm.sf(brentq(lambda value: true(value) - wanted, -3, 12), gap))
     return Distribution(
-        f"normal levels of queries ({correlation:g} of the variance), a fifth related, {groups} x {'about ' if unequal else ''}{pairs}",
+        f"normal levels ({correlation:g} of the variance), a fifth related, {sizes(groups, pairs, unequal)}",
         "precision", wanted, draw, true, lambda value: float(norm.sf(value, gap)) / best, share,
     )  # fmt: skip
 
 
+@cache
 def distributions() -> list[Distribution]:
     """All that the table has."""
     found = [alone(0.01, 5000), alone(0.05, 1000)]
@@ -177,21 +228,28 @@ def distributions() -> list[Distribution]:
         found += [
             of_rates("beta-binomial 0.01", 0.05, groups, pairs, beta_binomial(0.05, 0.01)),
             of_rates("beta-binomial 0.5", 0.05, groups, pairs, beta_binomial(0.05, 0.5)),
-            of_rates("a few bad queries (half of their pairs)", 0.05, groups, pairs, few_bad(0.05, 0.5)),
-            of_rates("a few bad queries (all of their pairs)", 0.05, groups, pairs, few_bad(0.05, 1.0)),
             of_rates("beta-binomial 0.1", 0.05, groups, pairs, beta_binomial(0.05, 0.1), unequal=True),
+            of_rates("few bad queries (half of their pairs)", 0.05, groups, pairs, few_bad(0.05, 0.5)),
+            of_rates("few bad queries (all of their pairs)", 0.05, groups, pairs, few_bad(0.05, 1.0)),
             shifted(0.05, groups, pairs, 0.3),
         ]
-    found += [
-        of_rates("a few bad queries (half of their pairs)", 0.01, 300, 30, few_bad(0.01, 0.5)),
-        of_rates("a few bad queries (all of their pairs)", 0.01, 1000, 10, few_bad(0.01, 1.0)),
-        shifted(0.01, 300, 30, 0.3, unequal=True),
+    return [
+        *found,
+        of_rates("few bad queries (half of their pairs)", 0.01, 300, 30, few_bad(0.01, 0.5)),
+        of_rates("few bad queries (all of their pairs)", 0.01, 1000, 10, few_bad(0.01, 1.0)),
+        of_rates("beta-binomial 0.1", 0.1, 50, 100, beta_binomial(0.1, 0.1)),
         shared(0.05, 400, 3000),
-        shared(0.01, 1200, 5000),
+        hubs(0.05, 400, 3000),
+        hubs(0.01, 1200, 5000),
+        missed(0.9, 50, 100, 0.3),
+        missed(0.9, 300, 10, 0.3),
+        precise(0.8, 50, 100, 0.3),
+        precise(0.5, 50, 100, 0.3),
+        precise(0.5, 100, 50, 0.3),
+        precise(0.8, 300, 30, 0.3),
+        precise(0.8, 300, 15, 0.3, unequal=True),
+        precise(0.9, 2000, 1, 0.0),
     ]
-    for groups, pairs in ((50, 100), (100, 50), (300, 30)):
-        found.append(precise(0.8, groups, pairs, 0.3))
-    return [*found, precise(0.8, 300, 15, 0.3, unequal=True), precise(0.9, 2000, 1, 0.0)]
 
 
 def thresholds(task: tuple[int, range]) -> list[float]:
@@ -213,7 +271,9 @@ def thresholds(task: tuple[int, range]) -> list[float]:
 def row(drawn: Distribution, found: list[float], repetitions: int) -> str:
     """A row of the table."""
     rates = np.array([drawn.true(value) for value in found])
-    kept = int(np.sum(rates >= drawn.wanted if drawn.target == "precision" else rates <= drawn.wanted + 1e-12))
+    kept = int(
+        np.sum(rates >= drawn.wanted if drawn.target != "false_positive_rate" else rates <= drawn.wanted + 1e-12)
+    )
     cells = [drawn.name, f"{drawn.target.replace('_', ' ')} {drawn.wanted:.0%}", f"{len(found) / repetitions:.1%}"]
     if not found:
         return f"| {' | '.join(cells)} | | | |"

@@ -30,6 +30,7 @@ Booleans: TypeAlias = npt.NDArray[np.bool_]
 
 #: How the cards of calibrated models call it.
 METHOD: Final = "Gaffke 2005, over groups of pairs that share no text"
+_SIXTEENTHS: Final = np.arange(1, 16) / 16
 #: Places of the integral in `_positive`: dense at the middle, wide in the tail.
 _STEPS: Final = np.arange(0, 10, 0.1)
 _PLACES: Final = np.sinh(_STEPS)
@@ -215,6 +216,11 @@ def chance(wrong: Floats, right: Floats, share: float, *, times: float = 1.0) ->
         share: Of `wrong` in the expected sum of both.
         times: Look at so many times as many groups like these.
     """
+    # Single pairs, as they mostly are, need no integral.
+    errors, fine = (wrong == 1) & (right == 0), (right == 1) & (wrong == 0)
+    if fine.any() and np.all(errors | fine | (wrong + right == 0)):
+        betainc = import_extra("scipy.special", "eval").betainc
+        return float(betainc(fine.sum() * times, errors.sum() * times + 1.0, 1.0 - share))
     excess = wrong * (1.0 - share) - right * share
     values, counts = np.unique(excess.round(12), return_counts=True)
     # The group that was not seen has nothing but errors.
@@ -254,7 +260,7 @@ def _positive(weights: Floats, counts: Floats) -> float:
     weights = weights / largest
     low, high = 0.0, 1.0
     for _ in range(6):  # Where the slope of log M(s) / s turns from falling to rising.
-        places = np.linspace(low, high, 17)[1:-1]
+        places = low + (high - low) * _SIXTEENTHS
         falling = int(np.count_nonzero((weights / (1.0 - np.outer(places, weights))) @ counts < 1.0 / places))
         low, high = low + (high - low) * falling / 16, low + (high - low) * (falling + 1) / 16
     saddle = (low + high) / 2

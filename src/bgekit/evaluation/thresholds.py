@@ -204,8 +204,9 @@ def _quantile(pairs: GroupedPairs, wanted: float, allowed: float, *, related: bo
         errors = pairs.shares(pairs.reach(_between(pairs.similarity, count)), related)
         return chance(errors, 1.0 - errors, wanted) <= allowed
 
-    # No error at all passes, as there are groups enough; and with more errors no test passes that failed with fewer.
-    low, high = 0, len(pairs.similarity)
+    # No error passes, as there are groups enough; the share that is allowed fails; and in between, more never pass
+    # where fewer fail.
+    low, high = 0, min(int(np.searchsorted(np.cumsum(pairs.weight), wanted * pairs.size)) + 1, len(pairs.similarity))
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if passes(middle) else (low, middle)
