@@ -244,10 +244,9 @@ def distributions() -> list[Distribution]:
         missed(0.9, 50, 100, 0.3),
         missed(0.9, 300, 10, 0.3),
         precise(0.8, 50, 100, 0.3),
-        precise(0.5, 50, 100, 0.3),
-        precise(0.5, 100, 50, 0.3),
-        precise(0.8, 300, 30, 0.3),
-        precise(0.8, 300, 15, 0.3, unequal=True),
+        precise(0.5, 50, 20, 0.3),
+        precise(0.8, 300, 10, 0.3),
+        precise(0.8, 300, 10, 0.3, unequal=True),
         precise(0.9, 2000, 1, 0.0),
     ]
 

@@ -155,15 +155,16 @@ def _promised(used: GroupedPairs, target: Target, wanted: float, allowed: float,
     return -_quantile(turned, 1.0 - wanted, allowed, related=True)
 
 
-def rate(hits: Booleans, groups: Integers, confidence: float) -> Rate:
+def rate(hits: Booleans, groups: Integers, confidence: float, *, one_list: bool = False) -> Rate:
     """The share of hits and its interval; that of Clopper and Pearson where no two pairs share a text.
 
     Args:
         hits: [n].
         groups: [2, n], numbers of the texts, as those of `ScoredPairs`.
         confidence: Of the interval.
+        one_list: As that of `ScoredPairs`.
     """
-    pairs = ScoredPairs(hits.astype(np.float64), np.zeros(len(hits), dtype=bool), groups)
+    pairs = ScoredPairs(hits.astype(np.float64), np.zeros(len(hits), dtype=bool), groups, one_list)
     grouped = GroupedPairs.of(pairs)
     return _rate(grouped, grouped.reach(1.0), confidence)
 
