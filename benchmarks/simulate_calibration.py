@@ -8,6 +8,9 @@ break, so `kept` is the share of the promises that were made, with its exact 95 
 one was. `reaches` is what the caution costs: the mean true rate at the threshold (of recall, the mean share missed)
 as a share of the promised one; of precision, the mean true recall, as a share of that where the precision is just the
 promised one.
+
+`--alternatives` instead compares the test that thresholds are chosen by with others that are right for few groups, and
+looks for distributions for which its confidence does not hold.
 """
 
 import argparse
@@ -18,10 +21,11 @@ from multiprocessing import Pool
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import beta, norm
+from scipy.stats import beta, binom, multinomial, norm
 
 from bgekit.errors import DataError
-from bgekit.evaluation.thresholds import ScoredPairs, promised
+from bgekit.evaluation.pair_groups import ScoredPairs, chance
+from bgekit.evaluation.thresholds import promised
 
 #: Of each promise.
 CONFIDENCE = 0.95
@@ -282,12 +286,98 @@ def row(drawn: Distribution, found: list[float], repetitions: int) -> str:
     return f"| {' | '.join(cells)} | {np.mean([drawn.reached(value) for value in found]):.2f} |"
 
 
+def betting(rates: np.ndarray, share: float) -> float:
+    """p-value of a mean of at least `share`: one by the capital of bets against it, a mean over stakes."""
+    stakes = np.linspace(0.05, 1, 20)[:, None] * (1 - 1e-9) / (1 - share)
+    return float(1 / np.exp(np.log1p(stakes * (share - rates)).sum(axis=1)).mean())
+
+
+def binomial(rates: np.ndarray, share: float) -> float:
+    """p-value of the binomial test with a group for a trial, and the sum of the shares for the number of errors."""
+    return float(beta.sf(share, rates.sum() + 1, len(rates) - rates.sum()))
+
+
+def hoeffding_bentkus(rates: np.ndarray, share: float) -> float:
+    """p-value of Learn then Test (Angelopoulos et al. 2021)."""
+    mean, size = float(rates.mean()), len(rates)
+    if mean >= share:
+        return 1.0
+    divergence = (mean * np.log(mean / share) if mean else 0.0) + (1 - mean) * np.log((1 - mean) / (1 - share))
+    return float(min(np.exp(-size * divergence), np.e * binom.cdf(np.ceil(size * mean), size, share)))
+
+
+def gaffke(rates: np.ndarray, share: float) -> float:
+    """p-value of the project's own test."""
+    return chance(rates, 1 - rates, share)
+
+
+def lowest(similarity: np.ndarray, share: float, test: Callable[[np.ndarray, float], float]) -> float:
+    """The lowest threshold [groups, pairs] that passes a test; above all similarities where none does."""
+    ordered = np.append(np.inf, np.sort(similarity, axis=None)[::-1])
+    passing, failing = 0, len(ordered)
+    while failing - passing > 1:
+        middle = (passing + failing) // 2
+        passes = test((similarity >= ordered[middle]).mean(axis=1), share) <= 1 - CONFIDENCE
+        passing, failing = (middle, failing) if passes else (passing, middle)
+    return float(ordered[passing])
+
+
+def alternatives() -> None:
+    """What other tests reach with groups of 30 pairs of normal levels, 30 % of the variance: a table."""
+    cases = [(0.05, 100), (0.05, 300), (0.05, 1000), (0.01, 1000)]
+    print(f"| test | {' | '.join(f'{share:.0%}, {groups:,} groups' for share, groups in cases)} |")
+    print("|---|" + "---|" * len(cases))
+    for name, test, pairs in (
+        ("Gaffke", gaffke, 30),
+        ("betting, mixed over 20 stakes", betting, 30),
+        ("one pair of each group, exact binomial", binomial, 1),
+        ("binomial with the number of groups for that of pairs", binomial, 30),
+        ("Hoeffding and Bentkus", hoeffding_bentkus, 30),
+    ):
+        cells = []
+        for share, groups in cases:
+            reached = []
+            for seed in range(20):
+                rng = np.random.default_rng(seed)
+                level = np.sqrt(0.3) * rng.normal(size=(groups, 1))
+                similarity = level + np.sqrt(0.7) * rng.normal(size=(groups, 30))
+                reached.append(norm.sf(lowest(similarity[:, :pairs], share, test)) / share)
+            cells.append(f"{np.mean(reached):.2f}")
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def search(groups: int, share: float) -> float:
+    """The largest chance found that the test refutes a mean that is true: shares of a, b and 1, all samples counted."""
+    samples = np.array([(a, b, groups - a - b) for a in range(groups + 1) for b in range(groups + 1 - a)])
+    most = 0.0
+    for low in np.linspace(0, 0.9 * share, 7):
+        for middle in np.linspace(0.05, 0.95, 10):
+            values = np.array([low, middle, 1.0])
+            if low >= middle:
+                continue
+            refuted = [each for each in samples if gaffke(np.repeat(values, each), share) <= 1 - CONFIDENCE]
+            for weight in np.linspace(0, 0.9, 46):
+                high = (share - low - weight * (middle - low)) / (1 - low)
+                if refuted and 0 <= high <= 1 - weight:
+                    chances = multinomial.pmf(refuted, groups, [1 - weight - high, weight, high])
+                    most = max(most, float(chances.sum()))
+    return most
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=2000)
     parser.add_argument("--only", default="", help="distributions whose name has this in it")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--alternatives", action="store_true", help="compare tests, and search for counterexamples")
     args = parser.parse_args()
+    if args.alternatives:
+        alternatives()
+        for groups, share in ((10, 0.3), (20, 0.2), (30, 0.1)):
+            print(
+                f"{groups} groups, {share:.0%}: fails in at most {search(groups, share):.1%} of the samples", flush=True
+            )
+        return
     print(f"| distribution | promise | made | kept ({CONFIDENCE:.0%} are promised) | holds | reaches |")
     print("|---|---|---|---|---|---|")
     parts = [range(first, min(first + 50, args.repetitions)) for first in range(0, args.repetitions, 50)]

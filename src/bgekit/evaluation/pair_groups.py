@@ -152,8 +152,9 @@ def independent_groups(texts: Integers, related: Booleans, *, one_list: bool) ->
         one_list: Both rows number the same texts; else equal numbers in the two rows have nothing to do with each
             other.
     """
-    first, second = texts if one_list else (texts[0], texts[1] + texts[0].max(initial=-1) + 1)
-    number = int(max(first.max(initial=-1), second.max(initial=-1))) + 1
+    first, second = texts if one_list else (texts[0], texts[1] - texts[1].min(initial=0) + texts[0].max(initial=0) + 1)
+    known, numbers = np.unique(np.concatenate([first, second]), return_inverse=True)
+    first, second, number = numbers[: len(first)], numbers[len(first) :], len(known)
     degree = np.bincount(first, minlength=number) + np.bincount(second, minlength=number)
     component, stars = _components(first, second, degree)
     # Where all pairs of a component share one text, it is one group. The others are taken apart, pair by pair.
