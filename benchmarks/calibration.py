@@ -11,6 +11,7 @@ fitted to. `ranges` prints how the similarity of unrelated pairs is spread, mode
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,9 @@ from bgekit.errors import DataError
 from bgekit.evaluation import thresholds
 from bgekit.evaluation.calibration import QUANTILES, fit_logistic, scored_pairs
 from bgekit.evaluation.calibration_pairs import pairs_of_task
+from bgekit.evaluation.pair_groups import ScoredPairs, independent_groups
 from bgekit.evaluation.reading import read_tasks
-from bgekit.evaluation.thresholds import ScoredPairs, choose_threshold, rate
+from bgekit.evaluation.thresholds import choose_threshold, rate
 
 
 def scored(model: FlagModel, data: str, split: str | None, pairs: int) -> tuple[str, ScoredPairs, ScoredPairs]:
@@ -31,14 +33,29 @@ def scored(model: FlagModel, data: str, split: str | None, pairs: int) -> tuple[
 
 
 def parted(pairs: ScoredPairs, number: int, seed: int) -> tuple[ScoredPairs, ScoredPairs]:
-    """A random part, and the rest."""
-    order = np.random.default_rng(seed).permutation(len(pairs))
-    return pairs.part(order[:number]), pairs.part(order[number:])
+    """About so many pairs, of random groups of pairs that share texts, and the pairs of all other groups."""
+    group, sizes = groups_of(pairs)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    seen = np.isin(group, order[np.cumsum(sizes[order]) <= number])
+    return pairs.part(seen), pairs.part(~seen & (group >= 0))
 
 
 def redrawn(pairs: ScoredPairs, number: int, seed: int) -> tuple[ScoredPairs, ScoredPairs]:
-    """A sample with replacement, and all pairs as the population that it is drawn from."""
-    return pairs.part(np.random.default_rng(seed).integers(0, len(pairs), number)), pairs
+    """About so many pairs, of groups drawn with replacement, and all pairs as the population that these come from."""
+    group, sizes = groups_of(pairs)
+    drawn = np.random.default_rng(seed).integers(0, len(sizes), number)
+    drawn = drawn[np.cumsum(sizes[drawn]) <= number]
+    places = np.split(np.argsort(group, kind="stable")[np.sum(group < 0) :], np.cumsum(sizes)[:-1])
+    chosen = np.concatenate([places[each] for each in drawn])
+    # A group that is drawn twice is two groups.
+    times = np.repeat(np.arange(len(drawn)), sizes[drawn]) * (pairs.groups.max() + 1)
+    return replace(pairs.part(chosen), groups=pairs.groups[:, chosen] + times), pairs.part(group >= 0)
+
+
+def groups_of(pairs: ScoredPairs) -> tuple[np.ndarray, np.ndarray]:
+    """The group of each pair, -1 without one, and the number of pairs in each group."""
+    group = independent_groups(pairs.groups, pairs.related, one_list=pairs.one_list)
+    return group, np.bincount(group[group >= 0])
 
 
 def promise(args: argparse.Namespace) -> None:
@@ -85,9 +102,9 @@ def achieved(pairs: ScoredPairs, target: str, value: float) -> str:
     """The rate at a threshold with its interval, and the recall."""
     reach = pairs.similarity >= value
     if target == "precision":
-        found = rate(pairs.related[reach], pairs.groups[:, reach], 0.95)
+        found = rate(pairs.related[reach], pairs.groups[:, reach], 0.95, one_list=pairs.one_list)
     else:
-        found = rate(reach[~pairs.related], pairs.groups[:, ~pairs.related], 0.95)
+        found = rate(reach[~pairs.related], pairs.groups[:, ~pairs.related], 0.95, one_list=pairs.one_list)
     return (
         f"{100 * found.value:.2f} % ({100 * found.low:.2f} to {100 * found.high:.2f}), {found.count:,} of "
         f"{found.of:,}; recall {100 * reach[pairs.related].mean():.1f} %"

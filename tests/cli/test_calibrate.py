@@ -38,6 +38,7 @@ def test_prints_a_threshold_and_writes_everything(tiny_bert, data, tmp_path, cap
     assert content["threshold"]["precision"]["value"] >= 0.8
     assert content["distributions"]["unrelated"]["count"] == content["distributions"]["related"]["count"] == 600
     assert (content["meaning"], content["prevalence"]) == ("probability", 0.5)
+    assert f"promised by {content['threshold']['groups']:,} groups" in printed
     assert (out / "calibration.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in out.iterdir()} == {"calibration.json", "calibration.png"}
 
@@ -67,6 +68,22 @@ def test_texts_without_labels(tiny_bert, tmp_path, texts, capsys):
     assert "unrelated (random)" in printed
     assert "at most 5% of unrelated pairs reach it" in printed
     assert "share of unrelated pairs that are less similar" in printed
+
+
+def test_pairs_of_few_queries_are_told_how_many_are_needed(tiny_bert, tmp_path, texts, capsys):
+    words = texts(610, longest=6)
+    with (tmp_path / "test.jsonl").open("w") as file:
+        for number in range(10):
+            documents = [f"{number} {text}" for text in words[10 + 60 * number : 70 + 60 * number]]
+            row = {"query": f"{number} {words[number]}", "positive": documents[:1], "negative": documents[1:]}
+            file.write(json.dumps(row) + "\n")
+    assert run("--model", tiny_bert, "--data", tmp_path, "--false-positive-rate", 0.05) == 1
+    error = capsys.readouterr().err
+    assert "590 unrelated pairs are only 10 groups" in error
+    assert "at least 59 are needed" in error and "other queries" in error and "0.259 at the very best" in error
+    assert run("--model", tiny_bert, "--data", tmp_path, "--false-positive-rate", 0.3) == 0
+    printed = capsys.readouterr().out
+    assert "promised by 10 groups" in printed and "of 590 pairs in 10 groups" in printed
 
 
 @pytest.mark.parametrize(

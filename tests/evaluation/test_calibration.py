@@ -19,7 +19,8 @@ from bgekit.evaluation.kinds.clustering import ClusteringTask
 from bgekit.evaluation.kinds.pairs import PairClassificationTask, StsTask
 from bgekit.evaluation.kinds.reranking import RerankingGroup, RerankingTask
 from bgekit.evaluation.kinds.retrieval import Corpus, RetrievalTask
-from bgekit.evaluation.thresholds import ScoredPairs, choose_threshold, effective_size, needed_pairs, rate
+from bgekit.evaluation.pair_groups import ScoredPairs, chance, independent_groups
+from bgekit.evaluation.thresholds import choose_threshold, needed_groups, promised, rate
 from bgekit.models.card import ModelCard
 from bgekit.models.prompts import Prompt
 from bgekit.models.score_map import LogisticMap, QuantileMap, read_map
@@ -147,7 +148,7 @@ def test_more_pairs_bring_the_threshold_nearer_to_the_true_one(monkeypatch):
 
 
 def test_fewest_pairs_for_a_false_positive_rate():
-    need = needed_pairs(0.05, 0.05)
+    need = needed_groups(0.05, 0.05)
     assert need == 59  # 0.95^59 < 0.05 <= 0.95^58
     rng = np.random.default_rng(0)
 
@@ -190,21 +191,140 @@ def test_equal_similarities_are_all_accepted_or_none():
 # --- pairs that share texts -------------------------------------------------------------------------------------
 
 
-def test_pairs_with_a_text_of_their_own_count_fully_and_copies_count_once():
+def of_queries(queries, pairs, rng, *, rates=None, similarity=None):
+    """Unrelated pairs of queries with documents of their own; a query of rate p errs from similarity 0 on with p."""
+    query = np.repeat(np.arange(queries), pairs)
+    if similarity is None:
+        similarity = np.log(np.maximum(rates, 1e-12))[query] - np.log(rng.random(len(query)))
+    return ScoredPairs(similarity, np.zeros(len(query), dtype=bool), np.stack([query, np.arange(len(query))]))
+
+
+@pytest.mark.parametrize("name", ["beta", "few bad queries"])
+def test_a_promise_over_queries_holds_as_often_as_it_says(name):
+    wanted, trials, broken = 0.05, 120, 0
+    for seed in range(trials):
+        rng = np.random.default_rng(seed)
+        # The mean of either is just what is promised, at similarity 0: a threshold below 0 breaks the promise.
+        rates = rng.beta(0.45, 8.55, 80) if name == "beta" else np.where(rng.random(80) < 0.045, 1.0, 0.005 / 0.955)
+        pairs = of_queries(80, 20, rng, rates=rates)
+        broken += promised(pairs, "false_positive_rate", wanted, confidence=0.95, prevalence=None) < 0
+    # 5 % of 120 are 6; more than 11 would happen once in sixty runs if each broke with just that chance.
+    assert broken <= 11
+
+
+@pytest.mark.parametrize("errors", [0, 1, 40])
+def test_many_pairs_of_few_queries_promise_nothing_whether_or_not_any_errs(errors):
+    similarity = np.full(5000, 0.3)
+    similarity[:errors] = 0.9
+    pairs = of_queries(50, 100, None, similarity=similarity + 1e-6 * np.arange(5000))
+    for target, related in (("false_positive_rate", False), ("recall", True)):
+        sort = dataclasses.replace(pairs, related=np.full(5000, related))
+        wanted = 0.99 if related else 0.01
+        with pytest.raises(DataError, match=r"only 50 groups .* too few .* at least 299 .*other queries.*, 0\.\d+ at"):
+            choose_threshold(sort, target, wanted, confidence=0.95, prevalence=None, seed=0)
+    # What is said to be possible is.
+    found = choose_threshold(pairs, "false_positive_rate", 0.0583, confidence=0.95, prevalence=None, seed=0)
+    assert (found.groups, found.false_positive_rate.groups, found.false_positive_rate.of) == (50, 50, 5000)
+    assert "Gaffke" in found.method
+
+
+def test_more_pairs_of_the_same_queries_help_up_to_the_number_of_queries():
+    def threshold(queries, pairs):
+        values = [
+            promised(
+                of_queries(queries, pairs, rng, rates=rng.beta(1, 19, queries)), "false_positive_rate", 0.05,
+                confidence=0.95, prevalence=None,
+            )
+            for rng in map(np.random.default_rng, range(5))
+        ]  # fmt: skip
+        return np.mean(values)
+
+    assert threshold(100, 1) > threshold(100, 10) > threshold(1000, 10) > 0
+
+
+def test_a_precision_of_few_queries_is_promised_by_queries():
+    rng = np.random.default_rng(0)
+    query = np.repeat(np.arange(100), 20)
+    related = np.tile(np.arange(20) < 4, 100)
+    similarity = 4.0 * related + rng.normal(size=100)[query] + rng.normal(size=2000)
+    pairs = ScoredPairs(similarity, related, np.stack([query, np.arange(2000)]))
+    found = choose_threshold(pairs, "precision", 0.6, confidence=0.95, prevalence=0.2, seed=0)
+    assert (found.groups, found.precision.groups) == (100, 100)
+    assert found.precision.low >= 0.55 and found.recall.value > 0.5
+    with pytest.raises(DataError, match=r"100 groups with related pairs are too few.*about [\d,]+ groups like these"):
+        choose_threshold(pairs, "precision", 0.9, confidence=0.95, prevalence=0.2, seed=0)
+
+
+def test_copies_of_pairs_count_once():
     rng = np.random.default_rng(0)
     hits = rng.random(2000) < 0.3
-    alone = np.stack([np.arange(2000)] * 2)
-    assert effective_size(hits, alone) == 2000
-    copies = np.repeat(hits, 5)
+    alone, copies = np.stack([np.arange(2000)] * 2), np.repeat(hits, 5)
     groups = np.stack([np.repeat(np.arange(2000), 5), np.arange(10_000)])
-    assert effective_size(copies, groups) == pytest.approx(2000, rel=0.01)
-    assert effective_size(copies, groups[::-1]) == pytest.approx(2000, rel=0.01)
-    assert effective_size(np.zeros(10_000, dtype=bool), groups) == 2000
-    # Groups that have nothing in common cost nothing.
-    assert effective_size(rng.random(10_000) < 0.3, groups) > 8000
-    one, five = rate(hits, alone, 0.95), rate(copies, groups, 0.95)
-    assert (five.low, five.high) == pytest.approx((one.low, one.high), abs=0.001)
-    assert (five.count, five.of) == (5 * one.count, 10_000)
+    one = rate(hits, alone, 0.95)
+    for five in (rate(copies, groups, 0.95), rate(copies, groups[::-1], 0.95)):
+        assert (five.low, five.high) == pytest.approx((one.low, one.high), abs=1e-6)
+        assert (five.count, five.of, five.groups) == (5 * one.count, 10_000, 2000)
+    # Where the pairs of a query have nothing in common, their mean is known better than that of single ones.
+    spread = rate(rng.random(10_000) < 0.3, groups, 0.95)
+    assert 0.4 < (spread.high - spread.low) / (one.high - one.low) < 0.6
+
+
+def grouped(pairs, *, one_list, related=None):
+    texts = np.array(pairs).T
+    related = np.zeros(len(pairs), dtype=bool) if related is None else np.array(related)
+    return independent_groups(texts, related, one_list=one_list).tolist()
+
+
+def test_groups_share_no_text():
+    # Two queries with two documents each; then one document of both, whose second pair joins two groups.
+    assert grouped([(0, 0), (0, 1), (1, 2), (1, 3)], one_list=False) == [0, 0, 1, 1]
+    joined = grouped([(0, 0), (0, 1), (1, 1), (1, 3)], one_list=False)
+    assert sorted(joined) in ([-1, 0, 1, 1], [-1, 0, 0, 1]) and joined[0] != joined[3]
+    # A chain of one list; the same numbers of two lists are pairs without a text in common.
+    assert grouped([(0, 1), (1, 2), (2, 3)], one_list=True) == [0, -1, 1]
+    assert grouped([(0, 1), (1, 2), (2, 3)], one_list=False) == [0, 1, 2]
+    # A text with itself, and a pair twice.
+    assert grouped([(0, 0), (1, 2), (1, 2)], one_list=True) == [0, 1, 1]
+    rng = np.random.default_rng(0)
+    texts, related = rng.integers(0, 100, (2, 1500)), rng.random(1500) < 0.5
+    group = independent_groups(texts, related, one_list=True)
+    of_text: dict[int, set[int]] = {}
+    for number, pair in zip(group, texts.T, strict=True):
+        if number >= 0:
+            for text in pair.tolist():
+                of_text.setdefault(text, set()).add(int(number))
+    assert all(len(found) == 1 for found in of_text.values())
+    assert group.max() + 1 >= 45  # Of 50 at most.
+    assert set(group[group >= 0]) == set(range(group.max() + 1))
+    begun = [len(set(group[(group >= 0) & (related == sort)])) for sort in (False, True)]
+    assert min(begun) > 20
+
+
+def test_the_bound_over_groups_is_exact_for_single_pairs_and_holds_for_shares():
+    from scipy.stats import beta, multinomial
+
+    for size, errors, share in ((299, 0, 0.01), (5000, 34, 0.01), (50, 3, 0.1), (1000, 400, 0.45), (2, 0, 0.5)):
+        wrong = (np.arange(size) < errors).astype(float)
+        assert chance(wrong, 1 - wrong, share) == pytest.approx(beta.sf(share, errors + 1, size - errors), abs=1e-9)
+    # Groups of two, one of them wrong, and five groups that are wrong altogether.
+    halves = np.full(20, 0.5)
+    wrong, right = np.append(halves, np.ones(5)), np.append(halves, np.zeros(5))
+    for share in (0.6, 0.8, 0.9):
+        odds = (share - 0.5) / (1 - share)
+        assert chance(wrong, right, share) == pytest.approx(beta.sf(odds / (1 + odds), 6, 20), abs=1e-9)
+    # Groups with shares of 1 %, 30 % and 100 %, with a mean of just 10 %: every possible sample of 32 of them.
+    values, wanted, size = np.array([0.01, 0.3, 1.0]), 0.1, 32
+    counts = [(a, b, size - a - b) for a in range(size + 1) for b in range(size + 1 - a)]
+    refuted = [count for count in counts if refutes(np.repeat(values, count), wanted)]
+    assert refuted
+    for middle in (0.0, 0.1, 0.2, 0.3):
+        worst = (wanted - 0.01 - 0.29 * middle) / 0.99
+        assert multinomial.pmf(refuted, size, [1 - middle - worst, middle, worst]).sum() <= 0.05
+
+
+def refutes(wrong, share):
+    """A share of errors is refuted at 5 %."""
+    return chance(wrong, 1 - wrong, share) <= 0.05
 
 
 def test_a_rate_is_the_exact_binomial_interval():
@@ -326,7 +446,7 @@ def test_probabilities_are_right_on_unseen_pairs():
 
 def test_without_labels_a_score_is_the_share_of_less_similar_random_pairs():
     model = TopicModel()
-    texts = [f"{number}.0" for number in range(400)]
+    texts = [f"{number}.0" for number in range(1200)]
     calibration = calibrate(model, texts, pairs=3000)
     assert calibration.meaning == "percentile"
     assert (calibration.threshold.target, calibration.threshold.wanted) == ("false_positive_rate", 0.01)
@@ -453,6 +573,41 @@ def test_another_use_of_the_model_is_refused():
         other.card = dataclasses.replace(model.card, **change)
         with pytest.raises(CardError, match=message):
             other.similarity(vectors, vectors, calibrated=True)
+
+
+def test_the_card_says_how_many_groups_promise_and_how(tmp_path):
+    model = TopicModel()
+    groups = [RerankingGroup(f"{n}.0", [f"{n}.1"], [f"{n + 1}.{k}" for k in range(3)]) for n in range(400)]
+    calibration = calibrate(model, RerankingTask(name="r", groups=groups), false_positive_rate=0.02)
+    calibration.attach(model)
+    # Each query is a group: no document is another query's.
+    stored = model.card.calibration["threshold"]
+    assert (model.card.calibration["format"], stored["groups"], stored["wanted"]) == (2, 400, 0.02)
+    assert "Gaffke" in stored["method"]
+    assert calibration.to_dict()["threshold"]["false_positive_rate"]["groups"] == 400
+    with pytest.raises(DataError, match=r"1,200 unrelated pairs are only 400 groups .* at least 598 are needed"):
+        calibrate(model, RerankingTask(name="r", groups=groups), false_positive_rate=0.005)
+
+
+def test_a_card_of_before_still_gives_scores_and_one_of_a_later_version_is_refused():
+    model = TopicModel()
+    calibrate(model, labelled(1000, 0)).attach(model)
+    vectors = model.encode(["1.0", "2.0"])
+    expected = model.similarity(vectors, vectors, calibrated=True)
+    card = dict(model.card.calibration)
+    threshold = {key: card["threshold"][key] for key in ("value", "target", "wanted", "confidence")}
+    model.card = dataclasses.replace(model.card, calibration={**card, "format": 1, "threshold": threshold})
+    assert np.array_equal(model.similarity(vectors, vectors, calibrated=True), expected)
+    for other in (3, "2", None):
+        model.card = dataclasses.replace(model.card, calibration={**card, "format": other})
+        with pytest.raises(CheckpointError, match=r"another version.*bge calibrate"):
+            model.similarity(vectors, vectors, calibrated=True)
+
+
+def test_random_pairs_of_few_texts_share_as_few_as_can_be():
+    pairs = pairs_of_lists([f"text {number}" for number in range(100)], None, None, 50)
+    assert pairs.random.shape == (2, 50)
+    assert len(np.unique(pairs.random)) == 100
 
 
 @pytest.mark.parametrize("kind", ["cosine", "dot", "euclidean", "manhattan"])

@@ -19,7 +19,10 @@ INTERRUPTED: Final = "nothing was written, and the same command starts anew"
 _DESCRIPTION = """\
 Measure how similar related and unrelated pairs of texts are to a model, and choose the similarity from which on a
 pair counts as related. The rate that is asked for is promised for pairs that were not seen, if they are like those of
-the data. Without labels, unrelated pairs are random ones. A threshold holds for the model that it was made for."""
+the data. Without labels, unrelated pairs are random ones. A threshold holds for the model that it was made for.
+
+Pairs that share a text, such as those of one query, err together: they are one group, and a promise rests on the number
+of groups. 1% of unrelated pairs takes 299 queries at the very least, 5% takes 59, however many pairs each has."""
 
 _EPILOG = """\
 examples:
@@ -192,7 +195,11 @@ def _threshold(calibration: Calibration) -> list[str]:
         f"just reaching it on these pairs: {threshold.plain:.4f} ({_per_cent(threshold.confidence)} interval "
         f"{threshold.low:.4f} to {threshold.high:.4f})"
     )
-    return [f"threshold {threshold.value:.4f}: {said}, with {_per_cent(threshold.confidence)} confidence", just]
+    return [
+        f"threshold {threshold.value:.4f}: {said}, with {_per_cent(threshold.confidence)} confidence",
+        just,
+        f"promised by {threshold.groups:,} groups: pairs that share a text are one, and each group counts alike",
+    ]
 
 
 def _achieved(calibration: Calibration) -> list[str]:
@@ -205,7 +212,7 @@ def _achieved(calibration: Calibration) -> list[str]:
     head = f"at the threshold, on these pairs ({_per_cent(threshold.confidence)} intervals):"
     return [head] + [
         f"  {name:<20} {_per_cent(rate.value)} ({_per_cent(rate.low)} to {_per_cent(rate.high)}), "
-        f"{rate.count:,} of {rate.of:,} pairs{note}"
+        f"{rate.count:,} of {rate.of:,} pairs{f' in {rate.groups:,} groups' if rate.groups < rate.of else ''}{note}"
         for name, rate, note in rates
         if rate is not None
     ]

@@ -18,11 +18,12 @@ import numpy.typing as npt
 from ..encoding.base import digest
 from ..encoding.tables import Quoting
 from ..errors import ArgumentError, DataError
-from ..models.score_map import LogisticMap, QuantileMap, nearness
+from ..models.score_map import FORMAT, LogisticMap, QuantileMap, nearness
 from .calibration_pairs import TextPairs, pairs_of_lists, pairs_of_task
 from .judged import JudgedModel, role_of
+from .pair_groups import Booleans, Floats, Integers, ScoredPairs
 from .task import Task
-from .thresholds import Booleans, Floats, Integers, ScoredPairs, Target, Threshold, choose_threshold, odds_factor
+from .thresholds import Target, Threshold, choose_threshold, odds_factor
 
 if TYPE_CHECKING:
     from ..encoding.base import Embedder
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 #: and a label (1 related, 0 not) for each line.
 Data: TypeAlias = "Task | str | os.PathLike[str] | Sequence[str] | tuple[Sequence[str], ...]"
 
-#: Version of `calibration.json` and of the entry in model cards.
-FORMAT: Final = 1
 #: Without any wish, the threshold is for this share of unrelated pairs.
 DEFAULT_FALSE_POSITIVE_RATE: Final = 0.01
 #: Per cent of the pairs below each quantile that is reported.
@@ -131,7 +130,7 @@ class Calibration:
             "prevalence": self.prevalence,
             "threshold": {
                 "value": threshold.value, "target": threshold.target, "wanted": threshold.wanted,
-                "confidence": threshold.confidence,
+                "confidence": threshold.confidence, "groups": threshold.groups, "method": threshold.method,
             },
             "data": {
                 "name": self.data, "split": self.split, "fingerprint": self.fingerprint,
@@ -173,7 +172,8 @@ def calibrate(
 
     The threshold is the lowest one that keeps the promise on unseen pairs like these with the stated confidence: it is
     stricter than the one that just reaches the rate on the pairs at hand (`threshold.plain`), the more so the fewer
-    pairs there are. `thresholds.py` says how.
+    pairs there are. Pairs that share a text, such as all those of one query, are one group, and it is groups that
+    count: rates are means over them (`threshold.groups`). `thresholds.py` says how.
 
     Args:
         model: The model.
@@ -196,7 +196,8 @@ def calibrate(
 
     Raises:
         ArgumentError: wishes contradict each other or are impossible.
-        DataError: the data cannot be read, has too few pairs for the promise, or does not allow the precision.
+        DataError: the data cannot be read, has too few groups of pairs for the promise, or does not allow the
+            precision.
     """
     target, wanted = _wish(precision, false_positive_rate, recall)
     for name, value in (("confidence", confidence), ("prevalence", prevalence)):
@@ -232,7 +233,7 @@ def calibrate(
         meaning="probability" if share is not None else "percentile",
         prevalence=share,
         made_for=_made_for(model, texts),
-        fingerprint=digest(texts.fingerprint, str(pairs), str(related_from), str(seed)),
+        fingerprint=digest(str(FORMAT), texts.fingerprint, str(pairs), str(related_from), str(seed)),
         seed=seed,
     )
 
@@ -355,7 +356,7 @@ def scored_pairs(model: Embedder, texts: TextPairs, progress: bool | None) -> tu
             judged.similarity(first[rows[0, start : start + 1024]], second[rows[1, start : start + 1024]])
             for start in range(0, rows.shape[1], 1024)
         ]
-        return ScoredPairs(np.concatenate([np.empty(0), *parts]), related, rows)
+        return ScoredPairs(np.concatenate([np.empty(0), *parts]), related, rows, texts.sides[0] == texts.sides[1])
 
     return scored(texts.rows, texts.related), scored(texts.random, np.zeros(texts.random.shape[1], dtype=bool))
 
@@ -365,6 +366,7 @@ def _joined(a: ScoredPairs, b: ScoredPairs) -> ScoredPairs:
         np.concatenate([a.similarity, b.similarity]),
         np.concatenate([a.related, b.related]),
         np.concatenate([a.groups, b.groups], axis=1),
+        a.one_list,
     )
 
 

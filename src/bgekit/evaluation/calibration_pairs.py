@@ -165,14 +165,22 @@ def _drawn(
 ) -> list[tuple[str, str]]:
     """Random pairs, none twice, none of equal texts, none that is related in either order."""
     first, second = (sorted(set(pool)) for pool in pools)
-    if not first or not second:
-        return []
     # Few texts are shuffled over and over, so that each stands in about as many pairs as any other.
     wanted = 2 * limit
-    left, right = (
-        np.concatenate([rng.permutation(len(pool)) for _ in range(-(-wanted // len(pool)))])[:wanted]
-        for pool in (first, second)
-    )
+    if first == second:
+        # Each shuffle gives pairs of the texts of its one half with those of the other: no text is in two of them.
+        half = len(first) // 2
+        if not half:
+            return []
+        rounds = [rng.permutation(len(first)) for _ in range(-(-wanted // half))]
+        left, right = (np.concatenate([each[start : start + half] for each in rounds]) for start in (0, half))
+    elif not first or not second:
+        return []
+    else:
+        left, right = (
+            np.concatenate([rng.permutation(len(pool)) for _ in range(-(-wanted // len(pool)))])[:wanted]
+            for pool in (first, second)
+        )
     taken: dict[tuple[str, str], None] = {}
     for a, b in zip(left, right, strict=True):
         pair = (first[a], second[b])

@@ -1,80 +1,62 @@
 """The similarity from which a pair counts as related, such that a promised rate holds on pairs not seen yet.
 
 A threshold that just reaches a rate on some pairs misses it on the next ones about half of the time. So the threshold
-here is the lowest one for which the opposite (that the promise is broken) is refuted by an exact binomial test:
+here is the lowest one for which the opposite (that the promise is broken) is refuted by a test that is valid for any
+number of groups (`pair_groups.py`):
 
-- A false-positive rate or a recall moves in one direction with the threshold, so one test at each threshold suffices
-  (the bound of Clopper and Pearson, 1934).
+- A false-positive rate or a recall moves in one direction with the threshold, so one test at each threshold suffices.
 - Precision does not. Thresholds are tested from strict to lenient. The error that is allowed is shared among four of
   them, and each one that passes hands its share on to the next (fallback procedure; Wiens 2003, "A fixed sequence
   Bonferroni procedure for testing multiple endpoints"). So the chance that any passes wrongly stays within the allowed
   one. Four starts find a threshold about as often as the best single start does on each kind of data, which differs.
 
-Pairs that share a text are not independent. Their number is divided by the design effect of such groups before it
-enters a test (as Korn and Graubard, 1998, do for surveys).
+Pairs that share a text are one group, and groups count alike, however many pairs they have: all rates are means over
+groups. Where no two pairs share a text, groups are pairs and the tests are exact binomial ones.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from ..errors import ArgumentError, DataError, import_extra
+from ..errors import ArgumentError, DataError
+from .pair_groups import METHOD, Booleans, Floats, GroupedPairs, Integers, ScoredPairs, chance, interval
 
-Floats: TypeAlias = npt.NDArray[np.float64]
-Integers: TypeAlias = npt.NDArray[np.int64]
-Booleans: TypeAlias = npt.NDArray[np.bool_]
 Target: TypeAlias = Literal["precision", "false_positive_rate", "recall"]
 
 #: Thresholds tried; neighbours differ by a few per cent in the pairs that reach them.
 _TRIED: Final = 300
 #: Thresholds among which the allowed error of a precision is shared.
 _STARTS: Final = 4
+#: Sums of weights differ by less where they are equal.
+_ROUNDING: Final = 1e-9
 #: Resamples of the bootstrap.
 _RESAMPLES: Final = 1000
 
 
 @dataclass(frozen=True)
-class ScoredPairs:
-    """Pairs of texts with their similarity.
+class Rate:
+    """A share of pairs, as a mean over groups that share no text, with its confidence interval.
 
     Attributes:
-        similarity: [n].
-        related: [n], whether the texts belong together.
-        groups: [2, n], number of the first and of the second text: pairs with the same text are not independent.
+        value: Mean over groups.
+        low: Lower end of the interval.
+        high: Upper end of it.
+        count: Number of pairs that were hit.
+        of: Of so many pairs, without those that would join two groups.
+        groups: Number of the groups that these pairs are in.
     """
-
-    similarity: Floats
-    related: Booleans
-    groups: Integers
-
-    def __len__(self) -> int:
-        return len(self.similarity)
-
-    def part(self, chosen: Booleans | Integers) -> ScoredPairs:
-        """Some of the pairs."""
-        return ScoredPairs(self.similarity[chosen], self.related[chosen], self.groups[:, chosen])
-
-    @property
-    def share(self) -> float:
-        """Share of related pairs."""
-        return float(self.related.mean())
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A share of pairs with its confidence interval, and the counts behind it."""
 
     value: float
     low: float
     high: float
     count: int
     of: int
+    groups: int
 
 
 @dataclass(frozen=True)
@@ -85,6 +67,8 @@ class Threshold:
         target: What was wanted.
         wanted: The wanted rate.
         confidence: Of the promise (one-sided) and of the intervals (two-sided).
+        groups: Number of groups of pairs that share no text, which the promise rests on.
+        method: How the promise was made.
         value: The threshold that keeps the promise; pairs with at least this similarity count as related.
         plain: The threshold that just reaches the rate on these very pairs, without any promise.
         low: Lower end of the bootstrap interval of `plain`.
@@ -98,6 +82,8 @@ class Threshold:
     target: Target
     wanted: float
     confidence: float
+    groups: int
+    method: str
     value: float
     plain: float
     low: float
@@ -128,179 +114,181 @@ def choose_threshold(
     Raises:
         DataError: there are too few pairs for the promise, or the precision is out of reach.
     """
-    allowed = 1.0 - confidence
-    similarity, related = pairs.similarity, pairs.related
-    if target == "precision":
-        if prevalence is None:
-            raise ArgumentError("precision depends on the share of related pairs: give prevalence")
-        value = _precise(pairs, _shifted(wanted, prevalence, pairs.share), wanted, allowed)
-    elif target == "false_positive_rate":
-        value = _quantile(similarity[~related], pairs.groups[:, ~related], wanted, allowed, "unrelated")
-    else:
-        # A related pair that is missed is a false positive of the reversed similarity.
-        value = -_quantile(-similarity[related], pairs.groups[:, related], 1.0 - wanted, allowed, "related")
-    interval = _bootstrap(pairs, target, wanted, prevalence, confidence, seed)
-    reach = similarity >= value
+    sorts = {"precision": pairs, "false_positive_rate": pairs.part(~pairs.related), "recall": pairs.part(pairs.related)}
+    grouped = {name: GroupedPairs.of(sort) for name, sort in sorts.items()}
+    used = grouped[target]
+    value = _promised(used, target, wanted, 1.0 - confidence, prevalence)
+    plain, low, high = _bootstrap(used, target, wanted, prevalence, confidence, seed)
     precision = None
-    if prevalence is not None and reach.any():
-        seen = rate(related[reach], pairs.groups[:, reach], confidence)
-        value_there, low, high = (_shifted(each, pairs.share, prevalence) for each in (seen.value, seen.low, seen.high))
-        precision = Rate(value_there, low, high, seen.count, seen.of)
+    if prevalence is not None and (reach := grouped["precision"].reach(value)):
+        precision = _precision(grouped["precision"], reach, prevalence, confidence)
     return Threshold(
-        target, wanted, confidence, value, *interval, prevalence, precision,
-        rate(reach[~related], pairs.groups[:, ~related], confidence) if not related.all() else None,
-        rate(reach[related], pairs.groups[:, related], confidence) if related.any() else None,
+        target, wanted, confidence, used.size, METHOD, value, plain, low, high, prevalence, precision,
+        *(
+            _rate(each, each.reach(value), confidence) if each.size else None
+            for each in (grouped["false_positive_rate"], grouped["recall"])
+        ),
     )  # fmt: skip
 
 
-def rate(hits: Booleans, groups: Integers, confidence: float) -> Rate:
-    """The share of hits with the interval of Clopper and Pearson, pairs that share a text counted for less."""
-    beta = import_extra("scipy.stats", "eval").beta
-    tail = (1.0 - confidence) / 2
-    value = float(hits.mean())
-    size = effective_size(hits, groups)
-    low = float(beta.ppf(tail, value * size, size - value * size + 1)) if value > 0 else 0.0
-    high = float(beta.ppf(1 - tail, value * size + 1, size - value * size)) if value < 1 else 1.0
-    return Rate(value, low, high, int(hits.sum()), len(hits))
+def promised(
+    pairs: ScoredPairs, target: Target, wanted: float, *, confidence: float, prevalence: float | None
+) -> float:
+    """The threshold alone (`Threshold.value`), with the arguments and errors of `choose_threshold`."""
+    if target != "precision":
+        pairs = pairs.part(pairs.related == (target == "recall"))
+    return _promised(GroupedPairs.of(pairs), target, wanted, 1.0 - confidence, prevalence)
 
 
-def effective_size(hits: Booleans, groups: Integers) -> float:
-    """How many independent pairs would tell as much about the share of hits.
+def _promised(used: GroupedPairs, target: Target, wanted: float, allowed: float, prevalence: float | None) -> float:
+    if target == "precision":
+        if prevalence is None:
+            raise ArgumentError("precision depends on the share of related pairs: give prevalence")
+        return _precise(used, wanted, prevalence, allowed)
+    if target == "false_positive_rate":
+        return _quantile(used, wanted, allowed, related=False)
+    # A related pair that is missed is a false positive of the reversed similarity.
+    turned = replace(
+        used, similarity=-used.similarity[::-1], related=used.related[::-1], group=used.group[::-1],
+        weight=used.weight[::-1],
+    )  # fmt: skip
+    return -_quantile(turned, 1.0 - wanted, allowed, related=True)
 
-    The variance of a share is that of independent pairs, and what the sums over all pairs with the same first, and
-    with the same second, text have beyond it (two-way clustering, Cameron, Gelbach and Miller 2011). Where all pairs
-    are hits, or none is, nothing can be estimated: then only different texts count.
+
+def rate(hits: Booleans, groups: Integers, confidence: float, *, one_list: bool = False) -> Rate:
+    """The share of hits and its interval; that of Clopper and Pearson where no two pairs share a text.
+
+    Args:
+        hits: [n].
+        groups: [2, n], numbers of the texts, as those of `ScoredPairs`.
+        confidence: Of the interval.
+        one_list: As that of `ScoredPairs`.
     """
-    share, size = float(hits.mean()), float(len(hits))
-    independent = share * (1 - share) / len(hits)
-    beyond = 0.0
-    for group in groups:
-        _, member, counts = np.unique(group, return_inverse=True, return_counts=True)
-        number = len(counts)
-        if number == len(hits):
-            continue
-        if share in (0.0, 1.0) or number == 1:
-            size = min(size, float(number))
-            continue
-        sums = np.bincount(member, hits - share)
-        variance = number / (number - 1) * float(sums @ sums) / len(hits) ** 2
-        beyond += max(variance - independent, 0.0)
-    if independent:
-        size = min(size, share * (1 - share) / (independent + beyond))
-    return max(size, 1.0)
+    pairs = ScoredPairs(hits.astype(np.float64), np.zeros(len(hits), dtype=bool), groups, one_list)
+    grouped = GroupedPairs.of(pairs)
+    return _rate(grouped, grouped.reach(1.0), confidence)
 
 
-def _repeated(groups: Integers) -> Integers:
-    """Those groupings in which any group has several pairs: the others change nothing, and are many to look at."""
-    return groups[[len(np.unique(group)) < len(group) for group in groups]]
+def _rate(pairs: GroupedPairs, reach: int, confidence: float) -> Rate:
+    """Of the pairs, which are all related or all unrelated, the share that is among the first `reach`."""
+    hits = pairs.shares(reach, False) + pairs.shares(reach, True)
+    return Rate(float(hits.mean()), *interval(hits, 1.0 - hits, confidence), reach, len(pairs.similarity), pairs.size)
 
 
-def needed_pairs(wanted: float, allowed: float) -> int:
-    """Pairs without a single error that are needed to promise a share of errors of at most `wanted`."""
+def _precision(pairs: GroupedPairs, reach: int, prevalence: float, confidence: float) -> Rate:
+    """Share of related ones among the first `reach` pairs, at a prevalence."""
+    right, wrong = pairs.shares(reach, True), pairs.shares(reach, False)
+    seen = float(right.sum() / (right.sum() + wrong.sum()))
+    value, low, high = (_shifted(each, pairs.share, prevalence) for each in (seen, *interval(right, wrong, confidence)))
+    groups = len(np.unique(pairs.group[:reach]))
+    return Rate(value, low, high, int(pairs.related[:reach].sum()), reach, groups)
+
+
+def needed_groups(wanted: float, allowed: float) -> int:
+    """Groups (or pairs, where no two share a text) without any error that a promise of a share `wanted` needs."""
     return math.ceil(math.log(allowed) / math.log1p(-wanted))
 
 
-def _quantile(similarity: Floats, groups: Integers, wanted: float, allowed: float, what: str) -> float:
-    """The lowest threshold that at most a share `wanted` of the population reaches."""
-    beta = import_extra("scipy.stats", "eval").beta
-    order = np.argsort(-similarity, kind="stable")
-    ordered, groups = similarity[order], _repeated(groups[:, order])
-    best = None
-    for count in _grid(0, len(ordered) - 1):
-        value = _between(ordered, count)
-        reach = ordered >= value
-        size = effective_size(reach, groups)
-        hits = float(reach.mean()) * size
-        # Chance of so few hits or fewer, if the rate were just the wanted one.
-        if beta.sf(wanted, hits + 1, size - hits) <= allowed:
-            best = value
-    if best is None:
-        size = effective_size(np.zeros(len(ordered), dtype=bool), groups) if len(ordered) else 0
-        need = needed_pairs(wanted, allowed)
+def _quantile(pairs: GroupedPairs, wanted: float, allowed: float, *, related: bool) -> float:
+    """The lowest threshold that at most a share `wanted` of the population reaches; the pairs are all of one sort."""
+    need = needed_groups(wanted, allowed)
+    if pairs.size < need:
+        least = 1.0 - allowed ** (1.0 / pairs.size) if pairs.size else 1.0
+        asked, possible = (1.0 - wanted, 1.0 - least) if related else (wanted, least)
         raise DataError(
-            f"{len(ordered):,} {what} pairs ({size:,.0f} with texts of their own) are too few to promise a rate "
-            f"of {wanted:.4g} with {100 * (1 - allowed):.4g}% confidence: at least {need:,} are needed, better "
-            f"{4 * need:,}, or wish for less"
+            f"{pairs.counted('related' if related else 'unrelated')} too few to promise a rate of {asked:.4g} with "
+            f"{100 * (1 - allowed):.4g}% confidence: at least {need:,} are needed, better {4 * need:,}"
+            f"{pairs.remedy}, or wish for less (with these, {possible:.3g} at the very best)"
         )
-    return best
+
+    def passes(count: int) -> bool:
+        errors = pairs.shares(pairs.reach(_between(pairs.similarity, count)), related)
+        return chance(errors, 1.0 - errors, wanted) <= allowed
+
+    # No error passes, as there are groups enough; the share that is allowed fails; and in between, more never pass
+    # where fewer fail.
+    low, high = 0, min(int(np.searchsorted(np.cumsum(pairs.weight), wanted * pairs.size)) + 1, len(pairs.similarity))
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if passes(middle) else (low, middle)
+    return _between(pairs.similarity, low)
 
 
-def _precise(pairs: ScoredPairs, wanted: float, at_prevalence: float, allowed: float) -> float:
-    """The lowest threshold whose precision among such pairs is at least `wanted`."""
-    beta = import_extra("scipy.stats", "eval").beta
+def _precise(pairs: GroupedPairs, at_prevalence: float, prevalence: float, allowed: float) -> float:
+    """The lowest threshold whose precision, at a prevalence, is at least `at_prevalence`."""
+    wanted = _shifted(at_prevalence, prevalence, pairs.share)
     promise = f"a precision of {at_prevalence:g} cannot be promised with {100 * (1 - allowed):.4g}% confidence"
     if not math.isclose(wanted, at_prevalence, rel_tol=0.01):
         promise += f" (at the given prevalence it means {wanted:.6g} among these pairs)"
-    pairs = pairs.part(np.argsort(-pairs.similarity, kind="stable"))
-    total, related, repeated = len(pairs), int(pairs.related.sum()), _repeated(pairs.groups)
+    related = len(np.unique(pairs.group[pairs.related]))
     level = allowed / _STARTS
-    least = needed_pairs(1 - wanted, level)
+    least = needed_groups(1 - wanted, level)
     if related < least:
-        need = math.ceil(2 * least * total / max(related, 1))
+        need = math.ceil(2 * least * pairs.size / max(related, 1))
         raise DataError(
-            f"{promise}: {related:,} related pairs are too few, at least {least:,} must reach the threshold without an "
-            f"unrelated one among them; about {need:,} pairs like these {total:,} are needed, or wish for less"
+            f"{promise}: {related:,} {'' if pairs.alone else 'groups with '}related pairs are too few, at least "
+            f"{least:,} must reach the threshold without an unrelated one among them; about {need:,} "
+            f"{pairs.unit} like these {pairs.size:,} are needed{pairs.remedy}, or wish for less"
         )
-    counts = list(_grid(least, total))
+    # Groups' worth of pairs, related and unrelated, that reach a threshold.
+    worth = np.cumsum(pairs.weight)
+    counts = list(_grid(int(np.searchsorted(worth, least - 1e-9)) + 1, len(worth)))
     # From the fewest pairs that can pass up to all related ones, which is too many unless the model never errs.
     ideal = np.geomspace(least, max(related, least), _STARTS + 1)[:-1]
-    starts = [min(counts, key=lambda count: abs(count - place)) for place in ideal]
-    tests = []
+    starts = [min(counts, key=lambda count: abs(worth[count - 1] - place)) for place in ideal]
+    best, passed = None, 0
     for count in counts:
         value = _between(pairs.similarity, count)
-        reach = pairs.similarity >= value
-        hits, groups = pairs.related[reach], repeated[:, reach]
-        if not len(hits):  # All of them are equally similar, and more than are asked for here.
+        reach = pairs.reach(value)
+        passed += starts.count(count)
+        if not reach:  # All of them are equally similar, and more than are asked for here.
             continue
-        size, share = effective_size(hits, groups), float(hits.mean())
-        # Chance of so many related ones or more, if the precision were just the wanted one.
-        chance = float(beta.cdf(wanted, share * size, size - share * size + 1)) if share > 0 else 1.0
-        tests.append((value, chance, starts.count(count), share, size))
-    best, passed = None, 0
-    for value, chance, begun, _, _ in tests:
-        passed += begun
-        if chance <= passed * level:
+        if passed and chance(pairs.shares(reach, False), pairs.shares(reach, True), 1 - wanted) <= passed * level:
             best = value
         else:
             passed = 0
-    if best is not None:
-        return best
-    # Guessed from shares that are drawn towards one half, as the best of many looks better than it is.
-    guesses = [((share * size + 1) / (size + 2), size) for _, _, _, share, size in tests]
-    needs = [_accepted_for(wanted, share, level) / size for share, size in guesses if share > wanted]
+    if best is None:
+        raise DataError(f"{promise}: {_why_not(pairs, counts, wanted, level)}")
+    return best
+
+
+def _why_not(pairs: GroupedPairs, counts: list[int], wanted: float, level: float) -> str:
+    """Why no threshold among those that so many pairs reach has a precision, and what would help."""
+    needs = []
+    for count in counts[:: math.ceil(len(counts) / 30)]:
+        # With one more group of each sort, as the best of many looks better than it is.
+        wrong = np.append(pairs.shares(count, False), [1.0, 0.0])
+        right = np.append(pairs.shares(count, True), [0.0, 1.0])
+        if right.sum() > wanted * (right.sum() + wrong.sum()):
+            needs.append(_times_until(wrong, right, 1 - wanted, level))
     if needs:
-        raise DataError(
-            f"{promise}: {total:,} pairs are too few to be sure. About {_rounded_up(max(min(needs), 1.5) * total):,} "
-            "pairs like these would probably be enough, or wish for less"
+        return (
+            f"{pairs.counted()} too few to be sure. About {_rounded_up(max(min(needs), 1.5) * pairs.size):,} "
+            f"{pairs.unit} like these would probably be enough{pairs.remedy}, or wish for less"
         )
-    value, _, _, share, _ = max(tests, key=lambda test: test[3])
-    raise DataError(
-        f"{promise}: the most that is seen is {share:.1%}, from a similarity of {value:.4f} on. The model does not "
-        "tell these pairs apart well enough: wish for less, or use a better or fine-tuned model"
+    shares = np.cumsum(pairs.weight * pairs.related) / np.cumsum(pairs.weight)
+    most = max(counts, key=lambda count: shares[count - 1])
+    return (
+        f"the most that is seen is {shares[most - 1]:.1%}, from a similarity of {pairs.similarity[most - 1]:.4f} on. "
+        "The model does not tell these pairs apart well enough: wish for less, or use a better or fine-tuned model"
     )
+
+
+def _times_until(wrong: Floats, right: Floats, share: float, level: float) -> float:
+    """How many times as many groups like these refute that the share of errors is `share`."""
+    low, high = 0.0, 1.0
+    while chance(wrong, right, share, times=high) > level and high < 10**9:
+        low, high = high, 2 * high
+    for _ in range(8):
+        middle = (low + high) / 2
+        low, high = (low, middle) if chance(wrong, right, share, times=middle) <= level else (middle, high)
+    return high
 
 
 def _rounded_up(number: float) -> int:
     """To two digits."""
     step = 10 ** max(math.floor(math.log10(number)) - 1, 0)
     return math.ceil(number / step) * step
-
-
-def _accepted_for(wanted: float, true: float, allowed: float) -> int:
-    """Pairs, a share `true` of them related, that prove that at least a share `wanted` is."""
-    beta = import_extra("scipy.stats", "eval").beta
-
-    def proves(size: int) -> bool:
-        return bool(beta.cdf(wanted, true * size, size - true * size + 1) <= allowed)
-
-    high = 2
-    while not proves(high) and high < 10**12:
-        high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if proves(middle) else (middle, high)
-    return high
 
 
 def _grid(first: int, last: int) -> Iterator[int]:
@@ -335,31 +323,30 @@ def _shifted(precision: float, share: float, prevalence: float) -> float:
 
 
 def _bootstrap(
-    pairs: ScoredPairs, target: Target, wanted: float, prevalence: float | None, confidence: float, seed: int
+    pairs: GroupedPairs, target: Target, wanted: float, prevalence: float | None, confidence: float, seed: int
 ) -> tuple[float, float, float]:
     """The threshold that just reaches the rate, and the percentile interval of it over resampled groups."""
-    pairs = pairs.part(np.argsort(-pairs.similarity, kind="stable"))
-    _, member = np.unique(pairs.groups[0], return_inverse=True)
-    number = int(member.max()) + 1
     rng = np.random.default_rng(seed)
     factor = odds_factor(pairs.share, prevalence) if target == "precision" and prevalence is not None else 1.0
     # Only where the similarity changes can a threshold stand.
     ends = np.flatnonzero(np.diff(pairs.similarity, append=-np.inf))
 
-    def just(weights: Floats) -> float:
+    def just(times: Floats) -> float:
+        weights = pairs.weight * times
         yes, no = np.cumsum(weights * pairs.related)[ends], np.cumsum(weights * ~pairs.related)[ends]
         if target == "precision":
             fits = (yes * factor >= wanted * (yes * factor + no)) & (yes > 0)
         elif target == "recall":
-            return float(pairs.similarity[ends][np.argmax(yes >= wanted * yes[-1])])
+            return float(pairs.similarity[ends][np.argmax(yes >= wanted * yes[-1] - _ROUNDING)])
         else:
-            fits = no <= wanted * no[-1]
+            fits = no <= wanted * no[-1] + _ROUNDING
         place = int(np.max(np.flatnonzero(fits), initial=-1))
         # Where not even the strictest threshold fits, the threshold is above all similarities.
         return float(pairs.similarity[ends[place]] if place >= 0 else pairs.similarity[0])
 
-    plain = just(np.ones(len(pairs)))
-    drawn = (np.bincount(rng.integers(0, number, number), minlength=number)[member] for _ in range(_RESAMPLES))
+    plain = just(np.ones(len(pairs.similarity)))
+    size = pairs.size
+    drawn = (np.bincount(rng.integers(0, size, size), minlength=size)[pairs.group] for _ in range(_RESAMPLES))
     tail = (1 - confidence) / 2
-    low, high = np.quantile([just(weights.astype(np.float64)) for weights in drawn], [tail, 1 - tail])
+    low, high = np.quantile([just(times.astype(np.float64)) for times in drawn], [tail, 1 - tail])
     return plain, float(low), float(high)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from .card import ModelCard
 
 logger = logging.getLogger(__name__)
+
+#: Version of `calibration.json` and of the entry in model cards. 1 had the same maps, but its thresholds were promised
+#: as if the pairs of one query hardly erred together.
+FORMAT: Final = 2
 
 
 def nearness(cosine: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -114,7 +118,7 @@ def calibration_map(card: ModelCard, model: Mapping[str, Any]) -> LogisticMap | 
             "and load DIR, or with bgekit.evaluation.calibrate(model, data).attach(model)"
         )
     made_for = card.calibration.get("made_for")
-    if not isinstance(made_for, Mapping):
+    if not isinstance(made_for, Mapping) or card.calibration.get("format", 1) not in range(1, FORMAT + 1):
         raise _damaged(card.calibration)
     now = {**model, **{f"prompt {role}": str(prompt) for role, prompt in card.prompts.items()}}
     if different := [key for key in made_for if made_for[key] != now.get(key)]:
