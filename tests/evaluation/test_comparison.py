@@ -1,10 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import permutation_test, spearmanr
 from sklearn.metrics import average_precision_score
 
 from bgekit.errors import ArgumentError
-from bgekit.evaluation.comparison import _average_precision, compare, compare_all, holm
+from bgekit.evaluation.comparison import compare, compare_all
+from bgekit.evaluation.correlations import average_precision
 from bgekit.evaluation.kinds.pairs import StsTask
 from bgekit.evaluation.results import Result
 from bgekit.evaluation.task import Items
@@ -38,7 +41,8 @@ def test_a_planted_difference_is_found_and_its_size_is_inside_the_interval():
 
 def test_a_model_and_itself_do_not_differ():
     values = np.random.default_rng(0).random(50)
-    found = compare(means("a", values), means("b", values))
+    one = replace(means("a", values), fingerprints={"model": "m", "data": "d"})
+    found = compare(one, replace(one, label="b"))
     assert (found.difference, found.ci_low, found.ci_high, found.p_value) == (0, 0, 0, 1)
     assert (found.wins, found.losses, found.ties) == (0, 0, 50)
 
@@ -80,18 +84,13 @@ def test_correlations_are_computed_anew_and_scales_may_differ():
 def test_average_precision_is_scikit_learns():
     random = np.random.default_rng(4)
     label, predicted = random.integers(0, 2, 80).astype(float), random.integers(0, 10, 80).astype(float)
-    assert _average_precision(predicted, label) == pytest.approx(average_precision_score(label, predicted))
+    assert average_precision(predicted, label) == pytest.approx(average_precision_score(label, predicted))
     found = compare(
         correlated("a", label + 0.4 * random.normal(size=80), label, "average_precision"),
         correlated("b", random.random(80), label, "average_precision"),
     )
     assert found.difference > 0
     assert found.p_value < 0.05
-
-
-def test_holm():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([]) == []
 
 
 def test_items_that_both_have_are_compared():

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...errors import DataError, import_extra
 from ..judged import JudgedModel
-from ..task import Items, Kind, Scores, Task
+from ..task import Items, Kind, Scores, Task, shared_part, together
 from .pairs import checked_main, numbered
 
 
@@ -63,7 +63,7 @@ class ClassificationTask(Task):
         learned = model.plain([self.train_texts[row] for row in rows], self.kind, self.name)
         vectors = model.plain(self.texts, self.kind, self.name)
         truth, wanted = np.asarray(self.labels), np.asarray(self.train_labels)
-        right = np.zeros(len(truth))
+        answers = []
         found: dict[str, list[float]] = defaultdict(list)
         for draw in draws:
             classifier = linear.LogisticRegression(max_iter=100, random_state=self.seed)
@@ -71,16 +71,20 @@ class ClassificationTask(Task):
                 # MTEB stops at 100 steps, too, whether or not the solver is done.
                 warnings.simplefilter("ignore")
                 classifier.fit(learned[[place[row] for row in draw]], wanted[draw])
-            predicted = classifier.predict(vectors)
-            right += predicted == truth
-            for name, value in _measures(measures, truth, predicted).items():
+            answers.append(classifier.predict(vectors))
+            for name, value in _measures(measures, truth, answers[-1]).items():
                 found[name].append(value)
         metrics = {name: float(np.mean(values)) for name, values in found.items()}
         checked_main(self, metrics)
-        items = Items(numbered(len(truth)), "mean", {"value": right / len(draws)}, self.texts)
-        if self.main_metric != "accuracy":  # No mean over texts: what it has is a value for each draw.
-            column = np.asarray(found[self.main_metric])
-            items = Items(numbered(len(draws)), "mean", {"value": column}, [f"draw {n + 1}" for n in range(len(draws))])
+        right = np.stack([answer == truth for answer in answers], axis=1).astype(np.float64)
+        added = right
+        if self.main_metric != "accuracy":
+            columns = [_added(measures, self.main_metric, truth, answer) for answer in answers]
+            added = np.stack(columns, axis=1)
+        items = Items(
+            numbered(len(truth)), "mean", {"value": right.mean(axis=1), "draws": added}, self.texts,
+            together([(text,) for text in self.texts]), shared_part(draws),
+        )  # fmt: skip
         deviation = float(np.std(found[self.main_metric]))
         details = {"experiments": found[self.main_metric], "standard_deviation": deviation}
         return Scores(metrics, items, details)
@@ -100,16 +104,38 @@ class ClassificationTask(Task):
             yield draw
 
 
-def _measures(sklearn: Any, truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    values = {"accuracy": float(sklearn.accuracy_score(truth, predicted))}
+def _added(sklearn: Any, metric: str, truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """What each text adds to a metric that is no mean over texts [n]: it is computed anew without the text (jackknife).
+
+    The metrics know a text only by its label and the one it was given, so texts with equal ones add the same.
+    """
+    n = len(truth)
+    _, first, cell, counts = np.unique(
+        np.stack([truth, predicted]), axis=1, return_index=True, return_inverse=True, return_counts=True
+    )
+    whole = _measures(sklearn, truth[first], predicted[first], counts)[metric]
+    without = [
+        _measures(sklearn, truth[first], predicted[first], counts - (np.arange(len(counts)) == place))[metric]
+        for place in range(len(counts))
+    ]
+    added = ((n - 1) * (whole - np.asarray(without)))[cell.reshape(-1)]
+    return whole + added - added.mean()
+
+
+def _measures(
+    sklearn: Any, truth: np.ndarray, predicted: np.ndarray, counts: np.ndarray | None = None
+) -> dict[str, float]:
+    """All metrics; `counts` says how often each pair of labels is there."""
+    values = {"accuracy": float(sklearn.accuracy_score(truth, predicted, sample_weight=counts))}
     for average in ("macro", "weighted"):
         suffix = "" if average == "macro" else "_weighted"
         precision, recall, f1, _ = sklearn.precision_recall_fscore_support(
-            truth, predicted, average=average, zero_division=0
+            truth, predicted, average=average, zero_division=0, sample_weight=counts
         )
         values |= {f"f1{suffix}": float(f1), f"precision{suffix}": float(precision), f"recall{suffix}": float(recall)}
     names = sorted(set(truth.tolist()))
     if len(names) == 2:
         # MTEB ranks by the predicted label itself; the later label counts as the positive one.
-        values["ap"] = float(sklearn.average_precision_score(truth == names[1], predicted == names[1]))
+        positive = truth == names[1]
+        values["ap"] = float(sklearn.average_precision_score(positive, predicted == names[1], sample_weight=counts))
     return values
