@@ -194,7 +194,7 @@ def _of_statistics(
     statistic = pairs[0][0].statistic
     measure = MEASURES[statistic]
     scale = standardised if statistic == "pearson" else ranks
-    swapped = random.integers(0, 2, (min(count, STATISTICS), total), dtype=np.int8).astype(bool)
+    swapped = coins(min(count, STATISTICS), total, random).astype(bool)
     parts: dict[int, Doubles] = {}
     found = []
     for (a, b), unit in zip(pairs, units, strict=True):
@@ -355,6 +355,12 @@ def _crossed(a: Items, b: Items, unit: npt.NDArray[np.int64], total: int) -> _Cr
     return _Crossed(items, across, math.sqrt(variance), max(degrees, 1.0), units, changed)
 
 
+def coins(rows: int, columns: int, random: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """Random zeros and ones [rows, columns], eight from each random byte."""
+    octets = random.integers(0, 256, (rows, -(-columns // 8)), dtype=np.uint8)
+    return np.unpackbits(octets, axis=1, count=columns)
+
+
 def _signed(values: Singles, count: int, random: np.random.Generator) -> Singles:
     """Sums [columns, count] of values [units, columns] with random signs, one a unit for all columns."""
     total, columns = values.shape
@@ -362,8 +368,8 @@ def _signed(values: Singles, count: int, random: np.random.Generator) -> Singles
     step = max(1, _CHUNK // total)
     for start in range(0, count, step):
         rows = min(step, count - start)
-        signs = random.integers(0, 2, (rows, total), dtype=np.int8) * np.int8(2) - np.int8(1)
-        sums[:, start : start + rows] = (signs.astype(np.float32) @ values).T
+        signs = coins(rows, total, random).astype(np.float32) * 2 - 1
+        sums[:, start : start + rows] = (signs @ values).T
     return sums
 
 

@@ -54,7 +54,6 @@ class ClassificationTask(Task):
     def score(self, model: JudgedModel) -> Scores:
         """Encode, draw, fit and classify."""
         linear: Any = import_extra("sklearn.linear_model", "eval")
-        measures: Any = import_extra("sklearn.metrics", "eval")
         if len(set(self.train_labels)) < 2:
             raise DataError(f"{self.name}: the texts to learn from have one label only; a classifier needs two")
         draws = list(self.draws())
@@ -63,6 +62,7 @@ class ClassificationTask(Task):
         learned = model.plain([self.train_texts[row] for row in rows], self.kind, self.name)
         vectors = model.plain(self.texts, self.kind, self.name)
         truth, wanted = np.asarray(self.labels), np.asarray(self.train_labels)
+        names = np.unique([*self.labels, *self.train_labels])
         answers = []
         found: dict[str, list[float]] = defaultdict(list)
         for draw in draws:
@@ -72,14 +72,14 @@ class ClassificationTask(Task):
                 warnings.simplefilter("ignore")
                 classifier.fit(learned[[place[row] for row in draw]], wanted[draw])
             answers.append(classifier.predict(vectors))
-            for name, value in _measures(measures, truth, answers[-1]).items():
+            for name, value in _measures(_answered(truth, answers[-1], names)).items():
                 found[name].append(value)
         metrics = {name: float(np.mean(values)) for name, values in found.items()}
         checked_main(self, metrics)
         right = np.stack([answer == truth for answer in answers], axis=1).astype(np.float64)
         added = right
         if self.main_metric != "accuracy":
-            columns = [_added(measures, self.main_metric, truth, answer) for answer in answers]
+            columns = [_added(self.main_metric, truth, answer, names) for answer in answers]
             added = np.stack(columns, axis=1)
         items = Items(
             numbered(len(truth)), "mean", {"value": right.mean(axis=1), "draws": added}, self.texts,
@@ -104,38 +104,46 @@ class ClassificationTask(Task):
             yield draw
 
 
-def _added(sklearn: Any, metric: str, truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+def _answered(truth: np.ndarray, predicted: np.ndarray, names: np.ndarray) -> np.ndarray:
+    """How many texts of each label (row) were given each label (column) [labels, labels]."""
+    table = np.zeros((len(names), len(names)))
+    np.add.at(table, (np.searchsorted(names, truth), np.searchsorted(names, predicted)), 1)
+    return table
+
+
+def _added(metric: str, truth: np.ndarray, predicted: np.ndarray, names: np.ndarray) -> np.ndarray:
     """What each text adds to a metric that is no mean over texts [n]: it is computed anew without the text (jackknife).
 
     The metrics know a text only by its label and the one it was given, so texts with equal ones add the same.
     """
-    n = len(truth)
-    _, first, cell, counts = np.unique(
-        np.stack([truth, predicted]), axis=1, return_index=True, return_inverse=True, return_counts=True
-    )
-    whole = _measures(sklearn, truth[first], predicted[first], counts)[metric]
-    without = [
-        _measures(sklearn, truth[first], predicted[first], counts - (np.arange(len(counts)) == place))[metric]
-        for place in range(len(counts))
-    ]
-    added = ((n - 1) * (whole - np.asarray(without)))[cell.reshape(-1)]
-    return whole + added - added.mean()
+    table = _answered(truth, predicted, names)
+    added = np.zeros_like(table)
+    for row, column in np.argwhere(table):
+        table[row, column] -= 1
+        added[row, column] = -(len(truth) - 1) * _measures(table)[metric]
+        table[row, column] += 1
+    each = added[np.searchsorted(names, truth), np.searchsorted(names, predicted)]
+    return _measures(table)[metric] + each - each.mean()
 
 
-def _measures(
-    sklearn: Any, truth: np.ndarray, predicted: np.ndarray, counts: np.ndarray | None = None
-) -> dict[str, float]:
-    """All metrics; `counts` says how often each pair of labels is there."""
-    values = {"accuracy": float(sklearn.accuracy_score(truth, predicted, sample_weight=counts))}
-    for average in ("macro", "weighted"):
-        suffix = "" if average == "macro" else "_weighted"
-        precision, recall, f1, _ = sklearn.precision_recall_fscore_support(
-            truth, predicted, average=average, zero_division=0, sample_weight=counts
-        )
-        values |= {f"f1{suffix}": float(f1), f"precision{suffix}": float(precision), f"recall{suffix}": float(recall)}
-    names = sorted(set(truth.tolist()))
-    if len(names) == 2:
+def _measures(table: np.ndarray) -> dict[str, float]:
+    """All metrics, as scikit-learn computes them, of a table of labels and answers [labels, labels].
+
+    Labels that are neither there nor were given have no part in means over labels.
+    """
+    right, asked, given, total = np.diag(table), table.sum(axis=1), table.sum(axis=0), table.sum()
+    known, weight = (asked + given) > 0, asked / max(total, 1)
+    of_labels = {
+        "precision": right / np.maximum(given, 1), "recall": right / np.maximum(asked, 1),
+        "f1": 2 * right / np.maximum(asked + given, 1),
+    }  # fmt: skip
+    values = {"accuracy": float(right.sum() / max(total, 1))}
+    for name, column in of_labels.items():
+        values |= {name: float(column[known].mean()), f"{name}_weighted": float(weight @ column)}
+    there = np.flatnonzero(asked)
+    if len(there) == 2:
         # MTEB ranks by the predicted label itself; the later label counts as the positive one.
-        positive = truth == names[1]
-        values["ap"] = float(sklearn.average_precision_score(positive, predicted == names[1], sample_weight=counts))
+        positive = there[1]
+        recall, share = of_labels["recall"][positive], weight[positive]
+        values["ap"] = float(recall * of_labels["precision"][positive] + (1 - recall) * share)
     return values
