@@ -28,7 +28,9 @@ LISTED: Final = 10
 LEVEL: Final = 0.05
 
 
-def compare_all(results: Sequence[Result], tasks: dict[tuple[str, str], Task], *, seed: int = 0) -> list[Comparison]:
+def compare_all(
+    results: Sequence[Result], tasks: dict[tuple[str, str], Task], *, seed: int = 0, count: int | None = None
+) -> list[Comparison]:
     """Every pair of models or settings on every task, and on the mean over tasks where there are several.
 
     All p values are corrected together: the chance that any of the differences that count as real is none stays below
@@ -38,6 +40,7 @@ def compare_all(results: Sequence[Result], tasks: dict[tuple[str, str], Task], *
         results: Their `items` are compared.
         tasks: By name and split; they explain single items.
         seed: Of the randomisations.
+        count: How many; by default 10,000, fewer for very many comparisons and for scores that are no means.
 
     Returns:
         Those of the tasks, then, for pairs that were measured on all of them, those of the means (`over_tasks`).
@@ -50,7 +53,8 @@ def compare_all(results: Sequence[Result], tasks: dict[tuple[str, str], Task], *
         for key in tasks
     }
     labels = list(dict.fromkeys(result.label for result in results))
-    count = randomisations(sum(map(len, by_task.values())) + len(labels) * (len(labels) - 1) // 2)
+    if count is None:
+        count = randomisations(sum(map(len, by_task.values())) + len(labels) * (len(labels) - 1) // 2)
     found: list[tuple[Comparison, Contrast]] = []
     by_pair: dict[tuple[str, str], list[tuple[Comparison, Contrast]]] = {}
     for key, pairs in by_task.items():
@@ -68,7 +72,7 @@ def compare_all(results: Sequence[Result], tasks: dict[tuple[str, str], Task], *
     ]  # fmt: skip
 
 
-def compare(a: Result, b: Result, task: Task | None = None, *, seed: int = 0) -> Comparison:
+def compare(a: Result, b: Result, task: Task | None = None, *, seed: int = 0, count: int | None = None) -> Comparison:
     """Two models on the same items.
 
     The p value is that of a two-sided randomisation test: which model the outcome of an item (of a group of items that
@@ -82,11 +86,12 @@ def compare(a: Result, b: Result, task: Task | None = None, *, seed: int = 0) ->
         b: Another on the same data.
         task: Explains single items.
         seed: Of the randomisations.
+        count: How many; by default as `compare_all`.
 
     Raises:
         ArgumentError: the two are not of the same items.
     """
-    ((comparison, contrast),) = _compared([(a, b)], randomisations(1), seed, task)
+    ((comparison, contrast),) = _compared([(a, b)], count or randomisations(1), seed, task)
     (p,) = step_down([contrast])
     return replace(comparison, p_adjusted=p, conclusion=_conclusion(comparison, contrast, p, 1))
 
@@ -164,7 +169,7 @@ def _over_tasks(parts: Sequence[tuple[Comparison, Contrast]]) -> tuple[Compariso
         a=first.a, b=first.b, task=f"the mean over {len(parts)} tasks", split="", metric="main score",
         difference=100 * contrast.difference, ci_low=low, ci_high=high, doubt=doubt, p_value=contrast.p_value,
         n=sum(each.n for each, _ in parts), units=contrast.units, wins=sum(gain > 0 for gain in gains),
-        losses=sum(gain < 0 for gain in gains), ties=sum(gain == 0 for gain in gains), statistic="mean",
+        losses=sum(gain < 0 for gain in gains), ties=gains.count(0), statistic="mean",
         over_tasks=len(parts),
     )  # fmt: skip
     return comparison, contrast
@@ -223,7 +228,7 @@ def _conclusion(comparison: Comparison, contrast: Contrast, p: float, count: int
         f", corrected for {count:,} comparisons" if count > 1 else ""
     )
     if comparison.wins + comparison.losses == 0 and comparison.difference == 0:
-        return f"{a} and {b} do the same on every item of {task}."
+        return f"{a} and {b} do the same on every {'task' if comparison.over_tasks else f'item of {task}'}."
     if math.isnan(contrast.low):
         only = "of which only one number each is known" if comparison.n < 2 else contrast.doubt
         return f"{a} and {b} differ by {found} points of {metric} on {task}, {only}: nothing can be concluded from it."

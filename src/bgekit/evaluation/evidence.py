@@ -114,12 +114,11 @@ def mean_contrast(parts: Sequence[Contrast]) -> Contrast:
     degrees = sum(squares) ** 2 / spread if spread else math.inf
     observed = as_normal(difference / scale, degrees) if scale else 0.0
     units, changed = sum(part.units for part in parts), sum(part.changed for part in parts)
-    doubt = doubt_of(units, changed)
     if not math.isfinite(low + high):
-        doubt = "the spread on one of the tasks is unknown"
-    return Contrast(
-        difference, low, high, observed, null, scale, degrees, _share(null, observed), units, changed, doubt
-    )  # fmt: skip
+        doubt = "how much it would differ with other items is unknown for one of the tasks"
+        return Contrast(difference, math.nan, math.nan, 0.0, null, scale, degrees, 1.0, units, changed, doubt)
+    p_value, doubt = _share(null, observed), doubt_of(units, changed)
+    return Contrast(difference, low, high, observed, null, scale, degrees, p_value, units, changed, doubt)
 
 
 def step_down(found: Sequence[Contrast]) -> list[float]:
@@ -254,11 +253,16 @@ def _influence(items: Items, unit: npt.NDArray[np.int64], total: int) -> Doubles
     place[present] = np.random.default_rng(0).permutation(len(present)) % parts
     part = place[unit]
     whole = float(measure(predicted, label))
-    added = np.empty(parts)
-    for number in range(parts):
-        kept = part != number
-        without = float(measure(predicted[kept], label[kept])) if kept.any() else math.nan
-        added[number] = kept.sum() * (whole - without) * parts / n
+    sizes = np.bincount(part, minlength=parts)
+    without = np.full(parts, math.nan)
+    # Rows of the same length are measured together.
+    for size in np.unique(sizes[sizes < n]):
+        numbers = np.flatnonzero(sizes == size)
+        step = max(1, _CHUNK // (4 * n))
+        for few in np.split(numbers, range(step, len(numbers), step)):
+            kept = np.nonzero(part != few[:, None])[1].reshape(len(few), -1)
+            without[few] = measure(predicted[kept], label[kept])
+    added = (n - sizes) * (whole - without) * parts / n
     return added - added.mean()
 
 

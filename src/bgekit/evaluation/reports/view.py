@@ -167,7 +167,9 @@ def number(value: float | None, *, signed: bool = False, digits: int = 2) -> str
 
 
 def interval(comparison: Comparison) -> str:
-    """The confidence interval of a difference."""
+    """The confidence interval of a difference; without one, that items are too few (the conclusion says more)."""
+    if comparison.ci_low is None or comparison.ci_high is None:
+        return "too few items" if comparison.doubt.startswith("too few items") else MISSING
     return f"[{number(comparison.ci_low, signed=True)}, {number(comparison.ci_high, signed=True)}]"
 
 
