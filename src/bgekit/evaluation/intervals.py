@@ -75,15 +75,15 @@ def interval_of(contributions: Doubles, difference: float, degrees: int, rare: f
 
 
 def student(degrees: float) -> float:
-    """Of Student's distribution, for 95 %."""
-    stats: Any = import_extra("scipy.stats", "eval")
-    return float(stats.t.ppf(0.975, degrees))
+    """Of Student's distribution, the quantile for 95 %."""
+    special: Any = import_extra("scipy.special", "eval")
+    return float(special.stdtrit(degrees, 0.975))
 
 
 def as_normal(value: float, degrees: float) -> float:
     """A value of Student's distribution as the one of the normal distribution that is as probable."""
     if math.isinf(degrees) or not value:
         return value
-    stats: Any = import_extra("scipy.stats", "eval")
-    tail = max(float(stats.t.sf(abs(value), degrees)), 1e-300)
-    return math.copysign(float(stats.norm.isf(tail)), value)
+    special: Any = import_extra("scipy.special", "eval")
+    tail = max(float(special.stdtr(degrees, -abs(value))), 1e-300)
+    return math.copysign(-float(special.ndtri(tail)), value)
