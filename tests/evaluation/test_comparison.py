@@ -240,6 +240,15 @@ def test_an_interval_needs_items_on_which_the_models_differ(changed):
         assert found.ci_low < 20 < found.ci_high and not found.doubt
 
 
+def test_average_precision_has_as_many_items_as_the_rarer_label():
+    random = np.random.default_rng(19)
+    label = (np.arange(300) % 10 == 0).astype(float)
+    a, b = (correlated(name, label + random.normal(size=300), label, "average_precision") for name in "ab")
+    found = compare(a, b, count=99)
+    assert found.units == 300 and found.ci_low is None
+    assert found.doubt == "too few items with the rarer label (30 independent ones; an interval needs 50)"
+
+
 def test_intervals_of_skewed_gains_hold():
     random, held = np.random.default_rng(18), 0
     for _ in range(200):

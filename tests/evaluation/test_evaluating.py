@@ -67,7 +67,7 @@ def test_few_items_have_no_interval_and_the_report_says_so(embedder, tmp_path):
     content = json.loads((tmp_path / "results.json").read_text())
     for comparison, count in zip(content["comparisons"], (30, 8), strict=True):
         assert comparison["ci_low"] is None and comparison["ci_high"] is None
-        assert comparison["doubt"] == f"too few items: {count} independent ones, and an interval needs 50"
+        assert comparison["doubt"] == f"too few items ({count} independent ones; an interval needs 50)"
         assert comparison["doubt"] in comparison["conclusion"]
     for name in ("report.md", "report.html"):
         assert "too few items" in (tmp_path / name).read_text(encoding="utf-8")

@@ -238,7 +238,7 @@ def _conclusion(comparison: Comparison, contrast: Contrast, p: float, count: int
         return f"{better} is better than {worse} on {task}: {points} ({chance}; {between})."
     if comparison.ci_low is None or comparison.ci_high is None:
         return (
-            f"No difference between {a} and {b} can be concluded from {task} ({chance}): {found} was found, and "
+            f"No difference between {a} and {b} can be concluded from {task} ({chance}): {found} was found; "
             f"{between}. Nor can it be concluded that they are equal."
         )
     reach = (comparison.ci_high - comparison.ci_low) / 2

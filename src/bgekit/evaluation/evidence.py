@@ -213,19 +213,19 @@ def _of_statistics(
         own = parts[id(a)] - parts[id(b)]
         present, sizes = unit_sizes(unit, total)
         effective = effective_units(sizes)
+        rarer = effective
         if statistic == "average_precision":
-            # It is a mean over the related pairs, so there are as many items as there are of the rarer kind.
-            related = len(np.unique(unit[label > 0])), len(np.unique(unit[label <= 0]))
-            effective = min(effective, *related)
+            # It is a mean over the related pairs, so as many count as there are of the rarer kind.
+            rarer = min(effective, len(np.unique(unit[label > 0])), len(np.unique(unit[label <= 0])))
         changed = int((np.bincount(unit, np.abs(left - right), total)[present] > 1e-12).sum())
-        low, high = interval_of(difference + own, difference, min(effective, len(own)) - 1)
+        low, high = interval_of(difference + own, difference, min(rarer, len(own)) - 1)
         deviation = math.sqrt(float((null**2).mean()))
         null = (null / (deviation or 1.0)).astype(np.float32)
         observed = difference / deviation if deviation else 0.0
         found.append(
             Contrast(
                 difference, low, high, observed, null, deviation, math.inf, _share(null, observed), effective, changed,
-                doubt_of(effective, changed),
+                doubt_of(effective, changed, rarer),
             )
         )  # fmt: skip
     return found

@@ -16,6 +16,8 @@ Doubles: TypeAlias = npt.NDArray[np.float64]
 #: of skewed or rare gains hold less often than they say (docs/statistics.md).
 FEWEST_ITEMS: Final = 50
 FEWEST_CHANGED: Final = 10
+#: Of fewer contributions nothing is known of their skewness.
+_SKEWED: Final = 20
 
 
 def unit_sizes(unit: npt.NDArray[np.int64], total: int) -> tuple[npt.NDArray[np.int64], Doubles]:
@@ -30,12 +32,20 @@ def effective_units(sizes: Doubles) -> int:
     return round(float(sizes.sum() ** 2 / (sizes**2).sum())) if len(sizes) else 0
 
 
-def doubt_of(units: int, changed: int) -> str:
-    """Why no interval can be given, "" if one can."""
+def doubt_of(units: int, changed: int, rarer: int | None = None) -> str:
+    """Why no interval can be given, "" if one can.
+
+    Args:
+        units: Independent items.
+        changed: Those on which two models differ.
+        rarer: Those with the rarer of two labels, where a score is a mean over these.
+    """
     if units < FEWEST_ITEMS:
-        return f"too few items: {units:,} independent ones, and an interval needs {FEWEST_ITEMS}"
+        return f"too few items ({units:,} independent ones; an interval needs {FEWEST_ITEMS})"
+    if rarer is not None and rarer < FEWEST_ITEMS:
+        return f"too few items with the rarer label ({rarer:,} independent ones; an interval needs {FEWEST_ITEMS})"
     if changed < FEWEST_CHANGED:
-        return f"too few items on which the two differ: {changed:,}, and an interval needs {FEWEST_CHANGED}"
+        return f"too few items on which the two differ ({changed:,}; an interval needs {FEWEST_CHANGED})"
     return ""
 
 
@@ -65,7 +75,7 @@ def interval_of(contributions: Doubles, difference: float, degrees: int, rare: f
         more = float(((contributions - middle) ** 2).sum()) + rare**2 + middle**2
         half = quantile * math.sqrt(more / n / (n + 1))
     low, high = min(middle - half, difference), max(middle + half, difference)
-    if n > 2 and squares > 0:
+    if n >= _SKEWED and squares > 0:
         skewness = float((centred**3).mean()) / (squares / n) ** 1.5 * math.sqrt(n * (n - 1)) / (n - 2)
         bend, shift = skewness / (3 * math.sqrt(n)), skewness / (6 * math.sqrt(n))
         if abs(bend) > 1e-6:

@@ -6,7 +6,7 @@ import shutil
 from typing import TYPE_CHECKING, Final
 
 from .columns import clipped, columns, middle_clipped, padded, printable, wrapped
-from .view import MISSING, View, difference, interval, number, p_value, published
+from .view import MISSING, View, difference, interval, number, p_value, published, task_name
 
 if TYPE_CHECKING:
     from ..results import Comparison, Report
@@ -71,8 +71,8 @@ def _means(view: View, width: int) -> list[str]:
 
 
 def _comparison(comparison: Comparison, width: int, with_texts: bool) -> list[str]:
-    about = ", ".join(part for part in (comparison.task, comparison.split, comparison.metric) if part)
-    lines = wrapped(printable(about[:1].upper() + about[1:] if comparison.over_tasks else about), width)
+    about = ", ".join(part for part in (task_name(comparison), comparison.split, comparison.metric) if part)
+    lines = wrapped(printable(about), width)
     lines += _item("  a  ", printable(comparison.a), width) + _item("  b  ", printable(comparison.b), width)
     several = comparison.p_adjusted > comparison.p_value
     adjusted = f" ({p_value(comparison.p_adjusted)} corrected)" if several else ""

@@ -13,7 +13,19 @@ from . import plots
 from .elements import figure, folded, marker, model, pairs, table, tag, text
 from .tasks import task_id, task_section
 from .theme import DARK, LIGHT, ROLES, Look, looks
-from .view import View, as_text, decided, difference, facts, interval, number, p_value, published, setting_text
+from .view import (
+    View,
+    as_text,
+    decided,
+    difference,
+    facts,
+    interval,
+    number,
+    p_value,
+    published,
+    setting_text,
+    task_name,
+)
 
 if TYPE_CHECKING:
     from ..results import Comparison, Report, Result
@@ -133,6 +145,8 @@ def _differences(pair: tuple[str, str], found: Sequence[Comparison], look: dict[
         f"a = {a}, b = {b}. Of {len(found)} tasks, a is better on {won} and b on {lost};"
         f" {len(found) - won - lost} are undecided (grey). Bars are 95&nbsp;% intervals."
     )
+    if any(each.doubt for each in found):
+        caption += " Where there is no bar, items are too few for one."
     return figure(plots.differences_plot(found, look, name=f"pair{place}"), caption)
 
 
@@ -192,7 +206,7 @@ def _comparison_table(view: View, look: dict[str, Look]) -> str:
 def _task_link(comparison: Comparison, ids: dict[tuple[str, str], str]) -> str:
     """The task, with a link to its part of the page; the mean over tasks has none."""
     place = ids.get((comparison.task, comparison.split))
-    return f'<a href="#{place}">{text(comparison.task)}</a>' if place else text(comparison.task)
+    return f'<a href="#{place}">{text(comparison.task)}</a>' if place else text(task_name(comparison))
 
 
 def _scores(view: View, look: dict[str, Look]) -> list[str]:

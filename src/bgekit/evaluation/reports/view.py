@@ -173,6 +173,11 @@ def interval(comparison: Comparison) -> str:
     return f"[{number(comparison.ci_low, signed=True)}, {number(comparison.ci_high, signed=True)}]"
 
 
+def task_name(comparison: Comparison) -> str:
+    """The task of a comparison in lists of them."""
+    return f"Mean over {comparison.over_tasks} tasks" if comparison.over_tasks else comparison.task
+
+
 def p_value(value: float) -> str:
     """A p value with as many digits as say something."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
