@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from bgekit.evaluation import JudgedModel
 from bgekit.evaluation.comparison import compare, compare_all
+from bgekit.evaluation.evidence import contrasts
 from bgekit.evaluation.kinds.classification import ClassificationTask
 from bgekit.evaluation.kinds.clustering import ClusteringTask
 from bgekit.evaluation.results import Comparison, Result
@@ -63,11 +64,11 @@ def continuous(gain: float) -> Sampler:
     return draw
 
 
-def skewed(gain: float) -> Sampler:
-    """The same with noise of a log-normal distribution (skewness 2.9) on one side, whose mean is 0."""
+def skewed(gain: float, spread: float = 0.7) -> Sampler:
+    """The same with noise of a log-normal distribution (skewness 2.9; 6.2 at a spread of 1), whose mean is 0."""
 
     def draw(random: np.random.Generator, n: int) -> Pair:
-        noise = np.exp(0.7 * random.normal(size=n)) - math.exp(0.245)
+        noise = np.exp(spread * random.normal(size=n)) - math.exp(spread**2 / 2)
         return of_means(noise + gain, np.zeros(n), gain)
 
     return draw
@@ -390,6 +391,33 @@ def pairs(repetitions: int, workers: int) -> Iterator[str]:
         yield f"### {title}\n\n" + table(head, rows)
 
 
+def few(repetitions: int, workers: int) -> Iterator[str]:
+    """What intervals would hold that reports do not give: those from few items."""
+    cases = [
+        ("continuous, normal", continuous(0.3)), ("continuous, log-normal, skewness 2.9", skewed(0.3)),
+        ("continuous, log-normal, skewness 6.2", skewed(0.3, 1.0)),
+        ("nDCG, few levels, half changed", ndcg(0.2, 0.5)), ("binary, 30 % gains", binary(0.3, 0.0)),
+        ("binary, 10 % gains, 10 % losses", binary(0.1, 0.1)), ("Spearman, 0.85, 0.50", correlation(0.85, 0.5)),
+        ("average precision (n are the related pairs)", precision(0.8, 0.6)),
+    ]  # fmt: skip
+
+    def held(pair: Pair, seed: int) -> bool:
+        (found,) = contrasts([pair[:2]], 1, np.random.default_rng(seed))
+        return found.low - 1e-9 <= pair[2] <= found.high + 1e-9
+
+    rows = []
+    for name, sampler in cases:
+        row = [name]
+        for n in (10, 20, 30, 50):
+            # 31 % of the pairs are related.
+            items = round(n / 0.31) if "related" in name else n
+            found = repeated(lambda r, s, d=sampler, n=items: held(d(r, n), s), repetitions, workers)
+            row.append(f"{100 * sum(found) / len(found):.1f}")
+        rows.append(row)
+        print(row, file=sys.stderr, flush=True)
+    yield "### Intervals from few items hold, in %\n\n" + table(["distribution", "10", "20", "30", "50"], rows)
+
+
 def rare(repetitions: int, workers: int) -> Iterator[str]:
     """Where gains are rare: how often an interval is given and does not hold."""
     cases = [
@@ -572,7 +600,7 @@ def reports(repetitions: int, workers: int) -> Iterator[str]:
 
 #: By name; each yields tables in markdown. A further section is a function with the same arguments.
 SECTIONS: dict[str, Callable[[int, int], Iterator[str]]] = {
-    "pairs": pairs, "rare": rare, "draws": draws, "reports": reports,
+    "pairs": pairs, "few": few, "rare": rare, "draws": draws, "reports": reports,
 }  # fmt: skip
 
 
