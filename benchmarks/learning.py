@@ -228,6 +228,7 @@ def table(task: Experiment, folder: Path, seeds: Sequence[int]) -> None:
 
     from bgekit.evaluation import evaluate
     from bgekit.evaluation.comparison import compare
+    from bgekit.evaluation.reports import view
     from bgekit.evaluation.results import Result
 
     def results(name: str) -> list[Result]:
@@ -254,7 +255,7 @@ def table(task: Experiment, folder: Path, seeds: Sequence[int]) -> None:
     for a, b in pairs:
         if main.items.statistic == "mean":
             found = compare(averaged(scores[b]), averaged(scores[a]))
-            text = f"{found.difference:+.2f} [{found.ci_low:+.2f}, {found.ci_high:+.2f}], p = {found.p_value:.4f}"
+            text = f"{found.difference:+.2f} {view.interval(found)}, p = {found.p_value:.4f}"
         else:
             each = [compare(y, x) for x, y in zip(itertools.cycle(scores[a]), scores[b], strict=False)]
             text = "; ".join(f"{one.difference:+.2f}, p = {one.p_value:.4f}" for one in each)

@@ -145,6 +145,7 @@ def table(args: argparse.Namespace) -> None:
 
     from bgekit.evaluation import evaluate
     from bgekit.evaluation.comparison import compare
+    from bgekit.evaluation.reports import view
     from bgekit.evaluation.results import Result
 
     def averaged(found: Sequence[Result]) -> Result:
@@ -170,7 +171,7 @@ def table(args: argparse.Namespace) -> None:
         each = ", ".join(f"{value:.2f}" for value in values)
         print(f"| {ARMS[arm]} | {statistics.mean(values):.2f} | {spread:.2f} | {each} |")
     test = compare(averaged(pre), averaged(without))
-    interval = f"[{test.ci_low:+.2f}, {test.ci_high:+.2f}]"
+    interval = view.interval(test)
     print(f"\nPre-training brings {test.difference:+.2f} {interval}, p = {test.p_value:.4f}")
 
 

@@ -1,10 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import permutation_test, spearmanr
 from sklearn.metrics import average_precision_score
 
 from bgekit.errors import ArgumentError
-from bgekit.evaluation.comparison import _average_precision, compare, compare_all, holm
+from bgekit.evaluation.comparison import compare, compare_all
+from bgekit.evaluation.correlations import average_precision
 from bgekit.evaluation.kinds.pairs import StsTask
 from bgekit.evaluation.results import Result
 from bgekit.evaluation.task import Items
@@ -38,7 +41,8 @@ def test_a_planted_difference_is_found_and_its_size_is_inside_the_interval():
 
 def test_a_model_and_itself_do_not_differ():
     values = np.random.default_rng(0).random(50)
-    found = compare(means("a", values), means("b", values))
+    one = replace(means("a", values), fingerprints={"model": "m", "data": "d"})
+    found = compare(one, replace(one, label="b"))
     assert (found.difference, found.ci_low, found.ci_high, found.p_value) == (0, 0, 0, 1)
     assert (found.wins, found.losses, found.ties) == (0, 0, 50)
 
@@ -80,18 +84,13 @@ def test_correlations_are_computed_anew_and_scales_may_differ():
 def test_average_precision_is_scikit_learns():
     random = np.random.default_rng(4)
     label, predicted = random.integers(0, 2, 80).astype(float), random.integers(0, 10, 80).astype(float)
-    assert _average_precision(predicted, label) == pytest.approx(average_precision_score(label, predicted))
+    assert average_precision(predicted, label) == pytest.approx(average_precision_score(label, predicted))
     found = compare(
         correlated("a", label + 0.4 * random.normal(size=80), label, "average_precision"),
         correlated("b", random.random(80), label, "average_precision"),
     )
     assert found.difference > 0
     assert found.p_value < 0.05
-
-
-def test_holm():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([]) == []
 
 
 def test_items_that_both_have_are_compared():
@@ -138,3 +137,122 @@ def test_the_worst_regressions_are_listed():
     assert [change.id for change in found.improvements] == ["9"]
     assert (found.wins, found.losses, found.ties) == (1, 2, 27)
     assert found.regressions[0].a == pytest.approx(10)
+
+
+def equal_models(count: int, items: int, random: np.random.Generator, task="t") -> list[Result]:
+    base = random.normal(size=items)
+    results = [means(f"m{number}", base + 0.5 * random.normal(size=items)) for number in range(count)]
+    return [replace(each, task=task, fingerprints={"model": each.label}) for each in results]
+
+
+def known(*names: str) -> dict:
+    return {(name, "test"): StsTask(name=name, first=[], second=[], scores=[]) for name in names}
+
+
+def test_six_equal_models_are_rarely_found_to_differ():
+    random, wrong = np.random.default_rng(11), 0
+    for seed in range(80):
+        found = compare_all(equal_models(6, 60, random), known("t"), seed=seed, count=499)
+        wrong += any(each.p_adjusted < 0.05 for each in found)
+        assert {each.together for each in found} == {15}
+    # At 5 %, more than 9 of 80 come once in 80 times; corrected by tasks alone it is some 30.
+    assert wrong <= 9
+
+
+def test_the_correction_counts_models_and_tasks_together():
+    random = np.random.default_rng(12)
+    results = [each for task in ("t", "u") for each in equal_models(3, 60, random, task)]
+    found = compare_all(results, known("t", "u"))
+    assert [each.over_tasks for each in found] == [0] * 6 + [2] * 3
+    assert all(each.p_adjusted >= each.p_value and each.together == 9 for each in found)
+    assert "corrected for 9 comparisons" in found[0].conclusion
+    # It is never more careful than Holm's, which counts comparisons alone.
+    smallest = min(found, key=lambda each: each.p_value)
+    assert smallest.p_adjusted <= 9 * smallest.p_value + 0.01
+
+
+def test_a_correction_over_many_tasks_still_finds_a_large_difference():
+    random = np.random.default_rng(13)
+    names = [f"t{number}" for number in range(60)]
+    results = [each for name in names for each in equal_models(3, 50, random, name)]
+    better = results[0].items.columns["value"] + 0.8
+    results[0] = replace(results[0], items=replace(results[0].items, columns={"value": better}))
+    found = compare_all(results, known(*names))
+    assert [each.task for each in found if each.p_adjusted < 0.05] == ["t0", "t0"]
+
+
+def test_the_mean_over_tasks_has_an_interval_and_a_test():
+    random = np.random.default_rng(14)
+    results = []
+    for name in ("t", "u", "v"):
+        a, b = equal_models(2, 80, random, name)
+        results += [replace(a, items=replace(a.items, columns={"value": a.items.columns["value"] + 0.3})), b]
+    *each_task, mean = compare_all(results, known("t", "u", "v"))
+    assert mean.difference == pytest.approx(np.mean([each.difference for each in each_task]))
+    assert mean.ci_low < 30 < mean.ci_high
+    assert mean.ci_high - mean.ci_low < min(each.ci_high - each.ci_low for each in each_task)
+    assert mean.p_value < 0.01 and (mean.wins + mean.losses, mean.over_tasks) == (3, 3)
+    assert mean.conclusion.startswith("m0 is better than m1 on the mean over 3 tasks")
+    assert [each.over_tasks for each in compare_all(results[:-1], known("t", "u", "v"))] == [0, 0]
+
+
+def test_a_mean_over_a_task_of_one_number_concludes_nothing():
+    random = np.random.default_rng(15)
+    results = [*equal_models(2, 80, random, "t"), *equal_models(2, 1, random, "u")]
+    mean = compare_all(results, known("t", "u"))[-1]
+    assert (mean.p_value, mean.ci_low) == (1.0, None) and "nothing can be concluded" in mean.conclusion
+
+
+def test_items_that_stand_together_count_as_one():
+    random = np.random.default_rng(16)
+    groups = np.repeat(np.arange(60), 5)
+    wrong, alone = 0, 0
+    for seed in range(60):
+        a, b = random.normal(size=(2, 60))[:, groups] + 0.1 * random.normal(size=(2, 300))
+        bare = [means("a", a), means("b", b)]
+        own = [replace(each, items=replace(each.items, groups=groups.tolist())) for each in bare]
+        found = compare(*own, seed=seed, count=199)
+        assert (found.n, found.units) == (300, 60)
+        wrong += found.p_value < 0.05
+        alone += compare(*bare, seed=seed, count=199).p_value < 0.05
+    assert wrong <= 8 < 15 < alone
+
+
+def test_correlations_of_items_that_stand_together_are_exchanged_together():
+    random = np.random.default_rng(17)
+    groups = np.repeat(np.arange(60), 4)
+    truth, noise = random.normal(size=60)[groups], random.normal(size=(2, 60))[:, groups]
+    a, b = (correlated(label, truth + each, truth) for label, each in zip("ab", noise, strict=True))
+    bare = compare(a, b, count=199)
+    found = compare(*(replace(each, items=replace(each.items, groups=groups.tolist())) for each in (a, b)), count=199)
+    assert found.units == 60 and found.difference == pytest.approx(bare.difference)
+    assert found.ci_high - found.ci_low > 1.5 * (bare.ci_high - bare.ci_low)
+
+
+@pytest.mark.parametrize("changed", [0, 1, 9, 10])
+def test_an_interval_needs_items_on_which_the_models_differ(changed):
+    a = np.zeros(50)
+    a[:changed] = 1
+    found = compare(replace(means("a", a), fingerprints={"model": "a"}), means("b", np.zeros(50)))
+    if changed < 10:
+        assert (found.ci_low, found.ci_high) == (None, None) and "too few items" in found.doubt
+    else:
+        assert found.ci_low < 20 < found.ci_high and not found.doubt
+
+
+def test_average_precision_has_as_many_items_as_the_rarer_label():
+    random = np.random.default_rng(19)
+    label = (np.arange(300) % 10 == 0).astype(float)
+    a, b = (correlated(name, label + random.normal(size=300), label, "average_precision") for name in "ab")
+    found = compare(a, b, count=99)
+    assert found.units == 300 and found.ci_low is None
+    assert found.doubt == "too few items with the rarer label (30 independent ones; an interval needs 50)"
+
+
+def test_intervals_of_skewed_gains_hold():
+    random, held = np.random.default_rng(18), 0
+    for _ in range(200):
+        found = compare(means("a", np.exp(0.7 * random.normal(size=50))), means("b", np.zeros(50)), count=49)
+        held += found.ci_low <= 100 * np.exp(0.245) <= found.ci_high
+    # 95 % of 200 is 190; fewer than 181 come once in 200 times.
+    assert held >= 181

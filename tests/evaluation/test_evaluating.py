@@ -14,10 +14,10 @@ def sts(name="pairs", size=30, **more) -> StsTask:
     return StsTask(name=name, first=first, second=second, scores=[float(i % 6) for i in range(size)], **more)
 
 
-def retrieval(name="find") -> RetrievalTask:
-    texts = {f"d{i}": f"document {i}" for i in range(40)}
+def retrieval(name="find", count=8, documents=40) -> RetrievalTask:
+    texts = {f"d{i}": f"document {i}" for i in range(documents)}
     corpus = Corpus(list(texts), lambda: [Record(id, text) for id, text in texts.items()], "digest of " + name)
-    queries = {f"q{i}": f"query {i}" for i in range(8)}
+    queries = {f"q{i}": f"query {i}" for i in range(count)}
     return RetrievalTask(
         name=name, queries=queries, corpus=corpus, qrels={query: {f"d{i}": 1} for i, query in enumerate(queries)}
     )
@@ -26,9 +26,10 @@ def retrieval(name="find") -> RetrievalTask:
 def test_results_json_has_what_was_promised(embedder, tmp_path):
     model, other = embedder(name="one"), embedder(name="two")
     other.salt = "other"
-    report = evaluate([model, other], [sts(), retrieval()], output=tmp_path / "out", progress=False)
+    tasks = [sts(size=60), retrieval(count=60, documents=60)]
+    report = evaluate([model, other], tasks, output=tmp_path / "out", progress=False)
     content = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert content["version"] == 1
+    assert content["version"] == 2
     assert [(r["model"], r["task"]) for r in content["results"]] == [
         ("one", "pairs"), ("two", "pairs"), ("one", "find"), ("two", "find"),
     ]  # fmt: skip
@@ -47,10 +48,37 @@ def test_results_json_has_what_was_promised(embedder, tmp_path):
     assert content["environment"]["seed"] == 0 and content["environment"]["versions"]["bgekit"]
     assert report.to_dict()["results"] == content["results"]
     lines = [json.loads(line) for line in (tmp_path / "out" / "per_item.jsonl").read_text().splitlines()]
-    assert len(lines) == 2 * (30 + 8)
+    assert len(lines) == 2 * (60 + 60)
+    (mean,) = content["mean_comparisons"]
+    differences = [comparison["difference"] for comparison in content["comparisons"]]
+    assert mean["difference"] == pytest.approx(sum(differences) / 2)
+    assert mean["ci_low"] <= mean["difference"] <= mean["ci_high"] and mean["over_tasks"] == 2
+    assert {comparison["together"] for comparison in [mean, *content["comparisons"]]} == {3}
+    assert "all 3 comparisons of this report together" in content["correction"]
     assert not (tmp_path / "out" / "cache" / "vectors").exists()
     for name in ("report.md", "report.html"):
         assert "find" in (tmp_path / "out" / name).read_text(encoding="utf-8")
+
+
+def test_few_items_have_no_interval_and_the_report_says_so(embedder, tmp_path):
+    model, other = embedder(name="one"), embedder(name="two")
+    other.salt = "other"
+    evaluate([model, other], [sts(), retrieval()], output=tmp_path, progress=False)
+    content = json.loads((tmp_path / "results.json").read_text())
+    for comparison, count in zip(content["comparisons"], (30, 8), strict=True):
+        assert comparison["ci_low"] is None and comparison["ci_high"] is None
+        assert comparison["doubt"] == f"too few items ({count} independent ones; an interval needs 50)"
+        assert comparison["doubt"] in comparison["conclusion"]
+    for name in ("report.md", "report.html"):
+        assert "too few items" in (tmp_path / name).read_text(encoding="utf-8")
+
+
+def test_scores_of_an_older_layout_are_computed_anew(embedder, tmp_path, monkeypatch):
+    monkeypatch.setattr("bgekit.evaluation.cache.PROTOCOL", "1")
+    evaluate(embedder(), sts(), output=tmp_path, progress=False)
+    monkeypatch.undo()
+    assert not evaluate(embedder(), sts(), output=tmp_path, progress=False).results[0].cached
+    assert evaluate(embedder(), sts(), output=tmp_path, progress=False).results[0].cached
 
 
 def test_what_was_computed_is_not_computed_again(embedder, tmp_path):

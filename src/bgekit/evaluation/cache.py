@@ -17,7 +17,7 @@ from .task import Items, Scores, Task
 logger = logging.getLogger(__name__)
 
 #: Changes whenever a protocol or metric does: what was stored before is then computed anew.
-PROTOCOL: Final = "1"
+PROTOCOL: Final = "2"
 
 
 class ScoreCache:
@@ -55,6 +55,8 @@ class ScoreCache:
                 "statistic": items.statistic,
                 "columns": {name: column.tolist() for name, column in items.columns.items()},
                 "texts": list(items.texts),
+                "groups": None if items.groups is None else list(items.groups),
+                "overlap": items.overlap,
             },
         }
         with self._folder.create(self._name(model, task)) as file:
@@ -76,5 +78,7 @@ class ScoreCache:
 def _scores(content: dict[str, Any]) -> Scores:
     stored = content["items"]
     columns = {name: np.asarray(values, dtype=np.float64) for name, values in stored["columns"].items()}
-    items = Items(stored["ids"], stored["statistic"], columns, stored["texts"])
+    items = Items(
+        stored["ids"], stored["statistic"], columns, stored["texts"], stored["groups"], float(stored["overlap"])
+    )
     return Scores(content["metrics"], items, content["details"])

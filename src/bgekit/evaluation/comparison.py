@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import math
+import zlib
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError, import_extra
+from ..errors import ArgumentError
+from .correlations import ranks
+from .evidence import Contrast, contrasts, mean_contrast, randomisations, step_down
 from .results import Comparison, ItemChange, Result
 
 if TYPE_CHECKING:
@@ -18,98 +22,164 @@ if TYPE_CHECKING:
 
 Doubles: TypeAlias = npt.NDArray[np.float64]
 
-#: Resamples of a mean, and of a statistic that has to be computed anew from all items each time.
-MEANS: Final = 10_000
-STATISTICS: Final = 1_000
-#: More of the latter where hardly one of the first was as extreme, so that corrected p values can get small.
-MORE_STATISTICS: Final = 4_000
 #: Items listed on each side.
 LISTED: Final = 10
 #: Below this probability a difference counts as real.
 LEVEL: Final = 0.05
-_FEW: Final = 5
-#: Numbers held at once while resampling.
-_CHUNK: Final = 4_000_000
 
 
-def compare_all(results: Sequence[Result], tasks: dict[tuple[str, str], Task], *, seed: int = 0) -> list[Comparison]:
-    """Every pair of models or settings on every task, with p values corrected for how many there are.
+def compare_all(
+    results: Sequence[Result], tasks: dict[tuple[str, str], Task], *, seed: int = 0, count: int | None = None
+) -> list[Comparison]:
+    """Every pair of models or settings on every task, and on the mean over tasks where there are several.
+
+    All p values are corrected together: the chance that any of the differences that count as real is none stays below
+    5 %, however many models and tasks there are.
 
     Args:
         results: Their `items` are compared.
         tasks: By name and split; they explain single items.
-        seed: Of the resampling.
+        seed: Of the randomisations.
+        count: How many; by default 10,000, fewer for very many comparisons and for scores that are no means.
+
+    Returns:
+        Those of the tasks, then, for pairs that were measured on all of them, those of the means (`over_tasks`).
+
+    Raises:
+        ArgumentError: two results are not of the same items.
     """
-    found: list[tuple[Comparison, Result, Result]] = []
-    for key, task in tasks.items():
-        own = [result for result in results if (result.task, result.split) == key]
-        found += [(compare(a, b, task, seed=seed), a, b) for a, b in itertools.combinations(own, 2)]
-    families: dict[tuple[str, str], list[int]] = {}
-    for number, (comparison, _, _) in enumerate(found):
-        families.setdefault((comparison.a, comparison.b), []).append(number)
-    concluded = [comparison for comparison, _, _ in found]
-    # Whether one model is better than another has as many chances to be wrong as there are tasks.
-    for members in families.values():
-        for number, p in zip(members, holm([found[each][0].p_value for each in members]), strict=True):
-            comparison, a, b = found[number]
-            text = _conclusion(comparison, p, len(members), a, b)
-            concluded[number] = replace(comparison, p_adjusted=p, conclusion=text)
-    return concluded
+    by_task = {
+        key: list(itertools.combinations([each for each in results if (each.task, each.split) == key], 2))
+        for key in tasks
+    }
+    labels = list(dict.fromkeys(result.label for result in results))
+    if count is None:
+        count = randomisations(sum(map(len, by_task.values())) + len(labels) * (len(labels) - 1) // 2)
+    found: list[tuple[Comparison, Contrast]] = []
+    by_pair: dict[tuple[str, str], list[tuple[Comparison, Contrast]]] = {}
+    for key, pairs in by_task.items():
+        for each in _compared(pairs, count, seed, tasks[key]):
+            found.append(each)
+            by_pair.setdefault((each[0].a, each[0].b), []).append(each)
+    if len(tasks) > 1:
+        found += [_over_tasks(each) for each in by_pair.values() if len(each) == len(tasks)]
+    adjusted = step_down([contrast for _, contrast in found])
+    return [
+        replace(
+            comparison, p_adjusted=p, together=len(found), conclusion=_conclusion(comparison, contrast, p, len(found))
+        )
+        for (comparison, contrast), p in zip(found, adjusted, strict=True)
+    ]  # fmt: skip
 
 
-def compare(a: Result, b: Result, task: Task | None = None, *, seed: int = 0) -> Comparison:
+def compare(a: Result, b: Result, task: Task | None = None, *, seed: int = 0, count: int | None = None) -> Comparison:
     """Two models on the same items.
 
-    The interval (95 %) is the percentile bootstrap over items, the p value that of a two-sided randomisation test:
-    which model an item's outcome belongs to is drawn at random. Scores that are no means (correlations, average
-    precision) are computed anew from each resample; for those, predictions are replaced by their ranks first (for
-    Pearson correlations they are standardised), so that two models' scales may differ.
+    The p value is that of a two-sided randomisation test: which model the outcome of an item (of a group of items that
+    stand or fall together) belongs to is drawn at random. Scores that are no means (correlations, average precision)
+    are computed anew from each randomisation; for those, predictions are replaced by their ranks first (for Pearson
+    correlations they are standardised), so that two models' scales may differ. Of scores from draws of training texts,
+    the draws count as random, too. docs/statistics.md says how intervals are made and when there is none.
 
     Args:
         a: One result.
         b: Another on the same data.
         task: Explains single items.
-        seed: Of the resampling.
+        seed: Of the randomisations.
+        count: How many; by default as `compare_all`.
 
     Raises:
         ArgumentError: the two are not of the same items.
     """
-    a, b = _on_common_items(a, b)
+    ((comparison, contrast),) = _compared([(a, b)], count or randomisations(1), seed, task)
+    (p,) = step_down([contrast])
+    return replace(comparison, p_adjusted=p, conclusion=_conclusion(comparison, contrast, p, 1))
+
+
+def _compared(
+    pairs: Sequence[tuple[Result, Result]], count: int, seed: int, task: Task | None
+) -> list[tuple[Comparison, Contrast]]:
+    """Pairs of results on one task."""
+    if not pairs:
+        return []
+    measured = [_checked(*_on_common_items(a, b)) for a, b in pairs]
+    first = pairs[0][0]
+    # Each task has its own: randomisations of different tasks must not go together.
+    random = np.random.default_rng([seed, zlib.crc32(f"{first.task}\0{first.split}".encode())])
+    found = contrasts([items for _, _, *items in measured], count, random)  # type: ignore[misc]
+    return [
+        (_comparison(a, b, own, other, contrast, task), contrast)
+        for (a, b, own, other), contrast in zip(measured, found, strict=True)
+    ]
+
+
+def _checked(a: Result, b: Result) -> tuple[Result, Result, Items, Items]:
+    """The two with their items.
+
+    Raises:
+        ArgumentError: these are not the same.
+    """
     if (
         a.items is None
         or b.items is None
         or list(a.items.ids) != list(b.items.ids)
         or a.items.statistic != b.items.statistic
+        or a.items.columns.keys() != b.items.columns.keys()
     ):
         raise ArgumentError(f"{a.label} and {b.label} were not measured on the same items of {a.task}")
-    random = np.random.default_rng(seed)
-    resampled = _means if a.items.statistic == "mean" else _statistics
-    difference, draws, p_value = resampled(a.items, b.items, random)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    values_a, values_b = item_values(a.items), item_values(b.items)
+    return a, b, a.items, b.items
+
+
+def _comparison(a: Result, b: Result, own: Items, other: Items, contrast: Contrast, task: Task | None) -> Comparison:
+    values_a, values_b = item_values(own), item_values(other)
     gain = values_a - values_b
     even = np.abs(gain) < 1e-9
     order = np.argsort(gain, kind="stable")
     worse = [int(row) for row in order[:LISTED] if gain[row] < 0 and not even[row]]
     better = [int(row) for row in order[::-1][:LISTED] if gain[row] > 0 and not even[row]]
-    listed = task.explain([a.items.ids[row] for row in (*worse, *better)], a.details, b.details) if task else {}
+    listed = task.explain([own.ids[row] for row in (*worse, *better)], a.details, b.details) if task else {}
 
     def changes(rows: list[int]) -> tuple[ItemChange, ...]:
-        ids, texts = a.items.ids, a.items.texts  # type: ignore[union-attr]
         return tuple(
             ItemChange(
-                ids[row], texts[row] if texts else "", 100 * float(values_a[row]), 100 * float(values_b[row]),
-                listed.get(ids[row], {}),
+                own.ids[row], own.texts[row] if own.texts else "", 100 * float(values_a[row]),
+                100 * float(values_b[row]), listed.get(own.ids[row], {}),
             )
             for row in rows
         )  # fmt: skip
 
+    low, high, doubt = _ends(contrast)
+    if a.fingerprints.get("model") and a.fingerprints == b.fingerprints and not gain.any():
+        # The same model on the same data: no other items could tell it from itself.
+        low, high, doubt = 0.0, 0.0, ""
     return Comparison(
         a=a.label, b=b.label, task=a.task, split=a.split, metric=a.main_metric,
-        difference=100 * difference, ci_low=100 * float(low), ci_high=100 * float(high), p_value=p_value,
-        n=len(gain), wins=int((gain > 0)[~even].sum()), losses=int((gain < 0)[~even].sum()), ties=int(even.sum()),
-        statistic=a.items.statistic, regressions=changes(worse), improvements=changes(better),
+        difference=100 * contrast.difference, ci_low=low, ci_high=high, doubt=doubt, p_value=contrast.p_value,
+        n=len(gain), units=contrast.units, wins=int((gain > 0)[~even].sum()), losses=int((gain < 0)[~even].sum()),
+        ties=int(even.sum()), statistic=own.statistic, regressions=changes(worse), improvements=changes(better),
     )  # fmt: skip
+
+
+def _over_tasks(parts: Sequence[tuple[Comparison, Contrast]]) -> tuple[Comparison, Contrast]:
+    """The mean over tasks of two models."""
+    contrast = mean_contrast([each for _, each in parts])
+    first, gains = parts[0][0], [each.difference for each, _ in parts]
+    low, high, doubt = _ends(contrast)
+    comparison = Comparison(
+        a=first.a, b=first.b, task=f"the mean over {len(parts)} tasks", split="", metric="main score",
+        difference=100 * contrast.difference, ci_low=low, ci_high=high, doubt=doubt, p_value=contrast.p_value,
+        n=sum(each.n for each, _ in parts), units=contrast.units, wins=sum(gain > 0 for gain in gains),
+        losses=sum(gain < 0 for gain in gains), ties=gains.count(0), statistic="mean",
+        over_tasks=len(parts),
+    )  # fmt: skip
+    return comparison, contrast
+
+
+def _ends(contrast: Contrast) -> tuple[float | None, float | None, str]:
+    """The ends of the interval x100, or none and why."""
+    if contrast.doubt:
+        return None, None, contrast.doubt
+    return 100 * contrast.low, 100 * contrast.high, ""
 
 
 def _on_common_items(a: Result, b: Result) -> tuple[Result, Result]:
@@ -126,19 +196,10 @@ def _on_common_items(a: Result, b: Result) -> tuple[Result, Result]:
         rows = [row for row, item in enumerate(items.ids) if item in common]
         columns = {name: column[rows] for name, column in items.columns.items()}
         texts = [items.texts[row] for row in rows] if items.texts else ()
-        kept.append(
-            replace(result, items=replace(items, ids=[items.ids[row] for row in rows], columns=columns, texts=texts))
-        )
+        groups = [items.groups[row] for row in rows] if items.groups is not None else None
+        ids = [items.ids[row] for row in rows]
+        kept.append(replace(result, items=replace(items, ids=ids, columns=columns, texts=texts, groups=groups)))
     return kept[0], kept[1]
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """P values corrected for their number (Holm 1979): the chance of any false finding stays below the level."""
-    adjusted, largest = [1.0] * len(p_values), 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda each: p_values[each])):
-        largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
-        adjusted[index] = largest
-    return adjusted
 
 
 def item_values(items: Items) -> Doubles:
@@ -149,111 +210,40 @@ def item_values(items: Items) -> Doubles:
     """
     if items.statistic == "mean":
         return items.columns["value"]
-    predicted, label = _ranks(items.columns["predicted"]), items.columns["label"]
+    predicted, label = ranks(items.columns["predicted"]), items.columns["label"]
     if items.statistic == "average_precision":
         return np.where(label > 0, predicted, 1 - predicted)
-    return 1 - np.abs(predicted - _ranks(label))
+    return 1 - np.abs(predicted - ranks(label))
 
 
-def _means(a: Items, b: Items, random: np.random.Generator) -> tuple[float, Doubles, float]:
-    """Difference of the means, its bootstrap draws, its p value."""
-    gain = a.columns["value"] - b.columns["value"]
-    n = len(gain)
-    observed = float(gain.mean())
-    if not gain.any():
-        return 0.0, np.zeros(1), 1.0
-    draws, extreme = np.empty(MEANS), 0
-    step = max(1, _CHUNK // n)
-    for first in range(0, MEANS, step):
-        count = min(step, MEANS - first)
-        draws[first : first + count] = gain[random.integers(0, n, (count, n))].mean(axis=1)
-        signs = random.integers(0, 2, (count, n), dtype=np.int8) * 2 - 1
-        extreme += int((np.abs(signs @ gain) / n >= abs(observed) - 1e-12).sum())
-    return observed, draws, (1 + extreme) / (1 + MEANS)
-
-
-def _statistics(a: Items, b: Items, random: np.random.Generator) -> tuple[float, Doubles, float]:
-    """The same for a statistic of prediction and label."""
-    measure, label = _MEASURES[a.statistic], a.columns["label"]
-    scale = _standardised if a.statistic == "pearson" else _ranks
-    left, right = scale(a.columns["predicted"]), scale(b.columns["predicted"])
-    observed = measure(left, label) - measure(right, label)
-    n = len(label)
-    if np.array_equal(left, right):
-        return 0.0, np.zeros(1), 1.0
-    draws = np.empty(STATISTICS)
-    for number in range(STATISTICS):
-        rows = random.integers(0, n, n)
-        draws[number] = measure(left[rows], label[rows]) - measure(right[rows], label[rows])
-    extreme, count = 0, 0
-    while count < STATISTICS or (extreme < _FEW and count < MORE_STATISTICS):
-        swapped = random.integers(0, 2, n, dtype=np.int8).astype(bool)
-        mixed_a, mixed_b = np.where(swapped, right, left), np.where(swapped, left, right)
-        extreme += int(abs(measure(mixed_a, label) - measure(mixed_b, label)) >= abs(observed) - 1e-12)
-        count += 1
-    # A resample may hold one label only, where nothing can be measured.
-    kept = draws[np.isfinite(draws)]
-    return observed, kept if len(kept) else np.zeros(1), (1 + extreme) / (1 + count)
-
-
-def _standardised(values: Doubles) -> Doubles:
-    """With mean 0 and deviation 1, which a Pearson correlation does not see."""
-    return (values - values.mean()) / max(float(values.std()), 1e-300)
-
-
-def _ranks(values: Doubles) -> Doubles:
-    """Ranks as fractions in (0, 1), equal values share theirs."""
-    stats: Any = import_extra("scipy.stats", "eval")
-    return (stats.rankdata(values) - 0.5) / max(len(values), 1)
-
-
-def _pearson(predicted: Doubles, label: Doubles) -> float:
-    x, y = predicted - predicted.mean(), label - label.mean()
-    return float(x @ y / max(float(np.sqrt((x @ x) * (y @ y))), 1e-300))
-
-
-def _spearman(predicted: Doubles, label: Doubles) -> float:
-    return _pearson(_ranks(predicted), _ranks(label))
-
-
-def _average_precision(predicted: Doubles, label: Doubles) -> float:
-    """As scikit-learn's: precision at each threshold, weighted by the recall it adds; equal scores count together."""
-    order = np.argsort(-predicted, kind="stable")
-    found, ordered = np.cumsum(label[order] > 0), predicted[order]
-    ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
-    if not found[-1]:
-        return float("nan")
-    precision = found[ends] / (ends + 1)
-    return float((np.diff(found[ends], prepend=0) * precision).sum() / found[-1])
-
-
-_MEASURES: Final[dict[str, Callable[[Doubles, Doubles], float]]] = {
-    "pearson": _pearson, "spearman": _spearman, "average_precision": _average_precision,
-}  # fmt: skip
-
-
-def _conclusion(comparison: Comparison, p: float, count: int, a: Result, b: Result) -> str:
+def _conclusion(comparison: Comparison, contrast: Contrast, p: float, count: int) -> str:
     """What can and cannot be concluded."""
-    between = f"between {comparison.ci_low:+.2f} and {comparison.ci_high:+.2f}"
+    a, b, task, metric = comparison.a, comparison.b, comparison.task, comparison.metric
+    found = f"{comparison.difference:+.2f}"
+    if comparison.ci_low is None or comparison.ci_high is None:
+        between = f"no interval: {comparison.doubt}"
+    else:
+        between = f"a - b lies between {comparison.ci_low:+.2f} and {comparison.ci_high:+.2f}"
     chance = f"p {'<' if p < 0.001 else '='} {max(p, 0.001):.3f}" + (
-        f", corrected for {count} comparisons" if count > 1 else ""
+        f", corrected for {count:,} comparisons" if count > 1 else ""
     )
     if comparison.wins + comparison.losses == 0 and comparison.difference == 0:
-        return f"{a.label} and {b.label} do the same on every item of {a.task}."
-    if comparison.n < 2:
-        return (
-            f"{a.label} and {b.label} differ by {comparison.difference:+.2f} points of {comparison.metric} on "
-            f"{a.task}, of which only one number each is known: nothing can be concluded from it."
-        )
+        return f"{a} and {b} do the same on every {'task' if comparison.over_tasks else f'item of {task}'}."
+    if math.isnan(contrast.low):
+        only = "of which only one number each is known" if comparison.n < 2 else contrast.doubt
+        return f"{a} and {b} differ by {found} points of {metric} on {task}, {only}: nothing can be concluded from it."
     if p < LEVEL:
         better, worse = (a, b) if comparison.difference > 0 else (b, a)
+        points = f"{abs(comparison.difference):.2f} points of {metric}"
+        return f"{better} is better than {worse} on {task}: {points} ({chance}; {between})."
+    if comparison.ci_low is None or comparison.ci_high is None:
         return (
-            f"{better.label} is better than {worse.label} on {a.task}: {abs(comparison.difference):.2f} points of "
-            f"{comparison.metric} ({chance}; a - b lies {between})."
+            f"No difference between {a} and {b} can be concluded from {task} ({chance}): {found} was found; "
+            f"{between}. Nor can it be concluded that they are equal."
         )
     reach = (comparison.ci_high - comparison.ci_low) / 2
     return (
-        f"No difference between {a.label} and {b.label} can be concluded from {a.task} ({chance}): with "
-        f"{comparison.n:,} items only differences of about {reach:.1f} points show, and {comparison.difference:+.2f} "
-        f"was found. Nor can it be concluded that they are equal: a - b lies {between}."
+        f"No difference between {a} and {b} can be concluded from {task} ({chance}): with {comparison.n:,} items only "
+        f"differences of about {reach:.1f} points show, and {found} was found. Nor can it be concluded that they are "
+        f"equal: {between}."
     )

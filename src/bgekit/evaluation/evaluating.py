@@ -110,7 +110,7 @@ def evaluate(
             interrupted run goes on.
         keep_vectors: Leave the corpora's vectors in the output; by default they go when all is done.
         compare: Compare every pair of models and settings on every task.
-        seed: Of the comparisons' resampling.
+        seed: Of the comparisons' randomisations.
         progress: Show progress bars; by default on a terminal.
         notes: Put into the report.
         encoding: What text files of data are written in, by a name that Python knows; by default UTF-8.
@@ -153,10 +153,16 @@ def evaluate(
         places = {label: place for place, label in enumerate(labels)}
         order = {(task.name, task.split): place for place, task in enumerate(found)}
         results.sort(key=lambda result: (order[result.task, result.split], places[result.label]))
-        comparisons = []
+        compared = []
         if compare and len(labels) > 1:
-            comparisons = compare_all(results, {(task.name, task.split): task for task in found}, seed=seed)
-        report = Report(results, comparisons, _environment(seed, time.perf_counter() - start), [*notes, *left_out])
+            compared = compare_all(results, {(task.name, task.split): task for task in found}, seed=seed)
+        report = Report(
+            results,
+            [each for each in compared if not each.over_tasks],
+            _environment(seed, time.perf_counter() - start),
+            [*notes, *left_out],
+            means=[each for each in compared if each.over_tasks],
+        )
         if output is not None:
             report.save(output)
             if cache is not None and not keep_vectors:

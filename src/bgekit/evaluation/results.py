@@ -13,7 +13,7 @@ from ..encoding.outputs import OutputFolder
 from .task import Exclusion, Items
 
 #: Version of the layout of results.json; it changes when a reader would have to.
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 
 #: Between the name of a model that was given before and which time this is: labels tell results apart.
 AGAIN: Final = " | time"
@@ -112,15 +112,19 @@ class Comparison:
         split: Split of its data.
         metric: The main metric.
         difference: Score of a minus score of b, x100.
-        ci_low: Lower end of the 95 % interval of the difference, x100.
+        ci_low: Lower end of the 95 % interval of the difference, x100; None where none can be given (`doubt`).
         ci_high: Its upper end.
         p_value: Probability of a difference at least as large if the two were alike, two-sided.
-        p_adjusted: The same, corrected (Holm) for all comparisons of the report.
         n: Items.
         wins: Items on which a is better.
         losses: Items on which b is better.
         ties: Items on which they are equal.
         statistic: How items become the score.
+        units: Items that are independent of each other: those that stand or fall together count as one.
+        doubt: Why there is no interval, such as too few items; "" where there is one.
+        p_adjusted: `p_value` corrected for all comparisons of the report together.
+        together: How many those are.
+        over_tasks: How many tasks it is the mean of, whose wins, losses and ties are counted then; 0 on a task.
         conclusion: What can and cannot be concluded, in a sentence.
         regressions: Items on which a falls behind b most.
         improvements: Items on which a is ahead of b most.
@@ -132,15 +136,19 @@ class Comparison:
     split: str
     metric: str
     difference: float
-    ci_low: float
-    ci_high: float
+    ci_low: float | None
+    ci_high: float | None
     p_value: float
     n: int
     wins: int
     losses: int
     ties: int
     statistic: str
+    units: int = 0
+    doubt: str = ""
     p_adjusted: float = 1.0
+    together: int = 1
+    over_tasks: int = 0
     conclusion: str = ""
     regressions: tuple[ItemChange, ...] = ()
     improvements: tuple[ItemChange, ...] = ()
@@ -159,12 +167,26 @@ class Report:
         comparisons: One for each pair of models or settings and each task.
         environment: Versions, machine, time, seed, command.
         notes: What else a reader should know, such as tasks that were not found.
+        means: The mean over tasks of each pair that was measured on all of several.
     """
 
     results: list[Result]
     comparisons: list[Comparison] = field(default_factory=list)
     environment: Mapping[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    means: list[Comparison] = field(default_factory=list)
+
+    @property
+    def correction(self) -> str:
+        """How p values are corrected, in a sentence; "" where nothing is compared or one comparison is all."""
+        count = max((each.together for each in self.comparisons), default=0)
+        if count < 2:
+            return ""
+        return (
+            f"Corrected p values are for all {count:,} comparisons of this report together, pairs of models on tasks"
+            f"{' and on the mean over tasks' if self.means else ''} (step-down max T of Westfall and Young): the chance"
+            " of any false finding in it is at most 5 %. Intervals are each for one comparison alone."
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The content of results.json."""
@@ -172,6 +194,8 @@ class Report:
             "version": LAYOUT,
             "results": [result.to_dict() for result in self.results],
             "comparisons": [comparison.to_dict() for comparison in self.comparisons],
+            "mean_comparisons": [comparison.to_dict() for comparison in self.means],
+            "correction": self.correction,
             "environment": dict(self.environment),
             "notes": self.notes,
         }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import abc
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
@@ -51,14 +52,58 @@ class Items:
     Attributes:
         ids: One for each item, the same for every model.
         statistic: How the columns become the score.
-        columns: `{"value": [n]}` for "mean"; `{"predicted": [n], "label": [n]}` for the others.
+        columns: `{"value": [n]}` for "mean"; `{"predicted": [n], "label": [n]}` for the others. Where a score is the
+            mean over draws of training texts, `draws` [n, draws] has what each item adds in each, `value` how well it
+            was done.
         texts: A text to show for each item, such as the query.
+        groups: For each item the group of those that stand or fall with it, the same for every model (`together`);
+            None where all are independent.
+        overlap: Share of their texts that two draws (of training texts; where the items are clustering problems, two
+            items) have in common, on average.
     """
 
     ids: Sequence[str]
     statistic: Statistic
     columns: Mapping[str, npt.NDArray[np.float64]]
     texts: Sequence[str] = ()
+    groups: Sequence[int | str] | None = None
+    overlap: float = 0.0
+
+
+def together(keys: Sequence[Sequence[Hashable]]) -> list[int] | None:
+    """Groups of items that share a key, directly or through others: their outcomes are not independent.
+
+    Args:
+        keys: Of each item, such as the texts of a pair.
+
+    Returns:
+        A number for each item; None where no two items share a key.
+    """
+    parents: dict[Hashable, Hashable] = {}
+
+    def first(key: Hashable) -> Hashable:
+        while (parent := parents.setdefault(key, key)) != key:
+            parents[key] = parents[parent]
+            key = parents[key]
+        return key
+
+    for own in keys:
+        for other in own[1:]:
+            parents[first(other)] = first(own[0])
+    numbers: dict[Hashable, int] = {}
+    groups = [numbers.setdefault(first(own[0]), len(numbers)) for own in keys]
+    return groups if len(numbers) < len(groups) else None
+
+
+def shared_part(draws: Sequence[Iterable[Hashable]]) -> float:
+    """Share of its members that a draw has in common with another, on average over all pairs of draws."""
+    members = [set(draw) for draw in draws]
+    counts = Counter(member for own in members for member in own)
+    pairs = len(members) * (len(members) - 1)
+    if not pairs or not counts:
+        return 0.0
+    size = sum(map(len, members)) / len(members)
+    return sum(count * (count - 1) for count in counts.values()) / pairs / size
 
 
 @dataclass(frozen=True)

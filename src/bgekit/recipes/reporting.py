@@ -84,7 +84,7 @@ def _evaluation(step: Step, work: Path) -> dict[str, Any] | None:
     comparisons = [
         {"a": named(each["a"]), "b": named(each["b"]), **{name: each[name] for name in kept}}
         | {"conclusion": each["conclusion"].replace(f"{work}{os.sep}", "")}
-        for each in found["comparisons"]
+        for each in [*found.get("mean_comparisons", []), *found["comparisons"]]
     ]
     return {"stage": step.name, "results": results, "comparisons": comparisons}
 
@@ -147,7 +147,8 @@ def _score_rows(evaluation: Mapping[str, Any]) -> Iterator[list[str]]:
 
 def _comparison_rows(evaluation: Mapping[str, Any]) -> Iterator[list[str]]:
     for each in evaluation["comparisons"]:
-        interval = f"{each['ci_low']:+.2f} to {each['ci_high']:+.2f}"
+        known = each["ci_low"] is not None
+        interval = f"{each['ci_low']:+.2f} to {each['ci_high']:+.2f}" if known else "too few items"
         yield [each["a"], each["b"], each["task"], f"{each['difference']:+.2f}", interval, f"{each['p_adjusted']:.4f}"]
 
 

@@ -8,18 +8,20 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, f1_score, v_measure_score
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_fscore_support, v_measure_score
 
 from bgekit.encoding.records import Record
 from bgekit.errors import ArgumentError, DataError, NumericalError
 from bgekit.evaluation import JudgedModel, Setting
+from bgekit.evaluation.evidence import contrasts
 from bgekit.evaluation.kinds.bitext import BitextTask
-from bgekit.evaluation.kinds.classification import ClassificationTask
+from bgekit.evaluation.kinds.classification import ClassificationTask, _answered, _measures
 from bgekit.evaluation.kinds.clustering import ClusteringTask
 from bgekit.evaluation.kinds.pairs import PairClassificationTask, StsTask, best_thresholds
 from bgekit.evaluation.kinds.reranking import RerankingGroup, RerankingTask
 from bgekit.evaluation.kinds.retrieval import Corpus, RetrievalTask
 from bgekit.evaluation.kinds.summarization import SummarizationTask, SummaryGroup
+from bgekit.evaluation.task import Items
 
 
 def corpus_of(texts: dict[str, str]) -> Corpus:
@@ -230,6 +232,98 @@ def test_classification_draws_fits_and_averages(embedder):
         ClassificationTask(name="t", train_texts=["a"], train_labels=["x"], texts=["b"], labels=["x"]).score(
             JudgedModel(model)
         )
+
+
+def drawn(embedder, main_metric="accuracy", labels=("no", "yes"), pool=20, count=60, salt="", **more):
+    """Scores of a classification task by a model of random vectors, around a centre for each label."""
+    model = embedder(8)
+    model.salt = salt
+    train, texts = [f"train {i}" for i in range(len(labels) * pool)], [f"test {i}" for i in range(count)]
+    names, truth = ([labels[i % len(labels)] for i in range(len(each))] for each in (train, texts))
+    for place, text in [*enumerate(train), *enumerate(texts)]:
+        model.table[text] = 3 * model.vector(text) + 2 * np.eye(8, dtype=np.float32)[place % len(labels)]
+    task = ClassificationTask(
+        name="t", train_texts=train, train_labels=names, texts=texts, labels=truth, main_metric=main_metric,
+        samples_per_label=4, experiments=4, **more,
+    )  # fmt: skip
+    return task, task.score(JudgedModel(model))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "f1_weighted", "precision", "recall_weighted", "ap"])
+def test_what_texts_add_in_each_draw_makes_up_the_metric(embedder, metric):
+    task, scores = drawn(embedder, metric)
+    assert scores.items.columns["draws"].shape == (60, 4)
+    assert scores.items.columns["draws"].mean(axis=0) == pytest.approx(scores.details["experiments"])
+    assert len(scores.items.ids) == len(scores.items.texts) == 60
+    draws = [set(draw) for draw in task.draws()]
+    common = np.mean([len(a & b) / 8 for a, b in itertools.combinations(draws, 2)])
+    assert scores.items.overlap == pytest.approx(common)
+
+
+def test_metrics_of_a_table_are_those_of_scikit_learn():
+    random = np.random.default_rng(7)
+    for there, given in ((2, 2), (5, 3), (4, 7)):
+        truth = np.array([f"l{n}" for n in random.integers(0, there, 90)])
+        answer = np.where(random.random(90) < 0.4, truth, [f"l{n}" for n in random.integers(0, given, 90)])
+        names = np.unique([*truth, *answer, "never"])
+        found = _measures(_answered(truth, answer, names))
+        for average, end in (("macro", ""), ("weighted", "_weighted")):
+            expected = precision_recall_fscore_support(truth, answer, average=average, zero_division=0)[:3]
+            assert [found[f"{name}{end}"] for name in ("precision", "recall", "f1")] == pytest.approx(list(expected))
+        assert ("ap" in found) == (there == 2)
+        if there == 2:
+            assert found["ap"] == pytest.approx(average_precision_score(truth == "l1", answer == "l1"))
+
+
+def test_equal_models_are_not_told_apart_by_their_draws_of_training_texts(embedder):
+    wrong, by_texts = 0, 0
+    for number in range(15):
+        items = [drawn(embedder, count=600, salt=f"{side} {number}", seed=number)[1].items for side in "ab"]
+        wrong += contrasts([tuple(items)], 499, np.random.default_rng(number))[0].p_value < 0.05
+        alone = [Items(each.ids, "mean", {"value": each.columns["value"]}) for each in items]
+        by_texts += contrasts([tuple(alone)], 499, np.random.default_rng(number))[0].p_value < 0.05
+    assert wrong <= 3 and by_texts >= 5, (wrong, by_texts)
+
+
+def test_draws_of_the_same_texts_say_nothing_of_others(embedder):
+    items = [drawn(embedder, pool=4, salt=side)[1].items for side in "ab"]
+    assert items[0].overlap == 1
+    (found,) = contrasts([tuple(items)], 99, np.random.default_rng(0))
+    assert found.p_value == 1 and math.isnan(found.low) and "draws of the same texts" in found.doubt
+
+
+def test_clustering_problems_of_the_same_texts_count_for_less(embedder):
+    texts, labels = [f"text {i}" for i in range(40)], [str(i % 2) for i in range(40)]
+    shared = [(texts[n : n + 20], labels[n : n + 20]) for n in (0, 10, 20)]
+    scores = ClusteringTask(name="t", sets=shared).score(JudgedModel(embedder()))
+    assert scores.items.overlap == pytest.approx(1 / 3)
+    assert ClusteringTask(name="t", sets=shared[::2]).score(JudgedModel(embedder())).items.overlap == 0
+    a, b = (Items(["0", "1", "2"], "mean", {"value": np.array(v)}, overlap=1 / 3) for v in ([0.5, 0.7, 0.6], [0.3] * 3))
+    (found,) = contrasts([(a, b)], 99, np.random.default_rng(0))
+    assert found.scale == pytest.approx(0.1 * math.sqrt(1 / 3 + 1 / 2))
+
+
+def test_items_that_share_texts_or_answers_are_one_group(embedder):
+    model = JudgedModel(embedder())
+    first, second = ["a", "b", "c", "a", "d", "e"], ["x", "y", "z", "y", "w", "v"]
+    expected = [0, 0, 1, 0, 2, 3]
+    scores = [1.0, 2.0, 3.0, 4.0, 5.0, 0.0]
+    assert StsTask(name="t", first=first, second=second, scores=scores).score(model).items.groups == expected
+    labels = [0, 1, 0, 1, 0, 1]
+    for metric in ("max_ap", "max_accuracy"):
+        pairs = PairClassificationTask(name="t", first=first, second=second, labels=labels, main_metric=metric)
+        assert pairs.score(model).items.groups == expected
+    assert BitextTask(name="t", first=first, second=second).score(model).items.groups == expected
+    groups = [RerankingGroup(query, [f"p{n}"], ["other"]) for n, query in enumerate(["q", "r", "q"])]
+    assert RerankingTask(name="t", groups=groups).score(model).items.groups == [0, 1, 0]
+    # Questions on the same paragraph, the same question twice, and one of its own.
+    task = RetrievalTask(
+        name="t", queries={"1": "how", "2": "why", "3": "who", "4": "how", "5": "when"},
+        corpus=corpus_of({"a": "first", "b": "second", "c": "third"}),
+        qrels={"1": {"a": 1}, "2": {"b": 1, "c": 0}, "3": {"b": 2}, "4": {"c": 1}, "5": {"a": 1, "c": 1}},
+    )  # fmt: skip
+    assert task.score(model).items.groups == [0, 1, 1, 0, 2]
+    assert StsTask(name="t", first=["a", "b"], second=["c", "d"], scores=[1.0, 2.0]).score(model).items.groups is None
 
 
 def test_clustering_finds_clusters_that_are_there(embedder):

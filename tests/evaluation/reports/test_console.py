@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 
@@ -94,3 +96,29 @@ def test_an_empty_report_is_no_error(make_report):
 def test_undefined_scores_are_dashes(make_report):
     text = console(make_report(MODELS[:1], ["SciFact"], main_score=float("nan"), reference=None), 80)
     assert "nan" not in text and "–" in text
+
+
+def with_means(report):
+    """The report as one of several tasks, with the mean over them and a comparison of too few items."""
+    first = report.comparisons[0]
+    few = replace(first, ci_low=None, ci_high=None, doubt="too few items (8 independent ones; an interval needs 50)")
+    mean = replace(first, task="the mean over 5 tasks", split="", over_tasks=5, together=2, difference=1.5, units=900)
+    report.comparisons[0] = replace(few, together=2, units=40)
+    return replace(report, means=[mean])
+
+
+def test_the_correction_the_mean_and_too_few_items_are_said_in_every_form(make_report):
+    report = with_means(make_report(MODELS[:2], TASKS))
+    for form in (lambda each: console(each, 100), markdown, html):
+        text = " ".join(re.sub(r"<[^>]*>|\\", " ", form(report)).split())
+        assert report.correction.replace("<", " ") in text and "all 2 comparisons of this report together" in text
+        assert "Mean over 5 tasks" in text and "+1.50" in text
+        assert "too few items" in text
+    assert "of 5 tasks: 101 won" in console(report, 100) and "(40 independent)" in console(report, 100)
+    assert report.to_dict()["mean_comparisons"][0]["over_tasks"] == 5
+    assert report.to_dict()["correction"] == report.correction
+
+
+def test_one_comparison_is_not_corrected(make_report):
+    report = make_report(MODELS[:2], ["SciFact"])
+    assert report.correction == "" and "Corrected p values" not in console(report, 80)

@@ -238,12 +238,16 @@ def evaluate_mteb(task: Any, encoder: MtebEncoder, split: str, main_metric: str)
 
 
 def _items(raw: Mapping[str, Any], metrics: Mapping[str, float], main_metric: str) -> Items:
-    values = [metrics[main_metric]]
+    values, overlap = [metrics[main_metric]], 0.0
     if main_metric == "v_measure" and raw.get("v_measures"):
         values = raw["v_measures"]
     elif raw.get("scores_per_experiment"):
         values = [experiment[main_metric] for experiment in raw["scores_per_experiment"]]
-    return Items([str(number) for number in range(len(values))], "mean", {"value": np.asarray(values, dtype=float)})
+        # Draws of training texts, all measured on the same texts, of which mteb keeps nothing: how much another choice
+        # of those would change is unknown.
+        overlap = 1.0
+    columns = {"value": np.asarray(values, dtype=float)}
+    return Items([str(number) for number in range(len(values))], "mean", columns, overlap=overlap)
 
 
 def _columns(per_query: Mapping[str, Mapping[str, float]]) -> dict[str, npt.NDArray[np.float64]]:

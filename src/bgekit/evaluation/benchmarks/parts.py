@@ -52,5 +52,9 @@ def mean_scores(parts: Sequence[Scores], names: Sequence[str]) -> Scores:
     values = [part.items.columns["value"] * total / (len(parts) * len(part.items.ids)) for part in parts]
     ids = [f"{name}/{item}" for name, part in zip(names, parts, strict=True) for item in part.items.ids]
     texts = [text for part in parts for text in part.items.texts]
-    items = Items(ids, "mean", {"value": np.concatenate(values)}, texts if len(texts) == len(ids) else ())
+    groups: list[int | str] = []
+    for name, part in zip(names, parts, strict=True):
+        own = part.items.ids if part.items.groups is None else part.items.groups
+        groups += [f"{name}/{group}" for group in own]
+    items = Items(ids, "mean", {"value": np.concatenate(values)}, texts if len(texts) == len(ids) else (), groups)
     return Scores(metrics, items, {"parts": {name: part.metrics for name, part in zip(names, parts, strict=True)}})

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...search.exact import QUERIES, TopK
 from ..judged import JudgedModel
-from ..task import Items, Kind, Scores, Task
+from ..task import Items, Kind, Scores, Task, together
 from .pairs import checked_main, numbered, pair_texts
 
 
@@ -52,5 +52,8 @@ class BitextTask(Task):
         columns = {"f1": f1, "precision": precision, "recall": right, "accuracy": right}
         metrics = {name: float(column.mean()) for name, column in columns.items()}
         checked_main(self, metrics)
-        texts = pair_texts(self.first, self.second)
-        return Scores(metrics, Items(numbered(len(f1)), "mean", {"value": columns[self.main_metric]}, texts))
+        items = Items(
+            numbered(len(f1)), "mean", {"value": columns[self.main_metric]}, pair_texts(self.first, self.second),
+            groups=together(list(zip(self.first, self.second, strict=True))),
+        )  # fmt: skip
+        return Scores(metrics, items)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...errors import DataError, import_extra
 from ..judged import JudgedModel
-from ..task import Items, Kind, Scores, Task
+from ..task import Items, Kind, Scores, Task, shared_part, together
 from .pairs import checked_main, numbered
 
 #: MTEB's numbers of texts and draws, where a task has none of its own.
@@ -66,7 +66,6 @@ class ClassificationTask(Task):
     def score(self, model: JudgedModel) -> Scores:
         """Encode, draw, fit and classify."""
         linear: Any = import_extra("sklearn.linear_model", "eval")
-        measures: Any = import_extra("sklearn.metrics", "eval")
         if len(set(self.train_labels)) < 2:
             raise DataError(f"{self.name}: the texts to learn from have one label only; a classifier needs two")
         draws = list(self.draws())
@@ -75,7 +74,8 @@ class ClassificationTask(Task):
         learned = model.plain([self.train_texts[row] for row in rows], self.kind, self.name)
         vectors = model.plain(self.texts, self.kind, self.name)
         truth, wanted = np.asarray(self.labels), np.asarray(self.train_labels)
-        right = np.zeros(len(truth))
+        names = np.unique([*self.labels, *self.train_labels])
+        answers = []
         found: dict[str, list[float]] = defaultdict(list)
         for draw in draws:
             classifier = linear.LogisticRegression(max_iter=100, random_state=self.seed)
@@ -83,16 +83,20 @@ class ClassificationTask(Task):
                 # MTEB stops at 100 steps, too, whether or not the solver is done.
                 warnings.simplefilter("ignore")
                 classifier.fit(learned[[place[row] for row in draw]], wanted[draw])
-            predicted = classifier.predict(vectors)
-            right += predicted == truth
-            for name, value in _measures(measures, truth, predicted).items():
+            answers.append(classifier.predict(vectors))
+            for name, value in _measures(_answered(truth, answers[-1], names)).items():
                 found[name].append(value)
         metrics = {name: float(np.mean(values)) for name, values in found.items()}
         checked_main(self, metrics)
-        items = Items(numbered(len(truth)), "mean", {"value": right / len(draws)}, self.texts)
-        if self.main_metric != "accuracy":  # No mean over texts: what it has is a value for each draw.
-            column = np.asarray(found[self.main_metric])
-            items = Items(numbered(len(draws)), "mean", {"value": column}, [f"draw {n + 1}" for n in range(len(draws))])
+        right = np.stack([answer == truth for answer in answers], axis=1).astype(np.float64)
+        added = right
+        if self.main_metric != "accuracy":
+            columns = [_added(self.main_metric, truth, answer, names) for answer in answers]
+            added = np.stack(columns, axis=1)
+        items = Items(
+            numbered(len(truth)), "mean", {"value": right.mean(axis=1), "draws": added}, self.texts,
+            together([(text,) for text in self.texts]), shared_part(draws),
+        )  # fmt: skip
         deviation = float(np.std(found[self.main_metric]))
         details = {"experiments": found[self.main_metric], "standard_deviation": deviation}
         return Scores(metrics, items, details)
@@ -112,16 +116,46 @@ class ClassificationTask(Task):
             yield draw
 
 
-def _measures(sklearn: Any, truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    values = {"accuracy": float(sklearn.accuracy_score(truth, predicted))}
-    for average in ("macro", "weighted"):
-        suffix = "" if average == "macro" else "_weighted"
-        precision, recall, f1, _ = sklearn.precision_recall_fscore_support(
-            truth, predicted, average=average, zero_division=0
-        )
-        values |= {f"f1{suffix}": float(f1), f"precision{suffix}": float(precision), f"recall{suffix}": float(recall)}
-    names = sorted(set(truth.tolist()))
-    if len(names) == 2:
+def _answered(truth: np.ndarray, predicted: np.ndarray, names: np.ndarray) -> np.ndarray:
+    """How many texts of each label (row) were given each label (column) [labels, labels]."""
+    table = np.zeros((len(names), len(names)))
+    np.add.at(table, (np.searchsorted(names, truth), np.searchsorted(names, predicted)), 1)
+    return table
+
+
+def _added(metric: str, truth: np.ndarray, predicted: np.ndarray, names: np.ndarray) -> np.ndarray:
+    """What each text adds to a metric that is no mean over texts [n]: it is computed anew without the text (jackknife).
+
+    The metrics know a text only by its label and the one it was given, so texts with equal ones add the same.
+    """
+    table = _answered(truth, predicted, names)
+    added = np.zeros_like(table)
+    for row, column in np.argwhere(table):
+        table[row, column] -= 1
+        added[row, column] = -(len(truth) - 1) * _measures(table)[metric]
+        table[row, column] += 1
+    each = added[np.searchsorted(names, truth), np.searchsorted(names, predicted)]
+    return _measures(table)[metric] + each - each.mean()
+
+
+def _measures(table: np.ndarray) -> dict[str, float]:
+    """All metrics, as scikit-learn computes them, of a table of labels and answers [labels, labels].
+
+    Labels that are neither there nor were given have no part in means over labels.
+    """
+    right, asked, given, total = np.diag(table), table.sum(axis=1), table.sum(axis=0), table.sum()
+    known, weight = (asked + given) > 0, asked / max(total, 1)
+    of_labels = {
+        "precision": right / np.maximum(given, 1), "recall": right / np.maximum(asked, 1),
+        "f1": 2 * right / np.maximum(asked + given, 1),
+    }  # fmt: skip
+    values = {"accuracy": float(right.sum() / max(total, 1))}
+    for name, column in of_labels.items():
+        values |= {name: float(column[known].mean()), f"{name}_weighted": float(weight @ column)}
+    there = np.flatnonzero(asked)
+    if len(there) == 2:
         # MTEB ranks by the predicted label itself; the later label counts as the positive one.
-        values["ap"] = float(sklearn.average_precision_score(truth == names[1], predicted == names[1]))
+        positive = there[1]
+        recall, share = of_labels["recall"][positive], weight[positive]
+        values["ap"] = float(recall * of_labels["precision"][positive] + (1 - recall) * share)
     return values

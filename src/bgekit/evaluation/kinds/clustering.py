@@ -11,7 +11,7 @@ import numpy as np
 
 from ...errors import import_extra
 from ..judged import JudgedModel
-from ..task import Items, Kind, Scores, Task
+from ..task import Items, Kind, Scores, Task, shared_part
 from .pairs import checked_main, numbered
 
 
@@ -62,4 +62,8 @@ class ClusteringTask(Task):
         metrics = {"v_measure": float(column.mean()), "v_measure_std": float(column.std())}
         checked_main(self, {"v_measure": metrics["v_measure"]})
         shown = [f"{len(texts):,} texts, {len(set(labels))} labels" for texts, labels in self.sets]
-        return Scores(metrics, Items(numbered(len(values)), "mean", {"value": column}, shown))
+        items = Items(
+            numbered(len(values)), "mean", {"value": column}, shown,
+            overlap=shared_part([texts for texts, _ in self.sets]),
+        )  # fmt: skip
+        return Scores(metrics, items)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ...errors import ArgumentError, import_extra
 from ..judged import Floats, JudgedModel
-from ..task import Items, Kind, Scores, Task
+from ..task import Items, Kind, Scores, Task, together
 
 Doubles = npt.NDArray[np.float64]
 
@@ -76,7 +76,7 @@ class StsTask(Task):
         columns = {"predicted": predicted[name or "similarity"], "label": label}
         items = Items(
             numbered(len(label)), "pearson" if statistic == "pearson" else "spearman", columns,
-            pair_texts(self.first, self.second),
+            pair_texts(self.first, self.second), together(list(zip(self.first, self.second, strict=True))),
         )  # fmt: skip
         return Scores(metrics, items, {"scores": {"all": shortened(predicted["cosine"])}})
 
@@ -132,11 +132,13 @@ class PairClassificationTask(Task):
             },
             "chosen": name,
         }
+        groups = together(list(zip(self.first, self.second, strict=True)))
         if what == "ap":
             columns = {"predicted": predicted[name], "label": label.astype(np.float64)}
-            return Scores(metrics, Items(numbered(len(label)), "average_precision", columns, texts), details)
+            return Scores(metrics, Items(numbered(len(label)), "average_precision", columns, texts, groups), details)
         right = (predicted[name] >= metrics[f"{name}_accuracy_threshold"]) == (label == 1)
-        return Scores(metrics, Items(numbered(len(label)), "mean", {"value": right.astype(np.float64)}, texts), details)
+        columns = {"value": right.astype(np.float64)}
+        return Scores(metrics, Items(numbered(len(label)), "mean", columns, texts, groups), details)
 
 
 def best_thresholds(label: npt.NDArray[np.int64], scores: Doubles) -> dict[str, float]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..judged import JudgedModel
 from ..metrics import ranking_metrics
-from ..task import Items, Kind, Scores, Task
+from ..task import Items, Kind, Scores, Task, together
 from .pairs import checked_main, shortened
 
 #: Above every grade.
@@ -107,7 +107,11 @@ class RerankingTask(Task):
         details = {
             "scores": {"related": shortened(np.concatenate(related)), "unrelated": shortened(np.concatenate(unrelated))}
         }
-        items = Items(ids, "mean", {"value": values[self.main_metric]}, [group.query for group in self.groups])
+        items = Items(
+            ids, "mean", {"value": values[self.main_metric]}, [group.query for group in self.groups],
+            # A query may stand in several rows, and a question be asked in several ways of the same passages.
+            together([(group.query, frozenset(group.positives)) for group in self.groups]),
+        )  # fmt: skip
         return Scores(metrics, items, details)
 
     def _similarities(self, model: JudgedModel) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ from ...errors import NumericalError
 from ...search.exact import QUERIES, UNIT_LENGTH, TopK
 from ..judged import Floats, JudgedModel
 from ..metrics import DEPTHS, ranking, ranking_metrics
-from ..task import Items, Kind, Scores, Task
+from ..task import Items, Kind, Scores, Task, together
 from .pairs import checked_main, shortened
 
 #: Depths of the recall curve in reports.
@@ -185,7 +185,11 @@ class RetrievalTask(Task):
             "scores": {"relevant": shortened(relevant), "other": shortened(unrelated)},
             "top": {query: ranking(scores, 3) for query, scores in run.items()},
         }
-        items = Items(ids, "mean", {"value": values[self.main_metric]}, [self.queries[query] for query in ids])
+        items = Items(
+            ids, "mean", {"value": values[self.main_metric]}, [self.queries[query] for query in ids],
+            # Queries with the same answer are found or missed together: the questions on one paragraph.
+            together([(self.queries[query], self._relevant(query)) for query in ids]),
+        )  # fmt: skip
         return Scores(metrics, items, details)
 
     @cached_property
@@ -207,11 +211,14 @@ class RetrievalTask(Task):
             }
         return reranked
 
+    def _relevant(self, query: str) -> frozenset[str]:
+        return frozenset(document for document, relevance in self.qrels[query].items() if relevance > 0)
+
     def _recall_curve(self, run: dict[str, dict[str, float]]) -> dict[str, list[float]]:
         depths = [depth for depth in CURVE if depth <= max(len(self.corpus), 1)]
         recall = np.zeros(len(depths))
         for query, scores in run.items():
-            wanted = {document for document, relevance in self.qrels[query].items() if relevance > 0}
+            wanted = self._relevant(query)
             hits = np.cumsum([document in wanted for document in ranking(scores, depths[-1])])
             if len(hits) and wanted:
                 recall += [hits[min(depth, len(hits)) - 1] / len(wanted) for depth in depths]

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import DataError, import_extra
 from ..judged import JudgedModel
-from ..task import Items, Kind, Scores, Task
+from ..task import Items, Kind, Scores, Task, together
 from .pairs import checked_main
 
 
@@ -78,5 +78,7 @@ class SummarizationTask(Task):
         own = "cosine" if model.cosine else "dot"
         found |= {key: found[f"{own}_{key}"] for key in ("spearman", "pearson")}
         metrics = {name: float(np.mean(values)) for name, values in found.items()}
+        same = together([(group.text, frozenset(group.human)) for group in self.groups])
+        groups = None if same is None else [same[int(number)] for number in ids]
         checked_main(self, metrics)
-        return Scores(metrics, Items(ids, "mean", {"value": np.asarray(found[self.main_metric])}, shown))
+        return Scores(metrics, Items(ids, "mean", {"value": np.asarray(found[self.main_metric])}, shown, groups))

@@ -6,7 +6,7 @@ import shutil
 from typing import TYPE_CHECKING, Final
 
 from .columns import clipped, columns, middle_clipped, padded, printable, wrapped
-from .view import MISSING, View, difference, interval, number, p_value, published
+from .view import MISSING, View, difference, interval, number, p_value, published, task_name
 
 if TYPE_CHECKING:
     from ..results import Comparison, Report
@@ -33,6 +33,9 @@ def console(report: Report, width: int | None = None) -> str:
         lines += [*_means(view, width), ""]
     if report.comparisons:
         lines += ["Comparisons", ""]
+        if report.correction:
+            lines += [*wrapped(report.correction, width), ""]
+        lines += [line for each in report.means for line in [*_comparison(each, width, False), ""]]
         with_texts = len(report.comparisons) <= _COMPARISONS_WITH_TEXTS
         lines += [line for each in report.comparisons for line in [*_comparison(each, width, with_texts), ""]]
     if report.notes:
@@ -70,13 +73,14 @@ def _means(view: View, width: int) -> list[str]:
 
 
 def _comparison(comparison: Comparison, width: int, with_texts: bool) -> list[str]:
-    lines = wrapped(f"{printable(comparison.task)}, {comparison.split}, {comparison.metric}", width)
+    about = ", ".join(part for part in (task_name(comparison), comparison.split, comparison.metric) if part)
+    lines = wrapped(printable(about), width)
     lines += _item("  a  ", printable(comparison.a), width) + _item("  b  ", printable(comparison.b), width)
     several = comparison.p_adjusted > comparison.p_value
     adjusted = f" ({p_value(comparison.p_adjusted)} corrected)" if several else ""
     found = (
         f"a - b = {number(comparison.difference, signed=True)} {interval(comparison)},"
-        f" p {_equals(p_value(comparison.p_value))}{adjusted}; of {comparison.n:,}: {comparison.wins:,} won,"
+        f" p {_equals(p_value(comparison.p_value))}{adjusted}; of {_counted(comparison)}: {comparison.wins:,} won,"
         f" {comparison.losses:,} lost, {comparison.ties:,} tied"
     )
     lines += wrapped(found, width, indent="  ")
@@ -88,6 +92,13 @@ def _comparison(comparison: Comparison, width: int, with_texts: bool) -> list[st
             text = clipped(printable(item.text or item.id), width - len(row) - 5)
             lines.append(padded(f"    {text}", width - len(row)) + row)
     return lines
+
+
+def _counted(comparison: Comparison) -> str:
+    """What is won and lost."""
+    if comparison.over_tasks:
+        return f"{comparison.over_tasks} tasks"
+    return f"{comparison.n:,}" + (f" ({comparison.units:,} independent)" if 0 < comparison.units < comparison.n else "")
 
 
 def _named(name: str, row: str, width: int) -> list[str]:

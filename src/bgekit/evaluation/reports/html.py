@@ -13,7 +13,19 @@ from . import plots
 from .elements import figure, folded, marker, model, pairs, table, tag, text
 from .tasks import task_id, task_section
 from .theme import DARK, LIGHT, ROLES, Look, looks
-from .view import View, as_text, decided, difference, facts, interval, number, p_value, published, setting_text
+from .view import (
+    View,
+    as_text,
+    decided,
+    difference,
+    facts,
+    interval,
+    number,
+    p_value,
+    published,
+    setting_text,
+    task_name,
+)
 
 if TYPE_CHECKING:
     from ..results import Comparison, Report, Result
@@ -108,6 +120,12 @@ def _conclusions(view: View, look: dict[str, Look]) -> list[str]:
     if not comparisons:
         return []
     parts = [tag("h2", "What can be concluded")]
+    if view.report.correction:
+        parts.append(tag("p", text(view.report.correction), cls="quiet"))
+    if view.report.means:
+        means = tag("ul", *(_sentence(each) for each in view.report.means), cls="findings")
+        few = len(view.report.means) <= _SENTENCES
+        parts.append(means if few else folded(f"The mean over {len(view.tasks)} tasks", means, cls="inner"))
     if len(comparisons) <= _SENTENCES:
         parts.append(tag("ul", *(_sentence(each) for each in comparisons), cls="findings"))
     elif len(view.pairs) > _PAIRS:
@@ -127,6 +145,8 @@ def _differences(pair: tuple[str, str], found: Sequence[Comparison], look: dict[
         f"a = {a}, b = {b}. Of {len(found)} tasks, a is better on {won} and b on {lost};"
         f" {len(found) - won - lost} are undecided (grey). Bars are 95&nbsp;% intervals."
     )
+    if any(each.doubt for each in found):
+        caption += " Where there is no bar, items are too few for one."
     return figure(plots.differences_plot(found, look, name=f"pair{place}"), caption)
 
 
@@ -171,16 +191,22 @@ def _comparison_table(view: View, look: dict[str, Look]) -> str:
     ids = {(task.name, task.split): task_id(number) for number, task in enumerate(view.tasks, 1)}
     rows = [
         [
-            f'<a href="#{ids[each.task, each.split]}">{text(each.task)}</a>', model(each.a, look[each.a]),
+            _task_link(each, ids), model(each.a, look[each.a]),
             model(each.b, look[each.b]), number(each.difference, signed=True), interval(each),
             text(p_value(each.p_value)), text(p_value(each.p_adjusted)), f"{each.wins:,}", f"{each.losses:,}",
             f"{each.ties:,}",
         ]
-        for each in view.report.comparisons
-        if (each.task, each.split) in ids
+        for each in [*view.report.means, *view.report.comparisons]
+        if each.over_tasks or (each.task, each.split) in ids
     ]  # fmt: skip
     content = table(head, rows, numbers=range(3, 10), sortable=True)
     return content if len(rows) <= 2 * _SENTENCES else folded(f"All {len(rows)} comparisons", content, cls="inner")
+
+
+def _task_link(comparison: Comparison, ids: dict[tuple[str, str], str]) -> str:
+    """The task, with a link to its part of the page; the mean over tasks has none."""
+    place = ids.get((comparison.task, comparison.split))
+    return f'<a href="#{place}">{text(comparison.task)}</a>' if place else text(task_name(comparison))
 
 
 def _scores(view: View, look: dict[str, Look]) -> list[str]:

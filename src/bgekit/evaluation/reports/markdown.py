@@ -19,6 +19,7 @@ from .view import (
     published,
     setting_text,
     small_details,
+    task_name,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -66,15 +67,17 @@ def _comparisons(view: View) -> list[str]:
     if not view.report.comparisons:
         return []
     rows = []
-    for each in view.report.comparisons:
+    for each in [*view.report.means, *view.report.comparisons]:
         found = [number(each.difference, signed=True), interval(each), p_value(each.p_value), p_value(each.p_adjusted)]
-        counts = [f"{count:,}" for count in (each.wins, each.losses, each.ties, each.n)]
-        rows.append([each.task, each.split, each.a, each.b, *found, *counts])
+        counts = [f"{count:,}" for count in (each.wins, each.losses, each.ties, each.n, each.units or each.n)]
+        rows.append([task_name(each), each.split, each.a, each.b, *found, *counts])
     head = [
         "Task", "Split", "a", "b", "a - b", "95 % interval", "p", "p corrected", "a wins", "b wins", "Ties", "Items",
+        "Independent",
     ]  # fmt: skip
-    sentences = "\n".join(f"- {escape(each.conclusion)}" for each in view.report.comparisons)
-    return ["## Comparisons", _table(head, rows, numbers=8), sentences]
+    sentences = "\n".join(f"- {escape(each.conclusion)}" for each in [*view.report.means, *view.report.comparisons])
+    told = [escape(view.report.correction)] if view.report.correction else []
+    return ["## Comparisons", *told, _table(head, rows, numbers=9), sentences]
 
 
 def _task(task: TaskView) -> list[str]:

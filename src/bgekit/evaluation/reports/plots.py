@@ -83,12 +83,13 @@ def differences_plot(comparisons: Sequence[Comparison], looks: Mapping[str, Look
             _text(axes, 0, row * place + 12, each.task, transform=axes.get_yaxis_transform())
             look = looks[each.a if each.difference > 0 else each.b]
             color = look.color if decided(each) else MUTED
-            axes.plot([each.ci_low, each.ci_high], [y, y], color=color, linewidth=3, solid_capstyle="butt")
+            if each.ci_low is not None and each.ci_high is not None:
+                axes.plot([each.ci_low, each.ci_high], [y, y], color=color, linewidth=3, solid_capstyle="butt")
             axes.plot(each.difference, y, look.marker if decided(each) else "o", color=color, markersize=8)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-        ends = [abs(end) for each in comparisons for end in (each.ci_low, each.ci_high) if math.isfinite(end)]
-        reach = max(ends, default=0.0)
+        ends = [end for each in comparisons for end in (each.ci_low, each.ci_high, each.difference) if end is not None]
+        reach = max((abs(end) for end in ends if math.isfinite(end)), default=0.0)
         # Symmetric, so that the line at zero parts the page between the two models.
         axes.set_xlim(-1.08 * (reach or 1), 1.08 * (reach or 1))
         axes.grid(axis="x")

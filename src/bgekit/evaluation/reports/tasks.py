@@ -121,6 +121,7 @@ def _comparison(
     found = [
         ("a − b", number(comparison.difference, signed=True)), ("95 % interval", interval(comparison)),
         ("p", p_value(comparison.p_value)), ("p corrected", p_value(comparison.p_adjusted)),
+        *([("independent items", f"{comparison.units:,}")] if 0 < comparison.units < comparison.n else []),
         ("a wins", f"{comparison.wins:,}"), ("b wins", f"{comparison.losses:,}"), ("ties", f"{comparison.ties:,}"),
     ]  # fmt: skip
     parts = [tag("p", text(comparison.conclusion), cls=_class(comparison))]

@@ -172,8 +172,15 @@ def number(value: float | None, *, signed: bool = False, digits: int = 2) -> str
 
 
 def interval(comparison: Comparison) -> str:
-    """The confidence interval of a difference."""
+    """The confidence interval of a difference; without one, that items are too few (the conclusion says more)."""
+    if comparison.ci_low is None or comparison.ci_high is None:
+        return "too few items" if comparison.doubt.startswith("too few items") else MISSING
     return f"[{number(comparison.ci_low, signed=True)}, {number(comparison.ci_high, signed=True)}]"
+
+
+def task_name(comparison: Comparison) -> str:
+    """The task of a comparison in lists of them."""
+    return f"Mean over {comparison.over_tasks} tasks" if comparison.over_tasks else comparison.task
 
 
 def p_value(value: float) -> str:
