@@ -14,7 +14,7 @@ looks for distributions for which its confidence does not hold.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing import Pool
@@ -364,6 +364,18 @@ def search(groups: int, share: float) -> float:
     return most
 
 
+def table(repetitions: int, processes: int, only: str = "") -> Iterator[str]:
+    """The lines of the table of promises."""
+    yield f"| distribution | promise | made | kept ({CONFIDENCE:.0%} are promised) | holds | reaches |"
+    yield "|---|---|---|---|---|---|"
+    parts = [range(first, min(first + 50, repetitions)) for first in range(0, repetitions, 50)]
+    with Pool(processes) as pool:
+        for number, drawn in enumerate(distributions()):
+            if only in drawn.name:
+                found = pool.map(thresholds, [(number, part) for part in parts])
+                yield row(drawn, [value for part in found for value in part], repetitions)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=2000)
@@ -378,14 +390,8 @@ def main() -> None:
                 f"{groups} groups, {share:.0%}: fails in at most {search(groups, share):.1%} of the samples", flush=True
             )
         return
-    print(f"| distribution | promise | made | kept ({CONFIDENCE:.0%} are promised) | holds | reaches |")
-    print("|---|---|---|---|---|---|")
-    parts = [range(first, min(first + 50, args.repetitions)) for first in range(0, args.repetitions, 50)]
-    with Pool(args.processes) as pool:
-        for number, drawn in enumerate(distributions()):
-            if args.only in drawn.name:
-                found = pool.map(thresholds, [(number, part) for part in parts])
-                print(row(drawn, [value for part in found for value in part], args.repetitions), flush=True)
+    for line in table(args.repetitions, args.processes, args.only):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import simulate_calibration
 
 from bgekit.evaluation import JudgedModel
 from bgekit.evaluation.comparison import compare, compare_all
@@ -599,8 +600,15 @@ def reports(repetitions: int, workers: int) -> Iterator[str]:
 
 
 #: By name; each yields tables in markdown. A further section is a function with the same arguments.
+def thresholds(repetitions: int, workers: int) -> Iterator[str]:
+    """How often the thresholds of `bge calibrate` keep their promise."""
+    yield "### Thresholds of `bge calibrate`"
+    yield "\n".join(simulate_calibration.table(repetitions, workers))
+
+
 SECTIONS: dict[str, Callable[[int, int], Iterator[str]]] = {
     "pairs": pairs, "few": few, "rare": rare, "draws": draws, "reports": reports,
+    "thresholds": thresholds,
 }  # fmt: skip
 
 

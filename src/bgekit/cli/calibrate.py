@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ArgumentError
@@ -90,27 +91,26 @@ def run(args: argparse.Namespace) -> int:
     if args.overwrite and not args.save:
         raise ArgumentError("--overwrite goes with --save DIR")
     from ..encoding.embedder import FlagModel
-    from ..evaluation.calibration import calibrate
+    from ..evaluation.calibration import Wish, calibrate, read_pairs
 
-    data = args.data if args.texts is None else _texts(args)
+    # What can be known at the start is said before a model is loaded.
+    _check_outputs(args)
+    pairs = read_pairs(
+        args.data if args.texts is None else _texts(args), pairs=args.pairs, related_from=args.related_from,
+        split=args.split, seed=args.seed, **options.text_arguments(args),
+    )  # fmt: skip
+    wish = {
+        "precision": args.precision, "false_positive_rate": args.false_positive_rate, "recall": args.recall,
+        "confidence": args.confidence, "prevalence": args.prevalence,
+    }  # fmt: skip
+    Wish.of(pairs, **wish)
     with options.load_model(args) as model:
         if args.save and not isinstance(model, FlagModel):
             raise ArgumentError(f"{args.model} is behind an API: there are no weights to --save, use --output")
         calibration = calibrate(
-            model,
-            data,
-            precision=args.precision,
-            false_positive_rate=args.false_positive_rate,
-            recall=args.recall,
-            confidence=args.confidence,
-            prevalence=args.prevalence,
-            pairs=args.pairs,
-            related_from=args.related_from,
-            split=args.split,
-            seed=args.seed,
-            show_progress=False if args.no_progress or args.quiet else None,
-            **options.text_arguments(args),
-        )
+            model, pairs, pairs=args.pairs, related_from=args.related_from, seed=args.seed,
+            show_progress=False if args.no_progress or args.quiet else None, **wish,
+        )  # fmt: skip
         print(_report(calibration))
         if args.output:
             _write(calibration, args.output)
@@ -120,6 +120,18 @@ def run(args: argparse.Namespace) -> int:
             model.save(args.save, overwrite=args.overwrite)
             print(f"\nmodel with this calibration saved to {args.save}")
     return 0
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    from ..errors import require_extra
+    from ..models.leftovers import check_place
+    from ..models.saving import target_folder
+
+    require_extra("eval", "scipy", *(("matplotlib",) if args.output else ()))
+    if args.output:
+        check_place(args.output, folder=True)
+    if args.save:
+        target_folder(Path(args.save), args.overwrite)
 
 
 def _texts(args: argparse.Namespace) -> list[str]:

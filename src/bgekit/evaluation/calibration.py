@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 #: A task, a path for `read_tasks`, a list of texts, two lists of texts that belong together line by line, or two lists
 #: and a label (1 related, 0 not) for each line.
-Data: TypeAlias = "Task | str | os.PathLike[str] | Sequence[str] | tuple[Sequence[str], ...]"
+Data: TypeAlias = "Task | TextPairs | str | os.PathLike[str] | Sequence[str] | tuple[Sequence[str], ...]"
 
 #: Without any wish, the threshold is for this share of unrelated pairs.
 DEFAULT_FALSE_POSITIVE_RATE: Final = 0.01
@@ -151,6 +151,54 @@ class Calibration:
         }
 
 
+@dataclass(frozen=True)
+class Wish:
+    """What a threshold is asked to promise on some pairs, checked as far as that needs no model.
+
+    Attributes:
+        target: The rate that is promised.
+        wanted: How much of it, above 0 and below 1.
+        share: Of related pairs where the threshold will be used, None if it is unknown.
+    """
+
+    target: Target
+    wanted: float
+    share: float | None
+
+    @classmethod
+    def of(
+        cls, texts: TextPairs, *, precision: float | None = None, false_positive_rate: float | None = None,
+        recall: float | None = None, confidence: float = 0.95, prevalence: float | None = None,
+    ) -> Wish:  # fmt: skip
+        """The wish that arguments of `calibrate` stand for.
+
+        Raises:
+            ArgumentError: they contradict each other or are impossible.
+            DataError: the pairs do not have what the promise is about.
+        """
+        rates: dict[Target, float | None] = {
+            "precision": precision, "false_positive_rate": false_positive_rate, "recall": recall,
+        }  # fmt: skip
+        given = [(target, value) for target, value in rates.items() if value is not None]
+        if len(given) > 1:
+            raise ArgumentError(
+                f"{' and '.join(target for target, _ in given)} give two thresholds: wish for one of them"
+            )
+        target, wanted = given[0] if given else ("false_positive_rate", DEFAULT_FALSE_POSITIVE_RATE)
+        for name, value in ((target, wanted), ("confidence", confidence), ("prevalence", prevalence)):
+            _check_share(name, value)
+        share = prevalence if prevalence is not None else texts.share
+        if target != "false_positive_rate" and not texts.related.any():
+            raise DataError(f"{texts.name} names no related pairs, so {target} is unknown: use a false-positive rate")
+        if target == "precision" and share is None:
+            raise ArgumentError(
+                f"{texts.name} names related pairs only, so their share is unknown, and precision depends on it: give "
+                "the share that is expected where the threshold is used (prevalence, such as 0.5), or use a "
+                "false-positive rate"
+            )
+        return cls(target, wanted, share)
+
+
 def calibrate(
     model: Embedder,
     data: Data,
@@ -178,7 +226,7 @@ def calibrate(
     Args:
         model: The model.
         data: A task, a path for `read_tasks`, a list of texts, two lists of texts that belong together line by line,
-            or two lists and labels, 1 for related and 0 for unrelated lines.
+            two lists and labels, 1 for related and 0 for unrelated lines, or what `read_pairs` gives.
         precision: At least this share of the pairs from the threshold on are related.
         false_positive_rate: At most this share of the unrelated pairs reach the threshold. The default, with 0.01.
         recall: At least this share of the related pairs reach the threshold.
@@ -199,23 +247,17 @@ def calibrate(
         DataError: the data cannot be read, has too few groups of pairs for the promise, or does not allow the
             precision.
     """
-    target, wanted = _wish(precision, false_positive_rate, recall)
-    for name, value in (("confidence", confidence), ("prevalence", prevalence)):
-        _check_share(name, value)
-    if not isinstance(pairs, int) or pairs < 1:
-        raise ArgumentError(f"pairs must be a positive number, not {pairs!r}")
-    texts = _text_pairs(_read(data, split, encoding, quoting), pairs, related_from, seed)
+    texts = read_pairs(
+        data, pairs=pairs, related_from=related_from, split=split, seed=seed, encoding=encoding, quoting=quoting
+    )
+    wish = Wish.of(
+        texts, precision=precision, false_positive_rate=false_positive_rate, recall=recall, confidence=confidence,
+        prevalence=prevalence,
+    )  # fmt: skip
+    target, wanted, share = wish.target, wish.wanted, wish.share
     labelled, random = scored_pairs(model, texts, show_progress)
     known = texts.share is not None
     scored = labelled if known else _joined(labelled, random)
-    share = prevalence if prevalence is not None else texts.share
-    if target != "false_positive_rate" and not scored.related.any():
-        raise DataError(f"{texts.name} names no related pairs, so {target} is unknown: use a false-positive rate")
-    if target == "precision" and share is None:
-        raise ArgumentError(
-            f"{texts.name} names related pairs only, so their share is unknown, and precision depends on it: give the "
-            "share that is expected where the threshold is used (prevalence, such as 0.5), or use a false-positive rate"
-        )
     groups = {"unrelated": scored.similarity[~scored.related], "related": scored.similarity[scored.related]}
     if known:
         groups["random"] = random.similarity
@@ -297,18 +339,6 @@ def _quantile_map(unrelated: Floats) -> QuantileMap:
     return QuantileMap(tuple(values[last].tolist()), tuple(_KNOTS[last].tolist()))
 
 
-def _wish(precision: float | None, false_positive_rate: float | None, recall: float | None) -> tuple[Target, float]:
-    wishes: dict[Target, float | None] = {
-        "precision": precision, "false_positive_rate": false_positive_rate, "recall": recall,
-    }  # fmt: skip
-    given = [(target, value) for target, value in wishes.items() if value is not None]
-    if len(given) > 1:
-        raise ArgumentError(f"{' and '.join(target for target, _ in given)} give two thresholds: wish for one of them")
-    target, wanted = given[0] if given else ("false_positive_rate", DEFAULT_FALSE_POSITIVE_RATE)
-    _check_share(target, wanted)
-    return target, wanted
-
-
 def _check_share(name: str, value: float | None) -> None:
     if value is not None and not (isinstance(value, int | float) and 0 < value < 1):
         raise ArgumentError(f"{name} must be between 0 and 1, not {value!r}")
@@ -327,14 +357,28 @@ def _read(data: Data, split: str | None, encoding: str | None, quoting: Quoting)
     return tasks[0]
 
 
-def _text_pairs(data: Data, limit: int, related_from: float | None, seed: int) -> TextPairs:
+def read_pairs(
+    data: Data, *, pairs: int = 5000, related_from: float | None = None, split: str | None = None, seed: int = 0,
+    encoding: str | None = None, quoting: Quoting = "auto",
+) -> TextPairs:  # fmt: skip
+    """The pairs that `calibrate` measures, and takes as its data; arguments are those of the same names there.
+
+    Raises:
+        ArgumentError: an argument is impossible.
+        DataError: the data cannot be read.
+    """
+    if not isinstance(pairs, int) or pairs < 1:
+        raise ArgumentError(f"pairs must be a positive number, not {pairs!r}")
+    data = _read(data, split, encoding, quoting)
+    if isinstance(data, TextPairs):
+        return data
     if isinstance(data, Task):
-        return pairs_of_task(data, limit, related_from=related_from, seed=seed)
+        return pairs_of_task(data, pairs, related_from=related_from, seed=seed)
     if isinstance(data, tuple) and 2 <= len(data) <= 3 and not isinstance(data[0], str):
         first, second, labels = (*data, None) if len(data) == 2 else data
-        return pairs_of_lists(first, second, labels, limit, seed=seed)  # type: ignore[arg-type]
+        return pairs_of_lists(first, second, labels, pairs, seed=seed)  # type: ignore[arg-type]
     if isinstance(data, Sequence) and all(isinstance(text, str) for text in data):
-        return pairs_of_lists(data, None, None, limit, seed=seed)  # type: ignore[arg-type]
+        return pairs_of_lists(data, None, None, pairs, seed=seed)  # type: ignore[arg-type]
     raise ArgumentError(
         "data must be a task, a path, a list of texts, or a tuple of two lists of texts, with labels or without, "
         f"not {type(data).__name__}"
