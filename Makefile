@@ -42,8 +42,8 @@ wheel-site: wheel
 	$(python) -m pip install -q --no-deps --no-index --target $(site) dist/bgekit-*.whl
 
 pytest: wheel-site ## every test, against the wheel; ARGS="-k name" narrows it
-	PYTHONPATH="$(CURDIR)/$(site)" BGEKIT_TEST_WHEEL="$(CURDIR)/$(site)" \
-	    $(python) -m pytest --durations=15 $(ARGS)
+	PYTHONPATH="$(CURDIR)/$(site)" BGEKIT_TEST_WHEEL="$(CURDIR)/$(site)" OMP_WAIT_POLICY=PASSIVE \
+	    $(python) -m pytest -n 2 --dist loadfile --durations=15 $(ARGS)
 
 slow: wheel-site ## the tests that take minutes: published scores, 2,000 texts against plain transformers
 	PYTHONPATH="$(CURDIR)/$(site)" BGEKIT_TEST_WHEEL="$(CURDIR)/$(site)" \

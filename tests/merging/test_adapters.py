@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import shlex
 import shutil
 
@@ -199,7 +200,7 @@ def test_what_an_adapter_says_of_itself_counts_more_than_its_base(adapter, pair,
     first = say(adapter("first")[0], pooling="mean", max_length=40, prompts={"query": "ask: ", "document": "doc: "})
     second = say(adapter("second")[0], pooling="mean", max_length=40, prompts={"query": "ask: ", "document": "doc: "})
     mix_models([first], "encoder", [1.0], tmp_path / "alone")
-    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert any("pooling of the adapter" in line and "'mean'" in line and "'cls'" in line for line in said)
     assert any("max_length" in line and "40" in line and "64" in line for line in said)
     mix_models([first, second], "encoder", [0.5, 0.5], tmp_path / "both")

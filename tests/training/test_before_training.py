@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def test_an_unknown_pooling_names_the_option_and_prompts_are_no_news_of_a_bare_e
     error = capsys.readouterr().err
     assert "Pass --pooling, one of" in error and "pooling_method=" not in error
     assert finetune(rows, "--model", str(bare), "--pooling", "cls", "--dry_run") == 0
-    assert not [each for each in caplog.records if each.levelname == "WARNING" and "prompts" in each.getMessage()]
+    assert not [each for each in caplog.records if each.levelno == logging.WARNING and "prompts" in each.getMessage()]
 
 
 def trained(tmp_path: Path) -> bool:

@@ -78,6 +78,7 @@ class Result:
         """As plain values, without the items and what only plots need."""
         content = {key: getattr(self, key) for key in self.__dataclass_fields__ if key not in ("items", "details")}
         content["exclusions"] = [asdict(exclusion) for exclusion in self.exclusions]
+        content["notes"] = list(self.notes)
         content["details"] = {key: value for key, value in self.details.items() if key not in ("top", "scores")}
         return content
 

@@ -29,8 +29,13 @@ _ABANDONED: Final = 24 * 3600
 _in_use: set[str] = set()
 
 
-def check_place(path: str | os.PathLike[str], *, folder: bool = False) -> None:
+def check_place(path: str | os.PathLike[str], *, folder: bool = False, doing: str = "write") -> None:
     """See to it, before work is done, that a file (or a folder) can be made at a path; nothing is made.
+
+    Args:
+        path: The path.
+        folder: Whether it is a folder that is to be made.
+        doing: What cannot be done otherwise, as the error says it.
 
     Raises:
         OutputError: it cannot be made.
@@ -40,10 +45,10 @@ def check_place(path: str | os.PathLike[str], *, folder: bool = False) -> None:
         raise OutputError(f"{path} is a file; the output must be a folder")
     above = next(parent for parent in place.parents if os.path.lexists(parent))
     if not above.is_dir():
-        raise OutputError(f"cannot write {path}: {above} is no folder")
+        raise OutputError(f"cannot {doing} {path}: {above} is no folder")
     for there in (place, above) if place.exists() else (above,):
         if not os.access(there, os.W_OK):
-            raise OutputError(f"cannot write {path}: no permission to write to {there}")
+            raise OutputError(f"cannot {doing} {path}: no permission to write to {there}")
 
 
 @contextlib.contextmanager

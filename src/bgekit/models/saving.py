@@ -199,7 +199,7 @@ def target_folder(path: Path, overwrite: bool) -> Path:
     """The folder to make, links resolved: a link to it stays one."""
     path = path.expanduser().resolve()
     if not path.exists():
-        check_place(path)
+        check_place(path, doing="save the model to")
         return path
     if not path.is_dir():
         raise OutputError(f"{path} is a file; give a folder that does not exist yet")

@@ -341,4 +341,5 @@ def _spoken_options(parser: argparse.ArgumentParser) -> dict[str, str]:
     """The options as `speak_for` takes them. What the library calls the length of a text is not one option here."""
     found = options_of(parser)
     lengths = [found[name] for name in ("max_len", "max_seq_length") if name in found]
-    return found | {"max_length": (lengths or ["--query_max_len or --passage_max_len"])[0]}
+    pooling = dict.fromkeys(("pooling", "pooling_method"), "--pooling") if "pooling" in found else {}
+    return found | pooling | {"max_length": (lengths or ["--query_max_len or --passage_max_len"])[0]}
