@@ -76,3 +76,8 @@ def test_advice_that_the_verb_cannot_follow_is_left_out(parser):
 def test_without_a_verb_nothing_changes():
     assert spoken("pass overwrite=True") == "pass overwrite=True"
     assert options_of(argparse.ArgumentParser(add_help=False)) == {}
+
+
+def test_values_can_be_typed_in_a_shell(parser):
+    assert spoken("pass query_instruction_for_retrieval='ask: '") == "pass --query-instruction 'ask: '"
+    assert spoken("pass query_instruction_for_retrieval=''") == "pass --query-instruction ''"

@@ -153,6 +153,10 @@ def __getattr__(name: str) -> Any:
         import bgekit
 
         return getattr(bgekit, name)
+    if name in ("flag_models", "flag_reranker", "inference"):  # The original's own imports make these attributes.
+        import importlib
+
+        return importlib.import_module(f"{__name__}.{name}")
     if name in MISSING:
         # Not an AttributeError: Python would replace its text in `from FlagEmbedding import ...`.
         raise not_offered(name, MISSING[name])

@@ -172,7 +172,8 @@ class Finder(MetaPathFinder, InspectLoader):
             return None
         if below in _PACKAGES or below in _LEAVES:
             return ModuleSpec(fullname, self, origin="bgekit", is_package=self.is_package(fullname))
-        running = sys.argv[:1] == ["-m"]  # Python is looking for what to run, parents first.
+        # Python is looking for what to run, parents first; that may be somebody's package which only imports this one.
+        running = sys.argv[:1] == ["-m"] and any(f"{each}.".startswith(f"{fullname}.") for each in sys.orig_argv)
         asked = _asked(below) if running else below
         sentence = advice(asked)
         if sentence is None:
@@ -194,6 +195,8 @@ class Finder(MetaPathFinder, InspectLoader):
             "def __getattr__(name):",
             f"    return _paths.attribute({path!r}, name)",
         ]
+        if path in _IMPORTS or path in _PACKAGES:
+            lines.insert(0, f"__all__ = {list(importlib.import_module(PACKAGE).__all__)!r}")
         if path in _RUNS:
             lines += ["if __name__ == '__main__':", f"    raise SystemExit(_paths.run({path!r}))"]
         return "\n".join(lines) + "\n"

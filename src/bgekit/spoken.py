@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
@@ -94,7 +95,8 @@ def _own(found: re.Match[str], known: Mapping[str, str]) -> str:
 
 
 def _option(found: re.Match[str], known: Mapping[str, str]) -> str:
-    name, value = found[1], (found[2] or "").strip("'\"")
+    name, given = found[1], found[2] or ""
     if name not in known:
         return found[0]
-    return known[name] if value in ("", "True", "...") else f"{known[name]} {value}"
+    value = given[1:-1] if given[:1] in ("'", '"') else given
+    return known[name] if given in ("", "True", "...") else f"{known[name]} {shlex.quote(value)}"

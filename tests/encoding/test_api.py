@@ -20,6 +20,7 @@ import pytest
 
 from bgekit.encoding import openai_http
 from bgekit.encoding.api import OpenAIEmbedder
+from bgekit.encoding.openai_refusals import meaning, most_texts
 from bgekit.encoding.openai_wire import split_requests
 from bgekit.encoding.records import Record
 from bgekit.encoding.result import Embeddings
@@ -983,3 +984,41 @@ def test_a_hosted_model_of_the_bge_kind_without_known_prompts_is_warned_of_once(
     OpenAIEmbedder("some-embedder", api_key=KEY)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING and "court-bge-v7" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("message", "about"),
+    [
+        ("Input is too long.", "length"),
+        ("输入文本过长，请缩短后重试", "length"),
+        ("Text length exceeds limit 2048", "length"),
+        ("Prompt is too long for this model", "length"),
+        ("max length of texts is 25", "texts"),
+        ("too many inputs: at most 1,024 are allowed", "texts"),
+    ],
+)
+def test_what_a_refusal_is_about(message: str, about: str):
+    assert meaning(400, message, "") == about
+
+
+def test_numbers_have_their_thousands_and_what_a_text_says_is_no_refusal():
+    assert most_texts("Too many inputs: at most 1,024 are allowed", 2000) == 1024
+    assert most_texts("the number of texts should be less than or equal to 10", 50) == 10
+    echoed = (
+        "List should have at most 32 items after validation, not 64 [type=too_long, "
+        "input_value=['how to decode base64'], input_type=list]"
+    )
+    assert meaning(422, echoed, "") == "texts" and most_texts(echoed, 64) == 32
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error_code": 336003, "error_msg": "the max number of texts is 16"},
+        {"error": {"message": "too many inputs: at most 16", "code": 400}},
+    ],
+)
+def test_a_refusal_with_the_status_of_success_is_one(server: Server, body: Any):
+    server.script = lambda number, payload: (200, {}, body) if len(payload["input"]) > 16 else None
+    assert hosted(batch_size=64).encode([f"t{i}" for i in range(64)]).shape[0] == 64
+    assert sorted(len(request["input"]) for request in server.requests) == [16] * 4 + [64]

@@ -111,3 +111,21 @@ def test_an_unknown_encoding_is_refused(tmp_path, name):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(ArgumentError, match="there is no encoding"):
         read_records(str(tmp_path / "a.txt"), encoding=name)
+
+
+@pytest.mark.parametrize("end", [b"caf\xe9\n", "好".encode()[:-1], b"caf\xe9\nok\n"])
+def test_slips_at_the_end_of_a_file_in_utf_8_are_left_out_as_any_other(tmp_path, end):
+    (tmp_path / "g.txt").write_bytes("这是好的\n".encode() * 30 + end)
+    records = read_records(tmp_path / "g.txt", on_error="skip")
+    assert len(list(records)) == 30 + end.count(b"ok") and records.skipped.count == 1
+
+
+@pytest.mark.parametrize("encoding", ["", "idna", "punycode", "rot13", "nothing"])
+def test_names_that_are_no_encoding_of_texts_are_refused(encoding):
+    with pytest.raises(ArgumentError, match="there is no encoding"):
+        read_records([], encoding=encoding)
+
+
+def test_the_format_of_a_file_without_ending_is_seen_in_its_encoding(tmp_path):
+    (tmp_path / "data").write_bytes('{"text": "hello"}\n'.encode("utf-16"))
+    assert [record.text for record in read_records(tmp_path / "data", encoding="utf-16")] == ["hello"]

@@ -99,3 +99,12 @@ def test_a_model_whose_files_are_gone_is_unknown(caplog: pytest.LogCaptureFixtur
     vectors = Embeddings.of(np.ones((1, 2)), origin=Origin(gone))
     assert vectors.fingerprint is None and "weights" in caplog.text
     assert pickle.loads(pickle.dumps(vectors)).origin is None
+
+
+def test_a_mask_of_vectors_and_some_outputs_are_as_of_any_array() -> None:
+    vectors = Embeddings.of(np.ones((2, 2), np.float32), origin=Origin.known("a model"))
+    assert vectors.mean(where=np.isfinite(vectors)) == 1
+    assert np.mean(vectors, where=vectors > 0.5) == 1
+    given = np.empty((2, 2), np.float32)
+    quotient, rest = np.divmod(vectors, 2, out=(None, given))
+    assert rest is given and (quotient == 0).all() and (rest == 1).all()

@@ -256,3 +256,18 @@ def test_intervals_of_skewed_gains_hold():
         held += found.ci_low <= 100 * np.exp(0.245) <= found.ci_high
     # 95 % of 200 is 190; fewer than 181 come once in 200 times.
     assert held >= 181
+
+
+def test_the_mean_over_tasks_has_no_interval_where_a_task_is_too_small():
+    from bgekit.evaluation.evidence import contrasts, mean_contrast
+
+    random = np.random.default_rng(0)
+
+    def of(size: int):
+        names = [str(number) for number in range(size)]
+        a, b = (Items(names, "mean", {"value": random.normal(size=size)}) for _ in "ab")
+        return contrasts([(a, b)], 200, random)[0]
+
+    assert not mean_contrast([of(60), of(80)]).doubt
+    small = mean_contrast([of(60), of(80), of(5)])
+    assert small.doubt == "too few items in 1 of the tasks" and 0 < small.p_value <= 1

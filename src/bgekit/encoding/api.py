@@ -307,6 +307,9 @@ class OpenAIEmbedder(Embedder):
 
     def _smaller(self, texts: list[str], error: RequestTooLargeError, stop: threading.Event) -> Encoded:
         """Vectors of texts whose request was too large, from smaller ones."""
+        if error.about == "length":  # Their number was no matter: it need not be tried alone again.
+            with self._lock:
+                self._taken = max(self._taken, len(texts))
         if len(texts) == 1:
             if error.about == "texts":
                 raise self._named(error, texts) from error
@@ -315,13 +318,13 @@ class OpenAIEmbedder(Embedder):
                 "Split long texts, leave this one out, or have the server cut it"
             ) from error
         half = (len(texts) + 1) // 2
-        if error.about == "texts":
-            self._keep_to(error.most or half)
+        if error.about == "texts" and error.most:
+            self._keep_to(error.most)
             return self._request(texts, stop)
         logger.info("%s; sending it as two", error)
         found = _concatenated([self._request(part, stop) for part in (texts[:half], texts[half:])])
-        if error.about == "size":
-            self._keep_to(half)  # Both halves were small enough.
+        if error.about != "length":
+            self._keep_to(half)  # Both halves were small enough; a number that was not said is known from that alone.
         return found
 
     def _keep_to(self, most: int) -> None:

@@ -11,7 +11,7 @@ import io
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, DataError
 
 #: Bytes that a guess is made from.
 _SAMPLE: Final = 1 << 16
@@ -121,8 +121,10 @@ def check_encoding(name: str | None) -> None:
         ArgumentError: it is not.
     """
     try:
-        "".encode(name or "utf-8")
-    except (LookupError, ValueError):
+        "".encode("utf-8" if name is None else name)
+        # Of some (idna, punycode) there are no decoders that mark what they cannot read.
+        codecs.getincrementaldecoder("utf-8" if name is None else name)(_mark_bad).decode(b"a", False)
+    except (LookupError, TypeError, ValueError):
         raise ArgumentError(
             f"there is no encoding {name!r}; such as utf-8, gb18030, big5, cp932 (Shift-JIS), cp949 (EUC-KR), utf-16, "
             "latin-1 are expected"
@@ -187,8 +189,8 @@ def _read(sample: bytes, encoding: str) -> str | None:
 class Recoded(io.RawIOBase):
     """A stream in another encoding as one in UTF-8; what is not of that encoding becomes a byte that is not UTF-8."""
 
-    def __init__(self, stream: Any, encoding: str) -> None:
-        self._stream = stream
+    def __init__(self, stream: Any, encoding: str, name: str = "the input") -> None:
+        self._stream, self._encoding, self._name = stream, encoding, name
         self._decoder = codecs.getincrementaldecoder(encoding)(_mark_bad)
         self._ready, self._ended = b"", False
 
@@ -201,7 +203,11 @@ class Recoded(io.RawIOBase):
         while not self._ready and not self._ended:
             data = self._stream.read1(_SAMPLE)
             self._ended = not data
-            self._ready = self._decoder.decode(data, self._ended).encode("utf-8", "surrogateescape")
+            try:
+                text = self._decoder.decode(data, self._ended)
+            except UnicodeError as error:
+                raise DataError(f"{self._name} is not {self._encoding}: {error}") from error
+            self._ready = text.encode("utf-8", "surrogateescape")
         count = min(len(buffer), len(self._ready))
         buffer[:count], self._ready = self._ready[:count], self._ready[count:]
         return count

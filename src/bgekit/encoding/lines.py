@@ -66,11 +66,12 @@ class Lines(Iterable[str]):
         if self._utf8:
             self._check_head(stream.peek(_HEAD))
         else:
-            stream = io.BufferedReader(Recoded(stream, encoding or ""), AHEAD)
+            stream = io.BufferedReader(Recoded(stream, encoding or "", file), AHEAD)
         if stream.peek(3)[:3] == _BOM:
             stream.read(3)
         self._lines = _split(stream)
         self._any_bad = False
+        self._told = 0  # Lines so far that are UTF-8 and more than ASCII.
         self._guess: Guess | None = None
 
     def __iter__(self) -> Iterator[str]:
@@ -83,6 +84,7 @@ class Lines(Iterable[str]):
                 for each in chain([line], rest):
                     yield each.decode("utf-8", "surrogateescape")
                 return
+            self._told += not line.isascii()
             yield text
 
     def problem(self, text: str) -> str | None:
@@ -126,11 +128,13 @@ class Lines(Iterable[str]):
             if 2 * len(bad) > len(ahead) > 1:
                 raise DataError(f"{place}, as most lines from here on; without --encoding it is guessed what they are")
             return
+        if self._told > len(bad):  # The file is UTF-8 with slips, whose rest another encoding would spoil.
+            return
         self._guess = guess_encoding(b"".join(bad))
         most = "as most lines from here on" if len(ahead) > 1 else "and it is the last line"
         if self._guess and 2 * len(bad) >= len(ahead):
             raise DataError(f"{place}, {most}: {self._guess}")
-        if 2 * len(bad) > len(ahead):
+        if 2 * len(bad) > len(ahead) + number - 1:
             raise DataError(
                 f"{place}, {most}, and what else they are cannot be guessed: name it with --encoding, such as gb18030, "
                 "big5, cp932, cp949 or latin-1"

@@ -166,11 +166,18 @@ class Endpoint:
         except (OSError, http.client.HTTPException) as error:
             return _Failure(ApiError(f"no complete answer from {self.url}: {error or type(error).__name__}"), True)
         try:
-            return json.loads(content)
+            answer = json.loads(content)
         except ValueError as error:
             failure = ApiError(f"{self.url} answered with something that is not JSON: {content[:80]!r}")
             failure.__cause__ = error
             return _Failure(failure, False)
+        if isinstance(answer, dict) and "data" not in answer and {"error", "error_code", "error_msg"} & answer.keys():
+            # A refusal that says so in its content alone, as Baidu's and OpenRouter's do.
+            stated = answer.get("error")
+            code = stated.get("code") if isinstance(stated, dict) else None
+            status = code if isinstance(code, int) and 400 <= code < 600 else 400
+            return self._refused(status, response.headers, content, texts)
+        return answer
 
     def _refused(self, status: int, headers: Message, content: bytes, texts: int) -> _Failure:
         message, code = error_fields(content)

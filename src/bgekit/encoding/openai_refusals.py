@@ -29,7 +29,10 @@ _TEXTS: Final = re.compile(
 )
 _LENGTH: Final = re.compile(
     r"token|context[_ ](?:length|size|window)|model[_ ]len|input length|length of the input|sequence length|characters"
-    r"|physical batch|kv size|too (?:large|big|long) (?:to process|for)|text is too long|字符|字数|长度|上下文"
+    r"|physical batch|kv size|too (?:large|big|long) (?:to process|for)"
+    r"|\b(?:text|input|prompt|sequence|content|document)s? (?:is |are )?(?:too long|longer than)"
+    r"|(?:text|content|input text)[ _](?:exceeds? the maximum )?length|exceeds? the maximum length of \d"
+    r"|max_length|maximum length of each|text exceeds|字符|字数|长度|上下文|过长|太长|超长|最长"
 )
 #: The same where a status says that the server has failed: it must be plain that another try is of no use.
 _LENGTH_FOR_SURE: Final = re.compile(
@@ -42,8 +45,8 @@ _THINGS: Final = re.compile(
 )
 _LIMITS: Final = (
     r"(?:max\w*|at most|limit\w*|exceed\w*|(?:larger|greater|more|longer|bigger) than|up to|too (?:many|large|long|big)"
-    r"|(?P<below>(?:less|fewer|smaller) than|小于|少于)|only supports?|>=?|<=?|≤"
-    r"|最大|最多|超过|超出|上限|限制|大于|多于|过多|过大)"
+    r"|(?P<below>(?:less|fewer|smaller) than(?! or equal)|小于|少于)|only supports?|>=?|<=?|≤"
+    r"|longer than|between \d+ and|over|最大|最多|最长|超过|超出|上限|限制|大于|多于|过多|过大|过长|太长|超长)"
 )
 _LIMIT: Final = re.compile(_LIMITS)
 _NUMBERED_LIMIT: Final = re.compile(_LIMITS + r"[^\d]{0,40}?(?P<number>\d+)")
@@ -59,7 +62,7 @@ def meaning(status: int, message: str, code: str) -> Meaning | None:
         message: What the API said, whole.
         code: Its own code, "" without one.
     """
-    words = f"{message} {code.replace('_', ' ')}".lower()
+    words = f"{_own_words(message)} {code.replace('_', ' ')}".lower()
     if status in _OF_THE_CALLER or status < 400 or _RATE.search(words):
         return None
     if _FORMAT.search(words):
@@ -80,7 +83,7 @@ def most_texts(message: str, sent: int) -> int | None:
         message: What the API said of a request that had too many.
         sent: Texts in it: what is allowed is less.
     """
-    words = re.sub(r"<\d+>", "", message.lower())
+    words = re.sub(r"<\d+>", "", re.sub(r"(?<=\d),(?=\d{3}\b)", "", _own_words(message).lower()))
     if re.search(r"only supports? (?:one|a single)\b", words):
         return 1
     for found in _numbered(words):
@@ -88,6 +91,11 @@ def most_texts(message: str, sent: int) -> int | None:
             return found
     others = [number for number in map(int, re.findall(r"\d+", words)) if 1 <= number < sent]
     return max(others, default=None)
+
+
+def _own_words(message: str) -> str:
+    """A message without the input that pydantic repeats in it: what texts say is not what the API says."""
+    return re.sub(r"input_value=.*?, input_type=\w+", "", message)
 
 
 def _numbered(words: str) -> Iterator[int]:

@@ -240,7 +240,7 @@ def _rows_of(
     try:
         with contextlib.ExitStack() as stack:
             stream, raw, name = open_stream(file, stack)
-            form = form or format_of(name, stream, set(TEXT_FIELDS))
+            form = form or format_of(name, stream, set(TEXT_FIELDS), dialect.encoding)
             size = _size(file)
             if form in TABLES:
                 if size is None:

@@ -122,12 +122,13 @@ class Embeddings(np.ndarray):  # type: ignore[type-arg]
             inputs[0].origin = None
         if out:
             options["out"] = tuple(map(_plain, out))
+        if "where" in options:
+            options["where"] = _plain(options["where"])
         found = getattr(ufunc, method)(*map(_plain, inputs), **options)
-        if out:
-            return out[0] if len(out) == 1 else out
         if isinstance(found, tuple):
-            return tuple(map(_viewed, found))
-        return _viewed(found)
+            places = out or (None,) * len(found)
+            return tuple(_viewed(made) if there is None else there for made, there in zip(found, places, strict=True))
+        return out[0] if out else _viewed(found)
 
     def __getitem__(self, key: Any) -> Any:
         return self._same_vectors(super().__getitem__(key), _takes_whole_rows(key, self.ndim))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import gzip
 import io
@@ -14,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, TypeAlias
 
 from ..errors import DataError, import_extra
-from .charsets import check_encoding
+from .charsets import check_encoding, is_utf8
 from .lines import Lines
 from .tables import Quoting, check_quoting, table_cells
 
@@ -196,8 +197,8 @@ def stem_and_format(name: str) -> tuple[str, str | None]:
     return stem, _SUFFIXES.get(suffix.lower())
 
 
-def format_of(name: str, stream: Stream, text_fields: Set[str]) -> str:
-    """The format by a file's name, or else by its first bytes."""
+def format_of(name: str, stream: Stream, text_fields: Set[str], encoding: str | None = None) -> str:
+    """The format by a file's name, or else by its first bytes, which are written in `encoding`, by default UTF-8."""
     _, form = stem_and_format(name)
     if form is not None:
         return form
@@ -206,6 +207,10 @@ def format_of(name: str, stream: Stream, text_fields: Set[str]) -> str:
         return "parquet"
     if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
         return "arrow"
+    if not is_utf8(encoding):
+        decoder = codecs.getincrementaldecoder(encoding or "utf-8")("replace")
+        with contextlib.suppress(UnicodeError):  # Said by whoever reads the rest.
+            head = decoder.decode(head).removeprefix("\ufeff").encode("utf-8", "replace")
     if head.lstrip()[:1] in (b"{", b"["):
         return "jsonl"
     # A first line that names a column of texts is a table's header.

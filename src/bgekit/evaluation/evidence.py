@@ -16,7 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from .correlations import MEASURES, ranks, standardised
-from .intervals import as_normal, doubt_of, effective_units, interval_of, student, unit_sizes
+from .intervals import (
+    FEWEST_CHANGED,
+    FEWEST_ITEMS,
+    as_normal,
+    doubt_of,
+    effective_units,
+    interval_of,
+    student,
+    unit_sizes,
+)
 from .task import Items
 
 Doubles: TypeAlias = npt.NDArray[np.float64]
@@ -118,6 +127,10 @@ def mean_contrast(parts: Sequence[Contrast]) -> Contrast:
         doubt = "how much it would differ with other items is unknown for one of the tasks"
         return Contrast(difference, math.nan, math.nan, 0.0, null, scale, degrees, 1.0, units, changed, doubt)
     p_value, doubt = _share(null, observed), doubt_of(units, changed)
+    # A task with too few items has an end of its own that does not hold; few that differ add up over tasks.
+    few = sum(bool(part.doubt) and (part.units < FEWEST_ITEMS or part.changed >= FEWEST_CHANGED) for part in parts)
+    if few and not doubt:
+        doubt = f"too few items in {few:,} of the tasks"
     return Contrast(difference, low, high, observed, null, scale, degrees, p_value, units, changed, doubt)
 
 

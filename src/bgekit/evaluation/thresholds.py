@@ -254,6 +254,8 @@ def _precise(pairs: GroupedPairs, at_prevalence: float, prevalence: float, allow
 
 def _why_not(pairs: GroupedPairs, counts: list[int], wanted: float, level: float) -> str:
     """Why no threshold among those that so many pairs reach has a precision, and what would help."""
+    # Equal similarities reach a threshold together.
+    counts = sorted({pairs.reach(float(pairs.similarity[count - 1])) for count in counts})
     needs = []
     for count in counts[:: math.ceil(len(counts) / 30)]:
         # With one more group of each sort, as the best of many looks better than it is.
@@ -305,8 +307,9 @@ def _between(ordered: Floats, count: int) -> float:
     if count == len(ordered):
         return float(ordered[-1])
     below = float(ordered[count])
-    above = float(ordered[count - 1]) if count else below + 2e-6
-    return (above + below) / 2 if above > below else float(np.nextafter(below, np.inf))
+    first = int(np.searchsorted(-ordered, -below, side="left"))  # Equal ones stand or fall together.
+    above = float(ordered[first - 1]) if first else below + 2e-6
+    return (above + below) / 2
 
 
 def odds_factor(share: float, prevalence: float) -> float:

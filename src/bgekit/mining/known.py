@@ -117,10 +117,10 @@ class Judgements:
         for each in rows:
             key = copy_key(each.row.query)
             there.add(key)
-            for name in QUERY_IDS:
-                own = str(each.fields.get(name))
-                if name in each.fields and own in wanted:
-                    self._queries.setdefault(own, set()).add(key)
+            # The first that a row has is that of its query: an `id` beside a `query_id` is the row's own.
+            name = next((name for name in QUERY_IDS if name in each.fields), None)
+            if name is not None and (own := str(each.fields[name])) in wanted:
+                self._queries.setdefault(own, set()).add(key)
         found: list[tuple[int, int]] = []
         missing = 0
         for query, passage in self.pairs:

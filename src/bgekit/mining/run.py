@@ -160,10 +160,10 @@ def mine(
         ) as store:
             if not store.candidates:
                 raise DataError(f"{', '.join(task.pool) or task.input} has no texts to draw negatives from")
-            relevant = Relevant.of_rows(read_training(task.input))
+            relevant = Relevant.of_rows(read_training(task.input, task.dialect))
             judged = Relevant((), ())
             if judgements is not None:
-                judged = judgements.relevant(read_training(task.input), store)
+                judged = judgements.relevant(read_training(task.input, task.dialect), store)
             run = _Run(task, models, store, folder, count, reranker, relevant, judged)
             content = run.all(progress, advance)
         _publish(Path(task.output), run.parts(), content)

@@ -21,7 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BgekitError, CheckpointError
-from .checkpoint import read_tensors, refuse_low_rank, safetensors_header, weight_files, weight_names, wrapper_prefix
+from .checkpoint import (
+    ADAPTER_CONFIG,
+    read_tensors,
+    refuse_low_rank,
+    safetensors_header,
+    weight_files,
+    weight_names,
+    wrapper_prefix,
+)
 from .packing import register
 
 if TYPE_CHECKING:
@@ -55,6 +63,13 @@ def load_published(
         CheckpointError: files are missing or damaged, or the weights do not fit the config.
     """
     files = weight_files(folder, allow_pickle=allow_pickle)
+    if (folder / ADAPTER_CONFIG).is_file():
+        # transformers would add it where peft is installed, and nowhere else.
+        raise CheckpointError(
+            f"{folder} holds a whole model and an adapter beside it ({ADAPTER_CONFIG}), and nothing says whether the "
+            "weights have it in them already: move the adapter's files to a folder of their own, and merge it with "
+            "`bge merge` if it is to count"
+        )
     for file in files:
         if file.suffix == ".safetensors":
             safetensors_header(file)
@@ -177,6 +192,10 @@ def from_pretrained(
         return model, report
     filled = {name: value for name, value in _saved(model).items() if not _is_unfilled(value)}
     if made is not None:
+        if folder is not None:
+            # True in all places may be what memory was filled with, or what was read: the names say it.
+            stored = set(weight_names(weight_files(folder, allow_pickle=True)))
+            filled = {name: value for name, value in filled.items() if value.dtype != torch.bool or name in stored}
         _assign(made, filled)
     if made is None or any(tensor.is_meta for tensor in _tensors(made)):
         # Weights are new, or something is computed from weights: the constructor must have had real ones.
@@ -236,7 +255,7 @@ def restore_unsaved(network: nn.Module, dtype: torch.dtype) -> None:
         return
     saved, own = network.state_dict(), dict(network.named_buffers())
     for name, buffer in _bodiless(network, dtype).named_buffers():
-        if name in own and name not in saved:
+        if name in own and name not in saved and not buffer.is_meta:
             module, _, last = name.rpartition(".")
             setattr(network.get_submodule(module), last, buffer.to(own[name].device))
 

@@ -138,13 +138,17 @@ def hub_id(name: str) -> str | None:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """The last parts of names or paths that tell them apart."""
+    """The last part of names or paths, or the last two; numbered where these do not tell them apart.
+
+    More of a path would say where things lie on somebody's machine.
+    """
     parts = [[part for part in re.split(r"[/\\]", name) if part] or [name] for name in names]
-    for count in range(1, max(map(len, parts), default=0) + 1):
+    for count in (1, 2):
         found = ["/".join(part[-count:]) for part in parts]
-        if len(set(found)) == len(found):
+        if len(set(found)) == len(set(names)):
             return found
-    return list(names)
+    last = [part[-1] for part in parts]
+    return [f"{name} ({place})" if last.count(name) > 1 else name for place, name in enumerate(last, 1)]
 
 
 def shown_name(name: str) -> str:

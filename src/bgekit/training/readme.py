@@ -92,4 +92,5 @@ def _value(value: Any) -> str:
     value = getattr(value, "value", value)
     if isinstance(value, list):
         return " ".join(map(_value, value))
-    return shown_name(value) if isinstance(value, str) and Path(value).exists() else str(value)
+    local = isinstance(value, str) and (Path(value).is_absolute() or Path(value).exists())
+    return shown_name(value) if local else str(value)

@@ -91,7 +91,7 @@ def read_tasks(
 def _read_tasks(
     place: str, split: str | None, tasks: Sequence[str] | None, left_out: list[str] | None, wanted: Wanted
 ) -> list[Task]:
-    found = _data_sets(place, wanted)
+    found = _data_sets(place, wanted, left_out)
     if tasks is not None:
         found = _selected(found, tasks, place)
     must = tasks is not None or len(found) == 1
@@ -126,7 +126,7 @@ def data_files(path: str | os.PathLike[str], wanted: Wanted) -> list[DataFile]:
     return [file for data_set in _data_sets(os.fspath(path), wanted) for file in data_set.files]
 
 
-def _data_sets(place: str, wanted: Wanted) -> list[DataSet]:
+def _data_sets(place: str, wanted: Wanted, left_out: list[str] | None = None) -> list[DataSet]:
     if os.path.isfile(place):
         return [_of_file(place, wanted)]
     if not os.path.isdir(place):
@@ -146,9 +146,12 @@ def _data_sets(place: str, wanted: Wanted) -> list[DataSet]:
         data_set = _of_folder(each, ANY)
         if data_set is not None:
             found.append(data_set)
-        elif each.files:
-            seen = listing(seen_in(each))
-            logger.warning("left out: %s fits no known form of evaluation data (%s)", each.path, seen)
+        elif each.files or each.folders:
+            more = "" if each.files else "; if it holds data sets, name it itself"
+            told = f"left out: {each.path} fits no known form of evaluation data ({listing(seen_in(each))}){more}"
+            logger.warning("%s", told)
+            if left_out is not None:
+                left_out.append(told)
     if not found:
         raise unfit(place, seen_in(folder))
     return found

@@ -132,7 +132,7 @@ class GroupColumns:
 
         FlagEmbedding's training rows have them. Grades are whole numbers, and those of negatives are 0.
         """
-        teacher = [name for name in self.grades if normal(name) in ("posscores", "negscores")]
+        teacher = [name for name in self.grades if normal(name) in ("posscores", "negscores", "scores")]
         for line in read_lines(file) if teacher else ():
             for name in teacher:
                 for value in line.numbers(name):
