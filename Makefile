@@ -41,6 +41,7 @@ wheel-site: wheel
 	@rm -rf $(site)
 	$(python) -m pip install -q --no-deps --no-index --target $(site) dist/bgekit-*.whl
 
+# Two processes, as many tests wait for others; threads that wait must not keep a core from those that work.
 pytest: wheel-site ## every test, against the wheel; ARGS="-k name" narrows it
 	PYTHONPATH="$(CURDIR)/$(site)" BGEKIT_TEST_WHEEL="$(CURDIR)/$(site)" OMP_WAIT_POLICY=PASSIVE \
 	    $(python) -m pytest -n 2 --dist loadfile --durations=15 $(ARGS)

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from bgekit.encoding.records import Record
-from bgekit.errors import ArgumentError, NumericalError, OutputError
+from bgekit.errors import ArgumentError, CheckpointError, NumericalError, OutputError
 from bgekit.evaluation import Candidate, Setting, Task, evaluate
 from bgekit.evaluation.kinds.pairs import StsTask
 from bgekit.evaluation.kinds.retrieval import Corpus, RetrievalTask
@@ -208,3 +208,12 @@ def test_a_reranker_is_measured_on_tasks_that_have_passages(embedder):
 def test_a_reranker_has_to_see_a_passage(count):
     with pytest.raises(ArgumentError, match="rerank_top_k must be a positive number of passages"):
         Setting(reranker=Lengths(), reranker_name="lengths", rerank_top_k=count)
+
+
+@pytest.mark.parametrize("wrong", ["/nowhere/model", "dimension"])
+def test_what_is_wrong_with_the_last_model_shows_before_the_first_is_used(embedder, wrong, monkeypatch):
+    first = embedder(name="one")
+    monkeypatch.setattr(first, "encode", lambda *texts, **options: pytest.fail("a text was encoded"))
+    last = wrong if wrong != "dimension" else Candidate("one", first, settings=[Setting(dimension=4000)])
+    with pytest.raises((CheckpointError, ArgumentError), match=r"/nowhere/model|dimension 4000"):
+        evaluate([first, last], sts(size=60), progress=False)

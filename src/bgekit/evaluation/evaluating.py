@@ -13,7 +13,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,16 +67,14 @@ class Candidate:
         shown = f"{self.name} [{', '.join(parts)}]" if parts else self.name
         return f"{shown}{AGAIN} {self.again + 1}" if self.again else shown
 
-    @contextlib.contextmanager
-    def loaded(self) -> Iterator[Embedder]:
-        """The model; one that was loaded here is closed afterwards."""
-        if self.embedder is not None:
-            yield self.embedder
-            return
+    def opened(self) -> Embedder:
+        """The model, which can be used as it is to be judged; the weights of one by name are read at its first use."""
         from ..encoding.embedder import FlagModel
 
-        with FlagModel(self.name, **self.options) as embedder:
-            yield embedder
+        embedder = self.embedder if self.embedder is not None else FlagModel(self.name, **self.options)
+        for setting in self.settings:
+            JudgedModel(embedder, setting)
+        return embedder
 
 
 def evaluate(
@@ -147,8 +145,10 @@ def evaluate(
         cache = None
         if output is not None:
             cache = ScoreCache(stack.enter_context(OutputFolder(Path(output) / CACHE)))
-        for candidate in candidates:
-            results += _judge(candidate, found, cache, progress)
+        # All are opened before one is used: what is wrong with the last costs no work of the first.
+        waiting = deque((candidate, candidate.opened()) for candidate in candidates)
+        while waiting:
+            results += _judge(*waiting.popleft(), found, cache, progress)
         # As a reader wants them: task by task, models in the order given.
         places = {label: place for place, label in enumerate(labels)}
         order = {(task.name, task.split): place for place, task in enumerate(found)}
@@ -171,10 +171,10 @@ def evaluate(
 
 
 def _judge(
-    candidate: Candidate, tasks: Sequence[Task], cache: ScoreCache | None, progress: bool | None
+    candidate: Candidate, embedder: Embedder, tasks: Sequence[Task], cache: ScoreCache | None, progress: bool | None
 ) -> Iterator[Result]:
-    """The results of one model in all its settings."""
-    with candidate.loaded() as embedder:
+    """The results of one model in all its settings; one that was opened here is closed afterwards."""
+    with contextlib.nullcontext() if candidate.embedder is not None else embedder:
         for task in tasks:
             memo: dict[str, Any] = {}
             for setting in candidate.settings:
