@@ -188,7 +188,7 @@ def _sentence(comparison: Comparison) -> str:
 
 def _comparison_table(view: View, look: dict[str, Look]) -> str:
     head = ["Task", "a", "b", "a − b", "95&nbsp;% interval", "p", "p corrected", "a wins", "b wins", "Ties"]
-    ids = {(task.name, task.split): task_id(number) for number, task in enumerate(view.tasks, 1)}
+    ids = {(task.name, task.split): task_id(place) for place, task in enumerate(view.tasks, 1)}
     rows = [
         [
             _task_link(each, ids), model(each.a, look[each.a]),
