@@ -132,10 +132,10 @@ def run(path: str) -> int:
 
 def _trainer(verb: str) -> Callable[[], int]:
     def start() -> int:
-        from bgekit.errors import import_extra
+        from bgekit.cli.options import require_training
         from bgekit.recipes.verbs import VERBS
 
-        import_extra("accelerate", "train")
+        require_training()
         return int(importlib.import_module(VERBS[verb].module).main())
 
     return start
