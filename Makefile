@@ -24,10 +24,11 @@ dev: ## the environment that the tests use, in .venv, without running them
 
 test: lint pytest ## build the wheel, check style and types, run every test against the wheel
 
-lint: dev ## style, formatting and types
+lint: dev ## style, formatting, types and the order of the rooms
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	$(python) -m mypy
+	$(VENV)/bin/lint-imports
 
 format: dev ## mend what ruff can mend
 	$(python) -m ruff check --fix .

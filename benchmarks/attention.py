@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from bgekit.models.dropout import Dropout
-from bgekit.models.training_attention import Layout, attend
+from bgekit.networks.cpu_training import Dropout, Layout, attend
 
 TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 HEADS, WIDTH, TOKENS, DROPOUT, REPETITIONS = 12, 32, 8192, 0.1, 7

@@ -119,7 +119,7 @@ def real_texts(count: int) -> list[str]:
             records = map(json.loads, file)
             texts = [f"{record.get('title', '')} {record['text']}".strip() for record in records]
     else:
-        from bgekit.search.pydocs import standard_library
+        from bgekit.demo import standard_library
 
         texts = [record.text for record in standard_library()]
     random.Random(0).shuffle(texts)

@@ -95,7 +95,7 @@ def peer_mteb(model: str, data: str) -> dict[str, Any]:
 
     from bgekit.evaluation import read_tasks
     from bgekit.evaluation.benchmarks.mteb_local import local_mteb_task
-    from bgekit.models.card import read_card
+    from bgekit.models.card_reading import read_card
 
     loaded = SentenceTransformer(model, device="cpu")
     # mteb looks the instruction up in the model's prompts, which BGE's own folders lack.
@@ -107,9 +107,9 @@ def peer_mteb(model: str, data: str) -> dict[str, Any]:
 
 def peer_vectors(size: str) -> dict[str, Any]:
     """A retrieval task whose documents' vectors come from their numbers."""
-    from bgekit.encoding.records import Record
+    from bgekit.data.records import Record
     from bgekit.evaluation import JudgedModel
-    from bgekit.evaluation.kinds.retrieval import Corpus, RetrievalTask
+    from bgekit.evaluation.tasks.retrieval import Corpus, RetrievalTask
 
     count = int(size)
     ids = [f"d{number}" for number in range(count)]
@@ -157,8 +157,8 @@ def peer_search(size: str) -> dict[str, Any]:
 def synthetic_embedder() -> Any:
     import numpy as np
 
-    from bgekit.encoding.base import Embedder
-    from bgekit.encoding.result import Encoded
+    from bgekit.inference.embeddings import Encoded
+    from bgekit.inference.model import Embedder
     from bgekit.models.card import ModelCard
     from bgekit.models.prompts import Prompt
 

@@ -228,7 +228,7 @@ def table(task: Experiment, folder: Path, seeds: Sequence[int]) -> None:
 
     from bgekit.evaluation import evaluate
     from bgekit.evaluation.comparison import compare
-    from bgekit.evaluation.reports import view
+    from bgekit.evaluation.report import summary as view
     from bgekit.evaluation.results import Result
 
     def results(name: str) -> list[Result]:

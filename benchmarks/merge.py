@@ -53,9 +53,9 @@ def memory(field: str) -> int:
 
 def turn(way: str, folders: list[str]) -> None:
     """One merge in this process; what it took goes to standard output."""
-    import bgekit.encoding.embedder
-    import bgekit.merging.run
-    import bgekit.training.network  # noqa: F401
+    import bgekit.inference.embedder
+    import bgekit.merging.merging
+    import bgekit.networks.encoder  # noqa: F401
     from bgekit.merging import Examples, Merging, merge
 
     base, models = (folders[0], folders[1:]) if way in METHODS[2:] else (None, folders)

@@ -73,7 +73,7 @@ def theirs(folder: Path, model: str) -> None:
     import numpy as np
     from sentence_transformers import SentenceTransformer
 
-    from bgekit.models.checkpoint import resolve
+    from bgekit.models.hub import resolve
 
     encoder = SentenceTransformer(str(resolve(model)), device="cpu")
     rows = [json.loads(line) for line in (folder / "train.jsonl").open(encoding="utf-8")]

@@ -86,7 +86,7 @@ def random_start(folder: Path, args: argparse.Namespace) -> None:
     import torch
     from transformers import AutoTokenizer, BertConfig, BertModel
 
-    from bgekit.models.checkpoint import resolve
+    from bgekit.models.hub import resolve
 
     given = {name: int(value) for name, value in (part.split("=") for part in args.scratch.split(","))}
     made = AutoTokenizer.from_pretrained(resolve(args.model))
@@ -145,7 +145,7 @@ def table(args: argparse.Namespace) -> None:
 
     from bgekit.evaluation import evaluate
     from bgekit.evaluation.comparison import compare
-    from bgekit.evaluation.reports import view
+    from bgekit.evaluation.report import summary as view
     from bgekit.evaluation.results import Result
 
     def averaged(found: Sequence[Result]) -> Result:

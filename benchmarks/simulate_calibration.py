@@ -24,8 +24,8 @@ from scipy.optimize import brentq
 from scipy.stats import beta, binom, multinomial, norm
 
 from bgekit.errors import DataError
-from bgekit.evaluation.pair_groups import ScoredPairs, chance
-from bgekit.evaluation.thresholds import promised
+from bgekit.evaluation.calibration.independent_groups import ScoredPairs, chance
+from bgekit.evaluation.calibration.thresholds import promised
 
 #: Of each promise.
 CONFIDENCE = 0.95

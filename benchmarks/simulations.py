@@ -28,10 +28,10 @@ import simulate_calibration
 from bgekit.evaluation import JudgedModel
 from bgekit.evaluation.comparison import compare, compare_all
 from bgekit.evaluation.evidence import contrasts
-from bgekit.evaluation.kinds.classification import ClassificationTask
-from bgekit.evaluation.kinds.clustering import ClusteringTask
 from bgekit.evaluation.results import Comparison, Result
-from bgekit.evaluation.task import Items, Task
+from bgekit.evaluation.tasks.base import Items, Task
+from bgekit.evaluation.tasks.classification import ClassificationTask
+from bgekit.evaluation.tasks.clustering import ClusteringTask
 
 Doubles = npt.NDArray[np.float64]
 #: Two models' items and what their scores differ by in truth.
@@ -169,7 +169,7 @@ def precision(first: float, second: float) -> Sampler:
 
 def _true_difference(statistic: str, labels: Callable[[Doubles], Doubles], strength: tuple[float, float]) -> float:
     """The difference on a million pairs."""
-    from bgekit.evaluation.correlations import MEASURES
+    from bgekit.evaluation.metrics import MEASURES
 
     if strength[0] == strength[1]:
         return 0.0

@@ -37,8 +37,8 @@ Row = dict[str, Any]
 
 
 def run(args: argparse.Namespace) -> None:
-    from bgekit.models.card import read_card
-    from bgekit.models.checkpoint import resolve
+    from bgekit.models.card_reading import read_card
+    from bgekit.models.hub import resolve
 
     work = Path(args.work)
     work.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def write_batches(rows: list[Row], turn: Row, work: Path) -> dict[str, str]:
     """The rows as bgekit gets them to shuffle, and in the order that this gives, for those that take them in order."""
     import numpy as np
 
-    from bgekit.training.batches import Plan, PlanOptions, Portion
+    from bgekit.training.batches.sampler import Plan, PlanOptions, Portion
 
     portion = Portion(np.arange(len(rows)))
     options = PlanOptions(turn["batch"], seed=turn["seed"], drop_last=True)

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 from bgekit import FlagModel
-from bgekit.encoding.progress import EncodeProgress
-from bgekit.encoding.records import read_records
-from bgekit.encoding.shards import encode_to_shards
-from bgekit.search.index import SearchIndex
+from bgekit.data import read_records
+from bgekit.display import EncodeProgress
+from bgekit.inference import encode_to_shards
+from bgekit.search import SearchIndex
 
 
 def main(corpus: str, output: str, name: str = "BAAI/bge-small-en-v1.5") -> None:

@@ -58,7 +58,7 @@ def bge_small_zh() -> Path:
 @pytest.fixture(scope="session")
 def minilm() -> str:
     from bgekit.errors import CheckpointError
-    from bgekit.models.checkpoint import resolve
+    from bgekit.models.hub import resolve
 
     try:
         resolve("packaged:all-MiniLM-L6-v2")
@@ -216,3 +216,23 @@ def random_texts(count: int, *, seed: int = 0, longest: int = 80) -> list[str]:
 @pytest.fixture(scope="session")
 def texts() -> Callable[..., list[str]]:
     return random_texts
+
+
+def expected_scores(folder: Path, pairs: Any, max_length: int = 64) -> Any:
+    """Logits of plain transformers, one pair at a time."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    rows = []
+    with torch.no_grad():
+        for query, passage in pairs:
+            inputs = tokenizer(query, passage, truncation="only_second", max_length=max_length, return_tensors="pt")
+            rows.append(model.eval()(**inputs).logits[0])
+    return torch.stack(rows)
+
+
+@pytest.fixture(scope="session")
+def plain_logits() -> Callable[..., Any]:
+    return expected_scores

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from bgekit.encoding.base import Embedder
-from bgekit.encoding.result import Encoded
+from bgekit.inference.embeddings import Encoded
+from bgekit.inference.model import Embedder
 from bgekit.models.card import ModelCard
 from bgekit.models.prompts import Prompt
 

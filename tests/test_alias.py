@@ -215,7 +215,7 @@ SCORING = {"use_dataloader": True, "num_workers": 2, "device": "cpu", "compress_
 @pytest.fixture
 def warned(caplog, monkeypatch):
     """The warnings that a call makes twice over: each is to come once."""
-    monkeypatch.setattr("bgekit.encoding.upstream._said", set())
+    monkeypatch.setattr("bgekit.inference.model._said", set())
 
     def call(function):
         results = [function(), function()]

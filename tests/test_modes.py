@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from bgekit.cli.main import main
-from bgekit.models.card import read_card
-from bgekit.models.saving import write_checkpoint
-from bgekit.reranking.card import RerankerCard
-from bgekit.reranking.network import load_trainable
-from bgekit.reranking.saving import write_reranker
+from bgekit.models.card_reading import read_card
+from bgekit.models.reranker_card import RerankerCard
+from bgekit.networks.cross_encoder import load_trainable
+from bgekit.networks.saving import write_checkpoint, write_reranker
 from conftest import check_modes
 
 
@@ -28,7 +27,7 @@ def test_trained_weights_can_be_read_by_whom_the_umask_lets(tiny_bert, tmp_path)
 
 @pytest.mark.usefixtures("umask")
 def test_modes_are_mended_in_sub_folders_and_links_left_alone(tmp_path):
-    from bgekit.models.leftovers import usual_modes
+    from bgekit.files.atomic import usual_modes
 
     (tmp_path / "out" / "1_Pooling").mkdir(parents=True)
     for name in ("weights", "1_Pooling/config.json"):

@@ -117,7 +117,7 @@ def run(path: str) -> int:
     Returns:
         The exit code.
     """
-    from bgekit.recipes.verbs import VERBS
+    from bgekit.recipes.spec import VERBS
 
     verb = _RUNS[path]
     if not VERBS[verb].module:
@@ -125,7 +125,7 @@ def run(path: str) -> int:
 
         sys.argv.insert(1, verb)
         return main()
-    from bgekit.training.launch import launched
+    from bgekit.training.loop.training_run import launched
 
     return launched(_trainer(verb))
 
@@ -133,7 +133,7 @@ def run(path: str) -> int:
 def _trainer(verb: str) -> Callable[[], int]:
     def start() -> int:
         from bgekit.cli.options import require_training
-        from bgekit.recipes.verbs import VERBS
+        from bgekit.recipes.spec import VERBS
 
         require_training()
         return int(importlib.import_module(VERBS[verb].module).main())

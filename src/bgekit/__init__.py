@@ -7,28 +7,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .lazy import lazy_names
+from ._lazy import lazy_names
+from ._moved import install
+from ._version import __version__
 
 if TYPE_CHECKING:
-    from .encoding.api import OpenAIEmbedder
-    from .encoding.base import Embedder
-    from .encoding.embedder import FlagModel
-    from .encoding.result import Embeddings
     from .errors import BgekitError
-    from .models.card import ModelCard, read_card
-    from .reranking.reranker import FlagReranker
+    from .inference.embedder import FlagModel
+    from .inference.embeddings import Embeddings
+    from .inference.model import Embedder
+    from .inference.openai import OpenAIEmbedder
+    from .inference.reranker import FlagReranker
+    from .models.card import ModelCard
+    from .models.card_reading import read_card
 
-__version__ = "0.1.0"
+install()
 
 _HOMES = {
     "BgekitError": "errors",
-    "Embedder": "encoding.base",
-    "Embeddings": "encoding.result",
-    "FlagModel": "encoding.embedder",
-    "FlagReranker": "reranking.reranker",
+    "Embedder": "inference.model",
+    "Embeddings": "inference.embeddings",
+    "FlagModel": "inference.embedder",
+    "FlagReranker": "inference.reranker",
     "ModelCard": "models.card",
-    "OpenAIEmbedder": "encoding.api",
-    "read_card": "models.card",
+    "OpenAIEmbedder": "inference.openai",
+    "read_card": "models.card_reading",
 }
 
 __all__ = [

@@ -7,10 +7,10 @@ import json
 
 import pytest
 
+from bgekit import demo as pydocs
 from bgekit.cli import demo
 from bgekit.cli.main import main
-from bgekit.encoding.records import read_records
-from bgekit.search import pydocs
+from bgekit.data.records import read_records
 
 
 @pytest.fixture

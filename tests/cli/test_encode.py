@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bgekit.cli.main import main
-from bgekit.encoding.shards import load_shards
+from bgekit.inference.shards import load_shards
 
 BGE = [sys.executable, "-m", "bgekit", "encode"]
 POSIX = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
@@ -137,7 +137,7 @@ def test_an_unknown_model_leaves_no_folder(corpus, tmp_path, capsys):
 
 
 def test_chunks(tiny_bert, tmp_path):
-    pytest.importorskip("bgekit.encoding.chunking")
+    pytest.importorskip("bgekit.data.chunking")
     path = tmp_path / "long.jsonl"
     path.write_text(json.dumps({"_id": "a", "text": "cat dog bird " * 100}) + '\n{"_id": "b", "text": "tree"}\n')
     out = tmp_path / "out"

@@ -162,7 +162,7 @@ def test_info_of_a_model_on_the_hub_fetches_no_weights(hub, tmp_path):
     assert report["card"]["pooling"] == "cls" and report["card"]["max_length"] == 64
     assert (report["card"]["dtype"], report["sources"]["dtype"]) == ("float16", "config.json")
     # Later the model itself is fetched into the same folder.
-    program = "from bgekit.models.checkpoint import resolve; print(resolve('owner/tiny'))"
+    program = "from bgekit.models.hub import resolve; print(resolve('owner/tiny'))"
     folder = run("-c", program).strip()
     assert folder == report["folder"]
     assert {"model.safetensors", "tokenizer.json"} <= set(asked)

@@ -9,9 +9,9 @@ import pytest
 
 from bgekit import FlagModel, FlagReranker
 from bgekit.cli.main import main
-from bgekit.encoding.records import Record
+from bgekit.data.records import Record
 from bgekit.errors import ArgumentError
-from bgekit.search.building import index_records
+from bgekit.search.build import index_records
 
 TEXTS = ["the cat is small", "a dog runs fast by the river", "python code and class", "a mountain and a tree house"]
 

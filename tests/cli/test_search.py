@@ -8,8 +8,8 @@ import json
 import pytest
 
 from bgekit.cli.main import main
-from bgekit.cli.results import readable
-from bgekit.evaluation.reports.columns import wrapped
+from bgekit.cli.search import readable
+from bgekit.display.text import wrapped
 from bgekit.search.index import Hit
 
 TEXTS = ["the cat is small", "a dog runs fast by the river", "python code and class", "a mountain and a tree house"]

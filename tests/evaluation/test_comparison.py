@@ -7,10 +7,10 @@ from sklearn.metrics import average_precision_score
 
 from bgekit.errors import ArgumentError
 from bgekit.evaluation.comparison import compare, compare_all
-from bgekit.evaluation.correlations import average_precision
-from bgekit.evaluation.kinds.pairs import StsTask
+from bgekit.evaluation.metrics import average_precision
 from bgekit.evaluation.results import Result
-from bgekit.evaluation.task import Items
+from bgekit.evaluation.tasks.base import Items
+from bgekit.evaluation.tasks.pairs import StsTask
 
 
 def result(label: str, items: Items, task="t") -> Result:

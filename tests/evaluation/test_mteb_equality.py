@@ -19,17 +19,17 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from bgekit.encoding.base import Embedder
-from bgekit.encoding.records import Record
-from bgekit.encoding.result import Encoded
-from bgekit.evaluation.judged import JudgedModel
-from bgekit.evaluation.kinds.bitext import BitextTask
-from bgekit.evaluation.kinds.classification import ClassificationTask
-from bgekit.evaluation.kinds.clustering import ClusteringTask
-from bgekit.evaluation.kinds.pairs import PairClassificationTask, StsTask
-from bgekit.evaluation.kinds.reranking import RerankingGroup, RerankingTask
-from bgekit.evaluation.kinds.retrieval import Corpus, RetrievalTask
-from bgekit.evaluation.kinds.summarization import SummarizationTask, SummaryGroup
+from bgekit.data.records import Record
+from bgekit.evaluation.judged_model import JudgedModel
+from bgekit.evaluation.tasks.bitext import BitextTask
+from bgekit.evaluation.tasks.classification import ClassificationTask
+from bgekit.evaluation.tasks.clustering import ClusteringTask
+from bgekit.evaluation.tasks.pairs import PairClassificationTask, StsTask
+from bgekit.evaluation.tasks.reranking import RerankingGroup, RerankingTask
+from bgekit.evaluation.tasks.retrieval import Corpus, RetrievalTask
+from bgekit.evaluation.tasks.summarization import SummarizationTask, SummaryGroup
+from bgekit.inference.embeddings import Encoded
+from bgekit.inference.model import Embedder
 from bgekit.models.card import ModelCard
 from bgekit.models.prompts import Prompt
 
@@ -184,7 +184,7 @@ def test_synthetic_data_scores_alike(kind):
 def test_real_data_scores_alike(kind, shared_path, minilm):
     pytest.importorskip("mteb")
     from bgekit import FlagModel
-    from bgekit.evaluation.reading import read_tasks
+    from bgekit.evaluation.readers.detect import read_tasks
 
     folder, split = REAL[kind]
     (task,) = read_tasks(shared_path("data", folder), split=split)
@@ -195,7 +195,7 @@ def test_real_data_scores_alike(kind, shared_path, minilm):
 
 def main():
     from bgekit import FlagModel
-    from bgekit.evaluation.reading import read_tasks
+    from bgekit.evaluation.readers.detect import read_tasks
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of the data sets")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from bgekit.errors import CardError, CheckpointError, OutputError
 from bgekit.merging import mix_models
-from bgekit.models.checkpoint import resolve
+from bgekit.models.hub import resolve
 
 WEIGHTS = "model.safetensors"
 
@@ -78,7 +78,7 @@ def test_no_room_for_the_copy_that_is_loaded(adapter, pair, examples, tmp_path, 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("bgekit.merging.saving.write_weights", full)
+    monkeypatch.setattr("bgekit.merging.merged_model.write_weights", full)
     with pytest.raises(OutputError, match=r"cannot write a copy of \S+ with its base .* No space left .* TMPDIR"):
         mix_models_with_data([adapter()[0], pair[1]], "encoder", examples, output_path=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -195,7 +195,7 @@ def say(folder, **sides):
 
 def test_what_an_adapter_says_of_itself_counts_more_than_its_base(adapter, pair, examples, tmp_path, caplog):
     from bgekit.merging import mix_models_with_data
-    from bgekit.models.card import read_card
+    from bgekit.models.card_reading import read_card
 
     first = say(adapter("first")[0], pooling="mean", max_length=40, prompts={"query": "ask: ", "document": "doc: "})
     second = say(adapter("second")[0], pooling="mean", max_length=40, prompts={"query": "ask: ", "document": "doc: "})
@@ -219,7 +219,7 @@ def test_an_adapter_that_is_used_unlike_its_base_is_not_mixed_with_it_unasked(ad
 
 
 def test_a_copy_of_the_bases_tokenizer_is_no_statement_about_its_length(adapter, pair, tmp_path, edit, caplog):
-    from bgekit.models.card import read_card
+    from bgekit.models.card_reading import read_card
 
     folder, _ = adapter()
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -255,7 +255,7 @@ def test_a_rerankers_adapter_keeps_its_own_length_and_instruction(make_reranker,
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForSequenceClassification
 
-    from bgekit.reranking.card import read_reranker_card
+    from bgekit.models.reranker_card import read_reranker_card
 
     base = make_reranker("bert", seed=1)
     made = peft.get_peft_model(
@@ -271,7 +271,7 @@ def test_a_rerankers_adapter_keeps_its_own_length_and_instruction(make_reranker,
 
 
 def test_pooling_can_be_given_where_no_model_says_it(make_model, tmp_path):
-    from bgekit.models.card import read_card
+    from bgekit.models.card_reading import read_card
 
     folder = make_model(pooling=None, name="says-nothing")
     with pytest.raises(CardError, match="pooling_method="):

@@ -13,16 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from bgekit import FlagModel, FlagReranker
 from bgekit.errors import ArgumentError, CardError, CheckpointError, NumericalError, OutputError
-from bgekit.merging import (
-    Merging,
-    Options,
-    Validation,
-    merge,
-    mix_models,
-    mix_models_by_layers,
-    mix_models_with_data,
-    tensors,
-)
+from bgekit.merging import Merging, Options, Validation, merge, mix_models, mix_models_by_layers, mix_models_with_data
+from bgekit.merging import tensor_blocks as tensors
 from conftest import check_modes, read_readme
 
 WEIGHTS = "model.safetensors"
@@ -326,7 +318,7 @@ def test_a_full_disk_leaves_nothing(pair, tmp_path, monkeypatch):
 
         write(file, entries, some)
 
-    monkeypatch.setattr("bgekit.merging.combining.write_safetensors", full)
+    monkeypatch.setattr("bgekit.merging.tensor_blocks.write_safetensors", full)
     with pytest.raises(OutputError, match=r"to \S+/out: No space left on device"):
         mix_models(pair, "encoder", [0.5, 0.5], tmp_path / "out")
     assert leftovers(tmp_path) == []
@@ -336,7 +328,7 @@ def test_a_disk_that_is_full_later_leaves_nothing_and_names_the_output(pair, tmp
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("bgekit.models.saving.copy_weights", full)
+    monkeypatch.setattr("bgekit.networks.saving.copy_weights", full)
     with pytest.raises(OutputError, match=r"to \S+/out: No space left"):
         mix_models(pair, "encoder", [0.5, 0.5], tmp_path / "out")
     assert leftovers(tmp_path) == []

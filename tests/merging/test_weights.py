@@ -9,8 +9,8 @@ import torch
 from bgekit import FlagModel, FlagReranker
 from bgekit.errors import ArgumentError, DataError, NumericalError
 from bgekit.merging import Merging, Validation, merge, mix_models_with_data
-from bgekit.merging.losses import group_loss, in_batch_loss, read_examples, softmax_weights
-from bgekit.merging.searching import Trial, best, search
+from bgekit.merging.example_weights import group_loss, in_batch_loss, read_examples, softmax_weights
+from bgekit.merging.weight_search import Trial, best, search
 
 
 def test_published_formula():

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from bgekit.mining.run import Mining, mine
-from bgekit.mining.sampling import Choice, Guards
+from bgekit.mining.mining import Mining, mine
+from bgekit.mining.negatives import Choice, Guards
 
 
 @pytest.fixture

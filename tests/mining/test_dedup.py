@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bgekit.data.training_rows import InputRow, Row
 from bgekit.errors import ArgumentError
 from bgekit.mining.dedup import NearCopies, Removed, band_rows, distinct, jaccard, pieces
-from bgekit.mining.rows import InputRow
-from bgekit.training.examples import Row
 
 
 def test_jaccard():

@@ -15,7 +15,7 @@ import pytest
 SETTING = """
 import sys, time
 sys.path.insert(0, {tests!r})
-import bgekit.mining.run as run, bgekit.mining.teacher as teacher
+import bgekit.mining.mining as run, bgekit.mining.teacher as teacher
 from table_embedder import TableEmbedder
 from bgekit.mining.sampling import Choice
 run.BLOCK = teacher.GROUP = 4

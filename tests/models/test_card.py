@@ -13,7 +13,7 @@ import pytest
 
 from bgekit import FlagModel
 from bgekit.errors import CardError, CheckpointError
-from bgekit.models.card import read_card
+from bgekit.models.card_reading import read_card
 from bgekit.models.prompts import Prompt
 
 ZH = "为这个句子生成表示以用于检索相关文章："

@@ -53,7 +53,7 @@ def make_roberta(folder: Path, kind: str) -> Path:
     import torch
     import transformers
 
-    from bgekit.encoding.tokenization import load_tokenizer
+    from bgekit.inference.tokenization import load_tokenizer
 
     folder.mkdir(parents=True)
     make_tokenizer(folder, kind)
@@ -89,7 +89,7 @@ def documentation(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Real texts that every machine has, as jsonl."""
     from itertools import islice
 
-    from bgekit.search.pydocs import standard_library
+    from bgekit.demo import standard_library
 
     path = tmp_path_factory.mktemp("texts") / "docs.jsonl"
     lines = (json.dumps({"text": record.text[:400]}) for record in islice(standard_library(), 400))

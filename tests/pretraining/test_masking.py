@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from bgekit.encoding.tokenization import load_tokenizer
+from bgekit.inference.tokenization import load_tokenizer
 from bgekit.pretraining.masking import corrupt, draw_words, visible
-from bgekit.pretraining.words import Words
+from bgekit.pretraining.token_store import Words
 
 
 def words_of(sizes):

@@ -14,9 +14,9 @@ import pytest
 
 from bgekit import FlagModel
 from bgekit.cli.main import main
-from bgekit.encoding import embedder
-from bgekit.models.card import read_card
-from bgekit.training.trainer import last_whole_checkpoint
+from bgekit.inference import embedder
+from bgekit.models.card_reading import read_card
+from bgekit.training.loop.checkpoints import last_whole_checkpoint
 from conftest import check_modes
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -169,7 +169,7 @@ def test_another_tokenizer(models, documentation, tmp_path):
     more = ["--max_steps", "2", "--save_strategy", "no", "--tokenizer_name", str(models("xlm-roberta"))]
     assert pretrain(*arguments(models("bert"), documentation, output, *more)) == 0
     model = FlagModel(output, devices="cpu")
-    from bgekit.encoding.tokenization import load_tokenizer
+    from bgekit.inference.tokenization import load_tokenizer
 
     assert model.tokenizer.get_vocab() == load_tokenizer(models("xlm-roberta")).get_vocab()
     assert model.encode(["the cat"]).shape == (1, 32)

@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers
 
-from bgekit.encoding.tokenization import load_tokenizer
+from bgekit.inference.tokenization import load_tokenizer
 from bgekit.pretraining.vocabulary import adapt
 
 

@@ -9,10 +9,9 @@ import pytest
 
 from bgekit.cli.recipe import VerbGrammar
 from bgekit.recipes.commands import HIDDEN, make_steps
-from bgekit.recipes.digests import Digests
-from bgekit.recipes.planning import Folder, plan
-from bgekit.recipes.recipe import read_recipe
-from bgekit.recipes.running import run_recipe
+from bgekit.recipes.plan import Digests, Folder, plan
+from bgekit.recipes.runner import run_recipe
+from bgekit.recipes.spec import read_recipe
 
 
 class Silent:

@@ -11,7 +11,7 @@ import pytest
 
 from bgekit.cli.recipe import VerbGrammar
 from bgekit.recipes.commands import make_steps
-from bgekit.recipes.recipe import read_recipe
+from bgekit.recipes.spec import read_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 

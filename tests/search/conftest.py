@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bgekit.encoding.records import Record
-from bgekit.encoding.shards import encode_to_shards
+from bgekit.data.records import Record
+from bgekit.inference.shards import encode_to_shards
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bgekit.search.exact import TopK, nearest, unit
+from bgekit.inference.similarity import unit
+from bgekit.search.exact import TopK, nearest
 
 
 def blocks(vectors, size):

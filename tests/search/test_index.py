@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from bgekit.encoding.records import Record
-from bgekit.encoding.shardset import load_shards
+from bgekit.data.records import Record
 from bgekit.errors import ArgumentError, OutputError
-from bgekit.search.building import index_records, index_shards
+from bgekit.inference.shards import load_shards
+from bgekit.search.build import index_records, index_shards
 from bgekit.search.index import SearchIndex
 
 TYPES = ["exact", "hnsw", "ivf"]

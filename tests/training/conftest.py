@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from bgekit.encoding.tokenization import load_tokenizer
-from bgekit.training.data import load_data
+from bgekit.inference.tokenization import load_tokenizer
+from bgekit.training.batches.datasets import load_data
 
 
 def row(number: int, negatives: int = 3, **fields):

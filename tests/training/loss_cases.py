@@ -17,20 +17,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bgekit.models.packing import Packed
-from bgekit.training.gradient_cache import cached_backward, plain_backward
-from bgekit.training.losses import (
-    Contrastive,
-    CoSent,
-    FalseNegatives,
-    GroupLoss,
-    LossValue,
-    MarginMse,
-    Matryoshka,
-    OnSimilarities,
-    ScoredMse,
-    Weighted,
-)
+from bgekit.networks.packing import Packed
+from bgekit.training.loop.gradient_cache import cached_backward, plain_backward
+from bgekit.training.losses.contrastive import Contrastive
+from bgekit.training.losses.distributed import LossValue
+from bgekit.training.losses.false_negatives import FalseNegatives
+from bgekit.training.losses.listwise import GroupLoss, MarginMse
+from bgekit.training.losses.matryoshka import Matryoshka, OnSimilarities, Weighted
+from bgekit.training.losses.sts import CoSent, ScoredMse
 
 VOCABULARY, WIDTH, ROWS = 40, 12, 13
 

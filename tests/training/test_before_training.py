@@ -11,13 +11,13 @@ import pytest
 
 from bgekit.cli.main import main
 from bgekit.errors import ArgumentError, DataError
-from bgekit.models.card import read_card
-from bgekit.training.batches import PlanOptions
-from bgekit.training.collate import Collator, Limit, StepDataset
-from bgekit.training.data import check_cosines
-from bgekit.training.diagnosis import Diagnosis
-from bgekit.training.examples import Sampling
-from bgekit.training.network import add_lora, load_trainable
+from bgekit.models.card_reading import read_card
+from bgekit.networks.encoder import add_lora, load_trainable
+from bgekit.training.batches.collator import Collator, Limit, StepDataset
+from bgekit.training.batches.datasets import check_cosines
+from bgekit.training.batches.sampler import PlanOptions
+from bgekit.training.batches.sampling import Sampling
+from bgekit.training.insight.diagnosis import Diagnosis
 
 from .conftest import row
 

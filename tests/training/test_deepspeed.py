@@ -80,7 +80,7 @@ def test_half_precision_and_adapters_are_saved_as_a_model_that_loads(train):
 
 def test_a_network_in_shards_is_refused(tmp_path):
     from bgekit.errors import ArgumentError
-    from bgekit.training.arguments import EmbedderArguments
+    from bgekit.training.loop.arguments import EmbedderArguments
 
     config = (CONFIGS / "zero2.json").read_text().replace('"stage": 2', '"stage": 3')
     (tmp_path / "zero3.json").write_text(config)

@@ -81,7 +81,7 @@ def test_gradients_are_not_divided_by_the_number_of_processes(processes: Callabl
 
 def test_own_device_only_is_another_loss_with_the_same_scale() -> None:
     """Without other processes' passages, each process has fewer negatives, and rows still weigh 1/size."""
-    from bgekit.training.losses import Contrastive
+    from bgekit.training.losses.contrastive import Contrastive
 
     whole = rows_for("vectors")
     network = make_network("vectors")

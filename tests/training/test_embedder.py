@@ -15,7 +15,7 @@ import torch
 
 from bgekit import FlagModel
 from bgekit.cli.main import main
-from bgekit.training.trainer import last_whole_checkpoint
+from bgekit.training.loop.checkpoints import last_whole_checkpoint
 from conftest import check_modes, read_readme
 
 PAIRS = [("cat", "bird"), ("dog", "tree"), ("house", "river"), ("mountain", "blue"), ("red", "walk"), ("read", "learn")]
@@ -319,9 +319,9 @@ def test_lora_trains_adapters_and_saves_them_merged(start, rows, tmp_path, monke
 
 
 def test_dropout_of_adapters_is_the_quick_one(start):
-    from bgekit.models.card import read_card
-    from bgekit.models.dropout import Dropout
-    from bgekit.training.network import add_lora, load_trainable
+    from bgekit.models.card_reading import read_card
+    from bgekit.networks.cpu_training import Dropout
+    from bgekit.networks.encoder import add_lora, load_trainable
 
     network = load_trainable(Path(start), read_card(Path(start), "start"))
     add_lora(network, rank=2, alpha=4, dropout=0.25, modules=None)

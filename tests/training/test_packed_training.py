@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bgekit.models.packing import Packed, packed_attention
+from bgekit.networks.packing import Packed, packed_attention
 
 
 @pytest.mark.parametrize("lengths", [[4, 4], [3, 9, 1]])

@@ -11,8 +11,8 @@ from ..errors import ArgumentError
 from . import options
 
 if TYPE_CHECKING:
-    from ..evaluation.calibration import Calibration
-    from ..evaluation.thresholds import Rate, Threshold
+    from ..evaluation.calibration.calibration import Calibration
+    from ..evaluation.calibration.thresholds import Rate, Threshold
 
 #: What is said when it is interrupted.
 INTERRUPTED: Final = "nothing was written, and the same command starts anew"
@@ -90,8 +90,8 @@ def run(args: argparse.Namespace) -> int:
     options.set_up_logging(args)
     if args.overwrite and not args.save:
         raise ArgumentError("--overwrite goes with --save DIR")
-    from ..encoding.embedder import FlagModel
-    from ..evaluation.calibration import Wish, calibrate, read_pairs
+    from ..evaluation.calibration.calibration import Wish, calibrate, read_pairs
+    from ..inference.embedder import FlagModel
 
     # What can be known at the start is said before a model is loaded.
     _check_outputs(args)
@@ -124,8 +124,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_outputs(args: argparse.Namespace) -> None:
     from ..errors import require_extra
-    from ..models.leftovers import check_place
-    from ..models.saving import target_folder
+    from ..files.atomic import check_place, target_folder
 
     require_extra("eval", "scipy", *(("matplotlib",) if args.output else ()))
     if args.output:
@@ -135,7 +134,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
 
 
 def _texts(args: argparse.Namespace) -> list[str]:
-    from ..encoding.records import read_records
+    from ..data.records import read_records
 
     records = read_records(args.texts, **options.text_arguments(args))
     records.require()
@@ -143,9 +142,9 @@ def _texts(args: argparse.Namespace) -> list[str]:
 
 
 def _write(calibration: Calibration, folder: str) -> None:
-    from .. import __version__
-    from ..encoding.outputs import OutputFolder
-    from ..evaluation.reports.plots import calibration_plot
+    from .._version import __version__
+    from ..evaluation.report.charts import calibration_plot
+    from ..files.atomic import OutputFolder
 
     content = {"bgekit": __version__, **calibration.to_dict()}
     with OutputFolder(folder) as output:

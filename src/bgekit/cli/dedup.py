@@ -33,10 +33,9 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Leave copies out."""
     options.set_up_logging(args)
-    from ..encoding.rows import Dialect
+    from ..data.formats import Dialect
+    from ..data.training_rows import check_output, check_training, read_training, write_lines
     from ..mining.dedup import Removed, distinct
-    from ..mining.rows import check_output, check_training, read_training
-    from ..mining.writing import write_lines
 
     check_output(args.output, args.input)
     dialect = Dialect(**options.text_arguments(args))

@@ -12,12 +12,11 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from . import options
-from .results import show
-from .search import ask_on_terminal
+from .search import ask_on_terminal, show
 
 if TYPE_CHECKING:
-    from ..encoding.base import Embedder
-    from ..encoding.records import Record
+    from ..data.records import Record
+    from ..inference.model import Embedder
     from ..search.index import SearchIndex
 
 MODEL: Final = "packaged:all-MiniLM-L6-v2"
@@ -64,7 +63,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Encode, ask, show."""
     options.set_up_logging(args)
-    from ..search.pydocs import standard_library
+    from ..demo import standard_library
 
     records = list(standard_library())
     if args.write_corpus is not None:
@@ -115,10 +114,10 @@ def _introduction(model: Embedder) -> str:
 def _encode(
     args: argparse.Namespace, model: Embedder, records: list[Record], stack: contextlib.ExitStack
 ) -> SearchIndex:
-    from ..encoding.progress import EncodeProgress
-    from ..encoding.records import read_records
-    from ..encoding.shards import Chunks
-    from ..search.building import index_records
+    from ..data.records import read_records
+    from ..display.progress import EncodeProgress
+    from ..inference.shards import Chunks
+    from ..search.build import index_records
 
     # By way of a file, as everybody's texts come: with --index it is found that nothing has changed.
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bge-demo-"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from . import options
 
 if TYPE_CHECKING:
-    from ..encoding.shards import EncodeReport
+    from ..inference.shards import EncodeReport
 
 #: What is said when it is interrupted.
 INTERRUPTED: Final = "the same command goes on from the shards that are finished (--overwrite starts anew)"
@@ -54,15 +54,15 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Encode."""
     options.set_up_logging(args)
-    from ..encoding.outputs import OutputFolder
+    from ..files.atomic import OutputFolder
 
     # What can fail at once does, before a model is loaded: a missing input, an output that another process holds.
     records = options.open_records(args, args.files)
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(OutputFolder(args.output))
         model = stack.enter_context(options.load_model(args))
-        from ..encoding.progress import EncodeProgress
-        from ..encoding.shards import encode_to_shards
+        from ..display.progress import EncodeProgress
+        from ..inference.shards import encode_to_shards
 
         show = not (args.no_progress or args.quiet)
         progress = stack.enter_context(EncodeProgress(records.size)) if show else None

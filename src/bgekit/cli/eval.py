@@ -12,7 +12,7 @@ from . import options
 
 if TYPE_CHECKING:
     from ..evaluation import Candidate, Result, Task
-    from ..reranking.reranker import FlagReranker
+    from ..inference.reranker import FlagReranker
 
 #: What is said when it is interrupted.
 INTERRUPTED: Final = "with --output, the same command goes on from what is finished; without, it starts anew"
@@ -84,11 +84,11 @@ def run(args: argparse.Namespace) -> int:
     if not args.model:
         _tables(args, ())
         return 0
-    from ..evaluation.evaluating import evaluate
-    from ..evaluation.reports.columns import encodable
-    from ..evaluation.reports.console import console
-    from ..evaluation.task import check_rerankable
-    from ..models.leftovers import check_place
+    from ..display.text import encodable
+    from ..evaluation.evaluator import evaluate
+    from ..evaluation.report.console import console
+    from ..evaluation.tasks.base import check_rerankable
+    from ..files.atomic import check_place
 
     # What can fail at once does, before a model is loaded.
     if args.output:
@@ -112,8 +112,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _tables(args: argparse.Namespace, results: Sequence[Result]) -> None:
     """Print the published table of the benchmark, or of both that are published, with our results in it."""
-    from ..evaluation.benchmarks.tables import render_table
-    from ..evaluation.reports.columns import encodable
+    from ..display.text import encodable
+    from ..evaluation.benchmarks.published_tables import render_table
 
     for name in [args.benchmark] if args.benchmark else ["mteb-en", "c-mteb"]:
         print(encodable(f"\n{name}\n{render_table(name, results, markdown=False)}"))
@@ -143,13 +143,13 @@ def _check(args: argparse.Namespace) -> None:
 
 def _tasks(args: argparse.Namespace) -> tuple[list[Task], list[str]]:
     """What to measure on, and what there is to say about it."""
-    from ..evaluation.evaluating import tasks_of
+    from ..evaluation.evaluator import tasks_of
 
     notes: list[str] = []
     if args.data:
         found = tasks_of(args.data, split=args.split, tasks=args.tasks, left_out=notes, **options.text_arguments(args))
         return found, notes
-    from ..evaluation.benchmarks.local import benchmark_tasks
+    from ..evaluation.benchmarks.local_folders import benchmark_tasks
 
     tasks, notes = benchmark_tasks(
         args.benchmark, tasks=args.tasks, data_root=args.data_root, **options.text_arguments(args)

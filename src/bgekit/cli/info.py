@@ -8,7 +8,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any, Final
 
-from ..spoken import spoken
+from ..display.option_names import spoken
 from . import options
 
 _RERANKER_USE: Final = "bge rerank --model NAME; in Python FlagReranker(name).compute_score(pairs)"
@@ -31,10 +31,10 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the card."""
     from ..errors import CheckpointError
-    from ..models.checkpoint import resolve
     from ..models.config import read_config
     from ..models.families import find_family
-    from ..reranking.card import is_classifier
+    from ..models.hub import resolve
+    from ..models.reranker_card import is_classifier
 
     family = find_family(args.model)
     note = None
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _card(folder: Path, name: str, pooling: str | None) -> tuple[dict[str, Any], dict[str, str]]:
-    from ..models.card import read_card
+    from ..models.card_reading import read_card
 
     given: dict[str, Any] = {} if pooling is None else {"pooling": pooling}
     card = read_card(folder, name, **given)
@@ -81,7 +81,7 @@ def _card(folder: Path, name: str, pooling: str | None) -> tuple[dict[str, Any],
 
 
 def _reranker_card(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, str]]:
-    from ..reranking.card import read_reranker_card
+    from ..models.reranker_card import read_reranker_card
 
     card = read_reranker_card(folder, name)
     facts = {

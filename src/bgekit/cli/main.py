@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final, NoReturn
 
-from .. import __version__
+from .._version import __version__
+from ..display.option_names import options_of, speak_for, spoken
 from ..errors import ArgumentError, BgekitError, CardError
-from ..spoken import options_of, speak_for, spoken
 from .options import Parser
 
 #: The verbs in the order of the help. A verb's module is imported only when it is asked for.

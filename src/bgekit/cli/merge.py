@@ -107,8 +107,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(task: Merging, result: Merged) -> None:
-    from ..evaluation.reports.columns import encodable
-    from ..merging.report import PROVENANCE, trials_table, weights_table
+    from ..display.text import encodable
+    from ..merging.merge_report import PROVENANCE, trials_table, weights_table
 
     if result.trials is not None:
         print(encodable(trials_table(result.trials, task.models)) + "\n")

@@ -11,7 +11,7 @@ from ..errors import ArgumentError
 from . import options
 
 if TYPE_CHECKING:
-    from ..mining.run import Mining
+    from ..mining.mining import Mining
 
 #: What is said when it is interrupted.
 INTERRUPTED: Final = "the same command goes on from what is finished"
@@ -138,10 +138,10 @@ def run(args: argparse.Namespace) -> int:
     if args.positive_label or args.negative_label:
         raise ArgumentError("--positive_label and --negative_label go with --labelled_pairs")
     from .. import FlagModel
-    from ..mining.known import Judgements
-    from ..mining.report import readable
-    from ..mining.rows import check_training
-    from ..mining.run import check_task, mine, report_path
+    from ..data.training_rows import check_training
+    from ..mining.mining import check_task, mine, report_path
+    from ..mining.mining_report import readable
+    from ..mining.relevant import Judgements
 
     task = _task(args)
     if "dense" in task.miners and not args.model:
@@ -156,7 +156,7 @@ def run(args: argparse.Namespace) -> int:
         models = [stack.enter_context(FlagModel(name, **options.model_arguments(args))) for name in args.model or ()]
         reranker = stack.enter_context(options.load_reranker(args, args.reranker)) if args.reranker else None
         show = not (args.no_progress or args.quiet)
-        from ..encoding.progress import EncodeProgress
+        from ..display.progress import EncodeProgress
 
         advance = stack.enter_context(Advance("mine")) if show else None
         content = mine(task, models, reranker=reranker, progress=EncodeProgress if show else None, advance=advance)
@@ -167,8 +167,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _task(args: argparse.Namespace) -> Mining:
-    from ..mining.run import Mining
-    from ..mining.sampling import Choice, Guards
+    from ..mining.mining import Mining
+    from ..mining.negatives import Choice, Guards
 
     first, last = _range(args.range)
     if args.text_field is not None and not args.candidate_pool:
@@ -212,9 +212,8 @@ def _range(text: str) -> tuple[int, int]:
 
 
 def _run_pairs(args: argparse.Namespace) -> int:
-    from ..mining.pairs import NEGATIVE_LABELS, POSITIVE_LABELS, PairCounts, rows_of_pairs
-    from ..mining.rows import check_output
-    from ..mining.writing import write_lines
+    from ..data.training_rows import check_output, write_lines
+    from ..mining.labelled_pairs import NEGATIVE_LABELS, POSITIVE_LABELS, PairCounts, rows_of_pairs
 
     unused = [name for name, value in vars(args).items() if name not in _OF_PAIRS and value != args.default_of(name)]
     if unused:

@@ -8,7 +8,7 @@ import shutil
 import textwrap
 from typing import Any
 
-from ..models.family import Family
+from ..models.families import Family
 
 
 def add_parser(subparsers: Any) -> None:

@@ -8,14 +8,14 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..display.option_names import spoken
 from ..errors import ArgumentError
-from ..spoken import spoken
 
 if TYPE_CHECKING:
-    from ..encoding.base import Embedder
-    from ..encoding.records import RecordReader
-    from ..encoding.shards import Chunks
-    from ..reranking.reranker import FlagReranker
+    from ..data.records import RecordReader
+    from ..inference.model import Embedder
+    from ..inference.reranker import FlagReranker
+    from ..inference.shards import Chunks
 
 
 class Parser(argparse.ArgumentParser):
@@ -260,7 +260,7 @@ def load_reranker(args: argparse.Namespace, name: str) -> FlagReranker:
 
 def add_input_options(parser: argparse.ArgumentParser) -> None:
     """Options of reading records; `open_records` makes a reader of them."""
-    from ..encoding.rows import FORMATS
+    from ..data.formats import FORMATS
 
     group = parser.add_argument_group("input")
     group.add_argument("--format", choices=FORMATS, help="of all files [each file's name, or its first bytes]")
@@ -276,7 +276,7 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
 
 def add_text_options(group: argparse._ActionsContainer) -> None:
     """Options of how text files are written; `text_arguments` are arguments of whatever reads them."""
-    from ..encoding.tables import QUOTINGS
+    from ..data.formats import QUOTINGS
 
     group.add_argument("--encoding", metavar="NAME", help="of text files, such as gb18030, big5, utf-16 [utf-8]")
     group.add_argument(
@@ -292,7 +292,7 @@ def text_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 def open_records(args: argparse.Namespace, files: Sequence[str]) -> RecordReader:
     """The records of some files, read as the options of `add_input_options` say; there is at least one."""
-    from ..encoding.records import read_records
+    from ..data.records import read_records
 
     records = read_records(
         files, text_field=args.text_field, title_field=args.title_field, id_field=args.id_field,
@@ -314,7 +314,7 @@ def chosen_chunks(args: argparse.Namespace) -> Chunks | None:
     """How to split documents, None for not at all; naming a size or an overlap asks for it, too."""
     if not args.chunk and args.chunk_size is None and args.chunk_overlap is None:
         return None
-    from ..encoding.shards import Chunks
+    from ..inference.shards import Chunks
 
     return Chunks(args.chunk_size, args.chunk_overlap)
 

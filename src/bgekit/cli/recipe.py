@@ -18,9 +18,8 @@ from . import options
 
 if TYPE_CHECKING:
     from ..recipes.commands import Step
-    from ..recipes.planning import State
-    from ..recipes.recipe import Recipe
-    from ..recipes.verbs import Verb
+    from ..recipes.plan import State
+    from ..recipes.spec import Recipe, Verb
 
 #: What is said when it is interrupted.
 INTERRUPTED: Final = "the same command goes on from what is finished"
@@ -68,13 +67,13 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run a recipe, or show what that would be."""
     if args.action == "pydocs":
-        from ..recipes.pydocs import write_pairs
+        from ..demo import write_pairs
 
         counts = write_pairs(args.output)
         print(", ".join(f"{name} {count:,}" for name, count in counts.items()), file=sys.stderr)
         print(f"wrote {args.output}", file=sys.stderr)
         return 0
-    from ..recipes.recipe import read_recipe
+    from ..recipes.spec import read_recipe
 
     recipe = read_recipe(Path(args.file), dict(map(_setting, args.set or ())))
     if args.stages:
@@ -82,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     work = Path(args.work or Path("runs", Path(args.file).stem))
     if args.dry_run:
         return _dry_run(recipe, work, args.again or ())
-    from ..recipes.running import StageError, run_recipe
+    from ..recipes.runner import StageError, run_recipe
 
     screen = Screen(args.quiet)
     try:
@@ -92,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         print(error.tail, file=sys.stderr)
         raise
     if not args.quiet:
-        from ..evaluation.reports.columns import encodable
+        from ..display.text import encodable
 
         print(encodable(_scores(content)), end="")
         print(f"\nwritten to {work}: report.md, report.html, report.json")
@@ -118,11 +117,10 @@ def _scores(content: Mapping[str, Any]) -> str:
 
 
 def _dry_run(recipe: Recipe, work: Path, again: Sequence[str]) -> int:
-    from ..evaluation.reports.columns import encodable
+    from ..display.text import encodable
     from ..recipes.commands import HIDDEN, make_steps
-    from ..recipes.digests import Digests
-    from ..recipes.planning import Folder, plan
-    from ..recipes.running import check_inputs
+    from ..recipes.plan import Digests, Folder, plan
+    from ..recipes.runner import check_inputs
 
     steps = make_steps(recipe, work, VerbGrammar())
     folder = Folder(work, Digests(work / HIDDEN))
@@ -134,7 +132,7 @@ def _dry_run(recipe: Recipe, work: Path, again: Sequence[str]) -> int:
 
 def _plan_lines(steps: Sequence[Step], states: Sequence[State]) -> Iterator[str]:
     """The plan as a table, and the commands."""
-    from ..evaluation.reports.columns import aligned, clipped
+    from ..display.text import aligned, clipped
 
     rows = [("stage", "verb", "inputs", "output", "status", "why")]
     for step, state in zip(steps, states, strict=True):
@@ -172,7 +170,7 @@ class VerbGrammar:
         try:
             with contextlib.redirect_stderr(said):
                 if verb.name in _TRAINED:
-                    from ..training.arguments import parse
+                    from ..training.loop.arguments import parse
 
                     parse(_trained(verb.name), arguments, prog=f"bge {verb.name}", description="")
                 else:
@@ -205,10 +203,10 @@ def _trained(verb: str) -> tuple[type[Any], ...]:
     """The dataclasses that have the arguments of a verb which transformers' Trainer does."""
     options.require_training()
     if verb == "pretrain":
-        from ..pretraining import arguments as pretraining
+        from ..pretraining import pretrain_arguments as pretraining
 
         return pretraining.PretrainModelArguments, pretraining.PretrainDataArguments, pretraining.PretrainArguments
-    from ..training import arguments as training
+    from ..training.loop import arguments as training
 
     kind = training.EmbedderArguments if verb == "finetune" else training.RerankerArguments
     return training.ModelArguments, training.DataArguments, kind
@@ -233,7 +231,7 @@ class Screen:
         if not self._live or seconds < self._next:
             return
         self._next = seconds + 0.5
-        from ..evaluation.reports.columns import clipped, printable
+        from ..display.text import clipped, printable
 
         # One column less, so that the cursor stays on the line.
         width = shutil.get_terminal_size((100, 24)).columns - 1

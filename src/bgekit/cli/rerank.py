@@ -12,7 +12,7 @@ from ..errors import ArgumentError, DataError
 from . import options
 
 if TYPE_CHECKING:
-    from ..reranking.groups import Group
+    from ..search.candidates import Group
 
 #: What is said when it is interrupted.
 INTERRUPTED: Final = "what was printed is complete, line by line; the same command starts anew"
@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(f"{', '.join(args.files)}: there is no query with passages")
     if first is None:
         return 0  # A pipe through which nothing came.
-    from ..reranking.groups import rerank_groups
-    from .results import as_json
+    from ..search.candidates import rerank_groups
+    from .search import as_json
 
     with options.load_reranker(args, args.model) as reranker:
         show = False if args.no_progress or args.quiet else None
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _groups(args: argparse.Namespace) -> Iterator[Group]:
-    from ..reranking.groups import groups_of, read_groups
+    from ..search.candidates import groups_of, read_groups
 
     if args.query:
         if not args.files:

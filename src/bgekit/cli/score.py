@@ -42,8 +42,8 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Score."""
     options.set_up_logging(args)
-    from ..encoding.rows import Dialect
-    from ..mining.rows import check_output, check_training
+    from ..data.formats import Dialect
+    from ..data.training_rows import check_output, check_training
     from ..mining.teacher import score
     from .mine import Advance
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -12,22 +14,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ..display.text import encodable, printable, wrapped
 from ..errors import ArgumentError
 from . import options
 
 if TYPE_CHECKING:
-    from ..encoding.base import Embedder
-    from ..encoding.records import RecordReader
-    from ..search.index import SearchIndex
+    from ..data.records import RecordReader
+    from ..inference.model import Embedder
+    from ..search.index import Hit, SearchIndex
 
 #: What is said when it is interrupted.
 INTERRUPTED: Final = "with --index, the same command goes on from what is encoded; without, it starts anew"
-
 _DESCRIPTION = """\
 Search by meaning. What is searched are files of texts (jsonl, csv, tsv, parquet, txt; gzipped or not), a folder that
 `bge encode` wrote (with --store-texts, if texts are to be shown), or an index that was made before. Without -q,
 questions are read from the terminal, or a line each from standard input."""
-
 _EPILOG = """\
 examples:
   bge search docs.jsonl --model BAAI/bge-small-en-v1.5 -q "how do I read a csv file"
@@ -81,7 +82,6 @@ def run(args: argparse.Namespace) -> int:
             asked |= {"reranker": reranker, "rerank_top_k": args.rerank_top_k}
         index, model = _open(args, records, stack)
         _report(args, f"{_size(index)} in {index.folder}" if args.index or not args.sources else _size(index))
-        from .results import show
 
         for queries in _queries(args):
             found = index.ask(model, queries, args.top_k, **asked)
@@ -100,8 +100,8 @@ def _check(args: argparse.Namespace) -> RecordReader | None:
         raise ArgumentError(f"{folders[0]} is a folder: it is searched alone, not beside other files")
     if (folders or not args.sources) and options.chosen_chunks(args) is not None:
         raise ArgumentError("what is encoded already cannot be split into passages: use --chunk where it is encoded")
-    from ..models.leftovers import check_place
-    from ..search.building import check_type
+    from ..files.atomic import check_place
+    from ..search.build import check_type
 
     check_type(args.index_type)
     if args.index and args.sources:
@@ -127,10 +127,10 @@ def _open(
 
 
 def _open_folder(args: argparse.Namespace, folder: str, stack: contextlib.ExitStack) -> SearchIndex:
-    from ..encoding.shardset import load_shards
-    from ..search.building import index_shards, with_type
-    from ..search.facts import FACTS
+    from ..inference.shards import load_shards
+    from ..search.build import index_shards, with_type
     from ..search.index import SearchIndex
+    from ..search.storage import FACTS
 
     is_index = (Path(folder) / FACTS).exists()
     if is_index and args.sources and args.index:
@@ -146,8 +146,8 @@ def _open_files(
     args: argparse.Namespace, records: RecordReader, stack: contextlib.ExitStack
 ) -> tuple[SearchIndex, Embedder]:
     model = stack.enter_context(options.load_model(args))
-    from ..encoding.progress import EncodeProgress
-    from ..search.building import index_records
+    from ..display.progress import EncodeProgress
+    from ..search.build import index_records
 
     show = not (args.no_progress or args.quiet)
     start = time.perf_counter()
@@ -181,8 +181,8 @@ def _queries(args: argparse.Namespace) -> Iterator[list[str]]:
     if args.query:
         yield args.query
         return
-    from ..encoding.records import read_rows
-    from ..encoding.rows import STDIN
+    from ..data.formats import STDIN
+    from ..data.records import read_rows
 
     if not sys.stdin.isatty():
         for _, row in read_rows(STDIN, format="txt", encoding=args.encoding):
@@ -223,3 +223,49 @@ def _size(index: SearchIndex) -> str:
 def _files_among_queries(queries: list[str]) -> str:
     found = [query for query in queries if os.path.exists(query)]
     return f" ({found[0]} was taken for a question: name it before -q)" if found else ""
+
+
+#: Lines of text shown of each result, and the widest they get on a wide terminal.
+_LINES: Final = 2
+_WIDEST: Final = 120
+
+
+def show(query: str, hits: list[Hit], *, as_json: bool, lines: int = _LINES, typed: bool = False) -> None:
+    """Print the results of one query, whose text is on the screen already if it was `typed`."""
+    if as_json:
+        print(json_line(query, hits))
+    else:
+        text = readable(query, hits, min(shutil.get_terminal_size((100, 24)).columns, _WIDEST), lines)
+        print(text.partition("\n")[2] if typed else text)
+    sys.stdout.flush()
+
+
+def json_line(query: str, hits: list[Hit]) -> str:
+    """The results of one query as one line of JSON."""
+    return as_json({"query": query, "results": [hit.to_dict() for hit in hits]})
+
+
+def as_json(content: Any) -> str:
+    """One line of JSON that standard output can take."""
+    line = json.dumps(content, ensure_ascii=False)
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # A terminal's old encoding, or a lone surrogate: escapes say the same.
+        return json.dumps(content)
+    return line
+
+
+def readable(query: str, hits: list[Hit], width: int, lines: int = _LINES) -> str:
+    """The results of one query for a screen `width` columns wide."""
+    shown = [f"? {printable(query)}"]
+    if not hits:
+        shown.append("  nothing: the index is empty")
+    margin = " " * 5
+    for hit in hits:
+        part = f"  (passage {hit.passage + 1})" if hit.passage else ""
+        shown.append(f"{hit.rank:>3}  {hit.score:.3f}  {printable(hit.id)}{part}")
+        if hit.text:
+            # A title that is the id stands above already.
+            text = printable(hit.text.removeprefix(f"{hit.id} "))
+            shown += [margin + line for line in wrapped(text, max(width - len(margin), 20), lines=lines)]
+    return encodable("\n".join(shown) + "\n")

@@ -7,29 +7,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..lazy import lazy_names
+from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .calibration import Calibration, calibrate
-    from .evaluating import Candidate, evaluate
-    from .judged import JudgedModel, Setting
-    from .reading import read_tasks
-    from .results import Comparison, Report, Result
-    from .task import Scores, Task
+    from .calibration.calibration import Calibration, calibrate
+    from .evaluator import Candidate, evaluate
+    from .judged_model import JudgedModel, Setting
+    from .readers.detect import read_tasks
+    from .report.report import Report
+    from .results import Comparison, Result
+    from .tasks.base import Scores, Task
 
 _HOMES = {
-    "Calibration": "calibration",
-    "Candidate": "evaluating",
+    "Calibration": "calibration.calibration",
+    "Candidate": "evaluator",
     "Comparison": "results",
-    "JudgedModel": "judged",
-    "Report": "results",
+    "JudgedModel": "judged_model",
+    "Report": "report.report",
     "Result": "results",
-    "Scores": "task",
-    "Setting": "judged",
-    "Task": "task",
-    "calibrate": "calibration",
-    "evaluate": "evaluating",
-    "read_tasks": "reading",
+    "Scores": "tasks.base",
+    "Setting": "judged_model",
+    "Task": "tasks.base",
+    "calibrate": "calibration.calibration",
+    "evaluate": "evaluator",
+    "read_tasks": "readers.detect",
 }
 
 __all__ = [

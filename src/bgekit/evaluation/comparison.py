@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError
-from .correlations import ranks
 from .evidence import Contrast, contrasts, mean_contrast, randomisations, step_down
+from .metrics import ranks
 from .results import Comparison, ItemChange, Result
 
 if TYPE_CHECKING:
-    from .task import Items, Task
+    from .tasks.base import Items, Task
 
 Doubles: TypeAlias = npt.NDArray[np.float64]
 

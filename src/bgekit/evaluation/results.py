@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
-from ..encoding.outputs import OutputFolder
-from .task import Exclusion, Items
+from ..data.columns import Exclusion
+from .tasks.base import Items
 
 #: Version of the layout of results.json; it changes when a reader would have to.
 LAYOUT: Final = 2
@@ -160,8 +158,8 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Report:
-    """Everything that an evaluation found.
+class ReportContent:
+    """Everything that an evaluation found, as data. `Report` is what can be saved.
 
     Attributes:
         results: One for each model, setting and task.
@@ -201,32 +199,7 @@ class Report:
             "notes": self.notes,
         }
 
-    def save(self, output: str | os.PathLike[str]) -> list[Path]:
-        """Write results.json, per_item.jsonl, report.md and report.html into a folder, each whole or not at all.
-
-        Returns:
-            The files.
-
-        Raises:
-            OutputError: the folder cannot be written, or another process writes to it.
-        """
-        from .reports.html import html
-        from .reports.markdown import markdown
-
-        with OutputFolder(output) as folder:
-            files = {
-                RESULTS: json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n",
-                PER_ITEM: "".join(self._item_lines()),
-                "report.md": markdown(self),
-                "report.html": html(self),
-            }
-            for name, content in files.items():
-                with folder.create(name) as file:
-                    file.write(content.encode("utf-8", "replace"))
-            folder.sync()
-            return [folder.path / name for name in files]
-
-    def _item_lines(self) -> list[str]:
+    def item_lines(self) -> list[str]:
         """A line of JSON for each result and item."""
         lines = []
         for result in self.results:

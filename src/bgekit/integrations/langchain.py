@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..encoding.base import Embedder
 from ..errors import import_extra
+from ..inference.model import Embedder
 from ..models.card import UNSET, Unset
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class BgeEmbeddings(Embeddings):
         if isinstance(model_name, Embedder):
             self.model: Embedder = model_name
         else:
-            from ..encoding.embedder import FlagModel
+            from ..inference.embedder import FlagModel
 
             cache: dict[str, Any] = {} if cache_folder is None else {"cache_dir": cache_folder}
             self.model = FlagModel(model_name, **cache, **(model_kwargs or {}))

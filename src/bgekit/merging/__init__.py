@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..lazy import lazy_names
+from .._lazy import lazy_names
 
 if TYPE_CHECKING:
     from .cocktail import mix_models, mix_models_by_layers, mix_models_with_data
-    from .run import Examples, Merged, Merging, Validation, merge
+    from .merging import Examples, Merged, Merging, Validation, merge
     from .sources import Options
 
 _HOMES = {
-    "Examples": "run",
-    "Merged": "run",
-    "Merging": "run",
+    "Examples": "merging",
+    "Merged": "merging",
+    "Merging": "merging",
     "Options": "sources",
-    "Validation": "run",
-    "merge": "run",
+    "Validation": "merging",
+    "merge": "merging",
     "mix_models": "cocktail",
     "mix_models_by_layers": "cocktail",
     "mix_models_with_data": "cocktail",

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ArgumentError
-from .agreement import Kind
-from .losses import ExampleData
-from .run import Examples, Merged, Merging, merge
+from .compatibility import Kind
+from .example_weights import ExampleData
+from .merging import Examples, Merged, Merging, merge
 
 logger = logging.getLogger(__name__)
 

@@ -11,16 +11,13 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from .ranking import Rows, best_rows
-
 #: Weights of how fast repetition saturates, and of how much length counts (Lucene's).
 K1, B = 1.2, 0.75
-
 #: Chinese, Japanese and Korean characters: there, words have no spaces around them.
 CJK: Final = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af\U00020000-\U0003ffff"
 _WORDS: Final = re.compile(f"[{CJK}]+|[^\\W{CJK}]+")
@@ -94,3 +91,16 @@ class Bm25:
 def _saturated(tf: npt.ArrayLike, length: npt.ArrayLike, mean: float) -> npt.NDArray[np.float64]:
     tf, length = np.asarray(tf, dtype=np.float64), np.asarray(length, dtype=np.float64)
     return np.asarray(tf / (tf + K1 * (1 - B + B * length / mean)))
+
+
+Rows: TypeAlias = "npt.NDArray[np.int64]"
+
+
+def best_rows(scores: npt.NDArray[np.float32], top_k: int) -> Rows:
+    """The rows of the highest scores, best first; of equal ones the earlier first."""
+    if len(scores) <= top_k:
+        return np.argsort(-scores, kind="stable")
+    least = np.partition(scores, len(scores) - top_k)[len(scores) - top_k]
+    rows = np.flatnonzero(scores >= least)
+    best: Rows = rows[np.argsort(-scores[rows], kind="stable")[:top_k]]
+    return best

@@ -14,9 +14,9 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ..data.training_rows import InputRow, copy_key
 from ..errors import ArgumentError
 from .bm25 import CJK
-from .rows import InputRow, copy_key
 
 #: The pieces of a text: [n] uint64 hashes, sorted, each once.
 Pieces: TypeAlias = "npt.NDArray[np.uint64]"

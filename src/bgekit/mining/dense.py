@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..encoding.base import digest
-from ..encoding.devices import resolve_devices
-from ..encoding.shards import encode_to_shards
-from ..encoding.shardset import load_shards
 from ..errors import ArgumentError
+from ..files.hashing import digest
+from ..inference.shards import encode_to_shards, load_shards
+from ..inference.similarity import unit
+from ..inference.workers import resolve_devices
 from ..search import approximate
-from ..search.exact import QUERIES, UNIT_LENGTH, TopK, unit
-from ..search.facts import check_similarity
-from .ranking import Rows
+from ..search.exact import QUERIES, UNIT_LENGTH, TopK
+from ..search.storage import check_similarity
+from .bm25 import Rows
 
 if TYPE_CHECKING:
-    from ..encoding.base import Embedder
-    from ..encoding.progress import EncodeProgress
-    from .texts import TextStore
+    from ..display.progress import EncodeProgress
+    from ..inference.model import Embedder
+    from .text_store import TextStore
 
 Floats: TypeAlias = "npt.NDArray[np.float32]"
 IndexKind = Literal["exact", "hnsw", "ivf"]

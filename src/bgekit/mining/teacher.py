@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
-from ..encoding.outputs import OutputFolder, file_sha256
-from ..encoding.rows import Dialect
-from ..encoding.tables import Quoting
+from ..data.formats import Dialect, Quoting
+from ..data.training_rows import InputRow, check_output, check_training, copy_key, line_of, read_training
 from ..errors import OutputError
-from .known import Relevant
-from .rows import InputRow, check_output, check_training, copy_key, line_of, read_training
+from ..files.atomic import OutputFolder
+from ..files.hashing import file_sha256
+from .relevant import Relevant
 
 logger = logging.getLogger(__name__)
 

@@ -1,1 +1,36 @@
-"""What a model is: its card, its files, and the network that turns tokens into vectors."""
+"""What a checkpoint says and its files: card, families, prompts, configuration, hub, weights. No computation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .card import ModelCard
+    from .card_reading import read_card
+    from .families import Family, find_family
+    from .prompts import Prompt
+    from .reranker_card import RerankerCard, read_reranker_card
+
+_HOMES = {
+    "Family": "families",
+    "ModelCard": "card",
+    "Prompt": "prompts",
+    "RerankerCard": "reranker_card",
+    "find_family": "families",
+    "read_card": "card_reading",
+    "read_reranker_card": "reranker_card",
+}
+
+__all__ = [
+    "Family",
+    "ModelCard",
+    "Prompt",
+    "RerankerCard",
+    "find_family",
+    "read_card",
+    "read_reranker_card",
+]
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

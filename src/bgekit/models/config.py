@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from ..errors import CardError, CheckpointError
-from .checkpoint import read_json, refuse_adapter
+from .weights import read_json, refuse_adapter
 
 #: Without any stated limit, texts are cut at this many tokens (the default of FlagEmbedding).
 DEFAULT_MAX_LENGTH: Final = 512

@@ -1,1 +1,20 @@
 """Pre-training of encoders on plain text: RetroMAE (arXiv:2205.12035)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .run import pretrain
+
+_HOMES = {
+    "pretrain": "run",
+}
+
+__all__ = [
+    "pretrain",
+]
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -4,34 +4,37 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
+import numpy as np
 from torch import Tensor
 
 from ..errors import ArgumentError, CheckpointError, OutputError
-from ..models.checkpoint import read_tensors, weight_files
-from ..models.dropout import use_quick_dropout
-from ..models.encoder import Encoder
-from ..models.saving import make_selftest, write_checkpoint
-from ..training.arguments import parse
-from ..training.batches import PlanOptions
-from ..training.readme import origin
-from ..training.run import begin, identity, run
-from .arguments import PretrainArguments, PretrainDataArguments, PretrainModelArguments
-from .batches import Batch, Masking, PretrainSteps
-from .describe import describe
-from .network import RetroMAE
-from .start import BESIDE, Start, started
-from .store import Reading
-from .texts import Texts, Tokenization, read_texts
-from .trainer import PretrainingTrainer, Watch, loss_of, measured_losses
+from ..inference.embedder import make_selftest
+from ..models.weights import read_tensors, weight_files
+from ..networks.cpu_training import use_quick_dropout
+from ..networks.encoder import Encoder
+from ..networks.saving import write_checkpoint
+from ..training.batches.sampler import PlanOptions
+from ..training.loop.arguments import parse
+from ..training.loop.checkpoints import origin
+from ..training.loop.training_run import begin, identity, run
+from .initial_model import BESIDE, Start, started
+from .masking import Batch, Masking, PretrainSteps
+from .pretrain_arguments import PretrainArguments, PretrainDataArguments, PretrainModelArguments
+from .retromae import RetroMAE
+from .retromae_trainer import PretrainingTrainer, Watch, loss_of, measured_losses
+from .token_store import Reading, Texts, Tokenization, read_texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
-
 #: Stands for the visit of sequences that are measured, which no epoch is.
 _MEASURED: Final = 1 << 31
 _DESCRIPTION: Final = """\
@@ -188,6 +191,53 @@ class _Output:
 
 
 if __name__ == "__main__":
-    from ..training.launch import launched
+    from ..training.loop.training_run import launched
 
     sys.exit(launched(main))
+#: Sequences and characters that are shown.
+_SHOWN: Final = 2
+_CHARACTERS: Final = 300
+
+
+def describe(
+    steps: PretrainSteps, network: RetroMAE, tokenizer: PreTrainedTokenizerFast, args: PretrainArguments
+) -> str:
+    """The data, the steps, a batch as the encoder sees it, and the memory of weights and optimiser.
+
+    Args:
+        steps: The steps of this process.
+        network: What would be trained.
+        tokenizer: Its tokenizer.
+        args: How.
+    """
+    texts, batch = steps.texts, steps[0]
+    facts, lengths = texts.facts, np.asarray(texts.lengths)
+    smallest, median, largest = np.quantile(lengths, (0, 0.5, 1), method="nearest")
+    sizes = {"encoder": 0, "head and decoder": 0}
+    for name, parameter in network.named_parameters():
+        sizes["encoder" if name.startswith("backbone.") else "head and decoder"] += parameter.numel()
+    accumulated = args.gradient_accumulation_steps
+    an_epoch = math.ceil(len(steps) / accumulated)
+    total = args.max_steps if args.max_steps > 0 else math.ceil(an_epoch * args.num_train_epochs)
+    lines = [
+        f"{facts.texts:,} texts ({facts.empty:,} empty ones left out, {facts.skipped:,} bad lines skipped), "
+        f"{facts.long:,} of them longer than a sequence",
+        f"{len(texts):,} sequences of {smallest}/{median}/{largest} tokens (smallest, median, largest, without special "
+        f"ones); {facts.unknown / max(facts.tokens, 1):.2%} of the tokens unknown",
+        f"{total:,} steps of {steps.options.batch_size * accumulated:,} sequences, {an_epoch:,} an epoch; "
+        f"about {float(lengths.mean()) * steps.options.batch_size * accumulated:,.0f} tokens a step",
+        f"{sizes['encoder']:,} parameters in the encoder, {sizes['head and decoder']:,} in head and decoder; weights, "
+        f"gradients and Adam take {16 * sum(sizes.values()) / 2**30:.2f} GiB",
+        f"in the first batch {batch.hidden.numel():,} of {batch.content.numel():,} tokens are hidden from the encoder",
+    ]
+    ends = np.cumsum(batch.masked.lengths)
+    for number in range(min(_SHOWN, len(ends))):
+        stretch = slice(int(ends[number]) - batch.masked.lengths[number], int(ends[number]))
+        lines.append(f"  text    {_decoded(batch.original.input_ids[stretch], tokenizer)}")
+        lines.append(f"  encoder {_decoded(batch.masked.input_ids[stretch], tokenizer)}")
+    return "\n".join(lines)
+
+
+def _decoded(ids: Any, tokenizer: PreTrainedTokenizerFast) -> str:
+    text = repr(tokenizer.decode(ids.tolist(), skip_special_tokens=False))[1:-1]
+    return text if len(text) <= _CHARACTERS else f"{text[:_CHARACTERS]} ..."

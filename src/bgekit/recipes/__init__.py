@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..lazy import lazy_names
+from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .reading import RecipeError
-    from .recipe import Recipe, read_recipe
-    from .running import StageError, run_recipe
+    from .runner import StageError, run_recipe
+    from .spec import Recipe, RecipeError, read_recipe
 
 __all__ = ["Recipe", "RecipeError", "StageError", "read_recipe", "run_recipe"]
 

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import ArgumentError
-from .reading import RecipeError
-from .recipe import Recipe, Stage, Value
-from .verbs import DATA, KEPT, MODELS, Grammar
+from .spec import DATA, KEPT, MODELS, Grammar, Recipe, RecipeError, Stage, Value
 
 #: Within the work folder: records of what is finished, and outputs on their way.
 HIDDEN: Final = ".recipe"

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import OutputError, import_extra
-from .exact import Floats, unit
+from ..inference.similarity import unit
+from .exact import Floats
 
 if TYPE_CHECKING:
     from types import ModuleType

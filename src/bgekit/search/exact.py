@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ..encoding.similarity import unit as unit
+from ..inference.similarity import unit as unit
 
 #: Queries compared at once; with a block of vectors this bounds the memory that scores take.
 QUERIES: Final = 256

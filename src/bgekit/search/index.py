@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from ..encoding.chunking import document_of
-from ..encoding.manifest import MANIFEST
-from ..encoding.result import Embeddings, Origin
-from ..encoding.shardset import load_shards
+from ..data.chunking import document_of
 from ..errors import ArgumentError, OutputError
+from ..inference.embeddings import Embeddings, Origin
+from ..inference.shards import MANIFEST, load_shards
+from ..inference.similarity import unit
 from ..models.card import UNSET, Unset
 from . import approximate, exact
-from .compatible import check_model
-from .facts import APPROXIMATE, FACTS, Facts, facts_of_shards, read_facts
-from .second_stage import PairScorer, reranked
-from .stored import Stored, StoredFiles, StoredShards
+from .storage import APPROXIMATE, FACTS, Facts, Stored, StoredFiles, StoredShards, facts_of_shards, read_facts
 
 if TYPE_CHECKING:
-    from ..encoding.base import Embedder
+    from ..inference.model import Embedder, Kind
 
 logger = logging.getLogger(__name__)
-
 #: Passages looked at first for each document wanted.
 _PASSAGES_A_DOCUMENT: Final = 4
 #: Candidates of an approximate index beyond those wanted, which show whether the last one has copies.
@@ -185,7 +181,7 @@ class SearchIndex:
                     f"{self.facts.model_name}, or from that model with other settings. Encode the queries with it; "
                     "index.ask(model, texts) does so and checks the model"
                 )
-            self._check_model(origin.model)
+            self._check_model(cast("Embedder", origin.model))
 
     def _search(self, queries: npt.ArrayLike, top_k: int) -> list[list[Hit]]:
         vectors = np.atleast_2d(np.asarray(queries, dtype=np.float32))
@@ -292,3 +288,144 @@ def _origins(queries: object) -> set[Origin | None]:
     """Where vectors come from, or each of a list of them."""
     several = queries if isinstance(queries, list | tuple) and len(queries) else [queries]
     return {each.origin if isinstance(each, Embeddings) else None for each in several}
+
+
+class PairScorer(Protocol):
+    """What scores pairs of query and passage together, such as `FlagReranker`."""
+
+    def compute_score(self, sentence_pairs: list[tuple[str, str]]) -> Sequence[float]:
+        """One score for each pair; higher is more relevant."""
+        ...
+
+
+def reranked(scorer: PairScorer, queries: Sequence[str], found: Sequence[Sequence[Hit]], top_k: int) -> list[list[Hit]]:
+    """The best of what was found for each query, by the scorer; of equal scores what was found first.
+
+    Args:
+        scorer: Scores the pairs, all in one call.
+        queries: The queries, without instructions of the first stage.
+        found: What the first stage found for each.
+        top_k: How many are wanted of each.
+
+    Raises:
+        ArgumentError: the index keeps no texts.
+    """
+    pairs = []
+    for query, hits in zip(queries, found, strict=True):
+        for hit in hits:
+            if hit.text is None:
+                raise ArgumentError("the index keeps no texts to rerank: encode with --store-texts, or index the files")
+            pairs.append((query, hit.text))
+    scores = iter(scorer.compute_score(pairs) if pairs else ())
+    answers = []
+    for hits in found:
+        scored = [replace(hit, score=float(next(scores)), retrieval_score=hit.score) for hit in hits]
+        scored.sort(key=lambda hit: -hit.score)
+        answers.append([replace(hit, rank=rank) for rank, hit in enumerate(scored[:top_k], 1)])
+    return answers
+
+
+#: Rows among which a short text is looked for, to encode it anew.
+_ROWS: Final = 64
+#: Characters that every model takes uncut.
+_SHORT: Final = 100
+#: Least cosine of a text's new vector to the stored one. Number formats differ by less than 0.02, models by more.
+_COSINE: Final = 0.98
+
+
+def check_model(model: Embedder, facts: Facts, stored: Stored) -> None:
+    """Make sure that the model makes vectors like those of the index.
+
+    Another number format than the one the index was made in is fine (an index made on a machine that is fast in
+    bfloat16 may be searched on one that is not); so are other instructions for queries. A text of the index,
+    encoded anew, tells them from another model.
+
+    Raises:
+        ArgumentError: it does not; the message says what differs.
+    """
+    if model.fingerprint == facts.model_fingerprint:
+        return
+    problem = _difference(model, facts, stored)
+    if problem is None:
+        return
+    name = facts.model_name
+    if name == model.card.name:
+        raise ArgumentError(
+            f"the index was made with {name}, used otherwise than now: {problem.what}. {problem.advice}, or build the "
+            "index anew"
+        )
+    raise ArgumentError(
+        f"the index was made with {name} and cannot be searched with {model.card.name}: {problem.what}. "
+        f"Search with --model {name}, or build an index with {model.card.name}."
+    )
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What differs, and what to do where the model is the same one."""
+
+    what: str
+    advice: str
+
+
+def _difference(model: Embedder, facts: Facts, stored: Stored) -> _Problem | None:
+    card = model.card.to_dict()
+    if model.dimension != facts.dimension:
+        whole = facts.dimension == facts.model_card.get("dimension")
+        return _Problem(
+            f"its vectors have {facts.dimension} dimensions, the model's have {model.dimension}",
+            "Leave out truncate_dim=..." if whole else f"Give truncate_dim={facts.dimension}",
+        )
+    for field, argument in (("pooling", "pooling_method"), ("normalize", "normalize_embeddings"), ("similarity", "")):
+        before = facts.model_card.get(field)
+        if card[field] != before:
+            advice = "Use the model as it was then"
+            if field == "normalize":
+                advice = "Leave out normalize_embeddings=False" if before else "Give normalize_embeddings=False"
+            elif argument:
+                advice = f"Give {argument}={before}"
+            return _Problem(f"{field} was {before} and is {card[field]} now", advice)
+    if stored.count == 0:
+        return None
+    row, text = _short_text(stored)
+    if not text:
+        return _Problem(
+            "their fingerprints differ, and the index keeps no texts to compare their vectors by",
+            "Give the model's files and options as they were then",
+        )
+    kind: Kind = facts.settings["kind"]
+    length = min(facts.settings["max_length"], model.card.max_length)
+    encoded = next(iter(model.encode_windows([[text]], kind=kind, max_length=length)))
+    cosine = float(unit(encoded.vectors[0]) @ unit(stored.vectors(np.asarray([row]))[0]))
+    if cosine < _COSINE:
+        return _Problem(
+            f"a text of the index has another vector now (cosine {cosine:.3f} to the stored one)",
+            _of_prompts(card, facts) or "Give the model's files as they were then",
+        )
+    logger.info(
+        "the index was made by %s in %s and is searched by %s in %s: a text's vectors agree (cosine %.4f)",
+        facts.model_name, facts.precision, model.card.name, model.precision, cosine,
+    )  # fmt: skip
+    return None
+
+
+def _of_prompts(card: Mapping[str, Any], facts: Facts) -> str | None:
+    """What to do where documents have another instruction now; None where they have the same."""
+    before, now = (each.get("prompts", {}).get("document", ["", ""]) for each in (facts.model_card, card))
+    if list(before) == list(now):
+        return None
+    if before[1]:
+        return (
+            f"Documents had the instruction {before[0]!r}, with {before[1]!r} behind the text: give the model with it"
+        )
+    return f"Give passage_instruction_for_retrieval={before[0]!r}"
+
+
+def _short_text(stored: Stored) -> tuple[int, str]:
+    """Row and text of the longest of the first texts that no model cuts, else of the shortest; "" without texts."""
+    texts = [stored.row(row)[1] or "" for row in range(min(_ROWS, stored.count))]
+    lengths = [len(text) for text in texts]
+    best = max(range(len(texts)), key=lambda row: lengths[row] if lengths[row] <= _SHORT else -lengths[row])
+    if not texts[best]:
+        best = min((row for row in range(len(texts)) if texts[row]), key=lengths.__getitem__, default=best)
+    return best, texts[best]

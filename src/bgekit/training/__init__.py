@@ -1,1 +1,28 @@
-"""Fine-tuning of embedders and rerankers. Import from its modules: nothing here is loaded unless it is asked for."""
+"""Fine-tuning of embedders and rerankers on transformers' Trainer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .embedder import finetune
+    from .loop.arguments import EmbedderArguments, RerankerArguments
+    from .reranker import finetune_reranker
+
+_HOMES = {
+    "EmbedderArguments": "loop.arguments",
+    "RerankerArguments": "loop.arguments",
+    "finetune": "embedder",
+    "finetune_reranker": "reranker",
+}
+
+__all__ = [
+    "EmbedderArguments",
+    "RerankerArguments",
+    "finetune",
+    "finetune_reranker",
+]
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -13,25 +13,37 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ..encoding.embedder import FlagModel
 from ..errors import ArgumentError, DataError
-from ..models.card import UNSET, ModelCard, Unset, declared_query
-from ..models.loading import restore_unsaved
-from ..models.saving import as_stored, make_selftest, write_checkpoint
-from .arguments import DataArguments, EmbedderArguments, ModelArguments, parse
-from .collate import Batch, Collator, StepDataset
-from .contrastive import Contrastive, own_scores
-from .data import check_cosines
-from .diagnosis import CollapseWatch, Diagnosis, scores_of_all
-from .distributed import world_size
-from .dry_run import Lengths
-from .groups import Groups
-from .losses import CoSent, FalseNegatives, Loss, Matryoshka, ScoredMse
-from .network import TrainableEncoder, add_lora, load_trainable
-from .readme import origin
-from .run import begin, eval_tasks, identity, judge_by, make_steps, read_data, run, scores_of, show_dry_run
-from .trainer import ContrastiveTrainer
-from .values import LossValue
+from ..inference.embedder import FlagModel, make_selftest
+from ..models.card import UNSET, ModelCard, Unset
+from ..models.card_reading import declared_query
+from ..networks.encoder import TrainableEncoder, add_lora, load_trainable
+from ..networks.loading import restore_unsaved
+from ..networks.saving import as_stored, write_checkpoint
+from .batches.collator import Batch, Collator, StepDataset
+from .batches.datasets import check_cosines
+from .insight.diagnosis import CollapseWatch, Diagnosis, scores_of_all
+from .insight.dry_run import Lengths
+from .loop.arguments import DataArguments, EmbedderArguments, ModelArguments, parse
+from .loop.checkpoints import origin
+from .loop.trainer import ContrastiveTrainer
+from .loop.training_run import (
+    begin,
+    eval_tasks,
+    identity,
+    judge_by,
+    make_steps,
+    read_data,
+    run,
+    scores_of,
+    show_dry_run,
+)
+from .losses.contrastive import Contrastive, own_scores
+from .losses.distributed import LossValue, world_size
+from .losses.false_negatives import FalseNegatives
+from .losses.listwise import Groups
+from .losses.matryoshka import Loss, Matryoshka
+from .losses.sts import CoSent, ScoredMse
 
 logger = logging.getLogger(__name__)
 
@@ -263,14 +275,14 @@ class _Output:
 
         if self._model.use_lora:
             return load_file(folder / _ADAPTERS)
-        from ..models.checkpoint import read_tensors, weight_files
+        from ..models.weights import read_tensors, weight_files
 
         found = {
             f"encoder.backbone.model.{name}": value
             for file in weight_files(folder)
             for name, value in read_tensors(file)
         }
-        from ..models.side_files import dense_folder
+        from ..models.sentence_transformers_files import dense_folder
 
         for number in range(len(self._card.dense)):
             for name, value in load_file(folder / dense_folder(number) / "model.safetensors").items():
@@ -324,6 +336,6 @@ def _diagnose(
 
 
 if __name__ == "__main__":
-    from .launch import launched
+    from .loop.training_run import launched
 
     sys.exit(launched(main))

@@ -15,21 +15,21 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, DataError
-from ..evaluation.task import check_rerankable
-from ..models.checkpoint import read_tensors, resolve, weight_files
+from ..evaluation.tasks.base import check_rerankable
 from ..models.config import position_limit, read_config
+from ..models.hub import resolve
 from ..models.prompts import Prompt
-from ..reranking.card import RerankerCard, is_classifier, read_reranker_card
-from ..reranking.network import CrossEncoder, load_trainable
-from ..reranking.saving import write_reranker
-from .arguments import DataArguments, ModelArguments, RerankerArguments, RerankerDataArguments, parse
-from .collate import Batch, StepDataset
-from .data import TrainingData
-from .diagnosis import CollapseWatch, Diagnosis, scores_of_groups
-from .groups import GroupLoss
-from .pairs import PairCollator
-from .readme import FIRST_STAGE, origin
-from .run import (
+from ..models.reranker_card import RerankerCard, is_classifier, read_reranker_card
+from ..models.weights import read_tensors, weight_files
+from ..networks.cross_encoder import CrossEncoder, load_trainable
+from ..networks.saving import write_reranker
+from .batches.collator import Batch, PairCollator, StepDataset
+from .batches.datasets import TrainingData
+from .insight.diagnosis import CollapseWatch, Diagnosis, scores_of_groups
+from .loop.arguments import DataArguments, ModelArguments, RerankerArguments, RerankerDataArguments, parse
+from .loop.checkpoints import FIRST_STAGE, origin
+from .loop.trainer import ContrastiveTrainer
+from .loop.training_run import (
     begin,
     eval_tasks,
     identity,
@@ -40,8 +40,8 @@ from .run import (
     scores_of,
     show_dry_run,
 )
-from .trainer import ContrastiveTrainer
-from .values import LossValue
+from .losses.distributed import LossValue
+from .losses.listwise import GroupLoss
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ def _idle(steps: StepDataset) -> dict[str, int]:
 def _collator(
     folder: Path, card: RerankerCard, network: CrossEncoder, model: ModelArguments, data: DataArguments, length: int
 ) -> PairCollator:
-    from ..encoding.tokenization import load_tokenizer
+    from ..inference.tokenization import load_tokenizer
 
     return PairCollator(
         load_tokenizer(folder, trust_remote_code=model.trust_remote_code), card.query, card.document,
@@ -193,7 +193,7 @@ def _measure(args: RerankerArguments, tasks: Sequence[Any], kept: str) -> Callab
 
     def measure(folder: Path) -> dict[str, float]:
         from ..evaluation import Setting
-        from ..reranking.reranker import FlagReranker
+        from ..inference.reranker import FlagReranker
 
         if not first_stage:
             first_stage.update({f"{FIRST_STAGE}_{name}": score for name, score in scores(Setting()).items()})
@@ -227,6 +227,6 @@ class _Output:
 
 
 if __name__ == "__main__":
-    from .launch import launched
+    from .loop.training_run import launched
 
     sys.exit(launched(main))

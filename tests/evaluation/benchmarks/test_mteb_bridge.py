@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bgekit.encoding.base import Embedder
-from bgekit.encoding.result import Encoded
 from bgekit.errors import ArgumentError, DataError
-from bgekit.evaluation.benchmarks.local import benchmark_tasks
+from bgekit.evaluation.benchmarks.local_folders import benchmark_tasks
 from bgekit.evaluation.benchmarks.mteb_bridge import HubTask, MtebEncoder, hub_tasks
-from bgekit.evaluation.judged import JudgedModel, Setting
+from bgekit.evaluation.judged_model import JudgedModel, Setting
+from bgekit.inference.embeddings import Encoded
+from bgekit.inference.model import Embedder
 from bgekit.models.card import ModelCard
 from bgekit.models.prompts import Prompt
 

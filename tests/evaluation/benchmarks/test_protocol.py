@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bgekit.evaluation.benchmarks.protocol import protocol_of
+from bgekit.evaluation.benchmarks.definitions import protocol_of
 
 
 @pytest.mark.parametrize(

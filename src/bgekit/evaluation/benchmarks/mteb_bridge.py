@@ -17,13 +17,12 @@ import numpy.typing as npt
 
 from ...errors import ArgumentError, DataError, import_extra
 from ...models.families import model_name
-from ..judged import MTEB_NAMES, Floats, JudgedModel
-from ..task import Items, Kind, Scores, Task
-from .named import BenchmarkTask, benchmark
-from .parts import mean_scores
+from ..judged_model import MTEB_NAMES, Floats, JudgedModel, Kind
+from ..tasks.base import Items, Scores, Task
+from .definitions import BenchmarkTask, benchmark, mean_scores
 
 if TYPE_CHECKING:
-    from ...encoding.base import Embedder
+    from ...inference.model import Embedder
 
 #: Our kind of each of mteb's types of task; those we have no code for are encoded as their nearest relative.
 _KINDS: Final[Mapping[str, Kind]] = {mteb: cast("Kind", ours) for ours, mteb in MTEB_NAMES.items()} | {

@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from ...errors import ArgumentError, import_extra
-from ..judged import MTEB_NAMES
-from ..kinds.bitext import BitextTask
-from ..kinds.classification import ClassificationTask
-from ..kinds.clustering import ClusteringTask
-from ..kinds.pairs import PairClassificationTask, StsTask
-from ..kinds.reranking import RerankingTask
-from ..kinds.retrieval import RetrievalTask
-from ..kinds.summarization import SummarizationTask
-from ..task import Task
+from ..judged_model import MTEB_NAMES
+from ..tasks.base import Task
+from ..tasks.bitext import BitextTask
+from ..tasks.classification import ClassificationTask
+from ..tasks.clustering import ClusteringTask
+from ..tasks.pairs import PairClassificationTask, StsTask
+from ..tasks.reranking import RerankingTask
+from ..tasks.retrieval import RetrievalTask
+from ..tasks.summarization import SummarizationTask
 
 #: mteb's module and class for each kind.
 _CLASSES: Final[Mapping[str, tuple[str, str]]] = {

@@ -1,0 +1,211 @@
+"""Documents longer than a model takes -> overlapping passages, cut by tokens at the ends of sentences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ArgumentError, BgekitError
+from .records import Record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+#: Characters tokenised at once: the tokenizer's own record of a text is a hundred times the text.
+_SLAB: Final = 1 << 18
+#: Most records tokenised at once.
+_BATCH: Final = 64
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_SENTENCE_END: Final = re.compile(r"[.!?。！？…][\"'”’)\]」』）]*$")
+_CJK_END: Final = frozenset("。！？」』）")
+#: How good a place to cut is.
+_PARAGRAPH, _SENTENCE, _WORD, _INSIDE = 3, 2, 1, 0
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A part of a text.
+
+    Attributes:
+        text: The part, `whole[start:end]`.
+        start: Its first character in the whole text.
+        end: The character behind its last one.
+    """
+
+    text: str
+    start: int
+    end: int
+
+
+def chunk_text(text: str, tokenizer: PreTrainedTokenizerFast, size: int, overlap: int) -> list[Passage]:
+    """Passages of a text; one that is not longer than `size` stays whole.
+
+    Args:
+        text: The text.
+        tokenizer: Counts tokens, special ones and prompts left out: the caller leaves room for them in `size`.
+        size: Most tokens of a passage. A passage ends where a paragraph, a sentence or at least a word does, as
+            long as that leaves it three quarters of its size.
+        overlap: Tokens that neighbours share; down to half of them where a sentence begins there, and fewer where
+            that would begin within a word.
+
+    Raises:
+        ArgumentError: not 0 <= overlap < size.
+    """
+    chunker = _Chunker(tokenizer, size, overlap)
+    return chunker.passages(text, *chunker.spans([text])[0])
+
+
+def chunk_records(
+    records: Iterable[Record], tokenizer: PreTrainedTokenizerFast, size: int, overlap: int
+) -> Iterator[Record]:
+    """A record for each passage of each record, its id followed by `#0`, `#1`, ...; arguments as `chunk_text`.
+
+    Raises:
+        ArgumentError: not 0 <= overlap < size.
+        BgekitError: what reading the records raises, after the passages of the records before.
+    """
+    chunker = _Chunker(tokenizer, size, overlap)
+    return chunker.records(records)
+
+
+def document_of(passage_id: str) -> tuple[str, int]:
+    """The id of the document, and the number of the passage in it, of an id that `chunk_records` made."""
+    document, _, number = passage_id.rpartition("#")
+    return document, int(number)
+
+
+_Spans = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+
+class _Chunker:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, size: int, overlap: int) -> None:
+        if size < 1 or not 0 <= overlap < size:
+            raise ArgumentError(f"passages of {size} tokens cannot share {overlap}: needed is 0 <= overlap < size")
+        from tokenizers import Tokenizer
+
+        # A copy, because truncation is a state of the tokenizer, which an encoder may be using at the same time.
+        self._backend: Any = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._size, self._overlap = size, overlap
+
+    def records(self, records: Iterable[Record]) -> Iterator[Record]:
+        for batch in _batches(records):
+            for record, spans in zip(batch, self.spans([record.text for record in batch]), strict=True):
+                for number, passage in enumerate(self.passages(record.text, *spans)):
+                    yield Record(f"{record.id}#{number}", passage.text, record.file, record.line)
+
+    def spans(self, texts: Sequence[str]) -> list[_Spans]:
+        """First and last-but-one characters of the tokens of each text."""
+        slabs = [(index, start, part) for index, text in enumerate(texts) for start, part in _slabs(text)]
+        # Character by character, so that places in it are places in the original.
+        valid = [_SURROGATE.sub("\ufffd", part) for _, _, part in slabs]
+        encodings = self._backend.encode_batch(valid, add_special_tokens=False)
+        found: list[list[npt.NDArray[np.int64]]] = [[np.empty((0, 2), np.int64)] for _ in texts]
+        for (index, start, _), encoding in zip(slabs, encodings, strict=True):
+            found[index].append(np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2) + start)
+        joined = [np.concatenate(parts) for parts in found]
+        return [(spans[:, 0], spans[:, 1]) for spans in joined]
+
+    def passages(self, text: str, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> list[Passage]:
+        """Passages of a text whose tokens begin and end at these characters."""
+        count = len(starts)
+        if count <= self._size:
+            return [Passage(text, 0, len(text))]
+        found, first = [], 0
+        while True:
+            last = self._last(text, starts, ends, first)
+            start, end = int(starts[first]), int(ends[last - 1])
+            found.append(Passage(text[start:end], start, end))
+            if last >= count:
+                return found
+            first = self._next_first(text, starts, ends, first, last)
+
+    def _last(self, text: str, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], first: int) -> int:
+        """The token behind the passage that begins with token `first`."""
+        limit = first + self._size
+        while True:
+            last = self._best_cut(text, starts, ends, first, limit) if limit < len(starts) else len(starts)
+            # A part of a text can have more tokens than it had within the whole: half a word, or a word that has
+            # lost the space before it.
+            part = _SURROGATE.sub("\ufffd", text[starts[first] : ends[last - 1]])
+            excess = len(self._backend.encode(part, add_special_tokens=False).ids) - self._size
+            if excess <= 0 or last - first == 1:
+                return last
+            limit = max(first + 1, last - excess)
+
+    def _best_cut(
+        self, text: str, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], first: int, limit: int
+    ) -> int:
+        # Far enough behind `first` that the next passage begins behind it, too.
+        least = min(limit, max(first + (limit - first) * 3 // 4, first + self._overlap + 1))
+        best, best_value = limit, _INSIDE
+        for cut in range(limit, least - 1, -1):
+            value = _value_of_cut(text, starts, ends, cut)
+            if value > best_value:
+                best, best_value = cut, value
+                if value == _PARAGRAPH:
+                    break
+        return best
+
+    def _next_first(
+        self, text: str, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], first: int, last: int
+    ) -> int:
+        """The next passage's first token: where a sentence begins, if half of the overlap is left, or else a word."""
+        earliest = max(first + 1, last - self._overlap)
+        values = [_value_of_cut(text, starts, ends, cut) for cut in range(earliest, last)]
+        for least, tokens in ((_SENTENCE, len(values) // 2), (_WORD, len(values))):
+            for skipped, value in enumerate(values[:tokens]):
+                if value >= least:
+                    return earliest + skipped
+        # Writing without spaces, or a word as long as the overlap.
+        return earliest
+
+
+def _value_of_cut(text: str, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], cut: int) -> int:
+    """How good a place it is to cut before token `cut`."""
+    before, after = int(ends[cut - 1]), int(starts[cut])
+    # Some tokenizers count the space before a word as the word's, others do not.
+    while after < len(text) and text[after].isspace():
+        after += 1
+    gap = text[before:after]
+    if gap.count("\n") > 1:
+        return _PARAGRAPH
+    ending = text[max(0, before - 4) : before]
+    if "\n" in gap or (_SENTENCE_END.search(ending) and (gap or ending[-1] in _CJK_END)):
+        return _SENTENCE
+    return _WORD if gap else _INSIDE
+
+
+def _slabs(text: str) -> Iterator[tuple[int, str]]:
+    """Parts of a text that can be tokenised on their own, with their places: they end behind white space."""
+    start = 0
+    while start < len(text):
+        end = start + _SLAB
+        if end < len(text):
+            spaces = [text.rfind(space, start + _SLAB // 2, end) for space in "\n "]
+            end = max(spaces) + 1 or end
+        yield start, text[start:end]
+        start = end
+
+
+def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    batch: list[Record] = []
+    characters = 0
+    try:
+        for record in records:
+            batch.append(record)
+            characters += len(record.text)
+            if len(batch) == _BATCH or characters >= _SLAB:
+                yield batch
+                batch, characters = [], 0
+    except BgekitError:
+        # What was read before the record that cannot be read is good.
+        yield batch
+        raise
+    yield batch

@@ -1,0 +1,361 @@
+"""Encodings of text files: UTF-8 unless the caller says otherwise, and a guess at what a file is that is not UTF-8.
+
+The guess tries decoders. A detector as a dependency (charset-normalizer is none of torch's or transformers') would be
+for the sake of one line in an error message, and short Chinese texts are where detectors err.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Final, Generic, TypeVar
+
+from ..errors import ArgumentError, DataError
+
+#: Bytes that a guess is made from.
+_SAMPLE: Final = 1 << 16
+#: Characters of it that are looked at.
+_LOOKED_AT: Final = 4096
+#: Stands for bytes that are not of the stated encoding; in UTF-8 it is a byte that cannot be.
+_MARK: Final = "\udcff"
+_BOMS: Final = (
+    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What a file seems to be.
+
+    Attributes:
+        encoding: As `--encoding` takes it.
+        name: For people.
+    """
+
+    encoding: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"it looks like {self.name}: --encoding {self.encoding} reads it"
+
+
+@dataclass(frozen=True)
+class _Wide:
+    """An encoding of two bytes a character, and what texts in it are made of.
+
+    Attributes:
+        guess: The encoding.
+        leads: First bytes of its punctuation and of its frequent characters, as ranges.
+        low_trails: Whether second bytes of frequent characters may be below 0xA1.
+        frequent: The most frequent characters of the language.
+    """
+
+    guess: Guess
+    leads: tuple[tuple[int, int], ...]
+    low_trails: bool
+    frequent: str
+
+    def fit(self, text: str) -> float:
+        """From 0 (no such text) to 3 (nothing but frequent characters)."""
+        characters = [character for character in text if not character.isascii()]
+        usual = sum(map(self._usual, characters)) / len(characters)
+        return usual + 2 * sum(character in self.frequent for character in characters) / len(characters)
+
+    def _usual(self, character: str) -> bool:
+        try:
+            code = character.encode(self.guess.encoding)
+        except UnicodeEncodeError:
+            return False
+        fits = len(code) == 2 and (self.low_trails or code[1] >= 0xA1)
+        return fits and any(first <= code[0] <= last for first, last in self.leads)
+
+
+UTF16_LE, UTF16_BE = Guess("utf-16-le", "UTF-16"), Guess("utf-16-be", "UTF-16")
+UTF32_LE, UTF32_BE = Guess("utf-32-le", "UTF-32"), Guess("utf-32-be", "UTF-32")
+# Frequent characters: those that lead the published counts of each language; a few dozen make up a third of any text.
+_WIDE: Final = (
+    _Wide(
+        Guess("gb18030", "Chinese in GBK or GB18030"), ((0xA1, 0xA3), (0xB0, 0xD7)), False,
+        "的一是不了在人有我他这个们中来上大为和国地到以说时要就出会可也你对生能而子那得于着下自之年过发后作里，。、？！“”",
+    ),
+    _Wide(
+        Guess("big5", "Chinese in Big5"), ((0xA1, 0xC6),), True,
+        "的一是不了在人有我他這個們中來上大為和國地到以說時要就出會可也你對生能而子那得於著下自之年過發後作裡，。、？！「」",
+    ),
+    _Wide(
+        Guess("cp932", "Japanese in Shift-JIS"), ((0x81, 0x83), (0x88, 0x97)), True,
+        "のにはをたがでてとしれさあいうるもなくらすっりきんことだよかそまけ、。「」ー",
+    ),
+    _Wide(
+        Guess("euc-jp", "Japanese in EUC-JP"), ((0xA1, 0xA1), (0xA4, 0xA5), (0xB0, 0xCF)), False,
+        "のにはをたがでてとしれさあいうるもなくらすっりきんことだよかそまけ、。「」ー",
+    ),
+    _Wide(
+        Guess("cp949", "Korean in EUC-KR"), ((0xA1, 0xA1), (0xB0, 0xC8)), False,
+        "이다는을의에가하고로은한지도를기사인대그어서나자시아리들과해수것정있니요보부일안세습",
+    ),
+)  # fmt: skip
+#: Characters that a guess needs where random bytes are usual ones soon enough.
+_ENOUGH: Final = 10
+#: Encodings of one byte a character, the letters and marks that nearly everything beyond ASCII in such texts is one of,
+#: and how many of them a guess needs.
+_NARROW: Final = (
+    (
+        Guess("cp1252", "a Western European text in Latin-1 or Windows-1252"),
+        "éèêëàâáãäåæçíìîïñóòôõöøùúûüýœßÉÀÇÖÜÄÑÅØ‘’“”–—…«»°¿¡€£§\xa0",
+        1,
+    ),
+    (Guess("cp1251", "a Cyrillic text in Windows-1251"), "оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфъёіїєґ«»—№", _ENOUGH),
+    (Guess("koi8-r", "a Cyrillic text in KOI8-R"), "оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфъё", _ENOUGH),
+)
+#: What a fit has to be at least. Bytes of another encoding stay below half of the first, and a third of the second.
+_FITS_WIDE, _FITS_NARROW = 0.85, 0.8
+
+
+def check_encoding(name: str | None) -> None:
+    """Raise unless it is the name of an encoding of texts that Python knows, or None.
+
+    Raises:
+        ArgumentError: it is not.
+    """
+    try:
+        "".encode("utf-8" if name is None else name)
+        # Of some (idna, punycode) there are no decoders that mark what they cannot read.
+        codecs.getincrementaldecoder("utf-8" if name is None else name)(_mark_bad).decode(b"a", False)
+    except (LookupError, TypeError, ValueError):
+        raise ArgumentError(
+            f"there is no encoding {name!r}; such as utf-8, gb18030, big5, cp932 (Shift-JIS), cp949 (EUC-KR), utf-16, "
+            "latin-1 are expected"
+        ) from None
+
+
+def is_utf8(name: str | None) -> bool:
+    """Whether a name (or None) stands for UTF-8."""
+    return name is None or codecs.lookup(name).name in ("utf-8", "utf-8-sig", "ascii")
+
+
+def bom(head: bytes) -> str | None:
+    """The encoding that the first bytes state, other than UTF-8; None if they state none."""
+    return next((name for mark, name in _BOMS if head.startswith(mark)), None)
+
+
+def guess_encoding(sample: bytes) -> Guess | None:
+    """What bytes that are not UTF-8 seem to be written in; None for nothing that is known."""
+    sample = sample[:_SAMPLE]
+    found: list[tuple[float, Guess]] = []
+    for wide in _WIDE:
+        if text := _read(sample, wide.guess.encoding):
+            found.append((wide.fit(text) / _FITS_WIDE, wide.guess))
+    for guess in (UTF16_LE, UTF16_BE):  # Any two bytes are a character of these.
+        if (text := _read(sample, guess.encoding)) and len(text) >= _ENOUGH:
+            found.append((max(wide.fit(text) for wide in _WIDE) / _FITS_WIDE, guess))
+    for guess, letters, least in _NARROW:
+        if (text := _read(sample, guess.encoding)) and len(text) >= least:
+            found.append((sum(character in letters for character in text) / len(text) / _FITS_NARROW, guess))
+    fit, best = max(found, key=lambda pair: pair[0], default=(0.0, None))
+    return best if fit >= 1 else None
+
+
+def guess_by_zeros(head: bytes) -> Guess | None:
+    """Which of the wide forms of Unicode the beginning of a file is in, by where it has NUL bytes; None if in none."""
+    zeros = [head[place::4].count(0) for place in range(4)]
+    count, size = sum(zeros), len(head)
+    if 2 * count > size:
+        if zeros[0] > 0.9 * size / 4:
+            return UTF32_BE if zeros[3] < 0.5 * size / 4 else None
+        return UTF32_LE if zeros[3] > 0.9 * size / 4 else None
+    little, big = zeros[1] + zeros[3], zeros[0] + zeros[2]
+    guess = UTF16_LE if little > big else UTF16_BE
+    if not count or min(little, big) > 0.1 * count:
+        return None
+    # Many zeros are Latin letters; few can be line ends between other letters, which then have to make sense.
+    if 4 * count > size:
+        return guess
+    text = _read(head, guess.encoding)
+    return guess if text and max(wide.fit(text) for wide in _WIDE) >= _FITS_WIDE else None
+
+
+def _read(sample: bytes, encoding: str) -> str | None:
+    """The beginning of a sample, decoded; None where more than a hundredth of what is beyond ASCII cannot be."""
+    decoder = codecs.getincrementaldecoder(encoding)("replace")
+    text = decoder.decode(sample)
+    beyond = [character for character in text if not character.isascii()][:_LOOKED_AT]
+    wrong = beyond.count("\ufffd")
+    return "".join(beyond) if beyond and 100 * wrong <= len(beyond) else None
+
+
+class Recoded(io.RawIOBase):
+    """A stream in another encoding as one in UTF-8; what is not of that encoding becomes a byte that is not UTF-8."""
+
+    def __init__(self, stream: Any, encoding: str, name: str = "the input") -> None:
+        self._stream, self._encoding, self._name = stream, encoding, name
+        self._decoder = codecs.getincrementaldecoder(encoding)(_mark_bad)
+        self._ready, self._ended = b"", False
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """As of any raw stream."""
+        while not self._ready and not self._ended:
+            data = self._stream.read1(_SAMPLE)
+            self._ended = not data
+            try:
+                text = self._decoder.decode(data, self._ended)
+            except UnicodeError as error:
+                raise DataError(f"{self._name} is not {self._encoding}: {error}") from error
+            self._ready = text.encode("utf-8", "surrogateescape")
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+
+_mark_bad: Final = "bgekit-mark"
+codecs.register_error(_mark_bad, lambda error: (_MARK, getattr(error, "end")))  # noqa: B009
+#: Bytes, or characters, that are looked at before it is decided what a file is.
+AHEAD: Final = 1 << 20
+_BOM: Final = b"\xef\xbb\xbf"
+_HEAD: Final = 4096
+_BAD_BYTES: Final = re.compile("[\udc80-\udcff]")
+Item = TypeVar("Item", str, bytes)
+
+
+class Ahead(Iterator[Item], Generic[Item]):
+    """An iterator whose next items can be looked at before they are taken."""
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self._items: Iterator[Item] = iter(items)
+        self._seen: deque[Item] = deque()
+        #: Whether what was looked at last is all that there is.
+        self.ended = False
+
+    def __next__(self) -> Item:
+        return self._seen.popleft() if self._seen else next(self._items)
+
+    def look(self) -> list[Item]:
+        """The next items, about 1 MiB of them, or all that are left."""
+        size = sum(map(len, self._seen))
+        while size < AHEAD and not self.ended:
+            item = next(self._items, None)
+            if item is None:
+                self.ended = True
+            else:
+                self._seen.append(item)
+                size += len(item)
+        return list(self._seen)
+
+
+class Lines(Iterable[str]):
+    r"""The lines of a stream, each with its end: `\n`, `\r\n`, or `\r` where the file has no other.
+
+    Bytes that are not of the encoding are lone surrogates in a line; `problem` finds them.
+
+    Args:
+        file: The file, for messages.
+        stream: Its content.
+        encoding: What it is written in; None for UTF-8, and a guess in the messages where it is not.
+
+    Raises:
+        DataError: (while iterating, too) the file is in another encoding.
+    """
+
+    def __init__(self, file: str, stream: Any, encoding: str | None) -> None:
+        self._file, self._encoding = file, encoding
+        self._utf8 = is_utf8(encoding)
+        if self._utf8:
+            self._check_head(stream.peek(_HEAD))
+        else:
+            stream = io.BufferedReader(Recoded(stream, encoding or "", file), AHEAD)
+        if stream.peek(3)[:3] == _BOM:
+            stream.read(3)
+        self._lines = _split(stream)
+        self._any_bad = False
+        self._told = 0  # Lines so far that are UTF-8 and more than ASCII.
+        self._guess: Guess | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        for number, line in enumerate(self._lines, 1):
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError:
+                rest = Ahead(self._lines)
+                self._check(number, [line, *rest.look()])
+                for each in chain([line], rest):
+                    yield each.decode("utf-8", "surrogateescape")
+                return
+            self._told += not line.isascii()
+            yield text
+
+    def problem(self, text: str) -> str | None:
+        """What is wrong with the encoding of a text of this file; None for nothing."""
+        if not self._any_bad or text.isascii() or not _BAD_BYTES.search(text):
+            return None
+        problem = self._reason(text.encode("utf-8", "surrogateescape"))
+        return f"{problem} (if it is no slip, {self._guess})" if problem and self._guess else problem
+
+    def _reason(self, line: bytes) -> str | None:
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            if not self._utf8:
+                return f"not valid {self._encoding}"
+            return f"not valid UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}"
+        return None
+
+    def _check_head(self, head: bytes) -> None:
+        stated = bom(head)
+        if stated:
+            raise DataError(f"{self._file} is {stated.upper()}: --encoding {stated} reads it")
+        guess = guess_by_zeros(head)
+        if guess is not None:
+            raise DataError(f"{self._file} is not UTF-8: {guess}")
+
+    def _check(self, number: int, ahead: Sequence[bytes]) -> None:
+        """At the first line that is not of the encoding: whether most are not.
+
+        Args:
+            number: Of the line, from 1.
+            ahead: The line and those that follow.
+
+        Raises:
+            DataError: they are not. To leave out broken lines is a way to read a file only where they are few.
+        """
+        self._any_bad = True
+        place = f"{self._file}, line {number}: {self._reason(ahead[0])}"
+        bad = [each for each in ahead if self._reason(each)]
+        if not self._utf8:
+            if 2 * len(bad) > len(ahead) > 1:
+                raise DataError(f"{place}, as most lines from here on; without --encoding it is guessed what they are")
+            return
+        if self._told > len(bad):  # The file is UTF-8 with slips, whose rest another encoding would spoil.
+            return
+        self._guess = guess_encoding(b"".join(bad))
+        most = "as most lines from here on" if len(ahead) > 1 else "and it is the last line"
+        if self._guess and 2 * len(bad) >= len(ahead):
+            raise DataError(f"{place}, {most}: {self._guess}")
+        if 2 * len(bad) > len(ahead) + number - 1:
+            raise DataError(
+                f"{place}, {most}, and what else they are cannot be guessed: name it with --encoding, such as gb18030, "
+                "big5, cp932, cp949 or latin-1"
+            )
+
+
+def _split(stream: Any) -> Iterator[bytes]:
+    head = stream.peek(_HEAD)
+    return _old_lines(stream) if b"\r" in head and b"\n" not in head else iter(stream)
+
+
+def _old_lines(stream: Any) -> Iterator[bytes]:
+    r"""Lines that end in `\r`, as on the first Macintosh; `\n` and `\r\n` end one, too."""
+    rest = b""
+    while block := stream.read(AHEAD):
+        *lines, rest = (rest + block).splitlines(keepends=True)
+        yield from lines
+    yield from rest.splitlines(keepends=True)

@@ -1,0 +1,471 @@
+"""Rows of input files by format: what `records` makes records of. A row that cannot be parsed comes as its reason."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+import gzip
+import io
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import chain
+from typing import Any, Final, Literal, TypeAlias, get_args
+
+from ..errors import ArgumentError, DataError, import_extra
+from .encodings import Ahead, Lines, check_encoding, is_utf8
+
+logger = logging.getLogger(__name__)
+#: `csv`: quotes enclose fields, with line breaks and delimiters in them; `none`: every line is a row; `auto`: csv for
+#: csv files, and for tsv files what they turn out to be.
+Quoting: TypeAlias = Literal["auto", "csv", "none"]
+QUOTINGS: Final = get_args(Quoting)
+#: Longest CSV field in characters. The module's own limit (128 Ki) is below a long document; without any limit one
+#: unclosed quote would pull the rest of the file into memory.
+_FIELD: Final = 64 << 20
+#: The cells of a row, or why it is none.
+Cells: TypeAlias = "list[str] | str"
+
+
+def check_quoting(quoting: str) -> None:
+    """Raise ArgumentError unless it is one of the three."""
+    if quoting not in QUOTINGS:
+        raise ArgumentError(f"quoting must be one of {', '.join(QUOTINGS)}, not {quoting!r}")
+
+
+FORMATS: Final = ("jsonl", "csv", "tsv", "parquet", "arrow", "txt")
+#: Formats that the extra `parquet` reads, from files alone: where their rows are stands at their end.
+TABLES: Final = ("parquet", "arrow")
+STDIN: Final = "-"
+_SUFFIXES: Final = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv",
+    ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".txt": "txt", ".text": "txt",
+}  # fmt: skip
+#: What a file begins with that Git has put in the place of a large one.
+_POINTER: Final = b"version https://git-lfs.github.com/spec/"
+_BOM: Final = b"\xef\xbb\xbf"
+Stream: TypeAlias = "io.BufferedReader[Any]"
+#: Columns of a table -> those that are needed; raises DataError when there is no text among them.
+ChooseColumns: TypeAlias = "Callable[[Sequence[str]], list[str]]"
+
+
+class BadRow(Exception):
+    """Why a row is no record."""
+
+
+#: Fields by name, a whole text, or why there is neither.
+Row: TypeAlias = "Mapping[str, Any] | str | BadRow"
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How text files are written.
+
+    Attributes:
+        encoding: By a name that Python knows; None for UTF-8, with a guess in the error where a file is not.
+        quoting: Whether quotes in csv and tsv enclose fields: see `tables.Quoting`.
+
+    Raises:
+        ArgumentError: there is no such encoding or quoting.
+    """
+
+    encoding: str | None = None
+    quoting: Quoting = "auto"
+
+    def __post_init__(self) -> None:
+        check_encoding(self.encoding)
+        check_quoting(self.quoting)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What differs from the usual: of use where it is noted how something was read."""
+        return {name: value for name, value in asdict(self).items() if value not in (None, "auto")}
+
+
+#: UTF-8, and quotes as they turn out to be.
+USUAL: Final = Dialect()
+
+
+def shown(value: object) -> str:
+    """A value and its type, for messages."""
+    return f"{'null' if value is None else repr(value):.60} ({type(value).__name__})"
+
+
+def listing(names: Sequence[object]) -> str:
+    """The first eight names, for messages."""
+    first = ", ".join(map(str, names[:8])) or "none"
+    return f"{first}, ..." if len(names) > 8 else first
+
+
+def open_stream(file: str, stack: contextlib.ExitStack) -> tuple[Stream, Stream, str]:
+    """The stream of a file's content, the stream of its own bytes, and its name without `.gz`.
+
+    Raises:
+        DataError: the file is called `.gz` and is not gzipped, or is a pointer to a file that was not fetched.
+        OSError: it cannot be opened.
+    """
+    raw: Any = sys.stdin.buffer if file == STDIN else stack.enter_context(open(file, "rb", buffering=1 << 17))
+    if raw.peek(len(_POINTER))[: len(_POINTER)] == _POINTER:
+        raise DataError(f"{file} is a pointer of Git LFS, not the file itself: fetch it, with `git lfs pull`")
+    if raw.peek(2)[:2] == b"\x1f\x8b":
+        unzipped: Any = stack.enter_context(gzip.GzipFile(fileobj=raw))
+        # The buffer around it splits lines in C.
+        return io.BufferedReader(unzipped, 1 << 17), raw, _without_gz(file)
+    if file.lower().endswith(".gz"):
+        raise DataError(f"{file} is not gzipped, in spite of its name")
+    return raw, raw, file
+
+
+def _without_gz(name: str) -> str:
+    return re.sub(r"\.gz$", "", name, flags=re.IGNORECASE)
+
+
+def text_rows(
+    form: str, file: str, stream: Stream, choose_columns: ChooseColumns, dialect: Dialect
+) -> Iterator[tuple[int, Row]]:
+    """Line numbers (from 1) and rows of a stream of jsonl, csv, tsv or txt.
+
+    Raises:
+        DataError: the stream as a whole is not what it should be.
+    """
+    lines = Lines(file, stream, dialect.encoding)
+    if form == "jsonl":
+        return _json_rows(file, lines)
+    if form == "txt":
+        return _plain_rows(lines)
+    return _table_rows(file, lines, "\t" if form == "tsv" else ",", choose_columns, dialect.quoting)
+
+
+def table_rows(form: str, file: str, choose_columns: ChooseColumns) -> tuple[int, Iterator[tuple[int, Row]]]:
+    """How many rows a Parquet or Arrow file has, and its row numbers (from 1) and rows.
+
+    Raises:
+        DataError: the file is damaged or lacks a column (while iterating, too).
+        MissingExtraError: pyarrow is not installed.
+    """
+    return _arrow_rows(file, choose_columns) if form == "arrow" else _parquet_rows(file, choose_columns)
+
+
+def _arrow_rows(file: str, choose_columns: ChooseColumns) -> tuple[int, Iterator[tuple[int, Row]]]:
+    """Of a file as `datasets` writes them (a stream of batches), or of one with an index at its end."""
+    pyarrow: Any = import_extra("pyarrow", "parquet")
+    ipc: Any = import_extra("pyarrow.ipc", "parquet")
+
+    def batches() -> Iterator[Any]:
+        # Mapped, so that counting rows reads no texts.
+        with pyarrow.memory_map(file) as source:
+            indexed = source.read(6) == b"ARROW1"
+            source.seek(0)
+            reader = ipc.open_file(source) if indexed else ipc.open_stream(source)
+            yield from map(reader.get_batch, range(reader.num_record_batches)) if indexed else reader
+
+    with _arrow_errors(file, "Arrow"):
+        counts = [batch.num_rows for batch in batches()]
+        first = next(batches(), None)
+        columns = choose_columns(first.schema.names if first is not None else [])
+
+    def rows() -> Iterator[tuple[int, Row]]:
+        row = 0
+        with _arrow_errors(file, "Arrow"):
+            for batch in batches():
+                for content in _batch_rows(batch.select(columns)):
+                    row += 1
+                    yield row, content
+
+    return sum(counts), rows()
+
+
+def _parquet_rows(file: str, choose_columns: ChooseColumns) -> tuple[int, Iterator[tuple[int, Row]]]:
+    parquet = import_extra("pyarrow.parquet", "parquet")
+    with _arrow_errors(file):
+        table = parquet.ParquetFile(file)
+        columns = choose_columns(table.schema_arrow.names)
+
+    def rows() -> Iterator[tuple[int, Row]]:
+        with contextlib.closing(table), _arrow_errors(file):
+            row = 0
+            for batch in table.iter_batches(batch_size=1024, columns=columns):
+                for content in _batch_rows(batch):
+                    row += 1
+                    yield row, content
+
+    return table.metadata.num_rows, rows()
+
+
+@contextlib.contextmanager
+def _arrow_errors(file: str, form: str = "Parquet") -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        # What pyarrow raises for damaged files is a ValueError (ArrowInvalid), as our own DataError is.
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file} is damaged or no {form} file: {error}") from error
+
+
+def stem_and_format(name: str) -> tuple[str, str | None]:
+    """A file's name without `.gz` and ending, and the format that the ending stands for, None if it is no such."""
+    stem, suffix = os.path.splitext(_without_gz(name))
+    return stem, _SUFFIXES.get(suffix.lower())
+
+
+def format_of(name: str, stream: Stream, text_fields: Set[str], encoding: str | None = None) -> str:
+    """The format by a file's name, or else by its first bytes, which are written in `encoding`, by default UTF-8."""
+    _, form = stem_and_format(name)
+    if form is not None:
+        return form
+    head = stream.peek(4096).removeprefix(_BOM)
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+        return "arrow"
+    if not is_utf8(encoding):
+        decoder = codecs.getincrementaldecoder(encoding or "utf-8")("replace")
+        with contextlib.suppress(UnicodeError):  # Said by whoever reads the rest.
+            head = decoder.decode(head).removeprefix("\ufeff").encode("utf-8", "replace")
+    if head.lstrip()[:1] in (b"{", b"["):
+        return "jsonl"
+    # A first line that names a column of texts is a table's header.
+    header = head.split(b"\n", 1)[0].decode("utf-8", "replace").strip()
+    for form, delimiter in (("tsv", "\t"), ("csv", ",")):
+        if delimiter in header and not text_fields.isdisjoint(part.strip(' "') for part in header.split(delimiter)):
+            return form
+    return "txt"
+
+
+def _json_rows(file: str, lines: Lines) -> Iterator[tuple[int, Row]]:
+    for line, text in enumerate(lines, 1):
+        if text.isspace():
+            continue
+        if problem := lines.problem(text):
+            yield line, BadRow(problem)
+            continue
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            if line == 1 and text.strip() in ("[", "[{"):
+                raise DataError(f"{file} is one JSON array; make it JSON lines first (jq -c '.[]')") from error
+            yield line, BadRow(f"not valid JSON: {error}")
+        else:
+            if line == 1 and isinstance(row, list) and row and isinstance(row[0], dict):
+                raise DataError(f"{file} is one JSON array; make it JSON lines first (jq -c '.[]')")
+            yield line, row if isinstance(row, dict) else BadRow(f"a JSON object is expected, not {shown(row)}")
+
+
+def _plain_rows(lines: Lines) -> Iterator[tuple[int, Row]]:
+    # Every line counts, an empty one too: line n of the file stays row n of the vectors.
+    for line, text in enumerate(lines, 1):
+        problem = lines.problem(text)
+        yield line, BadRow(problem) if problem else text.removesuffix("\n").removesuffix("\r")
+
+
+def _table_rows(
+    file: str, lines: Lines, delimiter: str, choose_columns: ChooseColumns, quoting: Quoting
+) -> Iterator[tuple[int, Row]]:
+    rows = table_cells(file, lines, delimiter, quoting)
+    first, header = next(rows, (0, None))
+    if header is None:
+        return
+    # Bad bytes come as lone surrogates: an exception inside the readers of lines would end them.
+    problem = header if isinstance(header, str) else lines.problem(delimiter.join(header))
+    if problem:
+        raise DataError(f"{file}, line {first}: the header cannot be read: {problem}")
+    choose_columns(header)
+    for line, cells in rows:
+        if isinstance(cells, str):
+            yield line, BadRow(cells)
+        elif len(cells) != len(header):
+            yield line, BadRow(f"it has {len(cells)} columns, the header has {len(header)}")
+        elif problem := next(filter(None, map(lines.problem, cells)), None):
+            yield line, BadRow(problem)
+        else:
+            yield line, dict(zip(header, cells, strict=True))
+
+
+def _batch_rows(batch: Any) -> Iterator[Row]:
+    try:
+        yield from batch.to_pylist()
+        return
+    except UnicodeDecodeError:
+        pass  # A row of the batch is no valid UTF-8: taken one by one, only that row is lost.
+    for row in range(batch.num_rows):
+        try:
+            yield {name: batch.column(name)[row].as_py() for name in batch.schema.names}
+        except UnicodeDecodeError as error:
+            yield _not_utf8(error)
+
+
+def _not_utf8(error: UnicodeDecodeError) -> BadRow:
+    return BadRow(f"not valid UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}")
+
+
+def table_cells(file: str, lines: Iterable[str], delimiter: str, quoting: Quoting) -> Iterator[tuple[int, Cells]]:
+    """Line numbers (from 1) and rows of a table, the header too; empty lines are left out.
+
+    Args:
+        file: For messages.
+        lines: Its lines, with their ends.
+        delimiter: Between cells.
+        quoting: See `Quoting`.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), _FIELD))
+    if quoting == "none":
+        return _unquoted(lines, delimiter)
+    if quoting == "csv":
+        return _quoted(file, lines, delimiter, asked=True)
+    if delimiter != "\t":
+        return _quoted(file, lines, delimiter)
+    return _recognised(file, Ahead(lines), delimiter)
+
+
+def _recognised(file: str, lines: Ahead[str], delimiter: str) -> Iterator[tuple[int, Cells]]:
+    """As long as there is no quote, both ways are the same; the lines from the first one on decide."""
+    columns: int | None = None
+    for number, line in enumerate(lines):
+        if '"' in line:
+            window = [line, *lines.look()]
+            rest = chain([line], lines)
+            if _is_quoted(window, delimiter, columns, whole=lines.ended):
+                yield from _quoted(file, rest, delimiter, columns or _width(window, delimiter), before=number)
+            else:
+                logger.info("%s: quotes are characters like any other, as lines from %d on show", file, number + 1)
+                yield from _unquoted(rest, delimiter, before=number)
+            return
+        for _, cells in _unquoted([line], delimiter):
+            columns = columns or len(cells)
+            yield number + 1, cells
+
+
+def _unquoted(lines: Iterable[str], delimiter: str, *, before: int = 0) -> Iterator[tuple[int, list[str]]]:
+    for number, line in enumerate(lines, before + 1):
+        bare = _bare(line)
+        if bare:
+            yield number, bare.split(delimiter)
+
+
+def _bare(line: str) -> str:
+    return line.removesuffix("\n").removesuffix("\r")
+
+
+def _quoted(
+    file: str, lines: Iterable[str], delimiter: str, columns: int | None = None, *, before: int = 0, asked: bool = False
+) -> Iterator[tuple[int, Cells]]:
+    """Rows of the csv dialect.
+
+    Args:
+        file: For messages.
+        lines: With their ends.
+        delimiter: Between cells.
+        columns: Of the table, where lines that are rows on their own may not become one row; None to let them.
+        before: Lines of the file before these.
+        asked: Whether the caller wants it so; else it is said where lines become one row.
+    """
+    kept: list[str] = []
+    rows = csv.reader(_remembered(lines, kept), delimiter=delimiter, strict=True)
+    while True:
+        number = before + rows.line_num + 1
+        kept.clear()
+        try:
+            cells = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            reason = f"not valid {'TSV' if delimiter != ',' else 'CSV'}: {error}"
+            if len(kept) > 1:
+                reason += (
+                    f"; by its quotes it goes on to line {before + rows.line_num:,}. If quotes enclose nothing in this "
+                    "file: --quoting none"
+                )
+            yield number, reason
+            continue
+        last = before + rows.line_num
+        if len(kept) > 1 and columns is not None and _rows_alone(kept, delimiter, columns) == len(kept):
+            yield number, _alone(number, last)
+            continue
+        if len(kept) > 1 and not asked:
+            asked = True
+            _say_once(
+                f"{file}: lines {number:,} to {last:,} are one row, as quotes enclose them; so are others like them. "
+                "--quoting none takes every line for a row"
+            )
+        if cells:
+            yield number, cells
+
+
+def _alone(first: int, last: int) -> str:
+    return (
+        f"lines {first:,} to {last:,} would be one row by their quotes, and are rows on their own without them: "
+        "--quoting none takes them so, --quoting csv as one"
+    )
+
+
+@lru_cache(1024)
+def _say_once(message: str) -> None:
+    # A file is read more than once: to find out what it is, to check it, to use it.
+    logger.warning(message)
+
+
+def _remembered(lines: Iterable[str], kept: list[str]) -> Iterator[str]:
+    for line in lines:
+        kept.append(line)
+        yield line
+
+
+def _is_quoted(window: Sequence[str], delimiter: str, columns: int | None, *, whole: bool) -> bool:
+    """Whether quotes enclose fields in some lines, of which the first has a quote.
+
+    What loses fewer rows is right. If neither way loses any, one sign speaks against the csv dialect: a quote within a
+    field that is not enclosed, since whatever writes that dialect encloses such fields.
+
+    Args:
+        window: The lines, with their ends.
+        delimiter: Between cells.
+        columns: Of the table; None if the header is among the lines.
+        whole: Whether no further line follows.
+    """
+    plain = [cells for _, cells in _unquoted(window, delimiter)]
+    width = columns or len(plain[0])
+    lost_plain = sum(len(cells) != width for cells in plain)
+    width = columns or _width(window, delimiter)
+    kept: list[str] = []
+    rows = csv.reader(_remembered(window, kept), delimiter=delimiter, strict=True)
+    lost, stray = 0, False
+    while True:
+        kept.clear()
+        try:
+            cells = next(rows)
+        except StopIteration:
+            break
+        except csv.Error:
+            # A field that goes on behind the lines that were looked at is no error, unless it is most of them.
+            lost += whole or rows.line_num < len(window) or 2 * len(kept) > len(window)
+            lost += _rows_alone(kept[1:], delimiter, width) if width > 1 else 0
+            continue
+        if not cells:
+            continue
+        lost += len(cells) != width
+        if len(kept) == 1:
+            # With quotes within: were they enclosed, there would be more of them in the line than in the cells.
+            stray = stray or any('"' in cell and cell in _bare(kept[0]).split(delimiter) for cell in cells)
+        elif width > 1:
+            lost += _rows_alone(kept, delimiter, width)
+    return lost < lost_plain or (lost == lost_plain and not stray)
+
+
+def _width(window: Sequence[str], delimiter: str) -> int:
+    """Columns of the header that some lines begin with, in the csv dialect."""
+    try:
+        return len(next(csv.reader(window, delimiter=delimiter), []))
+    except csv.Error:
+        return 0
+
+
+def _rows_alone(lines: Sequence[str], delimiter: str, columns: int) -> int:
+    """How many lines have the columns of a row, if quotes count for nothing."""
+    return sum(len(_bare(line).split(delimiter)) == columns for line in lines) if columns > 1 else 0

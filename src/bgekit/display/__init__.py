@@ -1,0 +1,20 @@
+"""How people are told: tables on a terminal, HTML pages, plots, progress bars. Knows no model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .progress import EncodeProgress
+
+_HOMES = {
+    "EncodeProgress": "progress",
+}
+
+__all__ = [
+    "EncodeProgress",
+]
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

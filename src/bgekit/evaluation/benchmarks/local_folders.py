@@ -1,0 +1,249 @@
+"""The tasks of a named benchmark from local folders."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ...data.formats import USUAL, Dialect, Quoting
+from ...data.splits import repository_name, snapshot_of
+from ...errors import DataError, in_lines
+from ..readers.detect import data_files, read_tasks
+from ..readers.hub import check_readable, has_subset
+from ..readers.rows import Wanted
+from ..tasks.base import Task
+from .definitions import BenchmarkTask, MeanTask, benchmark, folded, names_of
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a data root holds of a benchmark.
+
+    Attributes:
+        tasks: Those that are there, in the benchmark's order.
+        missing: Keys of those that are not.
+    """
+
+    tasks: list[Task]
+    missing: list[str]
+
+    def __str__(self) -> str:
+        count = len(self.tasks) + len(self.missing)
+        told = f"{len(self.tasks)} of {count} tasks are there"
+        return f"{told}; missing: {', '.join(self.missing)}" if self.missing else told
+
+
+def find_tasks(
+    name: str, tasks: Iterable[str] | None = None, *, data_root: str | os.PathLike[str], dialect: Dialect = USUAL
+) -> Found:
+    """The tasks of a benchmark that are in folders below a data root.
+
+    A task is in the folder of its name, in any case, with or without its subset behind a dash or as a folder below
+    (`STS22-zh`, `MIRACLRetrieval/zh`), in the folder that BEIR or the hub has it in (`fiqa`, `TNews-classification`),
+    or where `dataset.json` says its name. Languages that `dataset.json` states must agree. Folders of owners
+    (`C-MTEB/TNews-classification`) and the hub's cache (`datasets--C-MTEB--TNews-classification`) are looked into.
+
+    Args:
+        name: Name of the benchmark.
+        tasks: Names of the wanted ones; by default all.
+        data_root: The folder.
+        dialect: How text files in it are written.
+
+    Raises:
+        ArgumentError: there is no such benchmark or task.
+        DataError: the folder does not exist, or data in it cannot be read.
+        MissingExtraError: what reads a file of one of them is not installed; nothing was read then.
+    """
+    whole, root = benchmark(name), _Root(Path(data_root), dialect)
+    places = {wanted: _places(root, wanted, whole.label(wanted)) for wanted in whole.select(tasks)}
+    for parts in places.values():
+        for place in parts:
+            check_readable(data_files(place.folder, place.wanted))
+    found: list[Task] = []
+    for wanted, parts in places.items():
+        if parts:
+            read = [_read(place, dialect) for place in parts]
+            found.append(_mean_task(wanted, read) if wanted.parts else read[0])
+    return Found(found, [wanted.key for wanted, parts in places.items() if not parts])
+
+
+def benchmark_tasks(
+    name: str,
+    tasks: Iterable[str] | None = None,
+    data_root: str | os.PathLike[str] | None = None,
+    *,
+    encoding: str | None = None,
+    quoting: Quoting = "auto",
+) -> tuple[list[Task], list[str]]:
+    """The tasks of a benchmark, and what a reader of their results should know.
+
+    Args:
+        name: Name of the benchmark.
+        tasks: Names of the wanted ones; by default all (all that are there, with a data root).
+        data_root: Folder to read them from, `find_tasks` says where in it; without it they run through the package
+            mteb, with data from the hub.
+        encoding: What text files below the data root are written in, by a name that Python knows; by default UTF-8.
+        quoting: Whether quotes in csv and tsv there enclose fields: `auto`, `csv` or `none`, see `read_records`.
+
+    Raises:
+        ArgumentError: there is no such benchmark or task.
+        DataError: a task that was asked for is not there, none is, or data cannot be read.
+        MissingExtraError: without a data root: mteb is not installed.
+    """
+    if data_root is None:
+        from .mteb_bridge import hub_tasks
+
+        return hub_tasks(name, tasks), []
+    wanted = None if tasks is None else list(tasks)
+    found = find_tasks(name, wanted, data_root=data_root, dialect=Dialect(encoding, quoting))
+    if not found.tasks or (wanted is not None and found.missing):
+        example = Path(data_root) / found.missing[0]
+        place = f"in the folder of its name, such as {example}, or where dataset.json says its name"
+        if len(found.missing) == 1:
+            lacks = f"{found.missing[0]} of {benchmark(name).name}; a task"
+        else:
+            lacks = f"{len(found.missing)} tasks of {benchmark(name).name}:{in_lines(found.missing)}\nA task"
+        raise DataError(f"{data_root} has no folder for {lacks} is looked for {place}")
+    return found.tasks, [f"{benchmark(name).name}: {found}"] if found.missing else []
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a task is, and what it is called in reports."""
+
+    folder: Path
+    task: BenchmarkTask
+    label: str
+
+    @property
+    def wanted(self) -> Wanted:
+        """What is known before it is read."""
+        return Wanted(self.task.name, self.task.kind, self.task.subset)
+
+
+class _Root:
+    """The folders below a data root, two deep."""
+
+    def __init__(self, path: Path, dialect: Dialect = USUAL) -> None:
+        if not path.is_dir():
+            raise DataError(f"the data root {path} is not a folder; it should hold a folder for each task")
+        self.path, self.dialect = path, dialect
+
+    @cached_property
+    def folders(self) -> list[tuple[Path, dict[str, Any]]]:
+        """Each folder with what its dataset.json says; those of an owner stand behind all others."""
+        own = _below(self.path)
+        inner = [folder for above in own for folder in _below(Path(snapshot_of(str(above))))]
+        return [(folder, _described(folder)) for folder in (*own, *inner)]
+
+    def find(self, task: BenchmarkTask, *, only: bool = True) -> Path | None:
+        """The folder of a task; one that names the subset comes before one that does not.
+
+        Args:
+            task: The task.
+            only: Whether data without a word about its subset can only be this one.
+        """
+        fitting = [(_fit(task, folder, facts, only), folder) for folder, facts in self.folders]
+        score, folder = max(fitting, key=lambda pair: pair[0], default=(0, self.path))
+        return folder if score else None
+
+
+def _below(path: Path) -> list[Path]:
+    return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+
+
+def _inner(folder: Path, name: str) -> Path | None:
+    return next((child for child in _below(folder) if child.name.lower() == name.lower()), None)
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    file = folder / "dataset.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # Whoever reads the data says what is wrong with it.
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _fit(task: BenchmarkTask, folder: Path, facts: Mapping[str, Any], only: bool) -> int:
+    """How well a folder fits a task: 0 not at all, more is better."""
+    name, subset = repository_name(str(folder)).lower(), task.subset.lower()
+    stated = str(facts.get("subset") or "").lower()
+    own = names_of(task.name)
+    named = folded(name) in own or str(facts.get("name", "")).lower() == task.name.lower()
+    cuts = [place for place, character in enumerate(name) if character in "-_"]
+    suffix = "" if named else next((name[cut + 1 :] for cut in cuts if folded(name[:cut]) in own), "")
+    if not (named or suffix):
+        return 0
+    told = stated or suffix
+    language = str(facts.get("language") or "").lower()
+    if subset:
+        if told or has_subset(str(folder), task.subset):
+            return 2 * (not told or told == subset)
+        holds_data = any(child.is_file() for child in folder.iterdir())
+        return int(holds_data and (language in (task.language, subset) if language else only))
+    # A suffix that is no subset of the task makes it another task, unless dataset.json says it is this one.
+    if suffix and str(facts.get("name", "")).lower() != task.name.lower() and suffix != task.language:
+        return 0
+    return 2 if named else 1
+
+
+def _places(root: _Root, wanted: BenchmarkTask, label: str) -> list[_Place]:
+    """Where a task is, or its parts; empty if it, or a part, is not there."""
+    if not wanted.parts:
+        folder = root.find(wanted, only=label == wanted.name)
+        return [] if folder is None else [_Place(folder, wanted, label)]
+    places = []
+    for name in wanted.parts:
+        whole, part = root.find(wanted), replace(wanted, name=name, parts=())
+        # As a folder of its own, or as BEIR has it: cqadupstack/android.
+        forum = name.removeprefix("CQADupstack").removesuffix("Retrieval")
+        folder = root.find(part) or (_inner(whole, forum) if whole else None)
+        if folder is None:
+            return []
+        places.append(_Place(folder, part, name))
+    return places
+
+
+def _mean_task(wanted: BenchmarkTask, parts: Sequence[Task]) -> Task:
+    return MeanTask(
+        name=wanted.name, split=wanted.split, main_metric=wanted.main_metric, language=wanted.language,
+        query_instruction=True, comparable=all(part.comparable for part in parts),
+        exclusions=tuple(exclusion for part in parts for exclusion in part.exclusions), parts=parts,
+    )  # fmt: skip
+
+
+def _read(place: _Place, dialect: Dialect) -> Task:
+    """The task in a folder, with the benchmark's name, metric and protocol; what dataset.json says comes before."""
+    folder, wanted = place.folder, place.task
+    tasks = read_tasks(
+        folder, split=wanted.split, wanted=place.wanted, encoding=dialect.encoding, quoting=dialect.quoting
+    )
+    read = list(_fitting(tasks, wanted))
+    if len(read) != 1:
+        raise DataError(
+            f"{folder} should hold the one {wanted.kind.replace('_', ' ')} task {wanted.key}, split {wanted.split}; "
+            f"it holds {len(read)} of that kind"
+        )
+    changes: dict[str, Any] = {"name": place.label, "main_metric": wanted.main_metric}
+    if not read[0].language:
+        changes["language"] = wanted.language
+    if wanted.kind in ("retrieval", "reranking"):
+        changes["query_instruction"] = True
+    if wanted.name == "SummEval":
+        # The published column has the mean of correlations and their p values together (an error of mteb's first
+        # SummEval); ours is the mean correlation.
+        changes["comparable"] = False
+    return replace(read[0], **changes)
+
+
+def _fitting(tasks: Sequence[Task], wanted: BenchmarkTask) -> Iterator[Task]:
+    for task in tasks:
+        if task.kind == wanted.kind:
+            yield task

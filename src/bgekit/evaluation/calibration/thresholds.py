@@ -1,0 +1,354 @@
+"""The similarity from which a pair counts as related, such that a promised rate holds on pairs not seen yet.
+
+A threshold that just reaches a rate on some pairs misses it on the next ones about half of the time. So the threshold
+here is the lowest one for which the opposite (that the promise is broken) is refuted by a test that is valid for any
+number of groups (`pair_groups.py`):
+
+- A false-positive rate or a recall moves in one direction with the threshold, so one test at each threshold suffices.
+- Precision does not. Thresholds are tested from strict to lenient. The error that is allowed is shared among four of
+  them, and each one that passes hands its share on to the next (fallback procedure; Wiens 2003, "A fixed sequence
+  Bonferroni procedure for testing multiple endpoints"). So the chance that any passes wrongly stays within the allowed
+  one. Four starts find a threshold about as often as the best single start does on each kind of data, which differs.
+
+Pairs that share a text are one group, and groups count alike, however many pairs they have: all rates are means over
+groups. Where no two pairs share a text, groups are pairs and the tests are exact binomial ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+
+from ...errors import ArgumentError, DataError
+from .independent_groups import METHOD, Booleans, Floats, GroupedPairs, Integers, ScoredPairs, chance, interval
+
+Target: TypeAlias = Literal["precision", "false_positive_rate", "recall"]
+#: Thresholds tried; neighbours differ by a few per cent in the pairs that reach them.
+_TRIED: Final = 300
+#: Thresholds among which the allowed error of a precision is shared.
+_STARTS: Final = 4
+#: Sums of weights differ by less where they are equal.
+_ROUNDING: Final = 1e-9
+#: Resamples of the bootstrap.
+_RESAMPLES: Final = 1000
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of pairs, as a mean over groups that share no text, with its confidence interval.
+
+    Attributes:
+        value: Mean over groups.
+        low: Lower end of the interval.
+        high: Upper end of it.
+        count: Number of pairs that were hit.
+        of: Of so many pairs, without those that would join two groups.
+        groups: Number of the groups that these pairs are in.
+    """
+
+    value: float
+    low: float
+    high: float
+    count: int
+    of: int
+    groups: int
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """From which similarity on a pair counts as related.
+
+    Attributes:
+        target: What was wanted.
+        wanted: The wanted rate.
+        confidence: Of the promise (one-sided) and of the intervals (two-sided).
+        groups: Number of groups of pairs that share no text, which the promise rests on.
+        method: How the promise was made.
+        value: The threshold that keeps the promise; pairs with at least this similarity count as related.
+        plain: The threshold that just reaches the rate on these very pairs, without any promise.
+        low: Lower end of the bootstrap interval of `plain`.
+        high: Upper end of it.
+        prevalence: Share of related pairs that precision was computed for, None where precision is unknown.
+        precision: Share of related ones among the pairs that reach `value`, None without a prevalence.
+        false_positive_rate: Share of the unrelated pairs that reach `value`, None without unrelated pairs.
+        recall: Share of the related pairs that reach `value`, None without related pairs.
+    """
+
+    target: Target
+    wanted: float
+    confidence: float
+    groups: int
+    method: str
+    value: float
+    plain: float
+    low: float
+    high: float
+    prevalence: float | None
+    precision: Rate | None
+    false_positive_rate: Rate | None
+    recall: Rate | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def choose_threshold(
+    pairs: ScoredPairs, target: Target, wanted: float, *, confidence: float, prevalence: float | None, seed: int
+) -> Threshold:
+    """The threshold that keeps a promise on unseen pairs with a stated confidence, and what it achieves.
+
+    Args:
+        pairs: Pairs as the threshold will meet them: drawn at random, and not used to train the model.
+        target: Which rate is wanted.
+        wanted: The rate: at least this precision or recall, at most this false-positive rate.
+        confidence: Chance that the promise holds, such as 0.95.
+        prevalence: Share of related pairs where the threshold will be used; needed for a precision.
+        seed: Of the bootstrap.
+
+    Raises:
+        DataError: there are too few pairs for the promise, or the precision is out of reach.
+    """
+    sorts = {"precision": pairs, "false_positive_rate": pairs.part(~pairs.related), "recall": pairs.part(pairs.related)}
+    grouped = {name: GroupedPairs.of(sort) for name, sort in sorts.items()}
+    used = grouped[target]
+    value = _promised(used, target, wanted, 1.0 - confidence, prevalence)
+    plain, low, high = _bootstrap(used, target, wanted, prevalence, confidence, seed)
+    precision = None
+    if prevalence is not None and (reach := grouped["precision"].reach(value)):
+        precision = _precision(grouped["precision"], reach, prevalence, confidence)
+    return Threshold(
+        target, wanted, confidence, used.size, METHOD, value, plain, low, high, prevalence, precision,
+        *(
+            _rate(each, each.reach(value), confidence) if each.size else None
+            for each in (grouped["false_positive_rate"], grouped["recall"])
+        ),
+    )  # fmt: skip
+
+
+def promised(
+    pairs: ScoredPairs, target: Target, wanted: float, *, confidence: float, prevalence: float | None
+) -> float:
+    """The threshold alone (`Threshold.value`), with the arguments and errors of `choose_threshold`."""
+    if target != "precision":
+        pairs = pairs.part(pairs.related == (target == "recall"))
+    return _promised(GroupedPairs.of(pairs), target, wanted, 1.0 - confidence, prevalence)
+
+
+def _promised(used: GroupedPairs, target: Target, wanted: float, allowed: float, prevalence: float | None) -> float:
+    if target == "precision":
+        if prevalence is None:
+            raise ArgumentError("precision depends on the share of related pairs: give prevalence")
+        return _precise(used, wanted, prevalence, allowed)
+    if target == "false_positive_rate":
+        return _quantile(used, wanted, allowed, related=False)
+    # A related pair that is missed is a false positive of the reversed similarity.
+    turned = replace(
+        used, similarity=-used.similarity[::-1], related=used.related[::-1], group=used.group[::-1],
+        weight=used.weight[::-1],
+    )  # fmt: skip
+    return -_quantile(turned, 1.0 - wanted, allowed, related=True)
+
+
+def rate(hits: Booleans, groups: Integers, confidence: float, *, one_list: bool = False) -> Rate:
+    """The share of hits and its interval; that of Clopper and Pearson where no two pairs share a text.
+
+    Args:
+        hits: [n].
+        groups: [2, n], numbers of the texts, as those of `ScoredPairs`.
+        confidence: Of the interval.
+        one_list: As that of `ScoredPairs`.
+    """
+    pairs = ScoredPairs(hits.astype(np.float64), np.zeros(len(hits), dtype=bool), groups, one_list)
+    grouped = GroupedPairs.of(pairs)
+    return _rate(grouped, grouped.reach(1.0), confidence)
+
+
+def _rate(pairs: GroupedPairs, reach: int, confidence: float) -> Rate:
+    """Of the pairs, which are all related or all unrelated, the share that is among the first `reach`."""
+    hits = pairs.shares(reach, False) + pairs.shares(reach, True)
+    return Rate(float(hits.mean()), *interval(hits, 1.0 - hits, confidence), reach, len(pairs.similarity), pairs.size)
+
+
+def _precision(pairs: GroupedPairs, reach: int, prevalence: float, confidence: float) -> Rate:
+    """Share of related ones among the first `reach` pairs, at a prevalence."""
+    right, wrong = pairs.shares(reach, True), pairs.shares(reach, False)
+    seen = float(right.sum() / (right.sum() + wrong.sum()))
+    value, low, high = (_shifted(each, pairs.share, prevalence) for each in (seen, *interval(right, wrong, confidence)))
+    groups = len(np.unique(pairs.group[:reach]))
+    return Rate(value, low, high, int(pairs.related[:reach].sum()), reach, groups)
+
+
+def needed_groups(wanted: float, allowed: float) -> int:
+    """Groups (or pairs, where no two share a text) without any error that a promise of a share `wanted` needs."""
+    return math.ceil(math.log(allowed) / math.log1p(-wanted))
+
+
+def _quantile(pairs: GroupedPairs, wanted: float, allowed: float, *, related: bool) -> float:
+    """The lowest threshold that at most a share `wanted` of the population reaches; the pairs are all of one sort."""
+    need = needed_groups(wanted, allowed)
+    if pairs.size < need:
+        least = 1.0 - allowed ** (1.0 / pairs.size) if pairs.size else 1.0
+        asked, possible = (1.0 - wanted, 1.0 - least) if related else (wanted, least)
+        raise DataError(
+            f"{pairs.counted('related' if related else 'unrelated')} too few to promise a rate of {asked:.4g} with "
+            f"{100 * (1 - allowed):.4g}% confidence: at least {need:,} are needed, better {4 * need:,}"
+            f"{pairs.remedy}, or wish for less (with these, {possible:.3g} at the very best)"
+        )
+
+    def passes(count: int) -> bool:
+        errors = pairs.shares(pairs.reach(_between(pairs.similarity, count)), related)
+        return chance(errors, 1.0 - errors, wanted) <= allowed
+
+    # No error passes, as there are groups enough; the share that is allowed fails; and in between, more never pass
+    # where fewer fail.
+    low, high = 0, min(int(np.searchsorted(np.cumsum(pairs.weight), wanted * pairs.size)) + 1, len(pairs.similarity))
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if passes(middle) else (low, middle)
+    return _between(pairs.similarity, low)
+
+
+def _precise(pairs: GroupedPairs, at_prevalence: float, prevalence: float, allowed: float) -> float:
+    """The lowest threshold whose precision, at a prevalence, is at least `at_prevalence`."""
+    wanted = _shifted(at_prevalence, prevalence, pairs.share)
+    promise = f"a precision of {at_prevalence:g} cannot be promised with {100 * (1 - allowed):.4g}% confidence"
+    if not math.isclose(wanted, at_prevalence, rel_tol=0.01):
+        promise += f" (at the given prevalence it means {wanted:.6g} among these pairs)"
+    related = len(np.unique(pairs.group[pairs.related]))
+    level = allowed / _STARTS
+    least = needed_groups(1 - wanted, level)
+    if related < least:
+        need = math.ceil(2 * least * pairs.size / max(related, 1))
+        raise DataError(
+            f"{promise}: {related:,} {'' if pairs.alone else 'groups with '}related pairs are too few, at least "
+            f"{least:,} must reach the threshold without an unrelated one among them; about {need:,} "
+            f"{pairs.unit} like these {pairs.size:,} are needed{pairs.remedy}, or wish for less"
+        )
+    # Groups' worth of pairs, related and unrelated, that reach a threshold.
+    worth = np.cumsum(pairs.weight)
+    counts = list(_grid(int(np.searchsorted(worth, least - 1e-9)) + 1, len(worth)))
+    # From the fewest pairs that can pass up to all related ones, which is too many unless the model never errs.
+    ideal = np.geomspace(least, max(related, least), _STARTS + 1)[:-1]
+    starts = [min(counts, key=lambda count: abs(worth[count - 1] - place)) for place in ideal]
+    best, passed = None, 0
+    for count in counts:
+        value = _between(pairs.similarity, count)
+        reach = pairs.reach(value)
+        passed += starts.count(count)
+        if not reach:  # All of them are equally similar, and more than are asked for here.
+            continue
+        if passed and chance(pairs.shares(reach, False), pairs.shares(reach, True), 1 - wanted) <= passed * level:
+            best = value
+        else:
+            passed = 0
+    if best is None:
+        raise DataError(f"{promise}: {_why_not(pairs, counts, wanted, level)}")
+    return best
+
+
+def _why_not(pairs: GroupedPairs, counts: list[int], wanted: float, level: float) -> str:
+    """Why no threshold among those that so many pairs reach has a precision, and what would help."""
+    # Equal similarities reach a threshold together.
+    counts = sorted({pairs.reach(float(pairs.similarity[count - 1])) for count in counts})
+    needs = []
+    for count in counts[:: math.ceil(len(counts) / 30)]:
+        # With one more group of each sort, as the best of many looks better than it is.
+        wrong = np.append(pairs.shares(count, False), [1.0, 0.0])
+        right = np.append(pairs.shares(count, True), [0.0, 1.0])
+        if right.sum() > wanted * (right.sum() + wrong.sum()):
+            needs.append(_times_until(wrong, right, 1 - wanted, level))
+    if needs:
+        return (
+            f"{pairs.counted()} too few to be sure. About {_rounded_up(max(min(needs), 1.5) * pairs.size):,} "
+            f"{pairs.unit} like these would probably be enough{pairs.remedy}, or wish for less"
+        )
+    shares = np.cumsum(pairs.weight * pairs.related) / np.cumsum(pairs.weight)
+    most = max(counts, key=lambda count: shares[count - 1])
+    return (
+        f"the most that is seen is {shares[most - 1]:.1%}, from a similarity of {pairs.similarity[most - 1]:.4f} on. "
+        "The model does not tell these pairs apart well enough: wish for less, or use a better or fine-tuned model"
+    )
+
+
+def _times_until(wrong: Floats, right: Floats, share: float, level: float) -> float:
+    """How many times as many groups like these refute that the share of errors is `share`."""
+    low, high = 0.0, 1.0
+    while chance(wrong, right, share, times=high) > level and high < 10**9:
+        low, high = high, 2 * high
+    for _ in range(8):
+        middle = (low + high) / 2
+        low, high = (low, middle) if chance(wrong, right, share, times=middle) <= level else (middle, high)
+    return high
+
+
+def _rounded_up(number: float) -> int:
+    """To two digits."""
+    step = 10 ** max(math.floor(math.log10(number)) - 1, 0)
+    return math.ceil(number / step) * step
+
+
+def _grid(first: int, last: int) -> Iterator[int]:
+    """Counts from `first` to `last` that grow by a constant factor; each one where that is less than 1."""
+    steps = np.geomspace(max(first, 1), max(last, 1), _TRIED).round().astype(int)
+    yield from sorted({first, *(int(step) for step in steps if first <= step <= last)})
+
+
+def _between(ordered: Floats, count: int) -> float:
+    """A threshold that the first `count` of descending similarities reach; fewer, where equal ones stand there.
+
+    It lies in the middle between two similarities: rounding in another computation of them does not matter.
+    """
+    if count == len(ordered):
+        return float(ordered[-1])
+    below = float(ordered[count])
+    first = int(np.searchsorted(-ordered, -below, side="left"))  # Equal ones stand or fall together.
+    above = float(ordered[first - 1]) if first else below + 2e-6
+    return (above + below) / 2
+
+
+def odds_factor(share: float, prevalence: float) -> float:
+    """What the odds of related to unrelated pairs are multiplied by, at every threshold, at another share of them."""
+    return prevalence / (1 - prevalence) / (share / (1 - share))
+
+
+def _shifted(precision: float, share: float, prevalence: float) -> float:
+    """A precision seen at one share of related pairs, at another share."""
+    if precision in (0.0, 1.0) or share in (0.0, 1.0):
+        return precision
+    odds = precision / (1 - precision) * odds_factor(share, prevalence)
+    return odds / (1 + odds)
+
+
+def _bootstrap(
+    pairs: GroupedPairs, target: Target, wanted: float, prevalence: float | None, confidence: float, seed: int
+) -> tuple[float, float, float]:
+    """The threshold that just reaches the rate, and the percentile interval of it over resampled groups."""
+    rng = np.random.default_rng(seed)
+    factor = odds_factor(pairs.share, prevalence) if target == "precision" and prevalence is not None else 1.0
+    # Only where the similarity changes can a threshold stand.
+    ends = np.flatnonzero(np.diff(pairs.similarity, append=-np.inf))
+
+    def just(times: Floats) -> float:
+        weights = pairs.weight * times
+        yes, no = np.cumsum(weights * pairs.related)[ends], np.cumsum(weights * ~pairs.related)[ends]
+        if target == "precision":
+            fits = (yes * factor >= wanted * (yes * factor + no)) & (yes > 0)
+        elif target == "recall":
+            return float(pairs.similarity[ends][np.argmax(yes >= wanted * yes[-1] - _ROUNDING)])
+        else:
+            fits = no <= wanted * no[-1] + _ROUNDING
+        place = int(np.max(np.flatnonzero(fits), initial=-1))
+        # Where not even the strictest threshold fits, the threshold is above all similarities.
+        return float(pairs.similarity[ends[place]] if place >= 0 else pairs.similarity[0])
+
+    plain = just(np.ones(len(pairs.similarity)))
+    size = pairs.size
+    drawn = (np.bincount(rng.integers(0, size, size), minlength=size)[pairs.group] for _ in range(_RESAMPLES))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile([just(times.astype(np.float64)) for times in drawn], [tail, 1 - tail])
+    return plain, float(low), float(high)

@@ -1,0 +1,271 @@
+"""A model as it is judged: with an instruction or without, at a dimension, with a reranker behind it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from ..display.progress import EncodeProgress
+from ..errors import ArgumentError
+from ..files.hashing import digest
+from ..inference.model import check_count
+from ..inference.shards import MANIFEST, encode_to_shards, load_shards, read_manifest
+from ..inference.similarity import paired_similarity, unit
+from ..models.card import UNSET, ModelCard, Unset
+
+if TYPE_CHECKING:
+    from ..data.records import Record
+    from ..inference.model import Embedder
+    from ..inference.model import Kind as EncodeKind
+    from ..search.index import PairScorer
+
+Kind: TypeAlias = Literal[
+    "retrieval", "reranking", "sts", "pair_classification", "classification", "clustering", "bitext", "summarization"
+]
+Floats: TypeAlias = npt.NDArray[np.float32]
+Side: TypeAlias = Literal["query", "document", "plain"]
+#: Names of the kinds of task in MTEB, which checkpoints use for prompts of their own.
+MTEB_NAMES: Final = {
+    "retrieval": "Retrieval", "reranking": "Reranking", "sts": "STS", "pair_classification": "PairClassification",
+    "classification": "Classification", "clustering": "Clustering", "bitext": "BitextMining",
+    "summarization": "Summarization",
+}  # fmt: skip
+#: Tasks whose queries are texts of the same kind as the documents: the authors of BGE give the instruction of the
+#: English models to no query of theirs (FlagEmbedding, C_MTEB/eval_MTEB.py).
+_ALIKE: Final = frozenset({
+    "ArguAna", "QuoraRetrieval", "AskUbuntuDupQuestions", "MindSmallReranking", "SciDocsRR", "StackOverflowDupQuestions"
+})  # fmt: skip
+_ENGLISH_BGE: Final = frozenset({"BGE v1, English", "BGE v1.5, English"})
+#: Vectors compared at once.
+_BLOCK: Final = 16_384
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a model is used; what is left out is what its card says.
+
+    Attributes:
+        instruction: Before queries instead of the card's; None or "" for none.
+        dimension: Vectors are cut to this many dimensions (and normalised again where the model normalises).
+        reranker: Puts the best `rerank_top_k` passages of a retrieval, and those of reranking tasks, in a new order;
+            other tasks are not measured in this setting.
+        reranker_name: As shown; it also tells rerankers apart in the cache, so it should name one model.
+        rerank_top_k: Passages a query that the reranker sees, at least 1.
+
+    Raises:
+        ArgumentError: a reranker has no name, or no passage to see.
+    """
+
+    instruction: str | Unset | None = UNSET
+    dimension: int | None = None
+    reranker: PairScorer | None = None
+    reranker_name: str = ""
+    rerank_top_k: int = 100
+
+    def __post_init__(self) -> None:
+        if self.reranker is not None and not self.reranker_name:
+            raise ArgumentError("give the reranker a name (reranker_name): results are cached by it")
+        check_count("rerank_top_k", self.rerank_top_k, "passages")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What differs from the model's defaults, as plain values."""
+        content: dict[str, Any] = {}
+        if not isinstance(self.instruction, Unset):
+            content["instruction"] = self.instruction or None
+        if self.dimension is not None:
+            content["dimension"] = self.dimension
+        if self.reranker is not None:
+            content |= {"reranker": self.reranker_name, "rerank_top_k": self.rerank_top_k}
+        return content
+
+    def __str__(self) -> str:
+        parts = []
+        if not isinstance(self.instruction, Unset):
+            parts.append(f"instruction {self.instruction!r}" if self.instruction else "no instruction")
+        if self.dimension is not None:
+            parts.append(f"{self.dimension} dimensions")
+        if self.reranker is not None:
+            parts.append(f"reranked by {self.reranker_name}")
+        return ", ".join(parts)
+
+
+def role_of(card: ModelCard, kind: Kind, task: str, side: Side) -> str | None:
+    """The role of `card.prompts` whose prompt a text gets in a task, None for no prompt.
+
+    The order is MTEB's: a prompt for this very task before one for its kind before that of the side. In tasks without
+    queries and documents (`plain`) a model gets its default prompt. One that was trained with a prefix before
+    documents too, as E5 was, never saw bare text: it gets the query prefix, as its authors say.
+    """
+    mteb_kind = MTEB_NAMES[kind]
+    for name in (f"{task}-{side}", task, f"{mteb_kind}-{side}", mteb_kind):
+        if name in card.prompts:
+            return name
+    if side == "query" and task in _ALIKE and card.family in _ENGLISH_BGE:
+        return card.default_prompt
+    if side != "plain":
+        return side
+    return card.default_prompt or ("query" if card.prompt("document") else None)
+
+
+class JudgedModel:
+    """An embedder in a setting, for the protocols of `kinds/`.
+
+    Vectors of a corpus go to the disk, shard by shard: memory stays flat, and a later run goes on from there. Several
+    settings of one model share them.
+
+    Attributes:
+        embedder: What encodes.
+        setting: How it is used.
+        cosine: Whether similarity is the cosine; otherwise the dot product.
+    """
+
+    def __init__(
+        self, embedder: Embedder, setting: Setting | None = None, *, folder: Path | None = None,
+        progress: bool | None = None, memo: dict[str, Floats] | None = None,
+    ) -> None:  # fmt: skip
+        """A model in a setting.
+
+        Args:
+            embedder: What encodes.
+            setting: By default what the card says.
+            folder: Where vectors of corpora are kept; by default in a temporary folder while they are needed.
+            progress: Show progress bars; by default on a terminal.
+            memo: Vectors that settings of one model share, so that they are computed once.
+        """
+        self.embedder, self.setting = embedder, setting or Setting()
+        card = embedder.card
+        # Of vectors of length 1 the Euclidean distance has the order of the cosine.
+        self.cosine = card.similarity == "cosine" or (card.similarity == "euclidean" and card.normalize)
+        self._folder, self._progress = folder, progress
+        self._memo = memo if memo is not None else {}
+        wanted = self.setting.dimension
+        if wanted is not None and not 1 <= wanted <= embedder.dimension:
+            raise ArgumentError(f"dimension {wanted} is not among the {embedder.dimension} of {embedder.card.name}")
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of all that decides the vectors and how they are used."""
+        setting = self.setting.to_dict()
+        if self.setting.reranker is not None:
+            # What it is tells more than its name, where it says so.
+            setting["reranker"] = getattr(self.setting.reranker, "fingerprint", self.setting.reranker_name)
+        return digest(self.embedder.fingerprint, repr(sorted(setting.items())))
+
+    def queries(self, texts: Sequence[str], kind: Kind, task: str) -> Floats:
+        """Vectors [n, d] of queries, with the query instruction."""
+        instruction = self.setting.instruction
+        if isinstance(instruction, Unset):
+            return self._encode(texts, kind, task, "query")
+        return self._remembered(
+            f"instruction {instruction}", texts, self.embedder.encode_queries, instruction=instruction
+        )
+
+    def documents(self, texts: Sequence[str], kind: Kind, task: str) -> Floats:
+        """Vectors [n, d] of passages."""
+        return self._encode(texts, kind, task, "document")
+
+    def plain(self, texts: Sequence[str], kind: Kind, task: str) -> Floats:
+        """Vectors [n, d] of texts in a task that knows neither queries nor documents."""
+        return self._encode(texts, kind, task, "plain")
+
+    @contextlib.contextmanager
+    def corpus(
+        self, records: Iterable[Record], content: str, kind: Kind, task: str
+    ) -> Iterator[Iterable[tuple[int, Floats]]]:
+        """The first row of each block of a corpus, and its vectors [rows, d]; not more than a block is in memory.
+
+        Args:
+            records: The corpus, from its start.
+            content: Digest of its texts.
+            kind: Kind of the task.
+            task: Name of the task.
+        """
+        role = role_of(self.embedder.card, kind, task, "document")
+        with contextlib.ExitStack() as stack:
+            if self._folder is None:
+                parent = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bgekit-")))
+            else:
+                parent = self._folder
+            folder = parent / digest(self.embedder.fingerprint, content, str(role))[:32]
+            if not _is_complete(folder):
+                with contextlib.ExitStack() as shown:
+                    bar = shown.enter_context(EncodeProgress(None)) if self._shows_progress else None
+                    # A role that only this checkpoint knows is a kind for `encode_windows` all the same.
+                    encode_to_shards(
+                        self.embedder, records, folder, kind=cast("EncodeKind", role or "plain"), progress=bar
+                    )
+            yield self._blocks(folder)
+
+    def comparable(self, vectors: Floats) -> Floats:
+        """The vectors, whose dot products are the similarities: of length 1 where the cosine counts."""
+        if not self.cosine and self.embedder.card.similarity != "dot":
+            raise ArgumentError(
+                f"{self.embedder.card.name} compares by the {self.embedder.card.similarity} distance, by which corpora "
+                "cannot be searched here"
+            )
+        return unit(vectors) if self.cosine else np.asarray(vectors, dtype=np.float32)
+
+    def similarity(self, a: Floats, b: Floats) -> npt.NDArray[np.float64]:
+        """Similarity [n] of the vectors a[i] and b[i], as the model's card compares them."""
+        return paired_similarity(a, b, self.embedder.card.similarity)
+
+    def rerank(self, queries: Sequence[str], passages: Sequence[Sequence[str]]) -> list[npt.NDArray[np.float64]]:
+        """The reranker's scores of the passages of each query, all of them in one call."""
+        if self.setting.reranker is None:
+            raise ArgumentError("this setting has no reranker")
+        pairs = [(query, text) for query, texts in zip(queries, passages, strict=True) for text in texts]
+        scores = np.asarray(self.setting.reranker.compute_score(pairs) if pairs else (), dtype=np.float64)
+        return np.split(scores, np.cumsum([len(texts) for texts in passages])[:-1])
+
+    @property
+    def _shows_progress(self) -> bool:
+        return sys.stderr.isatty() if self._progress is None else self._progress
+
+    def _encode(self, texts: Sequence[str], kind: Kind, task: str, side: Side) -> Floats:
+        role = role_of(self.embedder.card, kind, task, side)
+        if role == "query":
+            return self._remembered("role query", texts, self.embedder.encode_queries)
+        if role == "document":
+            return self._remembered("role document", texts, self.embedder.encode_corpus)
+        options: dict[str, Any] = {}
+        if role != self.embedder.card.default_prompt:
+            options = {"prompt_name": role} if role else {"prompt": None}
+        return self._remembered(f"role {role}", texts, self.embedder.encode, **options)
+
+    def _remembered(self, how: str, texts: Sequence[str], encode: Callable[..., Any], **options: Any) -> Floats:
+        key = digest(how, *map(repr, texts))
+        if key not in self._memo:
+            self._memo[key] = encode(list(texts), convert_to_numpy=True, show_progress=self._progress, **options)
+        return self._cut(self._memo[key])
+
+    def _blocks(self, folder: Path) -> Iterator[tuple[int, Floats]]:
+        first, waiting = 0, list[npt.NDArray[Any]]()
+        for _, vectors in load_shards(folder).iter_shards():
+            # Several shards at once: what each block costs beside the products is paid less often.
+            waiting.append(vectors)
+            if sum(map(len, waiting)) >= _BLOCK:
+                yield first, self._cut(np.concatenate(waiting))
+                first, waiting = first + sum(map(len, waiting)), []
+        if waiting:
+            yield first, self._cut(np.concatenate(waiting))
+
+    def _cut(self, vectors: npt.NDArray[Any]) -> Floats:
+        """The first dimensions, of length 1 again where the model normalises (Matryoshka)."""
+        whole: Floats = np.asarray(vectors)
+        if self.setting.dimension is None:
+            return whole
+        part = whole[:, : self.setting.dimension]
+        return unit(part) if self.embedder.card.normalize else part
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether a folder holds all vectors of a corpus; its name has the digest of the corpus in it."""
+    return (folder / MANIFEST).exists() and bool(read_manifest(folder / MANIFEST)["complete"])

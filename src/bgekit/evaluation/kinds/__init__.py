@@ -1,1 +1,0 @@
-"""One module for each kind of task: its data, MTEB's protocol for it, its metrics."""

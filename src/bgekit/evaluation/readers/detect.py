@@ -1,0 +1,279 @@
+"""The entry: a path -> the tasks that are there, their form recognised by content."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from ...data.columns import files_written
+from ...data.formats import Dialect, Quoting, listing
+from ...data.splits import (
+    DEV_SPLITS,
+    KNOWN_SPLITS,
+    DataFile,
+    Folder,
+    UnknownSplit,
+    choose_split,
+    find_split,
+    repository_name,
+    split_in,
+)
+from ...errors import DataError
+from ..benchmarks.definitions import protocol_of
+from ..judged_model import Kind
+from ..tasks.base import Task
+from .collections import find_beir, find_contents, find_split_files
+from .dataset_json import FILE, Described, NoTask
+from .hub import DEFAULT_PART, check_readable, configuration, is_beside, stated, subset_of
+from .rows import ANY, READERS, Source, UnknownForm, Wanted, kind_of_rows, read_rows_task, seen_file, seen_in, unfit
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set that was found.
+
+    Attributes:
+        name: Of its task.
+        place: Where it is, as the user named it.
+        read: Reads the task of a split.
+        files: What it may read.
+    """
+
+    name: str
+    place: str
+    read: Callable[[str | None], Task]
+    files: Sequence[DataFile] = ()
+
+    @property
+    def folder_name(self) -> str:
+        """The name of its folder or file."""
+        return repository_name(self.place)
+
+
+def read_tasks(
+    path: str | os.PathLike[str], *, split: str | None = None, tasks: Sequence[str] | None = None,
+    left_out: list[str] | None = None, wanted: Wanted = ANY, encoding: str | None = None, quoting: Quoting = "auto",
+) -> list[Task]:  # fmt: skip
+    """The tasks of a file, a folder, or a folder of such folders.
+
+    Args:
+        path: Forms are recognised by content: a folder with `dataset.json`, BEIR's layout, both of FlagEmbedding's,
+            `<split>` files of rows, or one such file. `forms.EXAMPLES` has an example of each. Folders may be as
+            the hub or its cache has them, or as `save_to_disk` of the package `datasets` writes them.
+        split: The split to score; by default test where there is one, else dev or validation, else the only one.
+        tasks: Names of the data sets to read, of those in a folder of folders; in any case.
+        left_out: Gets a line for each data set that is left out.
+        wanted: What is known of the one data set that the path holds.
+        encoding: What text files are written in, by a name that Python knows, such as `gb18030`; by default UTF-8.
+        quoting: Whether quotes in csv and tsv enclose fields: `auto`, `csv` or `none`, see `read_records`.
+
+    Returns:
+        At least one task, those of a folder of folders in the order of its names. Of these, data sets that hold
+        nothing to score, or not the split, are left out with a warning, unless `tasks` names them.
+
+    Raises:
+        DataError: the data cannot be read or has no known form; it says where, what was seen and what was expected.
+        MissingExtraError: what reads one of the files is not installed; nothing was read then.
+    """
+    with files_written(Dialect(encoding, quoting)):
+        return _read_tasks(os.fspath(path), split, tasks, left_out, wanted)
+
+
+def _read_tasks(
+    place: str, split: str | None, tasks: Sequence[str] | None, left_out: list[str] | None, wanted: Wanted
+) -> list[Task]:
+    found = _data_sets(place, wanted, left_out)
+    if tasks is not None:
+        found = _selected(found, tasks, place)
+    must = tasks is not None or len(found) == 1
+    check_readable([file for data_set in found for file in data_set.files])
+    read: list[tuple[DataSet, Task]] = []
+    problems = []
+    for data_set in found:
+        try:
+            read.append((data_set, data_set.read(split)))
+        except (NoTask, UnknownForm, UnknownSplit) as problem:
+            if must:
+                raise
+            problems.append(problem)
+            logger.warning("left out: %s", first := str(problem).partition("\n")[0])
+            if left_out is not None:
+                left_out.append(f"left out: {first}")
+    if not read:
+        raise problems[0] if problems else unfit(place, seen_in(Folder.of(place)))
+    names = Counter(task.name for _, task in read)
+    return [
+        replace(task, name=f"{task.name} ({data_set.folder_name})") if names[task.name] > 1 else task
+        for data_set, task in read
+    ]
+
+
+def data_files(path: str | os.PathLike[str], wanted: Wanted) -> list[DataFile]:
+    """What `read_tasks` may read of a path.
+
+    Raises:
+        DataError: as there.
+    """
+    return [file for data_set in _data_sets(os.fspath(path), wanted) for file in data_set.files]
+
+
+def _data_sets(place: str, wanted: Wanted, left_out: list[str] | None = None) -> list[DataSet]:
+    if os.path.isfile(place):
+        return [_of_file(place, wanted)]
+    if not os.path.isdir(place):
+        what = "is neither a file nor a folder" if os.path.exists(place) else "does not exist"
+        raise DataError(f"{place} {what}: expected a file or folder of evaluation data")
+    folder = Folder.of(place)
+    own = _of_folder(folder, wanted, alone=not folder.folders)
+    if own is not None:
+        return [own]
+    if _advice(folder):
+        raise unfit(place, seen_in(folder), _advice(folder))
+    found = []
+    for name in folder.folders:
+        if is_beside(name, folder.folders):
+            continue  # Judgements of a neighbour, who reads them.
+        each = folder.at(name)
+        data_set = _of_folder(each, ANY)
+        if data_set is not None:
+            found.append(data_set)
+        elif each.files or each.folders:
+            more = "" if each.files else "; if it holds data sets, name it itself"
+            told = f"left out: {each.path} fits no known form of evaluation data ({listing(seen_in(each))}){more}"
+            logger.warning("%s", told)
+            if left_out is not None:
+                left_out.append(told)
+    if not found:
+        raise unfit(place, seen_in(folder))
+    return found
+
+
+def _of_folder(folder: Folder, wanted: Wanted, *, alone: bool = False) -> DataSet | None:
+    for name in folder.folders if wanted.subset else ():
+        if os.path.basename(name).lower() == wanted.subset.lower():
+            inner = _of_folder(folder.at(name), replace(wanted, subset="", name=wanted.name or folder.name))
+            if inner is not None:
+                return inner
+    described = Described.of(folder, wanted)
+    if described is not None:
+        return DataSet(described.name, folder.path, described.read, described.files)
+    name = wanted.name or folder.name
+    protocol = protocol_of(name)
+    rows = _subset(folder, wanted.subset)
+    parts = find_beir(folder, wanted.subset) or find_beir(rows) or find_split_files(rows)
+    if parts is not None:
+        return DataSet(
+            name, folder.path,
+            lambda split: parts.read(name, split, protocol=protocol, kind=wanted.kind), parts.files,
+        )  # fmt: skip
+    texts = find_contents(rows)
+    if texts is not None:
+        return DataSet(name, folder.path, lambda split: texts.read(name, split, protocol))
+    if _advice(folder):
+        return None  # What stands beside the parts of a test collection is not what the user wants scored.
+    # A file that fits nothing counts too where nothing else can be meant: its error is the one to show.
+    if (alone and len(rows.files) == 1) or find_split(rows.files, *KNOWN_SPLITS) or _row_files(rows):
+        files = [file for stem, found in rows.files.items() if split_in(stem) for file in found]
+        return DataSet(name, folder.path, lambda split: _split_task(rows, split, replace(wanted, name=name)), files)
+    return None
+
+
+def _subset(folder: Folder, subset: str) -> Folder:
+    """The folder with the files of a subset, where it has several; without a subset those of its configuration."""
+    own = subset_of(folder, subset) if subset else None
+    return own or (stated if folder.files else configuration)(folder, DEFAULT_PART) or folder
+
+
+def _of_file(place: str, wanted: Wanted) -> DataSet:
+    folder = Folder.of(os.path.dirname(place) or os.curdir)
+    base = os.path.basename(place)
+    stem, file = folder.holding(place)
+    described = Described.of(folder, wanted)
+    if described is not None and base == FILE:
+        return DataSet(described.name, place, described.read)
+    if described is not None and described.has_rows and stem in described.splits:
+        return DataSet(described.name, place, lambda split: described.read(_of_one(place, split, stem)))
+    # `MyData/test.jsonl` is the test split of MyData, `pairs.jsonl` a data set of its own.
+    name = wanted.name or (folder.name if stem in KNOWN_SPLITS else stem)
+    own = split_in(stem) or "test"
+
+    def read(split: str | None) -> Task:
+        _of_one(place, split, own, stem)
+        if kind_of_rows(file) is None:
+            texts = find_contents(folder, only=stem)
+            if texts is not None:
+                return texts.read(name, None, protocol_of(name))
+        return _rows_task(Source(name, own, file, folder, protocol=protocol_of(name)), wanted.kind)
+
+    return DataSet(name, place, read, [file])
+
+
+def _of_one(place: str, wanted: str | None, *splits: str) -> str:
+    """The split of a single file, which must be the one that was asked for."""
+    if wanted is not None and wanted not in splits:
+        raise UnknownSplit(f"{place} is one file, of split {splits[0]!r}: there is no split {wanted!r} in it")
+    return splits[0]
+
+
+def _split_task(folder: Folder, split: str | None, wanted: Wanted) -> Task:
+    named = find_split(folder.files, *(("test", *DEV_SPLITS) if split is None else (split,)))
+    # Files beside them, such as settings, are no splits; but a split that cannot be read is still the one to read.
+    available = folder.files if named else _row_files(folder) or folder.files
+    chosen = choose_split(available, split, folder.path)
+    protocol = protocol_of(wanted.name)
+    return _rows_task(Source(wanted.name, chosen, folder.file(chosen), folder, protocol=protocol), wanted.kind)
+
+
+def _rows_task(source: Source, kind: Kind | None) -> Task:
+    task = read_rows_task(source, kind if kind in READERS else None)
+    if task is None:
+        part = _is_part(source.file.name.split(".")[0]) or source.folder.name == "qrels"
+        advice = "It looks like a part of a test collection: give the folder that holds all of it." if part else ""
+        raise unfit(str(source.file), [seen_file(source.file)], advice)
+    return task
+
+
+def _row_files(folder: Folder) -> list[str]:
+    """The files whose rows make a task, by their name without ending."""
+    found = []
+    for stem in folder.files:
+        try:
+            if kind_of_rows(folder.file(stem)) is not None:
+                found.append(stem)
+        except DataError:
+            continue
+    return found
+
+
+def _advice(folder: Folder) -> str:
+    """What is missing of a test collection; "" if the folder is none."""
+    there = {_is_part(os.path.basename(stem)) for stem in (*folder.files, *folder.folders)} - {""}
+    missing = sorted({"corpus", "queries", "qrels"} - there)
+    if not missing or len(there) < 2:
+        return ""
+    looked = [f"{name}.* or {name}/<split>.*, also in data/" for name in missing]
+    if missing == ["qrels"]:
+        looked += ["judgements as data/<split>.* or default/<split>.*", f"{folder.name}-qrels beside it"]
+    return f"It looks like retrieval, without {' and '.join(missing)}. Looked for: {'; '.join(looked)}."
+
+
+def _is_part(stem: str) -> str:
+    """Which part of a test collection a name says, such as queries for `dev_queries`; "" if none."""
+    last = re.split(r"[_-]", stem)[-1]
+    return last if last in ("corpus", "queries", "qrels") else ""
+
+
+def _selected(found: list[DataSet], wanted: Sequence[str], place: str) -> list[DataSet]:
+    """The data sets of these names."""
+    known = [{data_set.name.lower(), data_set.folder_name.lower()} for data_set in found]
+    for name in wanted:
+        if not any(name.lower() in names for names in known):
+            raise DataError(f"{place} has no task {name!r}; it has {listing([data_set.name for data_set in found])}")
+    asked = {name.lower() for name in wanted}
+    return [data_set for data_set, names in zip(found, known, strict=True) if names & asked]

@@ -1,0 +1,238 @@
+"""A report in the order in which people read it, and its numbers as text: what all its forms share."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+from ...display.text import printable
+from ..comparison import LEVEL
+
+if TYPE_CHECKING:
+    from ...data.columns import Exclusion
+    from ..results import Comparison, ReportContent, Result
+
+MISSING: Final = "–"
+#: What the items of a task are called, by its kind.
+_ITEMS: Final = {
+    "retrieval": "queries", "reranking": "queries", "sts": "pairs", "pair_classification": "pairs",
+    "classification": "texts", "clustering": "problems", "bitext": "pairs", "summarization": "texts",
+}  # fmt: skip
+_KINDS: Final = {
+    "retrieval": "Retrieval", "reranking": "Reranking", "sts": "STS", "pair_classification": "Pair classification",
+    "classification": "Classification", "clustering": "Clustering", "bitext": "Bitext mining",
+    "summarization": "Summarisation",
+}  # fmt: skip
+_METRICS: Final = {
+    "ndcg": "nDCG", "map": "MAP", "mrr": "MRR", "recall": "Recall", "precision": "Precision", "hit_rate": "Hit rate",
+    "recall_cap": "Capped recall", "hole": "Holes", "accuracy": "Accuracy", "f1": "F1", "v_measure": "V-measure",
+    "cosine_spearman": "Spearman", "cosine_pearson": "Pearson", "max_ap": "Average precision",
+    "cosine_ap": "Average precision",
+}  # fmt: skip
+#: Details that plots show, or that explain single items.
+_PLOTTED: Final = ("recall_curve", "scores", "top")
+
+
+@dataclass(frozen=True)
+class TaskView:
+    """What is known of one split of one task.
+
+    Attributes:
+        results: One for each model that was measured on it, in the order of the report.
+        comparisons: Of those results.
+    """
+
+    name: str
+    split: str
+    results: list[Result]
+    comparisons: list[Comparison]
+
+    @property
+    def metric(self) -> str:
+        """The main metric as people write it."""
+        return metric_name(self.results[0].main_metric)
+
+    @property
+    def about(self) -> list[str]:
+        """Split, kind, language, size."""
+        first = self.results[0]
+        size = f"{first.count:,} {_ITEMS.get(first.kind, 'items')}"
+        return [each for each in (self.split, _KINDS.get(first.kind, first.kind), first.language, size) if each]
+
+    @property
+    def exclusions(self) -> list[Exclusion]:
+        """What was left out, each once: it is the same for every model unless a model caused it."""
+        return list({str(each): each for result in self.results for each in result.exclusions}.values())
+
+    @property
+    def notes(self) -> list[str]:
+        """What else decided the scores, each once."""
+        return list(dict.fromkeys(note for result in self.results for note in result.notes))
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the data is that of the published scores, as far as those are known for a model."""
+        return all(result.comparable for result in self.results if result.reference is not None)
+
+    @property
+    def best(self) -> float:
+        """The highest score, NaN if there is none."""
+        return max((each.main_score for each in self.results if math.isfinite(each.main_score)), default=math.nan)
+
+    def result(self, label: str) -> Result | None:
+        """The result of a model."""
+        return next((each for each in self.results if each.label == label), None)
+
+
+class View:
+    """A report by task and by model.
+
+    Attributes:
+        report: The report.
+    """
+
+    def __init__(self, report: ReportContent) -> None:
+        self.report = report
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """The models in their settings, in the order of the report."""
+        return list(dict.fromkeys(result.label for result in self.report.results))
+
+    @cached_property
+    def tasks(self) -> list[TaskView]:
+        """The tasks, in the order of the report."""
+        found: dict[tuple[str, str], TaskView] = {}
+        for result in self.report.results:
+            key = (result.task, result.split)
+            found.setdefault(key, TaskView(*key, [], [])).results.append(result)
+        for comparison in self.report.comparisons:
+            if task := found.get((comparison.task, comparison.split)):
+                task.comparisons.append(comparison)
+        return list(found.values())
+
+    @property
+    def pairs(self) -> dict[tuple[str, str], list[Comparison]]:
+        """The comparisons of every two models."""
+        found: dict[tuple[str, str], list[Comparison]] = {}
+        for each in self.report.comparisons:
+            found.setdefault((each.a, each.b), []).append(each)
+        return found
+
+    @property
+    def has_published(self) -> bool:
+        """Whether a published score of a measured model is known."""
+        return any(result.reference is not None for result in self.report.results)
+
+    @property
+    def has_incomparable(self) -> bool:
+        """Whether such a score is of other data."""
+        return any(result.reference is not None and not result.comparable for result in self.report.results)
+
+    @property
+    def title(self) -> str:
+        """Such as "2 models on SciFact"."""
+        tasks = self.tasks[0].name if len(self.tasks) == 1 else f"{len(self.tasks)} tasks"
+        models = printable(self.labels[0]) if len(self.labels) == 1 else f"{len(self.labels)} models"
+        return f"{models} on {printable(tasks)}" if self.tasks else "No result"
+
+    def first(self, label: str) -> Result:
+        """A result of a model, for what is the same in all of them."""
+        return next(result for result in self.report.results if result.label == label)
+
+    def means(self) -> dict[str, float | None]:
+        """Mean of the main scores over the tasks of each model, None for one that lacks a task."""
+        found: dict[str, float | None] = {}
+        for label in self.labels:
+            scores = [result.main_score for task in self.tasks if (result := task.result(label))]
+            found[label] = sum(scores) / len(scores) if len(scores) == len(self.tasks) else None
+        return found
+
+
+def metric_name(name: str) -> str:
+    """A metric as people write it, such as nDCG@10; unknown ones as they are."""
+    base, _, depth = name.partition("_at_")
+    known = _METRICS.get(base, base if re.fullmatch(r"\d+", depth) else None)
+    return name if known is None else f"{known}@{depth}" if depth else known
+
+
+def number(value: float | None, *, signed: bool = False, digits: int = 2) -> str:
+    """A score or a difference (x100)."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return f"{round(value, digits) + 0.0:{'+' if signed else ''}.{digits}f}"  # + 0.0: no "-0.00"
+
+
+def interval(comparison: Comparison) -> str:
+    """The confidence interval of a difference; without one, that items are too few (the conclusion says more)."""
+    if comparison.ci_low is None or comparison.ci_high is None:
+        return "too few items" if comparison.doubt.startswith("too few items") else MISSING
+    return f"[{number(comparison.ci_low, signed=True)}, {number(comparison.ci_high, signed=True)}]"
+
+
+def task_name(comparison: Comparison) -> str:
+    """The task of a comparison in lists of them."""
+    return f"Mean over {comparison.over_tasks} tasks" if comparison.over_tasks else comparison.task
+
+
+def p_value(value: float) -> str:
+    """A p value with as many digits as say something."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def published(result: Result) -> str:
+    """The published score of the same model; a star says that it is of other data."""
+    return number(result.reference) + ("*" if result.reference is not None and not result.comparable else "")
+
+
+def difference(result: Result) -> float | None:
+    """Ours minus the published score of the same model; None where the data differs from the published one's."""
+    return result.main_score - result.reference if result.reference is not None and result.comparable else None
+
+
+def decided(comparison: Comparison) -> bool:
+    """Whether one of the two counts as better."""
+    return comparison.p_adjusted < LEVEL
+
+
+def as_text(value: Any) -> str:
+    """A value of settings, cards or versions."""
+    if value is None:
+        return "none"
+    if isinstance(value, str):
+        return printable(value) or '""'
+    if isinstance(value, bool | int):
+        return str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
+        return printable(", ".join(value)) or "none"
+    return printable(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def facts(content: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Nested mappings as a list of names and values."""
+    for key, value in content.items():
+        if isinstance(value, Mapping) and value:
+            yield from facts(value, f"{prefix}{key}: ")
+        else:
+            yield printable(f"{prefix}{key}"), as_text({} if isinstance(value, Mapping) else value)
+
+
+def setting_text(setting: Mapping[str, Any]) -> str:
+    """What differs from the model's defaults."""
+    return "; ".join(f"{key}: {value}" for key, value in facts(setting)) or "as its card says"
+
+
+def small_details(result: Result) -> list[tuple[str, str]]:
+    """Findings beside the metrics that are short enough to read; the longer ones feed the plots."""
+    return [
+        (key, value)
+        for key, value in facts({key: value for key, value in result.details.items() if key not in _PLOTTED})
+        if len(value) <= 200
+    ][:20]

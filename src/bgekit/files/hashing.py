@@ -1,0 +1,74 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from ..errors import OutputError
+
+if TYPE_CHECKING:
+    pass
+
+
+def digest(*parts: str) -> str:
+    """sha256 (hex) of some strings, for fingerprints."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+#: A file that was changed less than so many nanoseconds ago may be changed again within a tick of the clock.
+_SETTLED_NS: Final = 2 * 10**9
+
+
+class HashedFile:
+    """A binary file that is written once, front to back, and knows the sha256 of its content."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        """Write bytes, or anything with a buffer of bytes."""
+        self._digest.update(data)
+        return self._file.write(data)
+
+    @property
+    def sha256(self) -> str:
+        """sha256 (hex) of what was written."""
+        return self._digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file, "" when it is not there.
+
+    Raises:
+        OutputError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise OutputError(f"cannot read {path}: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def file_status(path: Path) -> list[int] | None:
+    """What stays the same as long as a file's content does, so that it need not be read again; None where nothing does.
+
+    Size and time of writing alone are not enough: tools that copy and unpack set the time. The time at which the
+    system last changed the file's entry cannot be set, but its clock ticks in steps, and Windows keeps none.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    status = path.stat()
+    if os.name == "nt" or time.time_ns() - status.st_ctime_ns < _SETTLED_NS:
+        return None
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]

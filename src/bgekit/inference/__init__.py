@@ -1,0 +1,41 @@
+"""Texts or pairs in, numbers out: embedders, rerankers, hosted models, shards of vectors, similarities."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .embedder import FlagModel
+    from .embeddings import Embeddings
+    from .model import Embedder
+    from .openai import OpenAIEmbedder
+    from .reranker import FlagReranker
+    from .shards import Chunks, ShardSet, encode_to_shards, load_shards
+
+_HOMES = {
+    "Chunks": "shards",
+    "Embedder": "model",
+    "Embeddings": "embeddings",
+    "FlagModel": "embedder",
+    "FlagReranker": "reranker",
+    "OpenAIEmbedder": "openai",
+    "ShardSet": "shards",
+    "encode_to_shards": "shards",
+    "load_shards": "shards",
+}
+
+__all__ = [
+    "Chunks",
+    "Embedder",
+    "Embeddings",
+    "FlagModel",
+    "FlagReranker",
+    "OpenAIEmbedder",
+    "ShardSet",
+    "encode_to_shards",
+    "load_shards",
+]
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -1,0 +1,430 @@
+"""FlagModel: a checkpoint as an embedder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from ..errors import ArgumentError, CheckpointError, NumericalError
+from ..files.atomic import target_folder
+from ..files.hashing import digest
+from ..models.card import UNSET, ModelCard, Pooling, Unset
+from ..models.card_reading import family_of, read_card, refuse_reranker
+from ..models.families import find_family
+from ..models.hub import resolve
+from ..models.prompts import Prompt
+from ..models.weights import fingerprint
+from ..networks.saving import write_checkpoint
+from .embeddings import Encoded, Origin
+from .model import OF_EMBEDDERS, Embedder, check_count, set_aside
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from ..networks.encoder import Encoder
+    from .engine import EngineSpec
+    from .workers import WorkerPool
+
+logger = logging.getLogger(__name__)
+#: Least cosine to the stored self-test vector (float32) by precision; a wrong pooling gives about 0.8.
+_SELFTEST_COSINE: Final = {"float32": 0.9999, "bfloat16": 0.99, "float16": 0.99, "int8": 0.97}
+#: Families and folders whose advice has been logged in this process.
+_noticed: set[str] = set()
+
+
+class FlagModel(Embedder):
+    """A text embedding model: a checkpoint, with everything that its card says applied.
+
+    Pooling, normalisation, instructions and maximum length come from the checkpoint and the table of known
+    families; arguments override them. The model is loaded when it is made; further devices start when an input
+    is large enough to pay for it.
+    """
+
+    #: Whether a model that is no embedder yet deserves a warning; training loads such on purpose.
+    _to_be_used = True
+
+    def __new__(cls, model_name_or_path: str | os.PathLike[str], *args: Any, **options: Any) -> Any:
+        """A hosted model (`text-embedding-3-small`) gives an `OpenAIEmbedder`, which has the same methods."""
+        family = find_family(os.fspath(model_name_or_path))
+        if family is not None and family.kind == "api":
+            from .openai import OpenAIEmbedder
+
+            return OpenAIEmbedder(os.fspath(model_name_or_path), *args, **options)
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        model_name_or_path: str | os.PathLike[str],
+        pooling_method: Pooling | Unset = UNSET,
+        normalize_embeddings: bool | Unset = UNSET,
+        query_instruction_for_retrieval: str | Unset | None = UNSET,
+        use_fp16: bool = True,
+        *,
+        use_bf16: bool = False,
+        query_instruction_format: str | None = None,
+        passage_instruction_for_retrieval: str | Unset | None = UNSET,
+        passage_instruction_format: str | None = None,
+        devices: str | int | torch.device | Sequence[str | int | torch.device] | None = None,
+        device: str | int | torch.device | None = None,
+        batch_size: int | None = None,
+        max_length: int | Unset = UNSET,
+        query_max_length: int | None = None,
+        passage_max_length: int | None = None,
+        convert_to_numpy: bool = True,
+        truncate_dim: int | None = None,
+        dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+        cache_dir: str | None = None,
+        trust_remote_code: bool = False,
+        allow_pickle: bool = False,
+        **others: Any,
+    ) -> None:
+        """Load a model.
+
+        Args:
+            model_name_or_path: A folder, a Hugging Face id, or `packaged:NAME`.
+            pooling_method: `cls`, `mean`, `max`, `weighted_mean` or `last_token`.
+            normalize_embeddings: Whether vectors have unit length.
+            query_instruction_for_retrieval: Text before queries in `encode_queries`; None or "" for none.
+            use_fp16: Compute in the fastest 16-bit format of the device (float32 where none is fast).
+            use_bf16: Compute in bfloat16.
+            query_instruction_format: Template of instruction and query, two slots `{}`, of the model's own instruction
+                too; by default what the model's family uses, which for most is the instruction followed by the query.
+            passage_instruction_for_retrieval: Text before passages in `encode_corpus`; None or "" for none.
+            passage_instruction_format: The same for passages.
+            devices: One device or several (`"cuda:0"`, `1`, `["cpu", "cpu"]`); by default every visible GPU,
+                else the CPU. A device named twice has two workers.
+            device: Another name of `devices`, as in sentence-transformers.
+            batch_size: Most texts in a batch; by default batches are sized from the device.
+            max_length: Cut texts at this many tokens.
+            query_max_length: The same for `encode_queries`.
+            passage_max_length: The same for `encode_corpus`.
+            convert_to_numpy: Whether `encode` returns arrays by default, or tensors.
+            truncate_dim: Keep this many leading dimensions, then normalise (for Matryoshka models).
+            dtype: Format to compute in: `float32`, `bfloat16`, `float16`, `int8`; overrides `use_fp16`.
+            revision: Branch, tag or commit on the hub.
+            cache_dir: Where files from the hub are kept.
+            trust_remote_code: Allow a checkpoint to bring its own Python code.
+            allow_pickle: Allow weights in `.bin` files.
+            others: Keywords of FlagEmbedding without a use here: one warning says what holds instead.
+
+        Raises:
+            CheckpointError: there is no such model, or its files are damaged.
+            CardError: pooling is known to nobody, or the model is no embedder.
+            ArgumentError: an argument is impossible.
+        """
+        from ..networks.precision import choose_precision
+        from .engine import Engine, EngineSpec
+        from .workers import resolve_devices
+
+        set_aside(others, OF_EMBEDDERS, "FlagModel")
+        check_count("batch_size", batch_size, "texts")
+        check_count("truncate_dim", truncate_dim, "dimensions")
+        check_count("query_max_length", query_max_length, "tokens")
+        check_count("passage_max_length", passage_max_length, "tokens")
+        name = os.fspath(model_name_or_path)
+        refuse_reranker(name, find_family(name))
+        folder = resolve(
+            name, revision=revision, cache_dir=cache_dir, allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        family = family_of(name, folder)
+        template = query_instruction_format or (family.template if family else None) or "{}{}"
+        self.card = read_card(
+            folder,
+            name,
+            pooling=pooling_method,
+            normalize=normalize_embeddings,
+            query=_prompt(query_instruction_for_retrieval, template),
+            document=_prompt(passage_instruction_for_retrieval, passage_instruction_format or "{}{}"),
+            query_format=query_instruction_format or UNSET,
+            document_format=passage_instruction_format or UNSET,
+            max_length=max_length,
+        )
+        self._check_length("query_max_length", query_max_length)
+        self._check_length("passage_max_length", passage_max_length)
+        # That prompts are unknown is no news of an encoder that is to become an embedder, pooled as its trainer says.
+        if self._to_be_used or self.card.family or self.card.sources["pooling"] != "caller":
+            _log_notice(self.card, folder)
+        if self.card.pretrained_only and self._to_be_used:
+            _warn_pretrained(self.card.name, folder)
+        self.folder = folder
+        self.devices = resolve_devices(devices if devices is not None else device)
+        self.batch_size = batch_size
+        self.query_max_length, self.passage_max_length = query_max_length, passage_max_length
+        self.convert_to_numpy = convert_to_numpy
+        self._truncate_dim = _checked_dim(truncate_dim, self.card)
+        self._spec = EngineSpec(
+            folder=folder,
+            card=self.card,
+            precision=choose_precision(
+                self.devices[0],
+                dtype="bfloat16" if use_bf16 and dtype is None else dtype,
+                use_fp16=use_fp16,
+                model_type=self.card.architecture,
+            ),
+            truncate_dim=self._truncate_dim,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
+        self._engine = Engine(self._spec, str(self.devices[0]))
+        self._pool: WorkerPool | None = None
+        self._starting = threading.Lock()
+        self._check_selftest()
+
+    @property
+    def dimension(self) -> int:
+        """Width of the vectors."""
+        return self._truncate_dim or self.card.dimension
+
+    @property
+    def precision(self) -> str:
+        """Number format that vectors are computed in."""
+        return self._spec.precision
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of weights, tokenizer, card, precision and the lengths that the caller set for roles."""
+        return self._compute_fingerprint()
+
+    @cached_property
+    def _origin(self) -> Origin:
+        return Origin(self._compute_fingerprint, self)
+
+    @cached_property
+    def _compute_fingerprint(self) -> Callable[[], str]:
+        """What computes the fingerprint, once; it holds on to no weights."""
+        return lru_cache(maxsize=1)(partial(_fingerprint, self._spec, self.query_max_length, self.passage_max_length))
+
+    @cached_property
+    def weights_fingerprint(self) -> str:
+        """sha256 (hex) of the weights alone."""
+        from ..networks.saving import weights_digest
+
+        return weights_digest(self.folder, allow_pickle=self._spec.allow_pickle)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The Hugging Face tokenizer of the checkpoint."""
+        return self._engine.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """The first device, on which short inputs are computed."""
+        return self.devices[0]
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The network of the checkpoint as transformers runs it: padded inputs -> `last_hidden_state`.
+
+        Loaded when it is first asked for, with weights of its own: `encode` computes with faster code, and does not see
+        what is changed here.
+        """
+        from ..networks.encoder import load_transformer, loading_dtype
+
+        network = load_transformer(
+            self.folder, dtype=loading_dtype(self.precision, self.device), packed=False,
+            trust_remote_code=self._spec.trust_remote_code, allow_pickle=self._spec.allow_pickle,
+        )  # fmt: skip
+        return network.to(self.device)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Save the model in the layout that sentence-transformers 2.7 to 6.2 and text-embeddings-inference read.
+
+        The weights are written in the precision that the checkpoint has, whatever this model computes in.
+        The folder appears complete or not at all.
+
+        Args:
+            path: Folder to make.
+            overwrite: Replace a folder that is there.
+
+        Raises:
+            OutputError: the folder exists or cannot be written.
+        """
+        save_model(self, Path(path), overwrite=overwrite)
+
+    def close(self) -> None:
+        """End the worker processes of further devices; they start again when they are needed."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def _role_length(self, role: str | None) -> int | None:
+        return {"query": self.query_max_length, "document": self.passage_max_length}.get(role or "")
+
+    def _encode_unique(
+        self, windows: Iterable[list[str]], prompt: Prompt, max_length: int | None, batch_size: int | None
+    ) -> Iterator[Encoded]:
+        from .engine import Request
+
+        length = max_length or self.card.max_length
+        self._check_length("max_length", length)
+        request = Request(prompt, length, batch_size=batch_size or self.batch_size)
+        if len(self.devices) == 1:
+            yield from self._engine.encode_windows(windows, request)
+            return
+        from .workers import WorkerPool
+
+        with self._starting:
+            if self._pool is None:
+                self._pool = WorkerPool(self._spec, self._engine, self.devices)
+        yield from self._pool.encode_windows(windows, request)
+
+    def _check_length(self, field: str, length: int | None) -> None:
+        limit = self.card.position_limit
+        if length is not None and limit is not None and length > limit:
+            raise ArgumentError(f"{field}={length} is more than {self.card.name} can take: {limit} tokens")
+
+    def _check_selftest(self) -> None:
+        """Compare the vector of a fixed text with the one that `save` stored, if it did."""
+        stored, overridden = self.card.selftest, {"pooling", "normalize"}
+        if stored is None or any(self.card.sources.get(field) == "caller" for field in overridden):
+            return
+        cosine, least = self._selftest_cosine(stored)
+        if not cosine >= least:
+            if self._has_other_weights(stored.get("weights")):
+                # sentence-transformers before 5.4 copies the self-test when it saves a model that it has trained.
+                logger.warning(
+                    "the weights in %s are not those that its self-test was made for: it was trained or changed since. "
+                    "FlagModel(folder).save(folder, overwrite=True) makes a new self-test", self.folder,
+                )  # fmt: skip
+                return
+            raise CheckpointError(
+                f"{self.folder} fails its self-test: the vector of {stored['text']!r} has a cosine of {cosine:.5f} to "
+                f"the one stored when the model was saved, at least {least} is expected in {self.precision}. "
+                "A file was changed since then: the tokenizer, config.json, or 1_Pooling/config.json."
+            )
+
+    def _selftest_cosine(self, stored: Mapping[str, Any]) -> tuple[float, float]:
+        """The cosine of the vector of a self-test to the stored one, and what it must be at least."""
+        expected = np.asarray(stored["vector"], dtype=np.float32)[: self.dimension]
+        # As long as when it was saved: a caller's shorter max_length must not cut this text.
+        length = int(stored.get("max_length") or self.card.max_length)
+        got = np.asarray(self.encode(stored["text"], max_length=length, prompt=None, convert_to_numpy=True))
+        cosine = float(got @ expected / max(float(np.linalg.norm(got) * np.linalg.norm(expected)), 1e-12))
+        return cosine, _SELFTEST_COSINE[self.precision]
+
+    def _has_other_weights(self, digest_then: str | None) -> bool:
+        from ..networks.saving import weights_digest
+
+        allow_pickle = self._spec.allow_pickle
+        return digest_then is not None and digest_then != weights_digest(self.folder, allow_pickle=allow_pickle)
+
+
+def _fingerprint(spec: EngineSpec, query_max_length: int | None, passage_max_length: int | None) -> str:
+    weights = fingerprint(spec.folder, allow_pickle=spec.allow_pickle)
+    card = {key: value for key, value in spec.card.to_dict().items() if key not in ("name", "family")}
+    lengths = [str(query_max_length), str(passage_max_length)]
+    # Only where there are some, so that what was stored without them is found again.
+    own = [] if lengths == ["None", "None"] else lengths
+    return digest(weights, repr(card), spec.precision, str(spec.truncate_dim), *own)
+
+
+def _prompt(instruction: str | Unset | None, template: str) -> Prompt | Unset:
+    return UNSET if isinstance(instruction, Unset) else Prompt.from_format(instruction, template)
+
+
+def _checked_dim(truncate_dim: int | None, card: ModelCard) -> int | None:
+    if truncate_dim is not None and not 1 <= truncate_dim <= card.dimension:
+        raise ArgumentError(f"truncate_dim={truncate_dim} must be from 1 to the model's {card.dimension} dimensions")
+    return truncate_dim
+
+
+def _warn_pretrained(name: str, folder: Path) -> None:
+    key = str(folder.resolve())
+    if key not in _noticed:
+        _noticed.add(key)
+        logger.warning(
+            "%s is only pre-trained and not yet an embedder: it must be fine-tuned with contrastive learning (bge "
+            "finetune) before its vectors mean anything", name,
+        )  # fmt: skip
+
+
+def _log_notice(card: ModelCard, folder: Path) -> None:
+    key = card.family or f"{folder.resolve()}: prompts"
+    if card.notice and key not in _noticed:
+        _noticed.add(key)
+        logger.warning("%s: %s", card.name, card.notice)
+
+
+#: The text of the self-test: case, an accent, Chinese, digits and punctuation, so that a wrong tokenizer shows.
+SELFTEST_TEXT: Final = "Self-test: 文本向量 of 2 Élan vital, done."
+
+
+def save_model(model: FlagModel, path: Path, *, overwrite: bool = False) -> None:
+    """Save a model with what its card says, overridden fields included, and a self-test.
+
+    The weights are those of the checkpoint, in the precision that they are stored in there.
+
+    Args:
+        model: The model.
+        path: Folder to make.
+        overwrite: Replace a model that is there.
+
+    Raises:
+        OutputError: the folder exists, or cannot be written.
+        NumericalError: the model gives another vector when it is loaded again.
+    """
+    import torch
+
+    from ..networks.encoder import encoder_class, load_encoder
+    from ..networks.loading import stored_prefix
+
+    path = target_folder(path, overwrite)  # Before the work, not after it.
+    trust, pickles = model._spec.trust_remote_code, model._spec.allow_pickle
+    # Loaded anew: what differs from one load to the next is no property of the model, and shows here.
+    encoder = load_encoder(model.folder, model.card, trust_remote_code=trust, allow_pickle=pickles)
+    selftest = make_selftest(encoder, model.tokenizer, model.card, torch.device("cpu"))
+    cosine, least = model._selftest_cosine(selftest)
+    if not cosine >= least:
+        raise NumericalError(
+            f"{model.folder} gives other vectors each time it is loaded (a cosine of {cosine:.5f}, not {least}), so it "
+            "is not saved: something in it is neither among its weights nor made by its code"
+        )
+    prefix = stored_prefix(model.folder, encoder_class, trust_remote_code=trust, allow_pickle=pickles)
+    write_checkpoint(
+        path, card=model.card, source=model.folder, prefix=prefix, selftest=selftest, overwrite=overwrite,
+        allow_pickle=pickles, remote_code=trust,
+    )  # fmt: skip
+
+
+def make_selftest(
+    encoder: Encoder, tokenizer: PreTrainedTokenizerFast, card: ModelCard, device: torch.device
+) -> dict[str, Any]:
+    """The self-test of a model: a text and its vector without prompt, as `FlagModel` checks it at load.
+
+    Args:
+        encoder: The network in float32, on `device`, giving all its dimensions.
+        tokenizer: The tokenizer; it is left as it is.
+        card: The card that is saved with it.
+        device: Where the network is.
+
+    Raises:
+        NumericalError: the vector has NaN or infinity.
+    """
+    import numpy as np
+    import torch
+    from tokenizers import Tokenizer
+
+    from ..networks.packing import Packed
+
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_padding()
+    backend.enable_truncation(card.max_length)
+    with torch.inference_mode():
+        vector = encoder(Packed.of([backend.encode(SELFTEST_TEXT).ids]).to(device))[0].float().cpu().numpy()
+    if not bool(np.isfinite(vector).all()):
+        raise NumericalError(
+            f"{card.name} gives NaN or infinity as the vector of {SELFTEST_TEXT!r}: its weights are damaged"
+        )
+    # The shortest decimal number that is read back as the same float32.
+    values = [float(str(value)) for value in vector]
+    return {"text": SELFTEST_TEXT, "max_length": card.max_length, "vector": values}

@@ -1,0 +1,526 @@
+"""What comes in, checked, and what goes out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
+from functools import cached_property
+from numbers import Integral
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, get_args, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from ..data.unicode import repair
+from ..errors import ArgumentError, TextTypeError
+from ..files.hashing import digest
+from ..models.card import UNSET, Unset
+from ..models.hub import resolve
+from ..models.prompts import Prompt
+from ..models.reranker_card import RerankerCard, read_reranker_card
+from ..models.weights import fingerprint
+from ..networks.packing import Packed
+from .model import OF_RERANKERS, check_count, not_here, set_aside
+from .pair_tokenization import LongPassages, Pair, PairRequest
+from .pipeline import Collector, Tally, computed, distinct_windows, split, with_progress
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from typing_extensions import Self
+
+    from ..networks.cross_encoder import CrossEncoder
+    from .embeddings import Encoded
+    from .tokenization import Tokens
+    from .workers import WorkerPool
+
+
+class Scores(list[float]):
+    """An ordinary list of scores that also knows which pairs were changed before they were scored.
+
+    Attributes:
+        truncated: Positions of pairs whose query or passage was cut, ascending.
+        windowed: Positions of pairs whose passage was scored in overlapping windows, ascending.
+        repaired: Positions of pairs whose lone surrogates were replaced by U+FFFD, ascending.
+    """
+
+    truncated: tuple[int, ...] = ()
+    windowed: tuple[int, ...] = ()
+    repaired: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A passage in the order of a reranker.
+
+    Attributes:
+        index: Its place among the passages that were given, from 0.
+        score: Its score.
+        text: The passage.
+    """
+
+    index: int
+    score: float
+    text: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return {"index": self.index, "score": self.score, "text": self.text}
+
+
+def is_single(pairs: object) -> bool:
+    """Whether the input is one pair: a tuple or list that begins with a text, not with a pair."""
+    return isinstance(pairs, tuple | list) and len(pairs) > 0 and isinstance(pairs[0], str)
+
+
+def valid_pair(item: object, row: int) -> tuple[Pair, bool]:
+    """A pair as valid Unicode, and whether it had to be repaired.
+
+    Raises:
+        TextTypeError: it is no pair of two strings; the message has its row.
+    """
+    unordered = isinstance(item, str | bytes | Mapping) or not isinstance(item, Sequence | np.ndarray)
+    if unordered or len(item) != 2:  # type: ignore[arg-type]
+        raise TextTypeError(
+            f"a pair is a query and a passage, but the one at index {row} is {item!r:.80} ({type(item).__name__})"
+        )
+    for name, text in zip(("query", "passage"), item, strict=True):  # type: ignore[call-overload]
+        if not isinstance(text, str):
+            raise TextTypeError(
+                f"pairs must be two strings, but the {name} of the one at index {row} is {text!r:.80} "
+                f"({type(text).__name__})"
+            )
+    (query, first), (passage, second) = (repair(text) for text in item)  # type: ignore[attr-defined]
+    return (query, passage), first or second
+
+
+def checked_passages(query: object, passages: Iterable[object]) -> list[str]:
+    """The passages of one query.
+
+    Raises:
+        TextTypeError: the query or a passage is no string; the message has its index.
+    """
+    if not isinstance(query, str):
+        raise TextTypeError(f"the query must be a string, not {type(query).__name__}: {query!r:.80}")
+    if isinstance(passages, str | bytes | Mapping):
+        raise TextTypeError(f"passages must be a list of strings, not {type(passages).__name__}: {passages!r:.80}")
+    found: list[str] = []
+    for index, passage in enumerate(passages):
+        if not isinstance(passage, str):
+            raise TextTypeError(
+                f"passages must be strings, but the one at index {index} is {passage!r:.80} ({type(passage).__name__})"
+            )
+        found.append(passage)
+    return found
+
+
+def best_first(scores: Sequence[float], texts: Sequence[str]) -> list[Ranked]:
+    """Passages in the order of their scores; of equal ones the earlier first."""
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])
+    return [Ranked(index, scores[index], texts[index]) for index in order]
+
+
+def sigmoid(scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """1 / (1 + e^-x), in float64, without overflow."""
+    x = np.asarray(scores, dtype=np.float64)
+    small = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1.0, small) / (1.0 + small)
+
+
+logger = logging.getLogger(__name__)
+#: Pairs that are planned together.
+WINDOW: Final = 2048
+
+
+class ScoreColumn:
+    """A cross-encoder as an engine wants it: scores in one column."""
+
+    def __init__(self, network: CrossEncoder) -> None:
+        self.network = network
+
+    @property
+    def padded(self) -> bool:
+        """Whether the network computes padding too."""
+        return self.network.padded
+
+    @property
+    def config(self) -> Any:
+        """The config of the classifier."""
+        return self.network.config
+
+    def __call__(self, batch: Packed) -> Tensor:
+        """[n, 1]."""
+        scores: Tensor = self.network(batch)
+        return scores[:, None]
+
+
+@dataclass(frozen=True)
+class RerankerSpec:
+    """The engine of a reranker: pairs -> scores."""
+
+    folder: Path
+    precision: str
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+    def load_tokenizer(self) -> PreTrainedTokenizerFast:
+        """See `bgekit.encoding.engine.Spec`."""
+        from .tokenization import load_tokenizer
+
+        return load_tokenizer(self.folder, trust_remote_code=self.trust_remote_code)
+
+    def load_network(self, device: torch.device) -> ScoreColumn:
+        """See `bgekit.encoding.engine.Spec`."""
+        from ..networks.cross_encoder import load_cross_encoder
+
+        network = load_cross_encoder(
+            self.folder,
+            precision=self.precision,
+            device=device,
+            trust_remote_code=self.trust_remote_code,
+            allow_pickle=self.allow_pickle,
+        )
+        return ScoreColumn(network)
+
+    def pack(self, tokens: Tokens, batch: Sequence[int]) -> Packed:
+        """See `bgekit.encoding.engine.Spec`."""
+        types = None if tokens.types is None else [tokens.types[row] for row in batch]
+        return Packed.of([tokens.ids[row] for row in batch], token_types=types)
+
+
+class FlagReranker:
+    """A cross-encoder: it reads query and passage together and gives one score, higher for more relevant.
+
+    Any sequence classifier with one output (the score) or two (the score is the log-odds of the second class) will do.
+    The model is loaded when it is made; further devices start when an input is large enough to pay for it.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str | os.PathLike[str],
+        use_fp16: bool = False,
+        *,
+        use_bf16: bool = False,
+        query_instruction_for_rerank: str | Unset | None = UNSET,
+        query_instruction_format: str = "{}{}",
+        passage_instruction_for_rerank: str | Unset | None = UNSET,
+        passage_instruction_format: str = "{}{}",
+        devices: str | int | torch.device | Sequence[str | int | torch.device] | None = None,
+        device: str | int | torch.device | None = None,
+        batch_size: int | None = None,
+        max_length: int | Unset | None = UNSET,
+        query_max_length: int | None = None,
+        normalize: bool = False,
+        long_passages: LongPassages = "cut",
+        window_overlap: int | None = None,
+        dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+        cache_dir: str | None = None,
+        trust_remote_code: bool = False,
+        allow_pickle: bool = False,
+        **others: Any,
+    ) -> None:
+        """Load a model.
+
+        Args:
+            model_name_or_path: A folder, a Hugging Face id, or `packaged:NAME`.
+            use_fp16: Compute in the fastest 16-bit format of the device (float32 where none is fast).
+            use_bf16: Compute in bfloat16.
+            query_instruction_for_rerank: Text before queries; None or "" for none, by default what the model says.
+            query_instruction_format: Template of instruction and query, two slots `{}`.
+            passage_instruction_for_rerank: Text before passages.
+            passage_instruction_format: Template of instruction and passage.
+            devices: One device or several (`"cuda:0"`, `1`, `["cpu", "cpu"]`); by default every visible GPU,
+                else the CPU. A device named twice has two workers.
+            device: Another name of `devices`.
+            batch_size: Most pairs in a batch; by default batches are sized from the device.
+            max_length: Tokens of a pair, special tokens included; by default what `FlagReranker.save` stored, else 512
+                or what the model can take, if that is less.
+            query_max_length: Most tokens of the query; three quarters of `max_length` by default. The passage has
+                what is left.
+            normalize: Whether scores go through a sigmoid, to lie between 0 and 1.
+            long_passages: `cut` them, or score overlapping `windows` and take the best.
+            window_overlap: Tokens that neighbouring windows share, at most half of a window; by default an eighth.
+            dtype: Format to compute in: `float32`, `bfloat16`, `float16`, `int8`; overrides `use_fp16`.
+            revision: Branch, tag or commit on the hub.
+            cache_dir: Where files from the hub are kept.
+            trust_remote_code: Allow a checkpoint to bring its own Python code.
+            allow_pickle: Allow weights in `.bin` files.
+            others: Keywords of FlagEmbedding without a use here, such as `passage_max_length`: one warning says what
+                holds instead.
+
+        Raises:
+            CheckpointError: there is no such model, or its files are damaged.
+            CardError: the model is no reranker.
+            ArgumentError: an argument is impossible.
+        """
+        from ..networks.precision import choose_precision
+        from .engine import Engine
+        from .workers import resolve_devices
+
+        set_aside(others, OF_RERANKERS, "FlagReranker")
+        check_count("batch_size", batch_size, "pairs")
+        check_count("query_max_length", query_max_length, "tokens")
+        _check_windows(long_passages, window_overlap)
+        name = os.fspath(model_name_or_path)
+        self.folder = resolve(
+            name, revision=revision, cache_dir=cache_dir, allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        self.card: RerankerCard = read_reranker_card(
+            self.folder,
+            name,
+            query=_prompt(query_instruction_for_rerank, query_instruction_format),
+            document=_prompt(passage_instruction_for_rerank, passage_instruction_format),
+            max_length=UNSET if max_length is None else max_length,
+        )
+        self.devices = resolve_devices(devices if devices is not None else device)
+        self.batch_size, self.normalize = batch_size, normalize
+        self._spec = RerankerSpec(
+            folder=self.folder,
+            precision=choose_precision(
+                self.devices[0],
+                dtype="bfloat16" if use_bf16 and dtype is None else dtype,
+                use_fp16=use_fp16,
+                model_type=self.card.architecture,
+            ),
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
+        self._engine: Engine[ScoreColumn] = Engine(self._spec, str(self.devices[0]))
+        self._request = PairRequest(
+            self.card.query,
+            self.card.document,
+            self.card.max_length,
+            query_max_length,
+            token_types=self._engine.encoder.network.token_types,
+            long_passages=long_passages,
+            overlap=window_overlap,
+        )
+        self._request.tokeniser(self._engine.tokenizer)  # What is impossible shows now.
+        self._pool: WorkerPool | None = None
+        self._starting = threading.Lock()
+
+    @property
+    def precision(self) -> str:
+        """Number format that scores are computed in."""
+        return self._spec.precision
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The Hugging Face tokenizer of the checkpoint."""
+        return self._engine.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """The first device, on which short inputs are computed."""
+        return self.devices[0]
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The classifier of the checkpoint as transformers runs it: padded inputs -> `logits`.
+
+        Loaded when it is first asked for, with weights of its own: `compute_score` computes with faster code, and does
+        not see what is changed here.
+        """
+        from ..networks.cross_encoder import load_classifier
+        from ..networks.encoder import loading_dtype
+
+        network = load_classifier(
+            self.folder, loading_dtype(self.precision, self.device), new_head=False,
+            trust_remote_code=self._spec.trust_remote_code, allow_pickle=self._spec.allow_pickle,
+        )  # fmt: skip
+        return network.to(self.device)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of all that decides what score a pair gets: weights, tokenizer, settings and precision."""
+        weights = fingerprint(self.folder, allow_pickle=self._spec.allow_pickle)
+        return digest(weights, repr(self._request), self.precision, str(self.normalize))
+
+    @overload
+    def compute_score(
+        self, sentence_pairs: tuple[str, str] | list[str], batch_size: int | None = ..., max_length: int | None = ...,
+        normalize: bool | None = ..., *, query_max_length: int | None = ..., show_progress: bool | None = ...,
+        **others: Any,
+    ) -> float: ...  # fmt: skip
+
+    @overload
+    def compute_score(
+        self, sentence_pairs: Iterable[tuple[str, str] | list[str]], batch_size: int | None = ...,
+        max_length: int | None = ..., normalize: bool | None = ..., *, query_max_length: int | None = ...,
+        show_progress: bool | None = ..., **others: Any,
+    ) -> Scores: ...  # fmt: skip
+
+    def compute_score(
+        self,
+        sentence_pairs: Any,
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        normalize: bool | None = None,
+        *,
+        query_max_length: int | None = None,
+        show_progress: bool | None = None,
+        **others: Any,
+    ) -> float | Scores:
+        """Scores of pairs of a query and a passage. Equal pairs are computed once.
+
+        Args:
+            sentence_pairs: A pair (a tuple or list of two strings), or an iterable of pairs, which is streamed.
+            batch_size: Most pairs in a batch; by default as the reranker was made.
+            max_length: Tokens of a pair; by default as the reranker was made.
+            normalize: Whether scores go through a sigmoid; by default as the reranker was made.
+            query_max_length: Most tokens of a query; by default as the reranker was made.
+            show_progress: Show a progress bar; by default on a terminal, from a few thousand pairs on.
+            others: As in the class.
+
+        Returns:
+            A float for one pair, else a list of floats that knows which pairs were cut.
+
+        Raises:
+            TextTypeError: an element is no pair of two strings; the message has its index.
+            ArgumentError: an argument is impossible.
+            NumericalError: a score is NaN or infinite.
+        """
+        set_aside(others, OF_RERANKERS, "compute_score")
+        single = is_single(sentence_pairs)
+        if isinstance(sentence_pairs, str | bytes | dict) or not isinstance(sentence_pairs, Iterable):
+            kind = type(sentence_pairs).__name__
+            raise TextTypeError(f"pairs of a query and a passage are expected, not {kind}: {sentence_pairs!r:.80}")
+        pairs: Iterable[Any] = [sentence_pairs] if single else sentence_pairs
+        request = self._requested(batch_size, max_length, query_max_length)
+        total = len(pairs) if isinstance(pairs, Sized) else None
+        windows = distinct_windows(split(pairs, WINDOW), valid_pair, _itself, across=total is not None)
+
+        def compute(texts: Iterator[list[Pair]]) -> Iterator[Encoded]:
+            return self._score_windows(texts, request)
+
+        results = computed(windows, compute, 1, "the score of the pair")
+        collector = Collector(1, total, None)
+        for window, scored in with_progress(results, total, show_progress, noun="pairs", verb="rerank"):
+            collector.add(window, scored)
+        found = collector.result()
+        tally = Tally("pairs")
+        tally.add(len(found), found)
+        tally.log(self.card.name)
+        if collector.split:
+            logger.info(
+                "%d of %d passages were long and scored in overlapping windows", len(collector.split), len(found)
+            )
+        column = found[:, 0]
+        scores = Scores((sigmoid(column) if (self.normalize if normalize is None else normalize) else column).tolist())
+        scores.truncated, scores.repaired = found.truncated, found.repaired
+        scores.windowed = tuple(sorted(collector.split))
+        return scores[0] if single else scores
+
+    def rank(self, query: str, passages: Iterable[str], top_k: int | None = None, **options: Any) -> list[Ranked]:
+        """The passages of a query, best first; of equal scores the earlier first.
+
+        Args:
+            query: The query.
+            passages: Texts.
+            top_k: How many are wanted; by default all.
+            options: As `compute_score`.
+
+        Raises:
+            TextTypeError: the query or a passage is no string; the message has its index.
+            ArgumentError: an argument is impossible.
+        """
+        check_count("top_k", top_k, "passages")
+        texts = checked_passages(query, passages)
+        scores = self.compute_score([(query, text) for text in texts], **options)
+        return best_first(scores, texts)[:top_k]
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Save the reranker as a plain checkpoint of transformers, with its instructions and maximum length.
+
+        The weights are written in the precision that the checkpoint has, whatever this model computes in.
+        The folder appears complete or not at all.
+
+        Args:
+            path: Folder to make.
+            overwrite: Replace a folder that is there.
+
+        Raises:
+            OutputError: the folder exists or cannot be written.
+        """
+        from ..networks.cross_encoder import classifier_class
+        from ..networks.loading import stored_prefix
+        from ..networks.saving import write_reranker
+
+        trust, pickles = self._spec.trust_remote_code, self._spec.allow_pickle
+        write_reranker(
+            Path(path),
+            card=self.card,
+            source=self.folder,
+            overwrite=overwrite,
+            allow_pickle=pickles,
+            remote_code=trust,
+            prefix=stored_prefix(self.folder, classifier_class, trust_remote_code=trust, allow_pickle=pickles),
+        )
+
+    def close(self) -> None:
+        """End the worker processes of further devices; they start again when they are needed."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    if not TYPE_CHECKING:  # Otherwise every name would pass for an attribute.
+
+        def __getattr__(self, name: str) -> Any:
+            raise not_here(self, name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _requested(self, batch_size: int | None, max_length: int | None, query_max_length: int | None) -> PairRequest:
+        check_count("batch_size", batch_size, "pairs")
+        check_count("max_length", max_length, "tokens")
+        check_count("query_max_length", query_max_length, "tokens")
+        limit = self.card.position_limit
+        if max_length is not None and limit is not None and max_length > limit:
+            raise ArgumentError(f"max_length={max_length} is more than {self.card.name} can take: {limit} tokens")
+        return replace(
+            self._request,
+            batch_size=batch_size or self.batch_size,
+            max_length=max_length or self._request.max_length,
+            query_max_length=query_max_length or self._request.query_max_length,
+        )
+
+    def _score_windows(self, windows: Iterable[list[Pair]], request: PairRequest) -> Iterator[Encoded]:
+        if len(self.devices) == 1:
+            yield from self._engine.encode_windows(windows, request)
+            return
+        from .workers import WorkerPool
+
+        with self._starting:
+            if self._pool is None:
+                self._pool = WorkerPool(self._spec, self._engine, self.devices)
+        yield from self._pool.encode_windows(windows, request)
+
+
+def _itself(pair: Pair) -> Pair:
+    return pair
+
+
+def _prompt(instruction: str | Unset | None, template: str) -> Prompt | Unset:
+    return UNSET if isinstance(instruction, Unset) else Prompt.from_format(instruction, template)
+
+
+def _check_windows(long_passages: str, overlap: int | None) -> None:
+    if long_passages not in get_args(LongPassages):
+        raise ArgumentError(f"long_passages={long_passages!r} is not one of {', '.join(get_args(LongPassages))}")
+    if overlap is not None and (not isinstance(overlap, Integral) or isinstance(overlap, bool) or overlap < 0):
+        raise ArgumentError(f"window_overlap must be a number of tokens from 0 on, not {overlap!r}")

@@ -1,0 +1,358 @@
+"""A merged model on disk: first a bare checkpoint of merged weights, then what every saved model has."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import BgekitError, CheckpointError, NumericalError, OutputError
+from ..files.atomic import atomic_folder, target_folder, write_json
+from ..inference.embedder import make_selftest
+from ..inference.tokenization import load_tokenizer
+from ..models.card import DenseLayer, ModelCard
+from ..models.reranker_card import RerankerCard
+from ..models.weights import read_json, stored_dtype
+from ..networks.saving import KEPT_FILES, copy_matching, save_tensors, write_checkpoint, write_reranker, write_tokenizer
+from .compatibility import Card, Kind, card_of
+from .merge_report import PROVENANCE, add_to_readme, save_curve
+from .methods import Average, Method, Rows, Stack
+from .sources import Source, is_unused
+from .tensor_blocks import Stored, write_safetensors
+from .weight_search import Trial
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Models that agree.
+
+    Attributes:
+        sources: The models.
+        base: The base model, None without.
+        kind: What they are.
+        card: What the result says of itself.
+        cards: What each model says of itself.
+        lead: Number of the model whose card, tokenizer and licence the result gets; weights and config have the form
+            of the first.
+    """
+
+    sources: Sequence[Source]
+    base: Source | None
+    kind: Kind
+    card: Card
+    cards: Sequence[Card]
+    lead: int
+
+    @property
+    def title(self) -> str:
+        """What messages call the result while it has no folder of its own."""
+        names = [source.name for source in self.sources]
+        return f"the merge of {', '.join(names)}" if len(names) > 1 else f"{names[0]} with its base"
+
+
+def save_merged(
+    parts: Parts, method: Method, path: Path, provenance: Mapping[str, Any] | None, *,
+    trials: Sequence[Trial] | None = None, overwrite: bool = False,
+) -> None:  # fmt: skip
+    """Write the merged model; the folder is complete or not there.
+
+    Args:
+        parts: The models.
+        method: How they are merged, with weights.
+        path: Folder to make.
+        provenance: Content of merge.json; None for a candidate that is measured and thrown away, which also has no
+            self-test.
+        trials: Of a search, to be drawn.
+        overwrite: Replace a model that is there.
+
+    Raises:
+        OutputError: the folder exists or cannot be written.
+        NumericalError: a merged weight is not finite.
+        CheckpointError: the models do not fit together, or one is damaged.
+    """
+    target = target_folder(path, overwrite)
+    with atomic_folder(target) as folder:
+        scratch = folder / ".working"
+        stage = scratch / "stage"
+        try:
+            stage.mkdir(parents=True)
+            _write_stage(parts, method, stage)
+            made = scratch / "made" / target.name  # Whose name the README has.
+            with named(scratch, parts.title):
+                _write_complete(parts, stage, made, selftest=provenance is not None)
+            if provenance is not None:
+                write_json(made / PROVENANCE, provenance)
+                add_to_readme(made / "README.md", provenance)
+            if trials is not None:
+                save_curve(trials, [source.name for source in parts.sources], made)
+            for each in list(made.iterdir()):
+                os.replace(each, folder / each.name)
+            shutil.rmtree(scratch)
+        except OutputError as error:
+            # It names a folder of ours; what contains this block knows the caller's.
+            if isinstance(error.__cause__, OSError):
+                raise error.__cause__ from None
+            raise
+
+
+@contextlib.contextmanager
+def named(folder: Path, title: str) -> Iterator[None]:
+    """An error about what is in a folder that will be gone names what it was instead.
+
+    Args:
+        folder: The folder; what is below it counts as well.
+        title: What the error says.
+    """
+    try:
+        yield
+    except BgekitError as error:
+        message = re.sub(rf"{re.escape(str(folder))}[^\s,;:'\")]*", lambda _: title, str(error))
+        if message == str(error):
+            raise
+        raise type(error)(message) from error.__cause__
+
+
+@contextlib.contextmanager
+def adapted(parts: Parts, number: int) -> Iterator[Path]:
+    """A folder from which one of the models can be loaded: its own, or for an adapter that of its sum, for a while."""
+    source = parts.sources[number]
+    if source.adapter is None:
+        yield source.folder
+        return
+    with tempfile.TemporaryDirectory(prefix="bgekit-merge-") as scratch:
+        stage = Path(scratch)
+        alone = Parts([source], None, parts.kind, parts.cards[number], [parts.cards[number]], 0)
+        try:
+            _write_stage(alone, Average((1.0,)), stage)
+        except BgekitError:  # What is wrong with a model, also where that is an OSError.
+            raise
+        except OSError as error:
+            raise OutputError(
+                f"cannot write a copy of {source.name} with its base to {scratch}: {error.strerror or error}; TMPDIR "
+                "names another place"
+            ) from error
+        with named(stage, alone.title):
+            yield stage
+
+
+def _write_stage(parts: Parts, method: Method, stage: Path) -> None:
+    """Merged weights with config and tokenizer: what the network is loaded from."""
+    first, lead = parts.sources[0], parts.sources[parts.lead]
+    write_weights(combined_weights(parts.sources, parts.base, parts.kind), method, first, stage)
+    config = read_json(first.folder / "config.json")
+    dtype = stored_dtype(stage)
+    write_json(stage / "config.json", config | {"dtype" if "dtype" in config else "torch_dtype": dtype})
+    write_tokenizer(lead.tokenizer_folder, stage, None, parts.card.max_length, lead.options.trust_remote_code)
+    copy_matching(lead.folder, stage, (*KEPT_FILES[:3], "README.md"))
+    if first.options.trust_remote_code:
+        copy_matching(first.folder, stage, ("*.py",))
+    if isinstance(parts.card, ModelCard) and parts.card.dense:
+        layers = [card.dense for card in parts.cards if isinstance(card, ModelCard)]
+        if parts.base is not None:
+            layers.append(_layers_of(parts.base))
+        for layer, head in zip(parts.card.dense, merged_dense(parts.sources, parts.base, layers, method), strict=True):
+            (stage / layer.folder).mkdir(parents=True)
+            save_tensors({f"linear.{name}": value for name, value in head.items()}, stage / layer.folder)
+
+
+def _layers_of(base: Source) -> Any:
+    # A bare encoder has no card, since nothing says how it pools, and no head.
+    card = card_of(base, "encoder", needed=False)
+    return card.dense if isinstance(card, ModelCard) else ()
+
+
+def _write_complete(parts: Parts, stage: Path, made: Path, *, selftest: bool) -> None:
+    options, name = parts.sources[0].options, made.name
+    origin = f"Merged from {len(parts.sources)} model{'s' * (len(parts.sources) > 1)} by bgekit."
+    dtype = stored_dtype(stage) or parts.card.dtype
+    if isinstance(parts.card, RerankerCard):
+        card = replace(parts.card, name=name, dtype=dtype)
+        write_reranker(made, card=card, source=stage, origin=origin, remote_code=options.trust_remote_code)
+        return
+    # Thresholds of the models that were merged say nothing of the result's similarities.
+    embedder = replace(parts.card, name=name, dtype=dtype, calibration=None, selftest=None)
+    test = _selftest(stage, embedder, options.trust_remote_code) if selftest else None
+    write_checkpoint(
+        made, card=embedder, source=stage, selftest=test, origin=origin, remote_code=options.trust_remote_code
+    )  # fmt: skip
+
+
+def _selftest(stage: Path, card: ModelCard, trust_remote_code: bool) -> dict[str, Any]:
+    # Not the fused network, which would have a second copy of the weights.
+    from ..networks.encoder import load_trainable
+
+    network = load_trainable(stage, card, trust_remote_code=trust_remote_code).eval()
+    tokenizer = load_tokenizer(stage, lower_case=card.lower_case, trust_remote_code=trust_remote_code)
+    return make_selftest(network.encoder, tokenizer, card, torch.device("cpu"))
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Combined:
+    """One tensor of the result and where it comes from.
+
+    Attributes:
+        stored: Its type and shape: the first model's.
+        models: The tensor of each model; the first's alone, and no base, where another does not have it.
+        base: The base model's.
+    """
+
+    stored: Stored
+    models: Sequence[Stored]
+    base: Stored | None = None
+
+
+def combined_weights(sources: Sequence[Source], base: Source | None, kind: Kind) -> dict[str, Combined]:
+    """Which tensors are merged, by the first model's names.
+
+    Raises:
+        CheckpointError: a weight is missing in a model, or has another shape or kind of number there.
+    """
+    first, everyone = sources[0], [*sources[1:], *([base] if base is not None else [])]
+    found = {}
+    used: list[set[str]] = [set() for _ in everyone]
+    for name, stored in first.tensors.items():
+        theirs = [source.find(name) for source in everyone]
+        if lacking := [source.name for source, own in zip(everyone, theirs, strict=True) if own is None]:
+            if not _optional(name, kind):
+                raise CheckpointError(f"{lacking[0]} has no weight {name}, which {first.name} has")
+            logger.info("%s is taken from %s: %s has no such weight", name, first.name, lacking[0])
+            found[name] = Combined(stored, [stored])
+            continue
+        names = [own for own in theirs if own is not None]
+        for seen, own in zip(used, names, strict=True):
+            seen.add(own)
+        tensors = [source.tensors[own] for source, own in zip(everyone, names, strict=True)]
+        _check_alike(name, first, stored, everyone, tensors)
+        models = [stored, *tensors[: len(sources) - 1]]
+        found[name] = Combined(stored, models, tensors[-1] if base is not None else None)
+    for source, seen in zip(everyone, used, strict=True):
+        extra = [name for name in source.tensors if name not in seen and first.find(name) is None]
+        if wrong := [name for name in extra if not _optional(name, kind)]:
+            raise CheckpointError(f"{first.name} has no weight {wrong[0]}, which {source.name} has")
+    return found
+
+
+def write_weights(weights: Mapping[str, Combined], method: Method, first: Source, folder: Path) -> None:
+    """Write merged weights as safetensors, in as many files as the first model has.
+
+    Args:
+        weights: What `combined_weights` found.
+        method: How they are merged.
+        first: The first model.
+        folder: Where to.
+
+    Raises:
+        NumericalError: a merged weight is NaN or infinite, or too large for the type that it is stored in.
+        OSError: the files cannot be written.
+    """
+    places: dict[str, str] = {}
+    for file, names in first.files.items():
+        target = file.name.replace("pytorch_model", "model").removesuffix(file.suffix) + ".safetensors"
+        stored = {name: weights[name].stored for name in names}
+        write_safetensors(folder / target, stored, lambda name: merged_blocks(name, weights[name], method))
+        places |= dict.fromkeys(names, target)
+    if len(first.files) > 1:
+        total = sum(each.stored.rows * each.stored.width * each.stored.dtype.itemsize for each in weights.values())
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        write_json(folder / "model.safetensors.index.json", index)
+
+
+def merged_dense(
+    sources: Sequence[Source], base: Source | None, layers: Sequence[Sequence[DenseLayer]], method: Method
+) -> list[dict[str, Tensor]]:
+    """`weight` and `bias` of each dense layer behind the pooling, merged.
+
+    Args:
+        sources: The models.
+        base: The base model; where it lacks a head, as a bare encoder does, the heads are averaged.
+        layers: The dense layers of each model, and of the base if there is one.
+        method: How they are merged.
+    """
+    everyone = [*sources, *([base] if base is not None else [])]
+    heads = []
+    for number, _ in enumerate(layers[0]):
+        own = [source.dense(each[number]) for source, each in zip(everyone, layers, strict=True) if number < len(each)]
+        way, with_base = (method, base is not None) if len(own) == len(everyone) else (_equal(sources), False)
+        head = {}
+        for name, stored in own[0].items():
+            tensors = [each[name] for each in own]
+            _check_alike(f"dense layer {number}, {name}", sources[0], stored, everyone[1 : len(own)], tensors[1:])
+            one = Combined(stored, tensors[: len(sources)], tensors[-1] if with_base else None)
+            blocks = list(merged_blocks(f"dense.{number}.{name}", one, way))
+            head[name] = torch.cat(blocks).reshape(stored.shape)
+        heads.append(head)
+    return heads
+
+
+def merged_blocks(name: str, weight: Combined, method: Method) -> Iterator[Tensor]:
+    """The merged rows of a tensor, block by block, in the type that it is stored in.
+
+    Raises:
+        NumericalError: a value is NaN or infinite, or too large for the type.
+    """
+    stored, blocks = weight.stored, weight.stored.blocks()
+    if not stored.dtype.is_floating_point:
+        yield from _unchanged(name, weight)
+        return
+    if len(weight.models) < len(method.weights) or (method.needs_base and weight.base is None):
+        for rows in blocks:
+            yield stored.read(rows).to(stored.dtype)
+        return
+    base = None if weight.base is None else _wide(weight.base)
+    stack = Stack(name, blocks, [_wide(model) for model in weight.models], base)
+    for block in method.combine(stack):
+        merged = block.to(stored.dtype)
+        if not bool(torch.isfinite(merged).all()):
+            raise NumericalError(
+                f"the merged {name} has values that are NaN or infinite as {str(stored.dtype).removeprefix('torch.')}: "
+                "a model is damaged, or its weights are too far from the others'"
+            )
+        yield merged
+
+
+def _unchanged(name: str, weight: Combined) -> Iterator[Tensor]:
+    """Whole numbers, such as positions, are not averaged."""
+    differs = False
+    for rows in weight.stored.blocks():
+        block = weight.stored.read(rows)
+        differs |= any(not torch.equal(block, model.read(rows)) for model in weight.models[1:])
+        yield block
+    if differs:
+        logger.warning("%s holds whole numbers in which the models differ: the first model's are taken", name)
+
+
+def _check_alike(name: str, first: Source, stored: Stored, others: Sequence[Source], tensors: Sequence[Stored]) -> None:
+    for source, tensor in zip(others, tensors, strict=True):
+        if tensor.shape != stored.shape:
+            raise CheckpointError(
+                f"{name} has the shape {list(stored.shape)} in {first.name} and {list(tensor.shape)} in {source.name}"
+            )
+        if tensor.dtype != stored.dtype and not (tensor.dtype.is_floating_point and stored.dtype.is_floating_point):
+            raise CheckpointError(
+                f"{name} is stored as {stored.dtype} in {first.name} and as {tensor.dtype} in {source.name}"
+            )
+
+
+def _optional(name: str, kind: Kind) -> bool:
+    return is_unused(name) if kind == "encoder" else name.endswith("position_ids")
+
+
+def _wide(stored: Stored) -> Rows:
+    return lambda rows: stored.read(rows).to(torch.float64, copy=True)
+
+
+def _equal(sources: Sequence[Source]) -> Average:
+    return Average((1 / len(sources),) * len(sources))

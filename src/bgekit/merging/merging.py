@@ -1,0 +1,336 @@
+"""Merge models: check that they agree, find the weights, write the result with all that belongs to a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, get_args
+
+from ..data.formats import Dialect, Quoting
+from ..errors import ArgumentError
+from ..evaluation.evaluator import tasks_of
+from ..files.atomic import target_folder, working_names
+from ..models.config import read_config
+from ..models.reranker_card import is_classifier
+from .compatibility import Kind, agreed_cards, check_networks
+from .example_weights import ExampleData, model_loss, read_examples, softmax_weights
+from .merged_model import Parts, adapted, named, save_merged
+from .methods import METHODS, Method, checked_weights, described, finite_weights
+from .sources import Options, open_source
+from .weight_search import Trial, Weights, best, measures, search
+
+if TYPE_CHECKING:
+    from ..evaluation.tasks.base import Task
+    from ..inference.embedder import FlagModel
+    from ..inference.reranker import FlagReranker
+
+logger = logging.getLogger(__name__)
+#: Methods whose weights are shares of a whole.
+_SHARES: Final = ("average", "slerp")
+
+
+@dataclass(frozen=True)
+class Merging:
+    """What is merged, and how.
+
+    Attributes:
+        models: Folders, Hugging Face ids or `packaged:NAME`; LoRA adapters count as their base with what they add.
+        model_type: `encoder` or `reranker`; None to see it from the first model.
+        method: `average`, `slerp`, `task_arithmetic`, `ties` or `dare`.
+        weights: Of each model; None for equal ones, or where examples or validation data decide.
+        normalize: Divide weights by their sum.
+        base: For the last three methods, the model that all were trained from.
+        density: For `ties` and `dare`, the share of changes kept.
+        scale: For `ties`, what the merged change is multiplied by.
+        seed: Of all draws.
+        card_from: Number of the model whose prompts, pooling, normalisation, maximum length and tokenizer settings the
+            result gets; None if all must agree.
+        pooling_method: How embedders pool, None for what each says; of rerankers, how `Validation.first_stage` does.
+        options: How models are found and trusted.
+        device: Where losses and validation are computed.
+    """
+
+    models: Sequence[str]
+    model_type: Kind | None = None
+    method: str = "average"
+    weights: Sequence[float] | None = None
+    normalize: bool = False
+    base: str | None = None
+    density: float = 0.2
+    scale: float = 1.0
+    seed: int = 0
+    card_from: int | None = None
+    pooling_method: str | None = None
+    options: Options = field(default_factory=Options)
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.models, str) or not self.models:
+            raise ArgumentError("models must be a list of names or folders with at least one")
+        if self.model_type is not None and self.model_type not in get_args(Kind):
+            raise ArgumentError(
+                f"model_type={self.model_type!r} is not one of {', '.join(get_args(Kind))}; an embedder on top of a "
+                "language model is an encoder, too, and models that generate text cannot be merged here"
+            )
+        if self.method not in METHODS:
+            raise ArgumentError(f"method={self.method!r} is not one of {', '.join(METHODS)}")
+        if METHODS[self.method].needs_base != (self.base is not None):
+            need = "needs a base (--base), the model that all were trained from" if self.base is None else "has no base"
+            raise ArgumentError(f"method {self.method} {need}")
+
+    def way(self, weights: Sequence[float]) -> Method:
+        """The method with weights.
+
+        Raises:
+            ArgumentError: they are impossible.
+        """
+        count = len(self.models)
+        if self.method in _SHARES:
+            found = checked_weights(weights, count, normalize=self.normalize)
+        else:
+            found = finite_weights(weights, count)
+            if self.normalize:
+                found = checked_weights(found, count, normalize=True)
+        settings: dict[str, dict[str, Any]] = {
+            "ties": {"density": self.density, "scale": self.scale},
+            "dare": {"density": self.density, "seed": self.seed},
+        }
+        way: Method = METHODS[self.method](weights=found, **settings.get(self.method, {}))
+        return way
+
+    def given_weights(self) -> Sequence[float]:
+        """The caller's weights, or equal ones where they are shares or votes."""
+        if self.weights is not None:
+            return self.weights
+        if self.method in ("task_arithmetic", "dare"):
+            raise ArgumentError(
+                f"method {self.method} needs weights (--weights): factors of the models' changes, such as 0.5"
+            )
+        return (1 / len(self.models),) * len(self.models)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Weights from examples: softmax(-loss / temperature) over the models.
+
+    Attributes:
+        data: A file of JSON lines `{"query", "pos", "neg"}`, or such rows.
+        temperature: Of the softmax; the higher, the more even the weights.
+        batch_size: Examples of a batch, whose passages are each other's negatives (embedders).
+        max_input_length: Tokens where texts are cut, or fewer if the model takes fewer.
+        neg_number: Negatives of each example, drawn at random.
+        encoding: What the file is written in, as in `read_records`.
+        quoting: Of a csv or tsv file, as there.
+    """
+
+    data: ExampleData
+    temperature: float = 5.0
+    batch_size: int = 2
+    max_input_length: int = 2048
+    neg_number: int = 7
+    encoding: str | None = None
+    quoting: Quoting = "auto"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Weights by search: those with the best mean score on tasks.
+
+    Attributes:
+        data: Folders or files in any form that `bgekit.evaluation.read_tasks` knows.
+        split: The split to measure on; by default test where there is one.
+        points: Values that a weight takes, from 0 to 1.
+        first_stage: For rerankers, the embedder whose best passages are put in order.
+        rerank_top_k: Passages of a query that the reranker sees.
+        encoding: What text files are written in, as in `bgekit.evaluation.read_tasks`.
+        quoting: Of csv and tsv files, as there.
+    """
+
+    data: Sequence[str]
+    split: str | None = None
+    points: int = 11
+    first_stage: str | None = None
+    rerank_top_k: int = 100
+    encoding: str | None = None
+    quoting: Quoting = "auto"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.data, str | os.PathLike) or not self.data:
+            raise ArgumentError("validation data must be a list of folders or files with at least one")
+
+
+@dataclass
+class Merged:
+    """A merged model: where it is, how it came about, and, from its first use on, the model itself.
+
+    Whatever `FlagModel` (of rerankers, `FlagReranker`) can do, this can: `merged.encode(...)`. It is loaded when that
+    is first asked for, so that merging takes no more memory than it needs.
+
+    Attributes:
+        path: Its folder; without an output path a temporary one, which lasts as long as this object or its model.
+        model_type: `encoder` or `reranker`.
+        weights: Of each model.
+        losses: Of each model on the examples, None without.
+        trials: Of the search, None without.
+    """
+
+    path: Path
+    model_type: Kind
+    weights: tuple[float, ...]
+    losses: tuple[float, ...] | None = None
+    trials: list[Trial] | None = None
+    _options: Options = field(default_factory=Options, repr=False)
+    _temporary: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+
+    @cached_property
+    def model(self) -> FlagModel | FlagReranker:
+        """The loaded model."""
+        from ..inference.embedder import FlagModel
+        from ..inference.reranker import FlagReranker
+
+        trusted = self._options.trust_remote_code
+        kind = FlagModel if self.model_type == "encoder" else FlagReranker
+        model: FlagModel | FlagReranker = kind(self.path, trust_remote_code=trusted)
+        if self._temporary is not None:
+            weakref.finalize(model, self._temporary.cleanup)
+        return model
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.model, name)
+
+
+def merge(
+    task: Merging, output: str | os.PathLike[str] | None = None, *, examples: Examples | None = None,
+    validation: Validation | None = None, overwrite: bool = False,
+) -> Merged:  # fmt: skip
+    """Merge models into a checkpoint.
+
+    Memory holds a block of each model at a time, and at the end one model, whose self-test is computed. Finding the
+    weights needs one loaded model at a time.
+
+    Args:
+        task: What is merged, and how.
+        output: Folder to make; None for a temporary one.
+        examples: Find the weights by losses on these.
+        validation: Find the weights by a search on this; needs the extra `eval`.
+        overwrite: Replace a model that is there.
+
+    Raises:
+        CheckpointError: models cannot be found, are damaged, or have different networks or tokenizers.
+        CardError: they are used differently, and `card_from` does not say whose use counts.
+        ArgumentError: arguments are impossible or contradict each other.
+        DataError: examples or validation data cannot be used.
+        NumericalError: a merged weight is not finite.
+        OutputError: the output exists or cannot be written; what was there before is unchanged.
+    """
+    if (task.weights is not None) + (examples is not None) + (validation is not None) > 1:
+        raise ArgumentError("weights are given, or found on examples, or on validation data: choose one")
+    # What is impossible shows before anything is read.
+    task.way((1 / len(task.models),) * len(task.models) if examples or validation else task.given_weights())
+    if validation is not None and output is None:
+        raise ArgumentError("a search on validation data needs an output, beside which its candidates are kept")
+    if output is not None:
+        target_folder(Path(output), overwrite)
+    tasks: Sequence[Task] = ()
+    if validation is not None:
+        tasks = tasks_of(
+            validation.data, split=validation.split, encoding=validation.encoding, quoting=validation.quoting
+        )
+    sources = [open_source(os.fspath(name), task.options) for name in task.models]
+    kind: Kind = task.model_type or ("reranker" if is_classifier(read_config(sources[0].folder)) else "encoder")
+    base = open_source(os.fspath(task.base), task.options) if task.base is not None else None
+    check_networks([*sources, *([base] if base is not None else [])])
+    if kind == "reranker" and task.pooling_method is not None and not (validation and validation.first_stage):
+        raise ArgumentError("rerankers pool nothing: pooling_method= goes with embedders, or with their first_stage")
+    card, cards = agreed_cards(sources, kind, task.card_from, task.pooling_method if kind == "encoder" else None)
+    parts = Parts(sources, base, kind, card, cards, task.card_from or 0)
+    temporary = tempfile.TemporaryDirectory(prefix="bgekit-merge-") if output is None else None
+    path = Path(output) if output is not None else Path(temporary.name) / "merged"  # type: ignore[union-attr]
+    losses = trials = None
+    found: dict[str, Any] = {}
+    if examples is not None:
+        losses = _losses(parts, task, examples)
+        weights: Sequence[float] = softmax_weights(losses, examples.temperature)
+        found["examples"] = _plain(examples) | {"seed": task.seed, "losses": list(losses)}
+    elif validation is not None:
+        trials = _search(parts, task, validation, tasks, path)
+        weights = best(trials).weights
+        found["search"] = vars(validation) | {"trials": [vars(trial) for trial in trials]}
+    else:
+        weights = task.given_weights()
+    way = task.way(weights)
+    provenance = {
+        "models": [
+            {"name": source.name, "weight": weight, **source.digest()}
+            for source, weight in zip(sources, way.weights, strict=True)
+        ],
+        "base": None if base is None else {"name": base.name, **base.digest()},
+        "method": described(way),
+        "model_type": kind,
+        "card_from": task.card_from,
+        **found,
+    }
+    with contextlib.nullcontext() if temporary is None else named(path, f"a folder in {tempfile.gettempdir()}"):
+        save_merged(parts, way, path, provenance, trials=trials, overwrite=overwrite)
+    return Merged(path, kind, way.weights, losses, trials, task.options, temporary)
+
+
+def _losses(parts: Parts, task: Merging, examples: Examples) -> tuple[float, ...]:
+    read = read_examples(
+        examples.data, parts.kind, examples.neg_number, task.seed, Dialect(examples.encoding, examples.quoting)
+    )
+    if parts.kind == "encoder" and examples.batch_size == 1 and all(len(each.passages) == 1 for each in read):
+        raise ArgumentError("batches of one example without negatives have nothing to compare: raise batch_size")
+    found = []
+    for number, source in enumerate(parts.sources):
+        with adapted(parts, number) as folder:
+            loss = model_loss(
+                folder, parts.cards[number], read, batch_size=examples.batch_size,
+                max_input_length=examples.max_input_length, options=task.options, device=task.device,
+            )  # fmt: skip
+        logger.info("%s: loss %.4f on %d examples", source.name, loss, len(read))
+        found.append(loss)
+    return tuple(found)
+
+
+def _search(parts: Parts, task: Merging, validation: Validation, tasks: Sequence[Task], path: Path) -> list[Trial]:
+    if parts.kind == "reranker" and not validation.first_stage:
+        raise ArgumentError(
+            "validation of rerankers needs first_stage (--first_stage MODEL): the embedder whose best passages are put "
+            "in order"
+        )
+    # Beside the output, where there must be room for a model anyway.
+    target = path.expanduser().resolve()
+    with working_names(target) as (scratch, _):
+        measure = measures(
+            parts.kind, tasks, scratch / "kept", first_stage=validation.first_stage,
+            rerank_top_k=validation.rerank_top_k, devices=task.device, pooling=task.pooling_method,
+        )  # fmt: skip
+
+        def judge(weights: Weights) -> Trial:
+            with named(scratch, parts.title):
+                save_merged(parts, task.way(weights), scratch / "model", None, overwrite=True)
+                scores = measure(scratch / "model")
+            trial = Trial(weights, sum(scores.values()) / len(scores), scores)
+            logger.info("weights %s: %.2f", ", ".join(f"{each:.3f}" for each in weights), trial.score)
+            return trial
+
+        try:
+            return search(judge, len(parts.sources), validation.points)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _plain(examples: Examples) -> dict[str, Any]:
+    named = isinstance(examples.data, str | os.PathLike)
+    return {**vars(examples), "data": os.fspath(examples.data) if named else None}  # type: ignore[arg-type]

@@ -1,0 +1,439 @@
+"""A run of mining: texts to disk, vectors to shards, then block by block rankings, draws and finished lines.
+
+What is finished lies in a work folder beside the output, so an interrupted run goes on from there; the output gets
+its name when it is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
+
+from ..data.formats import STDIN, Dialect, Quoting
+from ..data.records import Record, RecordReader, read_records
+from ..data.training_rows import InputRow, check_output, check_training, line_of, read_training
+from ..errors import ArgumentError, DataError, require_extra
+from ..files.atomic import OutputFolder, check_place, write_together
+from ..files.hashing import digest, file_sha256
+from .bm25 import Bm25, Rows
+from .dense import DenseMiner, Floats, IndexKind
+from .mining_report import Tally, report, step_of
+from .negatives import RANDOM, Choice, Draw, Similarity
+from .relevant import Judgements, Relevant, distinct_negatives
+from .text_store import TextStore, store_texts
+
+if TYPE_CHECKING:
+    from ..display.progress import EncodeProgress
+    from ..inference.model import Embedder
+
+logger = logging.getLogger(__name__)
+#: Rows that are mined together: what an interrupted run loses at most, and what is in memory.
+BLOCK: Final = 2048
+DENSE, BM25 = "dense", "bm25"
+MINERS: Final = (DENSE, BM25, RANDOM)
+#: Rows whose draws are under way together: with a reranker, whose pairs make one call.
+_TOGETHER: Final = 64
+#: A reranker may refuse as many candidates of a row as its ranges have, and so many times the negatives wanted.
+_REFUSALS: Final = 10
+#: Part of the name of what is kept: what an older version made is not used.
+_VERSION: Final = "3"
+_SAMPLE_DRAW: Final = 2
+#: Total texts -> what shows how far their encoding is.
+MakeProgress = Callable[[int], "AbstractContextManager[EncodeProgress]"]
+
+
+class Reranker(Protocol):
+    """What scores pairs of query and passage together, such as `FlagReranker`."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with whatever decides a score."""
+
+    def compute_score(self, sentence_pairs: list[tuple[str, str]], *, show_progress: bool) -> Sequence[float]:
+        """One score for each pair; higher is more relevant."""
+
+
+@dataclass(frozen=True)
+class Mining:
+    """What to mine.
+
+    Attributes:
+        input: File of training data.
+        output: File of training data with negatives; one that is there is replaced.
+        pool: Files of candidates, `{"text"}` a line, to which a title is not added, as it is not to positives; by
+            default all passages of the input are candidates.
+        text_field: Field of the pool's texts; by default `text`, `content` or `contents`.
+        id_field: Field of the pool's ids, which judgements name; by default `_id` or `id`, else the number of the row.
+        qrels: Files of judgements: what they call relevant to a query is no negative of it.
+        queries: A file of the texts of the judgements' queries by id; by default rows have these ids, as `query_id`.
+        encoding: What input and pool are written in, as in `read_records`.
+        quoting: Of input and pool, as in `read_records`.
+        choice: How negatives are drawn.
+        miners: Of `dense` (every model), `bm25` and `random`; the shares of `choice` are in the order of all models
+            and then the others.
+        index: How vectors are searched.
+        search_device: Where they are compared, by default on the CPU.
+        keep_existing: Keep the negatives that rows have, and add to them; otherwise they are replaced.
+        scores: Write `pos_scores` and `neg_scores`: similarities of the first model, or of BM25 without one.
+        max_reranker_score: The highest score of a reranker that a negative may have.
+        work: Folder of what is kept between runs; by default one beside the output, removed in the end.
+        samples: Rows that the report shows in full.
+    """
+
+    input: str
+    output: str
+    pool: tuple[str, ...] = ()
+    text_field: str | None = None
+    id_field: str | None = None
+    qrels: tuple[str, ...] = ()
+    queries: str | None = None
+    choice: Choice = field(default_factory=Choice)
+    miners: tuple[str, ...] = (DENSE,)
+    index: IndexKind = "exact"
+    search_device: str | None = None
+    keep_existing: bool = False
+    scores: bool = True
+    max_reranker_score: float | None = None
+    work: str | None = None
+    samples: int = 5
+    encoding: str | None = None
+    quoting: Quoting = "auto"
+
+    @property
+    def dialect(self) -> Dialect:
+        """How input and pool are written."""
+        return Dialect(self.encoding, self.quoting)
+
+
+def mine(
+    task: Mining,
+    models: Sequence[Embedder] = (),
+    *,
+    reranker: Reranker | None = None,
+    progress: MakeProgress | None = None,
+    advance: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Mine negatives, and write them and a report (`OUTPUT.report.json` with the output's own ending left out).
+
+    Args:
+        task: What to do.
+        models: The models of the miner `dense`; with the others they are only used for scores.
+        reranker: Judges candidates if `max_reranker_score` is set.
+        progress: Makes what is told how far the encoding of texts is.
+        advance: Told after each block how many rows are done, of how many.
+
+    Returns:
+        The content of the report.
+
+    Raises:
+        DataError: a file cannot be used; it names file and line.
+        ArgumentError: arguments contradict each other.
+        OutputError: the output cannot be written, or another process writes to it.
+    """
+    check_task(task, models=len(models), reranker=reranker is not None)
+    judgements = Judgements.read(task.qrels, task.queries, task.dialect) if task.qrels else None
+    count = check_training(task.input, dialect=task.dialect)
+    work = _work_folder(task)
+    with OutputFolder(work) as folder:
+        pool: Iterable[Record] | None = _read_pool(task) if task.pool else None
+        if pool is not None and judgements is not None:
+            pool = judgements.passing(pool)
+        with contextlib.closing(
+            store_texts(folder, lambda: read_training(task.input, task.dialect), pool, negatives=task.keep_existing)
+        ) as store:
+            if not store.candidates:
+                raise DataError(f"{', '.join(task.pool) or task.input} has no texts to draw negatives from")
+            relevant = Relevant.of_rows(read_training(task.input, task.dialect))
+            judged = Relevant((), ())
+            if judgements is not None:
+                judged = judgements.relevant(read_training(task.input, task.dialect), store)
+            run = _Run(task, models, store, folder, count, reranker, relevant, judged)
+            content = run.all(progress, advance)
+        _publish(Path(task.output), run.parts(), content)
+    if task.work is None:
+        shutil.rmtree(work, ignore_errors=True)  # Left behind it takes space, no more.
+    return content
+
+
+def report_path(output: str | os.PathLike[str]) -> Path:
+    """Where the report of an output lies: `mined.report.json` for `mined.jsonl`."""
+    path = Path(output)
+    return path.with_name(f"{path.stem if path.suffix in ('.jsonl', '.json') else path.name}.report.json")
+
+
+def check_task(task: Mining, *, models: int, reranker: bool) -> None:
+    """See to it, before anything is loaded, that a task can be done: arguments, packages, outputs, the pool.
+
+    Args:
+        task: What to do.
+        models: How many models there will be.
+        reranker: Whether there will be a reranker.
+
+    Raises:
+        ArgumentError: arguments contradict each other.
+        DataError: the pool cannot be read.
+        MissingExtraError: the index needs faiss, which is not installed.
+        OutputError: an output cannot be written.
+    """
+    check_output(task.output, task.input, *task.pool)
+    check_place(report_path(task.output))
+    check_place(_work_folder(task), folder=True)
+    if task.queries is not None and not task.qrels:
+        raise ArgumentError("queries are texts of judgements by id, and no judgements (qrels) are given")
+    if task.id_field is not None and not (task.qrels and task.pool):
+        raise ArgumentError("id_field is for judgements (qrels) of a pool of candidates; give both")
+    unknown = [name for name in task.miners if name not in MINERS]
+    if unknown or not task.miners:
+        raise ArgumentError(f"miners are {', '.join(MINERS)}, not {', '.join(unknown) or 'none at all'}")
+    if DENSE in task.miners and not models:
+        raise ArgumentError("the miner `dense` needs a model; without one there are bm25 and random")
+    if DENSE in task.miners and task.index != "exact":
+        require_extra("faiss", "faiss")
+    if task.choice.guards.need_scores and not models and BM25 not in task.miners:
+        raise ArgumentError("guards on scores need a model (or bm25), whose scores they are")
+    if models > 1 and DENSE not in task.miners:
+        raise ArgumentError("without the miner `dense` one model gives the scores, so give one, not several")
+    if (task.max_reranker_score is None) == reranker:
+        raise ArgumentError("a reranker and max_reranker_score go together: give both or neither")
+    sources = _sources(task, [f"model {number}" for number in range(1, models + 1)])
+    if len(task.choice.shares) != len(sources) and task.choice.shares != (1,):
+        raise ArgumentError(
+            f"{len(task.choice.shares)} shares are given for {len(sources)} miners: {', '.join(sources)}"
+        )
+    if task.pool and STDIN not in task.pool:  # What is read from a pipe is gone.
+        _read_pool(task).require()
+
+
+def _read_pool(task: Mining) -> RecordReader:
+    return read_records(
+        task.pool, text_field=task.text_field, title_field="", id_field=task.id_field, encoding=task.encoding,
+        quoting=task.quoting,
+    )  # fmt: skip
+
+
+def _work_folder(task: Mining) -> Path:
+    return Path(task.work) if task.work is not None else Path(f"{task.output}.mining")
+
+
+def _sources(task: Mining, models: Sequence[str]) -> list[str]:
+    """Names of all that give candidates."""
+    return [*(models if DENSE in task.miners else ()), *(name for name in (BM25, RANDOM) if name in task.miners)]
+
+
+class _Run:
+    def __init__(
+        self, task: Mining, models: Sequence[Embedder], store: TextStore, folder: OutputFolder, count: int,
+        reranker: Reranker | None, relevant: Relevant, judged: Relevant,
+    ) -> None:  # fmt: skip
+        shares = (
+            task.choice.shares
+            if len(task.choice.shares) > 1
+            else (1,) * len(_sources(task, [model.card.name for model in models]))
+        )
+        self._choice = replace(task.choice, shares=shares)
+        self._task, self._store, self._folder, self._count, self._reranker = task, store, folder, count, reranker
+        self._dense = [
+            DenseMiner(model, store, folder.path, index=task.index, device=task.search_device) for model in models
+        ]
+        self._relevant, self._judged = relevant, judged
+        self._bm25: Bm25 | None = None
+        content = {
+            "version": _VERSION, "input": file_sha256(Path(task.input)), "texts": store.digest,
+            "candidates": store.candidates, "choice": asdict(self._choice), "judged": judged.digest,
+            "models": [model.fingerprint for model in models], "reranker": reranker and str(reranker.fingerprint),
+            **{name: getattr(task, name) for name in
+               ("miners", "index", "search_device", "keep_existing", "scores", "max_reranker_score", "samples")},
+        }  # fmt: skip
+        self._key = digest(json.dumps(content, sort_keys=True))[:16]
+        generator = np.random.default_rng([task.choice.seed, _SAMPLE_DRAW])
+        self._samples = set(generator.permutation(count)[: task.samples].tolist())
+        choice_made = {name: value for name, value in asdict(self._choice).items() if name not in ("first", "last")}
+        self._settings = {
+            "models": [model.card.name for model in models], "rows": count, "candidates": store.candidates,
+            "range": [self._choice.first, self._choice.last], **choice_made, "miners": list(task.miners),
+            "index": task.index, "keep_existing": task.keep_existing, "max_reranker_score": task.max_reranker_score,
+        }  # fmt: skip
+
+    def all(self, progress: MakeProgress | None, advance: Callable[[int, int], None] | None) -> dict[str, Any]:
+        """Mine what no earlier run has; the report."""
+        tally = Tally(step=self._step)
+        done = 0
+        prepared = False
+        rows = read_training(self._task.input, self._task.dialect)
+        for number in itertools.count():
+            block = list(itertools.islice(rows, BLOCK))
+            if not block:
+                break
+            facts = self._facts(number)
+            if facts is None:
+                if not prepared:
+                    self._prepare(progress)
+                    prepared = True
+                facts = self._block(block)
+                self._store_part(number, facts)
+            tally.add(Tally.from_json(facts["tally"]))
+            done += len(block)
+            if advance is not None:
+                advance(done, self._count)
+        return report(self._settings, tally)
+
+    def parts(self) -> Iterator[Path]:
+        """Files of finished lines, in order."""
+        return (self._part(number, ".jsonl") for number in range(-(-self._count // BLOCK)))
+
+    @property
+    def _step(self) -> float:
+        return step_of(bool(self._dense) and self._dense[0].cosine)
+
+    def _part(self, number: int, suffix: str) -> Path:
+        return self._folder.path / f"rows-{self._key}-{number:05d}{suffix}"
+
+    def _facts(self, number: int) -> dict[str, Any] | None:
+        """What is known of a block that an earlier run has finished."""
+        try:
+            facts: dict[str, Any] = json.loads(self._part(number, ".json").read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+        return facts if file_sha256(self._part(number, ".jsonl")) == facts["sha256"] else None
+
+    def _store_part(self, number: int, facts: dict[str, Any]) -> None:
+        with self._folder.create(self._part(number, ".jsonl").name) as file:
+            for line in facts.pop("lines"):
+                file.write(line)
+            facts["sha256"] = file.sha256
+        with self._folder.create(self._part(number, ".json").name) as file:
+            file.write(json.dumps(facts).encode())
+        self._folder.sync()
+
+    def _prepare(self, progress: MakeProgress | None) -> None:
+        for miner in self._dense:
+            with contextlib.nullcontext() if progress is None else progress(len(self._store)) as shown:
+                miner.prepare(shown)
+        if BM25 in self._task.miners:
+            self._bm25 = Bm25(self._store[number] for number in range(self._store.candidates))
+
+    def _block(self, block: Sequence[InputRow]) -> dict[str, Any]:
+        """Lines and tally of a block of rows."""
+        queries = [each.row.query for each in block]
+        prompts = [each.row.prompt for each in block]
+        vectors = [miner.encode(queries, prompts) for miner in self._dense]
+        rankings: list[list[tuple[str, Rows | None]]] = [[] for _ in block]
+        if DENSE in self._task.miners:
+            for miner, encoded in zip(self._dense, vectors, strict=True):
+                for row, ranking in enumerate(miner.rank(encoded, self._choice.last)):
+                    rankings[row].append((miner.name, ranking))
+        for row, query in enumerate(queries):
+            if self._bm25 is not None:
+                rankings[row].append((BM25, self._bm25.rank(query, self._choice.last)))
+            if RANDOM in self._task.miners:
+                rankings[row].append((RANDOM, None))
+        drawn = [
+            self._draw(each, ranking, self._similarity(each, vectors, row))
+            for row, (each, ranking) in enumerate(zip(block, rankings, strict=True))
+        ]
+        self._accept([draw for draw, _, _ in drawn], queries)
+        tally, lines = Tally(step=self._step), []
+        for each, (draw, similarity, kept) in zip(block, drawn, strict=True):
+            scores = None if similarity is None else self._scores(each, draw, similarity, kept)
+            tally.add_row(
+                each.row, draw, self._choice.negatives, scores, len(kept), sample=each.row.index in self._samples
+            )
+            lines.append(line_of(self._fields(each, draw, kept, scores)))
+        return {"tally": tally.to_json(), "lines": lines}
+
+    def _similarity(self, each: InputRow, vectors: Sequence[Floats], row: int) -> Similarity | None:
+        """Scores of texts for a row: of the first model, or else of BM25."""
+        if self._dense:
+            return lambda rows: self._dense[0].similarity(vectors[0][row], rows)
+        if (bm25 := self._bm25) is not None:
+            return lambda rows: bm25.scores(each.row.query, [self._store[number] for number in rows.tolist()])
+        return None
+
+    def _draw(
+        self, each: InputRow, ranking: list[tuple[str, Rows | None]], similarity: Similarity | None
+    ) -> tuple[Draw, Similarity | None, list[str]]:
+        row = each.row
+        relevant, judged = self._relevant.to(row.query), self._judged.to(row.query)
+        kept = distinct_negatives(each, (*relevant, *judged)) if self._task.keep_existing else []
+        lowest = 0.0
+        if self._choice.guards.need_scores and similarity is not None:
+            numbers = [number for key in relevant if (number := self._store.first(key)) is not None]
+            lowest = float(similarity(np.array(numbers, dtype=np.int64)).min())
+        draw = Draw(
+            row, self._store, ranking, self._choice, similarity=similarity, positive_score=lowest, kept=kept,
+            relevant=relevant, judged=judged,
+        )  # fmt: skip
+        return draw, similarity, kept
+
+    def _accept(self, draws: Sequence[Draw], queries: Sequence[str]) -> None:
+        """Let all rows draw, with a reranker's consent if there is one."""
+        if self._reranker is None:
+            for draw in draws:
+                while found := draw.propose():
+                    draw.accept(found)
+            return
+        for first in range(0, len(draws), _TOGETHER):
+            self._judge(self._reranker, draws[first : first + _TOGETHER], queries[first : first + _TOGETHER])
+
+    def _judge(self, reranker: Reranker, draws: Sequence[Draw], queries: Sequence[str]) -> None:
+        """Let rows draw what a reranker scores low enough. One that it refuses too much is left with fewer."""
+        choice, most = self._choice, self._task.max_reranker_score
+        refusals = len(choice.shares) * (choice.last - choice.first) + _REFUSALS * choice.negatives
+        left = dict.fromkeys(range(len(draws)), refusals)
+        while proposed := [(row, found) for row in left if (found := draws[row].propose())]:
+            pairs = [(queries[row], each.text) for row, found in proposed for each in found]
+            scores = iter(reranker.compute_score(pairs, show_progress=False))
+            for row, found in proposed:
+                judged = [(each, most is None or next(scores) <= most) for each in found]
+                draws[row].accept([each for each, good in judged if good])
+                draws[row].refuse([each for each, good in judged if not good], "max_reranker_score")
+                left[row] -= sum(not good for _, good in judged)
+                if left[row] < 0:
+                    draws[row].end()
+
+    def _scores(
+        self, each: InputRow, draw: Draw, similarity: Similarity, kept: Sequence[str]
+    ) -> tuple[list[float], list[float]]:
+        numbers = [candidate.number for candidate in draw.accepted]
+        wanted = np.concatenate([self._numbers(each.row.positives), self._numbers(kept), numbers]).astype(np.int64)
+        found = [round(float(score), 6) for score in similarity(wanted)]
+        count = len(each.row.positives)
+        return found[:count], found[count:]
+
+    def _numbers(self, texts: Sequence[str]) -> Rows:
+        return np.array([self._store.find(text) for text in texts], dtype=np.int64)
+
+    def _fields(
+        self, each: InputRow, draw: Draw, kept: Sequence[str], scores: tuple[list[float], list[float]] | None
+    ) -> dict[str, Any]:
+        # Scores that were there belong to other negatives.
+        fields = {name: value for name, value in each.fields.items() if name not in ("pos_scores", "neg_scores")}
+        fields |= {"query": each.row.query, "pos": list(each.row.positives)}
+        fields["neg"] = [*kept, *(candidate.text for candidate in draw.accepted)]
+        if scores is not None and self._task.scores:
+            fields |= {"pos_scores": scores[0], "neg_scores": scores[1]}
+        return fields
+
+
+def _publish(output: Path, parts: Iterable[Path], content: dict[str, Any]) -> None:
+    """Put finished lines together under the output's name, and the report beside it."""
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_together([(output, _chunks(parts)), (report_path(output), [text.encode()])])
+
+
+def _chunks(files: Iterable[Path]) -> Iterator[bytes]:
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                yield chunk

@@ -1,0 +1,203 @@
+"""What was mined: counts, distributions and samples to read."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ..data.training_rows import Row
+from .negatives import FILL, Candidate, Draw
+
+#: Width of a bar of the score histogram; scores of BM25 are not bounded as cosines are.
+_COSINE_STEP, _OTHER_STEP = 0.05, 1.0
+_RANK_STEP: Final = 20
+_BAR: Final = 30
+_SHOWN: Final = 160
+
+
+@dataclass
+class Tally:
+    """Counts over rows; two of them can be added.
+
+    Attributes:
+        step: Width of a bar of scores.
+        numbers: Counts by name.
+        miners: Negatives by the miner that found them.
+        refused: Candidates left out, by reason.
+        ranks: Negatives by place, in steps of 20; by the lowest place of the step.
+        scores: Negatives by score; by number of steps.
+        positives: The same of positives.
+        samples: Some rows in full.
+    """
+
+    step: float = _COSINE_STEP
+    numbers: Counter[str] = field(default_factory=Counter)
+    miners: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    ranks: Counter[int] = field(default_factory=Counter)
+    scores: Counter[int] = field(default_factory=Counter)
+    positives: Counter[int] = field(default_factory=Counter)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+    def add_row(self, row: Row, draw: Draw, wanted: int, scores: tuple[Sequence[float], Sequence[float]] | None,
+                kept: int, *, sample: bool) -> None:  # fmt: skip
+        """Count a row.
+
+        Args:
+            row: The row.
+            draw: Its negatives.
+            wanted: How many it was to get.
+            scores: Those of its positives, and of its negatives in order: kept ones first.
+            kept: How many it had and keeps.
+            sample: Show it in full.
+        """
+        mined = draw.accepted
+        filled = sum(each.miner == FILL for each in mined)
+        self.numbers += Counter(
+            rows=1, negatives=len(mined), kept=kept, filled=filled, rows_filled=int(filled > 0),
+            rows_with_too_few=int(len(mined) < wanted), rows_without_negatives=int(not mined and not kept),
+        )  # fmt: skip
+        self.miners.update(each.miner for each in mined)
+        self.refused.update(draw.refused)
+        self.ranks.update((each.rank - 1) // _RANK_STEP * _RANK_STEP + 1 for each in mined if each.rank)
+        if scores is not None:
+            positives, negatives = scores
+            suspected = sum(score >= min(positives) for score in negatives[kept:])
+            self.numbers += Counter(scored=len(mined), suspected_false=suspected)
+            self.scores.update(math.floor(score / self.step) for score in negatives[kept:])
+            self.positives.update(math.floor(score / self.step) for score in positives)
+        if sample:
+            self.samples.append(_sample(row, mined, scores, kept))
+
+    def add(self, other: Tally) -> None:
+        """Add the counts of further rows."""
+        self.numbers += other.numbers
+        self.miners += other.miners
+        self.refused += other.refused
+        self.ranks += other.ranks
+        self.scores += other.scores
+        self.positives += other.positives
+        self.samples += other.samples
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        content: dict[str, Any] = {"step": self.step, "samples": self.samples}
+        for name in ("numbers", "miners", "refused", "ranks", "scores", "positives"):
+            content[name] = sorted(getattr(self, name).items())
+        return content
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Tally:
+        """From plain values."""
+        counters = {name: Counter(dict(map(tuple, content[name]))) for name in
+                    ("numbers", "miners", "refused", "ranks", "scores", "positives")}  # fmt: skip
+        return cls(step=content["step"], samples=content["samples"], **counters)
+
+
+def step_of(cosine: bool) -> float:
+    """Width of a bar of scores."""
+    return _COSINE_STEP if cosine else _OTHER_STEP
+
+
+def _sample(
+    row: Row, mined: Sequence[Candidate], scores: tuple[Sequence[float], Sequence[float]] | None, kept: int
+) -> dict[str, Any]:
+    negatives: list[dict[str, Any]] = []
+    for position, each in enumerate(mined):
+        entry: dict[str, Any] = {"text": each.text, "miner": each.miner, "rank": each.rank or None}
+        if scores is not None:
+            entry["score"] = scores[1][kept + position]
+        negatives.append(entry)
+    positives: list[dict[str, Any]] = [{"text": text} for text in row.positives]
+    if scores is not None:
+        for entry, score in zip(positives, scores[0], strict=True):
+            entry["score"] = score
+    return {"query": row.query, "positives": positives, "negatives": negatives}
+
+
+def report(settings: Mapping[str, Any], tally: Tally) -> dict[str, Any]:
+    """The content of the report's file; it does not depend on the machine or the time."""
+    numbers = tally.numbers
+    scored = numbers["scored"]
+    rows = {
+        name: numbers[name]
+        for name in (
+            "rows",
+            "negatives",
+            "kept",
+            "filled",
+            "rows_filled",
+            "rows_with_too_few",
+            "rows_without_negatives",
+        )
+    }
+    return {
+        "settings": dict(settings),
+        **rows,
+        "suspected_false": {
+            "count": numbers["suspected_false"],
+            "share": round(numbers["suspected_false"] / scored, 6) if scored else None,
+            "meaning": "mined negatives that score at least as high as the row's lowest positive",
+        },
+        "miners": dict(sorted(tally.miners.items())),
+        "left_out": dict(sorted(tally.refused.items())),
+        "ranks": [[first, first + _RANK_STEP - 1, count] for first, count in sorted(tally.ranks.items())],
+        "negative_scores": _bars(tally.scores, tally.step),
+        "positive_scores": _bars(tally.positives, tally.step),
+        "samples": tally.samples,
+    }
+
+
+def _bars(counts: Counter[int], step: float) -> list[list[float]]:
+    return [[round(place * step, 6), round((place + 1) * step, 6), count] for place, count in sorted(counts.items())]
+
+
+def readable(content: Mapping[str, Any]) -> str:
+    """The report as text for a terminal."""
+    suspected = content["suspected_false"]
+    lines = [
+        f"rows                {content['rows']:,}",
+        f"negatives           {content['negatives']:,} mined, {content['kept']:,} kept",
+        f"filled at random    {content['filled']:,} in {content['rows_filled']:,} rows",
+        f"too few in          {content['rows_with_too_few']:,} rows, none in {content['rows_without_negatives']:,}",
+    ]
+    if suspected["share"] is not None:
+        lines.append(
+            f"suspected false     {suspected['count']:,} ({suspected['share']:.2%}) score as high as a positive"
+        )
+    lines += _counts("found by", content["miners"]) + _counts("left out", content["left_out"])
+    lines += _histogram("places", [(f"{low:.0f}-{high:.0f}", n) for low, high, n in content["ranks"]])
+    for name in ("positive_scores", "negative_scores"):
+        lines += _histogram(name.replace("_", " "), [(f"{low:.2f}", n) for low, _, n in content[name]])
+    for sample in content["samples"]:
+        lines += ["", f"query     {_short(sample['query'])}"]
+        lines += [f"positive  {_scored(entry)}{_short(entry['text'])}" for entry in sample["positives"]]
+        lines += [
+            f"negative  {_scored(entry)}{entry['miner']} {entry['rank'] or '-'}: {_short(entry['text'])}"
+            for entry in sample["negatives"]
+        ]
+    return "\n".join(lines)
+
+
+def _counts(title: str, counts: Mapping[str, int]) -> list[str]:
+    entries = [f"{name} {count:,}" for name, count in counts.items()]
+    return [f"{title:<20}{', '.join(entries)}"] if entries else []
+
+
+def _histogram(title: str, bars: Sequence[tuple[str, float]]) -> list[str]:
+    if not bars:
+        return []
+    most = max(count for _, count in bars)
+    return [title, *(f"  {label:>9} {'#' * math.ceil(_BAR * n / most):<{_BAR}} {n:,.0f}" for label, n in bars)]
+
+
+def _scored(entry: Mapping[str, Any]) -> str:
+    return f"{entry['score']:.3f} " if "score" in entry else ""
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"

@@ -1,0 +1,90 @@
+"""Arguments of pre-training: those of transformers' Trainer, those of FlagEmbedding by their names, and ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from ..errors import ArgumentError
+from ..training.loop.arguments import TrainerArguments, told
+
+
+@dataclass
+class PretrainModelArguments:
+    """What is pre-trained."""
+
+    model_name_or_path: str = told("checkpoint to start from: folder, hub id, packaged:NAME", "", aliases=["--model"])
+    config_name: str | None = told(
+        "start from random weights instead: a folder or hub id with a config.json, or a type such as bert"
+    )
+    config_overrides: str | None = told("with --config_name: hidden_size=256,num_hidden_layers=4,...")
+    tokenizer_name: str | None = told(
+        "another tokenizer than the checkpoint's; tokens that both have keep their embeddings, new ones begin as the "
+        "mean of the old pieces that spell them"
+    )
+    pooling: Literal["cls"] | None = told(
+        "accepted as everywhere; cls is what is trained, whatever the model pooled before",
+        aliases=["--pooling_method", "--sentence_pooling_method"],
+    )
+    cache_dir: str | None = told("where files from the hub are kept")
+    revision: str | None = told("branch, tag or commit on the hub")
+    allow_pickle: bool = told("read weights in .bin files", False)
+
+    def __post_init__(self) -> None:
+        if bool(self.model_name_or_path) == bool(self.config_name):
+            raise ArgumentError(
+                "give either --model, the checkpoint to start from, or --config_name, to start from random weights"
+            )
+        if self.config_overrides and not self.config_name:
+            raise ArgumentError("--config_overrides needs --config_name: a checkpoint has its sizes already")
+
+
+@dataclass
+class PretrainDataArguments:
+    """What it is trained on."""
+
+    train_data: list[str] = told('texts: jsonl of {"text"}, csv, tsv, parquet, txt (a text a line), folders', many=True)  # noqa: RUF009
+    text_field: str | None = told("field of the text; by default text, content or contents")
+    title_field: str | None = told('field of a title put before it; by default title, "" for none')
+    on_error: Literal["raise", "skip"] = told("what happens to lines that cannot be used", "raise")
+    max_seq_length: int = told("tokens of a sequence, special tokens included", 512)
+    long_texts: Literal["split", "cut"] = told("texts beyond that become several sequences, or lose their end", "split")
+    encoder_mlm_probability: float = told("share of the tokens that the encoder does not see", 0.3)
+    decoder_mlm_probability: float = told("share of the tokens that a position of the decoder does not see", 0.5)
+    cache_path: str | None = told("where tokenised texts are kept; by default beside transformers' cache")
+
+    def __post_init__(self) -> None:
+        if not self.train_data:
+            raise ArgumentError('--train_data is needed: files of texts (jsonl of {"text"}, txt, ...), or folders')
+        for name in ("encoder_mlm_probability", "decoder_mlm_probability"):
+            if not 0 < getattr(self, name) < 1:
+                raise ArgumentError(f"--{name} must be between 0 and 1, not {getattr(self, name)}")
+
+
+@dataclass
+class PretrainArguments(TrainerArguments):
+    """How it is trained."""
+
+    #: A contrastive trainer's option that has no meaning here.
+    grad_cache_chunk: ClassVar[None] = None
+    judged_by: ClassVar[str] = "--eval_data or --validation_split: texts to measure the losses on"
+
+    eval_data: list[str] = told("texts like --train_data, measured while training", many=True)  # noqa: RUF009
+    validation_split: float = told("share of the texts of --train_data that is held out for that instead", 0.0)
+
+    @property
+    def judged(self) -> bool:
+        """Whether there are texts to judge by."""
+        return bool(self.eval_data or self.validation_split)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation_split < 1:
+            raise ArgumentError(f"--validation_split must be from 0 to below 1, not {self.validation_split}")
+        if self.eval_data and self.validation_split:
+            raise ArgumentError("give --eval_data or --validation_split, not both")
+        if self.eval_split is not None:
+            raise ArgumentError("--eval_split is for `bge eval` data; here --validation_split holds texts out")
+        own: Any = self
+        if self.judged and own.metric_for_best_model is None:
+            own.metric_for_best_model = "eval_loss"
+        super().__post_init__()

@@ -1,0 +1,476 @@
+"""Where words begin among the tokens of a text, so that words are masked whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ..data.arrow_store import content_digest
+from ..data.formats import STDIN, Quoting, stem_and_format
+from ..data.records import RecordReader
+from ..data.unicode import repair
+from ..errors import ArgumentError, DataError, OutputError
+from ..files.atomic import working_names
+from ..training.batches.datasets import default_cache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Ids: TypeAlias = "npt.NDArray[np.int64]"
+#: What SentencePiece and byte-level BPE write in place of the space before a word.
+_SPACES: Final = ("\u2581", "\u0120")
+#: Scripts written without spaces (first and last character): Thai, Lao, Myanmar, Khmer, kana, Chinese characters.
+#: There each token that begins with a character of its own counts as a word.
+_UNSPACED: Final = (
+    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF), (0x20000, 0x323AF),
+)  # fmt: skip
+#: Tokens of the longest word; what is longer (a URL, base64) is masked token by token.
+_LONGEST: Final = 24
+
+
+class Words:
+    """Finds word starts in what a fast tokenizer returns.
+
+    A word is what the tokenizer takes apart on its own: for BERT a run of letters and digits (pieces after the first
+    have `##`), one mark of punctuation, or one Chinese character; for SentencePiece and byte-level BPE what begins with
+    a space. Those two do not separate the characters of scripts without spaces, which is done here.
+
+    Args:
+        backend: The Rust tokenizer.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self._wordpiece = json.loads(backend.to_str())["model"]["type"] == "WordPiece"
+
+    def starts(self, text: str, encoding: Any) -> npt.NDArray[np.bool_]:
+        """[tokens] bool: whether a token begins a word.
+
+        Args:
+            text: The text.
+            encoding: What the tokenizer made of it, without special tokens.
+        """
+        numbers = np.array([-1 if number is None else number for number in encoding.word_ids], dtype=np.int64)
+        begins = np.ones(len(numbers), dtype=np.bool_)
+        begins[1:] = (numbers[1:] != numbers[:-1]) | (numbers[1:] < 0)
+        if not self._wordpiece and not begins.all():
+            tokens, offsets = encoding.tokens, encoding.offsets
+            for position in np.flatnonzero(~begins).tolist():
+                begins[position] = tokens[position].startswith(_SPACES) or _apart(
+                    text, offsets[position - 1], offsets[position]
+                )
+        return _short(begins)
+
+
+def _apart(text: str, before: tuple[int, int], after: tuple[int, int]) -> bool:
+    """Whether a character without spaces around it ends or begins between two tokens, none being cut by them."""
+    if after[0] < before[1] or not 0 < before[1] <= len(text) or after[0] >= len(text):
+        return False  # Both hold bytes of one character.
+    return _unspaced(text[after[0]]) or _unspaced(text[before[1] - 1])
+
+
+def _unspaced(character: str) -> bool:
+    code = ord(character)
+    return code >= _UNSPACED[0][0] and any(first <= code <= last for first, last in _UNSPACED)
+
+
+def _short(begins: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Words that are too long taken apart."""
+    if not len(begins):
+        return begins
+    sizes = np.diff(np.append(np.flatnonzero(begins), len(begins)))
+    return begins | np.repeat(sizes > _LONGEST, sizes)
+
+
+logger = logging.getLogger(__name__)
+#: Part of every name: what an older version wrote is not read.
+_VERSION: Final = 1
+#: Texts that are tokenised at once.
+_WINDOW: Final = 1024
+#: The bit of a stored token that says that it begins a word.
+_BEGINS: Final = 1 << 31
+#: Written last.
+_FACTS: Final = "facts.json"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files become sequences.
+
+    Attributes:
+        room: Tokens of a sequence, without special tokens.
+        long_texts: Whether texts beyond that become several sequences of nearly equal length, or lose their end.
+        text_field: As in `read_records`.
+        title_field: As in `read_records`.
+        on_error: As in `read_records`.
+        encoding: As in `read_records`.
+        quoting: As in `read_records`.
+    """
+
+    room: int
+    long_texts: Literal["split", "cut"] = "split"
+    text_field: str | None = None
+    title_field: str | None = None
+    on_error: Literal["raise", "skip"] = "raise"
+    encoding: str | None = None
+    quoting: Quoting = "auto"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was found in a file.
+
+    Attributes:
+        texts: Texts with at least one token.
+        empty: Texts without.
+        skipped: Lines left out.
+        long: Texts that did not fit into a sequence.
+        sequences: What became of the texts.
+        tokens: Tokens of all sequences, without special ones.
+        unknown: Those among them that the vocabulary lacks.
+    """
+
+    texts: int
+    empty: int
+    skipped: int
+    long: int
+    sequences: int
+    tokens: int
+    unknown: int
+
+
+class TokenStore:
+    """The sequences of one file of texts. Can be pickled and used after a fork.
+
+    Attributes:
+        path: Its folder.
+        source: The file of texts, as the user named it.
+        facts: What was found in it.
+    """
+
+    def __init__(self, path: Path, source: str) -> None:
+        self.path, self.source = path, source
+        self._open()
+
+    def _open(self) -> None:
+        try:
+            self.facts = Facts(**json.loads((self.path / _FACTS).read_text(encoding="utf-8")))
+            count, tokens = self.facts.sequences, self.facts.tokens
+            self._tokens = self._mapped("tokens", np.uint32, tokens)
+            self._ends = self._mapped("ends", np.int64, count)
+            self.texts: npt.NDArray[Any] = self._mapped("texts", np.int64, count)
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"{self.path} is damaged: {error}") from error
+
+    def _mapped(self, name: str, dtype: type, size: int) -> npt.NDArray[Any]:
+        if not size:
+            return np.empty(0, dtype=dtype)
+        return np.memmap(self.path / name, dtype=dtype, mode="r", shape=(size,))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "source": self.source}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.path, self.source = state["path"], state["source"]
+        self._open()
+
+    def __len__(self) -> int:
+        return self.facts.sequences
+
+    def sequence(self, number: int) -> tuple[Ids, npt.NDArray[np.bool_]]:
+        """Token ids [L] of a sequence without special tokens, and which of them begin a word."""
+        start = int(self._ends[number - 1]) if number else 0
+        stored = np.asarray(self._tokens[start : int(self._ends[number])])
+        return (stored & (_BEGINS - 1)).astype(np.int64), stored >= _BEGINS
+
+    @property
+    def lengths(self) -> Ids:
+        """[n] tokens of each sequence, without special ones."""
+        return np.diff(np.asarray(self._ends), prepend=0)
+
+
+def open_store(source: str, cache: Path, backend: Any, unknown: int | None, reading: Reading) -> TokenStore:
+    """The sequences of a file of texts, tokenised and stored unless that was done before.
+
+    Args:
+        source: The file.
+        cache: Folder of stored sequences.
+        backend: The Rust tokenizer, without padding or truncation.
+        unknown: Id of the token for what the vocabulary lacks, None without one.
+        reading: How texts become sequences.
+
+    Raises:
+        DataError: the file cannot be read, or (unless they are skipped) a line cannot be used.
+        OutputError: the folder cannot be written.
+    """
+    if source == STDIN:
+        raise DataError("standard input (-) is read once, training data more often: write it to a file first")
+    try:
+        content = content_digest(source)
+    except OSError as error:
+        raise DataError(f"cannot read {source}: {error.strerror or error}") from error
+    way = json.dumps([_VERSION, content, asdict(reading), hashlib.sha256(backend.to_str().encode()).hexdigest()])
+    path = cache / f"{hashlib.sha256(way.encode()).hexdigest()[:40]}.tokens"
+    if path.is_dir():
+        try:
+            return TokenStore(path, source)
+        except DataError as error:
+            logger.warning("%s; it is made anew", error)
+            shutil.rmtree(path, ignore_errors=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with working_names(path) as (working, _):
+            try:
+                working.mkdir()
+                facts = _write(source, working, backend, unknown, reading)
+                (working / _FACTS).write_text(json.dumps(asdict(facts)), encoding="utf-8")
+                if not path.is_dir():  # Another process may have been quicker.
+                    os.replace(working, path)
+            finally:
+                shutil.rmtree(working, ignore_errors=True)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(
+            f"cannot write tokenised texts to {cache}: {error.strerror or error}. Name another folder with --cache_path"
+        ) from error
+    return TokenStore(path, source)
+
+
+def _write(source: str, folder: Path, backend: Any, unknown: int | None, reading: Reading) -> Facts:
+    records = RecordReader(
+        source, text_field=reading.text_field, title_field=reading.title_field, on_error=reading.on_error,
+        encoding=reading.encoding, quoting=reading.quoting,
+    )  # fmt: skip
+    logger.info("tokenising %s", source)
+    words = Words(backend)
+    texts = empty = long = sequences = tokens = unknowns = 0
+    with (folder / "tokens").open("wb") as token_file, (folder / "ends").open("wb") as end_file, (
+        folder / "texts"
+    ).open("wb") as text_file:  # fmt: skip
+        cleaned = (repair(record.text)[0] for record in records)
+        while window := list(islice(cleaned, _WINDOW)):
+            for text, encoding in zip(window, backend.encode_batch(window, add_special_tokens=False), strict=True):
+                ids = np.array(encoding.ids, dtype=np.uint32)
+                if not len(ids):
+                    empty += 1
+                    continue
+                long += len(ids) > reading.room
+                unknowns += 0 if unknown is None else int((ids == unknown).sum())
+                begins = words.starts(text, encoding)
+                for part in _parts(begins, reading):
+                    piece = ids[part] | np.where(begins[part], np.uint32(_BEGINS), np.uint32(0))
+                    piece[0] |= np.uint32(_BEGINS)
+                    piece.tofile(token_file)
+                    tokens += len(piece)
+                    np.array([tokens], dtype=np.int64).tofile(end_file)
+                    np.array([texts], dtype=np.int64).tofile(text_file)
+                    sequences += 1
+                texts += 1
+        for file in (token_file, end_file, text_file):
+            file.flush()
+            os.fsync(file.fileno())
+    return Facts(texts, empty, records.skipped.count, long, sequences, tokens, unknowns)
+
+
+def _parts(begins: npt.NDArray[np.bool_], reading: Reading) -> Iterator[slice]:
+    """Stretches of a text's tokens that become sequences: as equal as whole words allow, none longer than the room."""
+    size, start = len(begins), 0
+    if reading.long_texts == "cut":
+        yield slice(0, min(size, reading.room))
+        return
+    while size - start > reading.room:
+        most = -(-(size - start) // -(-(size - start) // reading.room))
+        inner = np.flatnonzero(begins[start + 1 : start + most + 1])
+        stop = start + (int(inner[-1]) + 1 if len(inner) else most)
+        yield slice(start, stop)
+        start = stop
+    yield slice(start, size)
+
+
+#: A part of the seed, so that no two uses draw the same numbers.
+_SPLIT: Final = 11
+
+
+@dataclass(frozen=True)
+class Tokenization:
+    """A tokenizer as pre-training uses it.
+
+    Attributes:
+        backend: The Rust tokenizer, without padding or truncation.
+        before: Ids of the special tokens before every text, such as [CLS].
+        after: Ids of those after it.
+        mask: Id of the mask token.
+        unknown: Id of the token for what the vocabulary lacks, None without one.
+        ordinary: Ids that are no special tokens.
+    """
+
+    backend: Any
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    mask: int
+    unknown: int | None
+    ordinary: Ids
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerFast, name: str) -> Tokenization:
+        """Of a fast tokenizer.
+
+        Raises:
+            ArgumentError: it has no mask token, or puts nothing before a text whose vector could be learnt.
+        """
+        from tokenizers import Tokenizer
+
+        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        backend.no_padding()
+        backend.no_truncation()
+        if tokenizer.mask_token_id is None:
+            raise ArgumentError(f"the tokenizer of {name} has no mask token: RetroMAE cannot train a model without one")
+        whole, plain = backend.encode("a").ids, backend.encode("a", add_special_tokens=False).ids
+        places = [at for at in range(1, len(whole)) if whole[at : at + len(plain)] == plain]
+        if not places or not plain:
+            raise ArgumentError(f"the tokenizer of {name} puts no special token before a text, which RetroMAE needs")
+        ordinary = np.setdiff1d(np.array(sorted(backend.get_vocab().values())), tokenizer.all_special_ids)
+        return cls(
+            backend, tuple(whole[: places[0]]), tuple(whole[places[0] + len(plain) :]), int(tokenizer.mask_token_id),
+            tokenizer.unk_token_id, ordinary.astype(np.int64),
+        )  # fmt: skip
+
+    @property
+    def special(self) -> int:
+        """How many special tokens a sequence has."""
+        return len(self.before) + len(self.after)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Where sequences come from."""
+
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """A file, and how many of its sequences are used; for the record of a run."""
+
+    spec: Spec
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+
+class Texts:
+    """Sequences by their numbers, from 0.
+
+    Args:
+        stores: The files.
+        chosen: [n] int64, which of all their sequences are used; None for all.
+    """
+
+    def __init__(self, stores: Sequence[TokenStore], chosen: Ids | None = None) -> None:
+        self.stores = list(stores)
+        self._starts = np.cumsum([0, *map(len, self.stores)])
+        self._chosen = chosen
+
+    def __len__(self) -> int:
+        return int(self._starts[-1]) if self._chosen is None else len(self._chosen)
+
+    def sequence(self, number: int) -> tuple[Ids, npt.NDArray[np.bool_]]:
+        """Token ids of a sequence without special tokens, and which of them begin a word."""
+        place = number if self._chosen is None else int(self._chosen[number])
+        file = int(np.searchsorted(self._starts, place, side="right")) - 1
+        return self.stores[file].sequence(place - int(self._starts[file]))
+
+    @cached_property
+    def lengths(self) -> Ids:
+        """[n] tokens of each sequence, without special ones."""
+        every = np.concatenate([store.lengths for store in self.stores])
+        return every if self._chosen is None else every[self._chosen]
+
+    @property
+    def facts(self) -> Facts:
+        """What was found in all files together."""
+        rows = [store.facts for store in self.stores]
+        return Facts(**{name: sum(getattr(each, name) for each in rows) for name in Facts.__dataclass_fields__})
+
+    @property
+    def datasets(self) -> list[FileRows]:
+        """The files with the number of their sequences that are used."""
+        chosen = np.arange(len(self)) if self._chosen is None else self._chosen
+        counts = np.diff(np.searchsorted(chosen, self._starts))
+        return [FileRows(Spec((s.source,)), int(count)) for s, count in zip(self.stores, counts, strict=True)]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with the content of the files, their order, the tokenizer, and which sequences are used."""
+        digest = hashlib.sha256("".join(store.path.name for store in self.stores).encode())
+        if self._chosen is not None:
+            digest.update(self._chosen.tobytes())
+        return digest.hexdigest()
+
+    def split(self, share: float, seed: int) -> tuple[Texts, Texts]:
+        """The sequences without, and those of, a share of the texts drawn at random. All of a text stay together.
+
+        Raises:
+            DataError: one of the two would be empty.
+        """
+        held = [
+            np.random.default_rng([seed, _SPLIT, number]).random(store.facts.texts)[np.asarray(store.texts)] < share
+            for number, store in enumerate(self.stores)
+        ]
+        out = np.concatenate(held)
+        if out.all() or not out.any():
+            raise DataError(
+                f"--validation_split {share} of {self.facts.texts:,} texts leaves nothing to "
+                f"{'train on' if out.all() else 'measure'}: give another share, or --eval_data"
+            )
+        return Texts(self.stores, np.flatnonzero(~out)), Texts(self.stores, np.flatnonzero(out))
+
+
+def read_texts(paths: Sequence[str], tokens: Tokenization, reading: Reading, cache: str | None) -> Texts:
+    """The sequences of some files and folders.
+
+    Args:
+        paths: Files, and folders whose files count in the order of their names, those of sub-folders too.
+        tokens: The tokenizer.
+        reading: How texts become sequences.
+        cache: Folder of tokenised texts, by default beside the cache of Hugging Face.
+
+    Raises:
+        DataError: a file cannot be read or has a line that cannot be used, or there is no text at all.
+        OutputError: the cache cannot be written.
+    """
+    folder = Path(cache) if cache is not None else default_cache()
+    files = [file for path in paths for file in (_files_in(path) if os.path.isdir(path) else [path])]
+    texts = Texts([open_store(file, folder, tokens.backend, tokens.unknown, reading) for file in files])
+    if not len(texts):
+        raise DataError(f"there is no text in {', '.join(paths)}")
+    return texts
+
+
+def _files_in(folder: str) -> list[str]:
+    found = [
+        str(path)
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file() and stem_and_format(path.name)[1] and not _hidden(path.relative_to(folder))
+    ]
+    if not found:
+        raise DataError(f"the folder {folder} has no texts (*.jsonl, *.txt, *.csv, *.tsv, *.parquet, also .gz)")
+    return found
+
+
+def _hidden(path: Path) -> bool:
+    return path.name == "dataset.json" or any(part.startswith(".") for part in path.parts)

@@ -1,0 +1,266 @@
+"""A recipe, run: what is not there yet, stage by stage, each in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Final, Protocol
+
+from ..errors import BgekitError, OutputError, in_lines
+from ..files.atomic import OutputFolder
+from .commands import HIDDEN, Step, make_steps
+from .plan import CACHED, FINISHED, RECORD, STALE, STARTED, UNFINISHED, Digests, Folder, State, read_json
+from .spec import LOGS, Grammar, Recipe, RecipeError
+
+logger = logging.getLogger(__name__)
+#: Seconds between two looks at a running stage, and that an interrupted one may take to end.
+_LOOK: Final = 0.1
+_GRACE: Final = 1.5
+_GRACE_OF_LAUNCHERS: Final = 10.0
+#: What is shown of the log of a stage that failed.
+_TAIL_LINES: Final = 20
+_TAIL_BYTES: Final = 8 << 10
+#: Less free space than this is no space.
+_FULL: Final = 1 << 20
+_AGAIN: Final = "What is finished stays: run the same command to go on"
+_VERSIONS: Final = ("bgekit", "torch", "transformers", "numpy")
+
+
+class StageError(BgekitError, RuntimeError):
+    """A stage failed.
+
+    Attributes:
+        tail: The last lines of its log.
+    """
+
+    def __init__(self, message: str, tail: str) -> None:
+        super().__init__(message)
+        self.tail = tail
+
+
+class Watcher(Protocol):
+    """What is told how a run goes."""
+
+    def begins(self, step: Step, number: int, total: int, state: State) -> None:
+        """A stage is skipped (`state.status` is cached) or begins."""
+
+    def runs(self, step: Step, seconds: float, line: str) -> None:
+        """It is running; `line` is the last of its log."""
+
+    def ends(self, step: Step) -> None:
+        """It has finished."""
+
+
+def run_recipe(
+    recipe: Recipe, work: Path, grammar: Grammar, watcher: Watcher, *, again: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Run what is not there yet, and write the report.
+
+    Args:
+        recipe: The recipe.
+        work: The folder of all outputs.
+        grammar: The parsers of the verbs.
+        watcher: Is told how it goes.
+        again: Stages that are run whatever is there.
+
+    Returns:
+        The content of report.json.
+
+    Raises:
+        RecipeError: something in the recipe is wrong, or an input is missing; nothing was run then.
+        StageError: a stage failed; what was finished before it stays.
+        OutputError: the folder cannot be written, or another run writes to it.
+    """
+    steps = make_steps(recipe, work, grammar)
+    again = recipe.chosen(again)
+    with OutputFolder(work / HIDDEN) as hidden:
+        digests = Digests(hidden.path)
+        folder = Folder(work, digests)
+        check_inputs(recipe, steps, folder)
+        went: dict[str, str] = {}
+        for number, step in enumerate(steps, 1):
+            _settle(step, folder, hidden)
+            state = folder.state(step, {})
+            if step.name in again and state.status == CACHED:
+                state = State(STALE, ("asked for",), state.key, state.content)
+            watcher.begins(step, number, len(steps), state)
+            if state.status != CACHED:
+                _check_made(recipe, step, folder)
+                _run(step, state, folder, hidden, watcher)
+                watcher.ends(step)
+            went[step.name] = state.status
+            digests.keep(hidden)
+        from .recipe_report import write_report
+
+        return write_report(recipe, steps, folder, went)
+
+
+def check_inputs(recipe: Recipe, steps: Sequence[Step], folder: Folder) -> None:
+    """See to it that what no stage makes is there.
+
+    Raises:
+        RecipeError: something is missing; all of it is named.
+    """
+    if missing := list(folder.missing(steps)):
+        raise RecipeError(f"{recipe.path}:{in_lines(missing)}")
+
+
+def _check_made(recipe: Recipe, step: Step, folder: Folder) -> None:
+    for each in step.inputs:
+        if each.stage and folder.digest_of(each) is None:
+            raise RecipeError(
+                f"{recipe.path}, line {each.line}, stage {step.name}: {each.argument} {each.path}: the stage "
+                f"{each.stage} has made no such file"
+            )
+
+
+def _run(step: Step, state: State, folder: Folder, hidden: OutputFolder, watcher: Watcher) -> None:
+    log = folder.work / LOGS / f"{step.name}.log"
+    resumed = state.status == UNFINISHED
+    start, begun = time.perf_counter(), time.gmtime()
+    try:
+        if not resumed:
+            shutil.rmtree(step.working.parent, ignore_errors=True)
+        step.working.parent.mkdir(parents=True, exist_ok=True)
+        log.parent.mkdir(exist_ok=True)
+        _write(hidden, f"{step.name}{STARTED}", {"key": state.key})
+        with log.open("ab" if resumed else "wb") as file:
+            code = _wait(step, file, log, watcher)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"cannot run stage {step.name} in {folder.work}: {error.strerror or error}") from error
+    digest = folder.digests.path(step.working)
+    if code or digest is None:
+        raise _failure(step, code, log, folder.work)
+    record = {
+        "key": state.key, "digest": digest, "content": state.content, "command": step.shown,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", begun), "seconds": time.perf_counter() - start,
+        "resumed": resumed, "versions": _versions(), "platform": platform.platform(),
+    }  # fmt: skip
+    _write(hidden, f"{step.name}{FINISHED}", record)
+    _settle(step, folder, hidden)
+
+
+def _settle(step: Step, folder: Folder, hidden: OutputFolder) -> None:
+    """Give a finished output its name, also where an earlier run was killed while it did so."""
+    record = read_json(hidden.path / f"{step.name}{FINISHED}")
+    if record is None:
+        return
+    beside = step.stage.verb.beside
+    try:
+        for name in (step.output.name, *([f"{step.name}{beside}"] if beside else [])):
+            made, target = step.working.with_name(name), step.output.with_name(name)
+            if made.exists():
+                _remove(target)
+                os.replace(made, target)
+        for old in step.output.glob("checkpoint-*") if step.stage.verb.trains else ():
+            _remove(old)  # To go on from; a finished model needs none, and they are three times its size.
+        _write(hidden, f"{step.name}{RECORD}", record)
+        for mark in (FINISHED, STARTED):
+            (hidden.path / f"{step.name}{mark}").unlink(missing_ok=True)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"cannot write {step.output}: {error.strerror or error}") from error
+    shutil.rmtree(step.working.parent, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _wait(step: Step, log: IO[bytes], path: Path, watcher: Watcher) -> int:
+    """Run the process of a stage to its end; its exit code."""
+    start = time.perf_counter()
+    printed = step.stage.verb.output is None
+    with contextlib.ExitStack() as stack:
+        result = stack.enter_context(step.working.open("wb")) if printed else log
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bgekit.recipes.child", *step.module_arguments],
+            stdin=subprocess.PIPE, stdout=result, stderr=log, start_new_session=os.name == "posix",
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+        try:
+            while process.poll() is None:
+                watcher.runs(step, time.perf_counter() - start, last_line(path))
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_LOOK)
+        except BaseException:
+            _stop(process)
+            raise
+        finally:
+            if process.stdin is not None:
+                process.stdin.close()
+        return process.returncode
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a stage as Ctrl-C would, and with all that it has started if it takes its time."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        if os.name != "posix":
+            process.terminate()
+            process.wait(_GRACE)
+            return
+        os.killpg(process.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE)
+            return
+        if process.stdin is not None:
+            process.stdin.close()  # See child.py, which goes on with it if we end before it does.
+        process.wait(_GRACE_OF_LAUNCHERS)
+
+
+def _failure(step: Step, code: int, log: Path, work: Path) -> StageError:
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(-code).name
+            hint = ": out of memory?" if name == "SIGKILL" else ""
+            how = f"was ended by {name}{hint}"
+            return StageError(f"stage {step.name} {how}; its log is {log}. {_AGAIN}", tail(log))
+    how = f"failed with exit code {code}" if code else "ended without writing its output"
+    full = " (the disk is full)" if shutil.disk_usage(work).free < _FULL else ""
+    return StageError(f"stage {step.name} {how}{full}; its log is {log}. {_AGAIN}", tail(log))
+
+
+def tail(log: Path) -> str:
+    """The last lines of a log; of a progress bar what it showed."""
+    return "\n".join(_last_lines(log)[-_TAIL_LINES:])
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log, "" if there is none."""
+    return next(reversed(_last_lines(log)), "")
+
+
+def _last_lines(log: Path) -> list[str]:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+    return [line.rstrip() for line in lines if line.strip()]
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _VERSIONS}
+
+
+def _write(hidden: OutputFolder, name: str, content: Mapping[str, Any]) -> None:
+    with hidden.create(name) as file:
+        file.write(json.dumps(content, ensure_ascii=False, indent=1).encode())

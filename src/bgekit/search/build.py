@@ -1,0 +1,257 @@
+"""Files or encoded shards -> an index folder. Memory does not grow with the corpus; an interrupted build goes on.
+
+vectors.npy   vectors [n, dimension]
+rows.jsonl    a line a vector: {"id": ..., "text": ...}
+offsets.npy   where each line begins [n + 1]
+index.faiss   the graph or the cells, if the index is approximate
+index.json    how all this was made; written last
+building-*/   shards of the encode under way; removed at the end
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from ..data.records import Record, RecordReader
+from ..errors import ArgumentError, OutputError, require_extra
+from ..files.atomic import OutputFolder
+from ..files.hashing import file_sha256, file_status
+from ..inference.shards import MANIFEST, SHARD_SIZE, Chunks, EncodeReport, ShardSet, encode_to_shards, load_shards
+from . import approximate
+from .index import SearchIndex
+from .storage import (
+    APPROXIMATE,
+    FACTS,
+    INDEX_TYPES,
+    OFFSETS,
+    ROWS,
+    VECTORS,
+    Facts,
+    IndexType,
+    Stored,
+    StoredFiles,
+    StoredShards,
+    check_similarity,
+    facts_of_shards,
+    read_facts,
+    write_facts,
+)
+
+if TYPE_CHECKING:
+    from ..display.progress import EncodeProgress
+    from ..inference.model import Embedder
+
+logger = logging.getLogger(__name__)
+_BUILDING: Final = "building"
+
+
+def index_records(
+    model: Embedder,
+    records: Iterable[Record],
+    folder: str | os.PathLike[str],
+    *,
+    index_type: IndexType | None = None,
+    chunks: Chunks | None = None,
+    max_length: int | None = None,
+    batch_size: int | None = None,
+    shard_size: int = SHARD_SIZE,
+    progress: Callable[[], EncodeProgress] | None = None,
+) -> tuple[SearchIndex, EncodeReport | None]:
+    """The index of some records in a folder: the one that is there if nothing has changed, else a new one.
+
+    Args:
+        model: What encodes.
+        records: The documents. With `read_records(files)` it is known whether the files have changed; other records
+            are indexed anew each time.
+        folder: Where the index lies or will lie. An index that is there is replaced when the new one is complete.
+        index_type: `exact`, or with the extra `faiss` the approximate `hnsw` and `ivf`; by default that of the index
+            that is there, else `exact`.
+        chunks: Split long documents into passages; a document is found by its best one.
+        max_length: Cut texts at this many tokens; by default the model's own limit.
+        batch_size: Most texts in a batch; by default sized from the device.
+        shard_size: Texts encoded between two signs of progress; an interrupted build loses no more than these.
+        progress: Makes what is told how far it is, a context manager; called when there is something to encode.
+
+    Returns:
+        The index, and what was encoded for it; None when it was there.
+
+    Raises:
+        DataError: a record cannot be read.
+        OutputError: the folder cannot be written, or another process writes to it.
+        MissingExtraError: the index type needs faiss, which is not installed.
+        ArgumentError: the model's vectors are not compared by cosine or dot product.
+    """
+    check_type(index_type)
+    check_similarity(model.card.name, model.card.similarity, unit_vectors=model.card.normalize)
+    path = Path(folder)
+    options = {
+        "chunks": None if chunks is None else [chunks.size, chunks.overlap],
+        "max_length": max_length or model.max_length_of("document"),
+        "shard_size": shard_size,
+        **(records.settings if isinstance(records, RecordReader) else {}),
+    }
+    there = _facts_there(path)
+    source = _source(records, options, None if there is None else there.input)
+    if there is not None and source is not None and there.model_fingerprint == model.fingerprint:
+        if _contents(there.input) == _contents(source):
+            with_type(path, index_type or there.index_type)
+            return SearchIndex.load(path), None
+    with OutputFolder(path) as output:
+        building = path / f"{_BUILDING}-{_key(model, source)}"
+        _remove_building(path, but=building)
+        with contextlib.nullcontext() if progress is None else progress() as shown:
+            report = encode_to_shards(
+                model, records, building, chunks=chunks, max_length=max_length, batch_size=batch_size,
+                shard_size=shard_size, store_texts=True, overwrite=source is None, progress=shown,
+            )  # fmt: skip
+        _write_index(output, load_shards(building), index_type or (there.index_type if there else "exact"), source)
+        _remove_building(path)
+    return SearchIndex.load(path), report
+
+
+def index_shards(shards: ShardSet, folder: str | os.PathLike[str], *, index_type: IndexType = "exact") -> SearchIndex:
+    """The index of encoded shards in a folder: the one that is there if nothing has changed, else a new one.
+
+    Raises:
+        OutputError: the folder cannot be written, or another process writes to it.
+        MissingExtraError: the index type needs faiss, which is not installed.
+    """
+    check_type(index_type)
+    path = Path(folder)
+    source = {"manifest_sha256": file_sha256(shards.folder / MANIFEST)}
+    there = _facts_there(path)
+    if there is not None and there.input == source:
+        with_type(path, index_type or there.index_type)
+    else:
+        with OutputFolder(path) as output:
+            _write_index(output, shards, index_type or (there.index_type if there else "exact"), source)
+    return SearchIndex.load(path)
+
+
+def with_type(folder: str | os.PathLike[str], index_type: IndexType) -> None:
+    """Change the type of an index, if it has another one; its vectors stay."""
+    check_type(index_type)
+    path = Path(folder)
+    facts = read_facts(path)
+    if facts.index_type == index_type:
+        return
+    with OutputFolder(path) as output:
+        _write_search(output, StoredFiles(path, facts.count, facts.dimension), facts, index_type)
+
+
+def check_type(index_type: str | None) -> None:
+    """See to it that there is such a type of index, and what it needs; None is that of an index that is there.
+
+    Raises:
+        ArgumentError: there is none of that name.
+        MissingExtraError: it needs faiss, which is not installed.
+    """
+    if index_type is None:
+        return
+    if index_type not in INDEX_TYPES:
+        raise ArgumentError(f"index_type must be one of {', '.join(INDEX_TYPES)}, not {index_type!r}")
+    if index_type != "exact":
+        require_extra("faiss", "faiss")  # Before hours of encoding, not after them.
+
+
+def _facts_there(path: Path) -> Facts | None:
+    if (path / FACTS).exists():
+        try:
+            facts = read_facts(path)
+            SearchIndex.load(path)
+            return facts
+        except OutputError as error:
+            logger.warning("%s: it is built again", error)
+    elif (path / MANIFEST).exists():
+        raise OutputError(f"{path} holds encoded shards; give another folder for the index")
+    return None
+
+
+def _write_index(output: OutputFolder, shards: ShardSet, index_type: IndexType, source: Any) -> None:
+    stored = StoredShards(shards)
+    facts = facts_of_shards(shards, index_type, source)
+    _remove(output.path / FACTS)  # From here to the end of `_write_search` there is no index.
+    offsets = np.zeros(stored.count + 1, dtype=np.int64)
+    with output.create(VECTORS) as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (stored.count, stored.dimension)}
+        np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
+        for _, block in stored.blocks():
+            file.write(np.ascontiguousarray(block, dtype="<f4"))
+    with output.create(ROWS) as file:
+        for row, line in enumerate(stored.lines(), 1):
+            offsets[row] = offsets[row - 1] + file.write(line)
+    with output.create(OFFSETS) as file:
+        np.save(file, offsets)  # type: ignore[arg-type]
+    _write_search(output, stored, facts, index_type)
+
+
+def _write_search(output: OutputFolder, stored: Stored, facts: Facts, index_type: IndexType) -> None:
+    _remove(output.path / FACTS)
+    if index_type == "exact" or stored.count == 0:
+        _remove(output.path / APPROXIMATE)
+        index_type = "exact"
+    else:
+        index = approximate.build(
+            index_type, stored.blocks, stored.count, stored.dimension, cosine=facts.similarity == "cosine",
+            normalized=facts.unit_vectors,
+        )  # fmt: skip
+        with output.create(APPROXIMATE) as file:
+            approximate.write(index, file)
+    write_facts(output, replace(facts, index_type=index_type))
+
+
+def _source(records: Iterable[Record], options: dict[str, Any], known: Any) -> dict[str, Any] | None:
+    """What tells whether an input has changed; None when that cannot be told.
+
+    Args:
+        records: The input.
+        options: How it is read and encoded.
+        known: The same of an earlier run: files that have stayed untouched since then are not read again.
+    """
+    if not isinstance(records, RecordReader) or records.size is None:
+        return None
+    before = {entry["path"]: entry for entry in (known or {}).get("files", [])}
+    files = []
+    for file in records.files:
+        path = os.path.abspath(file)
+        old, status = before.get(path, {}), file_status(Path(file))
+        same = status is not None and old.get("status") == status
+        files.append({"path": path, "status": status, "sha256": old["sha256"] if same else file_sha256(Path(file))})
+    return {"options": options, "files": files}
+
+
+def _contents(source: Any) -> Any:
+    """The part of a source that decides what is encoded; where the files lie does not."""
+    if not isinstance(source, dict) or "files" not in source:
+        return None
+    return [source["options"], [entry["sha256"] for entry in source["files"]]]
+
+
+def _key(model: Embedder, source: Any) -> str:
+    content = json.dumps([model.fingerprint, _contents(source)], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot remove {path}: {error.strerror or error}") from error
+
+
+def _remove_building(path: Path, *, but: Path | None = None) -> None:
+    """Remove the shards of builds that ended, or that were begun with another input."""
+    for old in path.glob(f"{_BUILDING}-*"):
+        if old != but:
+            shutil.rmtree(old, ignore_errors=True)  # Left behind it takes space, no more.

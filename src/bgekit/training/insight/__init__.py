@@ -1,0 +1,1 @@
+"""What a run will do, does and did: dry run, diagnosis, curves."""

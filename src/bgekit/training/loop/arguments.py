@@ -1,0 +1,459 @@
+"""Arguments of fine-tuning: those of transformers' Trainer, those of FlagEmbedding by their names, and ours."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import partial
+from typing import Any, ClassVar, Final, Literal, NoReturn, TypeVar
+
+import torch
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+from ...data.encodings import check_encoding
+from ...display.option_names import options_of, speak_for
+from ...errors import ArgumentError, BgekitError, require_extra
+
+logger = logging.getLogger(__name__)
+
+
+def told(sentence: str, default: Any = None, *, aliases: Sequence[str] = (), many: bool = False) -> Any:
+    """A field of a dataclass with the sentence that `--help` shows."""
+    metadata = {"help": sentence, "aliases": list(aliases)}
+    if many:
+        return field(default_factory=lambda: list(default or []), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained."""
+
+    model_name_or_path: str = told("checkpoint to start from: folder, hub id, packaged:NAME", "", aliases=["--model"])
+    cache_dir: str | None = told("where files from the hub are kept")
+    revision: str | None = told("branch, tag or commit on the hub")
+    trust_remote_code: bool = told("run Python code that comes with the model", False)
+    allow_pickle: bool = told("read weights in .bin files", False)
+    use_lora: bool = told("train low-rank adapters (peft) and merge them into the saved model", False)
+    lora_rank: int = told("rank of the adapters", 64)
+    lora_alpha: float = told("scale of the adapters", 16.0)
+    lora_dropout: float = told("dropout of the adapters", 0.1)
+    target_modules: list[str] = told("modules that get adapters; by default all linear layers", many=True)
+
+    def __post_init__(self) -> None:
+        if not self.model_name_or_path:
+            raise ArgumentError("--model is needed: the checkpoint to start from, such as BAAI/bge-small-en-v1.5")
+        if self.use_lora:
+            require_extra("lora", "peft")
+
+
+@dataclass
+class DataArguments:
+    """What it is trained on. Defaults are those of FlagEmbedding 1.2.9."""
+
+    train_data: list[str] = told("jsonl files, or folders of them", many=True)
+    dataset_weights: list[float] = told("how often each of --train_data is drawn, relative to its size", many=True)
+    sampling_temperature: float = told("above 1 small datasets are drawn more often than their share", 1.0)
+    cache_path: str | None = told("where checked data is kept; by default beside transformers' cache")
+    train_group_size: int = told("passages a query: one positive, the others negatives", 8)
+    query_max_len: int = told("tokens of a query", 32)
+    passage_max_len: int = told("tokens of a passage", 128)
+    max_example_num_per_dataset: int = told("rows used of each dataset, drawn at random", 100_000_000)
+    query_instruction_for_retrieval: str | None = told(
+        'put before queries; by default the model\'s own, "" for none',
+        aliases=["--query_instruction_for_rerank", "--query_instruction"],
+    )
+    query_instruction_format: str = told("instruction and query in two slots {}", "{}{}")
+    passage_instruction_for_retrieval: str | None = told(
+        "put before passages; by default the model's own",
+        aliases=["--passage_instruction_for_rerank", "--passage_instruction"],
+    )
+    passage_instruction_format: str = told("instruction and passage in two slots {}", "{}{}")
+    knowledge_distillation: bool = told("learn from pos_scores and neg_scores, too", False)
+    shuffle_ratio: float = told("share of positives whose three parts are put in another order", 0.0)
+    same_dataset_within_batch: bool = told("rows of a batch come from one dataset", False)
+    small_threshold: int = told("datasets of a folder with fewer rows are put together", 0)
+    drop_threshold: int = told("those that still have fewer rows are left out", 0)
+    group_by_length: bool = told("rows of a batch have similar lengths", False)
+    drop_duplicates: bool = told("leave out rows that are equal to an earlier one", False)
+    pad_to_multiple_of: int | None = told("has no effect, since nothing is padded; accepted for old commands")
+
+    def __post_init__(self) -> None:
+        for name in ("train_group_size", "query_max_len", "passage_max_len", "max_example_num_per_dataset"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ArgumentError(f"--{name} must be at least 1, not {value}")
+        if not self.train_data:
+            raise ArgumentError('--train_data is needed: jsonl files of {"query", "pos", "neg"}, or folders of them')
+        if self.dataset_weights and len(self.dataset_weights) != len(self.train_data):
+            raise ArgumentError(
+                f"--dataset_weights has {len(self.dataset_weights)} values for {len(self.train_data)} of --train_data"
+            )
+        if self.sampling_temperature <= 0:
+            raise ArgumentError(f"--sampling_temperature must be above 0, not {self.sampling_temperature}")
+
+
+@dataclass
+class RerankerDataArguments(DataArguments):
+    """What a reranker is trained on."""
+
+    query_max_len: int | None = told("not for rerankers: see --max_len")  # type: ignore[assignment]
+    passage_max_len: int | None = told("not for rerankers: see --max_len")  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        for name in ("query_max_len", "passage_max_len"):
+            if getattr(self, name) is not None:
+                raise ArgumentError(
+                    f"--{name} is for embedders: a reranker reads query and passage together, so give the tokens of "
+                    "both in all as --max_len"
+                )
+        super().__post_init__()
+
+
+@dataclass
+class TrainerArguments(TrainingArguments):
+    """Arguments of transformers' Trainer, with the names that its earlier releases had."""
+
+    #: What a model is measured by while it is trained, as an error says it.
+    judged_by: ClassVar[str] = "--eval_data: something in a form of `bge eval` to measure the model by"
+
+    overwrite_output_dir: bool = told("start anew in an output_dir that holds something", False)
+    warmup_ratio: float | None = told("share of the steps over which the learning rate rises")
+    logging_steps: float = told("log every so many steps", 10)
+    logging_first_step: bool = told("log the first step, too", True)
+    dry_run: bool = told("show the data as the model will see it, and train nothing", False)
+    early_stopping_patience: int | None = told("stop when the best score is this many evaluations old")
+    eval_data: list[str] = told("data in any form of `bge eval`, measured while training", many=True)
+    eval_split: str | None = told("split of --eval_data")
+    encoding: str | None = told("what text files of data are written in, such as gb18030; by default UTF-8")
+    quoting: Literal["auto", "csv", "none"] = told("whether quotes in csv and tsv enclose fields", "auto")
+
+    @property
+    def judged(self) -> bool:
+        """Whether there is data to judge by."""
+        return bool(self.eval_data)
+
+    def __post_init__(self) -> None:
+        check_supported(self)
+        check_encoding(self.encoding)
+        own: Any = self
+        if self.judged:
+            self._judge()
+        if self.warmup_ratio is not None:
+            if not 0 <= self.warmup_ratio < 1:
+                raise ArgumentError(f"--warmup_ratio must be from 0 to below 1, not {self.warmup_ratio}")
+            # As in transformers: a number of steps counts more than a share.
+            own.warmup_steps = own.warmup_steps or self.warmup_ratio
+        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
+            raise ArgumentError(f"--early_stopping_patience must be at least 1, not {self.early_stopping_patience}")
+        if self.dry_run:
+            own.output_dir = own.output_dir or "."  # Nothing is written.
+        if not self.output_dir:
+            raise ArgumentError("--output_dir is needed: where the trained model is saved")
+        # What a batch holds is not a dictionary of columns.
+        self.remove_unused_columns = False
+        if own.ddp_find_unused_parameters is None:
+            # What gets no gradient is frozen; to look for it costs a walk over the graph in each step.
+            own.ddp_find_unused_parameters = False
+        for name in ("", "_kwargs"):
+            # The old name gives a warning from transformers 5.24 on, the new one is unknown before.
+            if getattr(own, f"activation_checkpointing{name}", own) is None:
+                setattr(own, f"activation_checkpointing{name}", getattr(own, f"gradient_checkpointing{name}"))
+        if own.deepspeed:
+            require_extra("deepspeed", "deepspeed")
+        if not torch.accelerator.is_available():
+            # Otherwise transformers takes --bf16 for a wish that only a GPU can grant.
+            self.use_cpu = True
+        # The best checkpoint is saved when it comes, so transformers need not see to it that others are saved with it.
+        best, own.load_best_model_at_end = own.load_best_model_at_end, False
+        super().__post_init__()
+        own.load_best_model_at_end = best
+        self._check_environment()
+        if self.n_gpu > 1:
+            # Trainer would copy the network to all of them in one process, which packed batches cannot be split for.
+            logger.warning("one of %d GPUs is used; torchrun -m bgekit.training... uses all", self.n_gpu)
+            self._n_gpu = 1
+
+    def _check_environment(self) -> None:
+        """What transformers has found out: devices, packages, and what a launcher says of DeepSpeed."""
+        own: Any = self
+        if own.fp16 and own.device.type == "cpu":
+            raise ArgumentError("--fp16 needs a GPU; --bf16 works on a CPU, too")
+        known = get_available_reporting_integrations()
+        if missing := [name for name in own.report_to if name in INTEGRATION_TO_CALLBACK and name not in known]:
+            raise ArgumentError(f"--report_to {missing[0]} needs a package that is not installed")
+        plugin = own.deepspeed_plugin
+        if plugin is None:
+            return
+        if plugin.zero_stage == 3:
+            raise ArgumentError(
+                "ZeRO stage 3 is not supported: no process has the whole network, which is measured and saved while it "
+                "trains; stage 2 (examples/deepspeed/zero2.json) shares gradients and the optimiser's state"
+            )
+        if getattr(own, "grad_cache_chunk", None):
+            raise ArgumentError("--grad_cache_chunk does not work with --deepspeed: it would step after each chunk")
+
+    def _judge(self) -> None:
+        """With data to judge by, it is used: at the start, after each epoch, and to tell which checkpoint is best."""
+        own: Any = self
+        own.eval_on_start = True
+        if str(getattr(own.eval_strategy, "value", own.eval_strategy)) == "no":
+            own.eval_strategy = "steps" if own.eval_steps else "epoch"
+        if str(getattr(own.eval_strategy, "value", own.eval_strategy)) == "steps":
+            own.eval_steps = own.eval_steps or own.logging_steps
+        own.metric_for_best_model = own.metric_for_best_model or "eval_score"
+        if own.greater_is_better is None:
+            own.greater_is_better = not own.metric_for_best_model.endswith("loss")
+
+
+@dataclass
+class EmbedderArguments(TrainerArguments):
+    """How an embedder is trained. Defaults are those of FlagEmbedding 1.2.9."""
+
+    negatives_cross_device: bool = told("passages of all devices are negatives, not only those of the own one", False)
+    use_inbatch_neg: bool = told("passages of other rows are negatives", True)
+    temperature: float = told("similarities are divided by it", 0.02)
+    sentence_pooling_method: Literal["cls", "mean", "max", "weighted_mean", "last_token"] | None = told(
+        "how token vectors become one; by default what the model says", aliases=["--pooling", "--pooling_method"]
+    )
+    normalize_embeddings: bool | None = told(
+        "vectors of length 1; by default what the model says", aliases=["--normlized"]
+    )
+    fix_position_embedding: bool = told("do not train the position embeddings", False)
+    kd_loss_type: Literal["kl_div", "m3_kd_loss"] | None = told("with --knowledge_distillation; by default kl_div")
+    both_ways: bool = told("passages have to find their queries, too", False)
+    matryoshka: bool = told("train the leading dimensions to be embeddings, too", False, aliases=["--use_mrl"])
+    matryoshka_dims: list[int] = told("which; by default 1/2, 1/4, 1/8 of the whole", aliases=["--mrl_dims"], many=True)
+    scored_loss: Literal["cosent", "mse"] = told("for rows with a `score`", "cosent")
+    false_negative_margin: float | None = told(
+        "a negative within this distance of the positive's similarity, or above it, does not count"
+    )
+    false_negative_ratio: float | None = told("the same with this share of the positive's similarity, such as 0.95")
+    grad_cache_chunk: int | None = told(
+        "texts encoded at once: any batch on any memory, with the same gradient", aliases=["--sub_batch_size"]
+    )
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ArgumentError(f"--temperature must be above 0, not {self.temperature}")
+        if self.grad_cache_chunk is not None and self.grad_cache_chunk < 1:
+            raise ArgumentError(f"--grad_cache_chunk must be at least 1, not {self.grad_cache_chunk}")
+        if self.matryoshka_dims and not self.matryoshka:
+            self.matryoshka = True
+        if min(self.matryoshka_dims, default=1) < 1:
+            raise ArgumentError(f"--matryoshka_dims must be at least 1, not {min(self.matryoshka_dims)}")
+        if not self.use_inbatch_neg and self.both_ways:
+            raise ArgumentError("--both_ways needs in-batch negatives: leave out --use_inbatch_neg false")
+        if not self.use_inbatch_neg and self.negatives_cross_device:
+            logger.warning("--negatives_cross_device has no effect with --use_inbatch_neg false")
+        super().__post_init__()
+
+
+@dataclass
+class RerankerArguments(TrainerArguments):
+    """How a reranker is trained."""
+
+    first_stage: str | None = told("with --eval_data: the embedder whose best passages are put in order")
+    pooling: Literal["cls", "mean", "max", "weighted_mean", "last_token"] | None = told(
+        "with --first_stage: how its token vectors become one; by default what it says",
+        aliases=["--pooling_method", "--sentence_pooling_method"],
+    )
+    rerank_top_k: int = told("with --eval_data: passages a query that are put in order", 100)
+    max_len: int = told("tokens of query and passage together; the query has three quarters at most", 512)
+    grad_cache_chunk: int | None = told("pairs scored at once, with the same gradient", aliases=["--sub_batch_size"])
+
+    def __post_init__(self) -> None:
+        for name in ("rerank_top_k", "max_len", "grad_cache_chunk"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ArgumentError(f"--{name} must be at least 1, not {value}")
+        if self.eval_data and not self.first_stage:
+            raise ArgumentError(
+                "--eval_data needs --first_stage MODEL: the embedder whose best passages are put in order"
+            )
+        if self.first_stage and not self.eval_data:
+            raise ArgumentError("--first_stage is what --eval_data is ranked with first: give both or neither")
+        if self.pooling and not self.first_stage:
+            raise ArgumentError("--pooling is that of --first_stage, which is not given: a reranker pools nothing")
+        super().__post_init__()
+
+
+Parsed = TypeVar("Parsed")
+
+
+class _Parser(HfArgumentParser):
+    """Says what is wrong in one line, without the usage of some hundred arguments."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ArgumentError(message)
+
+
+class _Repeatable(argparse._StoreAction):
+    """`--x a b` and `--x a --x b` are the same."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if self.nargs == "+":
+            if getattr(self, "given", False):
+                values = [*getattr(namespace, self.dest), *values]
+            self.given = True
+        super().__call__(parser, namespace, values, option_string)
+
+
+def parse(kinds: Sequence[type[Any]], arguments: Sequence[str], *, prog: str, description: str) -> tuple[Any, ...]:
+    """Arguments of a command line as instances of dataclasses.
+
+    Raises:
+        ArgumentError: a value is impossible.
+    """
+    parser = _Parser(list(kinds), prog=prog, description=description, allow_abbrev=False, add_help=True)
+    for action in parser._actions:
+        if isinstance(action, argparse._StoreAction):
+            action.__class__ = _Repeatable
+    known = parser._option_string_actions
+    speak_for(partial(_spoken_options, parser))
+
+    def known_form(argument: str) -> str:
+        name, equals, value = argument.partition("=")
+        other = "--" + name[2:].replace("-", "_")
+        return other + equals + value if name.startswith("--") and name not in known and other in known else argument
+
+    given = [*map(known_form, arguments)]
+    for argument in given:
+        name = argument.partition("=")[0]
+        if name.startswith("--") and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise ArgumentError(f"there is no argument {name}" + (f"; did you mean {near[0]}?" if near else ""))
+    try:
+        return tuple(parser.parse_args_into_dataclasses(args=given, look_for_args_file=False))
+    except ValueError as error:  # What transformers finds wrong.
+        if isinstance(error, BgekitError):
+            raise
+        raise ArgumentError(" ".join(str(error).split())) from error
+
+
+def _spoken_options(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """The options as `speak_for` takes them. What the library calls the length of a text is not one option here."""
+    found = options_of(parser)
+    lengths = [found[name] for name in ("max_len", "max_seq_length") if name in found]
+    pooling = dict.fromkeys(("pooling", "pooling_method"), "--pooling") if "pooling" in found else {}
+    return found | pooling | {"max_length": (lengths or ["--query_max_len or --passage_max_len"])[0]}
+
+
+_OWN_LOSS: Final = "the loss is one of vectors or scores: no tokens are labelled or counted"
+_OWN_EVALUATION: Final = "--eval_data is measured by bgekit, not by Trainer's own loop"
+_OWN_BATCHES: Final = "batches follow from the seed and the epoch; --group_by_length puts similar lengths together"
+_OWN_LOADER: Final = "each process makes its own part of a batch, in order"
+_NO_HUB: Final = "nothing is uploaded while training; upload the finished folder with `hf upload`"
+_HALF: Final = "--bf16 and --fp16 are for training; the model is measured as it would be saved"
+#: Why an argument is refused when it is not what it is by default.
+REASONS: Final = {
+    "label_smoothing_factor": _OWN_LOSS,
+    "label_names": _OWN_LOSS,
+    "include_num_input_tokens_seen": "the log has `tokens`",
+    "average_tokens_across_devices": "the loss is that of the global batch in any case",
+    "auto_find_batch_size": "another batch size has other negatives; --grad_cache_chunk fits any batch into memory",
+    "neftune_noise_alpha": "its noise goes by the length of padded batches, and nothing is padded here",
+    "use_liger_kernel": "its kernels are for language models that generate",
+    "liger_kernel_config": "its kernels are for language models that generate",
+    "use_cache": "it is for models that generate",
+    "per_device_eval_batch_size": _OWN_EVALUATION,
+    "prediction_loss_only": _OWN_EVALUATION,
+    "eval_accumulation_steps": _OWN_EVALUATION,
+    "eval_do_concat_batches": _OWN_EVALUATION,
+    "eval_use_gather_object": _OWN_EVALUATION,
+    "include_for_metrics": _OWN_EVALUATION,
+    "batch_eval_metrics": _OWN_EVALUATION,
+    "bf16_full_eval": _HALF,
+    "fp16_full_eval": _HALF,
+    "do_predict": "`bge encode` and `bge eval` use the finished model",
+    "train_sampling_strategy": _OWN_BATCHES,
+    "length_column_name": _OWN_BATCHES,
+    "dataloader_in_order": _OWN_LOADER,
+    "parallelism_config": "data are parallel, the network is not",
+    "fsdp": "the saved model would hold a part of the weights; --deepspeed shares the optimiser's memory",
+    "fsdp_config": "the saved model would hold a part of the weights; --deepspeed shares the optimiser's memory",
+    "enable_jit_checkpoint": "processes could stop at different steps; --save_steps bounds what is lost",
+    "push_to_hub": _NO_HUB,
+    "hub_token": _NO_HUB,
+    "hub_private_repo": _NO_HUB,
+    "hub_model_id": _NO_HUB,
+    "hub_strategy": _NO_HUB,
+    "hub_always_push": _NO_HUB,
+    "hub_revision": _NO_HUB,
+}
+#: Optimisers that need another training loop than that of this kind of training.
+_OPTIMIZERS: Final = {
+    "lomo": "it steps within the backward pass",
+    "layerwise": "it steps within the backward pass",
+    "schedule_free": "its weights in training are not those to save",
+}
+#: Parts of --accelerator_config that are used; the others are about loaders that accelerate makes.
+_ACCELERATOR: Final = frozenset({"gradient_accumulation_kwargs"})
+
+
+def check_supported(args: Any) -> None:
+    """Refuse what has no effect here.
+
+    Args:
+        args: `TrainingArguments` as given, before it has filled in its own values.
+
+    Raises:
+        ArgumentError: an argument is set that this kind of training has no use for.
+    """
+    for known in fields(TrainingArguments):
+        if known.name in REASONS and _plain(getattr(args, known.name)) != _plain(_default(known)):
+            raise ArgumentError(f"--{known.name} is not supported: {REASONS[known.name]}")
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    for part, reason in _OPTIMIZERS.items():
+        if part in optimizer:
+            raise ArgumentError(f"--optim {optimizer} is not supported: {reason}")
+    _check_accelerator(args.accelerator_config)
+    if not args.judged:
+        _check_unjudged(args)
+
+
+def _check_accelerator(given: Any) -> None:
+    if isinstance(given, str) and given.lstrip().startswith("{"):
+        try:
+            given = json.loads(given)
+        except ValueError as error:
+            raise ArgumentError(f"--accelerator_config is no JSON object: {error}") from error
+    if isinstance(given, dict) and (unused := sorted(given.keys() - _ACCELERATOR)):
+        raise ArgumentError(f"--accelerator_config with {unused[0]} is not supported: {_OWN_LOADER}")
+
+
+def _check_unjudged(args: Any) -> None:
+    asked = {
+        "load_best_model_at_end": args.load_best_model_at_end,
+        "early_stopping_patience": args.early_stopping_patience is not None,
+        "save_strategy best": _plain(args.save_strategy) == "best",
+        "eval_strategy": _plain(args.eval_strategy) is not None,
+        "eval_steps": args.eval_steps is not None,
+        "eval_delay": args.eval_delay > 0,
+        "eval_on_start": args.eval_on_start,
+        "do_eval": args.do_eval,
+        "metric_for_best_model": args.metric_for_best_model is not None,
+        "greater_is_better": args.greater_is_better is not None,
+    }
+    for name, is_asked in asked.items():
+        if is_asked:
+            raise ArgumentError(f"--{name} needs {args.judged_by}")
+
+
+def _default(field: Field[Any]) -> Any:
+    made: Any = field.default_factory
+    return made() if field.default is MISSING else field.default
+
+
+def _plain(value: Any) -> Any:
+    """A value as users write it: that of an enum; nothing for what says nothing."""
+    value = getattr(value, "value", value)
+    if isinstance(value, str) and value.lower() in ("false", "true"):
+        value = value.lower() == "true"
+    return value if value not in ("", [], {}, "no", False) else None

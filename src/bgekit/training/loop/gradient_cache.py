@@ -1,0 +1,192 @@
+"""The gradient of a batch of any size on the memory of a part of it (GradCache, arXiv:2101.06983).
+
+A contrastive loss couples all vectors of a batch, so a batch cannot be cut up as in gradient accumulation. But the
+network is applied to each text alone:
+
+1. encode chunk by chunk without keeping activations;
+2. compute the loss of all vectors, and its gradient with respect to the vectors;
+3. encode each chunk again, with activations and the same dropout, and go back from the gradient of its vectors.
+
+The sum over chunks is the gradient of the plain step, for the price of a second forward pass: four passes over the
+network instead of three.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+from ...errors import ArgumentError
+from ...networks.memory import Trimmer
+from ...networks.packing import Packed, plan_batches
+from ..losses.distributed import LossValue
+
+#: The network, wrapped for data-parallel training or not: vectors [n, d] or scores [n] of the sequences of a batch.
+Encode: TypeAlias = Callable[[Packed], Tensor]
+#: The loss of what was encoded, one tensor for each batch.
+VectorLoss: TypeAlias = Callable[..., LossValue]
+#: Goes back from a scalar; `accelerator.backward`, or one that scales the loss for float16 first.
+Backward: TypeAlias = Callable[[Tensor], Any]
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Sequences that are encoded at once, and their positions among all."""
+
+    batch: Packed
+    positions: Tensor
+
+    def encode(self, encode: Encode) -> Tensor:
+        # A stand-in for no sequences is encoded and cut off: its gradient is zero for all parameters.
+        return encode(self.batch)[: len(self.positions)]
+
+
+def plain_backward(
+    encode: Encode, batches: Sequence[Packed], loss: VectorLoss, *, backward: Backward = Tensor.backward
+) -> LossValue:
+    """Add the gradient of a loss to the parameters: one forward and one backward pass.
+
+    Args:
+        encode: The network.
+        batches: What is encoded, such as (queries, passages), or (pairs,) for a reranker. All of it goes through the
+            network in one call, which data-parallel wrappers need. May hold no sequence at all on this process.
+        loss: Takes the vectors of each batch.
+        backward: Goes back from the loss.
+
+    Returns:
+        The loss, detached, and its metrics.
+    """
+    everything, counts = _join(batches)
+    vectors = _chunk(everything, range(len(everything.lengths))).encode(encode)
+    value = loss(*vectors.split(counts))
+    backward(value.loss)
+    return LossValue(value.loss.detach(), value.metrics)
+
+
+def cached_backward(
+    encode: Encode,
+    batches: Sequence[Packed],
+    loss: VectorLoss,
+    *,
+    chunk: int,
+    backward: Backward = Tensor.backward,
+    no_sync: Callable[[], AbstractContextManager[Any]] | None = None,
+) -> LossValue:
+    """As `plain_backward`, with activations of a chunk at a time: the same gradient to rounding.
+
+    With dropout the gradient is that of the masks that were drawn in the first pass, which are not those that a
+    plain step would draw.
+
+    Args:
+        encode: The network. Under autocast and with gradient checkpointing as in a plain step.
+        batches: What is encoded; queries and passages share chunks.
+        loss: Takes the vectors of each batch; called once.
+        chunk: Sequences encoded at once, on average: chunks are cut to `chunk` times the mean length in tokens,
+            so that a chunk of long texts takes no more memory than others.
+        backward: Goes back from a scalar, once for each chunk. What it scales by is scaled once.
+        no_sync: Context in which gradients are not exchanged between processes; that of `encode` by default.
+            All chunks but the last are computed in it.
+
+    Returns:
+        The loss, detached, and its metrics.
+    """
+    if chunk < 1:
+        raise ArgumentError(f"a chunk must have at least 1 sequence, not {chunk}")
+    own: Callable[[], AbstractContextManager[Any]] = getattr(encode, "no_sync", contextlib.nullcontext)
+    silent = own if no_sync is None else no_sync
+    everything, counts = _join(batches)
+    chunks = list(_chunks(everything, chunk))
+
+    # Thousands of chunks, each of another size, would leave holes in the heap that grow with the batch.
+    memory = Trimmer()
+    states = []
+    vectors: Tensor | None = None
+    with torch.no_grad():
+        for piece in chunks:
+            memory.trim()
+            states.append(_RandomState.now(everything.input_ids))
+            part = piece.encode(encode)
+            if vectors is None:
+                vectors = part.new_empty(sum(counts), *part.shape[1:])
+            vectors[piece.positions] = part
+    # Autocast keeps weights that it has cast, and those cast here would have no gradient in the second pass.
+    torch.clear_autocast_cache()
+    assert vectors is not None  # There is at least one chunk.
+
+    value, gradient = _differentiated(loss, vectors, counts)
+    del vectors  # Of a large batch as much as the activations of a chunk.
+    memory.trim()
+
+    with _RandomState.kept(everything.input_ids):
+        for number, (piece, state) in enumerate(zip(chunks, states, strict=True), start=1):
+            with silent() if number < len(chunks) else contextlib.nullcontext():
+                state.restore()
+                again = piece.encode(encode)
+                backward((again * gradient[piece.positions]).sum())
+            torch.clear_autocast_cache()
+            memory.trim()
+    return value
+
+
+def _differentiated(loss: VectorLoss, vectors: Tensor, counts: Sequence[int]) -> tuple[LossValue, Tensor]:
+    """The loss of vectors [n, d], without its graph, and its gradient [n, d]."""
+    value = loss(*vectors.requires_grad_().split(counts))
+    (gradient,) = torch.autograd.grad(value.loss, vectors)
+    return LossValue(value.loss.detach(), value.metrics), gradient
+
+
+def _join(batches: Sequence[Packed]) -> tuple[Packed, list[int]]:
+    return Packed.join(*batches), [len(batch.lengths) for batch in batches]
+
+
+def _chunks(batch: Packed, size: int) -> Iterator[_Chunk]:
+    if not batch.lengths:
+        yield _chunk(batch, ())
+    else:
+        budget = math.ceil(size * len(batch.input_ids) / len(batch.lengths))
+        for positions in plan_batches(batch.lengths, budget):
+            yield _chunk(batch.take(positions), positions)
+
+
+def _chunk(batch: Packed, positions: Sequence[int]) -> _Chunk:
+    device = batch.input_ids.device
+    if not batch.lengths:
+        batch = Packed.of([[0]]).to(device)
+    return _Chunk(batch, torch.tensor(positions, dtype=torch.long, device=device))
+
+
+@dataclass(frozen=True)
+class _RandomState:
+    """State of the generators that dropout draws from: the CPU's and that of the device of a tensor."""
+
+    cpu: Tensor
+    device_type: str
+    devices: list[int]
+    states: list[Tensor]
+
+    @classmethod
+    def now(cls, where: Tensor) -> _RandomState:
+        devices, states = get_device_states(where)
+        return cls(torch.get_rng_state(), where.device.type, list(devices), list(states))
+
+    @classmethod
+    @contextlib.contextmanager
+    def kept(cls, where: Tensor) -> Iterator[None]:
+        """Afterwards the state is what it was."""
+        before = cls.now(where)
+        try:
+            yield
+        finally:
+            before.restore()
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        set_device_states(self.devices, self.states, device_type=self.device_type)

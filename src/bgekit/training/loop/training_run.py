@@ -1,0 +1,359 @@
+"""What embedders and rerankers have in common when they are trained: data, steps, the loop, the results."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import nn
+from transformers import EarlyStoppingCallback, set_seed
+
+from ...display.option_names import spoken
+from ...errors import BgekitError
+from ...networks.memory import keep_few_kernels
+from ...networks.packing import PACKED_ATTENTION
+from ..batches.collator import Collator, StepDataset
+from ..batches.datasets import TrainingData, load_data
+from ..batches.sampler import PlanOptions
+from ..batches.sampling import Sampling
+from ..insight.curves import save_curves
+from ..insight.dry_run import Footprint, dry_run
+from ..losses.distributed import by_first
+from .arguments import REASONS, DataArguments, TrainerArguments
+from .checkpoints import (
+    FIRST_STAGE,
+    JUDGING,
+    add_training,
+    check_optimizer,
+    check_output,
+    check_same_run,
+    save_final,
+    scratch,
+)
+from .trainer import ContrastiveTrainer
+
+if TYPE_CHECKING:
+    from ...evaluation.tasks.base import Task
+
+logger = logging.getLogger(__name__)
+
+
+def begin(args: TrainerArguments) -> Path | None:
+    """Check what can be checked before anything is loaded; returns the checkpoint to go on from."""
+    resume = None
+    if not args.dry_run:
+        # Two that look at once could see what the other has just made.
+        resume = by_first(
+            lambda: check_output(str(args.output_dir), args.resume_from_checkpoint, args.overwrite_output_dir)
+        )
+    if resume is not None:
+        # What was measured at the start was measured then; what early stopping has counted goes on.
+        args.eval_on_start = False
+        args.restore_callback_states_from_checkpoint = True
+    set_seed(args.seed)
+    keep_few_kernels()
+    return resume
+
+
+def read_data(args: TrainerArguments, data: DataArguments, *, in_batch: bool) -> TrainingData:
+    """All rows, checked. The first process reads and the others find its cache."""
+    with args.main_process_first(desc="checking the training data"):
+        return load_data(
+            data.train_data,
+            weights=data.dataset_weights,
+            cache=data.cache_path,
+            teacher=data.knowledge_distillation,
+            max_rows=data.max_example_num_per_dataset,
+            seed=args.seed,
+            same_dataset=data.same_dataset_within_batch,
+            small_threshold=data.small_threshold,
+            drop_threshold=data.drop_threshold,
+            drop_duplicates=data.drop_duplicates,
+            in_batch_negatives=in_batch,
+            encoding=args.encoding,
+            quoting=args.quoting,
+        )
+
+
+def make_steps(args: TrainerArguments, data: DataArguments, rows: TrainingData, collator: Collator) -> StepDataset:
+    """The steps of this process."""
+    options = PlanOptions(
+        batch_size=args.per_device_train_batch_size * args.world_size,
+        seed=args.data_seed if args.data_seed is not None else args.seed,
+        drop_last=args.dataloader_drop_last,
+        same_dataset=data.same_dataset_within_batch,
+        temperature=data.sampling_temperature,
+        devices=args.world_size,
+        group_by_length=data.group_by_length,
+    )
+    sampling = Sampling(
+        data.train_group_size, shuffle_ratio=data.shuffle_ratio, teacher=data.knowledge_distillation, seed=options.seed
+    )
+    return StepDataset(rows, options, sampling, collator, rank=args.process_index, world=args.world_size)
+
+
+def eval_tasks(args: TrainerArguments) -> list[Task]:
+    """What is measured while training; read before it starts, so that a mistake in it costs no time."""
+    if not args.eval_data:
+        return []
+    from ...evaluation.evaluator import tasks_of
+
+    return tasks_of(args.eval_data, split=args.eval_split, encoding=args.encoding, quoting=args.quoting)
+
+
+def scores_of(results: Sequence[Any]) -> dict[str, float]:
+    """Metrics of an evaluation by the names that a log has: `score` is the mean of the main scores."""
+    found = {f"{result.task}_{result.main_metric}": result.main_score for result in results}
+    return {"score": sum(found.values()) / len(found), **found}
+
+
+def run(
+    trainer: ContrastiveTrainer,
+    write: Callable[[Path], None],
+    *,
+    resume: Path | None,
+    rows: TrainingData,
+    parts: Sequence[Any],
+    facts: Mapping[str, Any] | None = None,
+) -> Path:
+    """Train, save the model into the output folder itself, draw the curves.
+
+    Args:
+        trainer: Ready to train.
+        write: Saves the network as it is into a folder.
+        resume: A checkpoint to go on from.
+        rows: The data.
+        parts: The arguments of the model and of the data.
+        facts: What else the result should say of how it came about.
+
+    Returns:
+        The output folder.
+    """
+    args, start = trainer.args, time.perf_counter()
+    if resume is not None:
+        check_same_run(resume, trainer.identity)
+        check_optimizer(resume, deepspeed=trainer.is_deepspeed_enabled)
+    if args.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+    result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    output = Path(str(args.output_dir))
+    if trainer.is_world_process_zero():
+        history = trainer.state.log_history
+        _compare_with_start(trainer)
+        _compare_with_first_stage(trainer)
+        provenance = {
+            "base_model": parts[0].model_name_or_path or None,
+            "model_arguments": asdict(parts[0]),
+            "data_arguments": asdict(parts[1]),
+            **(facts or {}),
+            "findings": trainer.diagnosis.findings,
+            "data": {
+                "fingerprint": trainer.identity["data"],
+                "datasets": [{"files": list(each.spec.files), "rows": len(each)} for each in rows.datasets],
+            },
+            "steps": result.global_step,
+            "loss": result.training_loss,
+            "seconds": time.perf_counter() - start,
+            "best_checkpoint": trainer.state.best_model_checkpoint if args.load_best_model_at_end else None,
+            "arguments": args.to_dict(),
+            "command": sys.argv[:],
+            "versions": _versions(),
+            "threads": torch.get_num_threads(),
+            "history": history,
+        }
+        arguments = _telling_arguments(args, parts)
+        best = trainer.state.best_global_step if provenance["best_checkpoint"] else None
+
+        def complete(folder: Path) -> None:
+            write(folder)
+            add_training(
+                folder / "README.md", datasets=[(each.spec.files, len(each)) for each in rows.datasets],
+                arguments=arguments, history=history, kept=best, findings=trainer.diagnosis.findings,
+                drawn=bool(save_curves(history, folder)),
+            )  # fmt: skip
+
+        save_final(output, complete, provenance)
+    if args.world_size > 1:
+        torch.distributed.barrier()
+    return output
+
+
+def _judged_by(args: TrainerArguments) -> str:
+    """The name in the log of what the best model is told by."""
+    return f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
+
+
+def _compare_with_first_stage(trainer: ContrastiveTrainer) -> None:
+    """Say so where the reranker makes the order of the first stage worse, however well it has been trained."""
+    name = _judged_by(trainer.args)
+    beside = name.replace("eval_", f"eval_{FIRST_STAGE}_", 1)
+    scores = [(row["step"], row[name], row[beside]) for row in trainer.state.log_history if beside in row]
+    if not scores:
+        return
+    step, best, alone = max(scores, key=lambda row: row[1])
+    logger.info("%s: %.2f with the reranker at best (step %d), %.2f without it", name, best, step, alone)
+    if best < alone:
+        trainer.diagnosis.report({
+            "first stage": f"the reranker makes the first stage's order worse: {name} is {best:.2f} at best (step "
+            f"{step}), and {alone:.2f} without a reranker. It is no use behind this first stage: train longer, "
+            "on more rows or with negatives of this first stage (bge mine), or start from a model that is a reranker"
+        })  # fmt: skip
+
+
+def _compare_with_start(trainer: ContrastiveTrainer) -> None:
+    """Say so where no evaluation was better than the one before the first step."""
+    args, name = trainer.args, _judged_by(trainer.args)
+    scores = [(row["step"], row[name]) for row in trainer.state.log_history if name in row]
+    at_start = next((score for step, score in scores if step == 0), None)
+    later = [score for step, score in scores if step > 0]
+    if at_start is None or not later:
+        return
+    best = max(later) if args.greater_is_better else min(later)
+    if best > at_start if args.greater_is_better else best < at_start:
+        return
+    back = args.load_best_model_at_end and trainer.state.best_global_step == 0
+    kept = "; the result has the weights that it began with" if back else ""
+    logger.warning("training made it no better: %s was %.2f before it, %.2f at best%s", name, at_start, best, kept)
+
+
+#: Arguments that a run which goes on may change; all others, whoever's they are, have to be as they were.
+_FREE: Final = frozenset({
+    # Where things lie. Data count by their content, the weights are those of the checkpoint.
+    "model_name_or_path", "cache_dir", "revision", "trust_remote_code", "allow_pickle", "train_data", "eval_data",
+    "cache_path", "output_dir", "logging_dir", "overwrite_output_dir", "resume_from_checkpoint", "first_stage",
+    # When it ends.
+    "num_train_epochs", "max_steps", "early_stopping_patience", "load_best_model_at_end",
+    # What is logged, measured and saved, and when. What is the best is told by the same metric.
+    "logging_strategy", "logging_first_step", "logging_steps", "logging_nan_inf_filter", "log_level",
+    "log_level_replica", "log_on_each_node", "disable_tqdm", "report_to", "run_name", "project",
+    "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "include_tokens_per_second",
+    "save_strategy", "save_steps", "save_total_limit", "save_on_each_node", "save_only_model", "save_safetensors",
+    "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "do_eval", "do_train", "do_predict", "dry_run",
+    "restore_callback_states_from_checkpoint", "skip_memory_metrics", "debug",
+    # How fast it is, and on what; the batch of all processes together is compared.
+    "per_device_train_batch_size", "grad_cache_chunk", "gradient_checkpointing", "gradient_checkpointing_kwargs",
+    "activation_checkpointing", "activation_checkpointing_kwargs", "torch_empty_cache_steps", "torch_compile",
+    "torch_compile_backend", "torch_compile_mode", "full_determinism", "dataloader_num_workers",
+    "dataloader_pin_memory", "dataloader_prefetch_factor", "dataloader_persistent_workers",
+    "dataloader_multiprocessing_context", "use_cpu", "local_rank", "ddp_backend", "ddp_timeout", "ddp_bucket_cap_mb",
+    "ddp_find_unused_parameters", "ddp_broadcast_buffers", "ddp_static_graph", "accelerator_config",
+    # Follow from another one, or have no effect.
+    "data_seed", "warmup_ratio", "pad_to_multiple_of", "remove_unused_columns", "ignore_data_skip",
+})  # fmt: skip
+
+
+def identity(
+    args: TrainerArguments, rows: TrainingData, *more: Any, measured: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """What a run that goes on must have in common with the one that wrote a checkpoint.
+
+    Args:
+        args: Of the training.
+        rows: The data.
+        more: Instances of dataclasses whose values count, too, such as `ModelArguments`.
+        measured: Fingerprints of the data that is measured while training, None without.
+    """
+    parts = (args, *more)
+    values = {each.name: getattr(part, each.name) for part in parts for each in fields(part) if each.init}
+    if isinstance(args.deepspeed, str):  # Its content counts, wherever the file is.
+        values["deepspeed"] = json.loads(Path(args.deepspeed).read_text(encoding="utf-8"))
+    if not args.judged:
+        values |= dict.fromkeys(JUDGING & values.keys())
+    return {
+        "data": rows.fingerprint,
+        "global batch size": args.per_device_train_batch_size * args.world_size,
+        "--data_seed": args.data_seed if args.data_seed is not None else args.seed,
+        "evaluation data": measured,
+        **{f"--{name}": value for name, value in values.items() if name not in _FREE | REASONS.keys()},
+    }
+
+
+def _telling_arguments(args: TrainerArguments, parts: Sequence[Any]) -> dict[str, Any]:
+    """What made a model what it is: arguments that count for `identity` and are not what they are by default."""
+    found: dict[str, Any] = {
+        "--learning_rate": args.learning_rate,
+        "batch size of all processes": args.per_device_train_batch_size * args.world_size,
+        **({"--max_steps": args.max_steps} if args.max_steps > 0 else {"--num_train_epochs": args.num_train_epochs}),
+    }
+    for part in (*parts, args):
+        for each in fields(part):
+            value = getattr(part, each.name)
+            default = each.default if each.default_factory is MISSING else each.default_factory()
+            counts = each.init and each.name not in _FREE | REASONS.keys() | JUDGING
+            if counts and value != default and f"--{each.name}" not in found:
+                found[f"--{each.name}"] = value
+    return found
+
+
+def judge_by(
+    write: Callable[[Path], None], measure: Callable[[Path], Mapping[str, float]], output: Path
+) -> Callable[[], Mapping[str, float]]:
+    """Measures a network by what it would be if it were saved now: exactly what users will get.
+
+    Args:
+        write: Saves the network into a folder.
+        measure: Scores of the model in a folder by their names.
+        output: Where there is room for it for a while.
+    """
+
+    def judge() -> Mapping[str, float]:
+        with scratch(output) as folder:
+            write(folder / "model")
+            return measure(folder / "model")
+
+    return judge
+
+
+def show_dry_run(steps: StepDataset, network: nn.Module, config: Any, args: Any) -> None:
+    """Print what training would do, with an estimate of the memory it would take.
+
+    Args:
+        steps: The steps of this process.
+        network: What would be trained.
+        config: The configuration of its transformer.
+        args: `EmbedderArguments` or `RerankerArguments`.
+    """
+    footprint = Footprint.of(
+        config,
+        sum(each.numel() for each in network.parameters()),
+        sum(each.numel() for each in network.parameters() if each.requires_grad),
+        half=args.fp16 or args.bf16,
+        checkpointing=args.gradient_checkpointing,
+        chunk=args.grad_cache_chunk,
+        world=args.world_size,
+        lean=args.device.type == "cpu" and config._attn_implementation == PACKED_ATTENTION,
+    )
+    if args.process_index == 0:
+        text = dry_run(
+            steps, epochs=args.num_train_epochs, accumulation=args.gradient_accumulation_steps,
+            max_steps=args.max_steps, footprint=footprint,
+        )  # fmt: skip
+        print(text)  # noqa: T201
+
+
+def _versions() -> dict[str, str]:
+    import importlib.metadata
+
+    names = ("bgekit", "torch", "transformers", "accelerate", "numpy")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def launched(main: Callable[[], int]) -> int:
+    """Run with log lines on stderr; an error that its message explains is one line there."""
+    # One process of several is enough to say a thing.
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("bgekit").setLevel(level)
+    try:
+        return main()
+    except BgekitError as error:
+        print(f"error: {spoken(str(error))}", file=sys.stderr)  # noqa: T201
+        return 1

@@ -1,0 +1,285 @@
+"""A loss over all pairs of rows and columns, with the memory of a block of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ...errors import ArgumentError
+from .distributed import LossValue, full_precision, of_global_batch
+from .false_negatives import FalseNegatives, LossBatch, Ranges, Structure, excluded
+from .listwise import CONTRAST, Groups, contrast, contrast_metrics
+
+#: Computes the rows of a slice: (rows [b, d], all columns [m, d], slice) -> (sum of their losses, statistics [k]).
+Block: TypeAlias = Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor]]
+#: Similarities held at once: 16 MiB in float32, and a few times that while a block is differentiated.
+ENTRIES: Final = 1 << 22
+
+
+def blockwise(
+    rows: Tensor, columns: Tensor, block: Block, *, statistics: int, entries: int = ENTRIES
+) -> tuple[Tensor, Tensor]:
+    """Sum of `block` over slices of the rows; each is differentiated and dropped before the next one begins.
+
+    The gradient is computed with the value, so that similarities are computed once. Differentiable once.
+
+    Args:
+        rows: [n, d], n may be 0.
+        columns: [m, d].
+        block: The loss of some rows; written with differentiable operations, of its two tensors alone.
+        statistics: How many statistics the block returns.
+        entries: Similarities in a block, at least one row.
+
+    Returns:
+        The sum of losses (a scalar), and the sum of statistics ([statistics], without gradient).
+    """
+    size = max(1, entries // max(1, len(columns)))
+    slices = [slice(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
+    differentiate = torch.is_grad_enabled() and (rows.requires_grad or columns.requires_grad)
+    return _Blockwise.apply(rows, columns, block, slices, statistics, differentiate)
+
+
+class _Blockwise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        columns: Tensor,
+        block: Block,
+        slices: list[slice],
+        statistics: int,
+        differentiate: bool,
+    ) -> tuple[Tensor, Tensor]:
+        total, counted = rows.new_zeros(()), rows.new_zeros(statistics)
+        if not differentiate:
+            for part in slices:
+                value, numbers = block(rows[part], columns, part)
+                total, counted = total + value, counted + numbers
+            return total, counted
+        row_gradient, column_gradient = torch.empty_like(rows), torch.zeros_like(columns)
+        with torch.enable_grad():
+            every = columns.detach().requires_grad_()
+            for part in slices:
+                some = rows[part].detach().requires_grad_()
+                value, numbers = block(some, every, part)
+                row_gradient[part], of_columns = torch.autograd.grad(value, (some, every))
+                column_gradient += of_columns
+                total, counted = total + value.detach(), counted + numbers.detach()
+        ctx.save_for_backward(row_gradient, column_gradient)
+        ctx.mark_non_differentiable(counted)
+        return total, counted
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+        of_rows, of_columns = ctx.saved_tensors
+        return of_rows * gradient, of_columns * gradient, None, None, None, None
+
+
+#: Distillation: cross entropy with the teacher within groups beside the contrastive loss, or the loss of BGE-M3's
+#: training, in which each passage of the group is a target in turn, weighted by the teacher.
+Distillation = Literal["kl_div", "m3_kd_loss"]
+#: Statistics of a block: those of `contrast`, pairs excluded, pairs compared.
+_STATISTICS: Final = CONTRAST + 2
+
+
+@dataclass(frozen=True)
+class Contrastive:
+    """Cross entropy of the positive among the candidates of a row, -log softmax(similarity / temperature).
+
+    Candidates are all passages of the batch, or those of the own row when the batch (or `in_batch`) says so. What is
+    known to be a positive of the row, by the keys of texts, is none of its negatives.
+
+    With a teacher: `kl_div` adds the cross entropy of the softmax within the group with that of the teacher's
+    scores. `m3_kd_loss` is, with t the teacher's softmax over a group of passages 1..g,
+    sum over i of t_i * (-log softmax(similarity_i)), the softmax over all candidates but passages 1..i-1 of the group.
+    Rows without teacher have the plain loss.
+
+    Attributes:
+        temperature: Similarities are divided by it.
+        both_ways: Average with the same loss of passages that look for their query; in-batch only.
+        across: Passages of all processes are candidates, not only those of the own one.
+        in_batch: False for the own group alone, whatever the batch says.
+        false_negatives: Which negatives do not count, either, because they score as positives do. Not applied to a
+            group whose teacher says what its passages are.
+        distillation: How a teacher is used, None not to.
+        distillation_weight: Weight of the term that `kl_div` adds.
+        entries: Similarities held at once.
+    """
+
+    temperature: float = 0.02
+    both_ways: bool = False
+    across: bool = True
+    in_batch: bool = True
+    false_negatives: FalseNegatives = field(default_factory=FalseNegatives)
+    distillation: Distillation | None = None
+    distillation_weight: float = 1.0
+    entries: int = ENTRIES
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ArgumentError(f"the temperature must be above 0, not {self.temperature}")
+        if self.distillation not in (None, "kl_div", "m3_kd_loss"):
+            raise ArgumentError(f"distillation is kl_div or m3_kd_loss, not {self.distillation!r}")
+
+    def __call__(self, queries: Tensor, passages: Tensor, batch: LossBatch) -> LossValue:
+        """The loss of the vectors of this process: queries [n, d] and passages [m, d]."""
+        in_batch = self.in_batch and batch.in_batch
+        with full_precision(queries, passages) as (queries, passages):
+            compute = _InBatch(self, batch, across=self.across and in_batch)
+            total, sums = (compute.total if in_batch else compute.own_groups)(queries, passages)
+            if self.distillation == "kl_div":
+                table = compute.groups.table(own_scores(queries, passages, batch), -torch.inf) / self.temperature
+                total = total + self.distillation_weight * compute.groups.divergence(table, batch.teacher).sum()
+            return of_global_batch(total, batch.size, sums, _metrics)
+
+
+def own_scores(queries: Tensor, passages: Tensor, batch: LossBatch) -> Tensor:
+    """[m]: the similarity of each passage and the query of its row."""
+    sizes = torch.tensor(batch.groups, dtype=torch.long, device=queries.device)
+    return (queries.repeat_interleave(sizes, 0, output_size=len(passages)) * passages).sum(1)
+
+
+class _InBatch:
+    """Sums over the rows of one process, with what it compares them with."""
+
+    def __init__(self, loss: Contrastive, batch: LossBatch, *, across: bool) -> None:
+        self.loss = loss
+        self.batch = batch
+        self.structure = Structure(batch, across=across)
+        self.ranges = self.structure.of_passages(loss.false_negatives)
+        device = self.structure.targets.device
+        self.groups = Groups(tuple(batch.groups), device)
+        weights, taught = self.groups.teacher(batch.teacher if loss.distillation else None)
+        self.weights = weights
+        self.judged = taught[:, None] & self.groups.valid  # passages whose worth the teacher knows
+        self.m3 = loss.distillation == "m3_kd_loss"
+
+    def total(self, queries: Tensor, passages: Tensor) -> tuple[Tensor, Tensor]:
+        """Against all passages of the pool, blockwise."""
+        pool = self.structure.pool
+        everything = pool.rows(passages, 1)
+        total, sums = blockwise(queries, everything, self._block, statistics=_STATISTICS, entries=self.loss.entries)
+        if not self.loss.both_ways:
+            return total, sums
+        positives = passages[self.structure.first]
+        backwards, _ = blockwise(
+            positives,
+            pool.rows(queries, 0),
+            _Backwards(self.loss, self.structure.of_queries(), pool.offset(0)),
+            statistics=0,
+            entries=self.loss.entries,
+        )
+        return (total + backwards) / 2, sums
+
+    def own_groups(self, queries: Tensor, passages: Tensor) -> tuple[Tensor, Tensor]:
+        """Against the passages of the own row alone."""
+        groups = self.groups
+        table = groups.table(own_scores(queries, passages, self.batch), -torch.inf)
+        outside = self._own_excluded(len(passages)) & ~self.judged
+        near = self.loss.false_negatives.by_similarity(table.detach(), table[:, :1].detach())
+        if near is not None:
+            outside = outside | (near & ~self.judged & groups.valid)
+        outside[:, 0] = False
+        negatives = groups.valid & ~outside
+        logits = (table / self.loss.temperature).masked_fill(~negatives, -torch.inf)
+        if self.m3:
+            nothing = torch.full_like(logits[:, 0], _nothing(logits.dtype))
+            total = _in_turn(logits, nothing, negatives, self.weights.to(logits.dtype))
+        else:
+            total = groups.cross_entropy(logits).sum()
+        return total, torch.cat([
+            contrast(table[:, 0], table[:, 1:], negatives[:, 1:]),
+            torch.stack([outside.sum(), groups.valid[:, 1:].sum()]).to(table.dtype),
+        ])  # fmt: skip
+
+    def _own_excluded(self, passages: int) -> Tensor:
+        """[n, g]: places of the groups that are no negatives by their keys."""
+        found = torch.zeros_like(self.groups.valid)
+        size = max(1, self.loss.entries // max(1, passages))
+        for start in range(0, len(found), size):
+            rows = slice(start, min(start + size, len(found)))
+            mask = excluded(self.ranges, rows, passages, self.structure.targets[rows])
+            found[rows] = mask.gather(1, self.groups.index[rows])
+        return found & self.groups.valid
+
+    def _block(self, queries: Tensor, passages: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        target = self.structure.targets[rows]
+        similarity = queries @ passages.T
+        positive = similarity.gather(1, target[:, None])
+        outside = excluded(self.ranges, rows, len(passages), target)
+        near = self.loss.false_negatives.by_similarity(similarity.detach(), positive.detach())
+        if near is not None:
+            outside = (outside | near).scatter_(1, target[:, None], False)
+        valid, judged = self.groups.valid[rows], self.judged[rows]
+        own = self.groups.index[rows] + self.structure.pool.offset(1)
+        # A column of the group that a teacher has judged is never outside.
+        outside = outside.scatter(1, own, outside.gather(1, own) & ~judged)
+        logits = (similarity / self.loss.temperature).masked_fill(outside, -torch.inf)
+        if self.m3:
+            nothing = _nothing(logits.dtype)
+            counted = valid & ~outside.gather(1, own)
+            members = torch.zeros_like(outside).scatter_(1, own, True)
+            rest = logits.masked_fill(members | outside, nothing).logsumexp(1)
+            total = _in_turn(logits.gather(1, own), rest, counted, self.weights[rows].to(logits.dtype))
+        else:
+            total = (logits.logsumexp(1) - logits.gather(1, target[:, None])[:, 0]).sum()
+        negatives = (~outside).scatter_(1, target[:, None], False)
+        pairs = [outside.sum(), outside.new_tensor(outside.numel() - len(target), dtype=torch.long)]
+        return total, torch.cat([
+            contrast(positive[:, 0], similarity.detach(), negatives),
+            torch.stack(pairs).to(similarity.dtype),
+        ])  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Backwards:
+    """Positives that look for their query among the queries of the pool."""
+
+    loss: Contrastive
+    ranges: list[Ranges]
+    offset: int
+
+    def __call__(self, passages: Tensor, queries: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        target = torch.arange(rows.start, rows.stop, device=queries.device) + self.offset
+        similarity = passages @ queries.T
+        outside = excluded(self.ranges, rows, len(queries), target)
+        positive = similarity.gather(1, target[:, None])
+        near = self.loss.false_negatives.by_similarity(similarity.detach(), positive.detach())
+        if near is not None:
+            outside = (outside | near).scatter_(1, target[:, None], False)
+        logits = (similarity / self.loss.temperature).masked_fill(outside, -torch.inf)
+        total = (logits.logsumexp(1) - logits.gather(1, target[:, None])[:, 0]).sum()
+        return total, similarity.new_zeros(0)
+
+
+def _nothing(dtype: torch.dtype) -> float:
+    """The logit of what is not there; finite, because logaddexp has no gradient between infinities."""
+    return torch.finfo(dtype).min / 4
+
+
+def _in_turn(group: Tensor, rest: Tensor, counted: Tensor, weights: Tensor) -> Tensor:
+    """Sum over rows and members of weight * (-log softmax of the member over the rest and the members from it on).
+
+    Args:
+        group: [b, g] logits of the members.
+        rest: [b] logarithm of the sum of exp over all other candidates.
+        counted: [b, g] bool, which members there are.
+        weights: [b, g], 0 for those that there are not.
+    """
+    group = group.masked_fill(~counted, _nothing(group.dtype))
+    total, running = group.new_zeros(()), rest
+    for i in reversed(range(group.shape[1])):
+        running = torch.where(counted[:, i], torch.logaddexp(running, group[:, i]), running)
+        surprise = (running - group[:, i]).masked_fill(~counted[:, i], 0.0)
+        total = total + (weights[:, i] * surprise).sum()
+    return total
+
+
+def _metrics(sums: Tensor, size: int) -> dict[str, Tensor]:
+    return {**contrast_metrics(sums[:CONTRAST], size), "excluded": sums[CONTRAST] / sums[CONTRAST + 1].clamp(min=1)}

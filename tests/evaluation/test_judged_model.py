@@ -1,0 +1,50 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bgekit.data.records import Record
+from bgekit.evaluation import JudgedModel
+from bgekit.evaluation.judged_model import role_of
+from bgekit.models.prompts import Prompt
+
+
+def card_with(embedder, **prompts):
+    card = embedder().card
+    return replace(card, prompts={**card.prompts, **{name: Prompt(text) for name, text in prompts.items()}})
+
+
+def test_a_prompt_for_the_task_comes_before_one_for_its_kind(embedder):
+    card = card_with(embedder, **{"Retrieval": "kind", "SciFact-query": "task"})
+    assert role_of(card, "retrieval", "SciFact", "query") == "SciFact-query"
+    assert role_of(card, "retrieval", "SciFact", "document") == "Retrieval"
+    assert role_of(card, "retrieval", "Other", "query") == "Retrieval"
+    assert role_of(card, "reranking", "Other", "query") == "query"
+
+
+def test_plain_texts_get_the_default_prompt_or_the_prefix_that_a_model_always_saw(embedder):
+    assert role_of(embedder().card, "sts", "t", "plain") is None
+    assert role_of(card_with(embedder, document="passage: "), "sts", "t", "plain") == "query"
+    declared = replace(card_with(embedder, other="x"), default_prompt="other")
+    assert role_of(declared, "sts", "t", "plain") == "other"
+
+
+@pytest.mark.parametrize("task", ["ArguAna", "QuoraRetrieval", "SciDocsRR"])
+def test_queries_like_documents_get_no_instruction_from_english_bge(embedder, task):
+    card = replace(embedder().card, family="BGE v1.5, English")
+    assert role_of(card, "retrieval", task, "query") is None
+    assert role_of(card, "retrieval", "SciFact", "query") == "query"
+    assert role_of(replace(card, family="BGE v1.5, Chinese"), "retrieval", task, "query") == "query"
+
+
+def test_a_corpus_is_read_in_blocks_and_kept_on_disk(embedder, tmp_path, monkeypatch):
+    monkeypatch.setattr("bgekit.evaluation.judged_model._BLOCK", 2000)
+    model = embedder()
+    records = [Record(str(i), f"text {i}") for i in range(2500)]
+    for _ in range(2):
+        judged = JudgedModel(model, folder=tmp_path, progress=False)
+        with judged.corpus(iter(records), "digest", "retrieval", "t") as blocks:
+            parts = list(blocks)
+        assert [first for first, _ in parts] == [0, 2048]
+        assert np.allclose(np.concatenate([block for _, block in parts])[7], model.vector("text 7"))
+    assert model.encoded == 2500

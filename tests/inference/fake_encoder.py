@@ -1,0 +1,76 @@
+"""An embedder without a model: vectors from a hash of each text. As a program: encode files with it.
+
+python fake_encoder.py OUT FILE... [--delay SECONDS] [--shard-size N] [--log FILE]
+"""
+
+import argparse
+import hashlib
+import time
+
+import numpy as np
+
+from bgekit.inference.embeddings import Encoded
+from bgekit.inference.model import Embedder
+from bgekit.models.card import ModelCard
+from bgekit.models.prompts import Prompt
+
+
+class FakeEncoder(Embedder):
+    """Deterministic vectors; a text counts a token a word and is cut at `max_length`."""
+
+    dimension = 16
+    precision = "float32"
+
+    def __init__(self, *, delay=0.0, log=None, seed="0", query="", max_length=8):
+        self.card = ModelCard(
+            name="fake", pooling="cls", normalize=True, max_length=max_length, dimension=16,
+            prompts={"query": Prompt(query), "document": Prompt()},
+        )  # fmt: skip
+        self.delay, self.log, self.seed = delay, log, seed
+        self.encoded = []
+
+    @property
+    def fingerprint(self):
+        return hashlib.sha256(f"{self.seed}{self.card.prompts}".encode()).hexdigest()
+
+    def _encode_unique(self, windows, prompt, max_length, batch_size):
+        for texts in windows:
+            if self.log is not None:
+                with open(self.log, "a") as log:
+                    log.writelines(f"{text}\n" for text in texts)
+            self.encoded += texts
+            time.sleep(self.delay)
+            words = [len(text.split()) for text in texts]
+            vectors = np.stack([self._vector(prompt.prefix + text) for text in texts])
+            limit = max_length or self.card.max_length
+            cut = [row for row, count in enumerate(words) if count > limit]
+            yield Encoded(vectors, sum(min(count, limit) for count in words), cut)
+
+    def _vector(self, text):
+        digest = hashlib.blake2b((self.seed + text).encode(), digest_size=64).digest()
+        vector = np.frombuffer(digest, dtype=np.uint32).astype(np.float32) / 2**32 - 0.5
+        return vector / np.linalg.norm(vector)
+
+
+def main():
+    from bgekit.data.records import read_records
+    from bgekit.inference.shards import encode_to_shards
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("output")
+    parser.add_argument("files", nargs="+")
+    parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--shard-size", type=int, default=10)
+    parser.add_argument("--log")
+    parser.add_argument("--file-limit", type=int, help="bytes that a file may have (RLIMIT_FSIZE)")
+    args = parser.parse_args()
+    if args.file_limit:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (args.file_limit, args.file_limit))
+    model = FakeEncoder(delay=args.delay, log=args.log)
+    encode_to_shards(model, read_records(args.files), args.output, shard_size=args.shard_size)
+
+
+if __name__ == "__main__":
+    main()
