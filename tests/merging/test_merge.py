@@ -318,7 +318,7 @@ def test_a_full_disk_leaves_nothing(pair, tmp_path, monkeypatch):
 
         write(file, entries, some)
 
-    monkeypatch.setattr("bgekit.merging.tensor_blocks.write_safetensors", full)
+    monkeypatch.setattr("bgekit.merging.merged_model.write_safetensors", full)
     with pytest.raises(OutputError, match=r"to \S+/out: No space left on device"):
         mix_models(pair, "encoder", [0.5, 0.5], tmp_path / "out")
     assert leftovers(tmp_path) == []

@@ -171,13 +171,13 @@ class RerankerSpec:
     allow_pickle: bool = False
 
     def load_tokenizer(self) -> PreTrainedTokenizerFast:
-        """See `bgekit.encoding.engine.Spec`."""
+        """See `bgekit.inference.engine.Spec`."""
         from .tokenization import load_tokenizer
 
         return load_tokenizer(self.folder, trust_remote_code=self.trust_remote_code)
 
     def load_network(self, device: torch.device) -> ScoreColumn:
-        """See `bgekit.encoding.engine.Spec`."""
+        """See `bgekit.inference.engine.Spec`."""
         from ..networks.cross_encoder import load_cross_encoder
 
         network = load_cross_encoder(
@@ -190,7 +190,7 @@ class RerankerSpec:
         return ScoreColumn(network)
 
     def pack(self, tokens: Tokens, batch: Sequence[int]) -> Packed:
-        """See `bgekit.encoding.engine.Spec`."""
+        """See `bgekit.inference.engine.Spec`."""
         types = None if tokens.types is None else [tokens.types[row] for row in batch]
         return Packed.of([tokens.ids[row] for row in batch], token_types=types)
 

@@ -1,6 +1,6 @@
 """Several devices: one persistent worker each, windows handed out as workers become free, results in order.
 
-Workers are processes of their own (`bgekit.encoding.worker`) that talk through their standard streams. They need
+Workers are processes of their own (`serve`) that talk through their standard streams. They need
 no import guard in the caller's script, start from threads, notebooks and daemonic processes alike, and end when
 their parent does, because their input ends. The first device is served by the engine of this process.
 """
@@ -212,7 +212,7 @@ class _Worker:
         package_root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from bgekit.encoding.worker import main; main()"],
+            [sys.executable, "-c", "from bgekit.inference.workers import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},

@@ -37,7 +37,7 @@ _TIED: Final = (("shared.weight", "encoder.embed_tokens.weight"),)
 
 @dataclass(frozen=True)
 class Options:
-    """How models are found, and how far they are trusted (see `bgekit.models.checkpoint.resolve`)."""
+    """How models are found, and how far they are trusted (see `bgekit.models.hub.resolve`)."""
 
     revision: str | None = None
     cache_dir: str | None = None

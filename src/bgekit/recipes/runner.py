@@ -191,7 +191,7 @@ def _wait(step: Step, log: IO[bytes], path: Path, watcher: Watcher) -> int:
     with contextlib.ExitStack() as stack:
         result = stack.enter_context(step.working.open("wb")) if printed else log
         process = subprocess.Popen(
-            [sys.executable, "-m", "bgekit.recipes.child", *step.module_arguments],
+            [sys.executable, "-m", "bgekit.recipes.stage_process", *step.module_arguments],
             stdin=subprocess.PIPE, stdout=result, stderr=log, start_new_session=os.name == "posix",
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
