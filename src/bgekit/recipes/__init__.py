@@ -18,10 +18,10 @@ __all__ = ["Recipe", "RecipeError", "StageError", "read_recipe", "run_recipe"]
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "Recipe": "recipe",
-        "read_recipe": "recipe",
-        "RecipeError": "reading",
-        "StageError": "running",
-        "run_recipe": "running",
+        "Recipe": "spec",
+        "read_recipe": "spec",
+        "RecipeError": "spec",
+        "StageError": "runner",
+        "run_recipe": "runner",
     },
 )
