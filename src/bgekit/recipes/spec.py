@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import itertools
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -347,7 +348,7 @@ class Recipe:
         return Recipe(self.path, self.about, self.variables, kept)
 
 
-def read_recipe(path: Path, settings: Mapping[str, str] | None = None) -> Recipe:
+def read_recipe(path: str | os.PathLike[str], settings: Mapping[str, str] | None = None) -> Recipe:
     """Read a recipe.
 
     Args:
@@ -357,7 +358,8 @@ def read_recipe(path: Path, settings: Mapping[str, str] | None = None) -> Recipe
     Raises:
         RecipeError: something in it is unknown, missing or contradictory; names file, line and stage.
     """
-    return _Reading(path, read_yaml(path)).recipe(settings or {})
+    file = Path(path)
+    return _Reading(file, read_yaml(file)).recipe(settings or {})
 
 
 @dataclass
