@@ -9,7 +9,7 @@ import io
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,8 +35,6 @@ examples:
   bge recipe run recipes/small-demo.yaml
   bge recipe run recipes/small-shared.yaml --set data=/data --set seed=1 --work runs/seed-1"""
 
-#: Columns of the plan's inputs.
-_WIDEST = 50
 #: Verbs whose arguments are parsed as transformers' Trainer does it.
 _TRAINED = ("pretrain", "finetune", "finetune-reranker")
 
@@ -92,8 +90,9 @@ def run(args: argparse.Namespace) -> int:
         raise
     if not args.quiet:
         from ..display.text import encodable
+        from ..recipes.recipe_report import scores_text
 
-        print(encodable(_scores(content)), end="")
+        print(encodable(scores_text(content)), end="")
         print(f"\nwritten to {work}: report.md, report.html, report.json")
     return 0
 
@@ -105,44 +104,19 @@ def _setting(text: str) -> tuple[str, str]:
     return name.strip(), value
 
 
-def _scores(content: Mapping[str, Any]) -> str:
-    lines = []
-    for evaluation in content["evaluations"]:
-        lines.append(f"\n{evaluation['stage']}")
-        for each in evaluation["results"]:
-            what = f"{each['metric']} on {each['task']} ({each['split']})"
-            lines.append(f"  {each['score']:6.2f}  {what}: {each['model']}")
-        lines += [f"  {each['conclusion']}" for each in evaluation["comparisons"]]
-    return "".join(f"{line}\n" for line in lines)
-
-
 def _dry_run(recipe: Recipe, work: Path, again: Sequence[str]) -> int:
     from ..display.text import encodable
     from ..recipes.commands import HIDDEN, make_steps
     from ..recipes.plan import Digests, Folder, plan
+    from ..recipes.recipe_report import plan_text
     from ..recipes.runner import check_inputs
 
     steps = make_steps(recipe, work, VerbGrammar())
     folder = Folder(work, Digests(work / HIDDEN))
     states = plan(steps, folder, recipe.chosen(again))
-    print(encodable("\n".join(_plan_lines(steps, states))))
+    print(encodable(plan_text(steps, states)))
     check_inputs(recipe, steps, folder)
     return 0
-
-
-def _plan_lines(steps: Sequence[Step], states: Sequence[State]) -> Iterator[str]:
-    """The plan as a table, and the commands."""
-    from ..display.text import aligned, clipped
-
-    rows = [("stage", "verb", "inputs", "output", "status", "why")]
-    for step, state in zip(steps, states, strict=True):
-        inputs = clipped(", ".join(dict.fromkeys(each.stage or each.path for each in step.inputs)) or "-", _WIDEST)
-        why = "; ".join(state.reasons)
-        rows.append((step.name, step.stage.verb.name, inputs, str(step.output), state.status, why))
-    yield from aligned(rows)
-    yield ""
-    for step in steps:
-        yield step.shown
 
 
 class VerbGrammar:

@@ -75,6 +75,17 @@ class TaskView:
         return list(dict.fromkeys(note for result in self.results for note in result.notes))
 
     @property
+    def published(self) -> dict[str, float]:
+        """Published scores of other models by their names."""
+        return {name: score for result in self.results for name, score in result.published.items()}
+
+    @property
+    def metrics(self) -> list[tuple[str, list[str]]]:
+        """Every metric with its score under each result."""
+        names = dict.fromkeys(name for result in self.results for name in result.metrics)
+        return [(name, [number(result.metrics.get(name)) for result in self.results]) for name in names]
+
+    @property
     def comparable(self) -> bool:
         """Whether the data is that of the published scores, as far as those are known for a model."""
         return all(result.comparable for result in self.results if result.reference is not None)
