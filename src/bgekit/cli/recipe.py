@@ -6,9 +6,7 @@ import argparse
 import contextlib
 import importlib
 import io
-import shutil
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,8 +15,6 @@ from ..errors import ArgumentError
 from . import options
 
 if TYPE_CHECKING:
-    from ..recipes.commands import Step
-    from ..recipes.plan import State
     from ..recipes.spec import Recipe, Verb
 
 #: What is said when it is interrupted.
@@ -79,13 +75,13 @@ def run(args: argparse.Namespace) -> int:
     work = Path(args.work or Path("runs", Path(args.file).stem))
     if args.dry_run:
         return _dry_run(recipe, work, args.again or ())
+    from ..recipes.recipe_report import StageProgress
     from ..recipes.runner import StageError, run_recipe
 
-    screen = Screen(args.quiet)
     try:
-        content = run_recipe(recipe, work, VerbGrammar(), screen, again=args.again or ())
+        with StageProgress(quiet=args.quiet) as screen:
+            content = run_recipe(recipe, work, VerbGrammar(), screen, again=args.again or ())
     except StageError as error:
-        screen.clear()
         print(error.tail, file=sys.stderr)
         raise
     if not args.quiet:
@@ -184,44 +180,3 @@ def _trained(verb: str) -> tuple[type[Any], ...]:
 
     kind = training.EmbedderArguments if verb == "finetune" else training.RerankerArguments
     return training.ModelArguments, training.DataArguments, kind
-
-
-class Screen:
-    """Shows how a run goes: a line for each stage, and on a terminal what the running one says."""
-
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
-        self._live = not quiet and sys.stderr.isatty()
-        self._place, self._start, self._next = "", 0.0, 0.0
-
-    def begins(self, step: Step, number: int, total: int, state: State) -> None:
-        """A stage is skipped or begins."""
-        self._place, self._start, self._next = f"[{number}/{total}] {step.name}", time.perf_counter(), 0.0
-        why = f" ({'; '.join(state.reasons)})" if state.reasons else ""
-        self._say(f"{self._place}: {state.status}{why}")
-
-    def runs(self, step: Step, seconds: float, line: str) -> None:
-        """It is running."""
-        if not self._live or seconds < self._next:
-            return
-        self._next = seconds + 0.5
-        from ..display.text import clipped, printable
-
-        # One column less, so that the cursor stays on the line.
-        width = shutil.get_terminal_size((100, 24)).columns - 1
-        shown = clipped(printable(f"{self._place} {seconds:,.0f} s  {line}"), width)
-        print(f"\r\x1b[K{shown}", end="", file=sys.stderr, flush=True)
-
-    def ends(self, step: Step) -> None:
-        """It has finished."""
-        self._say(f"{self._place}: done in {time.perf_counter() - self._start:,.1f} s -> {step.output}")
-
-    def clear(self) -> None:
-        """Remove what is on the line."""
-        if self._live:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-    def _say(self, line: str) -> None:
-        self.clear()
-        if not self._quiet:
-            print(line, file=sys.stderr, flush=True)

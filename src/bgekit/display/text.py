@@ -6,10 +6,6 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 def printable(text: str) -> str:
@@ -46,9 +42,15 @@ def padded(text: str, width: int) -> str:
     return text + " " * (width - columns(text))
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The lines of a table, whose columns are as wide as their widest cells."""
+def aligned(rows: Sequence[Sequence[str]], *, widest: int | None = None) -> Iterator[str]:
+    """The lines of a table, whose columns are as wide as their widest cells.
+
+    Args:
+        rows: Texts of cells.
+        widest: The most columns of the terminal that are kept for a cell; a longer one pushes the rest of its line.
+    """
     widths = [max(map(columns, column)) for column in zip(*rows, strict=True)]
+    widths = widths if widest is None else [min(width, widest) for width in widths]
     for row in rows:
         yield "  ".join(padded(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip()
 

@@ -44,7 +44,7 @@ def side_files(card: ModelCard, selftest: Mapping[str, Any] | None, versions: Ma
     Args:
         card: What the files are to say.
         selftest: A text and its vector, or None for no self-test.
-        versions: Versions of `transformers`, `pytorch` and `bgekit`, for the record.
+        versions: Versions of `transformers`, `torch` and `bgekit`, for the record.
     """
     files: dict[str, Any] = {
         "modules.json": _modules(card),
@@ -108,7 +108,7 @@ def _main_config(card: ModelCard, selftest: Mapping[str, Any] | None, versions: 
         "__version__": {
             "sentence_transformers": LAYOUT_VERSION,
             "transformers": versions["transformers"],
-            "pytorch": versions["pytorch"],
+            "pytorch": versions["torch"],
         },
         "prompts": {role: prompt.prefix for role, prompt in prompts.items()},
         "default_prompt_name": card.default_prompt,

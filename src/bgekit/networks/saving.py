@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from .._version import package_versions
 from ..errors import ArgumentError
 from ..files.atomic import atomic_folder, target_folder, write_json
 from ..models.calibration_map import moved
@@ -98,7 +99,7 @@ def write_checkpoint(
         if card.calibration is not None:
             then = weights_digest(source, allow_pickle=allow_pickle) if weights is None and dense is None else None
             card = replace(card, calibration=moved(card.calibration, then, weights_digest(folder)))
-        for name, content in side_files(card, selftest, _versions()).items():
+        for name, content in side_files(card, selftest, package_versions("transformers", "torch")).items():
             write_json(folder / name, content)
         for module in read_json(folder / "modules.json", list):
             (folder / module["path"]).mkdir(exist_ok=True)
@@ -242,15 +243,6 @@ def copy_matching(source: Path, folder: Path, patterns: Sequence[str]) -> None:
         for file in source.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)
-
-
-def _versions() -> dict[str, str]:
-    import torch
-    import transformers
-
-    from .._version import __version__
-
-    return {"bgekit": __version__, "transformers": transformers.__version__, "pytorch": torch.__version__}
 
 
 _TAGS: Final = ("reranker", "cross-encoder", "bgekit")

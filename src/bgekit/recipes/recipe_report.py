@@ -1,15 +1,17 @@
-"""Reports of a recipe: report.json, report.md and report.html in its work folder, the plan and scores in lines."""
+"""A recipe for its readers: plan, progress and scores on a terminal; report.json, report.md and report.html."""
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from ..display.progress import Progress, on_terminal, write_line
 from ..display.templates import render, render_page
-from ..display.text import aligned, clipped
+from ..display.text import aligned, clipped, printable
 from ..files.atomic import OutputFolder
 from ..files.hashing import file_sha256
 from .commands import Step
@@ -164,3 +166,34 @@ def plan_text(steps: Sequence[Step], states: Sequence[State]) -> str:
         why = "; ".join(state.reasons)
         rows.append((step.name, step.stage.verb.name, inputs, str(step.output), state.status, why))
     return "\n".join([*aligned(rows), "", *(step.shown for step in steps)])
+
+
+class StageProgress(Progress):
+    """How a run goes: a line for each stage, and on a terminal what the running one says."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        """Nothing is written if `quiet`."""
+        super().__init__(layout="{desc}", leave=False, show=not quiet and on_terminal())
+        self._quiet = quiet
+        self._stage, self._start, self._next = "", 0.0, 0.0
+
+    def begins(self, step: Step, number: int, total: int, state: State) -> None:
+        """A stage is skipped or begins."""
+        self._stage, self._start, self._next = f"[{number}/{total}] {step.name}", time.perf_counter(), 0.0
+        why = f" ({'; '.join(state.reasons)})" if state.reasons else ""
+        self._say(f"{self._stage}: {state.status}{why}")
+
+    def runs(self, step: Step, seconds: float, line: str) -> None:
+        """It is running."""
+        if seconds >= self._next:
+            self._next = seconds + 0.5
+            self.note(printable(f"{self._stage} {seconds:,.0f} s  {line}"))
+
+    def ends(self, step: Step) -> None:
+        """It has finished."""
+        self._say(f"{self._stage}: done in {time.perf_counter() - self._start:,.1f} s -> {step.output}")
+
+    def _say(self, line: str) -> None:
+        self.note("")
+        if not self._quiet:
+            write_line(line)
