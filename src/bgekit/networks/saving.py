@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from .._version import package_versions
+from ..display.templates import render
 from ..errors import ArgumentError
 from ..files.atomic import atomic_folder, target_folder, write_json
 from ..models.calibration_map import moved
@@ -300,26 +301,8 @@ def write_reranker(
 
 
 def _readme(name: str, card: RerankerCard, origin: str) -> str:
-    arguments = "".join(
-        f'\n    {argument}="{prompt.prefix}",'
-        for argument, prompt in (
-            ("query_instruction_for_rerank", card.query),
-            ("passage_instruction_for_rerank", card.document),
-        )
-        if prompt
-    )
-    note = f"\nSaved with it, so that it need not be given:\n\n```\n{arguments.strip()}\n```\n" if arguments else ""
-    origin = f"{origin}\n\n" if origin else ""
-    return f"""# {name}
-
-{origin}A cross-encoder ({card.architecture}): it reads a query and a passage together and gives a score; higher is more
-relevant. Pairs are cut at {card.max_length} tokens.
-
-```python
-from bgekit import FlagReranker
-
-reranker = FlagReranker({json.dumps(name)})  # the path of this folder
-reranker.compute_score(["query", "passage"])
-reranker.rank("query", ["passage", "another passage"])
-```
-{note}"""
+    instructions = {"query_instruction_for_rerank": card.query, "passage_instruction_for_rerank": card.document}
+    return render(
+        "models/reranker_readme.md.jinja", name=name, quoted=json.dumps(name), origin=origin, card=card,
+        instructions=[(argument, prompt.prefix) for argument, prompt in instructions.items() if prompt],
+    )  # fmt: skip

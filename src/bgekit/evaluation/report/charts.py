@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from ..results import Comparison, Result
     from .summary import TaskView
 
-__all__ = [
-    "calibration_plot", "differences_plot", "dimension_plot", "recall_plot", "save_plot", "scatter_plot", "scores_plot",
-    "similarity_plot",
-]  # fmt: skip
 Floats = npt.NDArray[np.float64]
 #: Units of a plot on the page; text of size 12 stays readable where a telephone shrinks it to 330.
 WIDTH: Final = 440

@@ -14,13 +14,13 @@ from .summary import (
     TaskView,
     View,
     as_text,
+    comparison_figures,
     decided,
     difference,
     facts,
     interval,
     metric_name,
     number,
-    p_value,
     published,
     setting_text,
     small_details,
@@ -67,7 +67,7 @@ def html(report: ReportContent) -> str:
         opened=len(view.tasks) <= _OPEN,
         environment=facts(report.environment),
         models=[(label, _card(view.first(label))) for label in view.labels],
-        decided=decided, difference=difference, figures=_figures, interval=interval, metric_name=metric_name,
+        decided=decided, difference=difference, figures=comparison_figures, interval=interval, metric_name=metric_name,
         number=number, published=published, task_name=task_name,
     )  # fmt: skip
 
@@ -109,13 +109,6 @@ def _conclusions(view: View, look: Mapping[str, Look]) -> dict[str, Any]:
         "rows": rows if len(comparisons) > 1 else (),
         "many_rows": len(rows) > 2 * _SENTENCES,
     }  # fmt: skip
-
-
-def _figures(each: Comparison) -> list[str]:
-    """The numbers of a comparison in a row of a table."""
-    tests = [p_value(each.p_value), p_value(each.p_adjusted)]
-    counts = [f"{count:,}" for count in (each.wins, each.losses, each.ties)]
-    return [number(each.difference, signed=True), interval(each), *tests, *counts]
 
 
 def _duels(view: View) -> Iterator[tuple[str, list[tuple[str, bool]]]]:
@@ -253,7 +246,7 @@ def _comparison(task: TaskView, comparison: Comparison, look: Mapping[str, Look]
     """A comparison of two models on a task, with a plot of its items if that has a name."""
     a, b = task.result(comparison.a), task.result(comparison.b)
     names = ("a − b", "95 % interval", "p", "p corrected", "a wins", "b wins", "ties")
-    numbers = list(zip(names, _figures(comparison), strict=True))
+    numbers = list(zip(names, comparison_figures(comparison), strict=True))
     if 0 < comparison.units < comparison.n:
         numbers.insert(4, ("independent items", f"{comparison.units:,}"))
     svg = ""

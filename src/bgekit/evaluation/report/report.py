@@ -14,11 +14,10 @@ from .page import html
 from .summary import (
     View,
     as_text,
+    comparison_figures,
     difference,
     facts,
-    interval,
     number,
-    p_value,
     published,
     setting_text,
     small_details,
@@ -74,9 +73,8 @@ def markdown(report: ReportContent) -> str:
     ]  # fmt: skip
     comparisons = [
         [
-            task_name(each), each.split, each.a, each.b, number(each.difference, signed=True), interval(each),
-            p_value(each.p_value), p_value(each.p_adjusted),
-            *(f"{count:,}" for count in (each.wins, each.losses, each.ties, each.n, each.units or each.n)),
+            task_name(each), each.split, each.a, each.b, *comparison_figures(each), f"{each.n:,}",
+            f"{each.units or each.n:,}",
         ]
         for each in compared
     ]  # fmt: skip

@@ -191,6 +191,13 @@ def task_name(comparison: Comparison) -> str:
     return f"Mean over {comparison.over_tasks} tasks" if comparison.over_tasks else comparison.task
 
 
+def comparison_figures(comparison: Comparison) -> list[str]:
+    """Difference, interval, p, corrected p, wins of a, wins of b, ties."""
+    tests = [p_value(comparison.p_value), p_value(comparison.p_adjusted)]
+    counts = [f"{count:,}" for count in (comparison.wins, comparison.losses, comparison.ties)]
+    return [number(comparison.difference, signed=True), interval(comparison), *tests, *counts]
+
+
 def p_value(value: float) -> str:
     """A p value with as many digits as say something."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""What training would do, before it does anything: the data, a batch as the model sees it, steps and memory."""
+"""A dry run of training: the data, a batch as the model sees it, steps, memory and warnings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...display.text import aligned
 from ...models.prompts import Prompt
 from ...networks.packing import Packed
 from ..batches.collator import Batch, Collator, Limit, StepDataset
-from ..batches.datasets import Dataset, TrainingData
+from ..batches.datasets import TrainingData
 from ..batches.sampler import rows_of_epoch
 
 #: Rows of each dataset that are tokenised to know its lengths.
@@ -145,7 +145,7 @@ def dry_run(
     steps: StepDataset, *, epochs: float = 1.0, accumulation: int = 1, max_steps: int = -1,
     footprint: Footprint | None = None,
 ) -> str:  # fmt: skip
-    """What a training run would do, as text for people.
+    """The report of a dry run, in lines for a terminal.
 
     Args:
         steps: The steps of one process (rank 0 shows best).
@@ -199,7 +199,7 @@ class Lengths:
 
     @classmethod
     def of(cls, steps: StepDataset, number: int) -> Lengths:
-        """Of a dataset; of up to 500 of its rows, as an epoch draws them."""
+        """Token lengths of a dataset's texts: of up to 500 of its rows, as an epoch draws them."""
         rows = steps.data.datasets[number].rows
         chosen = [rows[position] for position in _spread(len(rows), _SAMPLE)]
         examples = [steps.sampling.draw(steps.data[int(row)], 0) for row in chosen]
@@ -237,27 +237,21 @@ def _table(steps: StepDataset, lengths: Sequence[Lengths]) -> Iterator[str]:
     rows = [header]
     for number, (data, sample) in enumerate(zip(steps.data.datasets, lengths, strict=True)):
         cut = "/".join(f"{sample.cut(limit):.0%}" for limit in limits)
+        notes = {
+            "scored pairs": data.scored, "teacher scores": data.teacher,
+            "no in-batch negatives": not data.spec.in_batch_negatives, f"type {data.spec.type}": data.spec.type,
+        }  # fmt: skip
         rows.append((
             data.spec.name, f"{len(data):,}", f"{data.spec.weight:g}", f"{drawn[number] / sum(drawn):.1%}",
             f"{shares[number]:.1%}", _quantiles(data.column("negative_count")),
-            *(_quantiles(sample.under(limit)) for limit in limits), cut, ", ".join(_notes(data)),
+            *(_quantiles(sample.under(limit)) for limit in limits), cut,
+            ", ".join(note for note, holds in notes.items() if holds),
         ))  # fmt: skip
     yield from (f"  {line}" for line in aligned(rows))
     yield (
         "  negatives and tokens: smallest / median / largest, before cutting; cut: share of "
         f"{'/'.join(limit.plural for limit in limits)} beyond {'/'.join(str(limit.tokens) for limit in limits)} tokens"
     )
-
-
-def _notes(data: Dataset) -> Iterator[str]:
-    if data.scored:
-        yield "scored pairs"
-    if data.teacher:
-        yield "teacher scores"
-    if not data.spec.in_batch_negatives:
-        yield "no in-batch negatives"
-    if data.spec.type:
-        yield f"type {data.spec.type}"
 
 
 def _batch_shares(steps: StepDataset) -> list[float]:
@@ -335,17 +329,6 @@ def _dataset_warnings(steps: StepDataset, number: int, sample: Lengths, idle: in
         yield f"the instruction takes {sample.query_prompt} of the {first.tokens} tokens of a {first.what}: {remedy}"
     if sample.unknown > _MUCH_UNKNOWN:
         yield f"{sample.unknown:.0%} of the tokens are unknown to the model: is it meant for this language?"
-    yield from _negatives_warnings(steps, dataset)
-    if idle:
-        yield f"{idle:,} rows have no negatives, and passages of other rows are none: nothing is learnt from them"
-    if dataset.spec.batch_size is not None and not steps.options.same_dataset:
-        yield "its batch_size counts with --same_dataset_within_batch only"
-    own = next(p.batch_size for p in steps.portions if p.rows is dataset.rows) or steps.options.batch_size
-    if steps.options.drop_last and steps.options.same_dataset and len(dataset) < own:
-        yield f"its {len(dataset):,} rows do not fill a batch of {own:,}, and incomplete ones are left out"
-
-
-def _negatives_warnings(steps: StepDataset, dataset: Dataset) -> Iterator[str]:
     wanted, counts = steps.sampling.group_size - 1, dataset.column("negative_count")
     few = int(((counts > 0) & (counts < wanted)).sum())
     if few and steps.sampling.repeat and dataset.spec.type not in (ONE_NEGATIVE, CLASSES):
@@ -353,6 +336,13 @@ def _negatives_warnings(steps: StepDataset, dataset: Dataset) -> Iterator[str]:
             f"{few:,} rows have fewer than {wanted} negatives (--train_group_size less 1), which are repeated: take a "
             "smaller group, or mine more (`bge mine`)"
         )
+    if idle:
+        yield f"{idle:,} rows have no negatives, and passages of other rows are none: nothing is learnt from them"
+    if dataset.spec.batch_size is not None and not steps.options.same_dataset:
+        yield "its batch_size counts with --same_dataset_within_batch only"
+    own = next(p.batch_size for p in steps.portions if p.rows is dataset.rows) or steps.options.batch_size
+    if steps.options.drop_last and steps.options.same_dataset and len(dataset) < own:
+        yield f"its {len(dataset):,} rows do not fill a batch of {own:,}, and incomplete ones are left out"
 
 
 def _instruction_warnings(data: TrainingData, collator: Collator) -> Iterator[str]:
