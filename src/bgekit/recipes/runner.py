@@ -21,6 +21,7 @@ from ..errors import BgekitError, OutputError, in_lines
 from ..files.atomic import OutputFolder
 from .commands import HIDDEN, Step, make_steps
 from .plan import CACHED, FINISHED, RECORD, STALE, STARTED, UNFINISHED, Digests, Folder, State, read_json
+from .recipe_report import write_report
 from .spec import LOGS, Grammar, Recipe, RecipeError
 
 logger = logging.getLogger(__name__)
@@ -101,8 +102,6 @@ def run_recipe(
                 watcher.ends(step)
             went[step.name] = state.status
             digests.keep(hidden)
-        from .recipe_report import write_report
-
         return write_report(recipe, steps, folder, went)
 
 
