@@ -1,4 +1,4 @@
-"""How plots look: one colour and one marker for each model, and SVG whose colours the page can change."""
+"""The style of plots: one colour and one marker for each model, and SVG whose colours the page can change."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ _VARIABLES: Final = {light: f"var(--{name}, {light})" for name, (light, _) in RO
 
 @dataclass(frozen=True)
 class Look:
-    """How a model is drawn, in every plot.
+    """Colour and marker of a model, the same in every plot.
 
     Attributes:
         place: 1 for the first colour.

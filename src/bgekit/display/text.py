@@ -20,7 +20,7 @@ def encodable(text: str) -> str:
 
 
 def columns(text: str) -> int:
-    """How many columns a text takes."""
+    """The number of columns that a text takes."""
     return sum(map(_columns, text))
 
 
@@ -88,7 +88,7 @@ def _columns(character: str) -> int:
 
 
 def _fitting(text: str, width: int) -> int:
-    """How many characters fit into so many columns, at least one."""
+    """The number of characters that fit into so many columns, at least one."""
     for end, character in enumerate(text):
         width -= _columns(character)
         if width < 0:

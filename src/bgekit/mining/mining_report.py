@@ -84,7 +84,7 @@ class Tally:
         self.samples += other.samples
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Plain values for JSON."""
         counters = {name: sorted(getattr(self, name).items()) for name in _COUNTERS}
         return {"step": self.step, "samples": self.samples, **counters}
 

@@ -198,7 +198,7 @@ def readme(card: ModelCard, *, name: str, base_model: str | None, source: Path |
 
 
 def front_matter(source: Path | None, task: str, tags: Sequence[str], base_model: str | None) -> str:
-    """What model hubs read at the top of a README.
+    """The YAML at the top of a README, which model hubs read.
 
     Args:
         source: README.md of the checkpoint that this one comes from: licence, languages and tags are kept.
@@ -224,7 +224,7 @@ def front_matter(source: Path | None, task: str, tags: Sequence[str], base_model
 
 
 def _front_matter(source: Path | None) -> dict[str, Any]:
-    """What a README says between its first two lines of `---`; nothing if it is not there or no valid YAML."""
+    """The YAML between the first two lines of `---` of a README; nothing if it is not there or not valid."""
     if source is None or not source.is_file():
         return {}
     import yaml  # type: ignore[import-untyped]

@@ -67,7 +67,7 @@ def _stage(step: Step, folder: Folder, went: str) -> dict[str, Any]:
 
 
 def _evaluation(step: Step, work: Path) -> dict[str, Any] | None:
-    """What an eval stage found: scores, and what is significant."""
+    """Scores of an eval stage, and its comparisons."""
     found = read_json(step.output / "results.json") if step.stage.verb.name == "eval" else None
     if found is None:
         return None
@@ -159,7 +159,7 @@ def scores_text(content: Mapping[str, Any]) -> str:
 
 
 def plan_text(steps: Sequence[Step], states: Sequence[State]) -> str:
-    """What a run would do, as a table, and the commands."""
+    """The plan of a run as a table, and its commands."""
     rows = [("stage", "verb", "inputs", "output", "status", "why")]
     for step, state in zip(steps, states, strict=True):
         inputs = clipped(", ".join(dict.fromkeys(each.stage or each.path for each in step.inputs)) or "-", _WIDEST)
@@ -169,7 +169,7 @@ def plan_text(steps: Sequence[Step], states: Sequence[State]) -> str:
 
 
 class StageProgress(Progress):
-    """How a run goes: a line for each stage, and on a terminal what the running one says."""
+    """Progress of a run: a line for each stage, and on a terminal the last line of the running one."""
 
     def __init__(self, *, quiet: bool) -> None:
         """Nothing is written if `quiet`."""
@@ -178,19 +178,19 @@ class StageProgress(Progress):
         self._stage, self._start, self._next = "", 0.0, 0.0
 
     def begins(self, step: Step, number: int, total: int, state: State) -> None:
-        """A stage is skipped or begins."""
+        """Write that a stage is skipped or begins."""
         self._stage, self._start, self._next = f"[{number}/{total}] {step.name}", time.perf_counter(), 0.0
         why = f" ({'; '.join(state.reasons)})" if state.reasons else ""
         self._say(f"{self._stage}: {state.status}{why}")
 
     def runs(self, step: Step, seconds: float, line: str) -> None:
-        """It is running."""
+        """Show that a stage is running, twice a second."""
         if seconds >= self._next:
             self._next = seconds + 0.5
             self.note(printable(f"{self._stage} {seconds:,.0f} s  {line}"))
 
     def ends(self, step: Step) -> None:
-        """It has finished."""
+        """Write that a stage has finished."""
         self._say(f"{self._stage}: done in {time.perf_counter() - self._start:,.1f} s -> {step.output}")
 
     def _say(self, line: str) -> None:

@@ -117,5 +117,5 @@ def _score(calibration: Calibration) -> str:
 
 
 def _per_cent(share: float) -> str:
-    """Such as 95%, 0.1%, 99.95%."""
+    """A share as 95%, 0.1% or 99.95%."""
     return f"{100 * share:.3g}%" if share < 0.99 else f"{100 * share:.4g}%"

@@ -34,7 +34,7 @@ _MUCH_UNKNOWN: Final = 0.05
 
 @dataclass(frozen=True)
 class Footprint:
-    """What decides how much memory training takes.
+    """An estimate of the memory that training takes, by the sizes that decide it.
 
     Attributes:
         parameters: Of the whole network.
@@ -173,7 +173,7 @@ def dry_run(
 
 
 def _counted(batches: int, epochs: float, accumulation: int, max_steps: int) -> str:
-    """How many steps there are, as Trainer counts them: what is left at the end of an epoch makes a step, too."""
+    """The number of steps, as Trainer counts them: what is left at the end of an epoch makes a step, too."""
     an_epoch = max(math.ceil(batches / accumulation), 1)
     parts = f" ({batches:,} batches, {accumulation} a step)" if accumulation > 1 else ""
     if max_steps > 0:
