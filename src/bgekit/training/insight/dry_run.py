@@ -14,7 +14,7 @@ from ...display.text import aligned
 from ...models.prompts import Prompt
 from ...networks.packing import Packed
 from ..batches.collator import Batch, Collator, Limit, StepDataset
-from ..batches.datasets import TrainingData
+from ..batches.datasets import Dataset, TrainingData
 from ..batches.sampler import rows_of_epoch
 
 #: Rows of each dataset that are tokenised to know its lengths.
@@ -329,13 +329,7 @@ def _dataset_warnings(steps: StepDataset, number: int, sample: Lengths, idle: in
         yield f"the instruction takes {sample.query_prompt} of the {first.tokens} tokens of a {first.what}: {remedy}"
     if sample.unknown > _MUCH_UNKNOWN:
         yield f"{sample.unknown:.0%} of the tokens are unknown to the model: is it meant for this language?"
-    wanted, counts = steps.sampling.group_size - 1, dataset.column("negative_count")
-    few = int(((counts > 0) & (counts < wanted)).sum())
-    if few and steps.sampling.repeat and dataset.spec.type not in (ONE_NEGATIVE, CLASSES):
-        yield (
-            f"{few:,} rows have fewer than {wanted} negatives (--train_group_size less 1), which are repeated: take a "
-            "smaller group, or mine more (`bge mine`)"
-        )
+    yield from _negatives_warnings(steps, dataset)
     if idle:
         yield f"{idle:,} rows have no negatives, and passages of other rows are none: nothing is learnt from them"
     if dataset.spec.batch_size is not None and not steps.options.same_dataset:
@@ -343,6 +337,16 @@ def _dataset_warnings(steps: StepDataset, number: int, sample: Lengths, idle: in
     own = next(p.batch_size for p in steps.portions if p.rows is dataset.rows) or steps.options.batch_size
     if steps.options.drop_last and steps.options.same_dataset and len(dataset) < own:
         yield f"its {len(dataset):,} rows do not fill a batch of {own:,}, and incomplete ones are left out"
+
+
+def _negatives_warnings(steps: StepDataset, dataset: Dataset) -> Iterator[str]:
+    wanted, counts = steps.sampling.group_size - 1, dataset.column("negative_count")
+    few = int(((counts > 0) & (counts < wanted)).sum())
+    if few and steps.sampling.repeat and dataset.spec.type not in (ONE_NEGATIVE, CLASSES):
+        yield (
+            f"{few:,} rows have fewer than {wanted} negatives (--train_group_size less 1), which are repeated: take a "
+            "smaller group, or mine more (`bge mine`)"
+        )
 
 
 def _instruction_warnings(data: TrainingData, collator: Collator) -> Iterator[str]:
