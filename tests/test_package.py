@@ -81,3 +81,9 @@ def test_an_extra_that_is_broken_is_not_called_missing(tmp_path: Path, monkeypat
     with pytest.raises(ModuleNotFoundError, match="something_it_needs") as caught:
         errors.import_extra("broken_extra", "faiss")
     assert not isinstance(caught.value, errors.MissingExtraError)
+
+
+def test_versions_of_packages_that_are_there():
+    from bgekit._version import package_versions
+
+    assert list(package_versions("numpy", "no-such-package-at-all")) == ["bgekit", "numpy"]

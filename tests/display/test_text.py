@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from bgekit.display.text import clipped, columns, middle_clipped, padded, printable, wrapped
+from bgekit.display.text import aligned, clipped, columns, middle_clipped, padded, printable, wrapped
 
 
 def test_chinese_characters_take_two_columns():
@@ -39,3 +39,9 @@ def test_wrapping_into_few_lines_ends_in_an_ellipsis():
 
 def test_control_characters_and_turned_directions_go():
     assert printable("a\x1b[31mb\u202ec\x00\td\n\ud800e") == "a [31mb c d e"
+
+
+def test_a_long_cell_pushes_its_own_line_only():
+    rows = [("a", "x" * 12, "b"), ("文", "y", "c")]
+    assert list(aligned(rows, widest=5)) == ["a   " + "x" * 12 + "  b", "文  y      c"]
+    assert list(aligned(rows)) == ["a   " + "x" * 12 + "  b", "文  y" + " " * 13 + "c"]

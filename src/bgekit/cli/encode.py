@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         from ..inference.shards import encode_to_shards
 
         show = not (args.no_progress or args.quiet)
-        progress = stack.enter_context(EncodeProgress(records.size)) if show else None
+        progress = stack.enter_context(EncodeProgress(records.size, show=show))
         start = time.perf_counter()
         report = encode_to_shards(
             model,

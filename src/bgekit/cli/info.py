@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import unicodedata
 from pathlib import Path
 from typing import Any, Final
 
 from ..display.option_names import spoken
+from ..display.text import aligned
 from . import options
 
 _RERANKER_USE: Final = "bge rerank --model NAME; in Python FlagReranker(name).compute_score(pairs)"
@@ -124,18 +124,10 @@ def _family(name: str) -> tuple[dict[str, Any], dict[str, str]]:
 def _table(name: str, folder: Path | None, facts: dict[str, Any], sources: dict[str, str]) -> str:
     notice = facts.pop("note", None)
     rows = [(key.replace("_", " "), _shown(key, value), sources.get(key, "")) for key, value in facts.items()]
-    left = max(len(label) for label, _, _ in rows)
-    # A long instruction must not push every source off the screen.
-    middle = min(62, max(_width(text) for _, text, _ in rows))
     lines = [name, *([f"in {folder}"] if folder and str(folder) != name else []), ""]
-    for label, text, source in rows:
-        lines.append(f"  {label:<{left}}  {text}{' ' * (middle - _width(text))}  {source}".rstrip())
+    # A long instruction must not push every source off the screen.
+    lines += [f"  {line}" for line in aligned(rows, widest=62)]
     return "\n".join([*lines, *(["", notice] if notice else [])])
-
-
-def _width(text: str) -> int:
-    """Columns that a terminal shows a text in: Chinese characters take two."""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def _shown(key: str, value: Any) -> str:

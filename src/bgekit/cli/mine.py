@@ -139,6 +139,7 @@ def run(args: argparse.Namespace) -> int:
         raise ArgumentError("--positive_label and --negative_label go with --labelled_pairs")
     from .. import FlagModel
     from ..data.training_rows import check_training
+    from ..display.progress import EncodeProgress, RowProgress
     from ..mining.mining import check_task, mine, report_path
     from ..mining.mining_report import readable
     from ..mining.relevant import Judgements
@@ -156,9 +157,7 @@ def run(args: argparse.Namespace) -> int:
         models = [stack.enter_context(FlagModel(name, **options.model_arguments(args))) for name in args.model or ()]
         reranker = stack.enter_context(options.load_reranker(args, args.reranker)) if args.reranker else None
         show = not (args.no_progress or args.quiet)
-        from ..display.progress import EncodeProgress
-
-        advance = stack.enter_context(Advance("mine")) if show else None
+        advance = stack.enter_context(RowProgress("mine", "rows", show=show))
         content = mine(task, models, reranker=reranker, progress=EncodeProgress if show else None, advance=advance)
     if not args.quiet:
         print(readable(content), file=sys.stderr)
@@ -238,29 +237,3 @@ def _run_pairs(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 0
-
-
-class Advance:
-    """A progress bar over rows; a context manager, called with rows done and all rows."""
-
-    def __init__(self, verb: str) -> None:
-        self._verb = verb
-        self._bar: Any = None
-
-    def __enter__(self) -> Advance:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def __call__(self, done: int, total: int) -> None:
-        """So many rows are done, of so many."""
-        if self._bar is None:
-            from tqdm.auto import tqdm
-
-            terminal = sys.stderr.isatty()
-            self._bar = tqdm(
-                total=total, desc=self._verb, unit=" rows", mininterval=0.2 if terminal else 10.0, file=sys.stderr
-            )
-        self._bar.update(done - self._bar.n)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..display.option_names import spoken
+from ..display.progress import write_line
 from ..errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -370,9 +371,4 @@ class _StderrHandler(logging.Handler):
     """Writes to stderr without breaking a progress bar that stands there."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = spoken(self.format(record))
-        tqdm = sys.modules.get("tqdm")
-        if tqdm is not None:
-            tqdm.tqdm.write(line, file=sys.stderr)
-        else:
-            print(line, file=sys.stderr)
+        write_line(spoken(self.format(record)))

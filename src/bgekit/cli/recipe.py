@@ -6,10 +6,8 @@ import argparse
 import contextlib
 import importlib
 import io
-import shutil
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,8 +15,6 @@ from ..errors import ArgumentError
 from . import options
 
 if TYPE_CHECKING:
-    from ..recipes.commands import Step
-    from ..recipes.plan import State
     from ..recipes.spec import Recipe, Verb
 
 #: What is said when it is interrupted.
@@ -35,8 +31,6 @@ examples:
   bge recipe run recipes/small-demo.yaml
   bge recipe run recipes/small-shared.yaml --set data=/data --set seed=1 --work runs/seed-1"""
 
-#: Columns of the plan's inputs.
-_WIDEST = 50
 #: Verbs whose arguments are parsed as transformers' Trainer does it.
 _TRAINED = ("pretrain", "finetune", "finetune-reranker")
 
@@ -81,19 +75,20 @@ def run(args: argparse.Namespace) -> int:
     work = Path(args.work or Path("runs", Path(args.file).stem))
     if args.dry_run:
         return _dry_run(recipe, work, args.again or ())
+    from ..recipes.recipe_report import StageProgress
     from ..recipes.runner import StageError, run_recipe
 
-    screen = Screen(args.quiet)
     try:
-        content = run_recipe(recipe, work, VerbGrammar(), screen, again=args.again or ())
+        with StageProgress(quiet=args.quiet) as screen:
+            content = run_recipe(recipe, work, VerbGrammar(), screen, again=args.again or ())
     except StageError as error:
-        screen.clear()
         print(error.tail, file=sys.stderr)
         raise
     if not args.quiet:
         from ..display.text import encodable
+        from ..recipes.recipe_report import scores_text
 
-        print(encodable(_scores(content)), end="")
+        print(encodable(scores_text(content)), end="")
         print(f"\nwritten to {work}: report.md, report.html, report.json")
     return 0
 
@@ -105,44 +100,19 @@ def _setting(text: str) -> tuple[str, str]:
     return name.strip(), value
 
 
-def _scores(content: Mapping[str, Any]) -> str:
-    lines = []
-    for evaluation in content["evaluations"]:
-        lines.append(f"\n{evaluation['stage']}")
-        for each in evaluation["results"]:
-            what = f"{each['metric']} on {each['task']} ({each['split']})"
-            lines.append(f"  {each['score']:6.2f}  {what}: {each['model']}")
-        lines += [f"  {each['conclusion']}" for each in evaluation["comparisons"]]
-    return "".join(f"{line}\n" for line in lines)
-
-
 def _dry_run(recipe: Recipe, work: Path, again: Sequence[str]) -> int:
     from ..display.text import encodable
     from ..recipes.commands import HIDDEN, make_steps
     from ..recipes.plan import Digests, Folder, plan
+    from ..recipes.recipe_report import plan_text
     from ..recipes.runner import check_inputs
 
     steps = make_steps(recipe, work, VerbGrammar())
     folder = Folder(work, Digests(work / HIDDEN))
     states = plan(steps, folder, recipe.chosen(again))
-    print(encodable("\n".join(_plan_lines(steps, states))))
+    print(encodable(plan_text(steps, states)))
     check_inputs(recipe, steps, folder)
     return 0
-
-
-def _plan_lines(steps: Sequence[Step], states: Sequence[State]) -> Iterator[str]:
-    """The plan as a table, and the commands."""
-    from ..display.text import aligned, clipped
-
-    rows = [("stage", "verb", "inputs", "output", "status", "why")]
-    for step, state in zip(steps, states, strict=True):
-        inputs = clipped(", ".join(dict.fromkeys(each.stage or each.path for each in step.inputs)) or "-", _WIDEST)
-        why = "; ".join(state.reasons)
-        rows.append((step.name, step.stage.verb.name, inputs, str(step.output), state.status, why))
-    yield from aligned(rows)
-    yield ""
-    for step in steps:
-        yield step.shown
 
 
 class VerbGrammar:
@@ -210,44 +180,3 @@ def _trained(verb: str) -> tuple[type[Any], ...]:
 
     kind = training.EmbedderArguments if verb == "finetune" else training.RerankerArguments
     return training.ModelArguments, training.DataArguments, kind
-
-
-class Screen:
-    """Shows how a run goes: a line for each stage, and on a terminal what the running one says."""
-
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
-        self._live = not quiet and sys.stderr.isatty()
-        self._place, self._start, self._next = "", 0.0, 0.0
-
-    def begins(self, step: Step, number: int, total: int, state: State) -> None:
-        """A stage is skipped or begins."""
-        self._place, self._start, self._next = f"[{number}/{total}] {step.name}", time.perf_counter(), 0.0
-        why = f" ({'; '.join(state.reasons)})" if state.reasons else ""
-        self._say(f"{self._place}: {state.status}{why}")
-
-    def runs(self, step: Step, seconds: float, line: str) -> None:
-        """It is running."""
-        if not self._live or seconds < self._next:
-            return
-        self._next = seconds + 0.5
-        from ..display.text import clipped, printable
-
-        # One column less, so that the cursor stays on the line.
-        width = shutil.get_terminal_size((100, 24)).columns - 1
-        shown = clipped(printable(f"{self._place} {seconds:,.0f} s  {line}"), width)
-        print(f"\r\x1b[K{shown}", end="", file=sys.stderr, flush=True)
-
-    def ends(self, step: Step) -> None:
-        """It has finished."""
-        self._say(f"{self._place}: done in {time.perf_counter() - self._start:,.1f} s -> {step.output}")
-
-    def clear(self) -> None:
-        """Remove what is on the line."""
-        if self._live:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-    def _say(self, line: str) -> None:
-        self.clear()
-        if not self._quiet:
-            print(line, file=sys.stderr, flush=True)

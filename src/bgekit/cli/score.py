@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
     options.set_up_logging(args)
     from ..data.formats import Dialect
     from ..data.training_rows import check_output, check_training
+    from ..display.progress import RowProgress
     from ..mining.teacher import score
-    from .mine import Advance
 
     check_output(args.output, args.input)
     check_training(
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         reranker = stack.enter_context(options.load_reranker(args, args.reranker))
         show = not (args.no_progress or args.quiet)
-        advance = stack.enter_context(Advance("score")) if show else None
+        advance = stack.enter_context(RowProgress("score", "rows", show=show))
         counts = score(
             reranker, args.input, args.output, overwrite_scores=args.overwrite_scores, normalize=args.normalize,
             advance=advance, **options.text_arguments(args),

@@ -1,4 +1,4 @@
-"""How people are told: tables on a terminal, HTML pages, plots, progress bars. Knows no model."""
+"""Display: columns on a terminal, pages and Markdown from templates, plots, progress bars. Knows no model."""
 
 from __future__ import annotations
 

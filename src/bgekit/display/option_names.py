@@ -1,4 +1,4 @@
-"""What the library says, as the command line has to say it: options of the verb at hand where Python has arguments.
+"""Messages of the library for the command line: options of the verb at hand where Python has arguments.
 
 The library names an argument as `name=value`, which the same message from `bge` must not: nobody can type it there. So
 nothing in the library knows of the command line; the verb's own parser says which option an argument is.
@@ -49,7 +49,7 @@ def speak_for(known: Callable[[], Mapping[str, str]]) -> None:
 
 
 def options_of(parser: argparse.ArgumentParser) -> dict[str, str]:
-    """What `speak_for` needs to know of a parser: the first name of each option, by all its names."""
+    """The first name of each option of a parser, by all its names: what `speak_for` is given."""
     return {_plain(name): first for first, *names in _options(parser) for name in (first, *names)}
 
 

@@ -6,6 +6,7 @@ const numberIn = (cell) => {
 };
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
+  if (body.rows.length < 3) continue; // There is nothing to sort.
   table.tHead.rows[0].querySelectorAll("th").forEach((head, place) => {
     const button = document.createElement("button");
     button.type = "button";

@@ -1,4 +1,4 @@
-"""How plots look: one colour and one marker for each model, and SVG whose colours the page can change."""
+"""The style of plots: one colour and one marker for each model, and SVG whose colours the page can change."""
 
 from __future__ import annotations
 
@@ -42,6 +42,16 @@ ROLES: Final = {
     "surface": ("#fefefe", "#15171b"),
 }
 INK, MUTED, GRID, SURFACE = (ROLES[name][0] for name in ("ink", "muted", "grid", "surface"))
+#: Matplotlib's settings of all plots; a label is no formula, whatever it contains.
+STYLE: Final = {
+    "font.size": 12, "text.parse_math": False, "text.color": INK, "figure.facecolor": SURFACE,
+    "axes.facecolor": "none", "axes.edgecolor": GRID, "axes.labelcolor": MUTED, "axes.labelsize": 12,
+    "axes.linewidth": 1, "axes.spines.top": False, "axes.spines.right": False, "axes.unicode_minus": True,
+    "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 1, "lines.linewidth": 1.8, "lines.markersize": 6,
+    "xtick.color": GRID, "xtick.labelcolor": MUTED, "xtick.labelsize": 11, "ytick.color": GRID,
+    "ytick.labelcolor": MUTED, "ytick.labelsize": 11, "legend.frameon": False, "legend.fontsize": 11,
+    "svg.fonttype": "none", "svg.hashsalt": "bgekit", "path.simplify": True,
+}  # fmt: skip
 #: Fonts with Chinese characters that systems carry, for formats in which the font cannot be left to the viewer.
 _FONTS: Final = (
     "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei",
@@ -54,7 +64,7 @@ _VARIABLES: Final = {light: f"var(--{name}, {light})" for name, (light, _) in RO
 
 @dataclass(frozen=True)
 class Look:
-    """How a model is drawn, in every plot.
+    """Colour and marker of a model, the same in every plot.
 
     Attributes:
         place: 1 for the first colour.
@@ -68,6 +78,11 @@ class Look:
     def color(self) -> str:
         """The colour on a light page."""
         return LIGHT[self.place - 1]
+
+    @property
+    def outline(self) -> str:
+        """The marker as a path of SVG in a box of 16 x 16."""
+        return MARKERS[self.marker]
 
 
 def looks(labels: Sequence[str]) -> dict[str, Look]:
@@ -90,23 +105,18 @@ class Svg(str):
         made.figure = figure
         return made
 
+    def __html__(self) -> str:
+        """Itself: templates take it as markup."""
+        return self
+
 
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
-    """Matplotlib's settings for our plots; a label is no formula, whatever it contains."""
+    """Matplotlib with `STYLE`, and with fonts of this machine for Chinese texts."""
     matplotlib: Any = import_extra("matplotlib", "eval")
     manager: Any = import_extra("matplotlib.font_manager", "eval").fontManager
     there = {font.name for font in manager.ttflist}
-    settings = {
-        "font.family": ["DejaVu Sans", *(name for name in _FONTS if name in there)],
-        "font.size": 12, "text.parse_math": False, "text.color": INK, "axes.labelcolor": MUTED,
-        "axes.edgecolor": GRID, "axes.facecolor": "none", "figure.facecolor": SURFACE, "axes.linewidth": 1,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.labelsize": 12, "axes.unicode_minus": True,
-        "xtick.color": GRID, "ytick.color": GRID, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED,
-        "xtick.labelsize": 11, "ytick.labelsize": 11, "grid.color": GRID, "grid.linewidth": 1, "axes.axisbelow": True,
-        "lines.linewidth": 1.8, "lines.markersize": 6, "legend.frameon": False, "legend.fontsize": 11,
-        "svg.fonttype": "none", "svg.hashsalt": "bgekit", "path.simplify": True,
-    }  # fmt: skip
+    settings = STYLE | {"font.family": ["DejaVu Sans", *(name for name in _FONTS if name in there)]}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         # The browser has the fonts of Chinese texts even where this machine has none.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
@@ -124,41 +134,37 @@ def to_svg(figure: Any, *, name: str, title: str, standalone: bool = False) -> S
 
     Args:
         figure: Of matplotlib, drawn within `drawing()`.
-        name: Unique on the page: all ids begin with it.
+        name: Unique on the page; ids are made from it.
         title: What the plot shows, for those who cannot see it.
         standalone: For a file of its own; otherwise for a page of HTML.
     """
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(buffer, format="svg", metadata=nothing, transparent=not standalone)
-    text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
+    # Matplotlib makes the ids that it refers to from this salt: no two plots of a page share one.
+    with import_extra("matplotlib", "eval").rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata=nothing, transparent=not standalone)
+    body = buffer.getvalue().partition("<svg")[2].partition(">")[2].strip()
     # A style for all elements of a page is none of a plot's business; these are the defaults anyway or close to it.
-    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
-    body = text[text.index("<svg") :]
-    root, _, body = body.partition(">")
-    box = re.search(r'viewBox="([^"]*)"', root)
-    used = set(re.findall(r'(?:href="#|url\(#)([\w.-]+)', body))
+    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)
     # Texts hold no "<" or ">", which are escaped there: what lies between them is a tag.
-    body = re.sub(r"<[^<>]*>", lambda tag: _tag(tag[0], name, used), body)
-    body = re.sub(r"\n\s*", "\n", re.sub(r"<defs>\s*</defs>", "", body))
-    attributes = f'viewBox="{box[1] if box else ""}" role="img" aria-label="{escape(printable(title))}"'
+    body = re.sub(r"<[^<>]*>", lambda tag: _themed(tag[0]), body)
+    width, height = (f"{72 * inches:g}" for inches in figure.get_size_inches())
+    root = f'viewBox="0 0 {width} {height}" role="img" aria-label="{escape(printable(title))}"'
     if standalone:
-        size = f'width="{figure.get_figwidth() * 72:g}" height="{figure.get_figheight() * 72:g}"'
         spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-        return Svg(f"<svg {spaces} {size} {attributes}>{body}", figure)
-    return Svg(f"<svg {attributes}>{body.strip()}", figure)
+        root = f'{spaces} width="{width}" height="{height}" {root}'
+    return Svg(f"<svg {root}>{body}", figure)
 
 
-def _tag(tag: str, name: str, used: set[str]) -> str:
-    tag = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", tag)
-    tag = re.sub(r"(url\(#|href=\"#)", rf"\1{name}-", tag)
-    tag = re.sub(r"(?<=fill: |roke: )#[0-9a-f]{6}", lambda found: _VARIABLES.get(found[0], found[0]), tag)
-    # Hundredths of a unit are seen by nobody, and they are half of a page's bytes.
-    tag = re.sub(r"(\d\.\d\d)\d+", r"\1", tag)
-    # "font-family" in newer releases of matplotlib, "font: 12px ..." in older ones.
-    tag = re.sub(r'font-family: [^;"]*', "font-family: system-ui, sans-serif", tag)
-    return re.sub(r'font: ([^;"]*?\d+(?:\.\d+)?px) [^;"]*', r"font: \1 system-ui, sans-serif", tag)
+def _themed(tag: str) -> str:
+    """A tag in the colours and the font of the page that it stands on, and without what pages do not need."""
+    for light, variable in _VARIABLES.items():
+        tag = tag.replace(light, variable)
+    # Whatever release of matplotlib: in "font-family: ..." or after the size in "font: ...".
+    tag = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", tag)
+    # Nothing refers to groups; hundredths of a unit are seen by nobody, and they are half of a page's bytes.
+    tag = re.sub(r'^<g id="[^"]*"', "<g", tag)
+    return re.sub(r"(\d\.\d\d)\d+", r"\1", tag)
 
 
 def save_plot(plot: str | Any, path: str | Path) -> None:

@@ -1,48 +1,124 @@
-"""How far a long encode is: a bar on stderr with texts/s, tokens/s and the time left."""
+"""Progress on stderr: one bar for whatever takes long, with a switch, and lines that do not break it."""
 
 from __future__ import annotations
 
 import sys
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+#: From this many things on, a bar is shown on a terminal unless the caller decides.
+_MANY: Final = 4096
 
-class EncodeProgress:
+
+def on_terminal() -> bool:
+    """Whether stderr is a terminal, where a bar can move."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def write_line(line: str) -> None:
+    """Write a line to stderr, above a bar that stands there."""
+    tqdm = sys.modules.get("tqdm")
+    if tqdm is not None:
+        tqdm.tqdm.write(line, file=sys.stderr)
+    else:
+        print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+class Progress:
+    """A bar with what is done, how fast, and the time left; a context manager.
+
+    Example:
+        >>> with Progress("encode", "texts", 60, show=False) as bar:
+        ...     bar.advance(20, tokens=512)
+    """
+
+    def __init__(
+        self, verb: str = "", unit: str = "", total: int | None = None, *, show: bool | None = True,
+        layout: str | None = None, leave: bool = True,
+    ) -> None:  # fmt: skip
+        """A bar that appears when it is entered.
+
+        Args:
+            verb: What is done, before the bar.
+            unit: What is counted.
+            total: How many of these there are, None if nobody knows.
+            show: The switch; None for a bar on a terminal, from a few thousand things on.
+            layout: tqdm's `bar_format`, for another look.
+            leave: Keep the bar where it ended.
+        """
+        self._shown = on_terminal() and (total is None or total >= _MANY) if show is None else show
+        # A log file gets a line now and then instead of ten a second.
+        interval = 0.2 if on_terminal() else 10.0
+        self._looks: dict[str, Any] = {
+            "desc": verb, "unit": f" {unit}", "total": total, "bar_format": layout, "leave": leave,
+            "mininterval": interval, "miniters": 0, "dynamic_ncols": True,
+        }  # fmt: skip
+        self._tokens = 0
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        self._open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _open(self) -> Any:
+        """The bar, made when it is first asked for; None where the switch is off."""
+        if self._bar is None and self._shown:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(file=sys.stderr, **self._looks)
+        return self._bar
+
+    def advance(self, count: int, tokens: int = 0) -> None:
+        """So many more are done; where tokens are counted, the bar has tokens/s, too."""
+        self._tokens += tokens
+        if (bar := self._open()) is not None:
+            if self._tokens:
+                seconds = max(bar.format_dict["elapsed"], 1e-9)
+                bar.set_postfix_str(f"{self._tokens / seconds:,.0f} tokens/s", refresh=False)
+            bar.update(count)
+
+    def note(self, text: str) -> None:
+        """Show a text in the place of the verb."""
+        if (bar := self._open()) is not None:
+            bar.set_description_str(text)
+
+
+class RowProgress(Progress):
+    """A bar over rows, called with the rows done and all rows; it appears with the first call."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        """So many are done, of so many."""
+        self._looks["total"] = total
+        if (bar := self._open()) is not None:
+            bar.update(done - bar.n)
+
+
+class EncodeProgress(Progress):
     """A progress bar over the bytes of the input; a context manager.
 
     The number of texts is known only at the end, the number of bytes from the start, so the time left is reckoned
     from bytes. Rates are means over this run; texts kept from an earlier run do not count in them.
     """
 
-    def __init__(self, total: int | None) -> None:
+    def __init__(self, total: int | None, *, show: bool = True) -> None:
         """A bar for an input of `total` bytes; None (standard input) leaves out the time left."""
-        from tqdm.auto import tqdm
-
         known = "encode {percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
-        # A log file gets a line now and then instead of ten a second.
-        interval = 0.2 if sys.stderr is not None and sys.stderr.isatty() else 10.0
-        self._bar = tqdm(
-            total=total or None,
-            bar_format=known if total else "encode: {desc} [{elapsed}]",
-            mininterval=interval,
-            miniters=0,
-            dynamic_ncols=True,
-            file=sys.stderr,
-        )
-        self._kept = self._texts = self._tokens = 0
+        super().__init__(total=total or None, show=show, layout=known if total else "encode: {desc} [{elapsed}]")
+        self._kept = self._texts = 0
         self._start = time.perf_counter()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.close()
 
     def kept(self, texts: int, position: int) -> None:
         """Texts of an earlier run were found good; the input is read up to `position`."""
@@ -56,19 +132,22 @@ class EncodeProgress:
         self._move(position, counts=True)
 
     def _move(self, position: int, *, counts: bool) -> None:
+        bar = self._open()
+        if bar is None:
+            return
         seconds = max(time.perf_counter() - self._start, 1e-9)
         found = f"{self._kept:,} kept + " if self._kept else ""
         rates = f"{self._texts / seconds:,.0f} texts/s, {self._tokens / seconds:,.0f} tokens/s"
-        self._bar.set_description_str(f"{found}{self._texts:,} texts, {rates}", refresh=False)
+        bar.set_description_str(f"{found}{self._texts:,} texts, {rates}", refresh=False)
         # A shard that had to be made again behind others that are kept must not turn the bar back.
-        step = max(0, position - self._bar.n)
+        step = max(0, position - bar.n)
         if counts:
-            self._bar.update(step)
+            bar.update(step)
             return
         # Not by `update`: what is only read must not count in the rate that the time left is reckoned from.
-        self._bar.n += step
-        self._bar.last_print_n += step
-        self._bar.update(0)
+        bar.n += step
+        bar.last_print_n += step
+        bar.update(0)
         if not self._texts:  # The bar's own clock and rate begin where the work does.
-            self._bar.initial = self._bar.n
+            bar.initial = bar.n
             self._start = time.perf_counter()

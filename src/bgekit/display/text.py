@@ -6,10 +6,6 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 def printable(text: str) -> str:
@@ -24,7 +20,7 @@ def encodable(text: str) -> str:
 
 
 def columns(text: str) -> int:
-    """How many columns a text takes."""
+    """The number of columns that a text takes."""
     return sum(map(_columns, text))
 
 
@@ -46,9 +42,15 @@ def padded(text: str, width: int) -> str:
     return text + " " * (width - columns(text))
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The lines of a table, whose columns are as wide as their widest cells."""
+def aligned(rows: Sequence[Sequence[str]], *, widest: int | None = None) -> Iterator[str]:
+    """The lines of a table, whose columns are as wide as their widest cells.
+
+    Args:
+        rows: Texts of cells.
+        widest: The most columns of the terminal that are kept for a cell; a longer one pushes the rest of its line.
+    """
     widths = [max(map(columns, column)) for column in zip(*rows, strict=True)]
+    widths = widths if widest is None else [min(width, widest) for width in widths]
     for row in rows:
         yield "  ".join(padded(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
@@ -86,7 +88,7 @@ def _columns(character: str) -> int:
 
 
 def _fitting(text: str, width: int) -> int:
-    """How many characters fit into so many columns, at least one."""
+    """The number of characters that fit into so many columns, at least one."""
     for end, character in enumerate(text):
         width -= _columns(character)
         if width < 0:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import importlib.metadata
 import json
 import logging
 import math
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
+from .._version import package_versions
 from ..data.formats import Quoting
 from ..errors import ArgumentError, NumericalError
 from ..files.atomic import OutputFolder
@@ -41,7 +41,7 @@ Model: TypeAlias = "str | os.PathLike[str] | Embedder | Candidate"
 Data: TypeAlias = "str | os.PathLike[str] | Task"
 #: Folder of scores and vectors in an output.
 CACHE: Final = "cache"
-_VERSIONS: Final = ("bgekit", "torch", "transformers", "numpy", "scipy", "scikit-learn", "pytrec-eval-terrier", "mteb")
+_VERSIONS: Final = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "pytrec-eval-terrier", "mteb")
 
 
 @dataclass
@@ -330,12 +330,8 @@ def _listed(value: Any) -> list[Any]:
 
 def _environment(seed: int, seconds: float) -> dict[str, Any]:
     """What a reader needs to do it again."""
-    versions = {"python": platform.python_version()}
-    for package in _VERSIONS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
     return {
-        "versions": versions,
+        "versions": {"python": platform.python_version(), **package_versions(*_VERSIONS)},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "seconds": seconds,

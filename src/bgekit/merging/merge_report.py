@@ -1,4 +1,4 @@
-"""What a merge says of itself: merge.json, a section of the README, tables, and the curve of a search."""
+"""Reports of a merge: a section of the README, tables for a terminal, and the curve of a search."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from ..display.plots import drawing, looks, new_figure, save_plot, to_svg
+from ..display.templates import render, render_page
+from ..display.text import aligned
 from ..models.sentence_transformers_files import hub_id, short_names, shown_name
 from .weight_search import Trial, best, rows
 
@@ -19,18 +22,12 @@ def weights_table(names: Sequence[str], weights: Sequence[float], losses: Sequen
     cells = [["model", "weight", *(["loss"] if losses else [])]]
     for place, name in enumerate(names):
         cells.append([name, f"{weights[place]:.4f}", *([f"{losses[place]:.4f}"] if losses else [])])
-    return _lines(cells)
+    return "\n".join(aligned(cells))
 
 
 def trials_table(trials: Sequence[Trial], names: Sequence[str]) -> str:
     """The trials of a search in lines for a terminal."""
-    return _lines(list(rows(trials, short_names(names))))
-
-
-def _lines(cells: Sequence[Sequence[str]]) -> str:
-    from ..display.text import aligned
-
-    return "\n".join(aligned(cells))
+    return "\n".join(aligned(list(rows(trials, short_names(names)))))
 
 
 def add_to_readme(file: Path, provenance: Mapping[str, Any]) -> None:
@@ -47,30 +44,19 @@ def add_to_readme(file: Path, provenance: Mapping[str, Any]) -> None:
     metadata_save(file, front)
     # Where folders lie here is nothing for others.
     shown = [name if hub_id(name) else short for name, short in zip(names, short_names(names), strict=True)]
-    lines = [f"| {_cell(name)} | {model['weight']:.4f} |" for name, model in zip(shown, models, strict=True)]
+    weights = [(name, f"{model['weight']:.4f}") for name, model in zip(shown, models, strict=True)]
     settings = ", ".join(
         f"{name} {value:g}" for name, value in provenance["method"].items() if name not in ("method", "weights")
     )
     method = provenance["method"]["method"] + (f" ({settings})" if settings else "")
     method += f", base {shown_name(provenance['base']['name'])}" if provenance["base"] else ""
-    text = "\n".join([
-        "\n## Merged from\n", "| model | weight |", "|---|---|", *lines, "",
-        f"Method: {method}. `{PROVENANCE}` has digests and details.\n",
-    ])  # fmt: skip
-    file.write_text(file.read_text(encoding="utf-8").rstrip("\n") + "\n" + text, encoding="utf-8")
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    section = render("merging/merge_report.md.jinja", weights=weights, method=method, provenance=PROVENANCE)
+    file.write_text(file.read_text(encoding="utf-8").rstrip("\n") + "\n\n" + section, encoding="utf-8")
 
 
 def save_curve(trials: Sequence[Trial], names: Sequence[str], folder: Path) -> None:
     """Write merge.html and, of two models, merge.png: scores over the weight of the second."""
-    from ..display.html import page, table, tag, text
-    from ..display.plots import drawing, looks, new_figure, save_plot, to_svg
-
-    labels = short_names(names)
-    main = []
+    labels, svg = short_names(names), ""
     if len(names) == 2:
         ordered = sorted(trials, key=lambda trial: trial.weights[1])
         lines = {"score": [trial.score for trial in ordered]}
@@ -90,8 +76,8 @@ def save_curve(trials: Sequence[Trial], names: Sequence[str], folder: Path) -> N
             axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1.03))
             svg = to_svg(figure, name="merge", title="Scores over the weight of the second model")
             save_plot(svg, folder / "merge.png")
-        main.append(tag("figure", svg))
-    head, *body = ([text(cell) for cell in row] for row in rows(trials, labels))
-    main.append(table(head, body, numbers=range(len(head))))
-    title = "Weights of a merge"
-    (folder / "merge.html").write_text(page(title, tag("h1", title), "".join(main)), encoding="utf-8")
+    head, *body = rows(trials, labels)
+    page = render_page(
+        "display/chart.html.jinja", "Weights of a merge", svg=svg, head=head, rows=body, numbers=range(len(head))
+    )
+    (folder / "merge.html").write_text(page, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What was mined: counts, distributions and samples to read."""
+"""The report of a mining run: counts, distributions and samples to read."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ _COSINE_STEP, _OTHER_STEP = 0.05, 1.0
 _RANK_STEP: Final = 20
 _BAR: Final = 30
 _SHOWN: Final = 160
+#: Fields of `Tally` that count, and those of its numbers that the report begins with.
+_COUNTERS: Final = ("numbers", "miners", "refused", "ranks", "scores", "positives")
+_ROWS: Final = (
+    "rows", "negatives", "kept", "filled", "rows_filled", "rows_with_too_few", "rows_without_negatives"
+)  # fmt: skip
 
 
 @dataclass
@@ -74,26 +79,19 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         """Add the counts of further rows."""
-        self.numbers += other.numbers
-        self.miners += other.miners
-        self.refused += other.refused
-        self.ranks += other.ranks
-        self.scores += other.scores
-        self.positives += other.positives
+        for name in _COUNTERS:
+            getattr(self, name).update(getattr(other, name))
         self.samples += other.samples
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
-        content: dict[str, Any] = {"step": self.step, "samples": self.samples}
-        for name in ("numbers", "miners", "refused", "ranks", "scores", "positives"):
-            content[name] = sorted(getattr(self, name).items())
-        return content
+        """Plain values for JSON."""
+        counters = {name: sorted(getattr(self, name).items()) for name in _COUNTERS}
+        return {"step": self.step, "samples": self.samples, **counters}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Tally:
         """From plain values."""
-        counters = {name: Counter(dict(map(tuple, content[name]))) for name in
-                    ("numbers", "miners", "refused", "ranks", "scores", "positives")}  # fmt: skip
+        counters = {name: Counter(dict(map(tuple, content[name]))) for name in _COUNTERS}
         return cls(step=content["step"], samples=content["samples"], **counters)
 
 
@@ -122,21 +120,9 @@ def report(settings: Mapping[str, Any], tally: Tally) -> dict[str, Any]:
     """The content of the report's file; it does not depend on the machine or the time."""
     numbers = tally.numbers
     scored = numbers["scored"]
-    rows = {
-        name: numbers[name]
-        for name in (
-            "rows",
-            "negatives",
-            "kept",
-            "filled",
-            "rows_filled",
-            "rows_with_too_few",
-            "rows_without_negatives",
-        )
-    }
     return {
         "settings": dict(settings),
-        **rows,
+        **{name: numbers[name] for name in _ROWS},
         "suspected_false": {
             "count": numbers["suspected_false"],
             "share": round(numbers["suspected_false"] / scored, 6) if scored else None,

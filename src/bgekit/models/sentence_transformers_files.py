@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from ..display.templates import render
 from .card import DenseLayer, ModelCard
 from .card_reading import SENTENCE_TRANSFORMERS_POOLING
 from .prompts import Prompt
@@ -43,7 +44,7 @@ def side_files(card: ModelCard, selftest: Mapping[str, Any] | None, versions: Ma
     Args:
         card: What the files are to say.
         selftest: A text and its vector, or None for no self-test.
-        versions: Versions of `transformers`, `pytorch` and `bgekit`, for the record.
+        versions: Versions of `transformers`, `torch` and `bgekit`, for the record.
     """
     files: dict[str, Any] = {
         "modules.json": _modules(card),
@@ -107,7 +108,7 @@ def _main_config(card: ModelCard, selftest: Mapping[str, Any] | None, versions: 
         "__version__": {
             "sentence_transformers": LAYOUT_VERSION,
             "transformers": versions["transformers"],
-            "pytorch": versions["pytorch"],
+            "pytorch": versions["torch"],
         },
         "prompts": {role: prompt.prefix for role, prompt in prompts.items()},
         "default_prompt_name": card.default_prompt,
@@ -171,15 +172,33 @@ def readme(card: ModelCard, *, name: str, base_model: str | None, source: Path |
     task = "feature-extraction" if card.pretrained_only else "sentence-similarity"
     title = base_model.rsplit("/", 1)[-1] if base_model else (card.family or "Text embedding model")
     if origin:
-        title, origin = name, f"{origin}\n\n"
+        title = name
     else:
         name = "path/to/this/folder"  # A copy is the same wherever it is.
-    usage = _PRETRAINED.format(name=name) if card.pretrained_only else _usage(card, name)
-    return f"{front_matter(source, task, tags, base_model)}\n# {title}\n\n{origin}{_facts(card)}\n{usage}"
+    rows = [
+        ("vectors", f"{card.dimension} dimensions, {'unit length' if card.normalize else 'not normalised'}"),
+        ("similarity", _SIMILARITIES[card.similarity]),
+        ("pooling", card.pooling + ("" if card.include_prompt else ", without the prompt's tokens")),
+        ("longest text", f"{card.max_length} tokens"),
+        ("architecture", card.architecture),
+        ("weights", card.dtype),
+    ]
+    for role, prompt in saved_prompts(card).items():
+        if prompt:
+            # The text as a JSON string: line breaks and blanks at the end stay visible.
+            shown = json.dumps(f"{prompt.prefix}{{text}}{prompt.suffix}", ensure_ascii=False)
+            rows.append((f"prompt of a {role}", f"`{shown}`"))
+    prompted = bool(card.prompt("query") or card.prompt("document"))
+    return render(
+        "models/readme.md.jinja", front_matter=front_matter(source, task, tags, base_model), title=title, origin=origin,
+        rows=rows, pretrained_only=card.pretrained_only, name=name, quoted=json.dumps(name),
+        queries="encode_query" if prompted else "encode", passages="encode_document" if prompted else "encode",
+        has_suffix=any(prompt.suffix for prompt in card.prompts.values()),
+    )  # fmt: skip
 
 
 def front_matter(source: Path | None, task: str, tags: Sequence[str], base_model: str | None) -> str:
-    """What model hubs read at the top of a README.
+    """The YAML at the top of a README, which model hubs read.
 
     Args:
         source: README.md of the checkpoint that this one comes from: licence, languages and tags are kept.
@@ -204,19 +223,8 @@ def front_matter(source: Path | None, task: str, tags: Sequence[str], base_model
     return f"---\n{front.to_yaml()}\n---\n"
 
 
-_PRETRAINED: Final = """**This model is not yet an embedder.** It was pre-trained on plain text (RetroMAE) and must be
-fine-tuned with contrastive learning before its vectors mean anything.
-
-## Use
-
-```
-bge finetune --model {name} --train_data train.jsonl --output_dir tuned
-```
-"""
-
-
 def _front_matter(source: Path | None) -> dict[str, Any]:
-    """What a README says between its first two lines of `---`; nothing if it is not there or no valid YAML."""
+    """The YAML between the first two lines of `---` of a README; nothing if it is not there or not valid."""
     if source is None or not source.is_file():
         return {}
     import yaml  # type: ignore[import-untyped]
@@ -230,48 +238,3 @@ def _front_matter(source: Path | None) -> dict[str, Any]:
 
 def _strings(value: Any) -> Sequence[str]:
     return [each for each in value if isinstance(each, str)] if isinstance(value, list) else ()
-
-
-def _facts(card: ModelCard) -> str:
-    rows = [
-        ("vectors", f"{card.dimension} dimensions, {'unit length' if card.normalize else 'not normalised'}"),
-        ("similarity", _SIMILARITIES[card.similarity]),
-        ("pooling", card.pooling + ("" if card.include_prompt else ", without the prompt's tokens")),
-        ("longest text", f"{card.max_length} tokens"),
-        ("architecture", card.architecture),
-        ("weights", card.dtype),
-    ]
-    for role, prompt in saved_prompts(card).items():
-        if prompt:
-            # The text as a JSON string: line breaks and blanks at the end stay visible.
-            rows.append((f"prompt of a {role}", "`" + json.dumps(f"{prompt.prefix}{{text}}{prompt.suffix}",
-                                                                 ensure_ascii=False) + "`"))  # fmt: skip
-    return "| | |\n|---|---|\n" + "".join(f"| {name} | {_cell(text)} |\n" for name, text in rows)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def _usage(card: ModelCard, name: str) -> str:
-    prompted = bool(card.prompt("query") or card.prompt("document"))
-    queries, passages = ("encode_query", "encode_document") if prompted else ("encode", "encode")
-    note = ""
-    if any(prompt.suffix for prompt in card.prompts.values()):
-        note = "\nsentence-transformers puts prompts before a text only: add what follows it above yourself.\n"
-    return f"""## Use
-
-```python
-from bgekit import FlagModel
-
-model = FlagModel({json.dumps(name)})  # the path of this folder
-scores = model.similarity(model.encode_queries(["a question"]), model.encode_corpus(["a passage"]))
-```
-
-```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer({json.dumps(name)})
-scores = model.similarity(model.{queries}(["a question"]), model.{passages}(["a passage"]))
-```
-{note}"""

@@ -17,6 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from .._version import package_versions
+from ..display.templates import render
 from ..errors import ArgumentError
 from ..files.atomic import atomic_folder, target_folder, write_json
 from ..models.calibration_map import moved
@@ -98,7 +100,7 @@ def write_checkpoint(
         if card.calibration is not None:
             then = weights_digest(source, allow_pickle=allow_pickle) if weights is None and dense is None else None
             card = replace(card, calibration=moved(card.calibration, then, weights_digest(folder)))
-        for name, content in side_files(card, selftest, _versions()).items():
+        for name, content in side_files(card, selftest, package_versions("transformers", "torch")).items():
             write_json(folder / name, content)
         for module in read_json(folder / "modules.json", list):
             (folder / module["path"]).mkdir(exist_ok=True)
@@ -244,15 +246,6 @@ def copy_matching(source: Path, folder: Path, patterns: Sequence[str]) -> None:
                 shutil.copyfile(file, folder / file.name)
 
 
-def _versions() -> dict[str, str]:
-    import torch
-    import transformers
-
-    from .._version import __version__
-
-    return {"bgekit": __version__, "transformers": transformers.__version__, "pytorch": torch.__version__}
-
-
 _TAGS: Final = ("reranker", "cross-encoder", "bgekit")
 
 
@@ -308,26 +301,8 @@ def write_reranker(
 
 
 def _readme(name: str, card: RerankerCard, origin: str) -> str:
-    arguments = "".join(
-        f'\n    {argument}="{prompt.prefix}",'
-        for argument, prompt in (
-            ("query_instruction_for_rerank", card.query),
-            ("passage_instruction_for_rerank", card.document),
-        )
-        if prompt
-    )
-    note = f"\nSaved with it, so that it need not be given:\n\n```\n{arguments.strip()}\n```\n" if arguments else ""
-    origin = f"{origin}\n\n" if origin else ""
-    return f"""# {name}
-
-{origin}A cross-encoder ({card.architecture}): it reads a query and a passage together and gives a score; higher is more
-relevant. Pairs are cut at {card.max_length} tokens.
-
-```python
-from bgekit import FlagReranker
-
-reranker = FlagReranker({json.dumps(name)})  # the path of this folder
-reranker.compute_score(["query", "passage"])
-reranker.rank("query", ["passage", "another passage"])
-```
-{note}"""
+    instructions = {"query_instruction_for_rerank": card.query, "passage_instruction_for_rerank": card.document}
+    return render(
+        "models/reranker_readme.md.jinja", name=name, quoted=json.dumps(name), origin=origin, card=card,
+        instructions=[(argument, prompt.prefix) for argument, prompt in instructions.items() if prompt],
+    )  # fmt: skip

@@ -1,26 +1,27 @@
-"""What a recipe has done, for people and programs: report.json, report.md and report.html in its work folder."""
+"""A recipe for its readers: plan, progress and scores on a terminal; report.json, report.md and report.html."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from ..display.html import page, pairs, prose, table, tag, text
-from ..display.text import escape
+from ..display.progress import Progress, on_terminal, write_line
+from ..display.templates import render, render_page
+from ..display.text import aligned, clipped, printable
 from ..files.atomic import OutputFolder
 from ..files.hashing import file_sha256
 from .commands import Step
-from .plan import CACHED, UNFINISHED, Folder, read_json
+from .plan import CACHED, UNFINISHED, Folder, State, read_json
 from .spec import Recipe
 
 _REPORT: Final = "report"
 _WENT: Final = {CACHED: "was there", UNFINISHED: "gone on with"}
-_STAGES: Final = ("Stage", "Verb", "This run", "Seconds", "Output")
-_SCORES: Final = ("Task", "Metric", "Model", "Score")
-_COMPARED: Final = ("a", "b", "Task", "a − b", "95 % interval", "p, corrected")
+#: Columns of the plan's inputs.
+_WIDEST: Final = 50
 
 
 def write_report(recipe: Recipe, steps: Sequence[Step], folder: Folder, went: Mapping[str, str]) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def _stage(step: Step, folder: Folder, went: str) -> dict[str, Any]:
 
 
 def _evaluation(step: Step, work: Path) -> dict[str, Any] | None:
-    """What an eval stage found: scores, and what is significant."""
+    """Scores of an eval stage, and its comparisons."""
     found = read_json(step.output / "results.json") if step.stage.verb.name == "eval" else None
     if found is None:
         return None
@@ -95,78 +96,104 @@ def as_json(content: Mapping[str, Any]) -> str:
 
 
 def as_markdown(content: Mapping[str, Any]) -> str:
-    """The report as markdown."""
-    parts = [f"# {escape(_title(content))}", escape(content["about"]), "## Stages"]
-    parts.append(_markdown_table(_STAGES, _stage_rows(content)))
-    for each in content["evaluations"]:
-        parts += [f"## Scores: {escape(each['stage'])}", _markdown_table(_SCORES, _score_rows(each))]
-        parts.append(f"All that was measured: [{each['stage']}/report.html](<{each['stage']}/report.html>)")
-        if each["comparisons"]:
-            parts.append(_markdown_table(_COMPARED, _comparison_rows(each)))
-            parts.append("\n".join(f"- {escape(found['conclusion'])}" for found in each["comparisons"]))
-    parts += ["## How it was made", "\n".join(f"- {escape(name)}: {escape(value)}" for name, value in _facts(content))]
-    for stage in content["stages"]:
-        about = f"{escape(' '.join(stage['about'].split()))}\n\n" if stage["about"] else ""
-        parts.append(f"### {escape(stage['name'])}\n\n{about}```\n{stage['command']}\n```")
-    return "\n\n".join(part for part in parts if part) + "\n"
+    """The report as Markdown."""
+    return render("recipes/recipe_report.md.jinja", **_shown(content))
 
 
 def as_html(content: Mapping[str, Any]) -> str:
     """The report as a page that asks for nothing from elsewhere."""
-    main = [tag("h2", "Stages"), table(_STAGES, _escaped(_stage_rows(content)), numbers=(3,))]
-    for each in content["evaluations"]:
-        main += [tag("h2", f"Scores: {text(each['stage'])}")]
-        main += [table(_SCORES, _escaped(_score_rows(each)), numbers=(3,))]
-        if each["comparisons"]:
-            sentences = (tag("li", text(found["conclusion"])) for found in each["comparisons"])
-            main += [tag("ul", *sentences, cls="findings")]
-            main += [table(_COMPARED, _escaped(_comparison_rows(each)), numbers=(3, 4, 5))]
-        main += [tag("p", f'<a href="{text(each["stage"])}/report.html">All that was measured</a>')]
-    main += [tag("h2", "How it was made"), pairs(_facts(content))]
-    for stage in content["stages"]:
-        main += [tag("h4", text(stage["name"])), tag("p", prose(stage["about"])), tag("pre", text(stage["command"]))]
-    title = _title(content)
-    about = tag("p", prose(content["about"]), cls="quiet")
-    return page(title, tag("h1", text(title)) + about, "".join(main))
+    return render_page("recipes/recipe_report.html.jinja", **_shown(content))
 
 
-def _title(content: Mapping[str, Any]) -> str:
-    return f"Recipe {Path(content['recipe']).stem}"
+def _shown(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The report in words and digits, for its templates."""
+    stages = content["stages"]
+    versions = {tuple((stage["versions"] or {}).items()) for stage in stages}
+    variables = {
+        name: " ".join(value) if isinstance(value, list) else str(value) for name, value in content["variables"].items()
+    }
+    return {
+        "title": f"Recipe {Path(content['recipe']).stem}",
+        "about": content["about"],
+        "stages": [
+            *([each["name"], each["verb"], each["this_run"], f"{each['seconds']:,.1f}", each["output"]]
+              for each in stages),
+            ["all", "", "", f"{content['seconds']:,.1f}", ""],
+        ],
+        "evaluations": [
+            {
+                "stage": each["stage"],
+                "scores": [
+                    [f"{one['task']} ({one['split']})", one["metric"], one["model"], f"{one['score']:.2f}"]
+                    for one in each["results"]
+                ],
+                "comparisons": [
+                    [one["a"], one["b"], one["task"], f"{one['difference']:+.2f}",
+                     "too few items" if one["ci_low"] is None else f"{one['ci_low']:+.2f} to {one['ci_high']:+.2f}",
+                     f"{one['p_adjusted']:.4f}"]
+                    for one in each["comparisons"]
+                ],
+                "conclusions": [one["conclusion"] for one in each["comparisons"]],
+            }
+            for each in content["evaluations"]
+        ],
+        "made": [
+            ("recipe", content["recipe"]), ("sha256 of the recipe", content["sha256"]), *variables.items(),
+            *(("versions", ", ".join(f"{name} {version}" for name, version in each)) for each in sorted(versions)),
+            *(("platform", each) for each in sorted({str(stage["platform"]) for stage in stages})),
+        ],
+        "commands": [(stage["name"], stage["about"], stage["command"]) for stage in stages],
+    }  # fmt: skip
 
 
-def _stage_rows(content: Mapping[str, Any]) -> Iterator[list[str]]:
-    for each in content["stages"]:
-        yield [each["name"], each["verb"], each["this_run"], f"{each['seconds']:,.1f}", each["output"]]
-    yield ["all", "", "", f"{content['seconds']:,.1f}", ""]
+def scores_text(content: Mapping[str, Any]) -> str:
+    """The scores and conclusions of all evaluations in lines for a terminal."""
+    lines = []
+    for evaluation in content["evaluations"]:
+        lines.append(f"\n{evaluation['stage']}")
+        for each in evaluation["results"]:
+            what = f"{each['metric']} on {each['task']} ({each['split']})"
+            lines.append(f"  {each['score']:6.2f}  {what}: {each['model']}")
+        lines += [f"  {each['conclusion']}" for each in evaluation["comparisons"]]
+    return "".join(f"{line}\n" for line in lines)
 
 
-def _score_rows(evaluation: Mapping[str, Any]) -> Iterator[list[str]]:
-    for each in evaluation["results"]:
-        yield [f"{each['task']} ({each['split']})", each["metric"], each["model"], f"{each['score']:.2f}"]
+def plan_text(steps: Sequence[Step], states: Sequence[State]) -> str:
+    """The plan of a run as a table, and its commands."""
+    rows = [("stage", "verb", "inputs", "output", "status", "why")]
+    for step, state in zip(steps, states, strict=True):
+        inputs = clipped(", ".join(dict.fromkeys(each.stage or each.path for each in step.inputs)) or "-", _WIDEST)
+        why = "; ".join(state.reasons)
+        rows.append((step.name, step.stage.verb.name, inputs, str(step.output), state.status, why))
+    return "\n".join([*aligned(rows), "", *(step.shown for step in steps)])
 
 
-def _comparison_rows(evaluation: Mapping[str, Any]) -> Iterator[list[str]]:
-    for each in evaluation["comparisons"]:
-        known = each["ci_low"] is not None
-        interval = f"{each['ci_low']:+.2f} to {each['ci_high']:+.2f}" if known else "too few items"
-        yield [each["a"], each["b"], each["task"], f"{each['difference']:+.2f}", interval, f"{each['p_adjusted']:.4f}"]
+class StageProgress(Progress):
+    """Progress of a run: a line for each stage, and on a terminal the last line of the running one."""
 
+    def __init__(self, *, quiet: bool) -> None:
+        """Nothing is written if `quiet`."""
+        super().__init__(layout="{desc}", leave=False, show=not quiet and on_terminal())
+        self._quiet = quiet
+        self._stage, self._start, self._next = "", 0.0, 0.0
 
-def _facts(content: Mapping[str, Any]) -> list[tuple[str, str]]:
-    facts = [("recipe", content["recipe"]), ("sha256 of the recipe", content["sha256"])]
-    facts += [
-        (name, " ".join(value) if isinstance(value, list) else str(value))
-        for name, value in content["variables"].items()
-    ]
-    versions = {tuple((stage["versions"] or {}).items()) for stage in content["stages"]}
-    facts += [("versions", ", ".join(f"{name} {version}" for name, version in each)) for each in sorted(versions)]
-    return facts + [("platform", each) for each in sorted({str(stage["platform"]) for stage in content["stages"]})]
+    def begins(self, step: Step, number: int, total: int, state: State) -> None:
+        """Write that a stage is skipped or begins."""
+        self._stage, self._start, self._next = f"[{number}/{total}] {step.name}", time.perf_counter(), 0.0
+        why = f" ({'; '.join(state.reasons)})" if state.reasons else ""
+        self._say(f"{self._stage}: {state.status}{why}")
 
+    def runs(self, step: Step, seconds: float, line: str) -> None:
+        """Show that a stage is running, twice a second."""
+        if seconds >= self._next:
+            self._next = seconds + 0.5
+            self.note(printable(f"{self._stage} {seconds:,.0f} s  {line}"))
 
-def _escaped(rows: Iterator[list[str]]) -> Iterator[list[str]]:
-    return ([text(cell) for cell in row] for row in rows)
+    def ends(self, step: Step) -> None:
+        """Write that a stage has finished."""
+        self._say(f"{self._stage}: done in {time.perf_counter() - self._start:,.1f} s -> {step.output}")
 
-
-def _markdown_table(head: Sequence[str], rows: Iterator[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *([escape(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    def _say(self, line: str) -> None:
+        self.note("")
+        if not self._quiet:
+            write_line(line)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import logging
 import os
@@ -17,10 +16,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
+from .._version import package_versions
 from ..errors import BgekitError, OutputError, in_lines
 from ..files.atomic import OutputFolder
 from .commands import HIDDEN, Step, make_steps
 from .plan import CACHED, FINISHED, RECORD, STALE, STARTED, UNFINISHED, Digests, Folder, State, read_json
+from .recipe_report import write_report
 from .spec import LOGS, Grammar, Recipe, RecipeError
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ _TAIL_BYTES: Final = 8 << 10
 #: Less free space than this is no space.
 _FULL: Final = 1 << 20
 _AGAIN: Final = "What is finished stays: run the same command to go on"
-_VERSIONS: Final = ("bgekit", "torch", "transformers", "numpy")
+_VERSIONS: Final = ("torch", "transformers", "numpy")
 
 
 class StageError(BgekitError, RuntimeError):
@@ -101,8 +102,6 @@ def run_recipe(
                 watcher.ends(step)
             went[step.name] = state.status
             digests.keep(hidden)
-        from .recipe_report import write_report
-
         return write_report(recipe, steps, folder, went)
 
 
@@ -147,7 +146,8 @@ def _run(step: Step, state: State, folder: Folder, hidden: OutputFolder, watcher
     record = {
         "key": state.key, "digest": digest, "content": state.content, "command": step.shown,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", begun), "seconds": time.perf_counter() - start,
-        "resumed": resumed, "versions": _versions(), "platform": platform.platform(),
+        "resumed": resumed, "versions": {"python": platform.python_version(), **package_versions(*_VERSIONS)},
+        "platform": platform.platform(),
     }  # fmt: skip
     _write(hidden, f"{step.name}{FINISHED}", record)
     _settle(step, folder, hidden)
@@ -255,10 +255,6 @@ def _last_lines(log: Path) -> list[str]:
     except OSError:
         return []
     return [line.rstrip() for line in lines if line.strip()]
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _VERSIONS}
 
 
 def _write(hidden: OutputFolder, name: str, content: Mapping[str, Any]) -> None:

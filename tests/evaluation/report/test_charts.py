@@ -89,6 +89,12 @@ def test_two_plots_share_no_id(make_report):
     assert first and not first & second
 
 
+def test_the_same_plot_is_the_same_text(make_report):
+    view = View(make_report(["a", "b"], ["SciFact"]))
+    first, second = (plots.recall_plot(view.tasks[0].results, looks(view.labels), name="p") for _ in range(2))
+    assert first == second
+
+
 def test_a_scatter_plot_of_many_items_stays_small(make_one_result):
     a, b = (make_one_result(label, "LCQMC", "sts", seed=seed, count=20_000) for seed, label in enumerate("ab"))
     assert len(plots.scatter_plot(a, b, looks(["a", "b"]), name="p")) < 300_000

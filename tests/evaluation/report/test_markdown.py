@@ -4,7 +4,7 @@ import json
 import re
 
 from bgekit.display.text import escape
-from bgekit.evaluation.report.markdown import markdown
+from bgekit.evaluation.report.report import markdown
 
 MODELS = ["org/model_a", "org/model_a [256 dimensions]", "模型|B"]
 TASKS = ["SciFact", "LCQMC", "Ocnli", "Rerank", "Reviews"]

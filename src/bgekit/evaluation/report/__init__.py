@@ -1,1 +1,1 @@
-"""What an evaluation found, for people: on the console, as markdown, as one HTML page with plots."""
+"""Reports of an evaluation: text for the console, Markdown, one HTML page with plots."""

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from ..results import Comparison, Result
     from .summary import TaskView
 
-__all__ = [
-    "calibration_plot", "differences_plot", "dimension_plot", "recall_plot", "save_plot", "scatter_plot", "scores_plot",
-    "similarity_plot",
-]  # fmt: skip
 Floats = npt.NDArray[np.float64]
 #: Units of a plot on the page; text of size 12 stays readable where a telephone shrinks it to 330.
 WIDTH: Final = 440
@@ -152,7 +148,7 @@ def recall_plot(results: Sequence[Result], looks: Mapping[str, Look], *, name: s
 
 
 def similarity_plot(results: Sequence[Result], looks: Mapping[str, Look], *, name: str) -> Svg:
-    """How similarities are spread: filled where pairs belong together, as a line where they do not."""
+    """Histograms of similarities: filled where pairs belong together, as a line where they do not."""
     row, margin = {1: 150.0, 2: 110.0}.get(len(results), 84.0), 44.0
     groups = [{key: _finite(values) for key, values in result.details["scores"].items()} for result in results]
     everything = np.concatenate([values for group in groups for values in group.values()] or [np.zeros(1)])
@@ -219,7 +215,7 @@ def calibration_plot(
     unrelated: npt.ArrayLike, related: npt.ArrayLike | None, threshold: float, *, title: str,
     lines: Sequence[str] = (), path: str | Path | None = None,
 ) -> Svg:  # fmt: skip
-    """How similarities of unrelated and of related pairs are spread, and the threshold between them.
+    """Histograms of the similarities of unrelated and of related pairs, and the threshold between them.
 
     Args:
         unrelated: [n] similarities.

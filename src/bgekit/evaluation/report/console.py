@@ -95,7 +95,7 @@ def _comparison(comparison: Comparison, width: int, with_texts: bool) -> list[st
 
 
 def _counted(comparison: Comparison) -> str:
-    """What is won and lost."""
+    """The number of items or tasks that are won and lost."""
     if comparison.over_tasks:
         return f"{comparison.over_tasks} tasks"
     return f"{comparison.n:,}" + (f" ({comparison.units:,} independent)" if 0 < comparison.units < comparison.n else "")

@@ -40,7 +40,7 @@ _PLOTTED: Final = ("recall_curve", "scores", "top")
 
 @dataclass(frozen=True)
 class TaskView:
-    """What is known of one split of one task.
+    """One split of one task with its results.
 
     Attributes:
         results: One for each model that was measured on it, in the order of the report.
@@ -66,13 +66,24 @@ class TaskView:
 
     @property
     def exclusions(self) -> list[Exclusion]:
-        """What was left out, each once: it is the same for every model unless a model caused it."""
+        """Exclusions, each once: they are the same for every model unless a model caused one."""
         return list({str(each): each for result in self.results for each in result.exclusions}.values())
 
     @property
     def notes(self) -> list[str]:
-        """What else decided the scores, each once."""
+        """Notes on what else decided the scores, each once."""
         return list(dict.fromkeys(note for result in self.results for note in result.notes))
+
+    @property
+    def published(self) -> dict[str, float]:
+        """Published scores of other models by their names."""
+        return {name: score for result in self.results for name, score in result.published.items()}
+
+    @property
+    def metrics(self) -> list[tuple[str, list[str]]]:
+        """Every metric with its score under each result."""
+        names = dict.fromkeys(name for result in self.results for name in result.metrics)
+        return [(name, [number(result.metrics.get(name)) for result in self.results]) for name in names]
 
     @property
     def comparable(self) -> bool:
@@ -136,7 +147,7 @@ class View:
 
     @property
     def title(self) -> str:
-        """Such as "2 models on SciFact"."""
+        """The heading, such as "2 models on SciFact"."""
         tasks = self.tasks[0].name if len(self.tasks) == 1 else f"{len(self.tasks)} tasks"
         models = printable(self.labels[0]) if len(self.labels) == 1 else f"{len(self.labels)} models"
         return f"{models} on {printable(tasks)}" if self.tasks else "No result"
@@ -178,6 +189,13 @@ def interval(comparison: Comparison) -> str:
 def task_name(comparison: Comparison) -> str:
     """The task of a comparison in lists of them."""
     return f"Mean over {comparison.over_tasks} tasks" if comparison.over_tasks else comparison.task
+
+
+def comparison_figures(comparison: Comparison) -> list[str]:
+    """Difference, interval, p, corrected p, wins of a, wins of b, ties."""
+    tests = [p_value(comparison.p_value), p_value(comparison.p_adjusted)]
+    counts = [f"{count:,}" for count in (comparison.wins, comparison.losses, comparison.ties)]
+    return [number(comparison.difference, signed=True), interval(comparison), *tests, *counts]
 
 
 def p_value(value: float) -> str:
@@ -225,7 +243,7 @@ def facts(content: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, s
 
 
 def setting_text(setting: Mapping[str, Any]) -> str:
-    """What differs from the model's defaults."""
+    """A setting's differences from the model's defaults."""
     return "; ".join(f"{key}: {value}" for key, value in facts(setting)) or "as its card says"
 
 

@@ -1,1 +1,1 @@
-"""What a run will do, does and did: dry run, diagnosis, curves."""
+"""Insight into a training run: dry run before it, diagnosis during it, curves after it."""

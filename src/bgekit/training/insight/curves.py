@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
+
+from ...display.plots import drawing, new_figure, save_plot, to_svg
+from ...display.templates import render_page
 
 #: What is drawn, as (title, names in the log).
 PANELS: Final = (
@@ -20,6 +22,12 @@ PANELS: Final = (
 )
 #: Steps that a mean is drawn over, as a share of all.
 _SMOOTH: Final = 0.05
+_NOT_SCORES: Final = frozenset({"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"})
+#: Size of a panel and of the whole, in units of the page.
+_PANEL: Final = 190
+_WIDTH: Final = 900
+#: Points that are drawn as such.
+_FEW: Final = 40
 
 
 def series(history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
@@ -38,9 +46,6 @@ def save_curves(history: Sequence[Mapping[str, Any]], output: Path) -> list[Path
     Returns:
         The files.
     """
-    from ...display.html import page, table, tag
-    from ...display.plots import drawing, new_figure, save_plot, to_svg
-
     evaluated = sorted({name for row in history for name in row if name.startswith("eval_")} - _NOT_SCORES)
     panels = [(title, [name for name in names if series(history, name)[0]]) for title, names in PANELS]
     panels += [("evaluation", evaluated)] if evaluated else []
@@ -69,8 +74,11 @@ def save_curves(history: Sequence[Mapping[str, Any]], output: Path) -> list[Path
         axes[-1].set_xlabel("step")
         svg = to_svg(figure, name="training", title="Curves of the training run")
         rows = [row for _, names in panels for row in _rows(names, history)]
-        main = tag("figure", svg) + table(("", "first", "last", "best"), rows, numbers=(1, 2, 3))
-        (output / "training.html").write_text(page("Training", tag("h1", "Training"), main), encoding="utf-8")
+        page = render_page(
+            "display/chart.html.jinja", "Training", svg=svg, head=("", "first", "last", "best"), rows=rows,
+            numbers=(1, 2, 3),
+        )  # fmt: skip
+        (output / "training.html").write_text(page, encoding="utf-8")
         save_plot(svg, output / "training.png")
     return [output / "training.html", output / "training.png"]
 
@@ -86,18 +94,10 @@ def _rows(names: Sequence[str], history: Sequence[Mapping[str, Any]]) -> Iterato
         _, values = series(history, name)
         best = (max if _is_better_high(name) else min)(values)
         shown = "learning rate" if name == "learning_rate" else name.replace("_", " ")
-        yield [html.escape(shown), *(f"{value:.4g}" for value in (values[0], values[-1], best))]
+        yield [shown, *(f"{value:.4g}" for value in (values[0], values[-1], best))]
 
 
 def _is_better_high(name: str) -> bool:
     if name.endswith("loss"):
         return False
     return name.startswith("eval_") or name.endswith("accuracy") or name in ("positive", "tokens_per_second")
-
-
-_NOT_SCORES: Final = frozenset({"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"})
-#: Size of a panel and of the whole, in units of the page.
-_PANEL: Final = 190
-_WIDTH: Final = 900
-#: Points that are drawn as such.
-_FEW: Final = 40

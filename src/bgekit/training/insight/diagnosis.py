@@ -1,4 +1,4 @@
-"""What goes wrong in contrastive training, recognised from the run's own numbers and named with its remedy."""
+"""Diagnosis of contrastive training: what goes wrong, by the run's own numbers, with a remedy for each."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Diagnosis:
         self, candidates: int, truncated: Mapping[Limit, float], trained: str | None, declared: str | None,
         idle: Mapping[str, int],
     ) -> list[str]:  # fmt: skip
-        """What can be seen before the first step.
+        """Look at what can be seen before the first step.
 
         Args:
             candidates: Passages that each query chooses from.
@@ -84,7 +84,7 @@ class Diagnosis:
         return self.report(found)
 
     def after(self, logs: Mapping[str, Any]) -> list[str]:
-        """What the numbers of a logged step show.
+        """Look at the numbers of a logged step.
 
         Args:
             logs: `loss`, `suspect` (share of rows with an own negative above the positive), `idle` (share of rows

@@ -1,4 +1,4 @@
-"""What training would do, before it does anything: the data, a batch as the model sees it, steps and memory."""
+"""A dry run of training: the data, a batch as the model sees it, steps, memory and warnings."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MUCH_UNKNOWN: Final = 0.05
 
 @dataclass(frozen=True)
 class Footprint:
-    """What decides how much memory training takes.
+    """An estimate of the memory that training takes, by the sizes that decide it.
 
     Attributes:
         parameters: Of the whole network.
@@ -145,7 +145,7 @@ def dry_run(
     steps: StepDataset, *, epochs: float = 1.0, accumulation: int = 1, max_steps: int = -1,
     footprint: Footprint | None = None,
 ) -> str:  # fmt: skip
-    """What a training run would do, as text for people.
+    """The report of a dry run, in lines for a terminal.
 
     Args:
         steps: The steps of one process (rank 0 shows best).
@@ -173,7 +173,7 @@ def dry_run(
 
 
 def _counted(batches: int, epochs: float, accumulation: int, max_steps: int) -> str:
-    """How many steps there are, as Trainer counts them: what is left at the end of an epoch makes a step, too."""
+    """The number of steps, as Trainer counts them: what is left at the end of an epoch makes a step, too."""
     an_epoch = max(math.ceil(batches / accumulation), 1)
     parts = f" ({batches:,} batches, {accumulation} a step)" if accumulation > 1 else ""
     if max_steps > 0:
@@ -199,7 +199,7 @@ class Lengths:
 
     @classmethod
     def of(cls, steps: StepDataset, number: int) -> Lengths:
-        """Of a dataset; of up to 500 of its rows, as an epoch draws them."""
+        """Token lengths of a dataset's texts: of up to 500 of its rows, as an epoch draws them."""
         rows = steps.data.datasets[number].rows
         chosen = [rows[position] for position in _spread(len(rows), _SAMPLE)]
         examples = [steps.sampling.draw(steps.data[int(row)], 0) for row in chosen]
@@ -237,27 +237,21 @@ def _table(steps: StepDataset, lengths: Sequence[Lengths]) -> Iterator[str]:
     rows = [header]
     for number, (data, sample) in enumerate(zip(steps.data.datasets, lengths, strict=True)):
         cut = "/".join(f"{sample.cut(limit):.0%}" for limit in limits)
+        notes = {
+            "scored pairs": data.scored, "teacher scores": data.teacher,
+            "no in-batch negatives": not data.spec.in_batch_negatives, f"type {data.spec.type}": data.spec.type,
+        }  # fmt: skip
         rows.append((
             data.spec.name, f"{len(data):,}", f"{data.spec.weight:g}", f"{drawn[number] / sum(drawn):.1%}",
             f"{shares[number]:.1%}", _quantiles(data.column("negative_count")),
-            *(_quantiles(sample.under(limit)) for limit in limits), cut, ", ".join(_notes(data)),
+            *(_quantiles(sample.under(limit)) for limit in limits), cut,
+            ", ".join(note for note, holds in notes.items() if holds),
         ))  # fmt: skip
     yield from (f"  {line}" for line in aligned(rows))
     yield (
         "  negatives and tokens: smallest / median / largest, before cutting; cut: share of "
         f"{'/'.join(limit.plural for limit in limits)} beyond {'/'.join(str(limit.tokens) for limit in limits)} tokens"
     )
-
-
-def _notes(data: Dataset) -> Iterator[str]:
-    if data.scored:
-        yield "scored pairs"
-    if data.teacher:
-        yield "teacher scores"
-    if not data.spec.in_batch_negatives:
-        yield "no in-batch negatives"
-    if data.spec.type:
-        yield f"type {data.spec.type}"
 
 
 def _batch_shares(steps: StepDataset) -> list[float]:

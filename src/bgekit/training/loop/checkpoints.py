@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ...display.templates import render
 from ...errors import ArgumentError, OutputError
 from ...files.atomic import remove_leftovers, usual_modes, working_names
 from ...models.sentence_transformers_files import short_names, shown_name
@@ -235,27 +236,19 @@ def add_training(
     """
     names = short_names([files[0] for files, _ in datasets])
     more = [f" and {len(files) - 1} more files" if len(files) > 1 else "" for files, _ in datasets]
-    data = [
-        (name + others, f"{rows:,}") for name, others, (_, rows) in zip(names, more, datasets, strict=True)
-    ]  # fmt: skip
-    parts = ["## Training\n", _table(("data", "rows"), data)]
-    shown = [
-        (f"`{name}`" if name.startswith("--") else name, f"`{_value(value)}`") for name, value in arguments.items()
-    ]
-    parts.append(_table(("argument", "value"), shown))
-    if scores := list(_scores(history, kept)):
-        width = 4 if any(len(row) > 3 for row in scores) else 3
-        header = ("score", "before", "after", "first stage alone")[:width]
-        parts.append(_table(header, [(*row, *("",) * (width - len(row))) for row in scores]))
-    if findings:
-        parts.append(
-            "Noticed while training:\n\n" + "\n".join(f"- {sentence}" for sentence in findings.values()) + "\n"
-        )
-    if drawn:
-        parts.append("![Curves of the training run](training.png)\n")
-    parts.append("`training.json` has all arguments, versions and the whole log.\n")
-    text = file.read_text(encoding="utf-8").rstrip("\n")
-    file.write_text(text + "\n\n" + "\n".join(parts), encoding="utf-8")
+    scores = list(_scores(history, kept))
+    width = 4 if any(len(row) > 3 for row in scores) else 3
+    section = render(
+        "training/loop/training_readme.md.jinja",
+        data=[(name + others, f"{rows:,}") for name, others, (_, rows) in zip(names, more, datasets, strict=True)],
+        arguments=[
+            (f"`{name}`" if name.startswith("--") else name, f"`{_value(value)}`") for name, value in arguments.items()
+        ],
+        scores_are=("score", "before", "after", "first stage alone")[:width],
+        scores=[(*row, *("",) * (width - len(row))) for row in scores],
+        findings=findings.values(), drawn=drawn, provenance=PROVENANCE,
+    )  # fmt: skip
+    file.write_text(file.read_text(encoding="utf-8").rstrip("\n") + "\n\n" + section, encoding="utf-8")
 
 
 def _scores(history: Sequence[Mapping[str, Any]], kept: int | None) -> Iterator[tuple[str, ...]]:
@@ -273,11 +266,6 @@ def _scores(history: Sequence[Mapping[str, Any]], kept: int | None) -> Iterator[
             continue
         values = [before.get(name), after[name], *([after[beside + plain]] if beside + plain in after else [])]
         yield (plain, *("" if value is None else f"{value:.4g}" for value in values))
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
 def _value(value: Any) -> str:

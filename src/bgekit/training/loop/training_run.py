@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import EarlyStoppingCallback, set_seed
 
+from ..._version import package_versions
 from ...display.option_names import spoken
 from ...errors import BgekitError
 from ...networks.memory import keep_few_kernels
@@ -165,7 +166,7 @@ def run(
             "best_checkpoint": trainer.state.best_model_checkpoint if args.load_best_model_at_end else None,
             "arguments": args.to_dict(),
             "command": sys.argv[:],
-            "versions": _versions(),
+            "versions": package_versions("torch", "transformers", "accelerate", "numpy"),
             "threads": torch.get_num_threads(),
             "history": history,
         }
@@ -337,13 +338,6 @@ def show_dry_run(steps: StepDataset, network: nn.Module, config: Any, args: Any)
             max_steps=args.max_steps, footprint=footprint,
         )  # fmt: skip
         print(text)  # noqa: T201
-
-
-def _versions() -> dict[str, str]:
-    import importlib.metadata
-
-    names = ("bgekit", "torch", "transformers", "accelerate", "numpy")
-    return {name: importlib.metadata.version(name) for name in names}
 
 
 def launched(main: Callable[[], int]) -> int:

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import jinja2
+import pytest
+
+import bgekit
+from bgekit.display import templates
+from bgekit.display.plots import Svg
+from bgekit.display.templates import render, render_page
+
+EVIL = '<b>|*x*\x1b[31m\u202e\ud800"'
+
+
+@pytest.fixture
+def fill(monkeypatch):
+    """`fill(name, text, **values)`: a template of this text, filled in."""
+
+    def fill(name, text, **values):
+        environment = templates._environment(name.endswith(".html.jinja"))
+        monkeypatch.setattr(environment, "loader", jinja2.DictLoader({name: text}))
+        return render(name, **values)
+
+    return fill
+
+
+def test_every_value_is_escaped_and_cleaned(fill):
+    assert fill("a.html.jinja", "{{ x }}", x=EVIL) == "&lt;b&gt;|*x* [31m &#34;"
+    assert fill("b.md.jinja", "{{ x }}", x=EVIL) == r'\<b\>\|\*x\* \[31m "'
+
+
+@pytest.mark.parametrize(("name", "escaped"), [("c.html.jinja", "&lt;i&gt;"), ("c.md.jinja", r"\<i\>")])
+def test_macros_escape_once(fill, name, escaped):
+    text = "{% macro m(x) %}<p>{{ x }}</p>{% endmacro %}{{ m(x) }}{{ m(m(x)) }}"
+    assert fill(name, text, x="<i>") == f"<p>{escaped}</p><p><p>{escaped}</p></p>"
+
+
+def test_what_is_markup_already_stays(fill):
+    assert fill("d.html.jinja", "{{ x }}", x=Svg("<svg/>", None)) == "<svg/>"
+    assert fill("d.md.jinja", "{{ x|cell }} {{ x|safe }}", x="`a|b`_") == r"`a\|b`_ `a|b`_"
+
+
+def test_a_missing_value_is_an_error(fill):
+    with pytest.raises(jinja2.UndefinedError, match="missing"):
+        fill("e.html.jinja", "{{ missing }}")
+
+
+def test_a_page_without_a_script_lets_none_run():
+    values = {"svg": "", "head": ["<a>"], "rows": [["<b>"]], "numbers": ()}
+    page = render_page("display/chart.html.jinja", "<Title>", **values)
+    assert "script-src" not in page and "<script" not in page
+    assert "default-src 'none'; style-src 'unsafe-inline'" in page
+    assert page.count("&lt;Title&gt;") == 2 and "&lt;b&gt;" in page
+
+
+def test_every_template_can_be_read():
+    root = Path(bgekit.__file__).parent
+    names = [path.relative_to(root).as_posix() for path in root.rglob("*.jinja")]
+    assert len(names) >= 10
+    for name in names:
+        templates._environment(name.endswith(".html.jinja")).get_template(name)
+        assert re.fullmatch(r".*\.(html|md)\.jinja", name), name

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from bgekit.recipes.recipe_report import StageProgress, as_html, as_markdown, scores_text
+
+
+def stage(name, **changed):
+    return {
+        "name": name, "about": "about <b>", "verb": "finetune", "this_run": "run", "output": f"{name}_out",
+        "command": "bge finetune --x '<a_b>'", "seconds": 1234.5, "versions": {"torch": "2.8"}, "platform": "Linux",
+    } | changed  # fmt: skip
+
+
+@pytest.fixture
+def content():
+    scores = [{"task": "Sci|Fact", "split": "test", "metric": "ndcg_at_10", "model": "<m>", "score": 71.239}]
+    compared = {
+        "a": "a",
+        "b": "<b>",
+        "task": "T",
+        "difference": 1.2,
+        "p_adjusted": 0.0412,
+        "conclusion": "a <is> ahead",
+    }
+    few = compared | {"ci_low": None, "ci_high": None}
+    return {
+        "recipe": "recipes/small.yaml", "sha256": "ab" * 32, "about": "", "variables": {"data": "/x|y", "list": ["a"]},
+        "seconds": 2469.0, "stages": [stage("one"), stage("two", about="", versions=None)],
+        "evaluations": [
+            {"stage": "one", "results": scores, "comparisons": [compared | {"ci_low": -0.1, "ci_high": 2.2}, few]}
+        ],
+    }  # fmt: skip
+
+
+def test_the_page_shows_texts_and_lets_nothing_run(content):
+    page = as_html(content)
+    assert "<h1>Recipe small</h1>" in page and "default-src 'none'" in page and "script" not in page
+    assert "&lt;m&gt;" in page and "about &lt;b&gt;" in page and "a &lt;is&gt; ahead" in page
+    assert "<b>" not in page and '<a href="one/report.html">' in page
+    assert "-0.10 to +2.20" in page and "too few items" in page and "1,234.5" in page
+
+
+def test_the_markdown_has_tables_and_commands_as_they_are(content):
+    text = as_markdown(content)
+    assert text.startswith("# Recipe small\n\n## Stages\n\n| Stage | Verb |") and text.endswith("```\n")
+    assert r"| Sci\|Fact (test) | ndcg\_at\_10 | \<m\> | 71.24 |" in text
+    assert "### one\n\nabout \\<b\\>\n\n```\nbge finetune --x '<a_b>'\n```\n\n### two\n\n```\n" in text
+    assert "(<one/report.html>)" in text and "\n\n\n" not in text
+
+
+def test_scores_for_a_terminal(content):
+    assert scores_text(content).splitlines()[1:3] == ["one", "   71.24  ndcg_at_10 on Sci|Fact (test): <m>"]
+
+
+def test_progress_of_stages_where_there_is_no_terminal(capsys):
+    step = SimpleNamespace(name="one", output="out")
+    for quiet in (False, True):
+        with StageProgress(quiet=quiet) as progress:
+            progress.begins(step, 1, 2, SimpleNamespace(status="missing", reasons=("never run",)))
+            progress.runs(step, 1.0, "a line of its log")
+            progress.ends(step)
+        lines = capsys.readouterr().err.splitlines()
+        assert [line.partition(" in ")[0] for line in lines] == (
+            [] if quiet else ["[1/2] one: missing (never run)", "[1/2] one: done"]
+        )
