@@ -55,6 +55,7 @@ def write_checkpoint(
     allow_pickle: bool = False,
     remote_code: bool = False,
     prefix: str = "",
+    title: str | None = None,
 ) -> None:
     """Write a checkpoint in the universal layout, atomically.
 
@@ -72,6 +73,7 @@ def write_checkpoint(
         allow_pickle: Read `.bin` weights of the source.
         remote_code: Copy the source's Python files.
         prefix: What the names of the source's weights begin with and the result's do not (`stored_prefix`).
+        title: Of the README; by default the folder's name.
 
     Raises:
         OutputError: the folder exists or holds something else, or it cannot be written.
@@ -103,7 +105,7 @@ def write_checkpoint(
         for module in read_json(folder / "modules.json", list):
             (folder / module["path"]).mkdir(exist_ok=True)
         text = readme(
-            card, name=path.name, base_model=hub_id(card.name), source=source / "README.md", origin=origin
+            card, name=title or path.name, base_model=hub_id(card.name), source=source / "README.md", origin=origin
         )  # fmt: skip
         (folder / "README.md").write_text(text, encoding="utf-8")
 
@@ -268,6 +270,7 @@ def write_reranker(
     allow_pickle: bool = False,
     remote_code: bool = False,
     prefix: str = "",
+    title: str | None = None,
 ) -> None:
     """Write a reranker atomically: config, safetensors, tokenizer, README.
 
@@ -285,6 +288,7 @@ def write_reranker(
         allow_pickle: Read `.bin` weights of the source.
         remote_code: Copy the source's Python files.
         prefix: What the names of the source's weights begin with and the result's do not (`stored_prefix`).
+        title: Of the README; by default the folder's name.
 
     Raises:
         OutputError: the folder exists or holds something else, or it cannot be written.
@@ -304,7 +308,7 @@ def write_reranker(
             copy_matching(source, folder, ("*.py",))
         write_tokenizer(source, folder, tokenizer, card.max_length, remote_code)
         front = front_matter(source / "README.md", "text-ranking", _TAGS, hub_id(card.name))
-        (folder / "README.md").write_text(f"{front}\n{_readme(path.name, card, origin)}", encoding="utf-8")
+        (folder / "README.md").write_text(f"{front}\n{_readme(title or path.name, card, origin)}", encoding="utf-8")
 
 
 def _readme(name: str, card: RerankerCard, origin: str) -> str:

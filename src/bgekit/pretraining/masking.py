@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -10,10 +9,9 @@ from typing import Final
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
 
 from ..networks.packing import Packed
-from ..training.batches.sampler import Plan, PlanOptions, Portion, plan
+from ..training.batches.sampler import DatasetShare, GlobalBatch, PlanOptions, StepBatches
 from .token_store import Ids, Texts, Tokenization
 
 #: Of the masked tokens, those that become the mask token, and those that become a random one; the rest stay (BERT).
@@ -171,20 +169,20 @@ class Masking:
     share: float
     seed: int
 
-    def __call__(self, texts: Texts, rows: Sequence[int], visits: Sequence[int]) -> Batch:
-        """The batch of some sequences; masks depend on the seed, the sequence's number and the visit alone.
+    def __call__(self, texts: Texts, rows: Sequence[int], passes: Sequence[int]) -> Batch:
+        """The batch of some sequences; masks depend on the seed, the sequence's number and the pass alone.
 
         Args:
             texts: All sequences.
             rows: Numbers of those of this batch.
-            visits: How often each was visited before.
+            passes: How often each was drawn before.
         """
         before, after = list(self.tokens.before), list(self.tokens.after)
         original, masked, words, seeds, hidden = [], [], [], [], []
         start = 0
-        for row, visit in zip(rows, visits, strict=True):
+        for row, earlier in zip(rows, passes, strict=True):
             content, begins = texts.sequence(int(row))
-            generator = np.random.default_rng([self.seed, _MASKS, int(visit), int(row)])
+            generator = np.random.default_rng([self.seed, _MASKS, int(earlier), int(row)])
             seeds.append(int(generator.integers(1 << 32)))
             ids = np.concatenate([before, content, after]).astype(np.int64)
             numbers = np.full(len(ids), -1, dtype=np.int64)
@@ -215,10 +213,8 @@ def _tensor(parts: Sequence[Ids]) -> Tensor:
     return torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *parts]))
 
 
-class PretrainSteps(Dataset[Batch]):
-    """Item k is this process's batch of step k; item (e, k) that of step k of epoch e.
-
-    As in fine-tuning, nothing is remembered from one item to the next: a run is resumed by asking for later items.
+class PretrainSteps(StepBatches[Batch]):
+    """Batches of masked sequences by step, see `StepBatches`.
 
     Args:
         texts: All sequences.
@@ -229,25 +225,10 @@ class PretrainSteps(Dataset[Batch]):
     """
 
     def __init__(self, texts: Texts, options: PlanOptions, masking: Masking, *, rank: int = 0, world: int = 1) -> None:
-        self.texts, self.options, self.masking = texts, options, masking
-        self.rank, self.world = rank, world
-        self._portions = [Portion(np.arange(len(texts)))]
-        self._plan = plan(self._portions, options, 0)
+        self.texts, self.masking = texts, masking
+        super().__init__([DatasetShare(np.arange(len(texts)))], options, rank=rank, world=world)
 
-    def __len__(self) -> int:
-        return len(self._plan)
-
-    def plan(self, epoch: int | None = None) -> Plan:
-        """The global batches of an epoch, by default of the last one asked for."""
-        if epoch is not None and epoch != self._plan.epoch:
-            self._plan = plan(self._portions, self.options, epoch)
-        return self._plan
-
-    def __getitem__(self, key: int | tuple[int, int]) -> Batch:
-        """The batch of a step."""
-        if get_worker_info() is not None:
-            os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        epoch, index = key if isinstance(key, tuple) else (None, key)
-        step = self.plan(epoch)[index]
-        part = step.part(self.rank, self.world)
-        return self.masking(self.texts, step.rows[part].tolist(), step.visits[part].tolist())
+    def batch(self, rows: GlobalBatch) -> Batch:
+        """This process's part of a global batch."""
+        part = rows.part(self.rank, self.world)
+        return self.masking(self.texts, rows.rows[part].tolist(), rows.passes[part].tolist())

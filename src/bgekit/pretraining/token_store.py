@@ -416,7 +416,11 @@ class Texts:
     @cached_property
     def fingerprint(self) -> str:
         """Changes with the content of the files, their order, the tokenizer, and which sequences are used."""
-        digest = hashlib.sha256("".join(store.path.name for store in self.stores).encode())
+        return self.fingerprint_of([store.path.name for store in self.stores])
+
+    def fingerprint_of(self, names: Sequence[str]) -> str:
+        """The fingerprint of the sequences that are used, where the files' sequences have these names."""
+        digest = hashlib.sha256("".join(names).encode())
         if self._chosen is not None:
             digest.update(self._chosen.tobytes())
         return digest.hexdigest()
