@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..networks.packing import Packed
-from ..training.batches.sampler import DatasetShare, GlobalBatch, PlanOptions, StepBatches
+from ..training.batches.sampler import DatasetShare, GlobalBatch, PlanOptions, StepBatch, StepBatches
 from .token_store import Ids, Texts, Tokenization
 
 #: Of the masked tokens, those that become the mask token, and those that become a random one; the rest stay (BERT).
@@ -105,7 +105,7 @@ _MASKS: Final = 12
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class Batch(StepBatch):
     """One process's part of a global batch: n sequences of T tokens in all, laid end to end.
 
     Attributes:
@@ -136,23 +136,6 @@ class Batch:
     def counts(self) -> tuple[int, int]:
         """Tokens that the encoder, and the decoder, have to find here."""
         return self.hidden.numel(), self.content.numel()
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> Batch:
-        """The same batch in memory that a GPU copies from without waiting (a loader calls this)."""
-        return self._with(Tensor.pin_memory)
-
-    def _with(self, move: Callable[[Tensor], Tensor]) -> Batch:
-        def packed(part: Packed) -> Packed:
-            return Packed(move(part.input_ids), part.lengths)
-
-        return replace(
-            self, original=packed(self.original), masked=packed(self.masked), words=move(self.words),
-            seeds=move(self.seeds), hidden=move(self.hidden), content=move(self.content),
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)

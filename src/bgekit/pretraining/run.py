@@ -94,8 +94,8 @@ def pretrain(model: PretrainModelArguments, data: PretrainDataArguments, args: P
             ),
         )  # fmt: skip
         return train_and_save(
-            trainer, resume=resume, data=[(each.spec.files, len(each)) for each in texts.datasets],
-            parts=(model, data), more={"method": "RetroMAE", "texts": asdict(texts.facts)},
+            trainer, resume=resume, data=texts.counts, parts=(model, data),
+            more={"method": "RetroMAE", "texts": asdict(texts.facts)},
             first_fingerprint=functools.partial(_first_fingerprint, texts, tokens, reading),
         )  # fmt: skip
 
@@ -173,15 +173,15 @@ def _files(start: Start, network: RetroMAE, origin: str) -> ModelFiles:
 
     def write(folder: Path, title: str | None) -> None:
         save_encoder(
-            folder, title, network=network, encoder=Encoder(network.backbone, start.card), tokenizer=start.tokenizer,
-            card=start.card, source=start.folder, origin=origin,
+            folder, title, network=network, weights=network.weights(), encoder=Encoder(network.backbone, start.card),
+            tokenizer=start.tokenizer, card=start.card, source=start.folder, origin=origin,
         )  # fmt: skip
 
     def further() -> bytes:
         weights = {name: value.detach().cpu().clone() for name, value in network.beside().items()}
         return save(weights, metadata={"format": "pt"})
 
-    return ModelFiles(network, write, "backbone.model.", beside=BESIDE, further=further)
+    return ModelFiles(network, write, {"": "backbone.model."}, beside=BESIDE, further=further)
 
 
 def describe(

@@ -354,24 +354,6 @@ class Tokenization:
         return len(self.before) + len(self.after)
 
 
-@dataclass(frozen=True)
-class Spec:
-    """Where sequences come from."""
-
-    files: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class FileRows:
-    """A file, and how many of its sequences are used; for the record of a run."""
-
-    spec: Spec
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-
 class Texts:
     """Sequences by their numbers, from 0.
 
@@ -407,11 +389,11 @@ class Texts:
         return Facts(**{name: sum(getattr(each, name) for each in rows) for name in Facts.__dataclass_fields__})
 
     @property
-    def datasets(self) -> list[FileRows]:
-        """The files with the number of their sequences that are used."""
+    def counts(self) -> list[tuple[tuple[str, ...], int]]:
+        """The files, each with the number of its sequences that are used."""
         chosen = np.arange(len(self)) if self._chosen is None else self._chosen
         counts = np.diff(np.searchsorted(chosen, self._starts))
-        return [FileRows(Spec((s.source,)), int(count)) for s, count in zip(self.stores, counts, strict=True)]
+        return [((store.source,), int(count)) for store, count in zip(self.stores, counts, strict=True)]
 
     @cached_property
     def fingerprint(self) -> str:

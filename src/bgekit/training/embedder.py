@@ -19,28 +19,26 @@ from ..evaluation.evaluator import evaluate
 from ..inference.embedder import FlagModel
 from ..models.card import UNSET, ModelCard, Unset
 from ..models.card_reading import declared_query
+from ..models.sentence_transformers_files import dense_folder
 from ..networks.encoder import TrainableEncoder, add_lora, load_trainable
 from ..networks.saving import as_stored
 from .batches.collator import Batch, Collator, StepDataset
 from .batches.datasets import check_cosines
-from .insight.diagnosis import CollapseWatch, Diagnosis, scores_of_all
+from .insight.diagnosis import Diagnosis, scores_of_all
 from .insight.dry_run import Lengths
 from .loop.arguments import DataArguments, EmbedderArguments, ModelArguments
 from .loop.checkpoints import ModelFiles, origin, save_encoder
 from .loop.gradient_cache import PackedGradient
-from .loop.trainer import StepTrainer
 from .loop.training_run import (
     evaluation_tasks,
-    first_fingerprint,
     launched,
     make_steps,
     prepare_run,
     read_data,
-    run_identity,
     scores_by_name,
     show_dry_run,
-    train_and_save,
     train_as_given,
+    train_on_rows,
 )
 from .losses.contrastive import Contrastive, own_scores
 from .losses.distributed import LossValue, world_size
@@ -99,18 +97,10 @@ def finetune(model: ModelArguments, data: DataArguments, args: EmbedderArguments
     def table(batch: Batch) -> Tensor:
         return scores_of_all(network(batch.queries), network(batch.passages), batch)
 
-    trainer = StepTrainer(
+    return train_on_rows(
         network, args, steps,
         PackedGradient(lambda batch: (batch.queries, batch.passages), objective, args.grad_cache_chunk),
-        files=files, diagnosis=diagnosis, callbacks=[CollapseWatch(diagnosis, network, steps, table)],
-        identity=run_identity(
-            args, rows.fingerprint, model, data, measured=[task.fingerprint for task in tasks] or None
-        ),
-        measure=files.measured(measure, Path(str(args.output_dir))) if tasks else None,
-    )  # fmt: skip
-    return train_and_save(
-        trainer, resume=resume, data=[(each.spec.files, len(each)) for each in rows.datasets], parts=(model, data),
-        first_fingerprint=functools.partial(first_fingerprint, rows),
+        files=files, diagnosis=diagnosis, table=table, tasks=tasks, measure=measure, resume=resume, parts=(model, data),
     )  # fmt: skip
 
 
@@ -241,19 +231,20 @@ def _files(start: FlagModel, network: TrainableEncoder, model: ModelArguments, o
 
     def write(folder: Path, title: str | None) -> None:
         save_encoder(
-            folder, title, network=network, encoder=network.encoder, tokenizer=start.tokenizer, card=card,
-            dense=[{name: value.detach().cpu() for name, value in layer.items()} for layer in network.dense()],
-            source=start.folder, origin=origin, allow_pickle=model.allow_pickle, remote_code=model.trust_remote_code,
+            folder, title, network=network, weights=network.weights(), encoder=network.encoder, dense=network.dense(),
+            tokenizer=start.tokenizer, card=card, source=start.folder, origin=origin, allow_pickle=model.allow_pickle,
+            remote_code=model.trust_remote_code,
         )  # fmt: skip
 
     if not model.use_lora:
-        return ModelFiles(network, write, "encoder.backbone.model.", "encoder.head.layers.", len(card.dense))
+        dense = {dense_folder(number): f"encoder.head.layers.{number}." for number in range(len(card.dense))}
+        return ModelFiles(network, write, {"": "encoder.backbone.model.", **dense})
 
     def adapters() -> bytes:
         trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
         return save(as_stored(trained, "float32"))
 
-    return ModelFiles(network, write, None, beside=_ADAPTERS, further=adapters)
+    return ModelFiles(network, write, {}, beside=_ADAPTERS, further=adapters)
 
 
 def _warn_of_cuts(collator: Collator, data: DataArguments) -> None:

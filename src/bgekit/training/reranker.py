@@ -26,23 +26,20 @@ from ..networks.cross_encoder import CrossEncoder, load_trainable
 from ..networks.saving import write_reranker
 from .batches.collator import Batch, PairCollator, StepDataset
 from .batches.datasets import TrainingData
-from .insight.diagnosis import CollapseWatch, Diagnosis, scores_of_groups
+from .insight.diagnosis import Diagnosis, scores_of_groups
 from .loop.arguments import DataArguments, ModelArguments, RerankerArguments, RerankerDataArguments
 from .loop.checkpoints import FIRST_STAGE, ModelFiles, origin
 from .loop.gradient_cache import PackedGradient
-from .loop.trainer import StepTrainer
 from .loop.training_run import (
     evaluation_tasks,
-    first_fingerprint,
     launched,
     make_steps,
     prepare_run,
     read_data,
-    run_identity,
     scores_by_name,
     show_dry_run,
-    train_and_save,
     train_as_given,
+    train_on_rows,
 )
 from .losses.distributed import LossValue
 from .losses.listwise import GroupLoss
@@ -77,14 +74,19 @@ def finetune_reranker(model: ModelArguments, data: DataArguments, args: Reranker
         trust_remote_code=model.trust_remote_code,
     )  # fmt: skip
     network = load_trainable(source, trust_remote_code=model.trust_remote_code, allow_pickle=model.allow_pickle)
-    length = _length(source, args)
-    card = _card(source, network, model, data, length)
-    steps = make_steps(args, data, rows, _collator(source, card, network, model, data, length))
+    limit = position_limit(read_config(source))
+    if limit is not None and args.max_len > limit:
+        raise ArgumentError(f"--max_len {args.max_len} is more than the model can take: {limit} tokens")
+    card = _card(source, network, model, data, args.max_len)
+    collator = PairCollator(
+        load_tokenizer(source, trust_remote_code=model.trust_remote_code), card.query, card.document,
+        data.query_instruction_format, max_len=args.max_len, most=limit, token_types=network.token_types,
+    )  # fmt: skip
+    steps = make_steps(args, data, rows, collator)
     idle = _idle(steps)
     if args.dry_run:
         show_dry_run(steps, network, network.config, args)
         return None
-    trained_on = origin(model.model_name_or_path, sum(map(len, rows.datasets)))
     trained_on = origin(model.model_name_or_path, sum(map(len, rows.datasets)))
 
     def write(folder: Path, title: str | None) -> None:
@@ -93,7 +95,6 @@ def finetune_reranker(model: ModelArguments, data: DataArguments, args: Reranker
             allow_pickle=model.allow_pickle, remote_code=model.trust_remote_code,
         )  # fmt: skip
 
-    files = ModelFiles(network, write, "model.")
     diagnosis = Diagnosis(1.0, normalized=False)
     if args.process_index == 0:
         diagnosis.before(data.train_group_size, {}, None, None, idle)
@@ -108,17 +109,10 @@ def finetune_reranker(model: ModelArguments, data: DataArguments, args: Reranker
         return scores_of_groups(network(batch.passages), batch)
 
     with tempfile.TemporaryDirectory(prefix="bgekit-") as kept:
-        trainer = StepTrainer(
+        return train_on_rows(
             network, args, steps, PackedGradient(lambda batch: (batch.passages,), loss_of, args.grad_cache_chunk),
-            files=files, diagnosis=diagnosis, callbacks=[CollapseWatch(diagnosis, network, steps, table)],
-            identity=run_identity(
-                args, rows.fingerprint, model, data, measured=[task.fingerprint for task in tasks] or None
-            ),
-            measure=files.measured(_measure(args, tasks, kept), Path(str(args.output_dir))) if tasks else None,
-        )  # fmt: skip
-        return train_and_save(
-            trainer, resume=resume, data=[(each.spec.files, len(each)) for each in rows.datasets], parts=(model, data),
-            first_fingerprint=functools.partial(first_fingerprint, rows), more={"kind": "reranker"},
+            files=ModelFiles(network, write, {"": "model."}), diagnosis=diagnosis, table=table, tasks=tasks,
+            measure=_measure(args, tasks, kept), resume=resume, parts=(model, data), more={"kind": "reranker"},
         )  # fmt: skip
 
 
@@ -147,14 +141,6 @@ def _card(folder: Path, network: CrossEncoder, model: ModelArguments, data: Data
     return replace(card, **changes)
 
 
-def _length(folder: Path, args: RerankerArguments) -> int:
-    """Tokens of a pair that the network takes."""
-    limit = position_limit(read_config(folder))
-    if limit is not None and args.max_len > limit:
-        raise ArgumentError(f"--max_len {args.max_len} is more than the model can take: {limit} tokens")
-    return args.max_len
-
-
 def _check_rows(rows: TrainingData, data: DataArguments) -> None:
     """Check that a reranker can learn from the rows: it compares passages of a row, so there must be two."""
     if data.train_group_size < 2:
@@ -175,16 +161,6 @@ def _idle(steps: StepDataset) -> dict[str, int]:
         some = "negatives that are none of its positives" if copies else "negatives"
         raise DataError(f"no row has {some}, so a reranker learns nothing: mine some (bge mine)")
     return {data.spec.name: count for data, count in zip(steps.data.datasets, counts, strict=True)}
-
-
-def _collator(
-    folder: Path, card: RerankerCard, network: CrossEncoder, model: ModelArguments, data: DataArguments, length: int
-) -> PairCollator:
-    return PairCollator(
-        load_tokenizer(folder, trust_remote_code=model.trust_remote_code), card.query, card.document,
-        data.query_instruction_format, max_len=length, most=position_limit(read_config(folder)),
-        token_types=network.token_types,
-    )  # fmt: skip
 
 
 def _measure(args: RerankerArguments, tasks: Sequence[Task], kept: str) -> Callable[[Path], dict[str, float]]:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bgekit.errors import ArgumentError, DataError
-from bgekit.training.batches.sampler import DatasetShare, EpochPlan, PlanOptions, plan, rows_of_epoch
+from bgekit.training.batches.sampler import DatasetShare, EpochPlan, PlanOptions, dataset_shares, plan, rows_of_epoch
 
 from ..conftest import row, scored
 
@@ -194,16 +194,19 @@ def test_plan_of_files(write, load):
         write("e.jsonl", [{"query": f"{i}", "pos": ["x"], "score": 1} for i in range(40, 50)]),
         teacher=True, same_dataset=True,
     )  # fmt: skip
-    made = plan(data, PlanOptions(10, same_dataset=True, devices=2, group_by_length=True), 0)
+    options = PlanOptions(10, same_dataset=True, devices=2, group_by_length=True)
+    made = plan(dataset_shares(data, options), options, 0)
     sizes = {min(step.rows.tolist()) // 10: step.size for step in made if step.rows.min() >= 20}
     assert sizes == {2: 10, 3: 10, 4: 10}
     assert sorted(step.size for step in made if step.rows.max() < 8) == [3, 5]
     assert [step.size for step in made if 8 <= step.rows.min() < 20] == [6, 6]
-    mixed = plan(data, PlanOptions(50), 0)
+    mixed = plan(dataset_shares(data, PlanOptions(50)), PlanOptions(50), 0)
     assert sorted(sorted({int(n) // 10 for n in step.rows}) for step in mixed) == [[0, 1], [2], [3], [4]]
     assert sum(len(set(step.rows.tolist())) for step in mixed) == 50
 
 
 def test_dropped_duplicates_are_not_planned(write, load):
     data = load(write("a.jsonl", [row(i // 2) for i in range(20)]), drop_duplicates=True)
-    assert sorted(n for step in plan(data, PlanOptions(4), 0) for n in step.rows.tolist()) == list(range(0, 20, 2))
+    assert sorted(
+        n for step in plan(dataset_shares(data, PlanOptions(4)), PlanOptions(4), 0) for n in step.rows.tolist()
+    ) == list(range(0, 20, 2))

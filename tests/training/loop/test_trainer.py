@@ -53,7 +53,7 @@ def test_weights_that_are_missing_are_named(tmp_path):
     from safetensors.torch import save_file
 
     network = Tiny()
-    files = ModelFiles(network, lambda folder, title: None, "model.")
+    files = ModelFiles(network, lambda folder, title: None, {"": "model."})
     save_file({"weight": torch.ones(2, 2), "bias": torch.zeros(2)}, tmp_path / "model.safetensors")
     files.load(tmp_path)
     assert torch.equal(network.model.weight, torch.ones(2, 2))

@@ -17,7 +17,7 @@ from ...inference.tokenization import TextTokenizer
 from ...models.prompts import Prompt
 from ...networks.packing import Packed
 from .datasets import Copies, TrainingData, count_copies
-from .sampler import Example, GlobalBatch, PlanOptions, Sampling, StepBatches, dataset_shares
+from .sampler import Example, GlobalBatch, PlanOptions, Sampling, StepBatch, StepBatches, dataset_shares
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -29,7 +29,7 @@ _KEPT_TOKENIZERS: Final = 16
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class Batch(StepBatch):
     """One process's part of a global batch: n rows with m passages.
 
     A process may have no row at all (n = m = 0): it still takes part in what all processes do together.
@@ -71,32 +71,6 @@ class Batch:
     def tokens(self) -> int:
         """Tokens of queries and passages."""
         return self.queries.input_ids.numel() + self.passages.input_ids.numel()
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> Batch:
-        """The same batch in memory that a GPU copies from without waiting (a loader calls this)."""
-        return self._with(Tensor.pin_memory)
-
-    def _with(self, move: Callable[[Tensor], Tensor]) -> Batch:
-        def moved(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else move(tensor)
-
-        def packed(part: Packed) -> Packed:
-            return Packed(move(part.input_ids), part.lengths, part.skip, moved(part.token_types))
-
-        return replace(
-            self,
-            queries=packed(self.queries),
-            passages=packed(self.passages),
-            query_keys=move(self.query_keys),
-            passage_keys=move(self.passage_keys),
-            positive_keys=[move(keys) for keys in self.positive_keys],
-            teacher=moved(self.teacher),
-            scores=moved(self.scores),
-        )
 
 
 @dataclass(frozen=True)

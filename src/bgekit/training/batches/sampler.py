@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Final, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from ...data.arrow_store import Counts
 from ...data.training_rows import CLASSES, ONE_NEGATIVE, Row
 from ...errors import ArgumentError, DataError
+from ...networks.packing import Packed
 from .datasets import TrainingData
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 BatchT = TypeVar("BatchT")
 #: A part of the seed of each use, so that no two of them draw the same numbers.
@@ -183,26 +189,13 @@ class EpochPlan(Sequence[GlobalBatch]):
         return share.rows[chosen], np.concatenate(passes), lengths[chosen]
 
 
-def plan(
-    data: TrainingData | Sequence[DatasetShare], options: PlanOptions, epoch: int, *, group_size: int = 8,
-    query_max_len: int = 512, passage_max_len: int = 512,
-) -> EpochPlan:  # fmt: skip
-    """The global batches of an epoch.
-
-    Args:
-        data: The data, or its shares.
-        options: How batches are made.
-        epoch: From 0.
-        group_size: Passages of a row, for the lengths of rows.
-        query_max_len: Tokens of a query, likewise.
-        passage_max_len: Tokens of a passage, likewise.
+def plan(shares: Sequence[DatasetShare], options: PlanOptions, epoch: int) -> EpochPlan:
+    """The global batches of an epoch, counted from 0.
 
     Raises:
         DataError: there is no batch, because each dataset is smaller than one and such are left out.
     """
-    if isinstance(data, TrainingData):
-        data = dataset_shares(data, options, group_size, query_max_len, passage_max_len)
-    made = EpochPlan(data, options, epoch)
+    made = EpochPlan(shares, options, epoch)
     if not len(made):
         raise DataError(
             f"no dataset fills a batch of {options.batch_size} rows, and incomplete batches are left out: "
@@ -214,7 +207,15 @@ def plan(
 def dataset_shares(
     data: TrainingData, options: PlanOptions, group_size: int = 8, query_max_len: int = 512, passage_max_len: int = 512
 ) -> list[DatasetShare]:
-    """The datasets with their part in the batches; arguments are those of `plan`."""
+    """The datasets with their part in the batches.
+
+    Args:
+        data: All rows.
+        options: How batches are made.
+        group_size: Passages of a row, for the lengths of rows.
+        query_max_len: Tokens of a query, likewise.
+        passage_max_len: Tokens of a passage, likewise.
+    """
     shares = []
     for dataset in data.datasets:
         spec, own, lengths = dataset.spec, None, None
@@ -284,6 +285,29 @@ def _grouped(order: Counts, lengths: Counts, batch_size: int, generator: np.rand
     for start in range(0, len(order), batch_size):
         generator.shuffle(order[start : start + batch_size])
     return order
+
+
+class StepBatch:
+    """A dataclass of one process's part of a global batch, whose tensors move together."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch on another device."""
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """The same batch in memory that a GPU copies from without waiting (a loader calls this)."""
+        return self._moved(Tensor.pin_memory)
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> Self:
+        def moved(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return move(value)
+            if isinstance(value, Packed):
+                return Packed(move(value.input_ids), value.lengths, value.skip, moved(value.token_types))
+            return [moved(each) for each in value] if isinstance(value, list) else value
+
+        own: Any = self
+        return replace(own, **{each.name: moved(getattr(self, each.name)) for each in fields(own)})  # type: ignore[no-any-return]
 
 
 class StepBatches(Dataset[BatchT]):

@@ -423,17 +423,12 @@ REFUSED: Final = (
     Refusal("optim", _IN_BACKWARD, "lomo"),
     Refusal("optim", _IN_BACKWARD, "layerwise"),
     Refusal("optim", "its weights in training are not those to save", "schedule_free"),
-    Refusal("load_best_model_at_end"),
-    Refusal("early_stopping_patience"),
     Refusal("save_strategy", value="best"),
-    Refusal("eval_strategy"),
-    Refusal("eval_steps"),
-    Refusal("eval_delay"),
-    Refusal("eval_on_start"),
-    Refusal("do_eval"),
-    Refusal("metric_for_best_model"),
-    Refusal("greater_is_better"),
-)
+    *map(Refusal, (
+        "load_best_model_at_end", "early_stopping_patience", "eval_strategy", "eval_steps", "eval_delay",
+        "eval_on_start", "do_eval", "metric_for_best_model", "greater_is_better",
+    )),
+)  # fmt: skip
 #: Parts of --accelerator_config that are used; the others are about loaders that accelerate makes.
 _ACCELERATOR: Final = frozenset({"gradient_accumulation_kwargs"})
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from safetensors.torch import load_file
@@ -23,7 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ...errors import ArgumentError, CheckpointError, OutputError
 from ...files.atomic import remove_leftovers, usual_modes, working_names
 from ...inference.embedder import make_selftest
-from ...models.sentence_transformers_files import dense_folder, short_names, shown_name
+from ...models.sentence_transformers_files import short_names, shown_name
 from ...models.weights import read_tensors, weight_files
 from ...networks.loading import restore_unsaved
 from ...networks.saving import write_checkpoint
@@ -263,18 +263,12 @@ def scratch(output: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Encodes(Protocol):
-    """A network with an encoder inside, such as `TrainableEncoder` and `RetroMAE`."""
-
-    def weights(self) -> dict[str, Tensor]:
-        """Weights of the transformer by their names in a checkpoint."""
-
-
 def save_encoder(
     folder: Path,
     title: str | None,
     *,
     network: nn.Module,
+    weights: Mapping[str, Tensor],
     encoder: Encoder,
     tokenizer: PreTrainedTokenizerFast,
     card: ModelCard,
@@ -285,7 +279,8 @@ def save_encoder(
     Args:
         folder: Made, or replaced.
         title: Of the README; None for the folder's name.
-        network: What is trained. Its `weights` are those of the transformer by their names in a checkpoint.
+        network: What is trained.
+        weights: Weights of the transformer by their names in a checkpoint.
         encoder: The part of it that gives vectors.
         tokenizer: Its tokenizer.
         card: What the result says of itself.
@@ -301,7 +296,6 @@ def save_encoder(
         selftest = make_selftest(encoder, tokenizer, card, device)
     finally:
         network.train(training)
-    weights = {name: value.detach().cpu() for name, value in cast(_Encodes, network).weights().items()}
     write_checkpoint(folder, card=card, weights=weights, selftest=selftest, overwrite=True, title=title, **more)
 
 
@@ -313,19 +307,15 @@ class ModelFiles:
         network: What is trained.
         save: Saves the network as it is into a folder; the second argument is the title of the README, None for the
             folder's name.
-        transformer: Where the network has the weights of the transformer: what comes before their names. None where
-            they are not read back, since only what is in `beside` is trained.
-        head: The same for dense layers after pooling, whose number follows.
-        dense: How many of these there are.
+        places: Where the network has the weights of a folder's files: what comes before their names, by the folder
+            ("" for the model's own). Empty where only what is in `beside` is trained.
         beside: Name of a file of further weights, by the network's own names.
         further: The content of that file.
     """
 
     network: nn.Module
     save: Callable[[Path, str | None], None]
-    transformer: str | None
-    head: str = ""
-    dense: int = 0
+    places: Mapping[str, str]
     beside: str = ""
     further: Callable[[], bytes] | None = None
 
@@ -344,14 +334,13 @@ class ModelFiles:
 
     def read(self, folder: Path) -> dict[str, Tensor]:
         """Weights of a saved network by its own names."""
-        found: dict[str, Tensor] = {}
-        if self.transformer is not None:
-            for file in weight_files(folder):
-                found |= {f"{self.transformer}{name}": value for name, value in read_tensors(file)}
-            for number in range(self.dense):
-                for name, value in load_file(folder / dense_folder(number) / "model.safetensors").items():
-                    found[f"{self.head}{number}.{name.removeprefix('linear.')}"] = value
-        return found | (load_file(folder / self.beside) if self.beside else {})
+        found: dict[str, Tensor] = load_file(folder / self.beside) if self.beside else {}
+        for part, place in self.places.items():
+            for file in weight_files(folder / part):
+                # Dense layers have a prefix of sentence-transformers' own.
+                own = "linear." if part else ""
+                found |= {f"{place}{name.removeprefix(own)}": value for name, value in read_tensors(file)}
+        return found
 
     def load(self, folder: Path) -> None:
         """Give the network the weights of a saved one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import set_seed
 
 from ...display.option_names import spoken
@@ -24,23 +25,25 @@ from ...evaluation.evaluator import tasks_of
 from ...files.hashing import file_sha256
 from ...networks.memory import keep_few_kernels
 from ...networks.packing import PACKED_ATTENTION
-from ..batches.collator import Collator, StepDataset
+from ..batches.collator import Batch, Collator, StepDataset
 from ..batches.datasets import TrainingData, load_data
 from ..batches.sampler import PlanOptions, Sampling
 from ..insight.curves import save_curves
+from ..insight.diagnosis import CollapseWatch, Diagnosis
 from ..insight.dry_run import Footprint, dry_run
 from ..losses.distributed import by_first
 from .arguments import WITHOUT_EFFECT, DataArguments, TrainerArguments, parse
 from .checkpoints import (
     FIRST_STAGE,
     JUDGING,
+    ModelFiles,
     add_training,
     check_optimizer,
     check_same_run,
     prepare_output,
     save_final,
 )
-from .trainer import EarlyStoppingCallback, StepTrainer
+from .trainer import EarlyStoppingCallback, Gradient, StepTrainer
 
 if TYPE_CHECKING:
     from ...evaluation.results import Result
@@ -222,6 +225,53 @@ def train_and_save(
     return output
 
 
+def train_on_rows(
+    network: nn.Module,
+    args: TrainerArguments,
+    steps: StepDataset,
+    gradient: Gradient,
+    *,
+    files: ModelFiles,
+    diagnosis: Diagnosis,
+    table: Callable[[Batch], Tensor],
+    tasks: Sequence[Task],
+    measure: Callable[[Path], Mapping[str, float]],
+    resume: Path | None,
+    parts: Sequence[Any],
+    more: Mapping[str, Any] | None = None,
+) -> Path:
+    """Train an embedder or a reranker, see `train_and_save`.
+
+    Args:
+        network: What is trained.
+        args: How.
+        steps: The rows by step.
+        gradient: Of a batch, see `StepTrainer`.
+        files: Saves the network and reads its weights back.
+        diagnosis: Watches the run.
+        table: Scores by which a collapse is seen, see `CollapseWatch`.
+        tasks: Measured while training.
+        measure: Scores of a saved model on them.
+        resume: A checkpoint to go on from.
+        parts: The arguments of the model and of the data.
+        more: Further content of training.json.
+
+    Returns:
+        The output folder.
+    """
+    rows = steps.data
+    trainer = StepTrainer(
+        network, args, steps, gradient, files=files, diagnosis=diagnosis,
+        measure=files.measured(measure, Path(str(args.output_dir))) if tasks else None,
+        identity=run_identity(args, rows.fingerprint, *parts, measured=[task.fingerprint for task in tasks] or None),
+        callbacks=[CollapseWatch(diagnosis, network, steps, table)],
+    )  # fmt: skip
+    return train_and_save(
+        trainer, resume=resume, data=[(each.spec.files, len(each)) for each in rows.datasets], parts=parts, more=more,
+        first_fingerprint=functools.partial(_first_fingerprint, rows),
+    )  # fmt: skip
+
+
 def _best_metric(args: TrainerArguments) -> str:
     """The name in the log of the metric that says which model is the best."""
     return f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
@@ -318,7 +368,7 @@ def first_name(source: str) -> str:
     return hashlib.sha256(f"{json.dumps(['1', ending])}{file_sha256(Path(source))}".encode()).hexdigest()[:40]
 
 
-def first_fingerprint(rows: TrainingData) -> str:
+def _first_fingerprint(rows: TrainingData) -> str:
     """The fingerprint that the first release (0.1.0) gave to training rows."""
     digest = hashlib.sha256()
     for data in rows.datasets:
