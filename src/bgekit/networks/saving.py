@@ -145,11 +145,11 @@ def as_stored(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
     import torch
 
     stored = getattr(torch, dtype)
-    moved = {name: _alone(tensor.detach().cpu()) for name, tensor in tensors.items()}
+    moved = {name: _with_own_storage(tensor.detach().cpu()) for name, tensor in tensors.items()}
     return {name: each.to(stored) if each.is_floating_point() else each for name, each in moved.items()}
 
 
-def _alone(tensor: Tensor) -> Tensor:
+def _with_own_storage(tensor: Tensor) -> Tensor:
     """With a storage of its own: DeepSpeed lays all weights into one, which safetensors refuses to write."""
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 

@@ -1,4 +1,4 @@
-"""Which tokens the encoder does not see, and which tokens each position of the decoder sees."""
+"""Masks of RetroMAE: tokens that the encoder does not see, and those that each position of the decoder sees."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def corrupt(ids: Ids, positions: Ids, mask: int, ordinary: Ids, generator: np.ra
 
 
 def visible(words: Tensor, seeds: Tensor, share: float) -> Tensor:
-    """Which keys each position of the decoder sees: the paper's M, of which 0 is True and minus infinity False.
+    """Keys that each position of the decoder sees: the paper's M, of which 0 is True and minus infinity False.
 
     Position i sees the first key, which is the text's vector, and of the others those whose words are drawn for it,
     each with probability `1 - share`; never itself. Special tokens are always seen. Each position has a draw of its
@@ -84,16 +84,16 @@ def visible(words: Tensor, seeds: Tensor, share: float) -> Tensor:
     """
     length = words.shape[1]
     position = torch.arange(length, device=words.device)
-    rows = _mixed(seeds[:, None] ^ _mixed(position + 1)[None, :])
-    columns = _mixed(words + 2)
-    drawn = _mixed(rows[:, :, None] ^ columns[:, None, :]) < int(share * 2**32)
+    rows = _hash32(seeds[:, None] ^ _hash32(position + 1)[None, :])
+    columns = _hash32(words + 2)
+    drawn = _hash32(rows[:, :, None] ^ columns[:, None, :]) < int(share * 2**32)
     seen = ~(drawn & (words >= 0)[:, None, :])
     seen[:, position, position] = False
     seen[:, :, 0] = True
     return seen
 
 
-def _mixed(value: Tensor) -> Tensor:
+def _hash32(value: Tensor) -> Tensor:
     """A hash of 32 bits; products stay below 2**63."""
     for _ in range(2):
         value = ((value >> 16) ^ value) * 0x45D9F3B & _ALL
@@ -105,7 +105,7 @@ _MASKS: Final = 12
 
 
 @dataclass(frozen=True, eq=False)
-class Batch(StepBatch):
+class MaskedBatch(StepBatch):
     """One process's part of a global batch: n sequences of T tokens in all, laid end to end.
 
     Attributes:
@@ -140,7 +140,7 @@ class Batch(StepBatch):
 
 @dataclass(frozen=True)
 class Masking:
-    """Sequences -> `Batch`.
+    """Sequences -> `MaskedBatch`.
 
     Attributes:
         tokens: The tokenizer.
@@ -152,7 +152,7 @@ class Masking:
     share: float
     seed: int
 
-    def __call__(self, texts: Texts, rows: Sequence[int], passes: Sequence[int]) -> Batch:
+    def __call__(self, texts: Texts, rows: Sequence[int], passes: Sequence[int]) -> MaskedBatch:
         """The batch of some sequences; masks depend on the seed, the sequence's number and the pass alone.
 
         Args:
@@ -182,7 +182,7 @@ class Masking:
             words, seeds = [np.full(len(original[0]), -1, dtype=np.int64)], [0]
         numbers = np.concatenate(words)
         lengths = tuple(map(len, original))
-        return Batch(
+        return MaskedBatch(
             Packed(torch.from_numpy(np.concatenate(original)), lengths),
             Packed(torch.from_numpy(np.concatenate(masked)), lengths),
             torch.from_numpy(numbers),
@@ -196,7 +196,7 @@ def _tensor(parts: Sequence[Ids]) -> Tensor:
     return torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *parts]))
 
 
-class PretrainSteps(StepBatches[Batch]):
+class PretrainSteps(StepBatches[MaskedBatch]):
     """Batches of masked sequences by step, see `StepBatches`.
 
     Args:
@@ -211,7 +211,7 @@ class PretrainSteps(StepBatches[Batch]):
         self.texts, self.masking = texts, masking
         super().__init__([DatasetShare(np.arange(len(texts)))], options, rank=rank, world=world)
 
-    def batch(self, rows: GlobalBatch) -> Batch:
+    def batch(self, rows: GlobalBatch) -> MaskedBatch:
         """This process's part of a global batch."""
         part = rows.part(self.rank, self.world)
         return self.masking(self.texts, rows.rows[part].tolist(), rows.passes[part].tolist())

@@ -16,12 +16,12 @@ from torch import Tensor
 from ..training.insight.diagnosis import Findings
 from ..training.loop.trainer import StepTrainer
 from ..training.losses.distributed import LossValue, sum_over_processes, world_size
-from .masking import Batch
+from .masking import MaskedBatch
 from .retromae import RetroMAE
 from .token_store import Facts
 
 
-def loss_of(sums: Tensor, batch: Batch) -> LossValue:
+def loss_of(sums: Tensor, batch: MaskedBatch) -> LossValue:
     """The loss of a global batch from the sums that this process has.
 
     Args:
@@ -45,7 +45,7 @@ def loss_of(sums: Tensor, batch: Batch) -> LossValue:
 
 
 def whole_gradient(
-    encode: Callable[[Batch], Tensor], batch: Batch, backward: Callable[[Tensor], None], no_sync: Any
+    encode: Callable[[MaskedBatch], Tensor], batch: MaskedBatch, backward: Callable[[Tensor], None], no_sync: Any
 ) -> LossValue:
     """Add the gradient of a batch to the parameters, all at once (a `Gradient` of `StepTrainer`)."""
     value = loss_of(encode(batch), batch)
@@ -61,8 +61,8 @@ class PretrainingTrainer(StepTrainer):
         super().__init__(*args, **kwargs)
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
-    ) -> tuple[list[Batch], None]:
+        self, epoch_iterator: Iterator[MaskedBatch], num_batches: int, device: torch.device
+    ) -> tuple[list[MaskedBatch], None]:
         """The micro-batches of one step, which know how many tokens the step has: each token weighs the same."""
         if self._since is None:
             self._since = time.perf_counter()
@@ -92,7 +92,7 @@ class PretrainingTrainer(StepTrainer):
 
 
 def measured_losses(
-    network: RetroMAE, batches: Iterable[Batch], context: contextlib.AbstractContextManager[Any]
+    network: RetroMAE, batches: Iterable[MaskedBatch], context: contextlib.AbstractContextManager[Any]
 ) -> dict[str, float]:
     """Mean losses and accuracies of a network as it is, without dropout.
 

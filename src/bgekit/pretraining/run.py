@@ -29,8 +29,8 @@ from ..training.loop.training_run import (
     train_and_save,
     train_as_given,
 )
-from .initial_model import BESIDE, Start, started
-from .masking import Batch, Masking, PretrainSteps
+from .initial_model import BESIDE, InitialModel, initial_model
+from .masking import MaskedBatch, Masking, PretrainSteps
 from .pretrain_arguments import PretrainArguments, PretrainDataArguments, PretrainModelArguments
 from .retromae import RetroMAE
 from .retromae_trainer import PretrainDiagnosis, PretrainingTrainer, measured_losses, whole_gradient
@@ -63,7 +63,7 @@ def pretrain(model: PretrainModelArguments, data: PretrainDataArguments, args: P
         OutputError: the output folder holds something already, or cannot be written.
     """
     resume = prepare_run(args)
-    with started(model, data.max_seq_length) as start:
+    with initial_model(model, data.max_seq_length) as start:
         tokens = Tokenization.of(start.tokenizer, start.card.name)
         reading = _reading(data, args, tokens)
         texts, held_out = _read(data, args, tokens, reading)
@@ -110,7 +110,7 @@ def _seed(args: PretrainArguments) -> int:
     return int(args.seed if args.data_seed is None else args.data_seed)
 
 
-def _batches(texts: Texts, masking: Masking, size: int) -> Iterator[Batch]:
+def _batches(texts: Texts, masking: Masking, size: int) -> Iterator[MaskedBatch]:
     """Batches of sequences that are measured, masked in the same way each time."""
     for first in range(0, len(texts), size):
         rows = range(first, min(first + size, len(texts)))
@@ -153,7 +153,7 @@ def _first_fingerprint(texts: Texts, tokens: Tokenization, reading: Reading) -> 
     return texts.fingerprint_of([f"{hashlib.sha256(way.encode()).hexdigest()[:40]}.tokens" for way in ways])
 
 
-def _network(start: Start, share: float) -> RetroMAE:
+def _network(start: InitialModel, share: float) -> RetroMAE:
     network = RetroMAE(start.lm, share)
     rest = {name: value for name, value in start.beside.items() if not name.startswith("head.")}
     if rest:
@@ -168,7 +168,7 @@ def _network(start: Start, share: float) -> RetroMAE:
     return network.train()
 
 
-def _files(start: Start, network: RetroMAE, origin: str) -> ModelFiles:
+def _files(start: InitialModel, network: RetroMAE, origin: str) -> ModelFiles:
     """The network on the disk: the encoder for everybody, head and decoder in a file beside it."""
 
     def write(folder: Path, title: str | None) -> None:

@@ -75,7 +75,7 @@ class Batch(StepBatch):
 
 @dataclass(frozen=True)
 class Limit:
-    """How long what goes through the network may be.
+    """The greatest length of a kind of input of the network.
 
     Attributes:
         name: The argument of the command line that sets it, without its dashes.
@@ -91,7 +91,7 @@ class Limit:
 
     @property
     def plural(self) -> str:
-        """What it holds for, of many."""
+        """The kind of input in the plural."""
         return "queries" if self.what == "query" else f"{self.what}s"
 
     @property
@@ -101,7 +101,7 @@ class Limit:
 
     @property
     def remedy(self) -> str:
-        """What to do about texts that are cut."""
+        """Advice about texts that are cut."""
         if self.final:
             return "the model takes no more; split the texts, or take a model for longer ones"
         return f"raise --{self.name}"
@@ -213,7 +213,7 @@ class Collator:
         return backend
 
     def limits(self) -> tuple[Limit, ...]:
-        """Where texts are cut: queries first, passages last."""
+        """Limits of texts: queries first, passages last."""
         return (
             Limit("query_max_len", "query", self.query_max_len, self.most),
             Limit("passage_max_len", "passage", self.passage_max_len, self.most),
@@ -230,11 +230,11 @@ class Collator:
         return self.encode(texts, prompts, "passage")
 
     def prompt_of(self, row: Row) -> Prompt:
-        """What stands around a row's query."""
+        """The prompt of a row's query."""
         return self.query_prompt if row.prompt is None else Prompt.from_format(row.prompt, self.query_format)
 
     def passage_prompt_of(self, row: Row) -> Prompt:
-        """What stands around a row's passages: the query's prompt, if its type says that both are of one kind."""
+        """The prompt of a row's passages: that of the query, if its type says that both are of one kind."""
         return self.prompt_of(row) if row.type in PROMPTED_PASSAGES else self.passage_prompt
 
     def encode(self, texts: Sequence[str], prompts: Sequence[Prompt], role: str) -> tuple[Packed, int]:
@@ -250,7 +250,7 @@ class Collator:
         skip = [0] * len(texts)
         positions: dict[Prompt, list[int]] = {}
         for position, prompt in enumerate(prompts):
-            positions.setdefault(self._apart(prompt), []).append(position)
+            positions.setdefault(self._tokenizer_prompt(prompt), []).append(position)
         cut = 0
         for prompt, places in positions.items():
             tokenizer = self._tokenizer_for(prompt, length)
@@ -261,7 +261,7 @@ class Collator:
             cut += len(tokens.truncated)
         return Packed.of(ids, None if self.include_prompt else skip), cut
 
-    def _apart(self, prompt: Prompt) -> Prompt:
+    def _tokenizer_prompt(self, prompt: Prompt) -> Prompt:
         """The prompt of the tokenizer that a text with this prompt needs."""
         usual = prompt in (self.query_prompt, self.passage_prompt)
         return prompt if usual or prompt.suffix or prompt.apart or not self.include_prompt else Prompt()
@@ -383,7 +383,7 @@ class PairCollator(Collator):
         return Packed.of(tokens.ids, token_types=tokens.types), len(tokens.truncated)
 
     def limits(self) -> tuple[Limit, ...]:
-        """Where pairs are cut."""
+        """Limits of pairs."""
         return (Limit("max_len", "pair", self.max_len, self.most),)
 
 

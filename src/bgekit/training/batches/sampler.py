@@ -37,7 +37,7 @@ _SORTED_TOGETHER: Final = 64
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """How batches are made.
+    """Options of making batches.
 
     Attributes:
         batch_size: Rows of a global batch, of all processes together.
@@ -291,11 +291,11 @@ class StepBatch:
     """A dataclass of one process's part of a global batch, whose tensors move together."""
 
     def to(self, device: torch.device) -> Self:
-        """The same batch on another device."""
+        """Copy the batch to another device."""
         return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
-        """The same batch in memory that a GPU copies from without waiting (a loader calls this)."""
+        """Copy the batch to memory that a GPU copies from without waiting (a loader calls this)."""
         return self._moved(Tensor.pin_memory)
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> Self:

@@ -1,4 +1,4 @@
-"""What goes wrong in contrastive training, recognised from the run's own numbers and named with its remedy."""
+"""Faults of training, recognised from the run's own numbers and named with its remedy."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def cached_backward(
     backward: Backward = Tensor.backward,
     no_sync: Callable[[], AbstractContextManager[Any]] | None = None,
 ) -> LossValue:
-    """As `plain_backward`, with activations of a chunk at a time: the same gradient to rounding.
+    """Add the gradient of `plain_backward`, to rounding, with the activations of a chunk at a time.
 
     With dropout the gradient is that of the masks that were drawn in the first pass, which are not those that a
     plain step would draw.

@@ -129,12 +129,12 @@ class WholeCheckpoints(TrainerCallback):
             remove_oldest(output, self._limit, state.best_model_checkpoint)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Of one checkpoint that may stay, it is the best that does."""
+        """Keep the best checkpoint alone where one may stay."""
         if args.should_save and self._limit == 1 and state.best_model_checkpoint is not None:
             keep_best_alone(Path(str(args.output_dir)), state.best_model_checkpoint)
 
 
-def first(items: list[Any]) -> Any:
+def only_item(items: list[Any]) -> Any:
     """The only item of a list."""
     return items[0]
 
@@ -183,7 +183,7 @@ class StepTrainer(Trainer):
         self._memory = Trimmer()
         own = [WholeCheckpoints(identity, args.save_total_limit), *([MeasuredAtTheEnd()] if measure else [])]
         super().__init__(
-            model=network, args=args, train_dataset=steps, data_collator=first,
+            model=network, args=args, train_dataset=steps, data_collator=only_item,
             # Trainer wants to see something to evaluate on; `evaluate` knows what.
             eval_dataset=[] if measure is not None else None, callbacks=[*own, *callbacks],
         )  # fmt: skip
@@ -209,7 +209,7 @@ class StepTrainer(Trainer):
         return StepLoader(
             self.steps,
             batch_sampler=StepSampler(self.steps),
-            collate_fn=first,
+            collate_fn=only_item,
             num_workers=workers,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
             persistent_workers=self.args.dataloader_persistent_workers and workers > 0,

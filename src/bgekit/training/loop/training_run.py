@@ -311,7 +311,7 @@ def _compare_with_start(trainer: StepTrainer) -> None:
 
 
 #: Arguments that a run which goes on may change; all others, whoever's they are, have to be as they were.
-_FREE: Final = frozenset({
+_MAY_CHANGE: Final = frozenset({
     # Where things lie. Data count by their content, the weights are those of the checkpoint.
     "model_name_or_path", "cache_dir", "revision", "trust_remote_code", "allow_pickle", "train_data", "eval_data",
     "cache_path", "output_dir", "logging_dir", "overwrite_output_dir", "resume_from_checkpoint", "first_stage",
@@ -358,7 +358,7 @@ def run_identity(
         "global batch size": args.per_device_train_batch_size * args.world_size,
         "--data_seed": args.data_seed if args.data_seed is not None else args.seed,
         "evaluation data": measured,
-        **{f"--{name}": value for name, value in values.items() if name not in _FREE | WITHOUT_EFFECT.keys()},
+        **{f"--{name}": value for name, value in values.items() if name not in _MAY_CHANGE | WITHOUT_EFFECT.keys()},
     }
 
 
@@ -389,7 +389,7 @@ def _decisive_arguments(args: TrainerArguments, parts: Sequence[Any]) -> dict[st
         for each in fields(part):
             value = getattr(part, each.name)
             default = each.default if each.default_factory is MISSING else each.default_factory()
-            counts = each.init and each.name not in _FREE | WITHOUT_EFFECT.keys() | JUDGING
+            counts = each.init and each.name not in _MAY_CHANGE | WITHOUT_EFFECT.keys() | JUDGING
             if counts and value != default and f"--{each.name}" not in found:
                 found[f"--{each.name}"] = value
     return found
