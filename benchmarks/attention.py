@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from bgekit.networks.cpu_training import Dropout, Layout, attend
+from bgekit.networks.cpu_training import Dropout, Layout, attend_by_head
 
 TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 HEADS, WIDTH, TOKENS, DROPOUT, REPETITIONS = 12, 32, 8192, 0.1, 7
@@ -36,7 +36,7 @@ def drawn(length: int, dtype: torch.dtype, spread: float = 1.0, tokens: int = TO
 
 
 def ours(query: Tensor, key: Tensor, value: Tensor, length: int, dropout: float) -> Tensor:
-    return attend(query, key, value, Layout.of((length,) * (len(query) // length), HEADS), SCALE, dropout)
+    return attend_by_head(query, key, value, Layout.of((length,) * (len(query) // length), HEADS), SCALE, dropout)
 
 
 def torchs(query: Tensor, key: Tensor, value: Tensor, length: int, dropout: float) -> Tensor:

@@ -119,14 +119,14 @@ def write_batches(rows: list[Row], turn: Row, work: Path) -> dict[str, str]:
     """The rows as bgekit gets them to shuffle, and in the order that this gives, for those that take them in order."""
     import numpy as np
 
-    from bgekit.training.batches.sampler import Plan, PlanOptions, Portion
+    from bgekit.training.batches.sampler import DatasetShare, EpochPlan, PlanOptions
 
-    portion = Portion(np.arange(len(rows)))
+    share = DatasetShare(np.arange(len(rows)))
     options = PlanOptions(turn["batch"], seed=turn["seed"], drop_last=True)
     order: list[int] = []
     epoch = 0
     while len(order) < turn["steps"] * turn["batch"]:
-        order += [int(row) for step in Plan([portion], options, epoch) for row in step.rows]
+        order += [int(row) for step in EpochPlan([share], options, epoch) for row in step.rows]
         epoch += 1
     ordered = [rows[number] for number in order[: turn["steps"] * turn["batch"]]]
     return {"unordered": write_rows(work / "rows.jsonl", rows), "data": write_rows(work / "ordered.jsonl", ordered)}

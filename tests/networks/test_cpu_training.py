@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bgekit.networks import cpu_training as training_attention
 from bgekit.networks import packing
-from bgekit.networks.cpu_training import Layout, attend
+from bgekit.networks.cpu_training import Layout, attend_by_head
 from bgekit.networks.packing import Packed, packed_attention
 
 HEADS, WIDTH = 3, 8
@@ -49,7 +49,7 @@ def test_results_and_gradients(
 ) -> None:
     monkeypatch.setattr(training_attention, "_SCORES", scores)  # Blocks of one head up to all of them.
     *inputs, gradient = drawn(lengths, dtype)
-    result = attend(*inputs, Layout.of(lengths, HEADS), 0.4, 0.0)
+    result = attend_by_head(*inputs, Layout.of(lengths, HEADS), 0.4, 0.0)
     exact = [each.detach().double().requires_grad_() for each in inputs]
     expected = textbook(exact, lengths, 0.4)
     assert result.dtype == dtype
@@ -68,7 +68,7 @@ def test_gradients_with_dropout() -> None:
 
     def dropped(*inputs: Tensor) -> Tensor:
         torch.manual_seed(3)
-        return attend(*inputs, Layout.of(lengths, HEADS), 0.5, 0.3)
+        return attend_by_head(*inputs, Layout.of(lengths, HEADS), 0.5, 0.3)
 
     assert torch.autograd.gradcheck(dropped, inputs)
     assert not torch.allclose(dropped(*inputs), textbook(inputs, lengths, 0.5))
@@ -79,7 +79,7 @@ def test_dropout_changes_no_expectation() -> None:
     *inputs, _ = drawn(lengths)
     layout = Layout.of(lengths, HEADS)
     with torch.no_grad():
-        runs = torch.stack([attend(*inputs, layout, 0.4, 0.25) for _ in range(2000)])
+        runs = torch.stack([attend_by_head(*inputs, layout, 0.4, 0.25) for _ in range(2000)])
     errors = (runs.mean(0) - textbook(inputs, lengths, 0.4).detach()) / (runs.std(0) / 2000**0.5)
     assert errors.abs().mean() == pytest.approx(0.8, abs=0.1)  # That of a normal distribution.
     assert errors.abs().max() < 5
@@ -92,9 +92,9 @@ def test_masks_do_not_depend_on_whether_there_is_a_way_back() -> None:
     layout = Layout.of(lengths, HEADS)
     torch.manual_seed(1)
     with torch.no_grad():
-        first = attend(*inputs, layout, 0.4, 0.2)
+        first = attend_by_head(*inputs, layout, 0.4, 0.2)
     torch.manual_seed(1)
-    assert torch.equal(first, attend(*inputs, layout, 0.4, 0.2))
+    assert torch.equal(first, attend_by_head(*inputs, layout, 0.4, 0.2))
 
 
 def test_mixed_types_under_autocast() -> None:
@@ -102,7 +102,7 @@ def test_mixed_types_under_autocast() -> None:
     lengths = (4, 11)
     query, key, value, gradient = drawn(lengths, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        result = attend(query, key, value.bfloat16(), Layout.of(lengths, HEADS), 0.4, 0.1)
+        result = attend_by_head(query, key, value.bfloat16(), Layout.of(lengths, HEADS), 0.4, 0.1)
         result.backward(gradient.bfloat16())
     assert result.dtype == torch.bfloat16
     assert query.grad is not None and query.grad.dtype == torch.float32 and query.grad.abs().sum() > 0
@@ -118,7 +118,7 @@ def test_nothing_of_the_size_of_the_scores_is_kept() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        attend(*inputs, Layout.of(lengths, HEADS), 0.4, 0.1)
+        attend_by_head(*inputs, Layout.of(lengths, HEADS), 0.4, 0.1)
     assert kept and max(kept) == inputs[0].numel()
 
 
@@ -126,7 +126,7 @@ def test_nothing_of_the_size_of_the_scores_is_kept() -> None:
 def test_what_it_cannot_goes_another_way(
     monkeypatch: pytest.MonkeyPatch, causal: bool, window: int | None, heads: int
 ) -> None:
-    monkeypatch.setattr(packing, "attend", lambda *_: pytest.fail("neither order nor windows nor shared keys"))
+    monkeypatch.setattr(packing, "attend_by_head", lambda *_: pytest.fail("neither order nor windows nor shared keys"))
     batch = Packed.of([[1] * 9, [1] * 5])
     query, key, value = (torch.randn(1, count, 14, WIDTH) for count in (3, heads, heads))
     module = nn.Identity()

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from bgekit.inference.tokenization import load_tokenizer
 from bgekit.pretraining import retromae as network_module
-from bgekit.pretraining.initial_model import started
+from bgekit.pretraining.initial_model import initial_model
 from bgekit.pretraining.masking import Masking
 from bgekit.pretraining.pretrain_arguments import PretrainModelArguments
 from bgekit.pretraining.retromae import RetroMAE
@@ -28,7 +28,7 @@ def made(models, texts, tmp_path):
     def make(kind, share=0.5):
         path = tmp_path / "texts.jsonl"
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts(9, longest=40)))
-        with started(PretrainModelArguments(str(models(kind))), 64) as start:
+        with initial_model(PretrainModelArguments(str(models(kind))), 64) as start:
             tokens = Tokenization.of(start.tokenizer, kind)
             data = read_texts([str(path)], tokens, Reading(64 - tokens.special), str(tmp_path / "cache"))
             torch.manual_seed(0)

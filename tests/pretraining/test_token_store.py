@@ -39,7 +39,7 @@ def test_all_forms_and_folders(read, tokens, tmp_path):
     data = read(folder)
     assert decoded(tokens, data) == ["the cat", "a dog in the house", "red bird", "blue river", "small tree"]
     assert (data.facts.texts, data.facts.empty) == (5, 2)
-    assert [len(each) for each in data.datasets] == [2, 2, 1]
+    assert [count for _, count in data.counts] == [2, 2, 1]
     again = pickle.loads(pickle.dumps(data))
     assert again.sequence(3)[0].tolist() == data.sequence(3)[0].tolist()
     assert again.fingerprint == data.fingerprint

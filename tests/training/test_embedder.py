@@ -261,6 +261,11 @@ def test_the_best_checkpoint_is_found_where_the_folder_is_now(start, ruin, tmp_p
     assert "checkpoint-0, the best checkpoint so far, is not there any more" in capsys.readouterr().err
 
 
+def test_the_best_is_gone_back_to_where_no_checkpoints_are_asked_for(start, ruin, tmp_path):
+    assert ruin("--save_strategy", "no")["best_checkpoint"].endswith("checkpoint-0")
+    assert is_start(tmp_path / "out", start)
+
+
 def test_the_end_is_measured_whatever_the_delay(ruin):
     facts = ruin("--eval_strategy", "epoch", "--eval_delay", "3", "--max_steps", "6")
     assert [row["step"] for row in facts["history"] if "eval_score" in row] == [0, 6]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import json
 import logging
 import math
@@ -170,6 +171,50 @@ def evaluate(
             if cache is not None and not keep_vectors:
                 shutil.rmtree(cache.vectors(), ignore_errors=True)
     return report
+
+
+@dataclass
+class FirstStage:
+    """An embedder whose best passages are put in order by one reranker after another.
+
+    Attributes:
+        model: Name or folder of the embedder.
+        tasks: Tasks that are measured; rerankers can be measured on them.
+        folder: A folder where the embedder's vectors stay from one reranker to the next.
+        devices: Where to compute, as `FlagModel` takes it.
+        pooling: How the embedder pools, None for what it says.
+    """
+
+    model: str
+    tasks: Sequence[Task]
+    folder: Path
+    devices: Any = None
+    pooling: str | None = None
+    _rerankers: int = field(default=0, init=False)
+
+    @functools.cached_property
+    def alone(self) -> Report:
+        """Scores of the embedder without a reranker."""
+        return self._measured(Setting())
+
+    def reranked_by(self, reranker: str | os.PathLike[str], top_k: int) -> Report:
+        """Scores with a reranker.
+
+        Args:
+            reranker: Name or folder of the reranker; what is in a folder may be another one in the next call.
+            top_k: Passages a query that it sees.
+        """
+        from ..inference.reranker import FlagReranker
+
+        self._rerankers += 1
+        with FlagReranker(reranker, use_fp16=True, devices=self.devices) as opened:
+            name = f"reranker {self._rerankers}"  # Results are kept by it.
+            return self._measured(Setting(reranker=opened, reranker_name=name, rerank_top_k=top_k))
+
+    def _measured(self, setting: Setting) -> Report:
+        options = {"devices": self.devices} | ({} if self.pooling is None else {"pooling_method": self.pooling})
+        candidate = Candidate(self.model, options=options, settings=[setting])
+        return evaluate(candidate, self.tasks, output=self.folder, keep_vectors=True, compare=False, progress=False)
 
 
 def _judge(

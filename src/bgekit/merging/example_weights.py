@@ -26,7 +26,7 @@ from ..inference.tokenization import load_tokenizer
 from ..models.card import ModelCard
 from ..models.reranker_card import RerankerCard
 from ..training.batches.collator import Collator, PairCollator
-from ..training.batches.sampling import Example, Sampling
+from ..training.batches.sampler import Example, Sampling
 from .compatibility import Card, Kind
 from .sources import Options
 

@@ -87,9 +87,9 @@ def save_merged(
         try:
             stage.mkdir(parents=True)
             _write_stage(parts, method, stage)
-            made = scratch / "made" / target.name  # Whose name the README has.
+            made = scratch / "made"
             with named(scratch, parts.title):
-                _write_complete(parts, stage, made, selftest=provenance is not None)
+                _write_complete(parts, stage, made, target.name, selftest=provenance is not None)
             if provenance is not None:
                 write_json(made / PROVENANCE, provenance)
                 add_to_readme(made / "README.md", provenance)
@@ -171,19 +171,22 @@ def _layers_of(base: Source) -> Any:
     return card.dense if isinstance(card, ModelCard) else ()
 
 
-def _write_complete(parts: Parts, stage: Path, made: Path, *, selftest: bool) -> None:
-    options, name = parts.sources[0].options, made.name
+def _write_complete(parts: Parts, stage: Path, made: Path, name: str, *, selftest: bool) -> None:
+    options = parts.sources[0].options
     origin = f"Merged from {len(parts.sources)} model{'s' * (len(parts.sources) > 1)} by bgekit."
     dtype = stored_dtype(stage) or parts.card.dtype
     if isinstance(parts.card, RerankerCard):
         card = replace(parts.card, name=name, dtype=dtype)
-        write_reranker(made, card=card, source=stage, origin=origin, remote_code=options.trust_remote_code)
+        write_reranker(
+            made, card=card, source=stage, origin=origin, remote_code=options.trust_remote_code, title=name
+        )  # fmt: skip
         return
     # Thresholds of the models that were merged say nothing of the result's similarities.
     embedder = replace(parts.card, name=name, dtype=dtype, calibration=None, selftest=None)
     test = _selftest(stage, embedder, options.trust_remote_code) if selftest else None
     write_checkpoint(
-        made, card=embedder, source=stage, selftest=test, origin=origin, remote_code=options.trust_remote_code
+        made, card=embedder, source=stage, selftest=test, origin=origin, remote_code=options.trust_remote_code,
+        title=name,
     )  # fmt: skip
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ..errors import ArgumentError
+from ..evaluation.evaluator import FirstStage, evaluate
+from ..evaluation.tasks.base import check_rerankable
 from .compatibility import Kind
 
 if TYPE_CHECKING:
@@ -115,26 +116,15 @@ def measures(
         ArgumentError: rerankers cannot be measured on one of the tasks.
     """
     if kind == "reranker":
-        from ..evaluation.tasks.base import check_rerankable
-
         check_rerankable(tasks)
-    numbers = itertools.count()
-    first = {"devices": devices} | ({} if pooling is None else {"pooling_method": pooling})
+    stage = FirstStage(str(first_stage), tasks, kept, devices=devices, pooling=pooling)
 
     def measure(folder: Path) -> dict[str, float]:
-        from ..evaluation import Candidate, Setting, evaluate
-        from ..inference.reranker import FlagReranker
-
         if kind == "encoder":
-            found = evaluate(str(folder), tasks, compare=False, progress=False, devices=devices).results
+            found = evaluate(str(folder), tasks, compare=False, progress=False, devices=devices)
         else:
-            with FlagReranker(folder, use_fp16=True, devices=devices) as reranker:
-                setting = Setting(reranker=reranker, reranker_name=f"merge {next(numbers)}", rerank_top_k=rerank_top_k)
-                candidate = Candidate(str(first_stage), options=first, settings=[setting])
-                found = evaluate(
-                    candidate, tasks, output=kept, keep_vectors=True, compare=False, progress=False
-                ).results
-        return {f"{result.task} {result.main_metric}": result.main_score for result in found}
+            found = stage.reranked_by(folder, rerank_top_k)
+        return {f"{result.task} {result.main_metric}": result.main_score for result in found.results}
 
     return measure
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from .dense import DenseMiner, Floats, IndexKind
 from .mining_report import Tally, report, step_of
 from .negatives import RANDOM, Choice, Draw, Similarity
 from .relevant import Judgements, Relevant, distinct_negatives
+from .teacher import Teacher
 from .text_store import TextStore, store_texts
 
 if TYPE_CHECKING:
@@ -51,17 +52,6 @@ _VERSION: Final = "3"
 _SAMPLE_DRAW: Final = 2
 #: Total texts -> what shows how far their encoding is.
 MakeProgress = Callable[[int], "AbstractContextManager[EncodeProgress]"]
-
-
-class Reranker(Protocol):
-    """What scores pairs of query and passage together, such as `FlagReranker`."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes with whatever decides a score."""
-
-    def compute_score(self, sentence_pairs: list[tuple[str, str]], *, show_progress: bool) -> Sequence[float]:
-        """One score for each pair; higher is more relevant."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +110,7 @@ def mine(
     task: Mining,
     models: Sequence[Embedder] = (),
     *,
-    reranker: Reranker | None = None,
+    reranker: Teacher | None = None,
     progress: MakeProgress | None = None,
     advance: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -234,7 +224,7 @@ def _sources(task: Mining, models: Sequence[str]) -> list[str]:
 class _Run:
     def __init__(
         self, task: Mining, models: Sequence[Embedder], store: TextStore, folder: OutputFolder, count: int,
-        reranker: Reranker | None, relevant: Relevant, judged: Relevant,
+        reranker: Teacher | None, relevant: Relevant, judged: Relevant,
     ) -> None:  # fmt: skip
         shares = (
             task.choice.shares
@@ -386,7 +376,7 @@ class _Run:
         for first in range(0, len(draws), _TOGETHER):
             self._judge(self._reranker, draws[first : first + _TOGETHER], queries[first : first + _TOGETHER])
 
-    def _judge(self, reranker: Reranker, draws: Sequence[Draw], queries: Sequence[str]) -> None:
+    def _judge(self, reranker: Teacher, draws: Sequence[Draw], queries: Sequence[str]) -> None:
         """Let rows draw what a reranker scores low enough. One that it refuses too much is left with fewer."""
         choice, most = self._choice, self._task.max_reranker_score
         refusals = len(choice.shares) * (choice.last - choice.first) + _REFUSALS * choice.negatives

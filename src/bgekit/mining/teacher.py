@@ -20,6 +20,7 @@ from ..data.training_rows import InputRow, check_output, check_training, copy_ke
 from ..errors import OutputError
 from ..files.atomic import OutputFolder
 from ..files.hashing import file_sha256
+from ..search.index import PairScorer
 from .relevant import Relevant
 
 logger = logging.getLogger(__name__)
@@ -28,15 +29,15 @@ logger = logging.getLogger(__name__)
 GROUP: Final = 64
 
 
-class Teacher(Protocol):
-    """What scores pairs of query and passage together, such as `FlagReranker`."""
+class Teacher(PairScorer, Protocol):
+    """A pair scorer whose scores are written down, such as `FlagReranker`."""
 
     @property
     def fingerprint(self) -> str:
         """Changes with whatever decides a score."""
 
     def compute_score(
-        self, sentence_pairs: list[tuple[str, str]], *, normalize: bool, show_progress: bool
+        self, sentence_pairs: list[tuple[str, str]], *, normalize: bool = False, show_progress: bool = False
     ) -> Sequence[float]:
         """One score for each pair; higher is more relevant."""
 

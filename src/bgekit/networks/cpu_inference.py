@@ -134,7 +134,7 @@ def _round_up(count: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class _Group:
+class _LengthGroup:
     """Neighbouring sequences that share their attention products, as if all had `length` tokens.
 
     Attributes:
@@ -158,7 +158,7 @@ class _Group:
     mask: Tensor | None
 
     @classmethod
-    def of(cls, lengths: list[int], first: int, start: int, rows: int, dtype: torch.dtype) -> _Group:
+    def of(cls, lengths: list[int], first: int, start: int, rows: int, dtype: torch.dtype) -> _LengthGroup:
         """The group of sequences `first` and following, whose tokens begin at row `start` of `rows`."""
         own, length = torch.tensor(lengths), _round_up(lengths[-1])
         ends = own.cumsum(0) + start
@@ -172,7 +172,7 @@ class _Group:
         return cls(*places, length, 0, padded.flatten(), valid.flatten().nonzero()[:, 0], valid.to(dtype))
 
 
-def _group(lengths: list[int], rows: int, dtype: torch.dtype) -> list[_Group]:
+def _length_groups(lengths: list[int], rows: int, dtype: torch.dtype) -> list[_LengthGroup]:
     """Groups of ascending lengths: equal ones where they are many, else those of the same rounded length."""
     runs: list[list[int]] = []
     for length, same in itertools.groupby(lengths):
@@ -184,7 +184,7 @@ def _group(lengths: list[int], rows: int, dtype: torch.dtype) -> list[_Group]:
             runs.append(run)
     groups, first, start = [], 0, 0
     for run in runs:
-        groups.append(_Group.of(run, first, start, rows, dtype))
+        groups.append(_LengthGroup.of(run, first, start, rows, dtype))
         first, start = first + len(run), start + sum(run)
     return groups
 
@@ -294,7 +294,7 @@ class FusedEncoder:
     def _forward(self, input_ids: Tensor, lengths: list[int], select: Select, token_types: Tensor | None) -> Tensor:
         """`__call__` for ascending lengths."""
         count, rows = len(input_ids), _round_up(len(input_ids))
-        groups = _group(lengths, rows, self.dtype)
+        groups = _length_groups(lengths, rows, self.dtype)
         own = torch.tensor(lengths)
         ends = own.cumsum(0)
         if self.padding is None:
@@ -312,14 +312,14 @@ class FusedEncoder:
             x, count = self._last(x, groups, ends - own if select == "first" else ends - 1), len(lengths)
         return x[:count].float()
 
-    def _last(self, x: Tensor, groups: list[_Group], wanted: Tensor) -> Tensor:
+    def _last(self, x: Tensor, groups: list[_LengthGroup], wanted: Tensor) -> Tensor:
         """The last layer for one `wanted` row a sequence; attention still reads the other rows."""
         wanted = pad(wanted, (0, _round_up(len(wanted)) - len(wanted)))
         chosen = x[wanted]
         context = self._attention(self.last_pair(x), self.last_query(chosen), groups)
         return self.layers[-1].finish(chosen, context)
 
-    def _attention(self, states: Tensor, queries: Tensor | None, groups: list[_Group]) -> Tensor:
+    def _attention(self, states: Tensor, queries: Tensor | None, groups: list[_LengthGroup]) -> Tensor:
         """The heads' results, [rows, hidden].
 
         Args:

@@ -24,7 +24,7 @@ _SCORES: Final = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where the tokens of a packed batch stand when each head of each sequence is a block of its own.
+    """The order of a packed batch in which each head of each sequence is a block of its own.
 
     Sequences of equal rounded length lie together: [n, heads, L, d] for each length, one behind another, as rows of d.
 
@@ -36,7 +36,7 @@ class Layout:
 
     index: Tensor
     inverse: Tensor
-    groups: tuple[_Group, ...]
+    groups: tuple[_HeadGroup, ...]
 
     @classmethod
     def of(cls, lengths: tuple[int, ...], heads: int) -> Layout:
@@ -56,13 +56,13 @@ class Layout:
             rows = torch.arange(start, start + len(indices[-1])).view(len(members), heads, length)
             inverse[token[valid]] = rows.transpose(1, 2)[valid]
             padded = None if bool(valid.all()) else valid.repeat_interleave(heads, 0)[:, None]
-            groups.append(_Group(slice(start, start + rows.numel()), length, padded))
+            groups.append(_HeadGroup(slice(start, start + rows.numel()), length, padded))
             start += rows.numel()
         return cls(torch.cat(indices), inverse.flatten(), tuple(groups))
 
 
 @dataclass(frozen=True, eq=False)
-class _Group:
+class _HeadGroup:
     rows: slice
     length: int
     valid: Tensor | None  # [n * heads, 1, length] bool, None without padding
@@ -78,7 +78,7 @@ def _rounded(length: int) -> int:
     return -(-length // step) * step
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, dropout: float) -> Tensor:
+def attend_by_head(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, dropout: float) -> Tensor:
     """dropout(softmax(scale * query key^T)) value inside each sequence, for each head; differentiable once.
 
     Args:
@@ -131,7 +131,7 @@ class _Attention(torch.autograd.Function):
 def _gradients(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, dropout: float, seed: int
 ) -> Iterator[Tensor]:
-    """Of query, key and value, each [T, heads, d]."""
+    """Gradients of query, key and value, each [T, heads, d]."""
     keep = Keep(dropout, seed) if dropout else None
     queries, keys, values = (_by_head(each, layout) for each in (query * scale, key, value))
     # Queries that are padding are copies of real ones; without a gradient they add nothing to anything.
@@ -171,7 +171,7 @@ def _by_token(rows: Tensor, layout: Layout, shape: torch.Size) -> Tensor:
 def _softmax_blocks(
     queries: Tensor, keys: Tensor, valid: Tensor | None, keep: Keep | None
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """Which blocks [L, d], their weights [b, L, L] before dropout, and 1 for those that dropout keeps.
+    """Slices of blocks [L, d], their weights [b, L, L] before dropout, and 1 for those that dropout keeps.
 
     The next ones are written over these.
     """

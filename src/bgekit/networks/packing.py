@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from .cpu_training import Layout, attend
+from .cpu_training import Layout, attend_by_head
 
 #: Name under which the packed attention stands in transformers' registry.
 PACKED_ATTENTION: Final = "bgekit_packed"
@@ -78,7 +78,7 @@ class Packed:
         return Packed(self.input_ids[tokens], lengths, skip, types)
 
     def to(self, device: torch.device) -> Packed:
-        """The same batch on another device."""
+        """Copy the batch to another device."""
         types = None if self.token_types is None else self.token_types.to(device, non_blocking=True)
         return Packed(self.input_ids.to(device, non_blocking=True), self.lengths, self.skip, types)
 
@@ -116,12 +116,12 @@ class Packed:
         return roberta_positions(self.input_ids, padding, self.starts, self.lengths_tensor) + padding
 
     @cached_property
-    def groups(self) -> list[_Group]:
+    def groups(self) -> list[PaddedGroup]:
         """Sequences of nearly equal length, which share one attention call."""
-        return _group(self)
+        return _padded_groups(self)
 
     def layout(self, heads: int) -> Layout:
-        """The same head by head, as training on the CPU wants it."""
+        """The batch head by head, as training on the CPU wants it."""
         if heads not in self._layouts:
             self._layouts[heads] = Layout.of(self.lengths, heads)
         return self._layouts[heads]
@@ -151,7 +151,7 @@ def roberta_positions(input_ids: Tensor, padding: int, starts: Tensor, lengths: 
 
 
 @dataclass(frozen=True, eq=False)
-class _Group:
+class PaddedGroup:
     """Sequences of one attention call.
 
     `index` is [n, L]: the row of each token, padding included (it points at a real row and is masked as key).
@@ -163,7 +163,7 @@ class _Group:
     rows: Tensor  # their rows in the packed batch
 
 
-def _group(batch: Packed) -> list[_Group]:
+def _padded_groups(batch: Packed) -> list[PaddedGroup]:
     device = batch.input_ids.device
     starts = [0, *itertools.accumulate(batch.lengths)]
     order = sorted(range(len(batch.lengths)), key=lambda i: -batch.lengths[i])
@@ -179,7 +179,7 @@ def _group(batch: Packed) -> list[_Group]:
         index = first[:, None] + torch.minimum(column[None, :], lengths[:, None] - 1)
         keep = valid.flatten().nonzero().squeeze(1)
         groups.append(
-            _Group(
+            PaddedGroup(
                 index.to(device),
                 None if bool(valid.all()) else valid.to(device),
                 keep.to(device),
@@ -237,7 +237,7 @@ def packed_attention(
     if ours and plain and query.device.type == "cpu":
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         layout = packed.layout(query.shape[1])
-        return attend(rows[0], rows[1], rows[2], layout, scale, dropout).unsqueeze(0), None
+        return attend_by_head(rows[0], rows[1], rows[2], layout, scale, dropout).unsqueeze(0), None
     outputs, positions = [], []
     for group in packed.groups:
         q, k, v = (tensor[group.index].transpose(1, 2) for tensor in rows)  # [n, heads, L, d]
@@ -253,7 +253,7 @@ def packed_attention(
     return torch.cat(outputs)[inverse].unsqueeze(0), None
 
 
-def _mask(group: _Group, causal: bool, sliding_window: int | None) -> Tensor | None:
+def _mask(group: PaddedGroup, causal: bool, sliding_window: int | None) -> Tensor | None:
     length = group.index.shape[1]
     mask = None if group.valid is None else group.valid[:, None, None, :]
     if sliding_window is not None and length > sliding_window:

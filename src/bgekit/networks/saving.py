@@ -57,6 +57,7 @@ def write_checkpoint(
     allow_pickle: bool = False,
     remote_code: bool = False,
     prefix: str = "",
+    title: str | None = None,
 ) -> None:
     """Write a checkpoint in the universal layout, atomically.
 
@@ -74,6 +75,7 @@ def write_checkpoint(
         allow_pickle: Read `.bin` weights of the source.
         remote_code: Copy the source's Python files.
         prefix: What the names of the source's weights begin with and the result's do not (`stored_prefix`).
+        title: Of the README; by default the folder's name.
 
     Raises:
         OutputError: the folder exists or holds something else, or it cannot be written.
@@ -105,7 +107,7 @@ def write_checkpoint(
         for module in read_json(folder / "modules.json", list):
             (folder / module["path"]).mkdir(exist_ok=True)
         text = readme(
-            card, name=path.name, base_model=hub_id(card.name), source=source / "README.md", origin=origin
+            card, name=title or path.name, base_model=hub_id(card.name), source=source / "README.md", origin=origin
         )  # fmt: skip
         (folder / "README.md").write_text(text, encoding="utf-8")
 
@@ -145,11 +147,11 @@ def as_stored(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
     import torch
 
     stored = getattr(torch, dtype)
-    moved = {name: _alone(tensor.detach().cpu()) for name, tensor in tensors.items()}
+    moved = {name: _with_own_storage(tensor.detach().cpu()) for name, tensor in tensors.items()}
     return {name: each.to(stored) if each.is_floating_point() else each for name, each in moved.items()}
 
 
-def _alone(tensor: Tensor) -> Tensor:
+def _with_own_storage(tensor: Tensor) -> Tensor:
     """With a storage of its own: DeepSpeed lays all weights into one, which safetensors refuses to write."""
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
@@ -261,6 +263,7 @@ def write_reranker(
     allow_pickle: bool = False,
     remote_code: bool = False,
     prefix: str = "",
+    title: str | None = None,
 ) -> None:
     """Write a reranker atomically: config, safetensors, tokenizer, README.
 
@@ -278,6 +281,7 @@ def write_reranker(
         allow_pickle: Read `.bin` weights of the source.
         remote_code: Copy the source's Python files.
         prefix: What the names of the source's weights begin with and the result's do not (`stored_prefix`).
+        title: Of the README; by default the folder's name.
 
     Raises:
         OutputError: the folder exists or holds something else, or it cannot be written.
@@ -297,7 +301,7 @@ def write_reranker(
             copy_matching(source, folder, ("*.py",))
         write_tokenizer(source, folder, tokenizer, card.max_length, remote_code)
         front = front_matter(source / "README.md", "text-ranking", _TAGS, hub_id(card.name))
-        (folder / "README.md").write_text(f"{front}\n{_readme(path.name, card, origin)}", encoding="utf-8")
+        (folder / "README.md").write_text(f"{front}\n{_readme(title or path.name, card, origin)}", encoding="utf-8")
 
 
 def _readme(name: str, card: RerankerCard, origin: str) -> str:

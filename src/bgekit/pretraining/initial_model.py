@@ -1,4 +1,4 @@
-"""What pre-training starts from: a checkpoint or random weights, a tokenizer, and the card of the result."""
+"""The model that pre-training starts from: a checkpoint or random weights, a tokenizer, and the card of the result."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ _HEADS: Final = ("cls.", "lm_head.", "vocab_transform.", "vocab_layer_norm.", "v
 
 
 @dataclass(frozen=True)
-class Start:
-    """What pre-training starts from.
+class InitialModel:
+    """A model that pre-training starts from.
 
     Attributes:
         lm: A masked language model of transformers in float32, unpadded where its architecture can be.
@@ -59,8 +59,8 @@ class Start:
 
 
 @contextmanager
-def started(model: PretrainModelArguments, max_length: int) -> Iterator[Start]:
-    """What to start from; its folder is gone afterwards.
+def initial_model(model: PretrainModelArguments, max_length: int) -> Iterator[InitialModel]:
+    """The model to start from; its folder is gone afterwards.
 
     Args:
         model: The command's arguments.
@@ -102,7 +102,7 @@ def started(model: PretrainModelArguments, max_length: int) -> Iterator[Start]:
         if can_pack(lm.base_model):
             register()
             lm.set_attn_implementation(PACKED_ATTENTION)
-        yield Start(lm, tokenizer, card, folder, beside)
+        yield InitialModel(lm, tokenizer, card, folder, beside)
 
 
 def _tokenizer_folder(name: str, model: PretrainModelArguments) -> Path:
@@ -228,7 +228,7 @@ def _check(lm: Any, tokenizer: PreTrainedTokenizerFast, name: str, max_length: i
 
 
 def _card(source: Path | None, name: str, config: Any) -> ModelCard:
-    """What the result says of itself: the first token's vector is what is trained, whatever was pooled before."""
+    """The card of the result: the first token's vector is what is trained, whatever was pooled before."""
     facts = config.to_dict()
     # A folder's name must not look like an id on the hub.
     name = str(Path(name).expanduser().resolve()) if Path(name).expanduser().is_dir() else name

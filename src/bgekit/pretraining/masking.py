@@ -1,19 +1,17 @@
-"""Which tokens the encoder does not see, and which tokens each position of the decoder sees."""
+"""Masks of RetroMAE: tokens that the encoder does not see, and those that each position of the decoder sees."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
 
 from ..networks.packing import Packed
-from ..training.batches.sampler import Plan, PlanOptions, Portion, plan
+from ..training.batches.sampler import DatasetShare, GlobalBatch, PlanOptions, StepBatch, StepBatches
 from .token_store import Ids, Texts, Tokenization
 
 #: Of the masked tokens, those that become the mask token, and those that become a random one; the rest stay (BERT).
@@ -69,7 +67,7 @@ def corrupt(ids: Ids, positions: Ids, mask: int, ordinary: Ids, generator: np.ra
 
 
 def visible(words: Tensor, seeds: Tensor, share: float) -> Tensor:
-    """Which keys each position of the decoder sees: the paper's M, of which 0 is True and minus infinity False.
+    """Keys that each position of the decoder sees: the paper's M, of which 0 is True and minus infinity False.
 
     Position i sees the first key, which is the text's vector, and of the others those whose words are drawn for it,
     each with probability `1 - share`; never itself. Special tokens are always seen. Each position has a draw of its
@@ -86,16 +84,16 @@ def visible(words: Tensor, seeds: Tensor, share: float) -> Tensor:
     """
     length = words.shape[1]
     position = torch.arange(length, device=words.device)
-    rows = _mixed(seeds[:, None] ^ _mixed(position + 1)[None, :])
-    columns = _mixed(words + 2)
-    drawn = _mixed(rows[:, :, None] ^ columns[:, None, :]) < int(share * 2**32)
+    rows = _hash32(seeds[:, None] ^ _hash32(position + 1)[None, :])
+    columns = _hash32(words + 2)
+    drawn = _hash32(rows[:, :, None] ^ columns[:, None, :]) < int(share * 2**32)
     seen = ~(drawn & (words >= 0)[:, None, :])
     seen[:, position, position] = False
     seen[:, :, 0] = True
     return seen
 
 
-def _mixed(value: Tensor) -> Tensor:
+def _hash32(value: Tensor) -> Tensor:
     """A hash of 32 bits; products stay below 2**63."""
     for _ in range(2):
         value = ((value >> 16) ^ value) * 0x45D9F3B & _ALL
@@ -107,7 +105,7 @@ _MASKS: Final = 12
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class MaskedBatch(StepBatch):
     """One process's part of a global batch: n sequences of T tokens in all, laid end to end.
 
     Attributes:
@@ -139,27 +137,10 @@ class Batch:
         """Tokens that the encoder, and the decoder, have to find here."""
         return self.hidden.numel(), self.content.numel()
 
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> Batch:
-        """The same batch in memory that a GPU copies from without waiting (a loader calls this)."""
-        return self._with(Tensor.pin_memory)
-
-    def _with(self, move: Callable[[Tensor], Tensor]) -> Batch:
-        def packed(part: Packed) -> Packed:
-            return Packed(move(part.input_ids), part.lengths)
-
-        return replace(
-            self, original=packed(self.original), masked=packed(self.masked), words=move(self.words),
-            seeds=move(self.seeds), hidden=move(self.hidden), content=move(self.content),
-        )  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Masking:
-    """Sequences -> `Batch`.
+    """Sequences -> `MaskedBatch`.
 
     Attributes:
         tokens: The tokenizer.
@@ -171,20 +152,20 @@ class Masking:
     share: float
     seed: int
 
-    def __call__(self, texts: Texts, rows: Sequence[int], visits: Sequence[int]) -> Batch:
-        """The batch of some sequences; masks depend on the seed, the sequence's number and the visit alone.
+    def __call__(self, texts: Texts, rows: Sequence[int], passes: Sequence[int]) -> MaskedBatch:
+        """The batch of some sequences; masks depend on the seed, the sequence's number and the pass alone.
 
         Args:
             texts: All sequences.
             rows: Numbers of those of this batch.
-            visits: How often each was visited before.
+            passes: How often each was drawn before.
         """
         before, after = list(self.tokens.before), list(self.tokens.after)
         original, masked, words, seeds, hidden = [], [], [], [], []
         start = 0
-        for row, visit in zip(rows, visits, strict=True):
+        for row, earlier in zip(rows, passes, strict=True):
             content, begins = texts.sequence(int(row))
-            generator = np.random.default_rng([self.seed, _MASKS, int(visit), int(row)])
+            generator = np.random.default_rng([self.seed, _MASKS, int(earlier), int(row)])
             seeds.append(int(generator.integers(1 << 32)))
             ids = np.concatenate([before, content, after]).astype(np.int64)
             numbers = np.full(len(ids), -1, dtype=np.int64)
@@ -201,7 +182,7 @@ class Masking:
             words, seeds = [np.full(len(original[0]), -1, dtype=np.int64)], [0]
         numbers = np.concatenate(words)
         lengths = tuple(map(len, original))
-        return Batch(
+        return MaskedBatch(
             Packed(torch.from_numpy(np.concatenate(original)), lengths),
             Packed(torch.from_numpy(np.concatenate(masked)), lengths),
             torch.from_numpy(numbers),
@@ -215,10 +196,8 @@ def _tensor(parts: Sequence[Ids]) -> Tensor:
     return torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *parts]))
 
 
-class PretrainSteps(Dataset[Batch]):
-    """Item k is this process's batch of step k; item (e, k) that of step k of epoch e.
-
-    As in fine-tuning, nothing is remembered from one item to the next: a run is resumed by asking for later items.
+class PretrainSteps(StepBatches[MaskedBatch]):
+    """Batches of masked sequences by step, see `StepBatches`.
 
     Args:
         texts: All sequences.
@@ -229,25 +208,10 @@ class PretrainSteps(Dataset[Batch]):
     """
 
     def __init__(self, texts: Texts, options: PlanOptions, masking: Masking, *, rank: int = 0, world: int = 1) -> None:
-        self.texts, self.options, self.masking = texts, options, masking
-        self.rank, self.world = rank, world
-        self._portions = [Portion(np.arange(len(texts)))]
-        self._plan = plan(self._portions, options, 0)
+        self.texts, self.masking = texts, masking
+        super().__init__([DatasetShare(np.arange(len(texts)))], options, rank=rank, world=world)
 
-    def __len__(self) -> int:
-        return len(self._plan)
-
-    def plan(self, epoch: int | None = None) -> Plan:
-        """The global batches of an epoch, by default of the last one asked for."""
-        if epoch is not None and epoch != self._plan.epoch:
-            self._plan = plan(self._portions, self.options, epoch)
-        return self._plan
-
-    def __getitem__(self, key: int | tuple[int, int]) -> Batch:
-        """The batch of a step."""
-        if get_worker_info() is not None:
-            os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        epoch, index = key if isinstance(key, tuple) else (None, key)
-        step = self.plan(epoch)[index]
-        part = step.part(self.rank, self.world)
-        return self.masking(self.texts, step.rows[part].tolist(), step.visits[part].tolist())
+    def batch(self, rows: GlobalBatch) -> MaskedBatch:
+        """This process's part of a global batch."""
+        part = rows.part(self.rank, self.world)
+        return self.masking(self.texts, rows.rows[part].tolist(), rows.passes[part].tolist())

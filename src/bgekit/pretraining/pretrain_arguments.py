@@ -6,29 +6,29 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from ..errors import ArgumentError
-from ..training.loop.arguments import TrainerArguments, told
+from ..training.loop.arguments import TrainerArguments, option
 
 
 @dataclass
 class PretrainModelArguments:
-    """What is pre-trained."""
+    """The model that is pre-trained."""
 
-    model_name_or_path: str = told("checkpoint to start from: folder, hub id, packaged:NAME", "", aliases=["--model"])
-    config_name: str | None = told(
+    model_name_or_path: str = option("checkpoint to start from: folder, hub id, packaged:NAME", "", aliases=["--model"])
+    config_name: str | None = option(
         "start from random weights instead: a folder or hub id with a config.json, or a type such as bert"
     )
-    config_overrides: str | None = told("with --config_name: hidden_size=256,num_hidden_layers=4,...")
-    tokenizer_name: str | None = told(
+    config_overrides: str | None = option("with --config_name: hidden_size=256,num_hidden_layers=4,...")
+    tokenizer_name: str | None = option(
         "another tokenizer than the checkpoint's; tokens that both have keep their embeddings, new ones begin as the "
         "mean of the old pieces that spell them"
     )
-    pooling: Literal["cls"] | None = told(
+    pooling: Literal["cls"] | None = option(
         "accepted as everywhere; cls is what is trained, whatever the model pooled before",
         aliases=["--pooling_method", "--sentence_pooling_method"],
     )
-    cache_dir: str | None = told("where files from the hub are kept")
-    revision: str | None = told("branch, tag or commit on the hub")
-    allow_pickle: bool = told("read weights in .bin files", False)
+    cache_dir: str | None = option("where files from the hub are kept")
+    revision: str | None = option("branch, tag or commit on the hub")
+    allow_pickle: bool = option("read weights in .bin files", False)
 
     def __post_init__(self) -> None:
         if bool(self.model_name_or_path) == bool(self.config_name):
@@ -41,17 +41,21 @@ class PretrainModelArguments:
 
 @dataclass
 class PretrainDataArguments:
-    """What it is trained on."""
+    """Texts of pre-training."""
 
-    train_data: list[str] = told('texts: jsonl of {"text"}, csv, tsv, parquet, txt (a text a line), folders', many=True)  # noqa: RUF009
-    text_field: str | None = told("field of the text; by default text, content or contents")
-    title_field: str | None = told('field of a title put before it; by default title, "" for none')
-    on_error: Literal["raise", "skip"] = told("what happens to lines that cannot be used", "raise")
-    max_seq_length: int = told("tokens of a sequence, special tokens included", 512)
-    long_texts: Literal["split", "cut"] = told("texts beyond that become several sequences, or lose their end", "split")
-    encoder_mlm_probability: float = told("share of the tokens that the encoder does not see", 0.3)
-    decoder_mlm_probability: float = told("share of the tokens that a position of the decoder does not see", 0.5)
-    cache_path: str | None = told("where tokenised texts are kept; by default beside transformers' cache")
+    train_data: list[str] = option(  # noqa: RUF009
+        'texts: jsonl of {"text"}, csv, tsv, parquet, txt (a text a line), folders', many=True
+    )
+    text_field: str | None = option("field of the text; by default text, content or contents")
+    title_field: str | None = option('field of a title put before it; by default title, "" for none')
+    on_error: Literal["raise", "skip"] = option("what happens to lines that cannot be used", "raise")
+    max_seq_length: int = option("tokens of a sequence, special tokens included", 512)
+    long_texts: Literal["split", "cut"] = option(
+        "texts beyond that become several sequences, or lose their end", "split"
+    )
+    encoder_mlm_probability: float = option("share of the tokens that the encoder does not see", 0.3)
+    decoder_mlm_probability: float = option("share of the tokens that a position of the decoder does not see", 0.5)
+    cache_path: str | None = option("where tokenised texts are kept; by default beside transformers' cache")
 
     def __post_init__(self) -> None:
         if not self.train_data:
@@ -63,14 +67,12 @@ class PretrainDataArguments:
 
 @dataclass
 class PretrainArguments(TrainerArguments):
-    """How it is trained."""
+    """Training of an encoder on texts."""
 
-    #: A contrastive trainer's option that has no meaning here.
-    grad_cache_chunk: ClassVar[None] = None
     judged_by: ClassVar[str] = "--eval_data or --validation_split: texts to measure the losses on"
 
-    eval_data: list[str] = told("texts like --train_data, measured while training", many=True)  # noqa: RUF009
-    validation_split: float = told("share of the texts of --train_data that is held out for that instead", 0.0)
+    eval_data: list[str] = option("texts like --train_data, measured while training", many=True)  # noqa: RUF009
+    validation_split: float = option("share of the texts of --train_data that is held out for that instead", 0.0)
 
     @property
     def judged(self) -> bool:

@@ -28,7 +28,7 @@ from ..models.config import padding_position
 from ..networks.encoder import PackedBackbone, PaddedBackbone, can_pack
 from ..networks.gradient_checkpointing import Recomputing
 from ..networks.packing import Packed
-from .masking import Batch, visible
+from .masking import MaskedBatch, visible
 
 #: Logits that are held at once; with more tokens they are computed in parts, and once more on the way back.
 _LOGITS: Final = 1 << 26
@@ -68,17 +68,17 @@ class RetroMAE(Recomputing, nn.Module):
         """The Hugging Face model that becomes the result."""
         return self.backbone.model
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: MaskedBatch) -> Tensor:
         """[4] float32: summed loss of encoder and decoder, and how many tokens each finds; differentiable."""
         hidden = self.backbone(batch.masked, "all")
         ids = batch.original.input_ids
-        encoder_loss, encoder_right = self._found(hidden[batch.hidden], ids[batch.hidden])
+        encoder_loss, encoder_right = self._token_losses(hidden[batch.hidden], ids[batch.hidden])
         decoded = self.decode(hidden[batch.masked.starts], batch)
-        decoder_loss, decoder_right = self._found(decoded[batch.content], ids[batch.content])
+        decoder_loss, decoder_right = self._token_losses(decoded[batch.content], ids[batch.content])
         return torch.stack([encoder_loss, decoder_loss, encoder_right, decoder_right])
 
-    def decode(self, vectors: Tensor, batch: Batch) -> Tensor:
-        """What the decoder makes of the texts' vectors: [n, h] -> [T, h]."""
+    def decode(self, vectors: Tensor, batch: MaskedBatch) -> Tensor:
+        """States of the decoder for the texts' vectors: [n, h] -> [T, h]."""
         packed = batch.original
         of_token = vectors.repeat_interleave(packed.lengths_tensor, dim=0, output_size=batch.tokens)
         embedded, positions = self._embedded(packed)
@@ -96,19 +96,19 @@ class RetroMAE(Recomputing, nn.Module):
         places = packed.positions_for(self.padding_position)
         return layer(input_ids=ids, position_ids=places[None])[0], layer.position_embeddings(places)
 
-    def _found(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _token_losses(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Summed cross entropy of tokens [m] after their states [m, h], and how many are the likeliest."""
         rows = max(1, _LOGITS // self.vocabulary)
         if len(hidden) <= rows:
-            return self._part(hidden, labels)
+            return self._token_losses_at_once(hidden, labels)
         parts = [
-            checkpoint(self._part, hidden[at : at + rows], labels[at : at + rows], use_reentrant=False)
+            checkpoint(self._token_losses_at_once, hidden[at : at + rows], labels[at : at + rows], use_reentrant=False)
             for at in range(0, len(hidden), rows)
         ]
         losses, right = zip(*parts, strict=True)
         return torch.stack(losses).sum(), torch.stack(right).sum()
 
-    def _part(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _token_losses_at_once(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.head(hidden)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         right = (logits.detach().argmax(-1) == labels).sum().to(logits.dtype)
@@ -159,7 +159,7 @@ class Decoder(nn.Module):
                 nn.init.normal_(module.weight, std=_initial(config))
                 nn.init.zeros_(module.bias)
 
-    def forward(self, queries: Tensor, keys: Tensor, batch: Batch, share: float) -> Tensor:
+    def forward(self, queries: Tensor, keys: Tensor, batch: MaskedBatch, share: float) -> Tensor:
         """[T, h]: a state for each position.
 
         Args:
@@ -174,10 +174,10 @@ class Decoder(nn.Module):
         result: Tensor = self.norm(states + self.dropout(inner))
         return result
 
-    def _attention(self, query: Tensor, key: Tensor, value: Tensor, batch: Batch, share: float) -> Tensor:
+    def _attention(self, query: Tensor, key: Tensor, value: Tensor, batch: MaskedBatch, share: float) -> Tensor:
         """[T, h], computed for a few sequences of nearly equal length at once."""
         outputs, places = [], []
-        for index, valid in _few_at_once(batch.original):
+        for index, valid in _attention_blocks(batch.original):
             q, k, v = (each[index].unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in (query, key, value))
             seen = visible(batch.words[index], batch.seeds[batch_of(batch.original, index[:, 0])], share)
             if valid is not None:
@@ -195,7 +195,7 @@ def batch_of(packed: Packed, tokens: Tensor) -> Tensor:
     return torch.searchsorted(packed.starts, tokens.contiguous(), right=True) - 1
 
 
-def _few_at_once(packed: Packed) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _attention_blocks(packed: Packed) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Rows of the tokens [n, L] of some sequences, and which of them are no padding [n, L] (None if all)."""
     for group in packed.groups:
         count, length = group.index.shape
@@ -206,7 +206,7 @@ def _few_at_once(packed: Packed) -> Iterator[tuple[Tensor, Tensor | None]]:
 
 
 def head_of(lm: Any) -> nn.Module:
-    """What turns the states of a masked language model into logits, whatever its class calls it.
+    """The head of a masked language model, which turns states into logits, whatever its class calls it.
 
     Raises:
         ArgumentError: it has none that is known.

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..training.loop.trainer import ContrastiveTrainer
+from ..training.insight.diagnosis import Findings
+from ..training.loop.trainer import StepTrainer
 from ..training.losses.distributed import LossValue, sum_over_processes, world_size
-from .masking import Batch
+from .masking import MaskedBatch
 from .retromae import RetroMAE
 from .token_store import Facts
 
-logger = logging.getLogger(__name__)
 
-
-def loss_of(sums: Tensor, batch: Batch) -> LossValue:
+def loss_of(sums: Tensor, batch: MaskedBatch) -> LossValue:
     """The loss of a global batch from the sums that this process has.
 
     Args:
@@ -46,16 +44,25 @@ def loss_of(sums: Tensor, batch: Batch) -> LossValue:
     return LossValue(loss, metrics)
 
 
-class PretrainingTrainer(ContrastiveTrainer):
-    """`ContrastiveTrainer` for a network that computes its own loss. Takes the same arguments."""
+def whole_gradient(
+    encode: Callable[[MaskedBatch], Tensor], batch: MaskedBatch, backward: Callable[[Tensor], None], no_sync: Any
+) -> LossValue:
+    """Add the gradient of a batch to the parameters, all at once (a `Gradient` of `StepTrainer`)."""
+    value = loss_of(encode(batch), batch)
+    backward(value.loss)
+    return LossValue(value.loss.detach(), value.metrics)
+
+
+class PretrainingTrainer(StepTrainer):
+    """`StepTrainer` whose micro-batches weigh by their tokens, and that logs its speed. Takes the same arguments."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._since: float | None = None
         super().__init__(*args, **kwargs)
 
-    def get_batch_samples(  # type: ignore[override]
-        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
-    ) -> tuple[list[Batch], None]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[MaskedBatch], num_batches: int, device: torch.device
+    ) -> tuple[list[MaskedBatch], None]:
         """The micro-batches of one step, which know how many tokens the step has: each token weighs the same."""
         if self._since is None:
             self._since = time.perf_counter()
@@ -65,13 +72,6 @@ class PretrainingTrainer(ContrastiveTrainer):
         counts = sum_over_processes(torch.tensor([batch.counts for batch in batches], device=self.args.device).sum(0))
         encoder, decoder = (count / len(batches) for count in counts.tolist())
         return [replace(batch, totals=(encoder, decoder)) for batch in batches], None
-
-    def _gradient(  # type: ignore[override]
-        self, model: nn.Module, encode: Callable[[Any], Tensor], batch: Batch, backward: Callable[[Tensor], None]
-    ) -> LossValue:
-        value = loss_of(encode(batch), batch)
-        backward(value.loss)
-        return LossValue(value.loss.detach(), value.metrics)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add how fast it goes."""
@@ -92,7 +92,7 @@ class PretrainingTrainer(ContrastiveTrainer):
 
 
 def measured_losses(
-    network: RetroMAE, batches: Iterable[Batch], context: contextlib.AbstractContextManager[Any]
+    network: RetroMAE, batches: Iterable[MaskedBatch], context: contextlib.AbstractContextManager[Any]
 ) -> dict[str, float]:
     """Mean losses and accuracies of a network as it is, without dropout.
 
@@ -119,43 +119,43 @@ def measured_losses(
 
 
 @dataclass
-class Watch:
-    """Looks whether something is wrong; each finding is logged once.
+class PretrainDiagnosis(Findings):
+    """Findings of pre-training."""
 
-    Attributes:
-        findings: What was found, by a short name.
-    """
+    def before(self, facts: Facts, max_length: int, cut: bool) -> list[str]:
+        """Look at the data.
 
-    findings: dict[str, str] = field(default_factory=dict)
-
-    def before(self, facts: Facts, max_length: int, cut: bool) -> None:
-        """What can be said of the data."""
-        if cut and facts.long > 0.1 * facts.texts:
-            share = facts.long / facts.texts
-            self._say("cut", f"{share:.0%} of the texts are longer than --max_seq_length {max_length} and lose their "
-                      "end: raise it, or --long_texts split")  # fmt: skip
-        if facts.unknown > 0.02 * facts.tokens:
-            share = facts.unknown / facts.tokens
-            self._say("unknown", f"{share:.0%} of the tokens are unknown to the vocabulary: is the tokenizer meant for "
-                      "this language? --tokenizer_name takes another one")  # fmt: skip
-        if facts.tokens < 8 * facts.sequences:
-            self._say("short", f"the texts have {facts.tokens / facts.sequences:.1f} tokens on average: a vector that "
-                      "has so little to hold learns little; passages are better")  # fmt: skip
-
-    def after(self, logs: Mapping[str, Any]) -> list[str]:
-        """What a logged step shows.
+        Args:
+            facts: Counts of the texts and their tokens.
+            max_length: Tokens of a sequence.
+            cut: Whether longer texts lose their end.
 
         Returns:
             The new findings.
         """
+        found = {}
+        if cut and facts.long > 0.1 * facts.texts:
+            found["cut"] = (
+                f"{facts.long / facts.texts:.0%} of the texts are longer than --max_seq_length {max_length} and lose "
+                "their end: raise it, or --long_texts split"
+            )
+        if facts.unknown > 0.02 * facts.tokens:
+            found["unknown"] = (
+                f"{facts.unknown / facts.tokens:.0%} of the tokens are unknown to the vocabulary: is the tokenizer "
+                "meant for this language? --tokenizer_name takes another one"
+            )
+        if facts.tokens < 8 * facts.sequences:
+            found["short"] = (
+                f"the texts have {facts.tokens / facts.sequences:.1f} tokens on average: a vector that has so little "
+                "to hold learns little; passages are better"
+            )
+        return self.report(found)
+
+    def after(self, logs: Mapping[str, Any]) -> list[str]:
+        """Look at the losses of a logged step; returns the new findings."""
         if all(math.isfinite(float(logs.get(name, 0.0))) for name in ("loss", "encoder_loss", "decoder_loss")):
             return []
-        return self._say("not finite", "the loss is no number any more: take a lower --learning_rate, --warmup_ratio "
-                         "0.1, or --bf16 instead of --fp16")  # fmt: skip
-
-    def _say(self, name: str, text: str) -> list[str]:
-        if name in self.findings:
-            return []
-        self.findings[name] = text
-        logger.warning("%s", text)
-        return [text]
+        return self.report({
+            "not finite": "the loss is no number any more: take a lower --learning_rate, --warmup_ratio 0.1, or --bf16 "
+            "instead of --fp16"
+        })  # fmt: skip

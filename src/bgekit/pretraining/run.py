@@ -3,52 +3,51 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import logging
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from torch import Tensor
+from safetensors.torch import save
 
-from ..errors import ArgumentError, CheckpointError, OutputError
-from ..inference.embedder import make_selftest
-from ..models.weights import read_tensors, weight_files
+from ..errors import ArgumentError, CheckpointError
 from ..networks.cpu_training import use_quick_dropout
 from ..networks.encoder import Encoder
-from ..networks.saving import write_checkpoint
 from ..training.batches.sampler import PlanOptions
-from ..training.loop.arguments import parse
-from ..training.loop.checkpoints import origin
-from ..training.loop.training_run import begin, identity, run
-from .initial_model import BESIDE, Start, started
-from .masking import Batch, Masking, PretrainSteps
+from ..training.loop.checkpoints import ModelFiles, origin, save_encoder
+from ..training.loop.training_run import (
+    first_name,
+    launched,
+    prepare_run,
+    run_identity,
+    train_and_save,
+    train_as_given,
+)
+from .initial_model import BESIDE, InitialModel, initial_model
+from .masking import MaskedBatch, Masking, PretrainSteps
 from .pretrain_arguments import PretrainArguments, PretrainDataArguments, PretrainModelArguments
 from .retromae import RetroMAE
-from .retromae_trainer import PretrainingTrainer, Watch, loss_of, measured_losses
+from .retromae_trainer import PretrainDiagnosis, PretrainingTrainer, measured_losses, whole_gradient
 from .token_store import Reading, Texts, Tokenization, read_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
-#: Stands for the visit of sequences that are measured, which no epoch is.
+#: Stands for the epoch of sequences that are measured, which no epoch is.
 _MEASURED: Final = 1 << 31
+#: Sequences, and characters of them, that a dry run shows.
+_SHOWN: Final = 2
+_CHARACTERS: Final = 300
 _DESCRIPTION: Final = """\
 Pre-train an encoder on plain texts with RetroMAE, before it is fine-tuned with `bge finetune`.
 Arguments are those of transformers' Trainer, those of FlagEmbedding by their names, and the ones below."""
-
-
-def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m bgekit.pretraining.run") -> int:
-    """Parse arguments and train."""
-    given = sys.argv[1:] if arguments is None else arguments
-    kinds = (PretrainModelArguments, PretrainDataArguments, PretrainArguments)
-    model, data, args = parse(kinds, given, prog=prog, description=_DESCRIPTION)
-    pretrain(model, data, args)
-    return 0
 
 
 def pretrain(model: PretrainModelArguments, data: PretrainDataArguments, args: PretrainArguments) -> Path | None:
@@ -63,10 +62,11 @@ def pretrain(model: PretrainModelArguments, data: PretrainDataArguments, args: P
         CheckpointError: the model to start from is damaged.
         OutputError: the output folder holds something already, or cannot be written.
     """
-    resume = begin(args)
-    with started(model, data.max_seq_length) as start:
+    resume = prepare_run(args)
+    with initial_model(model, data.max_seq_length) as start:
         tokens = Tokenization.of(start.tokenizer, start.card.name)
-        texts, held_out = _read(data, args, tokens)
+        reading = _reading(data, args, tokens)
+        texts, held_out = _read(data, args, tokens, reading)
         masking = Masking(tokens, data.encoder_mlm_probability, _seed(args))
         options = PlanOptions(
             args.per_device_train_batch_size * args.world_size, masking.seed, drop_last=args.dataloader_drop_last
@@ -76,54 +76,61 @@ def pretrain(model: PretrainModelArguments, data: PretrainDataArguments, args: P
         if args.dry_run:
             print(describe(steps, network, start.tokenizer, args))  # noqa: T201
             return None
-        watch = Watch()
+        diagnosis = PretrainDiagnosis()
         if args.process_index == 0:
-            watch.before(texts.facts, data.max_seq_length, data.long_texts == "cut")
+            diagnosis.before(texts.facts, data.max_seq_length, data.long_texts == "cut")
         base = model.model_name_or_path or None
-        output = _Output(start, network, origin(base, len(texts), verb="Pre-trained (RetroMAE)", unit="sequences"))
+        files = _files(start, network, origin(base, len(texts), verb="Pre-trained (RetroMAE)", unit="sequences"))
 
         def measure(held_out: Texts) -> Mapping[str, float]:
             batches = _batches(held_out, masking, args.per_device_train_batch_size)
             return measured_losses(network, batches, trainer.compute_loss_context_manager())
 
         trainer = PretrainingTrainer(
-            network, args, cast(Any, steps), _whole, loss_of, write=output.write, read=output.read,
-            judge=None if held_out is None else functools.partial(measure, held_out), diagnosis=cast(Any, watch),
-            identity=identity(
-                args, cast(Any, texts), data, measured=None if held_out is None else [held_out.fingerprint]
+            network, args, steps, whole_gradient, files=files, diagnosis=diagnosis,
+            measure=None if held_out is None else functools.partial(measure, held_out),
+            identity=run_identity(
+                args, texts.fingerprint, data, measured=None if held_out is None else [held_out.fingerprint]
             ),
         )  # fmt: skip
-        facts = {"method": "RetroMAE", "texts": asdict(texts.facts)}
-        return run(
-            trainer, output.write, resume=resume, rows=cast(Any, texts), parts=(model, data), facts=facts
+        return train_and_save(
+            trainer, resume=resume, data=texts.counts, parts=(model, data),
+            more={"method": "RetroMAE", "texts": asdict(texts.facts)},
+            first_fingerprint=functools.partial(_first_fingerprint, texts, tokens, reading),
         )  # fmt: skip
+
+
+main = functools.partial(
+    train_as_given, pretrain, (PretrainModelArguments, PretrainDataArguments, PretrainArguments), _DESCRIPTION,
+    prog="python -m bgekit.pretraining.run",
+)  # fmt: skip
 
 
 def _seed(args: PretrainArguments) -> int:
     return int(args.seed if args.data_seed is None else args.data_seed)
 
 
-def _batches(texts: Texts, masking: Masking, size: int) -> Iterator[Batch]:
-    """What is measured, masked in the same way each time."""
+def _batches(texts: Texts, masking: Masking, size: int) -> Iterator[MaskedBatch]:
+    """Batches of sequences that are measured, masked in the same way each time."""
     for first in range(0, len(texts), size):
         rows = range(first, min(first + size, len(texts)))
         yield masking(texts, rows, [_MEASURED] * len(rows))
 
 
-def _whole(batch: Batch) -> tuple[Batch]:
-    return (batch,)
-
-
-def _read(data: PretrainDataArguments, args: PretrainArguments, tokens: Tokenization) -> tuple[Texts, Texts | None]:
-    """The sequences that are trained on, and those that are measured. The first process tokenises for all."""
+def _reading(data: PretrainDataArguments, args: PretrainArguments, tokens: Tokenization) -> Reading:
+    """The options of reading texts."""
     room = data.max_seq_length - tokens.special
     if room < 1:
         raise ArgumentError(
             f"--max_seq_length {data.max_seq_length} leaves no room beside {tokens.special} special tokens"
         )
-    reading = Reading(
-        room, data.long_texts, data.text_field, data.title_field, data.on_error, args.encoding, args.quoting
-    )
+    return Reading(room, data.long_texts, data.text_field, data.title_field, data.on_error, args.encoding, args.quoting)
+
+
+def _read(
+    data: PretrainDataArguments, args: PretrainArguments, tokens: Tokenization, reading: Reading
+) -> tuple[Texts, Texts | None]:
+    """The sequences to train on, and those to measure. The first process tokenises for all."""
     with args.main_process_first(desc="tokenising the texts"):
         texts = read_texts(data.train_data, tokens, reading, data.cache_path)
         measured = read_texts(args.eval_data, tokens, reading, data.cache_path) if args.eval_data else None
@@ -138,7 +145,15 @@ def _read(data: PretrainDataArguments, args: PretrainArguments, tokens: Tokeniza
     return texts, measured
 
 
-def _network(start: Start, share: float) -> RetroMAE:
+def _first_fingerprint(texts: Texts, tokens: Tokenization, reading: Reading) -> str:
+    """The fingerprint that the first release (0.1.0) gave to texts."""
+    options = {name: value for name, value in asdict(reading).items() if name not in ("encoding", "quoting")}
+    tokenizer = hashlib.sha256(tokens.backend.to_str().encode()).hexdigest()
+    ways = [json.dumps([1, first_name(store.source), options, tokenizer]) for store in texts.stores]
+    return texts.fingerprint_of([f"{hashlib.sha256(way.encode()).hexdigest()[:40]}.tokens" for way in ways])
+
+
+def _network(start: InitialModel, share: float) -> RetroMAE:
     network = RetroMAE(start.lm, share)
     rest = {name: value for name, value in start.beside.items() if not name.startswith("head.")}
     if rest:
@@ -153,50 +168,20 @@ def _network(start: Start, share: float) -> RetroMAE:
     return network.train()
 
 
-class _Output:
-    """Writes the network as a checkpoint, and reads its weights back."""
+def _files(start: InitialModel, network: RetroMAE, origin: str) -> ModelFiles:
+    """The network on the disk: the encoder for everybody, head and decoder in a file beside it."""
 
-    def __init__(self, start: Start, network: RetroMAE, origin: str) -> None:
-        self._start, self._network, self._origin = start, network, origin
-
-    def write(self, folder: Path) -> None:
-        """The encoder as a folder that everybody can load, head and decoder in a file beside it."""
-        from safetensors.torch import save
-
-        network, card = self._network, self._start.card
-        training, device = network.training, next(network.parameters()).device
-        network.eval()
-        try:
-            selftest = make_selftest(Encoder(network.backbone, card), self._start.tokenizer, card, device)
-        finally:
-            network.train(training)
-        write_checkpoint(
-            folder, card=card, source=self._start.folder, selftest=selftest, origin=self._origin, overwrite=True,
-            weights={name: value.detach().cpu() for name, value in network.weights().items()},
+    def write(folder: Path, title: str | None) -> None:
+        save_encoder(
+            folder, title, network=network, weights=network.weights(), encoder=Encoder(network.backbone, start.card),
+            tokenizer=start.tokenizer, card=start.card, source=start.folder, origin=origin,
         )  # fmt: skip
-        beside = {name: value.detach().cpu().clone() for name, value in network.beside().items()}
-        try:
-            (folder / BESIDE).write_bytes(save(beside, metadata={"format": "pt"}))
-        except OSError as error:
-            raise OutputError(f"cannot write {folder / BESIDE}: {error.strerror or error}") from error
 
-    def read(self, folder: Path) -> Mapping[str, Tensor]:
-        """Weights by the network's own names."""
-        from safetensors.torch import load_file
+    def further() -> bytes:
+        weights = {name: value.detach().cpu().clone() for name, value in network.beside().items()}
+        return save(weights, metadata={"format": "pt"})
 
-        encoder = {
-            f"backbone.model.{name}": value for file in weight_files(folder) for name, value in read_tensors(file)
-        }
-        return encoder | load_file(folder / BESIDE)
-
-
-if __name__ == "__main__":
-    from ..training.loop.training_run import launched
-
-    sys.exit(launched(main))
-#: Sequences and characters that are shown.
-_SHOWN: Final = 2
-_CHARACTERS: Final = 300
+    return ModelFiles(network, write, {"": "backbone.model."}, beside=BESIDE, further=further)
 
 
 def describe(
@@ -241,3 +226,7 @@ def describe(
 def _decoded(ids: Any, tokenizer: PreTrainedTokenizerFast) -> str:
     text = repr(tokenizer.decode(ids.tolist(), skip_special_tokens=False))[1:-1]
     return text if len(text) <= _CHARACTERS else f"{text[:_CHARACTERS]} ..."
+
+
+if __name__ == "__main__":
+    sys.exit(launched(main))

@@ -354,24 +354,6 @@ class Tokenization:
         return len(self.before) + len(self.after)
 
 
-@dataclass(frozen=True)
-class Spec:
-    """Where sequences come from."""
-
-    files: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class FileRows:
-    """A file, and how many of its sequences are used; for the record of a run."""
-
-    spec: Spec
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-
 class Texts:
     """Sequences by their numbers, from 0.
 
@@ -407,16 +389,20 @@ class Texts:
         return Facts(**{name: sum(getattr(each, name) for each in rows) for name in Facts.__dataclass_fields__})
 
     @property
-    def datasets(self) -> list[FileRows]:
-        """The files with the number of their sequences that are used."""
+    def counts(self) -> list[tuple[tuple[str, ...], int]]:
+        """The files, each with the number of its sequences that are used."""
         chosen = np.arange(len(self)) if self._chosen is None else self._chosen
         counts = np.diff(np.searchsorted(chosen, self._starts))
-        return [FileRows(Spec((s.source,)), int(count)) for s, count in zip(self.stores, counts, strict=True)]
+        return [((store.source,), int(count)) for store, count in zip(self.stores, counts, strict=True)]
 
     @cached_property
     def fingerprint(self) -> str:
         """Changes with the content of the files, their order, the tokenizer, and which sequences are used."""
-        digest = hashlib.sha256("".join(store.path.name for store in self.stores).encode())
+        return self.fingerprint_of([store.path.name for store in self.stores])
+
+    def fingerprint_of(self, names: Sequence[str]) -> str:
+        """The fingerprint of the sequences that are used, where the files' sequences have these names."""
+        digest = hashlib.sha256("".join(names).encode())
         if self._chosen is not None:
             digest.update(self._chosen.tobytes())
         return digest.hexdigest()

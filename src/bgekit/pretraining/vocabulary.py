@@ -120,7 +120,7 @@ def _rows(old: PreTrainedTokenizerFast, new: PreTrainedTokenizerFast) -> dict[in
 
 
 def _tables(lm: Any) -> list[Tensor]:
-    """What has a row for each token: the embeddings, those of the head where they are others, and its bias."""
+    """Parameters with a row for each token: the embeddings, those of the head where they are others, and its bias."""
     embeddings, head = lm.get_input_embeddings().weight, lm.get_output_embeddings()
     own = [] if head.weight.data_ptr() == embeddings.data_ptr() else [head.weight]
     return [embeddings, *own, *([] if head.bias is None else [head.bias])]

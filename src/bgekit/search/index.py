@@ -291,7 +291,7 @@ def _origins(queries: object) -> set[Origin | None]:
 
 
 class PairScorer(Protocol):
-    """What scores pairs of query and passage together, such as `FlagReranker`."""
+    """A model that reads query and passage together and scores the pair, such as `FlagReranker`."""
 
     def compute_score(self, sentence_pairs: list[tuple[str, str]]) -> Sequence[float]:
         """One score for each pair; higher is more relevant."""

@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
-import copy
+import functools
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import ArgumentError, DataError
-from ..inference.embedder import FlagModel, make_selftest
+from ..evaluation.evaluator import evaluate
+from ..inference.embedder import FlagModel
 from ..models.card import UNSET, ModelCard, Unset
 from ..models.card_reading import declared_query
+from ..models.sentence_transformers_files import dense_folder
 from ..networks.encoder import TrainableEncoder, add_lora, load_trainable
-from ..networks.loading import restore_unsaved
-from ..networks.saving import as_stored, write_checkpoint
+from ..networks.saving import as_stored
 from .batches.collator import Batch, Collator, StepDataset
 from .batches.datasets import check_cosines
-from .insight.diagnosis import CollapseWatch, Diagnosis, scores_of_all
+from .insight.diagnosis import Diagnosis, scores_of_all
 from .insight.dry_run import Lengths
-from .loop.arguments import DataArguments, EmbedderArguments, ModelArguments, parse
-from .loop.checkpoints import origin
-from .loop.trainer import ContrastiveTrainer
+from .loop.arguments import DataArguments, EmbedderArguments, ModelArguments
+from .loop.checkpoints import ModelFiles, origin, save_encoder
+from .loop.gradient_cache import PackedGradient
 from .loop.training_run import (
-    begin,
-    eval_tasks,
-    identity,
-    judge_by,
+    evaluation_tasks,
+    launched,
     make_steps,
+    prepare_run,
     read_data,
-    run,
-    scores_of,
+    scores_by_name,
     show_dry_run,
+    train_as_given,
+    train_on_rows,
 )
 from .losses.contrastive import Contrastive, own_scores
 from .losses.distributed import LossValue, world_size
@@ -53,16 +55,6 @@ Fine-tune an embedding model on jsonl of {"query", "pos", "neg"}, with in-batch,
 Arguments are those of transformers' Trainer, those of FlagEmbedding by their names, and the ones below."""
 
 
-def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m bgekit.training.embedder") -> int:
-    """Parse arguments and train."""
-    given = sys.argv[1:] if arguments is None else arguments
-    model, data, args = parse(
-        (ModelArguments, DataArguments, EmbedderArguments), given, prog=prog, description=_DESCRIPTION
-    )
-    finetune(model, data, args)
-    return 0
-
-
 def finetune(model: ModelArguments, data: DataArguments, args: EmbedderArguments) -> Path | None:
     """Train an embedder.
 
@@ -74,8 +66,8 @@ def finetune(model: ModelArguments, data: DataArguments, args: EmbedderArguments
         ArgumentError: arguments are impossible or contradict each other.
         OutputError: the output folder holds something already, or cannot be written.
     """
-    resume = begin(args)
-    tasks = eval_tasks(args)
+    resume = prepare_run(args)
+    tasks = evaluation_tasks(args)
     start = _start(model, data, args)
     objective = _Objective(args, start.card, data.knowledge_distillation)
     rows = read_data(args, data, in_batch=args.use_inbatch_neg)
@@ -85,39 +77,41 @@ def finetune(model: ModelArguments, data: DataArguments, args: EmbedderArguments
         start.tokenizer, start.card, query_format=data.query_instruction_format, query_max_len=data.query_max_len,
         passage_max_len=data.passage_max_len,
     )  # fmt: skip
-    _tell_capped(collator, data)
+    _warn_of_cuts(collator, data)
     steps = make_steps(args, data, rows, collator)
     idle = _idle(steps, args)
     network = _network(start, model, args)
     if args.dry_run:
         show_dry_run(steps, network, network.transformer.config, args)
         return None
-    output = _Output(start, network, model, origin(model.model_name_or_path, sum(map(len, rows.datasets))))
+    files = _files(start, network, model, origin(model.model_name_or_path, sum(map(len, rows.datasets))))
     diagnosis = Diagnosis(objective.temperature, start.card.normalize)
     if args.process_index == 0:
         _diagnose(diagnosis, steps, start, data, idle)
 
     def measure(folder: Path) -> dict[str, float]:
-        from ..evaluation import evaluate
-
         # On the device of this process alone: the others' memory is taken.
         report = evaluate(str(folder), tasks, compare=False, progress=False, devices=str(args.device))
-        return scores_of(report.results)
+        return scores_by_name(report.results)
 
     def table(batch: Batch) -> Tensor:
         return scores_of_all(network(batch.queries), network(batch.passages), batch)
 
-    trainer = ContrastiveTrainer(
-        network, args, steps, _parts, objective, write=output.write, read=output.read, diagnosis=diagnosis,
-        identity=identity(args, rows, model, data, measured=[task.fingerprint for task in tasks] or None),
-        judge=judge_by(output.write, measure, Path(str(args.output_dir))) if tasks else None,
-        callbacks=[CollapseWatch(diagnosis, network, steps, table)],
+    return train_on_rows(
+        network, args, steps,
+        PackedGradient(lambda batch: (batch.queries, batch.passages), objective, args.grad_cache_chunk),
+        files=files, diagnosis=diagnosis, table=table, tasks=tasks, measure=measure, resume=resume, parts=(model, data),
     )  # fmt: skip
-    return run(trainer, output.write, resume=resume, rows=rows, parts=(model, data))
+
+
+main = functools.partial(
+    train_as_given, finetune, (ModelArguments, DataArguments, EmbedderArguments), _DESCRIPTION,
+    prog="python -m bgekit.training.embedder",
+)  # fmt: skip
 
 
 def _start(model: ModelArguments, data: DataArguments, args: EmbedderArguments) -> FlagModel:
-    """The model that training starts from, with the card that the result will have; its weights are not read yet."""
+    """The model to start from, with the card that the result will have; its weights are not read yet."""
 
     def given(value: Any) -> Any | Unset:
         return UNSET if value is None else value
@@ -151,10 +145,6 @@ def _network(start: FlagModel, model: ModelArguments, args: EmbedderArguments) -
     return network
 
 
-def _parts(batch: Batch) -> tuple[Any, Any]:
-    return batch.queries, batch.passages
-
-
 class _Start(FlagModel):
     """A model that is to be trained: that it is only pre-trained so far needs no warning."""
 
@@ -165,7 +155,7 @@ class _Objective:
     """The loss of a batch: contrastive, or that of scored pairs.
 
     Attributes:
-        temperature: What similarities are divided by.
+        temperature: The number that similarities are divided by.
     """
 
     def __init__(self, args: EmbedderArguments, card: ModelCard, teacher: bool) -> None:
@@ -208,7 +198,7 @@ class _Objective:
 
 
 def _temperature(args: EmbedderArguments, card: ModelCard) -> float:
-    """What similarities are divided by."""
+    """The number that similarities are divided by."""
     if card.normalize:
         return args.temperature
     # Dot products of vectors of any length need none (as in FlagEmbedding).
@@ -234,64 +224,31 @@ def _suspects(queries: Tensor, passages: Tensor, batch: Batch) -> dict[str, Tens
     return {"suspect": nearer[compared].float().mean()}
 
 
-class _Output:
-    """Writes the network as a checkpoint, and reads its weights back."""
+def _files(start: FlagModel, network: TrainableEncoder, model: ModelArguments, origin: str) -> ModelFiles:
+    """The network on the disk; adapters are merged into the weights, and kept beside them to go on from."""
+    # Trained in float32, kept in float32: a run that goes on from a checkpoint must find what was there.
+    card = replace(start.card, dtype="float32", selftest=None, calibration=None, pretrained_only=False)
 
-    def __init__(self, start: FlagModel, network: TrainableEncoder, model: ModelArguments, origin: str) -> None:
-        self._start, self._network, self._model, self._origin = start, network, model, origin
-        # Trained in float32, kept in float32: a run that goes on from a checkpoint must find what was there.
-        self._card = replace(start.card, dtype="float32", selftest=None, calibration=None, pretrained_only=False)
-
-    def write(self, folder: Path) -> None:
-        """The network as it is, as a folder that everybody can load."""
-        network = self._network
-        training, device = network.training, next(network.parameters()).device
-        network.eval()
-        encoder = network.encoder
-        if any(weight.dtype != torch.float32 for weight in encoder.parameters()):
-            # DeepSpeed trains in half precision itself. The saved model computes in float32 what it has learnt.
-            encoder, device = copy.deepcopy(encoder).to("cpu", torch.float32), torch.device("cpu")
-            restore_unsaved(encoder, torch.float32)
-        try:
-            selftest = make_selftest(encoder, self._start.tokenizer, self._card, device)
-        finally:
-            network.train(training)
-        weights = {name: value.detach().cpu() for name, value in network.weights().items()}
-        write_checkpoint(
-            folder, card=self._card, source=self._start.folder, weights=weights,
-            dense=[{name: value.detach().cpu() for name, value in layer.items()} for layer in network.dense()],
-            selftest=selftest, origin=self._origin, overwrite=True, allow_pickle=self._model.allow_pickle,
-            remote_code=self._model.trust_remote_code,
+    def write(folder: Path, title: str | None) -> None:
+        save_encoder(
+            folder, title, network=network, weights=network.weights(), encoder=network.encoder, dense=network.dense(),
+            tokenizer=start.tokenizer, card=card, source=start.folder, origin=origin, allow_pickle=model.allow_pickle,
+            remote_code=model.trust_remote_code,
         )  # fmt: skip
-        if self._model.use_lora:
-            from safetensors.torch import save
 
-            trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
-            (folder / _ADAPTERS).write_bytes(save(as_stored(trained, "float32")))
+    if not model.use_lora:
+        dense = {dense_folder(number): f"encoder.head.layers.{number}." for number in range(len(card.dense))}
+        return ModelFiles(network, write, {"": "encoder.backbone.model.", **dense})
 
-    def read(self, folder: Path) -> Mapping[str, Tensor]:
-        """Weights by the network's own names."""
-        from safetensors.torch import load_file
+    def adapters() -> bytes:
+        trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
+        return save(as_stored(trained, "float32"))
 
-        if self._model.use_lora:
-            return load_file(folder / _ADAPTERS)
-        from ..models.weights import read_tensors, weight_files
-
-        found = {
-            f"encoder.backbone.model.{name}": value
-            for file in weight_files(folder)
-            for name, value in read_tensors(file)
-        }
-        from ..models.sentence_transformers_files import dense_folder
-
-        for number in range(len(self._card.dense)):
-            for name, value in load_file(folder / dense_folder(number) / "model.safetensors").items():
-                found[f"encoder.head.layers.{number}.{name.removeprefix('linear.')}"] = value
-        return found
+    return ModelFiles(network, write, {}, beside=_ADAPTERS, further=adapters)
 
 
-def _tell_capped(collator: Collator, data: DataArguments) -> None:
-    """Say so where texts may not be as long as was asked for."""
+def _warn_of_cuts(collator: Collator, data: DataArguments) -> None:
+    """Warn where texts may not be as long as was asked for."""
     for limit in collator.limits():
         asked = getattr(data, limit.name)
         if asked > limit.tokens:
@@ -302,7 +259,7 @@ def _tell_capped(collator: Collator, data: DataArguments) -> None:
 
 
 def _idle(steps: StepDataset, args: EmbedderArguments) -> dict[str, int]:
-    """Rows without any negative, by dataset.
+    """Number of rows without any negative, by dataset.
 
     Raises:
         DataError: no row has one.
@@ -324,7 +281,7 @@ def _idle(steps: StepDataset, args: EmbedderArguments) -> dict[str, int]:
 def _diagnose(
     diagnosis: Diagnosis, steps: StepDataset, start: FlagModel, data: DataArguments, idle: Mapping[str, int]
 ) -> None:
-    """What can be said before the first step."""
+    """Look at what can be said before the first step."""
     batch = steps[0]
     candidates = len(batch.passage_keys) if batch.in_batch else max(batch.groups, default=1)
     limits = steps.collator.limits()
@@ -336,6 +293,4 @@ def _diagnose(
 
 
 if __name__ == "__main__":
-    from .loop.training_run import launched
-
     sys.exit(launched(main))

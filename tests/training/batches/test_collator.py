@@ -14,8 +14,7 @@ from bgekit.inference.tokenization import TextTokenizer
 from bgekit.models.card_reading import read_card
 from bgekit.models.prompts import Prompt
 from bgekit.training.batches.collator import Collator, StepDataset
-from bgekit.training.batches.sampler import PlanOptions
-from bgekit.training.batches.sampling import Sampling
+from bgekit.training.batches.sampler import PlanOptions, Sampling
 
 from ..conftest import row, scored
 

@@ -14,7 +14,7 @@ from bgekit.data import arrow_store as store
 from bgekit.data.formats import BadRow
 from bgekit.data.training_rows import LONGEST_ROW, Row, row_of, text_key
 from bgekit.errors import ArgumentError, DataError, OutputError
-from bgekit.training.batches.sampling import Sampling
+from bgekit.training.batches.sampler import Sampling
 
 from ..conftest import row, scored, to_jsonl
 

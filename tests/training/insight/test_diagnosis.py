@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from bgekit.training.batches.collator import Collator, PairCollator, StepDataset
-from bgekit.training.batches.sampler import PlanOptions
-from bgekit.training.batches.sampling import Sampling
+from bgekit.training.batches.sampler import PlanOptions, Sampling
 from bgekit.training.insight.diagnosis import CollapseWatch, Diagnosis, scores_of_all, scores_of_groups
 
 from ..conftest import row

@@ -6,7 +6,14 @@ import pytest
 
 from bgekit.errors import ArgumentError
 from bgekit.files.atomic import _host
-from bgekit.training.loop.checkpoints import check_optimizer, check_output, mark_whole, rotate, scratch
+from bgekit.training.loop.checkpoints import (
+    check_optimizer,
+    mark_whole,
+    prepare_output,
+    remove_oldest,
+    resume_point,
+    scratch,
+)
 
 
 def checkpoint(output, step: int, *, whole: bool = True):
@@ -33,7 +40,7 @@ def names(output) -> list[str]:
 def test_the_newest_and_the_best_are_kept(tmp_path, limit, best, kept):
     for step in (0, 5, 10, 15):
         checkpoint(tmp_path, step)
-    rotate(tmp_path, limit, None if best is None else f"elsewhere/checkpoint-{best}")
+    remove_oldest(tmp_path, limit, None if best is None else f"elsewhere/checkpoint-{best}")
     assert names(tmp_path) == sorted(f"checkpoint-{step}" for step in kept)
 
 
@@ -41,18 +48,44 @@ def test_an_unfinished_checkpoint_pushes_none_out(tmp_path):
     checkpoint(tmp_path, 5)
     checkpoint(tmp_path, 39, whole=False)
     checkpoint(tmp_path, 10)
-    rotate(tmp_path, 1, None)
+    remove_oldest(tmp_path, 1, None)
     assert names(tmp_path) == ["checkpoint-10", "checkpoint-39"]
 
 
 def test_what_a_killed_run_left_is_no_content(tmp_path):
     (tmp_path / f".scratch.{_host()}-{2**22 + 1}-00000000.tmp" / "model").mkdir(parents=True)
-    assert check_output(str(tmp_path), None, False) is None
+    assert prepare_output(str(tmp_path), None, False) is None
     assert names(tmp_path) == []
     with scratch(tmp_path) as folder:
-        assert check_output(str(tmp_path), True, False) is None
+        assert prepare_output(str(tmp_path), True, False) is None
         assert folder.is_dir()
     assert names(tmp_path) == []
+
+
+def test_looking_changes_nothing(tmp_path):
+    """The check of an output folder is one thing, what is removed there another."""
+    leftover = tmp_path / f".scratch.{_host()}-{2**22 + 1}-00000000.tmp"
+    leftover.mkdir()
+    whole = checkpoint(tmp_path, 5)
+    checkpoint(tmp_path, 10, whole=False)
+    before = names(tmp_path)
+    assert resume_point(tmp_path, True, True) == whole
+    assert resume_point(tmp_path, str(whole), False) == whole
+    assert resume_point(tmp_path, None, True) is None
+    with pytest.raises(ArgumentError, match="holds something already"):
+        resume_point(tmp_path, None, False)
+    with pytest.raises(ArgumentError, match="no finished checkpoint"):
+        resume_point(tmp_path, str(tmp_path / "checkpoint-10"), False)
+    assert resume_point(tmp_path / "none", "false", False) is None
+    assert names(tmp_path) == before and not (tmp_path / "none").exists()
+
+
+def test_a_new_run_in_an_old_folder_removes_its_checkpoints(tmp_path):
+    checkpoint(tmp_path, 5)
+    (tmp_path / "notes.txt").write_text("mine")
+    assert prepare_output(str(tmp_path), "true", True) == tmp_path / "checkpoint-5"
+    assert prepare_output(str(tmp_path), None, True) is None
+    assert names(tmp_path) == ["notes.txt"]
 
 
 def test_a_run_goes_on_with_the_state_of_its_optimizer_only(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from transformers import TrainingArguments
 
 from bgekit.errors import ArgumentError, BgekitError
-from bgekit.training.loop.arguments import REASONS, EmbedderArguments, parse
+from bgekit.training.loop.arguments import WITHOUT_EFFECT, EmbedderArguments, parse
 
 
 def arguments(output: Path, *given: str) -> EmbedderArguments:
@@ -57,7 +57,7 @@ def test_what_works_is_taken(tmp_path, given):
 def test_each_reason_is_of_an_argument_that_there_is():
     """A name that transformers drops is to be dropped here, too."""
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
-    assert set(REASONS) <= known
+    assert set(WITHOUT_EFFECT) <= known
 
 
 def test_logging_to_what_is_not_installed_is_refused(tmp_path, monkeypatch):

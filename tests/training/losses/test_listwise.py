@@ -7,7 +7,7 @@ import torch
 
 from bgekit.data.training_rows import Row
 from bgekit.training.batches.collator import PairCollator
-from bgekit.training.batches.sampling import Example
+from bgekit.training.batches.sampler import Example
 from bgekit.training.losses.listwise import GroupLoss, Groups
 
 

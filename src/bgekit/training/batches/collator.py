@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
 
 from ...data.training_rows import ONE_NEGATIVE, PROMPTED_PASSAGES, Row, hash64
 from ...inference.pair_tokenization import PairRequest, PairTokenizer
@@ -19,8 +17,7 @@ from ...inference.tokenization import TextTokenizer
 from ...models.prompts import Prompt
 from ...networks.packing import Packed
 from .datasets import Copies, TrainingData, count_copies
-from .sampler import Plan, PlanOptions, Step, plan, portions_of
-from .sampling import Example, Sampling
+from .sampler import Example, GlobalBatch, PlanOptions, Sampling, StepBatch, StepBatches, dataset_shares
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -32,7 +29,7 @@ _KEPT_TOKENIZERS: Final = 16
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class Batch(StepBatch):
     """One process's part of a global batch: n rows with m passages.
 
     A process may have no row at all (n = m = 0): it still takes part in what all processes do together.
@@ -75,36 +72,10 @@ class Batch:
         """Tokens of queries and passages."""
         return self.queries.input_ids.numel() + self.passages.input_ids.numel()
 
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> Batch:
-        """The same batch in memory that a GPU copies from without waiting (a loader calls this)."""
-        return self._with(Tensor.pin_memory)
-
-    def _with(self, move: Callable[[Tensor], Tensor]) -> Batch:
-        def moved(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else move(tensor)
-
-        def packed(part: Packed) -> Packed:
-            return Packed(move(part.input_ids), part.lengths, part.skip, moved(part.token_types))
-
-        return replace(
-            self,
-            queries=packed(self.queries),
-            passages=packed(self.passages),
-            query_keys=move(self.query_keys),
-            passage_keys=move(self.passage_keys),
-            positive_keys=[move(keys) for keys in self.positive_keys],
-            teacher=moved(self.teacher),
-            scores=moved(self.scores),
-        )
-
 
 @dataclass(frozen=True)
 class Limit:
-    """How long what goes through the network may be.
+    """The greatest length of a kind of input of the network.
 
     Attributes:
         name: The argument of the command line that sets it, without its dashes.
@@ -120,7 +91,7 @@ class Limit:
 
     @property
     def plural(self) -> str:
-        """What it holds for, of many."""
+        """The kind of input in the plural."""
         return "queries" if self.what == "query" else f"{self.what}s"
 
     @property
@@ -130,7 +101,7 @@ class Limit:
 
     @property
     def remedy(self) -> str:
-        """What to do about texts that are cut."""
+        """Advice about texts that are cut."""
         if self.final:
             return "the model takes no more; split the texts, or take a model for longer ones"
         return f"raise --{self.name}"
@@ -172,7 +143,7 @@ class Collator:
         cls, tokenizer: PreTrainedTokenizerFast, card: ModelCard, *, query_format: str = "{}{}",
         query_max_len: int = 32, passage_max_len: int = 128,
     ) -> Collator:  # fmt: skip
-        """With the prompts of a model's card: `query` for queries, `document` for passages. It caps the lengths."""
+        """A collator with the prompts of a model's card, `query` and `document`, and lengths that the model takes."""
         return cls(
             tokenizer, card.prompt("query"), card.prompt("document"), query_format,
             min(query_max_len, card.max_length), min(passage_max_len, card.max_length), card.include_prompt,
@@ -242,7 +213,7 @@ class Collator:
         return backend
 
     def limits(self) -> tuple[Limit, ...]:
-        """Where texts are cut: queries first, passages last."""
+        """Limits of texts: queries first, passages last."""
         return (
             Limit("query_max_len", "query", self.query_max_len, self.most),
             Limit("passage_max_len", "passage", self.passage_max_len, self.most),
@@ -259,11 +230,11 @@ class Collator:
         return self.encode(texts, prompts, "passage")
 
     def prompt_of(self, row: Row) -> Prompt:
-        """What stands around a row's query."""
+        """The prompt of a row's query."""
         return self.query_prompt if row.prompt is None else Prompt.from_format(row.prompt, self.query_format)
 
     def passage_prompt_of(self, row: Row) -> Prompt:
-        """What stands around a row's passages: the query's prompt, if its type says that both are of one kind."""
+        """The prompt of a row's passages: that of the query, if its type says that both are of one kind."""
         return self.prompt_of(row) if row.type in PROMPTED_PASSAGES else self.passage_prompt
 
     def encode(self, texts: Sequence[str], prompts: Sequence[Prompt], role: str) -> tuple[Packed, int]:
@@ -279,7 +250,7 @@ class Collator:
         skip = [0] * len(texts)
         positions: dict[Prompt, list[int]] = {}
         for position, prompt in enumerate(prompts):
-            positions.setdefault(self._apart(prompt), []).append(position)
+            positions.setdefault(self._tokenizer_prompt(prompt), []).append(position)
         cut = 0
         for prompt, places in positions.items():
             tokenizer = self._tokenizer_for(prompt, length)
@@ -290,7 +261,7 @@ class Collator:
             cut += len(tokens.truncated)
         return Packed.of(ids, None if self.include_prompt else skip), cut
 
-    def _apart(self, prompt: Prompt) -> Prompt:
+    def _tokenizer_prompt(self, prompt: Prompt) -> Prompt:
         """The prompt of the tokenizer that a text with this prompt needs."""
         usual = prompt in (self.query_prompt, self.passage_prompt)
         return prompt if usual or prompt.suffix or prompt.apart or not self.include_prompt else Prompt()
@@ -309,16 +280,13 @@ def _tensor(values: Sequence[list[float] | None]) -> Tensor | None:
     return torch.tensor(flat, dtype=torch.float32) if values else None
 
 
-class StepDataset(Dataset[Batch]):
-    """Item k is this process's batch of step k; item (e, k) that of step k of epoch e.
-
-    Nothing is remembered from one item to the next, so any number of data loader workers give the same batches, and
-    a run is resumed by asking for the later items only. Use it with `DataLoader(..., batch_size=None)`.
+class StepDataset(StepBatches[Batch]):
+    """Batches of training rows by step, see `StepBatches`.
 
     Args:
         data: All rows.
         options: How they form batches.
-        sampling: How a row becomes an example.
+        sampling: How examples are drawn from rows.
         collator: How examples become a batch.
         rank: This process.
         world: Processes in all.
@@ -328,50 +296,22 @@ class StepDataset(Dataset[Batch]):
         self, data: TrainingData, options: PlanOptions, sampling: Sampling, collator: Collator, *, rank: int = 0,
         world: int = 1,
     ) -> None:  # fmt: skip
-        self.data, self.options, self.sampling, self.collator = data, options, sampling, collator
-        self.rank, self.world = rank, world
+        self.data, self.sampling, self.collator = data, sampling, collator
         longest = [limit.tokens for limit in collator.limits()]
-        self.portions = portions_of(data, options, sampling.group_size, longest[0], longest[-1])
-        self._plan = plan(self.portions, options, 0)
-
-    def __len__(self) -> int:
-        return len(self._plan)
-
-    @property
-    def epoch(self) -> int:
-        """The epoch of items that do not name one."""
-        return self._plan.epoch
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of items that do not name one. It does not reach data loader workers that run already."""
-        if epoch != self._plan.epoch:
-            self._plan = plan(self.portions, self.options, epoch)
-
-    def plan(self, epoch: int | None = None) -> Plan:
-        """The global batches of an epoch."""
-        if epoch is not None:
-            self.set_epoch(epoch)
-        return self._plan
-
-    def __getitem__(self, key: int | tuple[int, int]) -> Batch:
-        """The batch of a step; of the chosen epoch where only the step is given."""
-        if get_worker_info() is not None:
-            # The tokenizer's threads did not survive the fork of this worker, and it would wait for them for ever.
-            os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        epoch, index = key if isinstance(key, tuple) else (None, key)
-        return self.batch(self.plan(epoch)[index])
+        shares = dataset_shares(data, options, sampling.group_size, longest[0], longest[-1])
+        super().__init__(shares, options, rank=rank, world=world)
 
     def without_negatives(self, *, across: bool = True) -> list[int]:
-        """Of each dataset, how many rows have no negative at all, so that nothing is learnt from them.
+        """Number of rows of each dataset that have no negative at all, so that nothing is learnt from them.
 
         Args:
             across: Whether passages of other processes are negatives, where those of other rows are.
         """
         counts = []
-        for number, (data, portion) in enumerate(zip(self.data.datasets, self.portions, strict=True)):
-            size = (portion.batch_size if self.options.same_dataset else None) or self.options.batch_size
+        for number, (data, share) in enumerate(zip(self.data.datasets, self.shares, strict=True)):
+            size = (share.batch_size if self.options.same_dataset else None) or self.options.batch_size
             together = size if across else -(-size // self.world)
-            if data.scored or (portion.in_batch and together > 1):
+            if data.scored or (share.in_batch and together > 1):
                 counts.append(0)
             elif self.sampling.group_size > 1 or data.spec.type == ONE_NEGATIVE:
                 counts.append(int((data.column("negative_count") == 0).sum()) + self.copies[number].alone)
@@ -384,16 +324,16 @@ class StepDataset(Dataset[Batch]):
         """Rows of each dataset among whose texts are copies."""
         return [count_copies(self.data, each, self.collator.keys) for each in self.data.datasets]
 
-    def batch(self, step: Step) -> Batch:
+    def batch(self, rows: GlobalBatch) -> Batch:
         """This process's part of a global batch."""
-        part = step.part(self.rank, self.world)
-        visited = zip(step.rows[part], step.visits[part], strict=True)
-        examples = [self.sampling.draw(self.data[int(row)], int(visit)) for row, visit in visited]
-        batch = self.collator(examples, size=step.size, offset=part.start, in_batch=step.in_batch)
-        if examples or not step.size:
+        part = rows.part(self.rank, self.world)
+        drawn = zip(rows.rows[part], rows.passes[part], strict=True)
+        examples = [self.sampling.draw(self.data[int(row)], int(earlier)) for row, earlier in drawn]
+        batch = self.collator(examples, size=rows.size, offset=part.start, in_batch=rows.in_batch)
+        if examples or not rows.size:
             return batch
         # No row, where the other processes' rows have labels: all have to compute the same loss.
-        first = self.sampling.draw(self.data[int(step.rows[0])], int(step.visits[0]))
+        first = self.sampling.draw(self.data[int(rows.rows[0])], int(rows.passes[0]))
         none = torch.empty(0, dtype=torch.float32)
         return replace(
             batch,
@@ -443,7 +383,7 @@ class PairCollator(Collator):
         return Packed.of(tokens.ids, token_types=tokens.types), len(tokens.truncated)
 
     def limits(self) -> tuple[Limit, ...]:
-        """Where pairs are cut."""
+        """Limits of pairs."""
         return (Limit("max_len", "pair", self.max_len, self.most),)
 
 

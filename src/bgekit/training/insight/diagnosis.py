@@ -1,4 +1,4 @@
-"""Diagnosis of contrastive training: what goes wrong, by the run's own numbers, with a remedy for each."""
+"""Diagnosis of training: what goes wrong, by the run's own numbers, with a remedy for each."""
 
 from __future__ import annotations
 
@@ -34,18 +34,39 @@ ROUNDING: Final = 4e-6
 
 
 @dataclass
-class Diagnosis:
-    """Watches a run; each finding is logged once.
+class Findings:
+    """Findings of a run that is watched; each is logged once.
+
+    Attributes:
+        findings: Sentences by short names.
+    """
+
+    findings: dict[str, str] = field(default_factory=dict, kw_only=True)
+
+    def after(self, logs: Mapping[str, Any]) -> list[str]:
+        """Look at the numbers of a logged step; returns the new findings. Here nothing is looked for."""
+        return []
+
+    def report(self, found: Mapping[str, str]) -> list[str]:
+        """Log findings by their names unless they have been made before; returns those that are new."""
+        new = {name: sentence for name, sentence in found.items() if name not in self.findings}
+        self.findings |= new
+        for sentence in new.values():
+            logger.warning("%s", sentence)
+        return list(new.values())
+
+
+@dataclass
+class Diagnosis(Findings):
+    """Findings of contrastive training and of rerankers.
 
     Attributes:
         temperature: Similarities are divided by it.
         normalized: Whether vectors have length 1, so that similarities lie in [-1, 1].
-        findings: What was found, by a short name.
     """
 
     temperature: float
     normalized: bool = True
-    findings: dict[str, str] = field(default_factory=dict)
     _begun: bool = field(default=False, init=False)
 
     def before(
@@ -140,17 +161,9 @@ class Diagnosis:
                 ),
             )
 
-    def report(self, found: Mapping[str, str]) -> list[str]:
-        """Log findings by their names unless they have been made before; returns those that are new."""
-        new = {name: sentence for name, sentence in found.items() if name not in self.findings}
-        self.findings |= new
-        for sentence in new.values():
-            logger.warning("%s", sentence)
-        return list(new.values())
-
 
 class CollapseWatch(TrainerCallback):
-    """Looks from time to time whether the network still tells the passages of some fixed rows apart.
+    """A look from time to time whether the network still gives passages of some fixed rows different scores.
 
     It looks without dropout, whose noise would hide that all passages have one score, and through what the network
     itself gives, which a loss of guessing does not tell from a head that is new. It takes two looks in a row to find a
@@ -160,10 +173,10 @@ class CollapseWatch(TrainerCallback):
     def __init__(
         self, diagnosis: Diagnosis, network: nn.Module, steps: StepDataset, table: Callable[[Batch], Tensor]
     ) -> None:
-        """Nothing is looked at yet.
+        """Choose the rows.
 
         Args:
-            diagnosis: Told what is found.
+            diagnosis: Gets what is found.
             network: What is trained.
             steps: The data.
             table: Scores [n, g] of each query of a batch for some passages, NaN where there is none.
@@ -174,13 +187,13 @@ class CollapseWatch(TrainerCallback):
         self._next, self._suspected = 0, False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Remember how it was."""
+        """Remember the scores before the first step."""
         if state.is_world_process_zero:
             self._first = self._look(args.device)[0]
             self._next = state.global_step + PROBE_STEPS
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Look, unless it was just looked at."""
+        """Look, unless it was looked at just before."""
         if state.is_world_process_zero and state.global_step >= self._next:
             self._next = state.global_step + PROBE_STEPS
             suspected, self._suspected = self._suspected, self._collapsed(args.device)
@@ -246,7 +259,7 @@ def scores_of_all(queries: Tensor, passages: Tensor, batch: Batch) -> Tensor:
 
 
 def _copies(batch: Batch) -> Tensor:
-    """[m]: which passages (or pairs) have the token ids of an earlier one: no model tells them apart."""
+    """[m] bool: passages (or pairs) with the token ids of an earlier one, which no model can tell from it."""
     parts = [tuple(ids.tolist()) for ids in batch.passages.input_ids.split(batch.passages.lengths)]
     seen: set[tuple[int, ...]] = set()
     found = [ids in seen or bool(seen.add(ids)) for ids in parts]  # type: ignore[func-returns-value]

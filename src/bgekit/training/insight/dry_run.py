@@ -233,7 +233,7 @@ def _table(steps: StepDataset, lengths: Sequence[Lengths]) -> Iterator[str]:
         "cut", "notes",
     )  # fmt: skip
     shares = _batch_shares(steps)
-    drawn = rows_of_epoch(steps.portions, steps.options.temperature)
+    drawn = rows_of_epoch(steps.shares, steps.options.temperature)
     rows = [header]
     for number, (data, sample) in enumerate(zip(steps.data.datasets, lengths, strict=True)):
         cut = "/".join(f"{sample.cut(limit):.0%}" for limit in limits)
@@ -306,7 +306,7 @@ def _warnings(steps: StepDataset, lengths: Sequence[Lengths]) -> Iterator[str]:
     for number, idle in enumerate(steps.without_negatives()):
         name = data.datasets[number].spec.name
         yield from (f"{name}: {warning}" for warning in _dataset_warnings(steps, number, lengths[number], idle))
-    drawn = rows_of_epoch(steps.portions, steps.options.temperature)
+    drawn = rows_of_epoch(steps.shares, steps.options.temperature)
     for dataset, count in zip(data.datasets, drawn, strict=True):
         if len(dataset) and not count:
             yield f"{dataset.spec.name}: none of its rows is drawn; raise its weight or the sampling temperature"
@@ -334,7 +334,7 @@ def _dataset_warnings(steps: StepDataset, number: int, sample: Lengths, idle: in
         yield f"{idle:,} rows have no negatives, and passages of other rows are none: nothing is learnt from them"
     if dataset.spec.batch_size is not None and not steps.options.same_dataset:
         yield "its batch_size counts with --same_dataset_within_batch only"
-    own = next(p.batch_size for p in steps.portions if p.rows is dataset.rows) or steps.options.batch_size
+    own = next(p.batch_size for p in steps.shares if p.rows is dataset.rows) or steps.options.batch_size
     if steps.options.drop_last and steps.options.same_dataset and len(dataset) < own:
         yield f"its {len(dataset):,} rows do not fill a batch of {own:,}, and incomplete ones are left out"
 

@@ -23,8 +23,15 @@ from ...errors import ArgumentError, BgekitError, require_extra
 logger = logging.getLogger(__name__)
 
 
-def told(sentence: str, default: Any = None, *, aliases: Sequence[str] = (), many: bool = False) -> Any:
-    """A field of a dataclass with the sentence that `--help` shows."""
+def option(sentence: str, default: Any = None, *, aliases: Sequence[str] = (), many: bool = False) -> Any:
+    """A field of a dataclass that is an option of a command line.
+
+    Args:
+        sentence: Shown by `--help`.
+        default: Its value where it is not given.
+        aliases: Further names of the option.
+        many: Whether it is a list.
+    """
     metadata = {"help": sentence, "aliases": list(aliases)}
     if many:
         return field(default_factory=lambda: list(default or []), metadata=metadata)
@@ -33,18 +40,18 @@ def told(sentence: str, default: Any = None, *, aliases: Sequence[str] = (), man
 
 @dataclass
 class ModelArguments:
-    """Which model is trained."""
+    """The model that is trained."""
 
-    model_name_or_path: str = told("checkpoint to start from: folder, hub id, packaged:NAME", "", aliases=["--model"])
-    cache_dir: str | None = told("where files from the hub are kept")
-    revision: str | None = told("branch, tag or commit on the hub")
-    trust_remote_code: bool = told("run Python code that comes with the model", False)
-    allow_pickle: bool = told("read weights in .bin files", False)
-    use_lora: bool = told("train low-rank adapters (peft) and merge them into the saved model", False)
-    lora_rank: int = told("rank of the adapters", 64)
-    lora_alpha: float = told("scale of the adapters", 16.0)
-    lora_dropout: float = told("dropout of the adapters", 0.1)
-    target_modules: list[str] = told("modules that get adapters; by default all linear layers", many=True)
+    model_name_or_path: str = option("checkpoint to start from: folder, hub id, packaged:NAME", "", aliases=["--model"])
+    cache_dir: str | None = option("where files from the hub are kept")
+    revision: str | None = option("branch, tag or commit on the hub")
+    trust_remote_code: bool = option("run Python code that comes with the model", False)
+    allow_pickle: bool = option("read weights in .bin files", False)
+    use_lora: bool = option("train low-rank adapters (peft) and merge them into the saved model", False)
+    lora_rank: int = option("rank of the adapters", 64)
+    lora_alpha: float = option("scale of the adapters", 16.0)
+    lora_dropout: float = option("dropout of the adapters", 0.1)
+    target_modules: list[str] = option("modules that get adapters; by default all linear layers", many=True)
 
     def __post_init__(self) -> None:
         if not self.model_name_or_path:
@@ -55,34 +62,34 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """What it is trained on. Defaults are those of FlagEmbedding 1.2.9."""
+    """Training data. Defaults are those of FlagEmbedding 1.2.9."""
 
-    train_data: list[str] = told("jsonl files, or folders of them", many=True)
-    dataset_weights: list[float] = told("how often each of --train_data is drawn, relative to its size", many=True)
-    sampling_temperature: float = told("above 1 small datasets are drawn more often than their share", 1.0)
-    cache_path: str | None = told("where checked data is kept; by default beside transformers' cache")
-    train_group_size: int = told("passages a query: one positive, the others negatives", 8)
-    query_max_len: int = told("tokens of a query", 32)
-    passage_max_len: int = told("tokens of a passage", 128)
-    max_example_num_per_dataset: int = told("rows used of each dataset, drawn at random", 100_000_000)
-    query_instruction_for_retrieval: str | None = told(
+    train_data: list[str] = option("jsonl files, or folders of them", many=True)
+    dataset_weights: list[float] = option("how often each of --train_data is drawn, relative to its size", many=True)
+    sampling_temperature: float = option("above 1 small datasets are drawn more often than their share", 1.0)
+    cache_path: str | None = option("where checked data is kept; by default beside transformers' cache")
+    train_group_size: int = option("passages a query: one positive, the others negatives", 8)
+    query_max_len: int = option("tokens of a query", 32)
+    passage_max_len: int = option("tokens of a passage", 128)
+    max_example_num_per_dataset: int = option("rows used of each dataset, drawn at random", 100_000_000)
+    query_instruction_for_retrieval: str | None = option(
         'put before queries; by default the model\'s own, "" for none',
         aliases=["--query_instruction_for_rerank", "--query_instruction"],
     )
-    query_instruction_format: str = told("instruction and query in two slots {}", "{}{}")
-    passage_instruction_for_retrieval: str | None = told(
+    query_instruction_format: str = option("instruction and query in two slots {}", "{}{}")
+    passage_instruction_for_retrieval: str | None = option(
         "put before passages; by default the model's own",
         aliases=["--passage_instruction_for_rerank", "--passage_instruction"],
     )
-    passage_instruction_format: str = told("instruction and passage in two slots {}", "{}{}")
-    knowledge_distillation: bool = told("learn from pos_scores and neg_scores, too", False)
-    shuffle_ratio: float = told("share of positives whose three parts are put in another order", 0.0)
-    same_dataset_within_batch: bool = told("rows of a batch come from one dataset", False)
-    small_threshold: int = told("datasets of a folder with fewer rows are put together", 0)
-    drop_threshold: int = told("those that still have fewer rows are left out", 0)
-    group_by_length: bool = told("rows of a batch have similar lengths", False)
-    drop_duplicates: bool = told("leave out rows that are equal to an earlier one", False)
-    pad_to_multiple_of: int | None = told("has no effect, since nothing is padded; accepted for old commands")
+    passage_instruction_format: str = option("instruction and passage in two slots {}", "{}{}")
+    knowledge_distillation: bool = option("learn from pos_scores and neg_scores, too", False)
+    shuffle_ratio: float = option("share of positives whose three parts are put in another order", 0.0)
+    same_dataset_within_batch: bool = option("rows of a batch come from one dataset", False)
+    small_threshold: int = option("datasets of a folder with fewer rows are put together", 0)
+    drop_threshold: int = option("those that still have fewer rows are left out", 0)
+    group_by_length: bool = option("rows of a batch have similar lengths", False)
+    drop_duplicates: bool = option("leave out rows that are equal to an earlier one", False)
+    pad_to_multiple_of: int | None = option("has no effect, since nothing is padded; accepted for old commands")
 
     def __post_init__(self) -> None:
         for name in ("train_group_size", "query_max_len", "passage_max_len", "max_example_num_per_dataset"):
@@ -101,10 +108,10 @@ class DataArguments:
 
 @dataclass
 class RerankerDataArguments(DataArguments):
-    """What a reranker is trained on."""
+    """Training data of a reranker."""
 
-    query_max_len: int | None = told("not for rerankers: see --max_len")  # type: ignore[assignment]
-    passage_max_len: int | None = told("not for rerankers: see --max_len")  # type: ignore[assignment]
+    query_max_len: int | None = option("not for rerankers: see --max_len")  # type: ignore[assignment]
+    passage_max_len: int | None = option("not for rerankers: see --max_len")  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         for name in ("query_max_len", "passage_max_len"):
@@ -120,19 +127,19 @@ class RerankerDataArguments(DataArguments):
 class TrainerArguments(TrainingArguments):
     """Arguments of transformers' Trainer, with the names that its earlier releases had."""
 
-    #: What a model is measured by while it is trained, as an error says it.
+    #: The data that a model is measured on while it is trained, as an error says it.
     judged_by: ClassVar[str] = "--eval_data: something in a form of `bge eval` to measure the model by"
 
-    overwrite_output_dir: bool = told("start anew in an output_dir that holds something", False)
-    warmup_ratio: float | None = told("share of the steps over which the learning rate rises")
-    logging_steps: float = told("log every so many steps", 10)
-    logging_first_step: bool = told("log the first step, too", True)
-    dry_run: bool = told("show the data as the model will see it, and train nothing", False)
-    early_stopping_patience: int | None = told("stop when the best score is this many evaluations old")
-    eval_data: list[str] = told("data in any form of `bge eval`, measured while training", many=True)
-    eval_split: str | None = told("split of --eval_data")
-    encoding: str | None = told("what text files of data are written in, such as gb18030; by default UTF-8")
-    quoting: Literal["auto", "csv", "none"] = told("whether quotes in csv and tsv enclose fields", "auto")
+    overwrite_output_dir: bool = option("start anew in an output_dir that holds something", False)
+    warmup_ratio: float | None = option("share of the steps over which the learning rate rises")
+    logging_steps: float = option("log every so many steps", 10)
+    logging_first_step: bool = option("log the first step, too", True)
+    dry_run: bool = option("show the data as the model will see it, and train nothing", False)
+    early_stopping_patience: int | None = option("stop when the best score is this many evaluations old")
+    eval_data: list[str] = option("data in any form of `bge eval`, measured while training", many=True)
+    eval_split: str | None = option("split of --eval_data")
+    encoding: str | None = option("what text files of data are written in, such as gb18030; by default UTF-8")
+    quoting: Literal["auto", "csv", "none"] = option("whether quotes in csv and tsv enclose fields", "auto")
 
     @property
     def judged(self) -> bool:
@@ -181,7 +188,7 @@ class TrainerArguments(TrainingArguments):
             self._n_gpu = 1
 
     def _check_environment(self) -> None:
-        """What transformers has found out: devices, packages, and what a launcher says of DeepSpeed."""
+        """Check what transformers has found out: devices, packages, and what a launcher says of DeepSpeed."""
         own: Any = self
         if own.fp16 and own.device.type == "cpu":
             raise ArgumentError("--fp16 needs a GPU; --bf16 works on a CPU, too")
@@ -200,7 +207,7 @@ class TrainerArguments(TrainingArguments):
             raise ArgumentError("--grad_cache_chunk does not work with --deepspeed: it would step after each chunk")
 
     def _judge(self) -> None:
-        """With data to judge by, it is used: at the start, after each epoch, and to tell which checkpoint is best."""
+        """Use the data to judge by: at the start, after each epoch, and to tell which checkpoint is best."""
         own: Any = self
         own.eval_on_start = True
         if str(getattr(own.eval_strategy, "value", own.eval_strategy)) == "no":
@@ -214,28 +221,30 @@ class TrainerArguments(TrainingArguments):
 
 @dataclass
 class EmbedderArguments(TrainerArguments):
-    """How an embedder is trained. Defaults are those of FlagEmbedding 1.2.9."""
+    """Training of an embedder. Defaults are those of FlagEmbedding 1.2.9."""
 
-    negatives_cross_device: bool = told("passages of all devices are negatives, not only those of the own one", False)
-    use_inbatch_neg: bool = told("passages of other rows are negatives", True)
-    temperature: float = told("similarities are divided by it", 0.02)
-    sentence_pooling_method: Literal["cls", "mean", "max", "weighted_mean", "last_token"] | None = told(
+    negatives_cross_device: bool = option("passages of all devices are negatives, not only those of the own one", False)
+    use_inbatch_neg: bool = option("passages of other rows are negatives", True)
+    temperature: float = option("similarities are divided by it", 0.02)
+    sentence_pooling_method: Literal["cls", "mean", "max", "weighted_mean", "last_token"] | None = option(
         "how token vectors become one; by default what the model says", aliases=["--pooling", "--pooling_method"]
     )
-    normalize_embeddings: bool | None = told(
+    normalize_embeddings: bool | None = option(
         "vectors of length 1; by default what the model says", aliases=["--normlized"]
     )
-    fix_position_embedding: bool = told("do not train the position embeddings", False)
-    kd_loss_type: Literal["kl_div", "m3_kd_loss"] | None = told("with --knowledge_distillation; by default kl_div")
-    both_ways: bool = told("passages have to find their queries, too", False)
-    matryoshka: bool = told("train the leading dimensions to be embeddings, too", False, aliases=["--use_mrl"])
-    matryoshka_dims: list[int] = told("which; by default 1/2, 1/4, 1/8 of the whole", aliases=["--mrl_dims"], many=True)
-    scored_loss: Literal["cosent", "mse"] = told("for rows with a `score`", "cosent")
-    false_negative_margin: float | None = told(
+    fix_position_embedding: bool = option("do not train the position embeddings", False)
+    kd_loss_type: Literal["kl_div", "m3_kd_loss"] | None = option("with --knowledge_distillation; by default kl_div")
+    both_ways: bool = option("passages have to find their queries, too", False)
+    matryoshka: bool = option("train the leading dimensions to be embeddings, too", False, aliases=["--use_mrl"])
+    matryoshka_dims: list[int] = option(
+        "which; by default 1/2, 1/4, 1/8 of the whole", aliases=["--mrl_dims"], many=True
+    )
+    scored_loss: Literal["cosent", "mse"] = option("for rows with a `score`", "cosent")
+    false_negative_margin: float | None = option(
         "a negative within this distance of the positive's similarity, or above it, does not count"
     )
-    false_negative_ratio: float | None = told("the same with this share of the positive's similarity, such as 0.95")
-    grad_cache_chunk: int | None = told(
+    false_negative_ratio: float | None = option("the same with this share of the positive's similarity, such as 0.95")
+    grad_cache_chunk: int | None = option(
         "texts encoded at once: any batch on any memory, with the same gradient", aliases=["--sub_batch_size"]
     )
 
@@ -257,16 +266,16 @@ class EmbedderArguments(TrainerArguments):
 
 @dataclass
 class RerankerArguments(TrainerArguments):
-    """How a reranker is trained."""
+    """Training of a reranker."""
 
-    first_stage: str | None = told("with --eval_data: the embedder whose best passages are put in order")
-    pooling: Literal["cls", "mean", "max", "weighted_mean", "last_token"] | None = told(
+    first_stage: str | None = option("with --eval_data: the embedder whose best passages are put in order")
+    pooling: Literal["cls", "mean", "max", "weighted_mean", "last_token"] | None = option(
         "with --first_stage: how its token vectors become one; by default what it says",
         aliases=["--pooling_method", "--sentence_pooling_method"],
     )
-    rerank_top_k: int = told("with --eval_data: passages a query that are put in order", 100)
-    max_len: int = told("tokens of query and passage together; the query has three quarters at most", 512)
-    grad_cache_chunk: int | None = told("pairs scored at once, with the same gradient", aliases=["--sub_batch_size"])
+    rerank_top_k: int = option("with --eval_data: passages a query that are put in order", 100)
+    max_len: int = option("tokens of query and passage together; the query has three quarters at most", 512)
+    grad_cache_chunk: int | None = option("pairs scored at once, with the same gradient", aliases=["--sub_batch_size"])
 
     def __post_init__(self) -> None:
         for name in ("rerank_top_k", "max_len", "grad_cache_chunk"):
@@ -288,14 +297,14 @@ Parsed = TypeVar("Parsed")
 
 
 class _Parser(HfArgumentParser):
-    """Says what is wrong in one line, without the usage of some hundred arguments."""
+    """A parser whose errors are one line, without the usage of some hundred arguments."""
 
     def error(self, message: str) -> NoReturn:
         raise ArgumentError(message)
 
 
 class _Repeatable(argparse._StoreAction):
-    """`--x a b` and `--x a --x b` are the same."""
+    """An option that can be given several times: `--x a b` and `--x a --x b` are the same."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         if self.nargs == "+":
@@ -349,18 +358,22 @@ _OWN_LOSS: Final = "the loss is one of vectors or scores: no tokens are labelled
 _OWN_EVALUATION: Final = "--eval_data is measured by bgekit, not by Trainer's own loop"
 _OWN_BATCHES: Final = "batches follow from the seed and the epoch; --group_by_length puts similar lengths together"
 _OWN_LOADER: Final = "each process makes its own part of a batch, in order"
+_WHOLE: Final = "the saved model would hold a part of the weights; --deepspeed shares the optimiser's memory"
 _NO_HUB: Final = "nothing is uploaded while training; upload the finished folder with `hf upload`"
 _HALF: Final = "--bf16 and --fp16 are for training; the model is measured as it would be saved"
-#: Why an argument is refused when it is not what it is by default.
-REASONS: Final = {
+_GENERATING: Final = "its kernels are for language models that generate"
+_IN_BACKWARD: Final = "it steps within the backward pass"
+#: Arguments that have no effect in this kind of training, and why. They are refused where they are not what they are
+#: by default.
+WITHOUT_EFFECT: Final = {
     "label_smoothing_factor": _OWN_LOSS,
     "label_names": _OWN_LOSS,
     "include_num_input_tokens_seen": "the log has `tokens`",
     "average_tokens_across_devices": "the loss is that of the global batch in any case",
     "auto_find_batch_size": "another batch size has other negatives; --grad_cache_chunk fits any batch into memory",
     "neftune_noise_alpha": "its noise goes by the length of padded batches, and nothing is padded here",
-    "use_liger_kernel": "its kernels are for language models that generate",
-    "liger_kernel_config": "its kernels are for language models that generate",
+    "use_liger_kernel": _GENERATING,
+    "liger_kernel_config": _GENERATING,
     "use_cache": "it is for models that generate",
     "per_device_eval_batch_size": _OWN_EVALUATION,
     "prediction_loss_only": _OWN_EVALUATION,
@@ -376,8 +389,8 @@ REASONS: Final = {
     "length_column_name": _OWN_BATCHES,
     "dataloader_in_order": _OWN_LOADER,
     "parallelism_config": "data are parallel, the network is not",
-    "fsdp": "the saved model would hold a part of the weights; --deepspeed shares the optimiser's memory",
-    "fsdp_config": "the saved model would hold a part of the weights; --deepspeed shares the optimiser's memory",
+    "fsdp": _WHOLE,
+    "fsdp_config": _WHOLE,
     "enable_jit_checkpoint": "processes could stop at different steps; --save_steps bounds what is lost",
     "push_to_hub": _NO_HUB,
     "hub_token": _NO_HUB,
@@ -387,38 +400,60 @@ REASONS: Final = {
     "hub_always_push": _NO_HUB,
     "hub_revision": _NO_HUB,
 }
-#: Optimisers that need another training loop than that of this kind of training.
-_OPTIMIZERS: Final = {
-    "lomo": "it steps within the backward pass",
-    "layerwise": "it steps within the backward pass",
-    "schedule_free": "its weights in training are not those to save",
-}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An argument that is refused, and what the error says of it.
+
+    Attributes:
+        argument: Its name.
+        reason: Why; "" where it only needs data to judge by, and is refused without.
+        value: A part of the values that are refused; None for all but the default.
+    """
+
+    argument: str
+    reason: str = ""
+    value: str | None = None
+
+
+#: All that is refused of the arguments.
+REFUSED: Final = (
+    *(Refusal(name, reason) for name, reason in WITHOUT_EFFECT.items()),
+    Refusal("optim", _IN_BACKWARD, "lomo"),
+    Refusal("optim", _IN_BACKWARD, "layerwise"),
+    Refusal("optim", "its weights in training are not those to save", "schedule_free"),
+    Refusal("save_strategy", value="best"),
+    *map(Refusal, (
+        "load_best_model_at_end", "early_stopping_patience", "eval_strategy", "eval_steps", "eval_delay",
+        "eval_on_start", "do_eval", "metric_for_best_model", "greater_is_better",
+    )),
+)  # fmt: skip
 #: Parts of --accelerator_config that are used; the others are about loaders that accelerate makes.
 _ACCELERATOR: Final = frozenset({"gradient_accumulation_kwargs"})
 
 
 def check_supported(args: Any) -> None:
-    """Refuse what has no effect here.
+    """Check that nothing is asked for that has no effect here.
 
     Args:
-        args: `TrainingArguments` as given, before it has filled in its own values.
+        args: `TrainerArguments` as given, before transformers has filled in values of its own.
 
     Raises:
         ArgumentError: an argument is set that this kind of training has no use for.
     """
-    for known in fields(TrainingArguments):
-        if known.name in REASONS and _plain(getattr(args, known.name)) != _plain(_default(known)):
-            raise ArgumentError(f"--{known.name} is not supported: {REASONS[known.name]}")
-    optimizer = str(getattr(args.optim, "value", args.optim))
-    for part, reason in _OPTIMIZERS.items():
-        if part in optimizer:
-            raise ArgumentError(f"--optim {optimizer} is not supported: {reason}")
-    _check_accelerator(args.accelerator_config)
-    if not args.judged:
-        _check_unjudged(args)
-
-
-def _check_accelerator(given: Any) -> None:
+    defaults = {each.name: _plain(_default(each)) for each in fields(args)}
+    for refusal in REFUSED:
+        if refusal.argument not in defaults or (args.judged and not refusal.reason):
+            continue  # Not an argument of this release of transformers, or one that the data give a meaning.
+        value = _plain(getattr(args, refusal.argument))
+        shown = f"--{refusal.argument}"
+        if refusal.value is not None:
+            shown += f" {value}"
+        if value != defaults[refusal.argument] if refusal.value is None else refusal.value in str(value):
+            why = f"is not supported: {refusal.reason}" if refusal.reason else f"needs {args.judged_by}"
+            raise ArgumentError(f"{shown} {why}")
+    given = args.accelerator_config
     if isinstance(given, str) and given.lstrip().startswith("{"):
         try:
             given = json.loads(given)
@@ -428,31 +463,13 @@ def _check_accelerator(given: Any) -> None:
         raise ArgumentError(f"--accelerator_config with {unused[0]} is not supported: {_OWN_LOADER}")
 
 
-def _check_unjudged(args: Any) -> None:
-    asked = {
-        "load_best_model_at_end": args.load_best_model_at_end,
-        "early_stopping_patience": args.early_stopping_patience is not None,
-        "save_strategy best": _plain(args.save_strategy) == "best",
-        "eval_strategy": _plain(args.eval_strategy) is not None,
-        "eval_steps": args.eval_steps is not None,
-        "eval_delay": args.eval_delay > 0,
-        "eval_on_start": args.eval_on_start,
-        "do_eval": args.do_eval,
-        "metric_for_best_model": args.metric_for_best_model is not None,
-        "greater_is_better": args.greater_is_better is not None,
-    }
-    for name, is_asked in asked.items():
-        if is_asked:
-            raise ArgumentError(f"--{name} needs {args.judged_by}")
-
-
 def _default(field: Field[Any]) -> Any:
     made: Any = field.default_factory
     return made() if field.default is MISSING else field.default
 
 
 def _plain(value: Any) -> Any:
-    """A value as users write it: that of an enum; nothing for what says nothing."""
+    """A value as users write it: that of an enum; None for what says nothing."""
     value = getattr(value, "value", value)
     if isinstance(value, str) and value.lower() in ("false", "true"):
         value = value.lower() == "true"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -10,19 +11,36 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ...display.templates import render
-from ...errors import ArgumentError, OutputError
+from ...errors import ArgumentError, CheckpointError, OutputError
 from ...files.atomic import remove_leftovers, usual_modes, working_names
+from ...inference.embedder import make_selftest
 from ...models.sentence_transformers_files import short_names, shown_name
+from ...models.weights import read_tensors, weight_files
+from ...networks.loading import restore_unsaved
+from ...networks.saving import write_checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from ...models.card import ModelCard
+    from ...networks.encoder import Encoder
+
+logger = logging.getLogger(__name__)
 
 #: Written last into a checkpoint: one without it was not finished.
 WHOLE: Final = "checkpoint_whole.json"
-#: Arguments by which the best model is told. A run that goes on may begin or cease to measure, but not differ in these.
+#: Arguments that say which model is the best. A run that goes on may begin or cease to measure, but not differ in
+#: these.
 JUDGING: Final = frozenset({"metric_for_best_model", "greater_is_better", "eval_split", "rerank_top_k"})
 #: What counts only where both runs have it; `check_optimizer` asks whether both are DeepSpeed's.
 _WHERE_BOTH: Final = frozenset({"evaluation data", "--deepspeed", *(f"--{name}" for name in JUDGING)})
@@ -50,7 +68,7 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-def rotate(output: Path, limit: int | None, best: str | None) -> None:
+def remove_oldest(output: Path, limit: int | None, best: str | None) -> None:
     """Remove the oldest finished checkpoints above a limit, but neither the newest nor the best.
 
     Unfinished ones do not count: one of a higher step would push out those that a run can go on from.
@@ -65,15 +83,41 @@ def rotate(output: Path, limit: int | None, best: str | None) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Raise ArgumentError unless a checkpoint is of a run that does the same with the same data in the same batches."""
-    then = json.loads((folder / WHOLE).read_text(encoding="utf-8"))["run"]
+def keep_best_alone(output: Path, best: str) -> None:
+    """Remove all checkpoints but the best, if that one is whole."""
+    if is_whole(Path(best)):
+        for path in output.glob("*"):
+            if _CHECKPOINT.match(path.name) and path.name != Path(best).name:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def check_same_run(
+    folder: Path, identity: Mapping[str, Any], first_fingerprint: Callable[[], str] | None = None
+) -> None:
+    """Check that a checkpoint is of a run that does the same with the same data in the same batches.
+
+    A value that its release did not note is that of its `training_args.json`, and does not count where that has none.
+
+    Args:
+        folder: The checkpoint.
+        identity: Of this run.
+        first_fingerprint: Makes the fingerprint that the first release (0.1.0) gave to the data of this run.
+
+    Raises:
+        ArgumentError: it is of another run.
+    """
+    then: dict[str, Any] = json.loads((folder / WHOLE).read_text(encoding="utf-8"))["run"]
     now = json.loads(json.dumps(dict(identity)))
+    if now.keys() - then.keys():
+        arguments = json.loads((folder / "training_args.json").read_text(encoding="utf-8"))
+        then = {f"--{name}": value for name, value in arguments.items() if name != "deepspeed"} | then
     differing = [
         name if name.endswith("data") else f"{name} ({then.get(name)} there, {value} here)"
         for name, value in now.items()
-        if then.get(name) != value and not (name in _WHERE_BOTH and None in (then.get(name), value))
+        if name in then and then[name] != value and not (name in _WHERE_BOTH and None in (then[name], value))
     ]
+    if "data" in differing and first_fingerprint is not None and then["data"] == first_fingerprint():
+        differing.remove("data")
     if differing:
         raise ArgumentError(
             f"{folder} is of another run, which differs in {', '.join(differing)}. Give the arguments of that run; "
@@ -83,7 +127,11 @@ def check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
 
 
 def check_optimizer(folder: Path, *, deepspeed: bool) -> None:
-    """Raise ArgumentError unless a checkpoint has the state of the optimiser, in the form that this run reads."""
+    """Check that a checkpoint has the state of the optimiser, in the form that this run reads.
+
+    Raises:
+        ArgumentError: it has not.
+    """
     if (folder / "latest").is_file() if deepspeed else any(folder.glob("optimizer.*")):
         return
     kind = "of DeepSpeed" if deepspeed else "of a run without DeepSpeed"
@@ -103,56 +151,35 @@ def last_whole_checkpoint(output: Path) -> Path | None:
     return None
 
 
-logger = logging.getLogger(__name__)
 #: What was trained, on what, how, and how it went.
 PROVENANCE: Final = "training.json"
 
 
-def check_output(folder: str, resume: str | bool | None, overwrite: bool) -> Path | None:
-    """Whether a run may write into a folder, and the checkpoint that it goes on from.
-
-    What killed runs have left there of what they were writing is removed.
+def resume_point(output: Path, resume: str | bool | None, overwrite: bool) -> Path | None:
+    """The checkpoint that a run goes on from, None to start from the beginning; nothing is changed.
 
     Args:
-        folder: The output folder.
+        output: The output folder.
         resume: As transformers has it: `true` for the last whole checkpoint in the folder, or a checkpoint's path.
         overwrite: Start anew.
 
-    Returns:
-        The checkpoint, None to start from the beginning.
-
     Raises:
-        ArgumentError: the folder holds something, and nothing says what to do with it.
-        OutputError: it cannot be made or written.
+        ArgumentError: the checkpoint is not whole; or the folder holds something, and nothing says what to do with it.
     """
-    output = Path(folder)
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"--output_dir {folder} is a file; it must be a folder")
-    remove_leftovers(output)
-    if resume and str(resume).lower() not in ("true", "false"):
+    wanted = str(resume).lower() == "true"
+    if resume and not wanted and str(resume).lower() != "false":
         if not is_whole(Path(str(resume))):
             raise ArgumentError(
                 f"--resume_from_checkpoint {resume} is no finished checkpoint of bgekit; `true` takes the last one "
                 "that --output_dir has"
             )
         return Path(str(resume))
-    wanted = str(resume).lower() == "true"
-    if output.is_dir() and any(output.iterdir()) and not wanted and not overwrite:
-        raise ArgumentError(
-            f"--output_dir {folder} holds something already: give --resume_from_checkpoint true to go on with what is "
-            "there, or --overwrite_output_dir to start anew"
-        )
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output):
-            pass
-    except OSError as error:
-        raise OutputError(f"cannot write to --output_dir {folder}: {error.strerror or error}") from error
-    if overwrite and not wanted:
-        for old in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-            # Otherwise a later `true` would go on from another run.
-            shutil.rmtree(old, ignore_errors=True)
     if not wanted:
+        if output.is_dir() and any(output.iterdir()) and not overwrite:
+            raise ArgumentError(
+                f"--output_dir {output} holds something already: give --resume_from_checkpoint true to go on with what "
+                "is there, or --overwrite_output_dir to start anew"
+            )
         return None
     found = last_whole_checkpoint(output)
     if found is None:
@@ -160,7 +187,42 @@ def check_output(folder: str, resume: str | bool | None, overwrite: bool) -> Pat
     return found
 
 
-def save_final(output: Path, write: Callable[[Path], None], provenance: dict[str, Any]) -> None:
+def prepare_output(folder: str, resume: str | bool | None, overwrite: bool) -> Path | None:
+    """Clear and make the output folder of a run.
+
+    What killed runs have left there of what they were writing is removed; where the run starts anew, so are the
+    checkpoints of the one before, from which a later `true` would go on otherwise.
+
+    Args:
+        folder: The output folder.
+        resume: As in `resume_point`.
+        overwrite: As there.
+
+    Returns:
+        The checkpoint that the run goes on from, None to start from the beginning.
+
+    Raises:
+        ArgumentError: as `resume_point`.
+        OutputError: the folder cannot be made or written.
+    """
+    output = Path(folder)
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"--output_dir {folder} is a file; it must be a folder")
+    remove_leftovers(output)
+    checkpoint = resume_point(output, resume, overwrite)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise OutputError(f"cannot write to --output_dir {folder}: {error.strerror or error}") from error
+    if overwrite and str(resume or False).lower() == "false":
+        for old in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            shutil.rmtree(old, ignore_errors=True)
+    return checkpoint
+
+
+def save_final(output: Path, write: Callable[[Path], None], provenance: Mapping[str, Any]) -> None:
     """Put the trained model into the output folder itself, beside its checkpoints.
 
     All files are written elsewhere first; a full disk or Ctrl-C leaves the folder as it was.
@@ -174,7 +236,7 @@ def save_final(output: Path, write: Callable[[Path], None], provenance: dict[str
         OutputError: it cannot be written.
     """
     with scratch(output) as folder:
-        model = folder / output.resolve().name  # Whose name the README has.
+        model = folder / "model"
         write(model)
         try:
             (model / PROVENANCE).write_text(json.dumps(provenance, indent=1, default=str) + "\n", encoding="utf-8")
@@ -200,6 +262,115 @@ def scratch(output: Path) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def save_encoder(
+    folder: Path,
+    title: str | None,
+    *,
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    encoder: Encoder,
+    tokenizer: PreTrainedTokenizerFast,
+    card: ModelCard,
+    **more: Any,
+) -> None:
+    """Save the encoder of a network that is being trained as a folder that everybody can load, with a self-test.
+
+    Args:
+        folder: Made, or replaced.
+        title: Of the README; None for the folder's name.
+        network: What is trained.
+        weights: Weights of the transformer by their names in a checkpoint.
+        encoder: The part of it that gives vectors.
+        tokenizer: Its tokenizer.
+        card: What the result says of itself.
+        more: Further arguments of `write_checkpoint`.
+    """
+    training, device = network.training, next(network.parameters()).device
+    network.eval()
+    if any(weight.dtype != torch.float32 for weight in encoder.parameters()):
+        # DeepSpeed trains in half precision itself. The saved model computes in float32 what it has learnt.
+        encoder, device = copy.deepcopy(encoder).to("cpu", torch.float32), torch.device("cpu")
+        restore_unsaved(encoder, torch.float32)
+    try:
+        selftest = make_selftest(encoder, tokenizer, card, device)
+    finally:
+        network.train(training)
+    write_checkpoint(folder, card=card, weights=weights, selftest=selftest, overwrite=True, title=title, **more)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The network of a run on the disk: as a model that its users load, and what the run needs to go on.
+
+    Attributes:
+        network: What is trained.
+        save: Saves the network as it is into a folder; the second argument is the title of the README, None for the
+            folder's name.
+        places: Where the network has the weights of a folder's files: what comes before their names, by the folder
+            ("" for the model's own). Empty where only what is in `beside` is trained.
+        beside: Name of a file of further weights, by the network's own names.
+        further: The content of that file.
+    """
+
+    network: nn.Module
+    save: Callable[[Path, str | None], None]
+    places: Mapping[str, str]
+    beside: str = ""
+    further: Callable[[], bytes] | None = None
+
+    def write(self, folder: Path, title: str | None = None) -> None:
+        """Save the network as it is.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        self.save(folder, title)
+        if self.further is not None:
+            try:
+                (folder / self.beside).write_bytes(self.further())
+            except OSError as error:
+                raise OutputError(f"cannot write {folder / self.beside}: {error.strerror or error}") from error
+
+    def read(self, folder: Path) -> dict[str, Tensor]:
+        """Weights of a saved network by its own names."""
+        found: dict[str, Tensor] = load_file(folder / self.beside) if self.beside else {}
+        for part, place in self.places.items():
+            for file in weight_files(folder / part):
+                # Dense layers have a prefix of sentence-transformers' own.
+                own = "linear." if part else ""
+                found |= {f"{place}{name.removeprefix(own)}": value for name, value in read_tensors(file)}
+        return found
+
+    def load(self, folder: Path) -> None:
+        """Give the network the weights of a saved one.
+
+        Raises:
+            CheckpointError: weights that are trained are not there.
+        """
+        weights, own = self.read(folder), self.network.state_dict()
+        missing = [name for name, each in self.network.named_parameters() if each.requires_grad and name not in weights]
+        if missing:
+            raise CheckpointError(f"{folder} lacks {len(missing)} weights, such as {missing[0]}")
+        self.network.load_state_dict({name: value for name, value in weights.items() if name in own}, strict=False)
+
+    def measured(
+        self, measure: Callable[[Path], Mapping[str, float]], output: Path
+    ) -> Callable[[], Mapping[str, float]]:
+        """A measurement of the network by what it would be if it were saved now: exactly what users will get.
+
+        Args:
+            measure: Scores of the model in a folder by their names.
+            output: Where there is room for it for a while.
+        """
+
+        def scores() -> Mapping[str, float]:
+            with scratch(output) as folder:
+                self.write(folder / "model")
+                return measure(folder / "model")
+
+        return scores
 
 
 #: Before the names of scores that the first stage of a reranker has without it.

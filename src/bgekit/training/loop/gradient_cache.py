@@ -80,7 +80,7 @@ def cached_backward(
     backward: Backward = Tensor.backward,
     no_sync: Callable[[], AbstractContextManager[Any]] | None = None,
 ) -> LossValue:
-    """As `plain_backward`, with activations of a chunk at a time: the same gradient to rounding.
+    """Add the gradient of `plain_backward`, to rounding, with the activations of a chunk at a time.
 
     With dropout the gradient is that of the masks that were drawn in the first pass, which are not those that a
     plain step would draw.
@@ -108,18 +108,17 @@ def cached_backward(
     # Thousands of chunks, each of another size, would leave holes in the heap that grow with the batch.
     memory = Trimmer()
     states = []
-    vectors: Tensor | None = None
+    vectors = torch.empty(0)
     with torch.no_grad():
         for piece in chunks:
             memory.trim()
             states.append(_RandomState.now(everything.input_ids))
             part = piece.encode(encode)
-            if vectors is None:
+            if len(states) == 1:
                 vectors = part.new_empty(sum(counts), *part.shape[1:])
             vectors[piece.positions] = part
     # Autocast keeps weights that it has cast, and those cast here would have no gradient in the second pass.
     torch.clear_autocast_cache()
-    assert vectors is not None  # There is at least one chunk.
 
     value, gradient = _differentiated(loss, vectors, counts)
     del vectors  # Of a large batch as much as the activations of a chunk.
@@ -134,6 +133,35 @@ def cached_backward(
             torch.clear_autocast_cache()
             memory.trim()
     return value
+
+
+@dataclass(frozen=True)
+class PackedGradient:
+    """Adds the gradient of a loss of packed sequences to the parameters, as a `Gradient` of `StepTrainer`.
+
+    Attributes:
+        sequences: What is encoded of a batch, such as its queries and its passages.
+        loss: Takes what was encoded of each of them, and the batch.
+        chunk: Sequences encoded at once (see `cached_backward`), None for all.
+    """
+
+    sequences: Callable[[Any], Sequence[Packed]]
+    loss: VectorLoss
+    chunk: int | None = None
+
+    def __call__(
+        self, encode: Encode, batch: Any, backward: Backward, no_sync: Callable[[], AbstractContextManager[Any]]
+    ) -> LossValue:
+        """The loss of a batch, detached, and its metrics."""
+
+        def loss(*encoded: Tensor) -> LossValue:
+            return self.loss(*encoded, batch)
+
+        if self.chunk is None:
+            return plain_backward(encode, self.sequences(batch), loss, backward=backward)
+        return cached_backward(
+            encode, self.sequences(batch), loss, chunk=self.chunk, backward=backward, no_sync=no_sync
+        )
 
 
 def _differentiated(loss: VectorLoss, vectors: Tensor, counts: Sequence[int]) -> tuple[LossValue, Tensor]:

@@ -1,7 +1,9 @@
-"""What embedders and rerankers have in common when they are trained: data, steps, the loop, the results."""
+"""A training run: data, steps, the loop, the result. Embedders, rerankers and pre-training have it in common."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import logging
 import os
@@ -13,47 +15,85 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from torch import nn
-from transformers import EarlyStoppingCallback, set_seed
+from torch import Tensor, nn
+from transformers import set_seed
 
 from ..._version import package_versions
 from ...display.option_names import spoken
 from ...errors import BgekitError
+from ...evaluation.evaluator import tasks_of
+from ...files.hashing import file_sha256
 from ...networks.memory import keep_few_kernels
 from ...networks.packing import PACKED_ATTENTION
-from ..batches.collator import Collator, StepDataset
+from ..batches.collator import Batch, Collator, StepDataset
 from ..batches.datasets import TrainingData, load_data
-from ..batches.sampler import PlanOptions
-from ..batches.sampling import Sampling
+from ..batches.sampler import PlanOptions, Sampling
 from ..insight.curves import save_curves
+from ..insight.diagnosis import CollapseWatch, Diagnosis
 from ..insight.dry_run import Footprint, dry_run
 from ..losses.distributed import by_first
-from .arguments import REASONS, DataArguments, TrainerArguments
+from .arguments import WITHOUT_EFFECT, DataArguments, TrainerArguments, parse
 from .checkpoints import (
     FIRST_STAGE,
     JUDGING,
+    ModelFiles,
     add_training,
     check_optimizer,
-    check_output,
     check_same_run,
+    prepare_output,
     save_final,
-    scratch,
 )
-from .trainer import ContrastiveTrainer
+from .trainer import EarlyStoppingCallback, Gradient, StepTrainer
 
 if TYPE_CHECKING:
+    from ...evaluation.results import Result
     from ...evaluation.tasks.base import Task
 
 logger = logging.getLogger(__name__)
 
 
-def begin(args: TrainerArguments) -> Path | None:
-    """Check what can be checked before anything is loaded; returns the checkpoint to go on from."""
+def train_as_given(
+    train: Callable[..., Any],
+    kinds: Sequence[type[Any]],
+    description: str,
+    arguments: Sequence[str] | None = None,
+    *,
+    prog: str,
+) -> int:
+    """The work of a command that trains: parse its arguments, and train.
+
+    Args:
+        train: Takes an instance of each kind of arguments.
+        kinds: Dataclasses of arguments.
+        description: Of the command, for `--help`.
+        arguments: Those of the command line; by default those of this process.
+        prog: The command, for `--help`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        BgekitError: what `train` raises, or an argument cannot be parsed.
+    """
+    train(*parse(kinds, sys.argv[1:] if arguments is None else arguments, prog=prog, description=description))
+    return 0
+
+
+def prepare_run(args: TrainerArguments) -> Path | None:
+    """Check what can be checked before anything is loaded, prepare the output folder, and seed the generators.
+
+    Returns:
+        The checkpoint to go on from, None to start from the beginning.
+
+    Raises:
+        ArgumentError: the output folder holds something, and nothing says what to do with it.
+        OutputError: it cannot be made or written.
+    """
     resume = None
     if not args.dry_run:
         # Two that look at once could see what the other has just made.
         resume = by_first(
-            lambda: check_output(str(args.output_dir), args.resume_from_checkpoint, args.overwrite_output_dir)
+            lambda: prepare_output(str(args.output_dir), args.resume_from_checkpoint, args.overwrite_output_dir)
         )
     if resume is not None:
         # What was measured at the start was measured then; what early stopping has counted goes on.
@@ -65,7 +105,7 @@ def begin(args: TrainerArguments) -> Path | None:
 
 
 def read_data(args: TrainerArguments, data: DataArguments, *, in_batch: bool) -> TrainingData:
-    """All rows, checked. The first process reads and the others find its cache."""
+    """All training rows, checked. The first process reads and the others find its cache."""
     with args.main_process_first(desc="checking the training data"):
         return load_data(
             data.train_data,
@@ -85,7 +125,7 @@ def read_data(args: TrainerArguments, data: DataArguments, *, in_batch: bool) ->
 
 
 def make_steps(args: TrainerArguments, data: DataArguments, rows: TrainingData, collator: Collator) -> StepDataset:
-    """The steps of this process."""
+    """The batches of this process by step."""
     options = PlanOptions(
         batch_size=args.per_device_train_batch_size * args.world_size,
         seed=args.data_seed if args.data_seed is not None else args.seed,
@@ -101,64 +141,62 @@ def make_steps(args: TrainerArguments, data: DataArguments, rows: TrainingData, 
     return StepDataset(rows, options, sampling, collator, rank=args.process_index, world=args.world_size)
 
 
-def eval_tasks(args: TrainerArguments) -> list[Task]:
-    """What is measured while training; read before it starts, so that a mistake in it costs no time."""
+def evaluation_tasks(args: TrainerArguments) -> list[Task]:
+    """Tasks of `--eval_data`; read before training starts, so that a mistake in them costs no time."""
     if not args.eval_data:
         return []
-    from ...evaluation.evaluator import tasks_of
-
     return tasks_of(args.eval_data, split=args.eval_split, encoding=args.encoding, quoting=args.quoting)
 
 
-def scores_of(results: Sequence[Any]) -> dict[str, float]:
+def scores_by_name(results: Sequence[Result]) -> dict[str, float]:
     """Metrics of an evaluation by the names that a log has: `score` is the mean of the main scores."""
     found = {f"{result.task}_{result.main_metric}": result.main_score for result in results}
     return {"score": sum(found.values()) / len(found), **found}
 
 
-def run(
-    trainer: ContrastiveTrainer,
-    write: Callable[[Path], None],
+def train_and_save(
+    trainer: StepTrainer,
     *,
     resume: Path | None,
-    rows: TrainingData,
+    data: Sequence[tuple[Sequence[str], int]],
     parts: Sequence[Any],
-    facts: Mapping[str, Any] | None = None,
+    first_fingerprint: Callable[[], str],
+    more: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train, save the model into the output folder itself, draw the curves.
 
     Args:
         trainer: Ready to train.
-        write: Saves the network as it is into a folder.
         resume: A checkpoint to go on from.
-        rows: The data.
+        data: Files and rows of each dataset.
         parts: The arguments of the model and of the data.
-        facts: What else the result should say of how it came about.
+        first_fingerprint: See `check_same_run`.
+        more: Further content of training.json.
 
     Returns:
         The output folder.
     """
     args, start = trainer.args, time.perf_counter()
     if resume is not None:
-        check_same_run(resume, trainer.identity)
+        check_same_run(resume, trainer.identity, first_fingerprint)
         check_optimizer(resume, deepspeed=trainer.is_deepspeed_enabled)
     if args.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
     result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     output = Path(str(args.output_dir))
     if trainer.is_world_process_zero():
-        history = trainer.state.log_history
+        history, findings = trainer.state.log_history, trainer.diagnosis.findings
         _compare_with_start(trainer)
         _compare_with_first_stage(trainer)
         provenance = {
             "base_model": parts[0].model_name_or_path or None,
             "model_arguments": asdict(parts[0]),
             "data_arguments": asdict(parts[1]),
-            **(facts or {}),
-            "findings": trainer.diagnosis.findings,
+            **(more or {}),
+            "findings": findings,
             "data": {
                 "fingerprint": trainer.identity["data"],
-                "datasets": [{"files": list(each.spec.files), "rows": len(each)} for each in rows.datasets],
+                "datasets": [{"files": list(files), "rows": rows} for files, rows in data],
             },
             "steps": result.global_step,
             "loss": result.training_loss,
@@ -170,31 +208,77 @@ def run(
             "threads": torch.get_num_threads(),
             "history": history,
         }
-        arguments = _telling_arguments(args, parts)
+        arguments = _decisive_arguments(args, parts)
         best = trainer.state.best_global_step if provenance["best_checkpoint"] else None
 
-        def complete(folder: Path) -> None:
-            write(folder)
+        def write(folder: Path) -> None:
+            trainer.files.write(folder, output.resolve().name)
             add_training(
-                folder / "README.md", datasets=[(each.spec.files, len(each)) for each in rows.datasets],
-                arguments=arguments, history=history, kept=best, findings=trainer.diagnosis.findings,
-                drawn=bool(save_curves(history, folder)),
+                folder / "README.md", datasets=data, arguments=arguments, history=history, kept=best,
+                findings=findings, drawn=bool(save_curves(history, folder)),
             )  # fmt: skip
 
-        save_final(output, complete, provenance)
+        save_final(output, write, provenance)
     if args.world_size > 1:
         torch.distributed.barrier()
     return output
 
 
-def _judged_by(args: TrainerArguments) -> str:
-    """The name in the log of what the best model is told by."""
+def train_on_rows(
+    network: nn.Module,
+    args: TrainerArguments,
+    steps: StepDataset,
+    gradient: Gradient,
+    *,
+    files: ModelFiles,
+    diagnosis: Diagnosis,
+    table: Callable[[Batch], Tensor],
+    tasks: Sequence[Task],
+    measure: Callable[[Path], Mapping[str, float]],
+    resume: Path | None,
+    parts: Sequence[Any],
+    more: Mapping[str, Any] | None = None,
+) -> Path:
+    """Train an embedder or a reranker, see `train_and_save`.
+
+    Args:
+        network: What is trained.
+        args: How.
+        steps: The rows by step.
+        gradient: Of a batch, see `StepTrainer`.
+        files: Saves the network and reads its weights back.
+        diagnosis: Watches the run.
+        table: Scores by which a collapse is seen, see `CollapseWatch`.
+        tasks: Measured while training.
+        measure: Scores of a saved model on them.
+        resume: A checkpoint to go on from.
+        parts: The arguments of the model and of the data.
+        more: Further content of training.json.
+
+    Returns:
+        The output folder.
+    """
+    rows = steps.data
+    trainer = StepTrainer(
+        network, args, steps, gradient, files=files, diagnosis=diagnosis,
+        measure=files.measured(measure, Path(str(args.output_dir))) if tasks else None,
+        identity=run_identity(args, rows.fingerprint, *parts, measured=[task.fingerprint for task in tasks] or None),
+        callbacks=[CollapseWatch(diagnosis, network, steps, table)],
+    )  # fmt: skip
+    return train_and_save(
+        trainer, resume=resume, data=[(each.spec.files, len(each)) for each in rows.datasets], parts=parts, more=more,
+        first_fingerprint=functools.partial(_first_fingerprint, rows),
+    )  # fmt: skip
+
+
+def _best_metric(args: TrainerArguments) -> str:
+    """The name in the log of the metric that says which model is the best."""
     return f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
 
 
-def _compare_with_first_stage(trainer: ContrastiveTrainer) -> None:
+def _compare_with_first_stage(trainer: StepTrainer) -> None:
     """Say so where the reranker makes the order of the first stage worse, however well it has been trained."""
-    name = _judged_by(trainer.args)
+    name = _best_metric(trainer.args)
     beside = name.replace("eval_", f"eval_{FIRST_STAGE}_", 1)
     scores = [(row["step"], row[name], row[beside]) for row in trainer.state.log_history if beside in row]
     if not scores:
@@ -209,9 +293,9 @@ def _compare_with_first_stage(trainer: ContrastiveTrainer) -> None:
         })  # fmt: skip
 
 
-def _compare_with_start(trainer: ContrastiveTrainer) -> None:
+def _compare_with_start(trainer: StepTrainer) -> None:
     """Say so where no evaluation was better than the one before the first step."""
-    args, name = trainer.args, _judged_by(trainer.args)
+    args, name = trainer.args, _best_metric(trainer.args)
     scores = [(row["step"], row[name]) for row in trainer.state.log_history if name in row]
     at_start = next((score for step, score in scores if step == 0), None)
     later = [score for step, score in scores if step > 0]
@@ -226,13 +310,13 @@ def _compare_with_start(trainer: ContrastiveTrainer) -> None:
 
 
 #: Arguments that a run which goes on may change; all others, whoever's they are, have to be as they were.
-_FREE: Final = frozenset({
+_MAY_CHANGE: Final = frozenset({
     # Where things lie. Data count by their content, the weights are those of the checkpoint.
     "model_name_or_path", "cache_dir", "revision", "trust_remote_code", "allow_pickle", "train_data", "eval_data",
     "cache_path", "output_dir", "logging_dir", "overwrite_output_dir", "resume_from_checkpoint", "first_stage",
     # When it ends.
     "num_train_epochs", "max_steps", "early_stopping_patience", "load_best_model_at_end",
-    # What is logged, measured and saved, and when. What is the best is told by the same metric.
+    # What is logged, measured and saved, and when. The metric that says which is the best counts.
     "logging_strategy", "logging_first_step", "logging_steps", "logging_nan_inf_filter", "log_level",
     "log_level_replica", "log_on_each_node", "disable_tqdm", "report_to", "run_name", "project",
     "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "include_tokens_per_second",
@@ -251,14 +335,14 @@ _FREE: Final = frozenset({
 })  # fmt: skip
 
 
-def identity(
-    args: TrainerArguments, rows: TrainingData, *more: Any, measured: Sequence[str] | None = None
+def run_identity(
+    args: TrainerArguments, data: str, *more: Any, measured: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """What a run that goes on must have in common with the one that wrote a checkpoint.
+    """Values that a run that goes on must have in common with the one that wrote a checkpoint.
 
     Args:
         args: Of the training.
-        rows: The data.
+        data: Fingerprint of the training data.
         more: Instances of dataclasses whose values count, too, such as `ModelArguments`.
         measured: Fingerprints of the data that is measured while training, None without.
     """
@@ -269,16 +353,32 @@ def identity(
     if not args.judged:
         values |= dict.fromkeys(JUDGING & values.keys())
     return {
-        "data": rows.fingerprint,
+        "data": data,
         "global batch size": args.per_device_train_batch_size * args.world_size,
         "--data_seed": args.data_seed if args.data_seed is not None else args.seed,
         "evaluation data": measured,
-        **{f"--{name}": value for name, value in values.items() if name not in _FREE | REASONS.keys()},
+        **{f"--{name}": value for name, value in values.items() if name not in _MAY_CHANGE | WITHOUT_EFFECT.keys()},
     }
 
 
-def _telling_arguments(args: TrainerArguments, parts: Sequence[Any]) -> dict[str, Any]:
-    """What made a model what it is: arguments that count for `identity` and are not what they are by default."""
+def first_name(source: str) -> str:
+    """The name (hex, 40 digits) that the first release (0.1.0) gave to what it kept of a file of data."""
+    ending = os.path.basename(source).lower().removesuffix(".gz").rpartition(".")[2]
+    return hashlib.sha256(f"{json.dumps(['1', ending])}{file_sha256(Path(source))}".encode()).hexdigest()[:40]
+
+
+def _first_fingerprint(rows: TrainingData) -> str:
+    """The fingerprint that the first release (0.1.0) gave to training rows."""
+    digest = hashlib.sha256()
+    for data in rows.datasets:
+        for store in data.stores:
+            digest.update(f"{first_name(store.source)}.arrow".encode())
+        digest.update(data.rows.tobytes())
+    return digest.hexdigest()
+
+
+def _decisive_arguments(args: TrainerArguments, parts: Sequence[Any]) -> dict[str, Any]:
+    """Arguments that made a model what it is: those that count for `run_identity` and are not as by default."""
     found: dict[str, Any] = {
         "--learning_rate": args.learning_rate,
         "batch size of all processes": args.per_device_train_batch_size * args.world_size,
@@ -288,29 +388,10 @@ def _telling_arguments(args: TrainerArguments, parts: Sequence[Any]) -> dict[str
         for each in fields(part):
             value = getattr(part, each.name)
             default = each.default if each.default_factory is MISSING else each.default_factory()
-            counts = each.init and each.name not in _FREE | REASONS.keys() | JUDGING
+            counts = each.init and each.name not in _MAY_CHANGE | WITHOUT_EFFECT.keys() | JUDGING
             if counts and value != default and f"--{each.name}" not in found:
                 found[f"--{each.name}"] = value
     return found
-
-
-def judge_by(
-    write: Callable[[Path], None], measure: Callable[[Path], Mapping[str, float]], output: Path
-) -> Callable[[], Mapping[str, float]]:
-    """Measures a network by what it would be if it were saved now: exactly what users will get.
-
-    Args:
-        write: Saves the network into a folder.
-        measure: Scores of the model in a folder by their names.
-        output: Where there is room for it for a while.
-    """
-
-    def judge() -> Mapping[str, float]:
-        with scratch(output) as folder:
-            write(folder / "model")
-            return measure(folder / "model")
-
-    return judge
 
 
 def show_dry_run(steps: StepDataset, network: nn.Module, config: Any, args: Any) -> None:
@@ -341,7 +422,7 @@ def show_dry_run(steps: StepDataset, network: nn.Module, config: Any, args: Any)
 
 
 def launched(main: Callable[[], int]) -> int:
-    """Run with log lines on stderr; an error that its message explains is one line there."""
+    """Run a command with log lines on stderr; an error that its message explains is one line there."""
     # One process of several is enough to say a thing.
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
