@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from bgekit import FlagModel, read_card
 from bgekit.errors import ArgumentError, CardError, CheckpointError, OutputError
+from bgekit.files import atomic
 from bgekit.models.prompts import Prompt
 from bgekit.networks import saving
 
@@ -436,18 +437,19 @@ def test_a_link_stays_a_link(saved, tiny_bert, tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("bug")])
-@pytest.mark.parametrize("function", ["copy_weights", "write_tokenizer", "_flush", "_flush_folder"])
+@pytest.mark.parametrize("function", ["copy_weights", "write_tokenizer", "usual_modes", "_sync_folder"])
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_failure_leaves_everything_as_it_was(saved, tiny_bert, monkeypatch, error, function, exists):
     target = saved if exists else saved.parent / "new"
-    before, real = contents(saved), getattr(saving, function)
+    module = saving if hasattr(saving, function) else atomic
+    before, real = contents(saved), getattr(module, function)
 
     def fails(*arguments):
-        if function != "_flush_folder":
+        if function != "_sync_folder":
             real(*arguments)
         raise error
 
-    monkeypatch.setattr(saving, function, fails)
+    monkeypatch.setattr(module, function, fails)
     model = FlagModel(tiny_bert, pooling_method="mean")
     with pytest.raises(OutputError if isinstance(error, OSError) else type(error)) as raised:
         model.save(target, overwrite=exists)
