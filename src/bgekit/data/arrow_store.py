@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError, OutputError, import_extra
-from .formats import STDIN, USUAL, BadRow, Dialect
-from .records import read_rows
-from .training_rows import Problems, Row, row_of, text_key
+from .columns import BadLines, read_file
+from .formats import STDIN, USUAL, Dialect
+from .training_rows import Row, row_of, text_key
 
 logger = logging.getLogger(__name__)
 Counts: TypeAlias = "npt.NDArray[np.int64]"
@@ -120,38 +120,38 @@ class RowStore:
         return counts
 
 
-def open_store(source: str, cache: Path, problems: Problems, dialect: Dialect = USUAL) -> RowStore | None:
+def open_store(source: str, cache: Path, bad: BadLines, dialect: Dialect = USUAL) -> RowStore | None:
     """The rows of a file of training data, checked and stored unless that was done before.
 
     Args:
         source: The file.
         cache: Folder of stored rows.
-        problems: Told about all lines that cannot be used.
+        bad: Told about all lines that cannot be used.
         dialect: How the file is written.
 
     Returns:
-        The rows; None if there are problems.
+        The rows; None if there are bad.
 
     Raises:
         OutputError: the folder cannot be written.
     """
     if source == STDIN:
-        problems.add("standard input", 0, "training data is read more than once; write it to a file first")
+        bad.add("standard input", 0, "training data is read more than once; write it to a file first")
         return None
     try:
         path = cache / f"{content_digest(source, dialect)}.arrow"
     except OSError as error:
-        problems.add(source, 0, f"cannot be read: {error.strerror or error}")
+        bad.add(source, 0, f"cannot be read: {error.strerror or error}")
         return None
     if path.is_file():
         try:
             return RowStore(path, source)
         except DataError as error:
             logger.warning("%s; it is made anew", error)
-    before = problems.count
+    before = bad.count
     with _created(path) as temporary:
-        _write(source, temporary, problems, dialect)
-        if problems.count > before:
+        _write(source, temporary, bad, dialect)
+        if bad.count > before:
             return None
         os.replace(temporary, path)
     return RowStore(path, source)
@@ -192,44 +192,36 @@ def _created(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _write(source: str, path: Path, problems: Problems, dialect: Dialect) -> None:
+def _write(source: str, path: Path, bad: BadLines, dialect: Dialect) -> None:
     """Check all rows of a file; write them as long as none is bad."""
     pyarrow = import_extra("pyarrow", "train")
     ipc = import_extra("pyarrow.ipc", "train")
     schema = _schema()
-    rows = _checked_rows(source, problems, dialect)
-    before = problems.count
+    rows = _checked_rows(source, bad, dialect)
+    before = bad.count
     with path.open("wb") as file:
         with ipc.new_file(file, schema) as writer:
             while batch := list(islice(rows, _BATCH_ROWS)):
-                if problems.count == before:
+                if bad.count == before:
                     writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
         file.flush()
         os.fsync(file.fileno())
 
 
-def _checked_rows(source: str, problems: Problems, dialect: Dialect) -> Iterator[dict[str, Any]]:
+def _checked_rows(source: str, bad: BadLines, dialect: Dialect) -> Iterator[dict[str, Any]]:
     scored: dict[bool, int] = {}
     try:
         # All lines that are no rows are to be reported, not only the first.
-        for line, fields in read_rows(
-            source, on_bad=lambda line, reason: problems.add(source, line, reason), encoding=dialect.encoding,
-            quoting=dialect.quoting,
-        ):  # fmt: skip
-            try:
-                row = row_of(fields)
-            except BadRow as problem:
-                problems.add(source, line, problem)
-                continue
-            if scored.setdefault(row.score is not None, line) == line and len(scored) == 2:
-                problems.add(
-                    source, line,
+        for line, row in bad.usable(read_file(source, dialect, bad=bad), row_of):
+            if scored.setdefault(row.score is not None, line.number) == line.number and len(scored) == 2:
+                bad.add(
+                    source, line.number,
                     f"it has {'a' if row.score is not None else 'no'} score, other than line {min(scored.values())}: "
                     "put scored pairs and other rows into different files",
                 )  # fmt: skip
-            yield _record(row, line)
+            yield _record(row, line.number)
     except DataError as problem:
-        problems.add(source, 0, problem)
+        bad.add(source, 0, problem)
 
 
 def _record(row: Row, line: int) -> dict[str, Any]:

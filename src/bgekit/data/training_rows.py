@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from ..errors import SHOWN, ArgumentError, DataError, in_lines
+from ..errors import ArgumentError, DataError
 from ..files.atomic import check_place, write_together
-from .formats import STDIN, USUAL, BadRow, Dialect, listing, shown, stem_and_format
-from .records import read_rows
+from .columns import BadLines, Line, read_file
+from .formats import STDIN, USUAL, Dialect, shown, stem_and_format
 from .unicode import repair
 
 #: UTF-8 bytes of all texts of a row. More is no training example but a file in a wrong form, and would stop a step.
 LONGEST_ROW: Final = 8 << 20
 EXAMPLE_LINE: Final = '{"query": "capital of France", "pos": ["Paris is ..."], "neg": ["Rome is ...", "Lyon is ..."]}'
+EXPECTED: Final = f"each line is a JSON object such as {EXAMPLE_LINE}"
 #: Types with rules of their own (FlagEmbedding 1.4): one negative; as many passages as there are classes;
 #: the query's instruction before passages, too.
 ONE_NEGATIVE: Final = "only_1neg"
@@ -87,143 +87,66 @@ def hash64(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
 
 
-def row_of(fields: Mapping[str, Any]) -> Row:
-    """The row that a line's fields make.
+def row_of(line: Line) -> Row:
+    """The training row that a line holds.
 
     Raises:
-        BadRow: they make none; it says why.
+        BadRow: it holds none; the error says why.
     """
+    fields = line.fields
     if "sentence1" in fields and "query" not in fields:
-        return _scored_pair(fields)
-    query = _text("query", _required(fields, "query"))
-    positives = _texts("pos", _required(fields, "pos"))
+        # Two sentences of one kind, both with the row's prompt, or both with none.
+        first, second = (line.content(name, line.value(name)) for name in ("sentence1", "sentence2"))
+        _check_size(line, first, second)
+        prompt, type = _optional_text(line, "prompt") or "", _optional_text(line, "type") or "symmetric_sts"
+        return Row(first, (second,), prompt=prompt, type=type, score=line.finite("score", line.value("score")))
+    query = line.content("query", line.value("query"))
+    positives = line.contents("pos", line.value("pos"))
     if not positives:
-        raise BadRow("pos is empty: a row needs at least one positive passage")
-    negatives = _texts("neg", [] if fields.get("neg") is None else fields["neg"])
-    _check_size(query, *positives, *negatives)
-    score = None if fields.get("score") is None else _number("score", fields["score"])
+        raise line.error("pos is empty: a row needs at least one positive passage")
+    negatives = line.contents("neg", [] if fields.get("neg") is None else fields["neg"])
+    _check_size(line, query, *positives, *negatives)
+    score = None if fields.get("score") is None else line.finite("score", fields["score"])
     if score is not None and (len(positives) != 1 or negatives):
-        raise BadRow(
+        raise line.error(
             f"a scored pair (a line with `score`) has one pos and no neg, not {len(positives)} and {len(negatives)}"
         )
+    size = fields.get("batch_size")
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < 1 << 31):
+        raise line.error(f"batch_size must be a whole number of at least 1, not {shown(size)}")
     return Row(
         query=query,
         positives=positives,
         negatives=negatives,
-        pos_scores=_scores(fields, "pos", len(positives)),
-        neg_scores=_scores(fields, "neg", len(negatives)),
-        prompt=_optional_text(fields, "prompt"),
-        type=_optional_text(fields, "type"),
+        pos_scores=_scores(line, "pos", len(positives)),
+        neg_scores=_scores(line, "neg", len(negatives)),
+        prompt=_optional_text(line, "prompt"),
+        type=_optional_text(line, "type"),
         score=score,
-        batch_size=_batch_size(fields),
+        batch_size=size,
     )
 
 
-def _scored_pair(fields: Mapping[str, Any]) -> Row:
-    """Two sentences of one kind, both with the row's prompt, or both with none."""
-    first, second = (_text(name, _required(fields, name)) for name in ("sentence1", "sentence2"))
-    _check_size(first, second)
-    prompt = _optional_text(fields, "prompt") or ""
-    score = _number("score", _required(fields, "score"))
-    return Row(first, (second,), prompt=prompt, type=_optional_text(fields, "type") or "symmetric_sts", score=score)
-
-
-def _check_size(*texts: str) -> None:
+def _check_size(line: Line, *texts: str) -> None:
     size = sum(len(text.encode()) for text in texts)
     if size > LONGEST_ROW:
-        raise BadRow(f"its texts have {size:,} bytes, more than {LONGEST_ROW:,}: is this one document a line?")
+        raise line.error(f"its texts have {size:,} bytes, more than {LONGEST_ROW:,}: is this one document a line?")
 
 
-def _required(fields: Mapping[str, Any], name: str) -> Any:
-    if name not in fields:
-        raise BadRow(f"no field {name}; it has {listing(list(fields))}")
-    return fields[name]
+def _optional_text(line: Line, name: str) -> str | None:
+    value = line.fields.get(name)
+    return None if value is None else repair(line.string(name, value))[0]
 
 
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise BadRow(f"{name} must be a string, not {shown(value)}")
-    if not value or value.isspace():
-        raise BadRow(f"{name} is {'blank' if value else 'an empty string'}")
-    # A lone surrogate is no Unicode: neither Arrow nor a tokenizer takes it.
-    return repair(value)[0]
-
-
-def _texts(name: str, value: object) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise BadRow(f"{name} must be a list of strings, not {shown(value)}")
-    return tuple(_text(f"{name}[{position}]", text) for position, text in enumerate(value))
-
-
-def _optional_text(fields: Mapping[str, Any], name: str) -> str | None:
-    value = fields.get(name)
-    if value is None or isinstance(value, str):
-        return None if value is None else repair(value)[0]
-    raise BadRow(f"{name} must be a string, not {shown(value)}")
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadRow(f"{name} must be a number, not {shown(value)}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise BadRow(f"{name} must be a finite number, not {value!r:.60}")
-    return number
-
-
-def _scores(fields: Mapping[str, Any], name: str, count: int) -> tuple[float, ...] | None:
-    values = fields.get(f"{name}_scores")
+def _scores(line: Line, name: str, count: int) -> tuple[float, ...] | None:
+    values = line.fields.get(f"{name}_scores")
     if values is None:
         return None
     if not isinstance(values, list):
-        raise BadRow(f"{name}_scores must be a list of numbers, not {shown(values)}")
+        raise line.error(f"{name}_scores must be a list of numbers, not {shown(values)}")
     if len(values) != count:
-        raise BadRow(f"{name}_scores has {len(values)} numbers for {count} texts in {name}")
-    return tuple(_number(f"{name}_scores[{position}]", value) for position, value in enumerate(values))
-
-
-def _batch_size(fields: Mapping[str, Any]) -> int | None:
-    value = fields.get("batch_size")
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 31:
-        raise BadRow(f"batch_size must be a whole number of at least 1, not {shown(value)}")
-    return value
-
-
-@dataclass
-class Problems:
-    """Lines that cannot be trained on: the first ten in full, all counted."""
-
-    count: int = 0
-    shown: list[str] = field(default_factory=list)
-
-    def add(self, file: str, line: int, reason: object) -> None:
-        """Note a line of a file; line 0 stands for the file as a whole."""
-        self.count += 1
-        if len(self.shown) < SHOWN:
-            place = f"{file}, line {line}" if line else file
-            self.shown.append(f"{place}: {reason}" if line or file not in str(reason) else str(reason))
-
-    def listed(self) -> str:
-        """Them for the end of a message, in a line each."""
-        return in_lines(self.shown, self.count)
-
-    def check(self) -> None:
-        """Raise if there are any.
-
-        Raises:
-            DataError: the lines, what is expected, and an example.
-        """
-        if not self.count:
-            return
-        raise DataError(
-            f"{self.count:,} {'problems' if self.count > 1 else 'problem'} in the training data:{self.listed()}\n"
-            f"Each line is a JSON object such as {EXAMPLE_LINE}; nothing was trained."
-        )
+        raise line.error(f"{name}_scores has {len(values)} numbers for {count} texts in {name}")
+    return tuple(line.finite(f"{name}_scores[{position}]", value) for position, value in enumerate(values))
 
 
 @dataclass(frozen=True)
@@ -256,11 +179,8 @@ def read_training(file: str, dialect: Dialect = USUAL) -> Iterator[InputRow]:
     Raises:
         DataError: a line cannot be used; it names file and line.
     """
-    for index, (line, fields) in enumerate(read_rows(file, encoding=dialect.encoding, quoting=dialect.quoting)):
-        try:
-            yield InputRow(line, fields, replace(row_of(fields), index=index))
-        except BadRow as problem:
-            raise DataError(f"{file}, line {line}: {problem}") from problem
+    for index, line in enumerate(read_file(file, dialect)):
+        yield InputRow(line.number, line.fields, replace(row_of(line), index=index))
 
 
 def check_training(file: str, *, scored_pairs: bool = False, dialect: Dialect = USUAL) -> int:
@@ -276,41 +196,19 @@ def check_training(file: str, *, scored_pairs: bool = False, dialect: Dialect = 
     """
     if file == STDIN:
         raise ArgumentError("the input is read more than once, so it cannot be standard input: write it to a file")
-    problems, count = Problems(), 0
-    for line, fields in read_rows(
-        file, on_bad=lambda line, reason: problems.add(file, line, reason), encoding=dialect.encoding,
-        quoting=dialect.quoting,
-    ):  # fmt: skip
-        try:
-            row = row_of(fields)
-        except BadRow as problem:
-            problems.add(file, line, problem)
-            continue
+    bad, count = BadLines(), 0
+    for line, row in bad.usable(read_file(file, dialect, bad=bad), row_of):
         if row.score is not None and not scored_pairs:
-            problems.add(file, line, "a scored pair (a line with `score`) is trained on without negatives")
+            bad.add(file, line.number, "a scored pair (a line with `score`) is trained on without negatives")
         try:
-            line_of(fields)
+            line_of(line.fields)
         except TypeError as problem:  # A date or bytes of a table.
-            problems.add(file, line, f"{problem}; what is handed on has to be text, numbers, lists or objects")
+            bad.add(file, line.number, f"{problem}; what is handed on has to be text, numbers, lists or objects")
         count += 1
-    raise_problems(problems, f"each line is a JSON object such as {EXAMPLE_LINE}")
+    bad.check("line", "cannot be used", f"\nWhat is expected: {EXPECTED}. Nothing was written.")
     if not count:
-        raise DataError(f"{file} has no rows; each line is a JSON object such as {EXAMPLE_LINE}")
+        raise DataError(f"{file} has no rows; {EXPECTED}")
     return count
-
-
-def raise_problems(problems: Problems, expected: str) -> None:
-    """Raise if there are problems.
-
-    Raises:
-        DataError: they are listed, with what is expected.
-    """
-    if not problems.count:
-        return
-    raise DataError(
-        f"{problems.count:,} {'lines' if problems.count > 1 else 'line'} cannot be used:{problems.listed()}\n"
-        f"What is expected: {expected}. Nothing was written."
-    )
 
 
 def line_of(fields: Mapping[str, Any]) -> bytes:

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bgekit.data import arrow_store as store
+from bgekit.data.columns import Line
 from bgekit.data.formats import BadRow
-from bgekit.data.training_rows import LONGEST_ROW, Row, row_of, text_key
+from bgekit.data.training_rows import LONGEST_ROW, Row, text_key
+from bgekit.data.training_rows import row_of as row_of_line
 from bgekit.errors import ArgumentError, DataError, OutputError
 from bgekit.training.batches.sampling import Sampling
 
@@ -25,6 +27,10 @@ FULL = {
 
 
 # --- one row
+
+
+def row_of(fields):
+    return row_of_line(Line("train.jsonl", 1, fields))
 
 
 def test_all_fields():
