@@ -13,10 +13,17 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
 
 from ..errors import ArgumentError, DataError
 from ..files.atomic import check_place, write_together
+from ..files.hashing import HashedFile
+from .arrow_store import ArrowStore, content_digest, stored, write_batches
 from .columns import BadLines, Line, read_file
 from .formats import STDIN, USUAL, Dialect, shown, stem_and_format
 from .unicode import repair
@@ -209,6 +216,145 @@ def check_training(file: str, *, scored_pairs: bool = False, dialect: Dialect = 
     if not count:
         raise DataError(f"{file} has no rows; {EXPECTED}")
     return count
+
+
+#: Part of every name in the cache: what an older version wrote is not read.
+_VERSION: Final = "2"
+#: Rows of a record batch: with the longest row allowed they stay below the 2 GiB that the offsets of a string column
+#: can address.
+_BATCH_ROWS: Final = 128
+#: Columns that are numbers about a row, not its content: bytes of UTF-8 of the query, and on average of a positive
+#: and a negative (which stand for tokens: about 4 bytes each in English, 3 in Chinese); then what was noticed.
+_NUMBERS: Final = ("line", "digest", "query_bytes", "positive_bytes", "negative_bytes", "negative_count", "notes")
+#: Bits of `notes`. The first two are of texts that are equal up to case and white space: whether they are so to a model
+#: is for its tokenizer to say.
+POSITIVE_IS_QUERY: Final = 1
+NEGATIVE_IS_POSITIVE: Final = 2
+HAS_TEACHER: Final = 4
+HAS_SCORE: Final = 8
+#: The columns that are a row's content.
+_CONTENT: Final = (
+    "query", "positives", "negatives", "pos_scores", "neg_scores", "prompt", "type", "score", "batch_size",
+)  # fmt: skip
+
+
+class RowStore(ArrowStore):
+    """The checked rows of one file of training data, which is `source`."""
+
+    def row(self, number: int) -> dict[str, Any]:
+        """The fields of a row, as `Row` names them; `dataset` and `index` are the caller's."""
+        fields = {name: self.value(name, number) for name in _CONTENT}
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+    def line(self, number: int) -> int:
+        """The line of a row in the file of training data."""
+        return int(self.value("line", number))
+
+    def scores(self) -> npt.NDArray[np.float64]:
+        """Similarities of scored pairs, [rows] float64; NaN for other rows."""
+        return self._gathered(lambda batch: batch.column("score").to_numpy(zero_copy_only=False)).astype(np.float64)
+
+    def values(self, name: str) -> dict[str | None, int]:
+        """How often each value of `prompt` or `type` occurs."""
+        from pyarrow import compute
+
+        counts: dict[str | None, int] = {}
+        for number in range(self._reader.num_record_batches):
+            for entry in compute.value_counts(self._reader.get_batch(number).column(name)).to_pylist():
+                counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
+        return counts
+
+
+class _BadRows(Exception):
+    """Some rows of a file are bad, so that none is stored."""
+
+
+def open_store(source: str, cache: Path, bad: BadLines, dialect: Dialect = USUAL) -> RowStore | None:
+    """The rows of a file of training data, checked and stored unless that was done before.
+
+    Args:
+        source: The file.
+        cache: Folder of stored rows.
+        bad: Told about all lines that cannot be used.
+        dialect: How the file is written.
+
+    Returns:
+        The rows; None if there are bad.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    if source == STDIN:
+        bad.add("standard input", 0, "training data is read more than once; write it to a file first")
+        return None
+    try:
+        path = cache / f"{content_digest(source, _VERSION, dialect)}.arrow"
+    except OSError as error:
+        bad.add(source, 0, f"cannot be read: {error.strerror or error}")
+        return None
+    before = bad.count
+
+    def write(file: HashedFile) -> None:
+        _write(source, file, bad, dialect)
+        if bad.count > before:
+            raise _BadRows
+
+    try:
+        return stored(path, lambda: RowStore(path, source), write, "checked training data")
+    except _BadRows:
+        return None
+
+
+def _write(source: str, file: HashedFile, bad: BadLines, dialect: Dialect) -> None:
+    """Check all rows of a file; write them as long as none is bad."""
+    import pyarrow
+
+    texts, scores, text = pyarrow.list_(pyarrow.string()), pyarrow.list_(pyarrow.float64()), pyarrow.string()
+    types = (text, texts, texts, scores, scores, text, text, pyarrow.float64(), pyarrow.int32())
+    columns = [*zip(_CONTENT, types, strict=True), *((name, pyarrow.int64()) for name in _NUMBERS)]
+    schema = pyarrow.schema(columns)
+    rows, before = _checked_rows(source, bad, dialect), bad.count
+
+    def batches() -> Iterator[Any]:
+        while batch := list(islice(rows, _BATCH_ROWS)):
+            if bad.count == before:
+                yield pyarrow.RecordBatch.from_pylist(batch, schema=schema)
+
+    write_batches(file, schema, batches(), dict)
+
+
+def _checked_rows(source: str, bad: BadLines, dialect: Dialect) -> Iterator[dict[str, Any]]:
+    scored: dict[bool, int] = {}
+    try:
+        # All lines that are no rows are to be reported, not only the first.
+        for line, row in bad.usable(read_file(source, dialect, bad=bad), row_of):
+            if scored.setdefault(row.score is not None, line.number) == line.number and len(scored) == 2:
+                bad.add(
+                    source, line.number,
+                    f"it has {'a' if row.score is not None else 'no'} score, other than line {min(scored.values())}: "
+                    "put scored pairs and other rows into different files",
+                )  # fmt: skip
+            yield _record(row, line.number)
+    except DataError as problem:
+        bad.add(source, 0, problem)
+
+
+def _record(row: Row, line: int) -> dict[str, Any]:
+    positive_keys = {text_key(text) for text in row.positives}
+    notes = POSITIVE_IS_QUERY * (text_key(row.query) in positive_keys)
+    known = positive_keys | {text_key(row.query)}
+    notes |= NEGATIVE_IS_POSITIVE * any(text_key(text) in known for text in row.negatives)
+    notes |= HAS_TEACHER * row.has_teacher | HAS_SCORE * (row.score is not None)
+    numbers = {
+        "line": line, "digest": row.digest, "query_bytes": _mean_bytes((row.query,)),
+        "positive_bytes": _mean_bytes(row.positives), "negative_bytes": _mean_bytes(row.negatives),
+        "negative_count": len(row.negatives), "notes": notes,
+    }  # fmt: skip
+    return numbers | {name: getattr(row, name) for name in _CONTENT}
+
+
+def _mean_bytes(texts: tuple[str, ...]) -> int:
+    return sum(len(text.encode()) for text in texts) // len(texts) if texts else 0
 
 
 def line_of(fields: Mapping[str, Any]) -> bytes:

@@ -32,6 +32,17 @@ class HashedFile:
         self._digest.update(data)
         return self._file.write(data)
 
+    #: What pyarrow asks of a file that it writes to.
+    closed = False
+
+    def tell(self) -> int:
+        """Bytes that were written."""
+        return self._file.tell()
+
+    def flush(self) -> None:
+        """Hand what was written to the system."""
+        self._file.flush()
+
     def sync(self) -> None:
         """Put what was written on the disk."""
         self._file.flush()

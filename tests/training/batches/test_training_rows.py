@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bgekit.data import arrow_store as store
+from bgekit.data import training_rows as store
 from bgekit.data.columns import Line
 from bgekit.data.formats import BadRow
 from bgekit.data.training_rows import LONGEST_ROW, Row, text_key
@@ -342,7 +342,7 @@ def test_an_interruption_leaves_nothing_half_written(write, load, tmp_path, monk
     path = write("a.jsonl", [row(0)])
 
     def interrupted(source, temporary, *_):
-        temporary.write_bytes(b"half")
+        temporary.write(b"half")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

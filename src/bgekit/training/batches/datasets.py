@@ -17,18 +17,19 @@ from typing import Final, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-from ...data.arrow_store import (
+from ...data.arrow_store import Counts
+from ...data.columns import BadLines
+from ...data.formats import Dialect, Quoting, stem_and_format
+from ...data.training_rows import (
+    EXPECTED,
     HAS_SCORE,
     HAS_TEACHER,
     NEGATIVE_IS_POSITIVE,
     POSITIVE_IS_QUERY,
-    Counts,
+    Row,
     RowStore,
     open_store,
 )
-from ...data.columns import BadLines
-from ...data.formats import Dialect, Quoting, stem_and_format
-from ...data.training_rows import EXPECTED, Row
 from ...errors import ArgumentError, DataError
 
 logger = logging.getLogger(__name__)
