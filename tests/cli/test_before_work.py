@@ -33,7 +33,6 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
     )
     _write("unjudged/corpus.jsonl", [{"_id": "d0", "title": "", "text": "passage"}])
     _write("unjudged/queries.jsonl", [{"_id": "q0", "text": "query"}])
-    Path("table.parquet").write_bytes(b"PAR1")
     Path("file").write_text("no folder")
     Path("full/config.json").parent.mkdir()
     Path("full/config.json").write_text("{}")
@@ -75,10 +74,6 @@ def said(capsys, *arguments: str) -> str:
         ("matplotlib", "eval", "calibrate --data scored.jsonl --output out"),
         ("faiss", "faiss", "search docs.jsonl -q word --index-type hnsw"),
         ("faiss", "faiss", "mine --input train.jsonl --output mined.jsonl --index ivf"),
-        ("pyarrow", "parquet", "encode table.parquet -o out"),
-        ("pyarrow", "parquet", "search table.parquet -q word"),
-        ("pyarrow", "parquet", "mine --input train.jsonl --output mined.jsonl --candidate_pool table.parquet"),
-        ("pyarrow", "train", "finetune --train_data train.jsonl --output_dir out"),
         ("matplotlib", "train", "finetune --train_data train.jsonl --output_dir out"),
         ("peft", "lora", "finetune --train_data train.jsonl --output_dir out --use_lora"),
         ("pytrec_eval", "eval", "finetune --train_data train.jsonl --output_dir out --eval_data beir"),
@@ -87,7 +82,7 @@ def said(capsys, *arguments: str) -> str:
             "eval",
             "finetune-reranker --train_data train.jsonl --output_dir out --eval_data beir --first_stage /nowhere/model",
         ),
-        ("pyarrow", "train", "pretrain --train_data docs.jsonl --output_dir out"),
+        ("matplotlib", "train", "pretrain --train_data docs.jsonl --output_dir out"),
     ],
 )
 def test_a_missing_extra_is_named_before_a_model_is_loaded(folder, missing, capsys, package, extra, command):

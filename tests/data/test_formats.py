@@ -8,8 +8,10 @@ import logging
 
 import pytest
 
+from bgekit.data.columns import BadLines, read_file
 from bgekit.data.encodings import AHEAD
-from bgekit.data.records import read_records, read_rows
+from bgekit.data.formats import Dialect
+from bgekit.data.records import read_records
 from bgekit.errors import ArgumentError, DataError
 
 HEADER = "id\ttext\n"
@@ -23,8 +25,13 @@ def read(tmp_path):
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         rows = []
-        for _, row in read_rows(path, on_bad=lambda line, reason: rows.append(f"{line}: {reason}"), **options):
-            rows.append(list(row.values()))
+
+        class Bad(BadLines):
+            def add(self, file, line, reason):
+                rows.append(f"{line}: {reason}")
+
+        for line in read_file(path, Dialect(**options), bad=Bad()):
+            rows.append(list(line.fields.values()))
         return rows
 
     return read

@@ -9,7 +9,8 @@ import tracemalloc
 
 import pytest
 
-from bgekit.data.records import Record, read_records, read_rows
+from bgekit.data.columns import read_file
+from bgekit.data.records import Record, read_records
 from bgekit.errors import ArgumentError, DataError
 
 
@@ -350,14 +351,17 @@ def test_memory_does_not_grow_with_the_input(write, name):
 
 
 def test_rows_have_every_field(write):
+    def rows(lines):
+        return [(line.number, line.fields) for line in lines]
+
     path = write("a.csv", "s1,s2,score\r\na,b,1\r\n\r\nc,d,2\r\n")
-    assert list(read_rows(path)) == [
+    assert rows(read_file(path)) == [
         (2, {"s1": "a", "s2": "b", "score": "1"}),
         (4, {"s1": "c", "s2": "d", "score": "2"}),
     ]
-    assert list(read_rows(write("a.jsonl.gz", '{"x": [1]}\n\n{"y": null}\n'))) == [(1, {"x": [1]}), (3, {"y": None})]
-    assert list(read_rows(write("a.txt", "one\n\n"))) == [(1, {"text": "one"}), (2, {"text": ""})]
-    assert list(read_rows(write("a", '{"x": 1}\n'), format="jsonl")) == [(1, {"x": 1})]
+    assert rows(read_file(write("a.jsonl.gz", '{"x": [1]}\n\n{"y": null}\n'))) == [(1, {"x": [1]}), (3, {"y": None})]
+    assert rows(read_file(write("a.txt", "one\n\n"))) == [(1, {"text": "one"}), (2, {"text": ""})]
+    assert rows(read_file(write("a", '{"x": 1}\n'), format="jsonl")) == [(1, {"x": 1})]
 
 
 @pytest.mark.parametrize(
@@ -370,13 +374,13 @@ def test_rows_have_every_field(write):
 )
 def test_rows_that_cannot_be_read(write, name, content, message):
     with pytest.raises(DataError, match=message):
-        list(read_rows(write(name, content)))
+        list(read_file(write(name, content)))
 
 
 def test_rows_of_no_file(tmp_path):
     with pytest.raises(DataError, match=r"cannot read .*nowhere.jsonl: No such file"):
-        list(read_rows(tmp_path / "nowhere.jsonl"))
+        list(read_file(tmp_path / "nowhere.jsonl"))
     with pytest.raises(DataError, match=r"it is a folder"):
-        list(read_rows(tmp_path))
+        list(read_file(tmp_path))
     with pytest.raises(ArgumentError, match=r"format must be one of jsonl"):
-        list(read_rows(tmp_path, format="xml"))
+        list(read_file(tmp_path, format="xml"))

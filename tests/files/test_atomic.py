@@ -4,7 +4,18 @@ import os
 import subprocess
 import sys
 
-from bgekit.files.atomic import _host, atomic_folder, remove_leftovers, working_names
+import pytest
+
+from bgekit.errors import OutputError
+from bgekit.files.atomic import (
+    _host,
+    atomic_file,
+    atomic_folder,
+    remove_leftovers,
+    scratch_folder,
+    working_names,
+    write_together,
+)
 
 
 def dead_process() -> int:
@@ -56,3 +67,57 @@ def test_a_model_that_was_being_replaced_gets_its_name_back(tmp_path):
         (folder / "file").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (tmp_path / "model" / "file").read_text() == "new"
+
+
+def test_a_file_is_complete_or_not_there(tmp_path):
+    path = tmp_path / "new" / "file"
+    with atomic_file(path) as file:
+        file.write(b"one")
+        assert not path.exists()
+    assert path.read_bytes() == b"one"
+
+    def interrupted():
+        with atomic_file(path) as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    with pytest.raises(OutputError, match=r"cannot draw it: No space left\. Tidy up"), atomic_file(
+        path, doing="draw it", advice=". Tidy up"
+    ):  # fmt: skip
+        raise OSError(28, "No space left")
+    assert path.read_bytes() == b"one"
+    assert os.listdir(path.parent) == ["file"]
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path):
+    left = tmp_path / f".file.{_host()}-{dead_process()}-00000000.tmp"
+    left.write_text("half")
+    with atomic_file(tmp_path / "file") as file:
+        file.write(b"whole")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_files_that_belong_together(tmp_path):
+    def fails():
+        yield b"half"
+        raise OSError(28, "No space left")
+
+    (tmp_path / "a").write_text("before")
+    with pytest.raises(OutputError, match=r"cannot write .*b: No space left"):
+        write_together([(tmp_path / "a", [b"new"]), (tmp_path / "b", fails())])
+    assert (tmp_path / "a").read_text() == "before"
+    write_together([(tmp_path / "a", [b"n", b"ew"]), (tmp_path / "b", [])])
+    assert (tmp_path / "a").read_text() == "new"
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_a_scratch_folder_is_gone_afterwards(tmp_path):
+    with scratch_folder(tmp_path / "model") as folder:
+        (folder / "sub").mkdir()
+        assert folder.parent == tmp_path
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write to"), scratch_folder(tmp_path / "file" / "model"):
+        pass

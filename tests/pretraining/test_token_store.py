@@ -1,6 +1,7 @@
 """Files of texts -> sequences on disk."""
 
 import gzip
+import hashlib
 import json
 import pickle
 
@@ -70,11 +71,34 @@ def test_stored_once(read, tmp_path, caplog):
     path = tmp_path / "a.txt"
     path.write_text("the cat\na dog\n")
     first = read(path)
-    stamp = (first.stores[0].path / "tokens").stat().st_mtime_ns
-    assert (read(path).stores[0].path / "tokens").stat().st_mtime_ns == stamp
+    stamp = first.stores[0].path.stat().st_mtime_ns
+    assert read(path).stores[0].path.stat().st_mtime_ns == stamp
     assert read(path, room=8).stores[0].path != first.stores[0].path
-    (first.stores[0].path / "tokens").write_bytes(b"\0")
+    first.stores[0].path.write_bytes(b"\0")
     assert len(read(path)) == 2 and "made anew" in caplog.text
+
+
+def test_what_0_1_0_stored_is_left_alone_and_its_checkpoints_go_on(read, tokens, tmp_path):
+    """Its stores were folders; a checkpoint names its data by the hash of their names."""
+
+    def sha256(text):
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    path = tmp_path / "a.txt"
+    path.write_text("the cat\na dog\n")
+    (name,) = (store.path.name for store in read(path).stores)
+    assert name.endswith(".tokens.arrow")
+    (tmp_path / "cache" / name).unlink()
+    folder = tmp_path / "cache" / name.removesuffix(".arrow")
+    folder.mkdir()
+    (folder / "facts.json").write_text("{}")
+    reading = {"room": 16, "long_texts": "split", "text_field": None, "title_field": None, "on_error": "raise"}
+    content = sha256(f'["1", "txt"]{sha256(path.read_text())}')[:40]
+    way = json.dumps([1, content, reading, sha256(tokens.backend.to_str())])
+    assert folder.name == f"{sha256(way)[:40]}.tokens"
+    data = read(path)
+    assert len(data) == 2 and (folder / "facts.json").is_file()
+    assert data.fingerprint == hashlib.sha256(folder.name.encode()).hexdigest()
 
 
 @pytest.mark.parametrize(

@@ -324,7 +324,7 @@ def require_training() -> None:
     """Name the extra `train` if a package of it is missing, before transformers' Trainer fails without it."""
     from ..errors import require_extra
 
-    require_extra("train", "accelerate", "pyarrow", "matplotlib")
+    require_extra("train", "accelerate", "matplotlib")
 
 
 def require_evaluation() -> None:

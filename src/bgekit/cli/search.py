@@ -181,12 +181,12 @@ def _queries(args: argparse.Namespace) -> Iterator[list[str]]:
     if args.query:
         yield args.query
         return
-    from ..data.formats import STDIN
-    from ..data.records import read_rows
+    from ..data.columns import read_file
+    from ..data.formats import STDIN, Dialect
 
     if not sys.stdin.isatty():
-        for _, row in read_rows(STDIN, format="txt", encoding=args.encoding):
-            if question := row["text"].strip():
+        for line in read_file(STDIN, Dialect(args.encoding), format="txt"):
+            if question := line.text("text").strip():
                 yield [question]
         return
     yield from ask_on_terminal()

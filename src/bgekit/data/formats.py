@@ -1,4 +1,7 @@
-"""Rows of input files by format: what `records` makes records of. A row that cannot be parsed comes as its reason."""
+"""Rows of files by format: JSON lines, CSV, TSV, Parquet, Arrow and plain text, gzipped or not.
+
+A row that cannot be parsed comes as the reason. One row is in memory at a time (of tables a batch).
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,16 @@ import json
 import logging
 import os
 import re
+import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import chain
 from typing import Any, Final, Literal, TypeAlias, get_args
 
-from ..errors import ArgumentError, DataError, import_extra
+from ..errors import ArgumentError, DataError
 from .encodings import Ahead, Lines, check_encoding, is_utf8
 
 logger = logging.getLogger(__name__)
@@ -40,9 +45,10 @@ def check_quoting(quoting: str) -> None:
 
 
 FORMATS: Final = ("jsonl", "csv", "tsv", "parquet", "arrow", "txt")
-#: Formats that the extra `parquet` reads, from files alone: where their rows are stands at their end.
+#: Formats that are read from files alone: where their rows are stands at their end.
 TABLES: Final = ("parquet", "arrow")
 STDIN: Final = "-"
+TEXT_FIELDS: Final = ("text", "content", "contents")
 _SUFFIXES: Final = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv",
     ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".txt": "txt", ".text": "txt",
@@ -55,8 +61,16 @@ Stream: TypeAlias = "io.BufferedReader[Any]"
 ChooseColumns: TypeAlias = "Callable[[Sequence[str]], list[str]]"
 
 
-class BadRow(Exception):
-    """Why a row is no record."""
+class BadRow(DataError):
+    """A row that cannot be used.
+
+    Attributes:
+        reason: Why.
+    """
+
+    def __init__(self, reason: object, place: str = "") -> None:
+        super().__init__(f"{place}: {reason}" if place else str(reason))
+        self.reason = str(reason)
 
 
 #: Fields by name, a whole text, or why there is neither.
@@ -126,7 +140,93 @@ def _without_gz(name: str) -> str:
     return re.sub(r"\.gz$", "", name, flags=re.IGNORECASE)
 
 
-def text_rows(
+@dataclass
+class Position:
+    """The bytes of a file that were read so far: by its stream, or by rows where there is no stream."""
+
+    stream: Stream | None = None
+    rows: int = 0
+    size: int = 0
+    row: int = 0
+
+    def bytes(self) -> int:
+        """The bytes."""
+        if self.stream is not None and not self.stream.closed:
+            return self.stream.tell()
+        return self.size * self.row // self.rows if self.rows else 0
+
+
+def file_rows(
+    file: str, form: str | None, columns: ChooseColumns, position: Position, dialect: Dialect
+) -> Iterator[tuple[int, Row]]:
+    """Line numbers (from 1; of tables row numbers) and rows of a file; a row that cannot be parsed as its reason.
+
+    Args:
+        file: The file, `-` for standard input.
+        form: Its format; None to find it out.
+        columns: Chooses the columns of a table.
+        position: Told how far the file has been read.
+        dialect: How it is written.
+    """
+    line = 0
+    try:
+        with contextlib.ExitStack() as stack:
+            stream, raw, name = open_stream(file, stack)
+            form = form or format_of(name, stream, dialect.encoding)
+            size = file_size(file)
+            if form in TABLES:
+                if size is None:
+                    raise DataError(f"{form.title()} cannot be read from a pipe, only from a file: name the file")
+                open_table = _arrow_rows if form == "arrow" else _parquet_rows
+                position.rows, rows = open_table(file, columns)
+                position.size = size
+            else:
+                rows = _text_rows(form, file, stream, columns, dialect)
+                position.stream = raw if size is not None else None
+            for line, row in rows:
+                position.row = line
+                yield line, row
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{file} is damaged or cut off after line {line}: {error}") from error
+    except OSError as error:
+        raise DataError(f"cannot read {file} after line {line}: {error.strerror or error}") from error
+
+
+def check_format(format: str | None) -> None:
+    """Raise ArgumentError unless it is None or the name of a format."""
+    if format is not None and format not in FORMATS:
+        raise ArgumentError(f"format must be one of {', '.join(FORMATS)}, not {format!r}")
+
+
+def file_size(file: str) -> int | None:
+    """Bytes of a regular file; None for pipes and standard input."""
+    if file == STDIN:
+        return None
+    status = os.stat(file)
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def checked_size(file: str) -> int | None:
+    """Bytes of a regular file that can be read; None for pipes and standard input.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    # Opened, not only looked at, so that a missing permission shows before a model is loaded. A pipe is only
+    # looked at: opening it would take what was written to it.
+    try:
+        size = file_size(file)
+        if size is not None:
+            with open(file, "rb"):
+                return size
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror or error}") from error
+    if file != STDIN and os.path.isdir(file):
+        raise DataError(f"cannot read {file}: it is a folder; give the files in it ({file.rstrip('/')}/*)")
+    return None
+
+
+def _text_rows(
     form: str, file: str, stream: Stream, choose_columns: ChooseColumns, dialect: Dialect
 ) -> Iterator[tuple[int, Row]]:
     """Line numbers (from 1) and rows of a stream of jsonl, csv, tsv or txt.
@@ -142,20 +242,16 @@ def text_rows(
     return _table_rows(file, lines, "\t" if form == "tsv" else ",", choose_columns, dialect.quoting)
 
 
-def table_rows(form: str, file: str, choose_columns: ChooseColumns) -> tuple[int, Iterator[tuple[int, Row]]]:
-    """How many rows a Parquet or Arrow file has, and its row numbers (from 1) and rows.
+def _arrow_rows(file: str, choose_columns: ChooseColumns) -> tuple[int, Iterator[tuple[int, Row]]]:
+    """How many rows an Arrow file has, and its row numbers (from 1) and rows.
+
+    It may be as `datasets` writes them (a stream of batches), or have an index at its end.
 
     Raises:
         DataError: the file is damaged or lacks a column (while iterating, too).
-        MissingExtraError: pyarrow is not installed.
     """
-    return _arrow_rows(file, choose_columns) if form == "arrow" else _parquet_rows(file, choose_columns)
-
-
-def _arrow_rows(file: str, choose_columns: ChooseColumns) -> tuple[int, Iterator[tuple[int, Row]]]:
-    """Of a file as `datasets` writes them (a stream of batches), or of one with an index at its end."""
-    pyarrow: Any = import_extra("pyarrow", "parquet")
-    ipc: Any = import_extra("pyarrow.ipc", "parquet")
+    import pyarrow
+    from pyarrow import ipc
 
     def batches() -> Iterator[Any]:
         # Mapped, so that counting rows reads no texts.
@@ -182,7 +278,9 @@ def _arrow_rows(file: str, choose_columns: ChooseColumns) -> tuple[int, Iterator
 
 
 def _parquet_rows(file: str, choose_columns: ChooseColumns) -> tuple[int, Iterator[tuple[int, Row]]]:
-    parquet = import_extra("pyarrow.parquet", "parquet")
+    """The same of a Parquet file."""
+    from pyarrow import parquet
+
     with _arrow_errors(file):
         table = parquet.ParquetFile(file)
         columns = choose_columns(table.schema_arrow.names)
@@ -215,7 +313,7 @@ def stem_and_format(name: str) -> tuple[str, str | None]:
     return stem, _SUFFIXES.get(suffix.lower())
 
 
-def format_of(name: str, stream: Stream, text_fields: Set[str], encoding: str | None = None) -> str:
+def format_of(name: str, stream: Stream, encoding: str | None = None) -> str:
     """The format by a file's name, or else by its first bytes, which are written in `encoding`, by default UTF-8."""
     _, form = stem_and_format(name)
     if form is not None:
@@ -234,7 +332,7 @@ def format_of(name: str, stream: Stream, text_fields: Set[str], encoding: str | 
     # A first line that names a column of texts is a table's header.
     header = head.split(b"\n", 1)[0].decode("utf-8", "replace").strip()
     for form, delimiter in (("tsv", "\t"), ("csv", ",")):
-        if delimiter in header and not text_fields.isdisjoint(part.strip(' "') for part in header.split(delimiter)):
+        if delimiter in header and any(part.strip(' "') in TEXT_FIELDS for part in header.split(delimiter)):
             return form
     return "txt"
 

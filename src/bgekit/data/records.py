@@ -1,46 +1,32 @@
 """Records of input files: JSON lines, CSV, TSV, Parquet, Arrow and plain text, each also gzipped, and standard input.
 
-This is the one reader for the whole project. It holds one record at a time, whatever the size of the input.
+One record is in memory at a time, whatever the size of the input.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gzip
 import itertools
-import logging
 import os
-import stat
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Literal
 
-from ..errors import ArgumentError, DataError, require_extra
+from ..errors import ArgumentError, DataError
+from .columns import IDS, TITLES, BadLines, Line, OnError
 from .formats import (
-    FORMATS,
     STDIN,
-    TABLES,
+    TEXT_FIELDS,
     BadRow,
-    ChooseColumns,
     Dialect,
+    Position,
     Quoting,
     Row,
-    Stream,
-    format_of,
+    check_format,
+    checked_size,
+    file_rows,
+    file_size,
     listing,
-    open_stream,
-    shown,
-    stem_and_format,
-    table_rows,
-    text_rows,
 )
-
-logger = logging.getLogger(__name__)
-ID_FIELDS: Final = ("_id", "id")
-TITLE_FIELDS: Final = ("title",)
-TEXT_FIELDS: Final = ("text", "content", "contents")
 
 
 @dataclass(frozen=True)
@@ -78,7 +64,7 @@ class RecordReader(Iterator[Record]):
 
     Attributes:
         files: The files as the caller named them.
-        skipped: What was left out so far.
+        skipped: The lines left out so far.
         size: Bytes of all files, None when that cannot be known (standard input, pipes).
 
     Raises:
@@ -99,20 +85,18 @@ class RecordReader(Iterator[Record]):
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise ArgumentError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
-        _check_format(format)
+        check_format(format)
         listed = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
         self.files = [os.fspath(path) for path in listed]
-        self.skipped = Skipped()
+        self.skipped = BadLines(on_error)
         self._fields = _Fields(text_field, title_field, id_field)
-        self._on_error, self._format, self._dialect = on_error, format, Dialect(encoding, quoting)
-        sizes = [_checked_size(file) for file in self.files]
+        self._format, self._dialect = format, Dialect(encoding, quoting)
+        sizes = [checked_size(file) for file in self.files]
         if self.files.count(STDIN) > 1:
             raise DataError("standard input (-) is given twice; it can be read only once")
         self.size = sum(size for size in sizes if size is not None) if None not in sizes else None
         self._finished_bytes = 0
-        self._current: _Position = _Position()
-        if not {format, *(stem_and_format(file)[1] for file in self.files)}.isdisjoint(TABLES):
-            require_extra("parquet", "pyarrow")
+        self._current = Position()
         self._records: Iterator[Record] = self._read()
 
     def __next__(self) -> Record:
@@ -146,114 +130,28 @@ class RecordReader(Iterator[Record]):
 
     def _read(self) -> Iterator[Record]:
         row_number = 0
-        bad_lines = BadLines(self._on_error, self.skipped)
         for file in self.files:
             columns = partial(self._fields.columns, file)
-            for line, row in _rows_of(file, self._format, columns, self._current, self._dialect):
+            for line, row in file_rows(file, self._format, columns, self._current, self._dialect):
                 try:
                     record = self._fields.record(row, row_number, file, line)
-                except BadRow as problem:
-                    bad_lines.bad(SkippedLine(file, line, str(problem)))
+                except BadRow as reason:
+                    self.skipped.add(file, line, reason)
                 else:
-                    bad_lines.good()
+                    self.skipped.good()
                     yield record
                 row_number += 1
-            self._finished_bytes, self._current = self._finished_bytes + (_size(file) or 0), _Position()
-        bad_lines.end()
+            self._finished_bytes, self._current = self._finished_bytes + (file_size(file) or 0), Position()
+        self.skipped.end()
 
 
 #: What callers use; the class is for those who ask what they were given.
 read_records = RecordReader
 
 
-def read_rows(
-    file: str | os.PathLike[str],
-    *,
-    format: str | None = None,
-    on_bad: Callable[[int, BadRow], None] | None = None,
-    encoding: str | None = None,
-    quoting: Quoting = "auto",
-) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Line numbers (from 1; in Parquet files rows) and rows of one file of any form, each row as its fields by name.
-
-    Of a table every column is read, whatever it is called; a line of plain text is `{"text": line}`.
-
-    Args:
-        file: The file, `-` for standard input.
-        format: As in `read_records`.
-        on_bad: Called with the line and the reason where a line is no row, which is then left out; by default the
-            first such line is an error.
-        encoding: As in `read_records`.
-        quoting: As in `read_records`.
-
-    Raises:
-        DataError: the file or a line of it cannot be read; it names file and line.
-    """
-    name = os.fspath(file)
-    _check_format(format)
-    _checked_size(name)
-    for line, row in _rows_of(name, format, list, _Position(), Dialect(encoding, quoting)):
-        if isinstance(row, BadRow):
-            if on_bad is None:
-                raise DataError(f"{name}, line {line}: {row}") from row
-            on_bad(line, row)
-            continue
-        yield line, {TEXT_FIELDS[0]: row} if isinstance(row, str) else row
-
-
 def titled(title: str, text: str) -> str:
     """Title and text as one text, with no space at either end when one of the two is empty."""
     return f"{title} {text}" if title and text else title or text
-
-
-@dataclass
-class _Position:
-    """How far a file has been read: by its stream, or by rows where there is no stream."""
-
-    stream: Stream | None = None
-    rows: int = 0
-    size: int = 0
-    row: int = 0
-
-    def bytes(self) -> int:
-        if self.stream is not None and not self.stream.closed:
-            return self.stream.tell()
-        return self.size * self.row // self.rows if self.rows else 0
-
-
-def _rows_of(
-    file: str, form: str | None, columns: ChooseColumns, position: _Position, dialect: Dialect
-) -> Iterator[tuple[int, Row]]:
-    """Line numbers (from 1) and rows of one file; a row that cannot be parsed comes as the reason.
-
-    Args:
-        file: The file, `-` for standard input.
-        form: Its format; None to find it out.
-        columns: Chooses the columns of a table.
-        position: Told how far the file has been read.
-        dialect: How it is written.
-    """
-    line = 0
-    try:
-        with contextlib.ExitStack() as stack:
-            stream, raw, name = open_stream(file, stack)
-            form = form or format_of(name, stream, set(TEXT_FIELDS), dialect.encoding)
-            size = _size(file)
-            if form in TABLES:
-                if size is None:
-                    raise DataError(f"{form.title()} cannot be read from a pipe, only from a file: name the file")
-                position.rows, rows = table_rows(form, file, columns)
-                position.size = size
-            else:
-                rows = text_rows(form, file, stream, columns, dialect)
-                position.stream = raw if size is not None else None
-            for line, row in rows:
-                position.row = line
-                yield line, row
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{file} is damaged or cut off after line {line}: {error}") from error
-    except OSError as error:
-        raise DataError(f"cannot read {file} after line {line}: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True)
@@ -269,8 +167,9 @@ class _Fields:
             raise row
         if isinstance(row, str):
             return Record(str(number), row, file, line)
-        text = self._text(row)
-        return Record(self._id(row, number), titled(self._title(row), text), file, line)
+        fields = Line(file, line, row)
+        text = self._text(fields)
+        return Record(self._id(fields, number), titled(self._title(fields), text), file, line)
 
     def columns(self, file: str, names: Sequence[str]) -> list[str]:
         """The columns of a table that are needed.
@@ -288,162 +187,26 @@ class _Fields:
         return list(dict.fromkeys(found))
 
     def _wanted(self) -> list[tuple[str, str | None, tuple[str, ...]]]:
-        titles = () if self.title == "" else TITLE_FIELDS
-        return [("text", self.text, TEXT_FIELDS), ("title", self.title, titles), ("id", self.id, ID_FIELDS)]
+        titles = () if self.title == "" else TITLES
+        return [("text", self.text, TEXT_FIELDS), ("title", self.title, titles), ("id", self.id, IDS)]
 
-    def _text(self, row: Mapping[str, Any]) -> str:
+    def _text(self, line: Line) -> str:
         for name in (self.text,) if self.text else TEXT_FIELDS:
-            if name in row:
-                return _string(name, row[name])
+            if name in line.fields:
+                return line.text(name)
         wanted = self.text or f"{', '.join(TEXT_FIELDS[:-1])} or {TEXT_FIELDS[-1]}"
-        raise BadRow(f"no field {wanted}; it has {listing(list(row))}. Name the field with --text-field.")
+        raise line.error(f"no field {wanted}; it has {listing(list(line.fields))}. Name the field with --text-field.")
 
-    def _title(self, row: Mapping[str, Any]) -> str:
-        if self.title == "":
-            return ""
-        for name in (self.title,) if self.title else TITLE_FIELDS:
-            if row.get(name) is not None:
-                return _string(name, row[name])
+    def _title(self, line: Line) -> str:
+        for name in () if self.title == "" else (self.title,) if self.title else TITLES:
+            if line.fields.get(name) is not None:
+                return line.text(name)
         return ""
 
-    def _id(self, row: Mapping[str, Any], number: int) -> str:
-        for name in (self.id,) if self.id else ID_FIELDS:
-            value = row.get(name)
-            if value is None or value == "":
-                continue
-            if isinstance(value, str | int) and not isinstance(value, bool):
-                return str(value)
-            raise BadRow(f"the id {name} must be a string or a whole number, not {shown(value)}")
-        if self.id and self.id not in row:
-            raise BadRow(f"no field {self.id}; it has {listing(list(row))}")
+    def _id(self, line: Line, number: int) -> str:
+        for name in (self.id,) if self.id else IDS:
+            if line.fields.get(name) not in (None, ""):
+                return line.identifier(name)
+        if self.id:
+            line.value(self.id)
         return str(number)
-
-
-def _string(name: str, value: object) -> str:
-    if isinstance(value, str):
-        return value
-    raise BadRow(f"the field {name} must be a string, not {shown(value)}")
-
-
-def _check_format(format: str | None) -> None:
-    if format is not None and format not in FORMATS:
-        raise ArgumentError(f"format must be one of {', '.join(FORMATS)}, not {format!r}")
-
-
-def _size(file: str) -> int | None:
-    """Bytes of a regular file; None for pipes and standard input."""
-    if file == STDIN:
-        return None
-    status = os.stat(file)
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
-
-
-def _checked_size(file: str) -> int | None:
-    # Opened, not only looked at, so that a missing permission shows before a model is loaded. A pipe is only
-    # looked at: opening it would take what was written to it.
-    try:
-        size = _size(file)
-        if size is not None:
-            with open(file, "rb"):
-                return size
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror or error}") from error
-    if file != STDIN and os.path.isdir(file):
-        raise DataError(f"cannot read {file}: it is a folder; give the files in it ({file.rstrip('/')}/*)")
-    return None
-
-
-OnError = Literal["raise", "skip"]
-#: Bad lines kept in memory and listed; all are counted.
-_LISTED: Final = 10_000
-#: Bad lines that are logged one by one.
-_LOGGED: Final = 20
-
-
-@dataclass(frozen=True)
-class SkippedLine:
-    """A line of the input that holds no usable record."""
-
-    file: str
-    line: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.file}, line {self.line}: {self.reason}"
-
-
-@dataclass
-class Skipped:
-    """Lines that were left out.
-
-    Attributes:
-        count: All of them.
-        lines: The first 10,000.
-    """
-
-    count: int = 0
-    lines: list[SkippedLine] = field(default_factory=list)
-
-    def add(self, line: SkippedLine) -> None:
-        """Count, keep and log one line."""
-        self.count += 1
-        if self.count <= _LISTED:
-            self.lines.append(line)
-        if self.count <= _LOGGED:
-            logger.warning("skipped %s", line)
-        elif self.count == _LOGGED + 1:
-            logger.warning("more lines are skipped; from here on they are only counted")
-
-
-class BadLines:
-    """What becomes of lines that cannot be used: an error at the first one, or they are left out.
-
-    The error of a line at the very beginning waits for the next one: to leave such lines out is advice where there are
-    good ones, and none where it would leave out all.
-
-    Args:
-        on_error: Which of the two.
-        skipped: Told what is left out.
-    """
-
-    def __init__(self, on_error: OnError, skipped: Skipped) -> None:
-        self._on_error, self._skipped = on_error, skipped
-        self._waiting: SkippedLine | None = None
-        self._any_good = False
-
-    def bad(self, line: SkippedLine) -> None:
-        """A line that cannot be used.
-
-        Raises:
-            DataError: it, or an earlier one, is an error.
-        """
-        if self._on_error == "skip":
-            self._skipped.add(line)
-        elif self._any_good:
-            raise self._error(line, advice=True)
-        elif self._waiting is not None:
-            raise self._error(self._waiting)
-        else:
-            self._waiting = line
-
-    def good(self) -> None:
-        """A line that can be used.
-
-        Raises:
-            DataError: an earlier one could not.
-        """
-        self._any_good = True
-        if self._waiting is not None:
-            raise self._error(self._waiting, advice=True)
-
-    def end(self) -> None:
-        """There is no further line.
-
-        Raises:
-            DataError: the only one could not be used.
-        """
-        if self._waiting is not None:
-            raise self._error(self._waiting)
-
-    def _error(self, line: SkippedLine, *, advice: bool = False) -> DataError:
-        return DataError(f"{line} (--on-error skip leaves such lines out)" if advice else str(line))

@@ -10,21 +10,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
 from typing import Any, Final
 
-from ..errors import SHOWN, ArgumentError, DataError, in_lines
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ArgumentError, DataError
 from ..files.atomic import check_place, write_together
-from .formats import STDIN, USUAL, BadRow, Dialect, listing, shown, stem_and_format
-from .records import read_rows
+from ..files.hashing import HashedFile
+from .arrow_store import ArrowStore, content_digest, stored, write_batches
+from .columns import BadLines, Line, read_file
+from .formats import STDIN, USUAL, Dialect, shown, stem_and_format
 from .unicode import repair
 
 #: UTF-8 bytes of all texts of a row. More is no training example but a file in a wrong form, and would stop a step.
 LONGEST_ROW: Final = 8 << 20
 EXAMPLE_LINE: Final = '{"query": "capital of France", "pos": ["Paris is ..."], "neg": ["Rome is ...", "Lyon is ..."]}'
+EXPECTED: Final = f"each line is a JSON object such as {EXAMPLE_LINE}"
 #: Types with rules of their own (FlagEmbedding 1.4): one negative; as many passages as there are classes;
 #: the query's instruction before passages, too.
 ONE_NEGATIVE: Final = "only_1neg"
@@ -87,143 +94,66 @@ def hash64(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
 
 
-def row_of(fields: Mapping[str, Any]) -> Row:
-    """The row that a line's fields make.
+def row_of(line: Line) -> Row:
+    """The training row that a line holds.
 
     Raises:
-        BadRow: they make none; it says why.
+        BadRow: it holds none; the error says why.
     """
+    fields = line.fields
     if "sentence1" in fields and "query" not in fields:
-        return _scored_pair(fields)
-    query = _text("query", _required(fields, "query"))
-    positives = _texts("pos", _required(fields, "pos"))
+        # Two sentences of one kind, both with the row's prompt, or both with none.
+        first, second = (line.content(name, line.value(name)) for name in ("sentence1", "sentence2"))
+        _check_size(line, first, second)
+        prompt, type = _optional_text(line, "prompt") or "", _optional_text(line, "type") or "symmetric_sts"
+        return Row(first, (second,), prompt=prompt, type=type, score=line.finite("score", line.value("score")))
+    query = line.content("query", line.value("query"))
+    positives = line.contents("pos", line.value("pos"))
     if not positives:
-        raise BadRow("pos is empty: a row needs at least one positive passage")
-    negatives = _texts("neg", [] if fields.get("neg") is None else fields["neg"])
-    _check_size(query, *positives, *negatives)
-    score = None if fields.get("score") is None else _number("score", fields["score"])
+        raise line.error("pos is empty: a row needs at least one positive passage")
+    negatives = line.contents("neg", [] if fields.get("neg") is None else fields["neg"])
+    _check_size(line, query, *positives, *negatives)
+    score = None if fields.get("score") is None else line.finite("score", fields["score"])
     if score is not None and (len(positives) != 1 or negatives):
-        raise BadRow(
+        raise line.error(
             f"a scored pair (a line with `score`) has one pos and no neg, not {len(positives)} and {len(negatives)}"
         )
+    size = fields.get("batch_size")
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < 1 << 31):
+        raise line.error(f"batch_size must be a whole number of at least 1, not {shown(size)}")
     return Row(
         query=query,
         positives=positives,
         negatives=negatives,
-        pos_scores=_scores(fields, "pos", len(positives)),
-        neg_scores=_scores(fields, "neg", len(negatives)),
-        prompt=_optional_text(fields, "prompt"),
-        type=_optional_text(fields, "type"),
+        pos_scores=_scores(line, "pos", len(positives)),
+        neg_scores=_scores(line, "neg", len(negatives)),
+        prompt=_optional_text(line, "prompt"),
+        type=_optional_text(line, "type"),
         score=score,
-        batch_size=_batch_size(fields),
+        batch_size=size,
     )
 
 
-def _scored_pair(fields: Mapping[str, Any]) -> Row:
-    """Two sentences of one kind, both with the row's prompt, or both with none."""
-    first, second = (_text(name, _required(fields, name)) for name in ("sentence1", "sentence2"))
-    _check_size(first, second)
-    prompt = _optional_text(fields, "prompt") or ""
-    score = _number("score", _required(fields, "score"))
-    return Row(first, (second,), prompt=prompt, type=_optional_text(fields, "type") or "symmetric_sts", score=score)
-
-
-def _check_size(*texts: str) -> None:
+def _check_size(line: Line, *texts: str) -> None:
     size = sum(len(text.encode()) for text in texts)
     if size > LONGEST_ROW:
-        raise BadRow(f"its texts have {size:,} bytes, more than {LONGEST_ROW:,}: is this one document a line?")
+        raise line.error(f"its texts have {size:,} bytes, more than {LONGEST_ROW:,}: is this one document a line?")
 
 
-def _required(fields: Mapping[str, Any], name: str) -> Any:
-    if name not in fields:
-        raise BadRow(f"no field {name}; it has {listing(list(fields))}")
-    return fields[name]
+def _optional_text(line: Line, name: str) -> str | None:
+    value = line.fields.get(name)
+    return None if value is None else repair(line.string(name, value))[0]
 
 
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise BadRow(f"{name} must be a string, not {shown(value)}")
-    if not value or value.isspace():
-        raise BadRow(f"{name} is {'blank' if value else 'an empty string'}")
-    # A lone surrogate is no Unicode: neither Arrow nor a tokenizer takes it.
-    return repair(value)[0]
-
-
-def _texts(name: str, value: object) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise BadRow(f"{name} must be a list of strings, not {shown(value)}")
-    return tuple(_text(f"{name}[{position}]", text) for position, text in enumerate(value))
-
-
-def _optional_text(fields: Mapping[str, Any], name: str) -> str | None:
-    value = fields.get(name)
-    if value is None or isinstance(value, str):
-        return None if value is None else repair(value)[0]
-    raise BadRow(f"{name} must be a string, not {shown(value)}")
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadRow(f"{name} must be a number, not {shown(value)}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise BadRow(f"{name} must be a finite number, not {value!r:.60}")
-    return number
-
-
-def _scores(fields: Mapping[str, Any], name: str, count: int) -> tuple[float, ...] | None:
-    values = fields.get(f"{name}_scores")
+def _scores(line: Line, name: str, count: int) -> tuple[float, ...] | None:
+    values = line.fields.get(f"{name}_scores")
     if values is None:
         return None
     if not isinstance(values, list):
-        raise BadRow(f"{name}_scores must be a list of numbers, not {shown(values)}")
+        raise line.error(f"{name}_scores must be a list of numbers, not {shown(values)}")
     if len(values) != count:
-        raise BadRow(f"{name}_scores has {len(values)} numbers for {count} texts in {name}")
-    return tuple(_number(f"{name}_scores[{position}]", value) for position, value in enumerate(values))
-
-
-def _batch_size(fields: Mapping[str, Any]) -> int | None:
-    value = fields.get("batch_size")
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 31:
-        raise BadRow(f"batch_size must be a whole number of at least 1, not {shown(value)}")
-    return value
-
-
-@dataclass
-class Problems:
-    """Lines that cannot be trained on: the first ten in full, all counted."""
-
-    count: int = 0
-    shown: list[str] = field(default_factory=list)
-
-    def add(self, file: str, line: int, reason: object) -> None:
-        """Note a line of a file; line 0 stands for the file as a whole."""
-        self.count += 1
-        if len(self.shown) < SHOWN:
-            place = f"{file}, line {line}" if line else file
-            self.shown.append(f"{place}: {reason}" if line or file not in str(reason) else str(reason))
-
-    def listed(self) -> str:
-        """Them for the end of a message, in a line each."""
-        return in_lines(self.shown, self.count)
-
-    def check(self) -> None:
-        """Raise if there are any.
-
-        Raises:
-            DataError: the lines, what is expected, and an example.
-        """
-        if not self.count:
-            return
-        raise DataError(
-            f"{self.count:,} {'problems' if self.count > 1 else 'problem'} in the training data:{self.listed()}\n"
-            f"Each line is a JSON object such as {EXAMPLE_LINE}; nothing was trained."
-        )
+        raise line.error(f"{name}_scores has {len(values)} numbers for {count} texts in {name}")
+    return tuple(line.finite(f"{name}_scores[{position}]", value) for position, value in enumerate(values))
 
 
 @dataclass(frozen=True)
@@ -256,11 +186,8 @@ def read_training(file: str, dialect: Dialect = USUAL) -> Iterator[InputRow]:
     Raises:
         DataError: a line cannot be used; it names file and line.
     """
-    for index, (line, fields) in enumerate(read_rows(file, encoding=dialect.encoding, quoting=dialect.quoting)):
-        try:
-            yield InputRow(line, fields, replace(row_of(fields), index=index))
-        except BadRow as problem:
-            raise DataError(f"{file}, line {line}: {problem}") from problem
+    for index, line in enumerate(read_file(file, dialect)):
+        yield InputRow(line.number, line.fields, replace(row_of(line), index=index))
 
 
 def check_training(file: str, *, scored_pairs: bool = False, dialect: Dialect = USUAL) -> int:
@@ -276,41 +203,158 @@ def check_training(file: str, *, scored_pairs: bool = False, dialect: Dialect = 
     """
     if file == STDIN:
         raise ArgumentError("the input is read more than once, so it cannot be standard input: write it to a file")
-    problems, count = Problems(), 0
-    for line, fields in read_rows(
-        file, on_bad=lambda line, reason: problems.add(file, line, reason), encoding=dialect.encoding,
-        quoting=dialect.quoting,
-    ):  # fmt: skip
-        try:
-            row = row_of(fields)
-        except BadRow as problem:
-            problems.add(file, line, problem)
-            continue
+    bad, count = BadLines(), 0
+    for line, row in bad.usable(read_file(file, dialect, bad=bad), row_of):
         if row.score is not None and not scored_pairs:
-            problems.add(file, line, "a scored pair (a line with `score`) is trained on without negatives")
+            bad.add(file, line.number, "a scored pair (a line with `score`) is trained on without negatives")
         try:
-            line_of(fields)
+            line_of(line.fields)
         except TypeError as problem:  # A date or bytes of a table.
-            problems.add(file, line, f"{problem}; what is handed on has to be text, numbers, lists or objects")
+            bad.add(file, line.number, f"{problem}; what is handed on has to be text, numbers, lists or objects")
         count += 1
-    raise_problems(problems, f"each line is a JSON object such as {EXAMPLE_LINE}")
+    bad.check("line", "cannot be used", f"\nWhat is expected: {EXPECTED}. Nothing was written.")
     if not count:
-        raise DataError(f"{file} has no rows; each line is a JSON object such as {EXAMPLE_LINE}")
+        raise DataError(f"{file} has no rows; {EXPECTED}")
     return count
 
 
-def raise_problems(problems: Problems, expected: str) -> None:
-    """Raise if there are problems.
+#: Part of every name in the cache: what an older version wrote is not read.
+_VERSION: Final = "2"
+#: Rows of a record batch: with the longest row allowed they stay below the 2 GiB that the offsets of a string column
+#: can address.
+_BATCH_ROWS: Final = 128
+#: Columns that are numbers about a row, not its content: bytes of UTF-8 of the query, and on average of a positive
+#: and a negative (which stand for tokens: about 4 bytes each in English, 3 in Chinese); then what was noticed.
+_NUMBERS: Final = ("line", "digest", "query_bytes", "positive_bytes", "negative_bytes", "negative_count", "notes")
+#: Bits of `notes`. The first two are of texts that are equal up to case and white space: whether they are so to a model
+#: is for its tokenizer to say.
+POSITIVE_IS_QUERY: Final = 1
+NEGATIVE_IS_POSITIVE: Final = 2
+HAS_TEACHER: Final = 4
+HAS_SCORE: Final = 8
+#: The columns that are a row's content.
+_CONTENT: Final = (
+    "query", "positives", "negatives", "pos_scores", "neg_scores", "prompt", "type", "score", "batch_size",
+)  # fmt: skip
+
+
+class RowStore(ArrowStore):
+    """The checked rows of one file of training data, which is `source`."""
+
+    def row(self, number: int) -> dict[str, Any]:
+        """The fields of a row, as `Row` names them; `dataset` and `index` are the caller's."""
+        fields = {name: self.value(name, number) for name in _CONTENT}
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+    def line(self, number: int) -> int:
+        """The line of a row in the file of training data."""
+        return int(self.value("line", number))
+
+    def scores(self) -> npt.NDArray[np.float64]:
+        """Similarities of scored pairs, [rows] float64; NaN for other rows."""
+        return self._gathered(lambda batch: batch.column("score").to_numpy(zero_copy_only=False)).astype(np.float64)
+
+    def values(self, name: str) -> dict[str | None, int]:
+        """How often each value of `prompt` or `type` occurs."""
+        from pyarrow import compute
+
+        counts: dict[str | None, int] = {}
+        for number in range(self._reader.num_record_batches):
+            for entry in compute.value_counts(self._reader.get_batch(number).column(name)).to_pylist():
+                counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
+        return counts
+
+
+class _BadRows(Exception):
+    """Some rows of a file are bad, so that none is stored."""
+
+
+def open_store(source: str, cache: Path, bad: BadLines, dialect: Dialect = USUAL) -> RowStore | None:
+    """The rows of a file of training data, checked and stored unless that was done before.
+
+    Args:
+        source: The file.
+        cache: Folder of stored rows.
+        bad: Told about all lines that cannot be used.
+        dialect: How the file is written.
+
+    Returns:
+        The rows; None if there are bad.
 
     Raises:
-        DataError: they are listed, with what is expected.
+        OutputError: the folder cannot be written.
     """
-    if not problems.count:
-        return
-    raise DataError(
-        f"{problems.count:,} {'lines' if problems.count > 1 else 'line'} cannot be used:{problems.listed()}\n"
-        f"What is expected: {expected}. Nothing was written."
-    )
+    if source == STDIN:
+        bad.add("standard input", 0, "training data is read more than once; write it to a file first")
+        return None
+    try:
+        path = cache / f"{content_digest(source, _VERSION, dialect)}.arrow"
+    except OSError as error:
+        bad.add(source, 0, f"cannot be read: {error.strerror or error}")
+        return None
+    before = bad.count
+
+    def write(file: HashedFile) -> None:
+        _write(source, file, bad, dialect)
+        if bad.count > before:
+            raise _BadRows
+
+    try:
+        return stored(path, lambda: RowStore(path, source), write, "checked training data")
+    except _BadRows:
+        return None
+
+
+def _write(source: str, file: HashedFile, bad: BadLines, dialect: Dialect) -> None:
+    """Check all rows of a file; write them as long as none is bad."""
+    import pyarrow
+
+    texts, scores, text = pyarrow.list_(pyarrow.string()), pyarrow.list_(pyarrow.float64()), pyarrow.string()
+    types = (text, texts, texts, scores, scores, text, text, pyarrow.float64(), pyarrow.int32())
+    columns = [*zip(_CONTENT, types, strict=True), *((name, pyarrow.int64()) for name in _NUMBERS)]
+    schema = pyarrow.schema(columns)
+    rows, before = _checked_rows(source, bad, dialect), bad.count
+
+    def batches() -> Iterator[Any]:
+        while batch := list(islice(rows, _BATCH_ROWS)):
+            if bad.count == before:
+                yield pyarrow.RecordBatch.from_pylist(batch, schema=schema)
+
+    write_batches(file, schema, batches(), dict)
+
+
+def _checked_rows(source: str, bad: BadLines, dialect: Dialect) -> Iterator[dict[str, Any]]:
+    scored: dict[bool, int] = {}
+    try:
+        # All lines that are no rows are to be reported, not only the first.
+        for line, row in bad.usable(read_file(source, dialect, bad=bad), row_of):
+            if scored.setdefault(row.score is not None, line.number) == line.number and len(scored) == 2:
+                bad.add(
+                    source, line.number,
+                    f"it has {'a' if row.score is not None else 'no'} score, other than line {min(scored.values())}: "
+                    "put scored pairs and other rows into different files",
+                )  # fmt: skip
+            yield _record(row, line.number)
+    except DataError as problem:
+        bad.add(source, 0, problem)
+
+
+def _record(row: Row, line: int) -> dict[str, Any]:
+    positive_keys = {text_key(text) for text in row.positives}
+    notes = POSITIVE_IS_QUERY * (text_key(row.query) in positive_keys)
+    known = positive_keys | {text_key(row.query)}
+    notes |= NEGATIVE_IS_POSITIVE * any(text_key(text) in known for text in row.negatives)
+    notes |= HAS_TEACHER * row.has_teacher | HAS_SCORE * (row.score is not None)
+    numbers = {
+        "line": line, "digest": row.digest, "query_bytes": _mean_bytes((row.query,)),
+        "positive_bytes": _mean_bytes(row.positives), "negative_bytes": _mean_bytes(row.negatives),
+        "negative_count": len(row.negatives), "notes": notes,
+    }  # fmt: skip
+    return numbers | {name: getattr(row, name) for name in _CONTENT}
+
+
+def _mean_bytes(texts: tuple[str, ...]) -> int:
+    return sum(len(text.encode()) for text in texts) // len(texts) if texts else 0
 
 
 def line_of(fields: Mapping[str, Any]) -> bytes:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
-import secrets
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +12,8 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import ArgumentError, OutputError, import_extra
+from ..errors import ArgumentError, import_extra
+from ..files.atomic import atomic_file
 from .text import printable
 
 #: Colours of models on a light and on a dark page. Found by a search that made the least difference of any two as
@@ -192,13 +191,5 @@ def save_plot(plot: str | Any, path: str | Path) -> None:
         with drawing():
             figure.savefig(buffer, format=form[1:], dpi=160)
         content = buffer.getvalue()
-    working = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        working.write_bytes(content)
-        os.replace(working, path)
-    except OSError as error:
-        raise OutputError(f"cannot write the plot {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):  # It is gone if all went well, and never was if its folder cannot be.
-            working.unlink()
+    with atomic_file(path, doing=f"write the plot {path}") as file:
+        file.write(content)

@@ -1,8 +1,13 @@
-"""A folder that one process at a time writes to, and files that appear in it whole or not at all."""
+"""Files and folders that are complete or not there, and folders that one process at a time writes to.
+
+Whatever is written goes to a name of its own first, and gets the name it is for when all of it is on the disk. What a
+killed process leaves under such a name is removed by the next one that writes there.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -22,19 +27,27 @@ from ..errors import BgekitError, OutputError
 from .hashing import HashedFile
 
 if TYPE_CHECKING:
+    from filelock import BaseFileLock
     from typing_extensions import Self
-
 
 logger = logging.getLogger(__name__)
 _LOCK: Final = ".lock"
 _TEMPORARY: Final = ".tmp"
+#: Errors of file systems without locks (some network and container ones).
+_NO_LOCKS: Final = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+#: A name that something is written under, or that what it replaces is moved to: `.NAME.HOST-PROCESS-TOKEN.tmp`.
+_NAME: Final = re.compile(r"^\.(.+)\.([0-9a-f]{8})-(\d+)-([0-9a-f]{8})\.(tmp|old)$")
+#: Age in seconds from which such a name of another machine's process is nobody's.
+_ABANDONED: Final = 24 * 3600
+#: Tokens of the names that this process is using.
+_in_use: set[str] = set()
 
 
 class OutputFolder:
-    """A folder held for writing; a context manager.
+    """A folder locked for writing; a context manager.
 
-    The claim is a lock of the operating system, which frees it however the process ends. Unfinished files of an
-    earlier process are removed on entry.
+    The lock is one of the operating system, which frees it however the process ends. Unfinished files of an earlier
+    process are removed on entry.
 
     Raises:
         OutputError: on entry, when the folder cannot be made or written, or another process holds it.
@@ -42,14 +55,14 @@ class OutputFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._lock: int | None = None
+        self._lock: BaseFileLock | None = None
         self._created = False
 
     def __enter__(self) -> Self:
         try:
             self._created = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = _take_lock(self.path / _LOCK)
+            self._lock = _locked(self.path / _LOCK)
             for leftover in self.path.glob(f"*{_TEMPORARY}"):
                 leftover.unlink()
         except OutputError:
@@ -64,99 +77,54 @@ class OutputFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._lock is not None:
-            # Removed before it is freed: whoever opens the name from now on makes a new file, and `_take_lock`
-            # looks whether the file it locked is still the one of that name.
-            with contextlib.suppress(OSError):  # A system that keeps open files from removal; an empty file stays.
+            # Removed before it is freed: whoever opens the name from now on makes a new file, and filelock looks
+            # whether the file it locked still has a name.
+            with contextlib.suppress(OSError):  # A system that keeps open files from removal: filelock does it later.
                 (self.path / _LOCK).unlink()
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
         if self._created and error is not None:
             with contextlib.suppress(OSError):  # Not empty: something was written, and it stays.
                 self.path.rmdir()
 
-    @contextlib.contextmanager
-    def create(self, name: str) -> Iterator[HashedFile]:
-        """Write a file that gets its name only when it is complete and on the disk.
-
-        Raises:
-            OutputError: it cannot be written; nothing of it stays.
-        """
-        temporary = self.path / f"{name}{_TEMPORARY}"
-        try:
-            with temporary.open("wb") as file:
-                hashed = HashedFile(file)
-                yield hashed
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path / name)
-        except BaseException as error:
-            with contextlib.suppress(OSError):  # The error that led here is the one to report.
-                temporary.unlink(missing_ok=True)
-            if isinstance(error, OSError) and not isinstance(error, OutputError):
-                raise OutputError(f"cannot write {self.path / name}: {error.strerror or error}") from error
-            raise
+    def create(self, name: str) -> contextlib.AbstractContextManager[HashedFile]:
+        """A file of the folder to be written, as by `atomic_file`; its temporary name needs no owner: we are alone."""
+        return _written(self.path / name, self.path / f"{name}{_TEMPORARY}", f"write {self.path / name}")
 
     def sync(self) -> None:
         """Put the names of the files on the disk, too (where the system can)."""
-        if os.name != "posix":
-            return
-        folder = os.open(self.path, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            _sync_folder(self.path)
         except OSError as error:
             logger.debug("%s cannot be synced: %s", self.path, error)
-        finally:
-            os.close(folder)
 
 
-def _take_lock(path: Path) -> int:
-    while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            _lock_now(lock, path)
-            if _is_current(lock, path):
-                os.ftruncate(lock, 0)
-                os.write(lock, str(os.getpid()).encode())
-                return lock
-        except BaseException:
-            os.close(lock)
-            raise
-        os.close(lock)  # Its holder ended and removed it between our opening and our locking it.
+def _locked(path: Path) -> BaseFileLock:
+    """The lock that a file stands for, acquired, with the process that holds it in the file.
 
+    Raises:
+        OutputError: another process holds it.
+    """
+    from filelock import FileLock, Timeout  # A tenth of the time that a command takes to start.
 
-def _lock_now(lock: int, path: Path) -> None:
+    lock = FileLock(path, thread_local=False)
     try:
-        if os.name == "nt":
-            import msvcrt
-
-            # A byte far behind the content, which others can still read.
-            os.lseek(lock, 1 << 20, os.SEEK_SET)
-            msvcrt.locking(lock, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
-            os.lseek(lock, 0, os.SEEK_SET)
-        else:
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        holder = os.pread(lock, 20, 0).decode(errors="replace") if os.name == "posix" else ""
+        holder = path.read_text()
+    except (OSError, ValueError):
+        holder = ""
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
         process = f"process {holder}" if holder else "another process"
         raise OutputError(f"{path.parent} is being written by {process}: wait for it, or use another folder") from error
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
         logger.warning("%s cannot be locked (%s): see to it that nothing else writes there", path.parent, error)
-
-
-def _is_current(lock: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(lock), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-_NAME: Final = re.compile(r"^\.(.+)\.([0-9a-f]{8})-(\d+)-([0-9a-f]{8})\.(tmp|old)$")
-#: Age in seconds from which a name of another machine's process is nobody's.
-_ABANDONED: Final = 24 * 3600
-#: Tokens of names that this process is using.
-_in_use: set[str] = set()
+    else:
+        with contextlib.suppress(OSError):  # Windows lets nobody write to a locked file.
+            path.write_text(str(os.getpid()))
+    return lock
 
 
 def check_place(path: str | os.PathLike[str], *, folder: bool = False, doing: str = "write") -> None:
@@ -179,6 +147,150 @@ def check_place(path: str | os.PathLike[str], *, folder: bool = False, doing: st
     for there in (place, above) if place.exists() else (above,):
         if not os.access(there, os.W_OK):
             raise OutputError(f"cannot {doing} {path}: no permission to write to {there}")
+
+
+def target_folder(path: Path, overwrite: bool) -> Path:
+    """The folder to make, links resolved: a link to it stays one."""
+    path = path.expanduser().resolve()
+    if not path.exists():
+        check_place(path, doing="save the model to")
+        return path
+    if not path.is_dir():
+        raise OutputError(f"{path} is a file; give a folder that does not exist yet")
+    if not any(path.iterdir()):
+        return path
+    if not overwrite:
+        raise OutputError(f"{path} exists; pass overwrite=True to replace the model there, or give another folder")
+    if not (path / "config.json").is_file():
+        raise OutputError(f"{path} holds no model (no config.json), so it is not replaced; give another folder")
+    return path
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, *, doing: str = "", advice: str = "") -> Iterator[HashedFile]:
+    """A file to be written that gets its name if the block ends well, and vanishes otherwise.
+
+    Folders above it are made. Several processes may write it at once: the last one to finish counts.
+
+    Args:
+        path: The file.
+        doing: What cannot be done if it fails, as the error says it; by default to write the file.
+        advice: Follows the reason in the error.
+
+    Raises:
+        OutputError: it cannot be written; what was there is unchanged.
+    """
+    doing = doing or f"write {path}"
+    with _failing(doing, advice):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with working_names(path) as (working, _), _written(path, working, doing, advice) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _written(path: Path, working: Path, doing: str, advice: str = "") -> Iterator[HashedFile]:
+    try:
+        with _failing(doing, advice):
+            with working.open("wb") as file:
+                hashed = HashedFile(file)
+                yield hashed
+                hashed.sync()
+            os.replace(working, path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # The error that led here is the one to report.
+            working.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _failing(doing: str, advice: str = "") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, BgekitError):
+            raise
+        raise OutputError(f"cannot {doing}: {error.strerror or error}{advice}") from error
+
+
+def write_together(files: Sequence[tuple[str | os.PathLike[str], Iterable[bytes]]]) -> None:
+    """Write bytes to files; none gets its name before all are complete and on the disk.
+
+    Raises:
+        OutputError: one of them cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        for path, chunks in files:
+            # An error within the loop is one of this file, which was entered last and is left first.
+            file = stack.enter_context(atomic_file(Path(path)))
+            for chunk in chunks:
+                file.write(chunk)
+            file.sync()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON in UTF-8 for people to read, in place: for files of a folder that is itself atomic."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, doing: str = "save the model to") -> Iterator[Path]:
+    """A new folder that becomes `path` if the block ends well, and vanishes otherwise.
+
+    Args:
+        path: The folder; one that is there is replaced.
+        doing: What cannot be done to it if it fails, as the error says it.
+
+    Raises:
+        OutputError: it cannot be written; what was there is unchanged.
+    """
+    from safetensors import SafetensorError
+
+    with working_names(path) as (working, replaced):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            working.mkdir()
+            yield working
+            usual_modes(working)
+            for root, _, names in os.walk(working):
+                for name in names:
+                    with open(os.path.join(root, name), "rb") as file:
+                        os.fsync(file.fileno())
+                _sync_folder(Path(root))
+            if path.exists():
+                path.rename(replaced)
+            try:
+                working.rename(path)
+            except BaseException:
+                if replaced.exists():
+                    replaced.rename(path)
+                raise
+            _sync_folder(path.parent)
+        except BgekitError:
+            raise
+        except (OSError, SafetensorError) as error:
+            reason = error.strerror or error if isinstance(error, OSError) else error
+            raise OutputError(f"cannot {doing} {path}: {reason}; what was there is unchanged") from error
+        finally:
+            # Whatever ended the block, Ctrl-C too; what cannot be removed takes space, no more.
+            shutil.rmtree(working, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def scratch_folder(beside: Path) -> Iterator[Path]:
+    """A folder beside a path, on the same disk, that is gone afterwards.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    with working_names(beside) as (folder, _):
+        with _failing(f"write to {beside.parent}"):
+            folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -210,22 +322,10 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
             target = path.with_name(match[1])
             if match[5] == "old" and not target.exists():
                 path.rename(target)
-            else:
+            elif path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def usual_modes(folder: Path) -> None:
-    """Give the files of a folder the mode that a new file has there (by the umask).
-
-    safetensors, and whatever else writes through a temporary file, leaves files that no other user can read.
-    """
-    probe = folder / f".{os.getpid()}.mode"
-    probe.touch()
-    usual = probe.stat().st_mode
-    probe.unlink()
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink() and path.stat().st_mode != usual:
-            path.chmod(usual)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _is_used(path: Path, host: str, process: int, token: str) -> bool:
@@ -252,69 +352,21 @@ def _host() -> str:
     return hashlib.sha256(place.encode()).hexdigest()[:8]
 
 
-def target_folder(path: Path, overwrite: bool) -> Path:
-    """The folder to make, links resolved: a link to it stays one."""
-    path = path.expanduser().resolve()
-    if not path.exists():
-        check_place(path, doing="save the model to")
-        return path
-    if not path.is_dir():
-        raise OutputError(f"{path} is a file; give a folder that does not exist yet")
-    if not any(path.iterdir()):
-        return path
-    if not overwrite:
-        raise OutputError(f"{path} exists; pass overwrite=True to replace the model there, or give another folder")
-    if not (path / "config.json").is_file():
-        raise OutputError(f"{path} holds no model (no config.json), so it is not replaced; give another folder")
-    return path
+def usual_modes(folder: Path) -> None:
+    """Give the files of a folder the mode that a new file has there (by the umask).
+
+    safetensors, and whatever else writes through a temporary file, leaves files that no other user can read.
+    """
+    probe = folder / f".{os.getpid()}.mode"
+    probe.touch()
+    usual = probe.stat().st_mode
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.stat().st_mode != usual:
+            path.chmod(usual)
 
 
-@contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """A new folder that becomes `path` if the block ends well, and vanishes otherwise."""
-    from safetensors import SafetensorError
-
-    with working_names(path) as (working, replaced):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            working.mkdir()
-            yield working
-            _flush(working)
-            if path.exists():
-                _exchange(path, working, replaced)
-            else:
-                working.rename(path)
-            _flush_folder(path.parent)
-        except BgekitError:
-            raise
-        except (OSError, SafetensorError) as error:
-            reason = error.strerror or error if isinstance(error, OSError) else error
-            raise OutputError(f"cannot save the model to {path}: {reason}; what was there is unchanged") from error
-        finally:
-            # Whatever ended the block, Ctrl-C too; what cannot be removed takes space, no more.
-            shutil.rmtree(working, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _exchange(path: Path, working: Path, replaced: Path) -> None:
-    path.rename(replaced)
-    try:
-        working.rename(path)
-    except BaseException:
-        replaced.rename(path)
-        raise
-
-
-def _flush(folder: Path) -> None:
-    usual_modes(folder)
-    for root, _, names in os.walk(folder):
-        for name in names:
-            with open(os.path.join(root, name), "rb") as file:
-                os.fsync(file.fileno())
-        _flush_folder(Path(root))
-
-
-def _flush_folder(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     if os.name != "posix":
         return  # Folders cannot be opened there.
     descriptor = os.open(folder, os.O_RDONLY)
@@ -322,40 +374,3 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """As UTF-8 for people to read."""
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def write_together(files: Sequence[tuple[str | os.PathLike[str], Iterable[bytes]]]) -> None:
-    """Write bytes to files; none gets its name before all are complete. Otherwise as `write_lines`."""
-    unnamed: dict[Path, Path] = {}
-    try:
-        for name, chunks in files:
-            path = Path(name)
-            unnamed[path] = path.with_name(f".{path.name}.tmp")
-            with _writing(path), unnamed[path].open("wb") as file:
-                for chunk in chunks:
-                    file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-        for path, temporary in unnamed.items():
-            with _writing(path):
-                os.replace(temporary, path)
-    finally:
-        for temporary in unnamed.values():
-            with contextlib.suppress(OSError):  # The error that led here is the one to report.
-                temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error

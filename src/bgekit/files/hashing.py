@@ -1,4 +1,4 @@
-"""TODO."""
+"""Hashes of files and texts, by which it is told whether something is what it was."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import hashlib
 import os
 import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, Any, Final
 
 from ..errors import OutputError
-
-if TYPE_CHECKING:
-    pass
 
 
 def digest(*parts: str) -> str:
@@ -35,6 +32,22 @@ class HashedFile:
         self._digest.update(data)
         return self._file.write(data)
 
+    #: What pyarrow asks of a file that it writes to.
+    closed = False
+
+    def tell(self) -> int:
+        """Bytes that were written."""
+        return self._file.tell()
+
+    def flush(self) -> None:
+        """Hand what was written to the system."""
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Put what was written on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
     @property
     def sha256(self) -> str:
         """sha256 (hex) of what was written."""
@@ -47,15 +60,24 @@ def file_sha256(path: Path) -> str:
     Raises:
         OutputError: it cannot be read.
     """
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        return content_sha256(path)
     except FileNotFoundError:
         return ""
     except OSError as error:
         raise OutputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def content_sha256(path: str | os.PathLike[str]) -> str:
+    """sha256 (hex) of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 

@@ -18,9 +18,9 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from ..data.formats import USUAL, BadRow, Dialect
-from ..data.records import read_rows
-from ..data.training_rows import EXAMPLE_LINE, Problems, Row, row_of
+from ..data.columns import BadLines, Line, read_file
+from ..data.formats import USUAL, Dialect
+from ..data.training_rows import EXAMPLE_LINE, Row, row_of
 from ..errors import ArgumentError, DataError, NumericalError
 from ..inference.tokenization import load_tokenizer
 from ..models.card import ModelCard
@@ -83,31 +83,24 @@ def read_examples(data: ExampleData, kind: Kind, neg_number: int, seed: int, dia
 
 
 def _rows(data: ExampleData, dialect: Dialect) -> list[Row]:
-    problems, found = Problems(), list[Row]()
-    named = os.fspath(data) if isinstance(data, str | os.PathLike) else None
-    if named is not None:
-        lines = read_rows(
-            named, on_bad=lambda line, reason: problems.add(named, line, reason), encoding=dialect.encoding,
-            quoting=dialect.quoting,
-        )  # fmt: skip
+    bad, found = BadLines(), list[Row]()
+    if isinstance(data, str | os.PathLike):
+        lines: Iterable[Line] = read_file(data, dialect, bad=bad)
     else:
-        lines = iter(enumerate(data, 1))  # type: ignore[arg-type]
-    for line, fields in lines:
-        try:
-            if not isinstance(fields, Mapping):
-                raise BadRow(f"an object with query, pos and neg is expected, not {type(fields).__name__}")
-            row = row_of(fields)
-        except BadRow as problem:
-            problems.add(named or "the examples", line, problem)
-            continue
+        lines = (Line("the examples", number, fields) for number, fields in enumerate(data, 1))
+    for line, row in bad.usable(lines, _row):
         if row.score is not None:
-            problems.add(named or "the examples", line, "a scored pair (with `score`) has no negatives to compare with")
+            bad.add(line.file, line.number, "a scored pair (with `score`) has no negatives to compare with")
             continue
         found.append(replace(row, index=len(found)))
-    if problems.count:
-        what = "examples" if problems.count > 1 else "example"
-        raise DataError(f"{problems.count:,} {what} cannot be used:{problems.listed()}")
+    bad.check("example", "cannot be used")
     return found
+
+
+def _row(line: Line) -> Row:
+    if not isinstance(line.fields, Mapping):
+        raise line.error(f"an object with query, pos and neg is expected, not {type(line.fields).__name__}")
+    return row_of(line)
 
 
 def model_loss(

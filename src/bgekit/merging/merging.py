@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 from ..data.formats import Dialect, Quoting
 from ..errors import ArgumentError
 from ..evaluation.evaluator import tasks_of
-from ..files.atomic import target_folder, working_names
+from ..files.atomic import scratch_folder, target_folder
 from ..models.config import read_config
 from ..models.reranker_card import is_classifier
 from .compatibility import Kind, agreed_cards, check_networks
@@ -311,7 +310,7 @@ def _search(parts: Parts, task: Merging, validation: Validation, tasks: Sequence
         )
     # Beside the output, where there must be room for a model anyway.
     target = path.expanduser().resolve()
-    with working_names(target) as (scratch, _):
+    with scratch_folder(target) as scratch:
         measure = measures(
             parts.kind, tasks, scratch / "kept", first_stage=validation.first_stage,
             rerank_top_k=validation.rerank_top_k, devices=task.device, pooling=task.pooling_method,
@@ -325,10 +324,7 @@ def _search(parts: Parts, task: Merging, validation: Validation, tasks: Sequence
             logger.info("weights %s: %.2f", ", ".join(f"{each:.3f}" for each in weights), trial.score)
             return trial
 
-        try:
-            return search(judge, len(parts.sources), validation.points)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        return search(judge, len(parts.sources), validation.points)
 
 
 def _plain(examples: Examples) -> dict[str, Any]:

@@ -6,13 +6,13 @@ BGE was trained so on nli-zh, ocnli and cmnli: pairs of label 0 are negatives.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ..data.formats import BadRow, Quoting, listing, shown
-from ..data.records import read_rows
-from ..data.training_rows import Problems, copy_key, raise_problems
+from ..data.columns import BadLines, Line, read_file
+from ..data.formats import Dialect, Quoting, listing, shown
+from ..data.training_rows import copy_key
 from ..data.unicode import repair
 from ..errors import ArgumentError, DataError
 
@@ -79,16 +79,8 @@ def rows_of_pairs(
     if both:
         raise ArgumentError(f"the label {', '.join(sorted(both))} cannot be that of positives and of negatives")
     groups: dict[int, _Group] = {}
-    problems = Problems()
-    for line, fields in read_rows(
-        file, on_bad=lambda line, reason: problems.add(file, line, reason), encoding=encoding, quoting=quoting
-    ):
-        try:
-            first, second = _sentence(fields, _FIRST), _sentence(fields, _SECOND)
-            label = _label(fields)
-        except BadRow as problem:
-            problems.add(file, line, problem)
-            continue
+    bad = BadLines()
+    for _, (first, second, label) in bad.usable(read_file(file, Dialect(encoding, quoting), bad=bad), _pair):
         counts.pairs += 1
         if label not in positive_labels and label not in negative_labels:
             counts.other_labels[label] = counts.other_labels.get(label, 0) + 1
@@ -101,7 +93,8 @@ def rows_of_pairs(
         side.setdefault(other, second)
         if other == key:
             del side[other]
-    raise_problems(problems, f"each line is a pair with a label, such as {EXAMPLE}")
+    expected = f"each line is a pair with a label, such as {EXAMPLE}"
+    bad.check("line", "cannot be used", f"\nWhat is expected: {expected}. Nothing was written.")
     if not any(group.positives for group in groups.values()):
         found = listing(sorted(counts.other_labels)) if counts.pairs else "none, as there are no pairs"
         raise DataError(
@@ -119,25 +112,23 @@ def rows_of_pairs(
         yield {"query": group.query, "pos": list(group.positives.values()), "neg": negatives}
 
 
-def _field(fields: Mapping[str, Any], names: Sequence[str]) -> Any:
-    for name in names:
-        if name in fields:
-            return fields[name]
-    raise BadRow(f"no field {names[0]}; it has {listing(list(fields))}")
+def _pair(line: Line) -> tuple[str, str, str]:
+    """The two sentences and the label of a line."""
+    return _sentence(line, _FIRST), _sentence(line, _SECOND), _label(line)
 
 
-def _sentence(fields: Mapping[str, Any], names: Sequence[str]) -> str:
-    value = _field(fields, names)
+def _sentence(line: Line, names: Sequence[str]) -> str:
+    value = line.value(*names)
     if not isinstance(value, str) or not value.strip():
-        raise BadRow(f"{names[0]} must be a string that is not blank, not {shown(value)}")
+        raise line.error(f"{names[0]} must be a string that is not blank, not {shown(value)}")
     return repair(value)[0]
 
 
-def _label(fields: Mapping[str, Any]) -> str:
-    value = _field(fields, _LABEL)
+def _label(line: Line) -> str:
+    value = line.value(*_LABEL)
     whole = isinstance(value, float) and value.is_integer()
     if isinstance(value, bool) or not (whole or isinstance(value, int | str)):
-        raise BadRow(f"label must be a whole number or a name, not {shown(value)}")
+        raise line.error(f"label must be a whole number or a name, not {shown(value)}")
     return _even(value)
 
 

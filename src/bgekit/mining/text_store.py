@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import array
 import hashlib
-import mmap
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from ..data.arrow_store import ArrowStore, write_batches
 from ..data.records import Record
 from ..data.training_rows import copy_key
 from ..data.unicode import repair
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
     from ..files.atomic import OutputFolder
 
 Rows: TypeAlias = "npt.NDArray[np.int64]"
-_NAME: Final = "texts.bin"
+_NAME: Final = "texts.arrow"
+#: Texts of a record batch.
+_BATCH_TEXTS: Final = 1024
 #: The key of a blank text.
 BLANK: Final = copy_key("")
 
 
-class TextStore:
+class TextStore(ArrowStore):
     """Numbered texts: first the candidates, then texts of the input that are no candidates but need a vector.
 
     Attributes:
@@ -36,21 +39,16 @@ class TextStore:
         digest: sha256 (hex) of all texts.
     """
 
-    def __init__(
-        self, path: Path, offsets: Rows, keys: Rows, candidates: int, places: dict[int, int], digest: str
-    ) -> None:
-        self.candidates, self.keys, self.digest = candidates, keys, digest
-        self._offsets, self._places = offsets, places
-        self._data: mmap.mmap | bytes = b""
-        if len(offsets) > 1 and offsets[-1]:
-            with path.open("rb") as file:
-                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    def __init__(self, path: Path, candidates: int, places: dict[int, int], digest: str) -> None:
+        super().__init__(path)
+        self.candidates, self.keys, self.digest = candidates, self.column("key"), digest
+        self._places = places
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, number: int) -> str:
-        return self._data[self._offsets[number] : self._offsets[number + 1]].decode()
+        return str(self.value("text", int(number)))
 
     def find(self, text: str) -> int:
         """The number of a text of the input."""
@@ -75,11 +73,6 @@ class TextStore:
         """All texts, in order."""
         return (Record(str(number), self[number]) for number in range(len(self)))
 
-    def close(self) -> None:
-        """Free the file."""
-        if isinstance(self._data, mmap.mmap):
-            self._data.close()
-
 
 def store_texts(
     folder: OutputFolder, rows: Callable[[], Iterable[InputRow]], pool: Iterable[Record] | None, *, negatives: bool
@@ -96,9 +89,12 @@ def store_texts(
         DataError: the pool or the input cannot be read.
         OutputError: the folder cannot be written.
     """
+    import pyarrow
+
     # Of the pool, only what the input asks for is remembered: it may be far larger.
     places: dict[int, int] = {}
-    offsets, keys = array.array("q", [0]), array.array("q")
+    ends, content = array.array("q", [0]), hashlib.sha256()
+    candidates = 0
 
     def passages() -> Iterator[str]:
         for each in rows():
@@ -106,35 +102,40 @@ def store_texts(
             if negatives or pool is None:
                 yield from each.row.negatives
 
-    with folder.create(_NAME) as file:
-
-        def add(text: str) -> None:
-            offsets.append(offsets[-1] + file.write(text.encode()))
-            keys.append(copy_key(text))
-
+    def texts() -> Iterator[str]:
+        nonlocal candidates
         if pool is not None:
             missing = set(map(_exact, passages()))
             for record in pool:
                 text = repair(record.text)[0]
                 if missing and (key := _exact(text)) in missing:
                     missing.remove(key)
-                    places[key] = len(keys)
-                add(text)
-        candidates = len(keys)
+                    places[key] = candidates
+                candidates += 1
+                yield text
+        count = candidates
         for text in passages():
-            if places.setdefault(_exact(text), len(keys)) == len(keys):
-                add(text)
+            if places.setdefault(_exact(text), count) == count:
+                count += 1
+                yield text
         if pool is None:
-            candidates = len(keys)
-        digest = hashlib.sha256(file.sha256.encode() + offsets.tobytes()).hexdigest()
-    return TextStore(
-        folder.path / _NAME,
-        np.array(offsets, dtype=np.int64),
-        np.array(keys, dtype=np.int64),
-        candidates,
-        places,
-        digest,
-    )
+            candidates = count
+
+    def batches() -> Iterator[Any]:
+        each = texts()
+        while batch := list(islice(each, _BATCH_TEXTS)):
+            for text in batch:
+                encoded = text.encode()
+                content.update(encoded)
+                ends.append(ends[-1] + len(encoded))
+            keys = pyarrow.array(list(map(copy_key, batch)), pyarrow.int64())
+            yield pyarrow.RecordBatch.from_arrays([pyarrow.array(batch, pyarrow.large_string()), keys], schema=schema)
+
+    schema = pyarrow.schema([("text", pyarrow.large_string()), ("key", pyarrow.int64())])
+    with folder.create(_NAME) as file:
+        write_batches(file, schema, batches(), dict)
+    digest = hashlib.sha256(content.hexdigest().encode() + ends.tobytes()).hexdigest()
+    return TextStore(folder.path / _NAME, candidates, places, digest)
 
 
 def _exact(text: str) -> int:

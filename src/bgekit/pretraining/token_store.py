@@ -6,10 +6,9 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -17,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..data.arrow_store import content_digest
+from ..data.arrow_store import OPEN_BATCHES, ArrowStore, content_digest, stored, write_batches
 from ..data.formats import STDIN, Quoting, stem_and_format
 from ..data.records import RecordReader
 from ..data.unicode import repair
-from ..errors import ArgumentError, DataError, OutputError
-from ..files.atomic import working_names
+from ..errors import ArgumentError, DataError
+from ..files.hashing import HashedFile
 from ..training.batches.datasets import default_cache
 
 if TYPE_CHECKING:
@@ -101,8 +100,8 @@ _VERSION: Final = 1
 _WINDOW: Final = 1024
 #: The bit of a stored token that says that it begins a word.
 _BEGINS: Final = 1 << 31
-#: Written last.
-_FACTS: Final = "facts.json"
+#: Sequences of a record batch.
+_BATCH_SEQUENCES: Final = 4096
 
 
 @dataclass(frozen=True)
@@ -151,54 +150,42 @@ class Facts:
     unknown: int
 
 
-class TokenStore:
-    """The sequences of one file of texts. Can be pickled and used after a fork.
+class TokenStore(ArrowStore):
+    """The sequences of one file of texts, which is `source`. Can be pickled and used after a fork.
 
     Attributes:
-        path: Its folder.
-        source: The file of texts, as the user named it.
-        facts: What was found in it.
+        facts: What was found in the file.
     """
 
-    def __init__(self, path: Path, source: str) -> None:
-        self.path, self.source = path, source
-        self._open()
-
     def _open(self) -> None:
+        super()._open()
         try:
-            self.facts = Facts(**json.loads((self.path / _FACTS).read_text(encoding="utf-8")))
-            count, tokens = self.facts.sequences, self.facts.tokens
-            self._tokens = self._mapped("tokens", np.uint32, tokens)
-            self._ends = self._mapped("ends", np.int64, count)
-            self.texts: npt.NDArray[Any] = self._mapped("texts", np.int64, count)
-        except (OSError, ValueError, TypeError) as error:
+            self.facts = Facts(**self.notes)
+        except TypeError as error:
             raise DataError(f"{self.path} is damaged: {error}") from error
+        self._arrays = lru_cache(OPEN_BATCHES)(self._batch_arrays)
 
-    def _mapped(self, name: str, dtype: type, size: int) -> npt.NDArray[Any]:
-        if not size:
-            return np.empty(0, dtype=dtype)
-        return np.memmap(self.path / name, dtype=dtype, mode="r", shape=(size,))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "source": self.source}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.path, self.source = state["path"], state["source"]
-        self._open()
-
-    def __len__(self) -> int:
-        return self.facts.sequences
+    def _batch_arrays(self, number: int) -> tuple[Ids, npt.NDArray[np.uint32]]:
+        """Where each sequence of a batch begins and ends [sequences + 1], and the tokens of all."""
+        tokens = self._batch(number).column("tokens")
+        return tokens.offsets.to_numpy(), tokens.values.to_numpy()
 
     def sequence(self, number: int) -> tuple[Ids, npt.NDArray[np.bool_]]:
         """Token ids [L] of a sequence without special tokens, and which of them begin a word."""
-        start = int(self._ends[number - 1]) if number else 0
-        stored = np.asarray(self._tokens[start : int(self._ends[number])])
+        ends, tokens = self._arrays(number // self._batch_rows)
+        place = number % self._batch_rows
+        stored = tokens[ends[place] : ends[place + 1]]
         return (stored & (_BEGINS - 1)).astype(np.int64), stored >= _BEGINS
+
+    @cached_property
+    def texts(self) -> Ids:
+        """[n] number of the text that each sequence is of."""
+        return self.column("text")
 
     @property
     def lengths(self) -> Ids:
         """[n] tokens of each sequence, without special ones."""
-        return np.diff(np.asarray(self._ends), prepend=0)
+        return self._gathered(lambda batch: batch.column("tokens").value_lengths().to_numpy()).astype(np.int64)
 
 
 def open_store(source: str, cache: Path, backend: Any, unknown: int | None, reading: Reading) -> TokenStore:
@@ -218,71 +205,62 @@ def open_store(source: str, cache: Path, backend: Any, unknown: int | None, read
     if source == STDIN:
         raise DataError("standard input (-) is read once, training data more often: write it to a file first")
     try:
-        content = content_digest(source)
+        content = content_digest(source, str(_VERSION))
     except OSError as error:
         raise DataError(f"cannot read {source}: {error.strerror or error}") from error
-    way = json.dumps([_VERSION, content, asdict(reading), hashlib.sha256(backend.to_str().encode()).hexdigest()])
-    path = cache / f"{hashlib.sha256(way.encode()).hexdigest()[:40]}.tokens"
-    if path.is_dir():
-        try:
-            return TokenStore(path, source)
-        except DataError as error:
-            logger.warning("%s; it is made anew", error)
-            shutil.rmtree(path, ignore_errors=True)
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with working_names(path) as (working, _):
-            try:
-                working.mkdir()
-                facts = _write(source, working, backend, unknown, reading)
-                (working / _FACTS).write_text(json.dumps(asdict(facts)), encoding="utf-8")
-                if not path.is_dir():  # Another process may have been quicker.
-                    os.replace(working, path)
-            finally:
-                shutil.rmtree(working, ignore_errors=True)
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(
-            f"cannot write tokenised texts to {cache}: {error.strerror or error}. Name another folder with --cache_path"
-        ) from error
-    return TokenStore(path, source)
+    usual = {"encoding": None, "quoting": "auto"}  # 0.1.0 knew no other, and names go on from its own.
+    options = {name: value for name, value in asdict(reading).items() if name not in usual or value != usual[name]}
+    way = json.dumps([_VERSION, content, options, hashlib.sha256(backend.to_str().encode()).hexdigest()])
+    # The name that 0.1.0 gave a folder is a part of its checkpoints' identity: the file's stem is still that.
+    path = cache / f"{hashlib.sha256(way.encode()).hexdigest()[:40]}.tokens.arrow"
+    return stored(
+        path,
+        lambda: TokenStore(path, source),
+        lambda file: _write(source, file, backend, unknown, reading),
+        "tokenised texts",
+    )
 
 
-def _write(source: str, folder: Path, backend: Any, unknown: int | None, reading: Reading) -> Facts:
+def _write(source: str, file: HashedFile, backend: Any, unknown: int | None, reading: Reading) -> None:
+    import pyarrow
+
     records = RecordReader(
         source, text_field=reading.text_field, title_field=reading.title_field, on_error=reading.on_error,
         encoding=reading.encoding, quoting=reading.quoting,
     )  # fmt: skip
     logger.info("tokenising %s", source)
     words = Words(backend)
-    texts = empty = long = sequences = tokens = unknowns = 0
-    with (folder / "tokens").open("wb") as token_file, (folder / "ends").open("wb") as end_file, (
-        folder / "texts"
-    ).open("wb") as text_file:  # fmt: skip
+    counts = dict.fromkeys(Facts.__dataclass_fields__, 0)
+    schema = pyarrow.schema([("tokens", pyarrow.list_(pyarrow.uint32())), ("text", pyarrow.int64())])
+
+    def sequences() -> Iterator[tuple[npt.NDArray[np.uint32], int]]:
         cleaned = (repair(record.text)[0] for record in records)
         while window := list(islice(cleaned, _WINDOW)):
             for text, encoding in zip(window, backend.encode_batch(window, add_special_tokens=False), strict=True):
                 ids = np.array(encoding.ids, dtype=np.uint32)
                 if not len(ids):
-                    empty += 1
+                    counts["empty"] += 1
                     continue
-                long += len(ids) > reading.room
-                unknowns += 0 if unknown is None else int((ids == unknown).sum())
+                counts["long"] += len(ids) > reading.room
+                counts["unknown"] += 0 if unknown is None else int((ids == unknown).sum())
                 begins = words.starts(text, encoding)
                 for part in _parts(begins, reading):
                     piece = ids[part] | np.where(begins[part], np.uint32(_BEGINS), np.uint32(0))
                     piece[0] |= np.uint32(_BEGINS)
-                    piece.tofile(token_file)
-                    tokens += len(piece)
-                    np.array([tokens], dtype=np.int64).tofile(end_file)
-                    np.array([texts], dtype=np.int64).tofile(text_file)
-                    sequences += 1
-                texts += 1
-        for file in (token_file, end_file, text_file):
-            file.flush()
-            os.fsync(file.fileno())
-    return Facts(texts, empty, records.skipped.count, long, sequences, tokens, unknowns)
+                    counts["tokens"] += len(piece)
+                    counts["sequences"] += 1
+                    yield piece, counts["texts"]
+                counts["texts"] += 1
+
+    def batches() -> Iterator[Any]:
+        pieces = sequences()
+        while batch := list(islice(pieces, _BATCH_SEQUENCES)):
+            ends = np.cumsum([0, *(len(piece) for piece, _ in batch)], dtype=np.int32)
+            tokens = pyarrow.array(np.concatenate([piece for piece, _ in batch]))
+            columns = [pyarrow.ListArray.from_arrays(ends, tokens), pyarrow.array([text for _, text in batch])]
+            yield pyarrow.RecordBatch.from_arrays(columns, schema=schema)
+
+    write_batches(file, schema, batches(), lambda: counts | {"skipped": records.skipped.count})
 
 
 def _parts(begins: npt.NDArray[np.bool_], reading: Reading) -> Iterator[slice]:
@@ -398,7 +376,7 @@ class Texts:
     @cached_property
     def fingerprint(self) -> str:
         """Changes with the content of the files, their order, the tokenizer, and which sequences are used."""
-        return self.fingerprint_of([store.path.name for store in self.stores])
+        return self.fingerprint_of([store.path.stem for store in self.stores])
 
     def fingerprint_of(self, names: Sequence[str]) -> str:
         """The fingerprint of the sequences that are used, where the files' sequences have these names."""
@@ -414,7 +392,7 @@ class Texts:
             DataError: one of the two would be empty.
         """
         held = [
-            np.random.default_rng([seed, _SPLIT, number]).random(store.facts.texts)[np.asarray(store.texts)] < share
+            np.random.default_rng([seed, _SPLIT, number]).random(store.facts.texts)[store.texts] < share
             for number, store in enumerate(self.stores)
         ]
         out = np.concatenate(held)

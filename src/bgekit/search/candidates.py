@@ -8,19 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-from ..data.formats import BadRow, listing, shown
-from ..data.records import (
-    ID_FIELDS,
-    TEXT_FIELDS,
-    TITLE_FIELDS,
-    BadLines,
-    OnError,
-    Record,
-    Skipped,
-    SkippedLine,
-    read_rows,
-    titled,
-)
+from ..data.columns import IDS, TITLES, BadLines, Line, OnError, read_file
+from ..data.formats import TEXT_FIELDS, Dialect, listing, shown
+from ..data.records import Record, titled
 from ..errors import ArgumentError
 from ..inference.reranker import best_first
 
@@ -75,20 +65,9 @@ def read_groups(
     """
     if on_error not in get_args(OnError):
         raise ArgumentError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
-    name, bad_lines, fields = os.fspath(file), BadLines(on_error, Skipped()), _Fields(text_field, title_field, id_field)
-
-    def leave_out(line: int, reason: BadRow) -> None:
-        bad_lines.bad(SkippedLine(name, line, str(reason)))
-
-    for line, row in read_rows(name, format="jsonl", on_bad=leave_out, encoding=encoding):
-        try:
-            group = fields.group(row)
-        except BadRow as reason:
-            leave_out(line, reason)
-        else:
-            bad_lines.good()
-            yield group
-    bad_lines.end()
+    bad, fields = BadLines(on_error), _Fields(text_field, title_field, id_field)
+    for _, group in bad.usable(read_file(file, Dialect(encoding), format="jsonl", bad=bad), fields.group):
+        yield group
 
 
 def groups_of(queries: Iterable[str], records: Iterable[Record]) -> Iterator[Group]:
@@ -143,75 +122,60 @@ def _blocks(groups: Iterable[Group]) -> Iterator[list[Group]]:
 
 @dataclass(frozen=True)
 class _Fields:
-    """Which fields of a passage hold its text, title and id; None for the usual ones. What they reject is a BadRow."""
+    """Names of the fields of a passage's text, title and id; None for the usual ones."""
 
     text: str | None
     title: str | None
     id: str | None
 
-    def group(self, row: Mapping[str, Any]) -> Group:
-        query = row.get("query")
-        if not isinstance(query, str):
-            raise BadRow(f"query must be a string, not {shown(query)}; expected is {_EXAMPLE}")
+    def group(self, line: Line) -> Group:
+        """The query and the passages of a line.
+
+        Raises:
+            BadRow: it has none; the error says why.
+        """
+        row = line.fields
+        query = line.string("query", row.get("query"), f"; expected is {_EXAMPLE}")
         name = next((name for name in PASSAGE_FIELDS if name in row), None)
         if name is None:
-            raise BadRow(
+            raise line.error(
                 f"there is no field {', '.join(PASSAGE_FIELDS)}; it has {listing(list(row))}. Expected is {_EXAMPLE}; "
                 "to rank all texts of a file for one query, name it with -q"
             )
         if not isinstance(row[name], list):
-            raise BadRow(f"{name} must be a list, not {shown(row[name])}; expected is {_EXAMPLE}")
-        texts, items = [], []
-        for number, passage in enumerate(row[name]):
-            text, item = self._passage(passage, f"{name}[{number}]")
-            texts.append(text)
-            items.append(item)
+            raise line.error(f"{name} must be a list, not {shown(row[name])}; expected is {_EXAMPLE}")
+        pairs = [self._passage(line, passage, f"{name}[{number}]") for number, passage in enumerate(row[name])]
         rest = {key: value for key, value in row.items() if key not in ("query", name)}
-        return Group(query, texts, items, rest)
+        return Group(query, [text for text, _ in pairs], [item for _, item in pairs], rest)
 
-    def _passage(self, passage: Any, place: str) -> tuple[str, dict[str, Any]]:
+    def _passage(self, line: Line, passage: Any, place: str) -> tuple[str, dict[str, Any]]:
         """The text to be scored, and the passage to be printed, by the usual names of fields: it can be input again."""
         if isinstance(passage, str):
             return passage, {TEXT_FIELDS[0]: passage}
         if not isinstance(passage, dict):
-            raise BadRow(f"{place} must be a string or an object with text, not {shown(passage)}")
-        text_name, text = self._text(passage, place)
-        title_name, title = self._title(passage, place)
-        own = (text_name, title_name, "rank", "index", "score", self.id, *ID_FIELDS)
+            raise line.error(f"{place} must be a string or an object with text, not {shown(passage)}")
+        names = (self.text,) if self.text else TEXT_FIELDS
+        text_name = next((name for name in names if name in passage), None)
+        if text_name is None:
+            raise line.error(
+                f"{place} has no field {' or '.join(names)}; it has {listing(list(passage))}. Name the field with "
+                "--text-field"
+            )
+        hint = " (the index keeps no texts: encode with --store-texts)" if passage[text_name] is None else ""
+        text = line.string(f"{place}: {text_name}", passage[text_name], hint)
+        title_name = TITLES[0] if self.title is None else self.title
+        title = passage.get(title_name) if title_name else None
+        if title is not None:
+            title = line.string(f"{place}: {title_name}", title)
+        if self.id and self.id not in passage:
+            raise line.error(f"{place} has no field {self.id}; it has {listing(list(passage))}")
+        ids = (self.id,) if self.id else IDS
+        identity = next((passage[key] for key in ids if passage.get(key) is not None), None)
+        own = (text_name, None if title is None else title_name, "rank", "index", "score", self.id, *IDS)
         item = {key: value for key, value in passage.items() if key not in own}
-        identity = next((passage[key] for key in self._ids(passage, place) if passage.get(key) is not None), None)
         item = ({} if identity is None else {"id": identity}) | item
         if "score" in passage:
             item.setdefault("retrieval_score", passage["score"])
         if title is not None:
-            item[TITLE_FIELDS[0]] = title
+            item[TITLES[0]] = title
         return titled(title or "", text), item | {TEXT_FIELDS[0]: text}
-
-    def _text(self, passage: Mapping[str, Any], place: str) -> tuple[str, str]:
-        names = (self.text,) if self.text else TEXT_FIELDS
-        name = next((name for name in names if name in passage), None)
-        if name is None:
-            raise BadRow(
-                f"{place} has no field {' or '.join(names)}; it has {listing(list(passage))}. Name the field with "
-                "--text-field"
-            )
-        text = passage[name]
-        if not isinstance(text, str):
-            hint = " (the index keeps no texts: encode with --store-texts)" if text is None else ""
-            raise BadRow(f"{place}: {name} must be a string, not {shown(text)}{hint}")
-        return name, text
-
-    def _title(self, passage: Mapping[str, Any], place: str) -> tuple[str | None, str | None]:
-        """Name of the field and title; None for what there is not."""
-        name = TITLE_FIELDS[0] if self.title is None else self.title
-        title = passage.get(name) if name else None
-        if title is None:
-            return None, None
-        if not isinstance(title, str):
-            raise BadRow(f"{place}: {name} must be a string, not {shown(title)}")
-        return name, title
-
-    def _ids(self, passage: Mapping[str, Any], place: str) -> Sequence[str]:
-        if self.id and self.id not in passage:
-            raise BadRow(f"{place} has no field {self.id}; it has {listing(list(passage))}")
-        return (self.id,) if self.id else ID_FIELDS

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bgekit.errors import DataError, MissingExtraError
+from bgekit.errors import DataError
 from bgekit.evaluation.benchmarks.local_folders import benchmark_tasks, find_tasks
 from bgekit.evaluation.readers.detect import read_tasks
 
@@ -421,18 +420,6 @@ def test_what_is_missing_is_named_with_where_it_was_looked_for(tmp_path, files, 
         return
     with pytest.raises(DataError, match=told):
         benchmark_tasks("c-mteb", data_root=tmp_path)
-
-
-@pytest.mark.parametrize("name", ["corpus.parquet", "test.arrow"])
-def test_the_extra_is_missed_before_anything_is_read(tmp_path, monkeypatch, name):
-    parts: dict[str, Any] = {"queries.jsonl": "broken", "qrels/test.jsonl": "broken"} if "corpus" in name else {}
-    write(tmp_path / "own", {name: PAIRS, **parts})
-    write(tmp_path / "own2", {"test.jsonl": PAIRS})
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    monkeypatch.delitem(sys.modules, "pyarrow.parquet")
-    for place in ("own", ""):
-        with pytest.raises(MissingExtraError, match=r"bgekit\[parquet\]"):
-            read_tasks(tmp_path / place)
 
 
 def test_a_readme_reaches_no_file_outside(tmp_path):

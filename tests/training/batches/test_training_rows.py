@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bgekit.data import arrow_store as store
+from bgekit.data import training_rows as store
+from bgekit.data.columns import Line
 from bgekit.data.formats import BadRow
-from bgekit.data.training_rows import LONGEST_ROW, Row, row_of, text_key
+from bgekit.data.training_rows import LONGEST_ROW, Row, text_key
+from bgekit.data.training_rows import row_of as row_of_line
 from bgekit.errors import ArgumentError, DataError, OutputError
 from bgekit.training.batches.sampler import Sampling
 
@@ -25,6 +27,10 @@ FULL = {
 
 
 # --- one row
+
+
+def row_of(fields):
+    return row_of_line(Line("train.jsonl", 1, fields))
 
 
 def test_all_fields():
@@ -336,7 +342,7 @@ def test_an_interruption_leaves_nothing_half_written(write, load, tmp_path, monk
     path = write("a.jsonl", [row(0)])
 
     def interrupted(source, temporary, *_):
-        temporary.write_bytes(b"half")
+        temporary.write(b"half")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -13,8 +13,8 @@ from typing import Any
 from ...data.formats import USUAL, Dialect, Quoting
 from ...data.splits import repository_name, snapshot_of
 from ...errors import DataError, in_lines
-from ..readers.detect import data_files, read_tasks
-from ..readers.hub import check_readable, has_subset
+from ..readers.detect import read_tasks
+from ..readers.hub import has_subset
 from ..readers.rows import Wanted
 from ..tasks.base import Task
 from .definitions import BenchmarkTask, MeanTask, benchmark, folded, names_of
@@ -57,13 +57,9 @@ def find_tasks(
     Raises:
         ArgumentError: there is no such benchmark or task.
         DataError: the folder does not exist, or data in it cannot be read.
-        MissingExtraError: what reads a file of one of them is not installed; nothing was read then.
     """
     whole, root = benchmark(name), _Root(Path(data_root), dialect)
     places = {wanted: _places(root, wanted, whole.label(wanted)) for wanted in whole.select(tasks)}
-    for parts in places.values():
-        for place in parts:
-            check_readable(data_files(place.folder, place.wanted))
     found: list[Task] = []
     for wanted, parts in places.items():
         if parts:

@@ -12,9 +12,20 @@ from functools import partial
 from itertools import zip_longest
 from typing import Any, Final, TypeAlias
 
-from ...data.columns import IDS, QUERIES, TEXTS, TITLES, Exclusions, find_column, first_line, read_lines, written
+from ...data.columns import (
+    IDS,
+    QUERIES,
+    TEXTS,
+    TITLES,
+    Exclusions,
+    find_column,
+    first_line,
+    read_file,
+    read_lines,
+    written,
+)
 from ...data.formats import Dialect, listing, open_stream
-from ...data.records import Record, read_rows, titled
+from ...data.records import Record, titled
 from ...data.splits import DataFile, Folder, choose_split, split_in
 from ...errors import DataError
 from ..benchmarks.definitions import is_named
@@ -182,15 +193,13 @@ def _is_trec(file: DataFile) -> bool:
 def _trec_judgements(file: DataFile) -> list[Judgement]:
     judgements = []
     for path in file.paths:
-        for number, fields in read_rows(path, format="txt", encoding=written.get().encoding):
-            words = fields["text"].split()
+        for line in read_file(path, format="txt"):
+            words = line.text("text").split()
             if not words:
                 continue
             if len(words) != 4 or not re.fullmatch(r"-?\d+", words[-1]):
-                raise DataError(
-                    f"{path}, line {number}: no judgement `query 0 document relevance`: {fields['text']!r:.80}"
-                )
-            judgements.append(Judgement(words[0], words[2], int(words[3]), (path, number)))
+                raise line.error(f"no judgement `query 0 document relevance`: {line.text('text')!r:.80}")
+            judgements.append(Judgement(words[0], words[2], int(words[3]), (path, line.number)))
     return judgements
 
 
@@ -353,12 +362,6 @@ class TestCollection:
                 'passages in order instead, say "task_type": "reranking" in dataset.json'
             )
         return retrieval_task(source, queries, corpus, judgements, left_out)
-
-    @property
-    def files(self) -> list[DataFile]:
-        """All of them."""
-        parts = (self.corpus, self.queries, self.qrels, self.ranked, self.candidates)
-        return [file for files in parts for file in files.values()]
 
     def _unjudged(self, split: str, queries: Mapping[str, str], judged: set[str]) -> list[str]:
         """Queries that no split judges, of those that share a file with this split's."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from ...data.formats import listing, shown
-from ...data.splits import DataFile, Folder, choose_split
+from ...data.splits import Folder, choose_split
 from ...errors import DataError
 from ..benchmarks.definitions import protocol_of
 from ..judged_model import Kind
@@ -94,13 +94,6 @@ class Described:
     def name(self) -> str:
         """The data set's name; the folder's, if it says none."""
         return self.wanted.name or self._fact("name", str, self.folder.name)
-
-    @property
-    def files(self) -> list[DataFile]:
-        """What may be read of it."""
-        if self._fact("task_type", str, "") in _INSTRUCTED and (parts := self._parts()) is not None:
-            return parts.files
-        return [file for split in self.splits for file in self.folder.files[split]]
 
     @property
     def has_rows(self) -> bool:

@@ -14,7 +14,6 @@ from ...data.formats import Dialect, Quoting, listing
 from ...data.splits import (
     DEV_SPLITS,
     KNOWN_SPLITS,
-    DataFile,
     Folder,
     UnknownSplit,
     choose_split,
@@ -28,7 +27,7 @@ from ..judged_model import Kind
 from ..tasks.base import Task
 from .collections import find_beir, find_contents, find_split_files
 from .dataset_json import FILE, Described, NoTask
-from .hub import DEFAULT_PART, check_readable, configuration, is_beside, stated, subset_of
+from .hub import DEFAULT_PART, configuration, is_beside, stated, subset_of
 from .rows import ANY, READERS, Source, UnknownForm, Wanted, kind_of_rows, read_rows_task, seen_file, seen_in, unfit
 
 logger = logging.getLogger(__name__)
@@ -42,13 +41,11 @@ class DataSet:
         name: Of its task.
         place: Where it is, as the user named it.
         read: Reads the task of a split.
-        files: What it may read.
     """
 
     name: str
     place: str
     read: Callable[[str | None], Task]
-    files: Sequence[DataFile] = ()
 
     @property
     def folder_name(self) -> str:
@@ -92,7 +89,6 @@ def _read_tasks(
     if tasks is not None:
         found = _selected(found, tasks, place)
     must = tasks is not None or len(found) == 1
-    check_readable([file for data_set in found for file in data_set.files])
     read: list[tuple[DataSet, Task]] = []
     problems = []
     for data_set in found:
@@ -112,15 +108,6 @@ def _read_tasks(
         replace(task, name=f"{task.name} ({data_set.folder_name})") if names[task.name] > 1 else task
         for data_set, task in read
     ]
-
-
-def data_files(path: str | os.PathLike[str], wanted: Wanted) -> list[DataFile]:
-    """What `read_tasks` may read of a path.
-
-    Raises:
-        DataError: as there.
-    """
-    return [file for data_set in _data_sets(os.fspath(path), wanted) for file in data_set.files]
 
 
 def _data_sets(place: str, wanted: Wanted, left_out: list[str] | None = None) -> list[DataSet]:
@@ -162,15 +149,14 @@ def _of_folder(folder: Folder, wanted: Wanted, *, alone: bool = False) -> DataSe
                 return inner
     described = Described.of(folder, wanted)
     if described is not None:
-        return DataSet(described.name, folder.path, described.read, described.files)
+        return DataSet(described.name, folder.path, described.read)
     name = wanted.name or folder.name
     protocol = protocol_of(name)
     rows = _subset(folder, wanted.subset)
     parts = find_beir(folder, wanted.subset) or find_beir(rows) or find_split_files(rows)
     if parts is not None:
         return DataSet(
-            name, folder.path,
-            lambda split: parts.read(name, split, protocol=protocol, kind=wanted.kind), parts.files,
+            name, folder.path, lambda split: parts.read(name, split, protocol=protocol, kind=wanted.kind)
         )  # fmt: skip
     texts = find_contents(rows)
     if texts is not None:
@@ -179,8 +165,7 @@ def _of_folder(folder: Folder, wanted: Wanted, *, alone: bool = False) -> DataSe
         return None  # What stands beside the parts of a test collection is not what the user wants scored.
     # A file that fits nothing counts too where nothing else can be meant: its error is the one to show.
     if (alone and len(rows.files) == 1) or find_split(rows.files, *KNOWN_SPLITS) or _row_files(rows):
-        files = [file for stem, found in rows.files.items() if split_in(stem) for file in found]
-        return DataSet(name, folder.path, lambda split: _split_task(rows, split, replace(wanted, name=name)), files)
+        return DataSet(name, folder.path, lambda split: _split_task(rows, split, replace(wanted, name=name)))
     return None
 
 
@@ -211,7 +196,7 @@ def _of_file(place: str, wanted: Wanted) -> DataSet:
                 return texts.read(name, None, protocol_of(name))
         return _rows_task(Source(name, own, file, folder, protocol=protocol_of(name)), wanted.kind)
 
-    return DataSet(name, place, read, [file])
+    return DataSet(name, place, read)
 
 
 def _of_one(place: str, wanted: str | None, *splits: str) -> str:

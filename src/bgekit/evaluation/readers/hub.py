@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 
 from ...data.columns import LANGUAGE, first_line
 from ...data.splits import KNOWN_SPLITS, DataFile, Folder, owned_by, repository_name, split_in
-from ...errors import DataError, import_extra
+from ...errors import DataError
 
 #: What mteb's loader calls the parts of a test collection, each a configuration of its own.
 CORPUS_PART: Final = ("corpus",)
@@ -141,14 +141,6 @@ def is_beside(name: str, others: Sequence[str]) -> bool:
     """Whether a folder's name says that it has the judgements of one of the others."""
     own = repository_name(name)
     return any(_same(own, f"{repository_name(other)}-qrels") for other in others)
-
-
-def check_readable(files: Sequence[DataFile]) -> None:
-    """Raise MissingExtraError, before anything is read, where what reads one of the files is not installed."""
-    from ...data.formats import TABLES, stem_and_format
-
-    if any(stem_and_format(file.name)[1] in TABLES for file in files):
-        import_extra("pyarrow.parquet", "parquet")
 
 
 def _same(name: str, other: str) -> bool:

@@ -17,17 +17,19 @@ from typing import Final, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-from ...data.arrow_store import (
+from ...data.arrow_store import Counts
+from ...data.columns import BadLines
+from ...data.formats import Dialect, Quoting, stem_and_format
+from ...data.training_rows import (
+    EXPECTED,
     HAS_SCORE,
     HAS_TEACHER,
     NEGATIVE_IS_POSITIVE,
     POSITIVE_IS_QUERY,
-    Counts,
+    Row,
     RowStore,
     open_store,
 )
-from ...data.formats import Dialect, Quoting, stem_and_format
-from ...data.training_rows import Problems, Row
 from ...errors import ArgumentError, DataError
 
 logger = logging.getLogger(__name__)
@@ -134,6 +136,7 @@ def _named_so(path: str, file: str) -> bool:
 _Opened: TypeAlias = tuple[DataSpec, tuple[RowStore, ...]]
 #: A part of the seed of each use, so that no two of them draw the same numbers.
 _LIMIT_DRAW: Final = 1
+_ADVICE: Final = f"\n{EXPECTED[0].upper()}{EXPECTED[1:]}; nothing was trained."
 #: Rows whose texts are compared at once.
 _COMPARED: Final = 1000
 
@@ -283,21 +286,21 @@ def load_data(
     if max_rows is not None and max_rows < 1:
         raise ArgumentError(f"max_example_num_per_dataset must be at least 1, not {max_rows}")
     folder = Path(cache) if cache is not None else default_cache()
-    problems, dialect = Problems(), Dialect(encoding, quoting)
+    bad, dialect = BadLines(), Dialect(encoding, quoting)
     warnings: list[str] = []
     specs = find_datasets([os.fspath(path) for path in paths], weights, in_batch_negatives=in_batch_negatives)
     opened: list[_Opened] = []
     for spec in specs:
-        store = open_store(spec.files[0], folder, problems, dialect)
+        store = open_store(spec.files[0], folder, bad, dialect)
         if store is None:
             continue
         if not len(store):
             warnings.append(f"{store.source} is empty")
             continue
         if teacher:
-            _check_teacher(store, same_dataset, problems)
+            _check_teacher(store, same_dataset, bad)
         opened.append((_with_facts(spec, store), (store,)))
-    problems.check()
+    bad.check("problem", "in the training data", _ADVICE)
     if same_dataset and small_threshold:
         opened = _merged(opened, small_threshold, drop_threshold, warnings)
     datasets: list[Dataset] = []
@@ -327,16 +330,16 @@ def check_cosines(data: TrainingData) -> None:
     Raises:
         DataError: some are not from -1 to 1: all of them are listed.
     """
-    problems = Problems()
+    bad = BadLines()
     for dataset in (each for each in data.datasets if each.scored):
         scores = dataset.scores()
         for position in np.flatnonzero(np.abs(scores) > 1):
-            problems.add(
+            bad.add(
                 *data.line(int(dataset.rows[position])),
                 f"a score of {scores[position]:g} is no cosine: --scored_loss mse needs -1 to 1; divide the scores, or "
                 "take cosent, for which only their order counts",
             )
-    problems.check()
+    bad.check("problem", "in the training data", _ADVICE)
 
 
 @dataclass(frozen=True)
@@ -391,14 +394,14 @@ def _with_facts(spec: DataSpec, store: RowStore) -> DataSpec:
     return replace(spec, batch_size=first["batch_size"], type=first["type"])
 
 
-def _check_teacher(store: RowStore, same_dataset: bool, problems: Problems) -> None:
+def _check_teacher(store: RowStore, same_dataset: bool, bad: BadLines) -> None:
     notes = store.column("notes")
     missing = np.flatnonzero(notes & (HAS_TEACHER | HAS_SCORE) == 0)
     if not len(missing) or (same_dataset and not (notes & HAS_TEACHER).any()):
         return
     lines = store.column("line")[missing]
     for line in lines:
-        problems.add(
+        bad.add(
             store.source, int(line), "no pos_scores and neg_scores, which knowledge distillation needs (`bge score`)"
         )
 

@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,7 +22,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ...display.templates import render
 from ...errors import ArgumentError, CheckpointError, OutputError
-from ...files.atomic import remove_leftovers, usual_modes, working_names
+from ...files.atomic import atomic_file, remove_leftovers, scratch_folder, usual_modes
 from ...inference.embedder import make_selftest
 from ...models.sentence_transformers_files import short_names, shown_name
 from ...models.weights import read_tensors, weight_files
@@ -54,9 +54,8 @@ def mark_whole(folder: Path, identity: Mapping[str, Any]) -> None:
     for name in files:
         with (folder / name).open("rb") as file:
             os.fsync(file.fileno())
-    temporary = folder / f"{WHOLE}.tmp"
-    temporary.write_text(json.dumps({"files": files, "run": identity}, indent=1), encoding="utf-8")
-    os.replace(temporary, folder / WHOLE)
+    with atomic_file(folder / WHOLE) as file:
+        file.write(json.dumps({"files": files, "run": identity}, indent=1).encode())
 
 
 def is_whole(folder: Path) -> bool:
@@ -250,18 +249,9 @@ def save_final(output: Path, write: Callable[[Path], None], provenance: Mapping[
             raise OutputError(f"cannot save the model to {output}: {error.strerror or error}") from error
 
 
-@contextmanager
-def scratch(output: Path) -> Iterator[Path]:
+def scratch(output: Path) -> AbstractContextManager[Path]:
     """A folder within the output folder, on the same disk, that is gone afterwards."""
-    with working_names(output / "scratch") as (folder, _):
-        try:
-            folder.mkdir()
-        except OSError as error:
-            raise OutputError(f"cannot write to {output}: {error.strerror or error}") from error
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    return scratch_folder(output / "scratch")
 
 
 def save_encoder(
