@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from bgekit.data.records import Record
-from bgekit.errors import ApiError, ArgumentError, CardError, NumericalError, TextTypeError
+from bgekit.errors import ApiError, ArgumentError, CardError, CheckpointError, NumericalError, TextTypeError
 from bgekit.inference import openai as openai_http
 from bgekit.inference.embeddings import Embeddings
 from bgekit.inference.openai import OpenAIEmbedder, split_requests
@@ -737,6 +737,17 @@ def test_flag_model_of_a_hosted_name(server: Server):
     model = FlagModel("text-embedding-3-small", use_fp16=True, query_instruction_for_retrieval="q: ")
     assert isinstance(model, OpenAIEmbedder)
     assert model.dimension == 1536
+
+
+def test_the_factory_gives_either_kind(server: Server, tmp_path: Any):
+    from bgekit import load_model
+
+    model = load_model("text-embedding-3-small", truncate_dim=8)
+    assert isinstance(model, OpenAIEmbedder) and model.dimension == 8
+    with pytest.raises(CheckpointError, match="no such"):
+        load_model(tmp_path / "no such")
+    with pytest.raises(ArgumentError, match="has no use for cache_dir="):
+        load_model("text-embedding-3-small", cache_dir="/tmp")
 
 
 def test_card_and_fingerprint(server: Server):

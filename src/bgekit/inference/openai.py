@@ -185,7 +185,7 @@ class OpenAIEmbedder(Embedder):
 
     def settle(self) -> None:
         """See `Embedder`: at another address than the public one, a known name may be that of another model."""
-        if self._width is None and self._truncate_dim is None and not self._endpoint.is_public:
+        if self._width is None and self._truncate_dim is None and self._endpoint.url != f"{DEFAULT_URL}/embeddings":
             self._ask_for_width()
 
     def _ask_for_width(self) -> int:
@@ -600,14 +600,6 @@ class Endpoint:
         if not (self._key.isascii() and self._key.isprintable()):
             raise ArgumentError(f"the API key holds characters that no key has; check {KEY_VARIABLE}")
         self._retries = retries
-
-    @property
-    def is_public(self) -> bool:
-        """Whether this is OpenAI's own API."""
-        return self.url == f"{DEFAULT_URL}/embeddings"
-
-    def __repr__(self) -> str:
-        return f"Endpoint({self.url!r})"
 
     def client(self) -> httpx.AsyncClient:
         """A new HTTP client, through the proxy of the environment for this address. It follows no redirect.
