@@ -282,7 +282,10 @@ def _sum(tensors: Iterator[Tensor]) -> Tensor:
 
 def _threshold(read: Rows, blocks: Sequence[slice], density: float) -> float:
     """The least magnitude (float32) among the `density` largest of a tensor."""
-    sizes = np.concatenate([read(rows).float().abs().flatten().numpy() for rows in blocks])
+    width = read(blocks[0])[0].numel()
+    sizes = np.empty(blocks[-1].stop * width, dtype=np.float32)
+    for rows in blocks:
+        sizes[rows.start * width : rows.stop * width] = read(rows).float().abs().flatten().numpy()
     wanted = max(1, math.ceil(density * len(sizes)))
     sizes.partition(len(sizes) - wanted)
     return float(sizes[len(sizes) - wanted])
