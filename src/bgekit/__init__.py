@@ -13,7 +13,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .errors import BgekitError
-    from .inference.embedder import FlagModel
+    from .inference.embedder import FlagModel, load_model
     from .inference.embeddings import Embeddings
     from .inference.model import Embedder
     from .inference.openai import OpenAIEmbedder
@@ -31,6 +31,7 @@ _HOMES = {
     "FlagReranker": "inference.reranker",
     "ModelCard": "models.card",
     "OpenAIEmbedder": "inference.openai",
+    "load_model": "inference.embedder",
     "read_card": "models.card_reading",
 }
 
@@ -43,6 +44,7 @@ __all__ = [
     "ModelCard",
     "OpenAIEmbedder",
     "__version__",
+    "load_model",
     "read_card",
 ]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import gc
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -19,7 +22,7 @@ import numpy as np
 import pytest
 
 from bgekit.data.records import Record
-from bgekit.errors import ApiError, ArgumentError, CardError, NumericalError, TextTypeError
+from bgekit.errors import ApiError, ArgumentError, CardError, CheckpointError, NumericalError, TextTypeError
 from bgekit.inference import openai as openai_http
 from bgekit.inference.embeddings import Embeddings
 from bgekit.inference.openai import OpenAIEmbedder, split_requests
@@ -417,7 +420,11 @@ def test_tries_are_bounded(server: Server):
 )
 def test_retry_after_is_honoured(server: Server, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch):
     waited: list[float] = []
-    monkeypatch.setattr(threading.Event, "wait", lambda self, timeout=None: waited.append(timeout) and False)
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
 
     def busy(number: int, payload: dict[str, Any]) -> Reply | None:
         now = {name: value.replace("DATE", formatdate(time.time() + 2, usegmt=True)) for name, value in headers.items()}
@@ -425,8 +432,8 @@ def test_retry_after_is_honoured(server: Server, headers: dict[str, str], monkey
 
     server.script = busy
     endpoint = openai_http.Endpoint(server.url, KEY, openai_http.Retries())
-    endpoint.post({"model": "m", "input": ["a"]}, threading.Event())
-    (wait,) = (seconds for seconds in waited if seconds is not None and seconds > 0.5)
+    asyncio.run(endpoint.post({"model": "m", "input": ["a"]}, endpoint.client()))
+    (wait,) = (seconds for seconds in waited if seconds > 0.5)
     assert 0.9 <= wait <= 2.3
 
 
@@ -596,6 +603,60 @@ def test_close_ends_waiting_calls(server: Server):
     assert model.encode("a").shape == (WIDTH,)
 
 
+def test_a_caller_who_stops_reading_waits_for_no_answer(server: Server):
+    hang = threading.Event()
+    server.script = lambda number, payload: hang.wait(20) and None if "slow" in payload["input"] else None
+    model = hosted(timeout=20)
+    results = model.encode_windows([["quick"], ["slow"]])
+    next(results)
+    begin = time.monotonic()
+    results.close()
+    model.close()
+    assert time.monotonic() - begin < 2
+    assert model.encode("after").shape == (WIDTH,)
+    hang.set()
+
+
+def test_a_model_that_is_dropped_leaves_no_thread(server: Server):
+    before = threading.active_count()
+    model = hosted()
+    model.encode("a")
+    assert any(thread.name == "bgekit-api" for thread in threading.enumerate())
+    del model
+    gc.collect()
+    until = time.monotonic() + 5
+    while any(thread.name == "bgekit-api" for thread in threading.enumerate()) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
+
+
+def test_proxies_of_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch):
+    for name in ("http_proxy", "HTTP_PROXY", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:1")  # Not for this address alone: left aside.
+    monkeypatch.setenv("http_proxy", server.url.removeprefix("http://").removesuffix("/v1"))
+    hosted(base_url="http://embeddings.invalid/v1").encode("a")
+    assert server.paths == ["http://embeddings.invalid/v1/embeddings"]
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    assert hosted().encode("a").shape == (WIDTH,)
+    monkeypatch.setenv("no_proxy", "localhost")
+    monkeypatch.setenv("http_proxy", "ftp://127.0.0.1:1")
+    with pytest.raises(ApiError, match="proxy for http://127"):
+        hosted().encode("a")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_has_a_connection_of_its_own(server: Server):
+    model = hosted()
+    expected = model.encode(["a", "b"])
+    child = os.fork()
+    if child == 0:  # pragma: no cover
+        os._exit(0 if np.array_equal(model.encode(["a", "b"]), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert np.array_equal(model.encode(["b"])[0], expected[1])
+
+
 def test_ctrl_c_does_not_wait_for_a_server_that_hangs(server: Server):
     hang = threading.Event()
     server.script = lambda number, payload: hang.wait(20)
@@ -634,8 +695,12 @@ def test_key_and_address(monkeypatch: pytest.MonkeyPatch):
         hosted(base_url="file:///etc/passwd")
     with pytest.raises(ArgumentError, match="password"):
         hosted(base_url="https://me:secret@host/v1")
+    with pytest.raises(ArgumentError, match="base URL"):
+        hosted(base_url="https://host:port/v1")
     with pytest.raises(ArgumentError, match="key holds characters"):
         hosted(base_url="http://127.0.0.1/v1", api_key="a\nb")
+    with pytest.raises(ArgumentError, match="key holds characters"):
+        hosted(base_url="http://127.0.0.1/v1", api_key="sk-字")
 
 
 def test_no_key_is_sent_where_there_is_none(server: Server, monkeypatch: pytest.MonkeyPatch):
@@ -672,6 +737,17 @@ def test_flag_model_of_a_hosted_name(server: Server):
     model = FlagModel("text-embedding-3-small", use_fp16=True, query_instruction_for_retrieval="q: ")
     assert isinstance(model, OpenAIEmbedder)
     assert model.dimension == 1536
+
+
+def test_the_factory_gives_either_kind(server: Server, tmp_path: Any):
+    from bgekit import load_model
+
+    model = load_model("text-embedding-3-small", truncate_dim=8)
+    assert isinstance(model, OpenAIEmbedder) and model.dimension == 8
+    with pytest.raises(CheckpointError, match="no such"):
+        load_model(tmp_path / "no such")
+    with pytest.raises(ArgumentError, match="has no use for cache_dir="):
+        load_model("text-embedding-3-small", cache_dir="/tmp")
 
 
 def test_card_and_fingerprint(server: Server):

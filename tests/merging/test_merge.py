@@ -13,8 +13,16 @@ from safetensors.torch import load_file, save_file
 
 from bgekit import FlagModel, FlagReranker
 from bgekit.errors import ArgumentError, CardError, CheckpointError, NumericalError, OutputError
-from bgekit.merging import Merging, Options, Validation, merge, mix_models, mix_models_by_layers, mix_models_with_data
-from bgekit.merging import tensor_blocks as tensors
+from bgekit.merging import (
+    Merging,
+    Options,
+    Validation,
+    merge,
+    merged_model,
+    mix_models,
+    mix_models_by_layers,
+    mix_models_with_data,
+)
 from conftest import check_modes, read_readme
 
 WEIGHTS = "model.safetensors"
@@ -309,14 +317,15 @@ def test_weights_that_are_not_finite(pair, copied, tmp_path):
 
 
 def test_a_full_disk_leaves_nothing(pair, tmp_path, monkeypatch):
-    write = tensors.write_safetensors
+    write = merged_model.write_safetensors
 
-    def full(file, entries, blocks):
+    def full(file, stored, merged):
         def some(name):
-            yield from blocks(name)
-            raise OSError(errno.ENOSPC, "No space left on device")
+            if name.startswith("pooler"):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return merged(name)
 
-        write(file, entries, some)
+        write(file, stored, some)
 
     monkeypatch.setattr("bgekit.merging.merged_model.write_safetensors", full)
     with pytest.raises(OutputError, match=r"to \S+/out: No space left on device"):

@@ -22,8 +22,8 @@ from bgekit.training.loop.gradient_cache import cached_backward, plain_backward
 from bgekit.training.losses.contrastive import Contrastive
 from bgekit.training.losses.distributed import LossValue
 from bgekit.training.losses.false_negatives import FalseNegatives
-from bgekit.training.losses.listwise import GroupLoss, MarginMse
-from bgekit.training.losses.matryoshka import Matryoshka, OnSimilarities, Weighted
+from bgekit.training.losses.listwise import GroupLoss
+from bgekit.training.losses.matryoshka import Matryoshka
 from bgekit.training.losses.sts import CoSent, ScoredMse
 
 VOCABULARY, WIDTH, ROWS = 40, 12, 13
@@ -138,14 +138,11 @@ CASES: dict[str, tuple[str, Any]] = {
     ),
     "matryoshka": ("vectors", Matryoshka(_contrastive, dims=[12, 6, 3], weights=[1, 2, 0.5])),
     "matryoshka of m3": ("vectors", Matryoshka(Contrastive(0.05, distillation="m3_kd_loss"), dims=[4, 12])),
-    "margin": ("vectors", OnSimilarities(MarginMse(temperature=0.2))),
-    "mixed": ("vectors", Weighted([(0.5, _contrastive), (2.0, OnSimilarities(GroupLoss(0.1, distillation=1.0)))])),
     "cosent": ("pairs", CoSent()),
     "mse": ("pairs", ScoredMse()),
     "matryoshka of cosent": ("pairs", Matryoshka(CoSent(scale=5.0), dims=[12, 5])),
     "group": ("scores", GroupLoss()),
     "group, distilled": ("scores", GroupLoss(temperature=0.5, distillation=0.3, labels=0.2)),
-    "group, margin": ("scores", MarginMse()),
 }
 
 #: Rows of each process; 13 in all.

@@ -114,7 +114,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
     from ..errors import require_extra
     from ..files.atomic import check_place, target_folder
 
-    require_extra("eval", "scipy", *(("matplotlib",) if args.output else ()))
+    require_extra("eval", "scipy", "sklearn", *(("matplotlib",) if args.output else ()))
     if args.output:
         check_place(args.output, folder=True)
     if args.save:

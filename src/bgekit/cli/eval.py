@@ -171,9 +171,9 @@ def _candidates(name: str, args: argparse.Namespace, reranker: FlagReranker | No
     elif args.compare == "dimension":
         settings = [Setting(dimension=size) for size in args.dimensions or []]
         if not settings:
-            from .. import FlagModel
+            from ..inference import load_model
 
-            with FlagModel(name, **given) as model:
+            with load_model(name, **given) as model:
                 whole = model.dimension
             settings = [Setting(), Setting(dimension=whole * 2 // 3), Setting(dimension=whole // 3)]
     if reranker is not None:

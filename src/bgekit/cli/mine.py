@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
         return _run_pairs(args)
     if args.positive_label or args.negative_label:
         raise ArgumentError("--positive_label and --negative_label go with --labelled_pairs")
-    from .. import FlagModel
+    from .. import load_model
     from ..data.training_rows import check_training
     from ..display.progress import EncodeProgress, RowProgress
     from ..mining.mining import check_task, mine, report_path
@@ -154,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
     check_training(args.input, dialect=task.dialect)
     Judgements.read(task.qrels, task.queries, task.dialect)
     with contextlib.ExitStack() as stack:
-        models = [stack.enter_context(FlagModel(name, **options.model_arguments(args))) for name in args.model or ()]
+        models = [stack.enter_context(load_model(name, **options.model_arguments(args))) for name in args.model or ()]
         reranker = stack.enter_context(options.load_reranker(args, args.reranker)) if args.reranker else None
         show = not (args.no_progress or args.quiet)
         advance = stack.enter_context(RowProgress("mine", "rows", show=show))

@@ -156,9 +156,9 @@ def add_hub_options(group: argparse._ActionsContainer) -> None:
 
 def load_model(args: argparse.Namespace) -> Embedder:
     """The model that the options of `add_model_options` describe."""
-    from .. import FlagModel
+    from ..inference import load_model as load
 
-    return FlagModel(args.model, **model_arguments(args))
+    return load(args.model, **model_arguments(args))
 
 
 def model_arguments(args: argparse.Namespace) -> dict[str, Any]:

@@ -72,9 +72,9 @@ class Candidate:
 
     def opened(self) -> Embedder:
         """The model, which can be used as it is to be judged; the weights of one by name are read at its first use."""
-        from ..inference.embedder import FlagModel
+        from ..inference.embedder import load_model
 
-        embedder = self.embedder if self.embedder is not None else FlagModel(self.name, **self.options)
+        embedder = self.embedder if self.embedder is not None else load_model(self.name, **self.options)
         for setting in self.settings:
             JudgedModel(embedder, setting)
         return embedder

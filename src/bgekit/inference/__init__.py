@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .embedder import FlagModel
+    from .embedder import FlagModel, load_model
     from .embeddings import Embeddings
     from .model import Embedder
     from .openai import OpenAIEmbedder
@@ -23,6 +23,7 @@ _HOMES = {
     "OpenAIEmbedder": "openai",
     "ShardSet": "shards",
     "encode_to_shards": "shards",
+    "load_model": "embedder",
     "load_shards": "shards",
 }
 
@@ -35,6 +36,7 @@ __all__ = [
     "OpenAIEmbedder",
     "ShardSet",
     "encode_to_shards",
+    "load_model",
     "load_shards",
 ]
 

@@ -17,7 +17,7 @@ from ..files.atomic import target_folder
 from ..files.hashing import digest
 from ..models.card import UNSET, ModelCard, Pooling, Unset
 from ..models.card_reading import family_of, read_card, refuse_reranker
-from ..models.families import find_family
+from ..models.families import find_family, is_hosted
 from ..models.hub import resolve
 from ..models.prompts import Prompt
 from ..models.weights import fingerprint
@@ -52,12 +52,9 @@ class FlagModel(Embedder):
     _to_be_used = True
 
     def __new__(cls, model_name_or_path: str | os.PathLike[str], *args: Any, **options: Any) -> Any:
-        """A hosted model (`text-embedding-3-small`) gives an `OpenAIEmbedder`, which has the same methods."""
-        family = find_family(os.fspath(model_name_or_path))
-        if family is not None and family.kind == "api":
-            from .openai import OpenAIEmbedder
-
-            return OpenAIEmbedder(os.fspath(model_name_or_path), *args, **options)
+        """Leave the name of a hosted model to `load_model`, whose type says what comes of it, as no class's can."""
+        if is_hosted(os.fspath(model_name_or_path)):
+            return load_model(model_name_or_path, *args, **options)
         return super().__new__(cls)
 
     def __init__(
@@ -428,3 +425,33 @@ def make_selftest(
     # The shortest decimal number that is read back as the same float32.
     values = [float(str(value)) for value in vector]
     return {"text": SELFTEST_TEXT, "max_length": card.max_length, "vector": values}
+
+
+def load_model(model_name_or_path: str | os.PathLike[str], **options: Any) -> Embedder:
+    """An embedder by its name, be it a checkpoint or a hosted model.
+
+    `FlagModel(name)` of a hosted model comes here, too, for the sake of names in settings; to type checkers and readers
+    this function says what the class cannot: that the result may be either.
+
+    Args:
+        model_name_or_path: A folder, a Hugging Face id or `packaged:NAME`, which give a `FlagModel`; or the name of a
+            hosted model such as `text-embedding-3-small`, which gives an `OpenAIEmbedder`.
+        options: Arguments of that class.
+
+    Raises:
+        CheckpointError: there is no such model, or its files are damaged.
+        CardError: pooling is known to nobody, or the model is no embedder.
+        ArgumentError: an argument is impossible.
+        ApiError: the model is hosted, and there is no key.
+
+    Example:
+        >>> from bgekit import load_model
+        >>> load_model("text-embedding-3-small", api_key="sk-...").dimension
+        1536
+    """
+    name = os.fspath(model_name_or_path)
+    if is_hosted(name):
+        from .openai import OpenAIEmbedder
+
+        return OpenAIEmbedder(name, **options)
+    return FlagModel(name, **options)

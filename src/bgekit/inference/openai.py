@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+import contextlib
 import functools
-import http.client
+import itertools
 import json
 import logging
 import os
@@ -13,20 +15,18 @@ import random
 import re
 import ssl
 import threading
-import urllib.error
 import urllib.request
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from email.message import Message
 from email.utils import parsedate_to_datetime
 from functools import cached_property
-from typing import Any, Final, Literal, TypeVar, cast
-from urllib.parse import urlsplit
+from typing import Any, Final, Literal, cast
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 
@@ -39,15 +39,35 @@ from ..models.prompts import Prompt
 from .embeddings import Encoded
 from .model import Embedder
 from .openai_errors import Meaning, error_fields, meaning, most_texts
+from .similarity import unit
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
+Vectors = npt.NDArray[np.float32]
+KEY_VARIABLE: Final = "OPENAI_API_KEY"
+URL_VARIABLE: Final = "OPENAI_BASE_URL"
+DEFAULT_URL: Final = "https://api.openai.com/v1"
 #: Texts of a request unless the caller says otherwise: enough to hide the round trip, few enough to overlap.
 DEFAULT_TEXTS: Final = 256
-#: What the API takes of one text at most, for models that the family table does not know.
+#: The API takes no more texts in one request.
+MAX_TEXTS: Final = 2048
+#: The API takes 300,000 tokens in one request; the estimate from bytes is rough, so this stays clear of it.
+TOKEN_BUDGET: Final = 250_000
+#: UTF-8 bytes of a token, on the low side: English has about 4, Chinese characters (3 bytes) about 1 token each.
+_BYTES_PER_TOKEN: Final = 2
+#: Tokens that the API takes of one text at most, for models that the family table does not know.
 _DEFAULT_LENGTH: Final = 8192
-#: What vectors can be asked for as; None asks for nothing.
+#: Number formats that vectors can be asked for in, the next one tried where one is refused; None asks for nothing.
 _FORMATS: Final = ("base64", "float", None)
+#: White space of all kinds, and what is not seen at all: control characters, soft hyphens, marks of direction...
+_BLANK: Final = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u3164\ufeff]*")
+#: Statuses that another try may change; so may every other 5xx.
+_PASSING_STATUS: Final = frozenset({408, 409, 429})
+#: Codes of answers that look passing and are not.
+_FINAL_CODES: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
+#: Characters of an API's message that are shown.
+_SHOWN: Final = 300
+#: From so many characters on, a key is taken out of messages wherever it stands, or as a word of its own.
+_SECRET, _WORD = 12, 4
 
 
 class OpenAIEmbedder(Embedder):
@@ -113,41 +133,47 @@ class OpenAIEmbedder(Embedder):
             names = ", ".join(f"{name}=" for name in others)
             raise ArgumentError(f"{model_name_or_path} is computed by an API, which has no use for {names}")
         self.model = model_name_or_path
-        self._family = find_family(model_name_or_path)
-        if self._family is not None and self._family.kind == "reranker":
+        self._family = family = find_family(model_name_or_path)
+        if family is not None and family.kind == "reranker":
             raise CardError(f"{model_name_or_path} is a reranker: it scores pairs and has no text vectors")
-        if self._family is None and isinstance(query_instruction_for_retrieval, Unset):
+        if family is None and isinstance(query_instruction_for_retrieval, Unset):
             _warn_of_prompts(model_name_or_path)
+        self.batch_size = DEFAULT_TEXTS if batch_size is None else batch_size
+        _check_number("batch_size", self.batch_size, MAX_TEXTS)
         if truncate_dim is not None:
-            _check_number("truncate_dim", truncate_dim, self._table_dimension() or 1_000_000)
+            _check_number("truncate_dim", truncate_dim, known_dimension(self.model) or 1_000_000)
         _check_number("concurrency", concurrency, 256)
         _check_number("max_attempts", max_attempts, 100)
         if encoding_format not in _FORMATS:
             raise ArgumentError(f"encoding_format must be 'base64', 'float' or None, not {encoding_format!r}")
-        self.batch_size = _request_size(batch_size)
         self.convert_to_numpy = convert_to_numpy
         self._truncate_dim = truncate_dim
         self._normalize = True if isinstance(normalize_embeddings, Unset) else normalize_embeddings
         if isinstance(query_instruction_format, Unset):
-            query_instruction_format = (self._family.template if self._family else None) or "{}{}"
-        self._prompts = {
-            "query": self._prompt("query", query_instruction_for_retrieval, query_instruction_format),
-            "document": self._prompt("document", passage_instruction_for_retrieval, passage_instruction_format),
-        }
+            query_instruction_format = (family.template if family else None) or "{}{}"
+        self._prompts: dict[str, Prompt] = {}
+        for role, instruction, template in (
+            ("query", query_instruction_for_retrieval, query_instruction_format),
+            ("document", passage_instruction_for_retrieval, passage_instruction_format),
+        ):
+            if not isinstance(instruction, Unset):
+                self._prompts[role] = Prompt.from_format(instruction, template)
+            else:
+                self._prompts[role] = getattr(family, role) if family else Prompt()
         self._endpoint = Endpoint(
             base_url or os.environ.get(URL_VARIABLE) or DEFAULT_URL,
             api_key if api_key is not None else os.environ.get(KEY_VARIABLE),
             Retries(attempts=max_attempts, timeout=timeout),
         )
-        # What its answers have told: so far nothing.
-        self._lock, self._first = threading.Lock(), threading.Lock()
+        self._concurrency = concurrency
+        self._connection: Connection | None = None
+        self._connecting = threading.Lock()
+        # Learnt from the answers, which one thread reads: the format that is taken, the most texts of a request if it
+        # is known, the most that were taken so far, and the width of the vectors.
         self._format = encoding_format
         self._most_texts: int | None = None
         self._taken = 0
         self._width: int | None = None
-        self._slots = threading.BoundedSemaphore(concurrency)
-        self._requests_ahead = 2 * concurrency
-        self._stops: weakref.WeakSet[threading.Event] = weakref.WeakSet()
 
     @cached_property
     def dimension(self) -> int:
@@ -155,13 +181,16 @@ class OpenAIEmbedder(Embedder):
 
         Where an answer has another width than the table, that of the answer counts from then on.
         """
-        width = self._truncate_dim or self._table_dimension()
-        return width or int(self._request(["dimension"], threading.Event()).vectors.shape[1])
+        return self._truncate_dim or known_dimension(self.model) or self._ask_for_width()
 
     def settle(self) -> None:
         """See `Embedder`: at another address than the public one, a known name may be that of another model."""
-        if self._width is None and self._truncate_dim is None and not self._endpoint.is_public:
-            self._request(["dimension"], threading.Event())
+        if self._width is None and self._truncate_dim is None and self._endpoint.url != f"{DEFAULT_URL}/embeddings":
+            self._ask_for_width()
+
+    def _ask_for_width(self) -> int:
+        connection = self._connected()
+        return int(connection.result(connection.start(self._embed(["dimension"], 1, connection))).vectors.shape[1])
 
     @property
     def precision(self) -> str:
@@ -204,20 +233,22 @@ class OpenAIEmbedder(Embedder):
         raise ArgumentError(f"{self.model} is behind an API and has no weights that could be saved to {path}")
 
     def close(self) -> None:
-        """End the calls that are under way in other threads, each with an ApiError."""
-        for stop in list(self._stops):
-            stop.set()
+        """End the calls that are under way in other threads, each with an ApiError, and close the connections."""
+        with self._connecting:
+            if self._connection is not None:
+                self._connection.close()
 
     def __repr__(self) -> str:
         return f"OpenAIEmbedder({self.model!r}, url={self._endpoint.url!r})"
 
-    def _table_dimension(self) -> int | None:
-        return known_dimension(self.model)
-
-    def _prompt(self, role: str, instruction: str | Unset | None, template: str) -> Prompt:
-        if not isinstance(instruction, Unset):
-            return Prompt.from_format(instruction, template)
-        return getattr(self._family, role) if self._family else Prompt()
+    def _connected(self) -> Connection:
+        """The open connection; a new one where there is none, in a forked process above all."""
+        with self._connecting:
+            connection = self._connection
+            if connection is None or connection.closed or connection.process != os.getpid():
+                connection = self._connection = Connection(self._endpoint.client(), self._concurrency)
+                weakref.finalize(self, connection.close)
+            return connection
 
     def _encode_unique(
         self, windows: Iterable[list[str]], prompt: Prompt, max_length: int | None, batch_size: int | None
@@ -227,98 +258,92 @@ class OpenAIEmbedder(Embedder):
                 f"max_length={max_length} cannot be kept by {self.model}: the API counts tokens and refuses texts that "
                 "are too long; leave max_length out, and split long texts before"
             )
-        size = _request_size(batch_size, self.batch_size)
-        stop = threading.Event()
-        self._stops.add(stop)
-        jobs: deque[list[Future[Encoded]]] = deque()
-        emptied = 0
+        size = self.batch_size if batch_size is None else batch_size
+        _check_number("batch_size", size, MAX_TEXTS)
+        connection = self._connected()
+        #: The results that are awaited, in order, each with the number of its requests.
+        waiting: deque[tuple[Future[Encoded], int]] = deque()
+        blank = 0
         try:
             for window in windows:
                 texts = [sendable(text, prompt) for text in window]
-                emptied += sum(text == " " != given for text, given in zip(texts, window, strict=True))
-                jobs.append(self._start(texts, size, stop))
-                while len(jobs) > 1 and sum(map(len, jobs)) > self._requests_ahead:
-                    yield _joined(jobs.popleft())
-            while jobs:
-                yield _joined(jobs.popleft())
+                blank += sum(text == " " != given for text, given in zip(texts, window, strict=True))
+                waiting.append((connection.start(self._embed(texts, size, connection)), -(-len(texts) // size)))
+                while len(waiting) > 1 and sum(requests for _, requests in waiting) > 2 * self._concurrency:
+                    yield connection.result(waiting[0][0])
+                    waiting.popleft()
+            while waiting:
+                yield connection.result(waiting[0][0])
+                waiting.popleft()
         finally:
-            # Reached early on an error, Ctrl-C or a caller who stops reading: nothing waits for another try.
-            stop.set()
-        if emptied:
-            logger.warning("%s takes no empty text: %d empty or blank ones were sent as a space", self.model, emptied)
+            # Reached early on an error, Ctrl-C or a caller who stops reading: requests under way are given up.
+            for future, _ in waiting:
+                future.cancel()
+        if blank:
+            logger.warning("%s takes no empty text: %d empty or blank ones were sent as a space", self.model, blank)
 
-    def _start(self, texts: Sequence[str], size: int, stop: threading.Event) -> list[Future[Encoded]]:
-        """Send the texts of a window. Blocks while enough requests are under way."""
-        requests: list[Future[Encoded]] = []
-        while texts:
-            if any(request.done() and request.exception() for request in requests):
-                break  # the others would most likely fail in the same way; _joined raises what happened
-            batch = next(split_requests(texts, min(size, self._most_texts or size)))
-            texts = texts[len(batch) :]
-            if self._is_known_size(len(batch)):
-                requests.append(self._submit(self._request, batch, stop))
-                continue
-            with self._first:  # A refusal tells what is taken: it is enough to be refused once.
-                requests.append(self._submit(self._request, batch, stop))
-                if not self._is_known_size(len(batch)):
-                    wait(requests[-1:])
-        return requests
+    async def _embed(self, texts: Sequence[str], size: int, connection: Connection) -> Encoded:
+        """Vectors of texts, from requests of at most `size` texts at the same time."""
+        requests: list[asyncio.Task[Encoded]] = []
 
-    def _is_known_size(self, texts: int) -> bool:
-        """Whether the API has taken as many texts in one request, or has said how many it takes."""
-        return self._most_texts is not None or texts <= self._taken
+        async def request(batch: list[str]) -> Encoded:
+            async with connection.slots:
+                return await self._request(batch, connection.client)
 
-    def _submit(self, work: Callable[..., T], *args: Any) -> Future[T]:
-        # Daemon threads, unlike those of an executor, do not keep a process alive that wants to end: a request that
-        # hangs must not hold up Ctrl-C.
-        future: Future[T] = Future()
-        self._slots.acquire()
+        try:
+            while texts:
+                async with connection.first:
+                    batch = next(split_requests(texts, min(size, self._most_texts or size)))
+                    texts = texts[len(batch) :]
+                    requests.append(asyncio.create_task(request(batch)))
+                    if self._most_texts is None and len(batch) > self._taken:
+                        # A refusal tells how many texts are taken: it is enough to be refused once.
+                        await asyncio.wait(requests[-1:])
+                        if requests[-1].exception():
+                            break
+            return _concatenated(await asyncio.gather(*requests))
+        finally:
+            for task in requests:
+                task.cancel()
 
-        def run() -> None:
-            try:
-                future.set_result(work(*args))
-            except BaseException as error:  # it is raised in the caller's thread
-                future.set_exception(error)
-            finally:
-                self._slots.release()
-
-        threading.Thread(target=run, name="bgekit-api", daemon=True).start()
-        return future
-
-    def _request(self, texts: list[str], stop: threading.Event) -> Encoded:
+    async def _request(self, texts: list[str], client: httpx.AsyncClient) -> Encoded:
         """Vectors of the texts of one request, or of its parts where it is too large for the API."""
         most, encoding_format = self._most_texts or len(texts), self._format
         if len(texts) > most:
             parts = [texts[first : first + most] for first in range(0, len(texts), most)]
-            return _concatenated([self._request(part, stop) for part in parts])
+            return _concatenated([await self._request(part, client) for part in parts])
         payload: dict[str, Any] = {"model": self.model, "input": texts}
         if encoding_format is not None:
             payload["encoding_format"] = encoding_format
         if self._truncate_dim is not None and (known_name(self.model) or "").startswith("text-embedding-3"):
             payload["dimensions"] = self._truncate_dim
         try:
-            answer = self._endpoint.post(payload, stop)
-        except FormatRefusedError as error:
-            if encoding_format is None:
-                raise self._named(error, texts) from error
-            self._ask_otherwise(encoding_format, error)
-            return self._request(texts, stop)
+            answer = await self._endpoint.post(payload, client)
         except RequestTooLargeError as error:
-            return self._smaller(texts, error, stop)
+            return await self._smaller(texts, error, client)
         except ApiError as error:
-            raise self._named(error, texts) from error
+            if not isinstance(error, FormatRefusedError) or encoding_format is None:
+                raise _with_texts(error, texts) from error
+            if self._format == encoding_format:  # Otherwise another request has found that out.
+                self._format = _FORMATS[_FORMATS.index(encoding_format) + 1]
+                logger.info("%s; asking with encoding_format=%r from now on", error, self._format)
+            return await self._request(texts, client)
         vectors = decode_vectors(answer, len(texts), self._truncate_dim)
         self._note_answer(len(texts), vectors.shape[1])
-        return Encoded(unit_length(vectors) if self._normalize else vectors, token_count(answer))
+        if self._normalize:
+            with np.errstate(invalid="ignore"):  # Infinity becomes NaN, which is an error of its own.
+                vectors = unit(vectors)
+        usage = answer.get("usage")
+        tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+        return Encoded(vectors, tokens if isinstance(tokens, int) else 0)
 
-    def _smaller(self, texts: list[str], error: RequestTooLargeError, stop: threading.Event) -> Encoded:
+    async def _smaller(self, texts: list[str], error: RequestTooLargeError, client: httpx.AsyncClient) -> Encoded:
         """Vectors of texts whose request was too large, from smaller ones."""
         if error.about == "length":  # Their number was no matter: it need not be tried alone again.
-            with self._lock:
-                self._taken = max(self._taken, len(texts))
+            self._taken = max(self._taken, len(texts))
         if len(texts) == 1:
             if error.about == "texts":
-                raise self._named(error, texts) from error
+                raise _with_texts(error, texts) from error
             raise ApiError(
                 f"a text of {len(texts[0]):,} characters is too long: {texts[0]!r:.80} ({error}). "
                 "Split long texts, leave this one out, or have the server cut it"
@@ -326,25 +351,17 @@ class OpenAIEmbedder(Embedder):
         half = (len(texts) + 1) // 2
         if error.about == "texts" and error.most:
             self._keep_to(error.most)
-            return self._request(texts, stop)
+            return await self._request(texts, client)
         logger.info("%s; sending it as two", error)
-        found = _concatenated([self._request(part, stop) for part in (texts[:half], texts[half:])])
+        halves = _concatenated([await self._request(part, client) for part in (texts[:half], texts[half:])])
         if error.about != "length":
             self._keep_to(half)  # Both halves were small enough; a number that was not said is known from that alone.
-        return found
+        return halves
 
     def _keep_to(self, most: int) -> None:
-        with self._lock:
-            if self._most_texts is None or most < self._most_texts:
-                logger.info("%s takes at most %d texts in one request", self._endpoint.url, most)
-                self._most_texts = most
-
-    def _ask_otherwise(self, refused: str, error: ApiError) -> None:
-        """Ask for vectors in the next format, unless another request has found that out."""
-        with self._lock:
-            if self._format == refused:
-                self._format = "float" if refused == "base64" else None
-                logger.info("%s; asking with encoding_format=%r from now on", error, self._format)
+        if self._most_texts is None or most < self._most_texts:
+            logger.info("%s takes at most %d texts in one request", self._endpoint.url, most)
+            self._most_texts = most
 
     def _note_answer(self, texts: int, width: int) -> None:
         """Keep in mind how many texts the server has taken, and how wide its vectors are.
@@ -352,28 +369,28 @@ class OpenAIEmbedder(Embedder):
         Raises:
             ApiError: they were of another width before.
         """
-        with self._lock:
-            if self._width is not None and self._width != width:
-                raise ApiError(
-                    f"{self._endpoint.url} answers with vectors of width {width}, those before had {self._width}: are "
-                    f"there several models behind the name {self.model}?"
-                )
-            expected = self.__dict__.get("dimension") or self._truncate_dim or self._table_dimension()
-            if self._width is None and expected is not None and expected != width:
-                logger.warning(
-                    "vectors of %s from %s have the width %d, the table of known models says %d: the server's counts",
-                    self.model, self._endpoint.url, width, expected,
-                )  # fmt: skip
-                self.__dict__.pop("card", None)
-            self._width = self.__dict__["dimension"] = width
-            self._taken = max(self._taken, texts)
-
-    def _named(self, error: ApiError, texts: Sequence[str]) -> ApiError:
-        return ApiError(f"{error} [request of {len(texts)} texts, the first is {texts[0]!r:.80}]")
+        if self._width is not None and self._width != width:
+            raise ApiError(
+                f"{self._endpoint.url} answers with vectors of width {width}, those before had {self._width}: are "
+                f"there several models behind the name {self.model}?"
+            )
+        expected = self.__dict__.get("dimension") or self._truncate_dim or known_dimension(self.model)
+        if self._width is None and expected is not None and expected != width:
+            logger.warning(
+                "vectors of %s from %s have the width %d, the table of known models says %d: the server's counts",
+                self.model, self._endpoint.url, width, expected,
+            )  # fmt: skip
+            self.__dict__.pop("card", None)
+        self._width = self.__dict__["dimension"] = width
+        self._taken = max(self._taken, texts)
 
 
-def _concatenated(parts: Sequence[Encoded]) -> Encoded:
-    return Encoded(np.concatenate([part.vectors for part in parts]), sum(part.tokens for part in parts))
+def _concatenated(results: Sequence[Encoded]) -> Encoded:
+    return Encoded(np.concatenate([result.vectors for result in results]), sum(result.tokens for result in results))
+
+
+def _with_texts(error: ApiError, texts: Sequence[str]) -> ApiError:
+    return ApiError(f"{error} [request of {len(texts)} texts, the first is {texts[0]!r:.80}]")
 
 
 @functools.cache  # Once a process and model.
@@ -383,45 +400,14 @@ def _warn_of_prompts(name: str) -> None:
         logger.warning("%s: %s", name, doubt)
 
 
-def _joined(requests: list[Future[Encoded]]) -> Encoded:
-    """The result of a window from those of its requests; the first error is raised without waiting for the others."""
-    done, _ = wait(requests, return_when=FIRST_EXCEPTION)
-    for request in requests:
-        if request in done and (error := request.exception()) is not None:
-            raise error
-    return _concatenated([request.result() for request in requests])
-
-
-def _request_size(*sizes: int | None) -> int:
-    size = next((size for size in sizes if size is not None), DEFAULT_TEXTS)
-    _check_number("batch_size", size, MAX_TEXTS)
-    return size
-
-
 def _check_number(name: str, value: object, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= high:
         raise ArgumentError(f"{name} must be a whole number from 1 to {high:,}, not {value!r}")
 
 
-Vectors = npt.NDArray[np.float32]
-#: The API takes no more texts in one request.
-MAX_TEXTS: Final = 2048
-#: The API takes 300,000 tokens in one request; the estimate below is rough, so this stays clear of it.
-TOKEN_BUDGET: Final = 250_000
-#: UTF-8 bytes of a token, on the low side: English has about 4, Chinese characters (3 bytes) about 1 token each.
-_BYTES_PER_TOKEN: Final = 2
-#: White space of all kinds, and what is not seen at all: control characters, soft hyphens, marks of direction...
-_BLANK: Final = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u3164\ufeff]*")
-
-
-def is_blank(text: str) -> bool:
-    """Whether a text has nothing that can be seen."""
-    return _BLANK.fullmatch(text) is not None
-
-
 def sendable(text: str, prompt: Prompt) -> str:
     """The text as it goes out. APIs refuse empty texts, and many of them blank ones, so these go out as one space."""
-    return f"{prompt.prefix}{'' if is_blank(text) else text}{prompt.suffix}" or " "
+    return f"{prompt.prefix}{'' if _BLANK.fullmatch(text) else text}{prompt.suffix}" or " "
 
 
 def split_requests(texts: Iterable[str], size: int) -> Iterator[list[str]]:
@@ -453,8 +439,23 @@ def decode_vectors(answer: Any, count: int, width: int | None) -> Vectors:
     Raises:
         ApiError: the answer has not the documented form, or is not about these texts.
     """
+    rows: dict[int, Vectors] = {}
     try:
-        vectors = _stacked(answer, count)
+        for item in answer["data"]:
+            index, embedding = item["index"], item["embedding"]
+            if not 0 <= index < count or index in rows:
+                raise ValueError(f"the index {index} is out of range or comes twice")
+            # Asked for base64, which is a quarter of the size, some servers answer with numbers all the same.
+            if isinstance(embedding, str):
+                embedding = np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4")
+            rows[index] = np.asarray(embedding, dtype=np.float32)
+            if rows[index].ndim != 1:
+                raise ValueError(f"a vector has the shape {rows[index].shape}")
+        if len(rows) < count:
+            raise ValueError(f"{count - len(rows)} of {count} vectors are missing")
+        vectors = np.stack([rows[index] for index in range(count)])
+    except binascii.Error as error:
+        raise ApiError(f"the API's answer cannot be read: a vector is not base64 ({error})") from error
     except (LookupError, TypeError, ValueError) as error:
         raise ApiError(f"the API's answer cannot be read: {type(error).__name__}: {error}") from error
     if vectors.shape[1] < (width or 1):
@@ -462,58 +463,69 @@ def decode_vectors(answer: Any, count: int, width: int | None) -> Vectors:
     return np.ascontiguousarray(vectors[:, :width])
 
 
-def _stacked(answer: Any, count: int) -> Vectors:
-    rows: list[Vectors | None] = [None] * count
-    for item in answer["data"]:
-        index = item["index"]
-        if not 0 <= index < count or rows[index] is not None:
-            raise ValueError(f"the index {index} is out of range or comes twice")
-        rows[index] = _vector(item["embedding"])
-    missing = sum(row is None for row in rows)
-    if missing:
-        raise ValueError(f"{missing} of {count} vectors are missing")
-    return np.stack(cast(list[Vectors], rows))
+class Connection:
+    """An event loop in a daemon thread with an HTTP client on it. Safe to use from several threads.
 
+    A request that hangs is cancelled when its caller goes away, and neither holds up Ctrl-C nor the end of the process.
 
-def _vector(embedding: Any) -> Vectors:
-    # Asked for base64, which is a quarter of the size, some servers answer with numbers all the same.
-    if not isinstance(embedding, str):
-        vector = np.asarray(embedding, dtype=np.float32)
-    else:
+    Attributes:
+        client: To be used on the loop only.
+        slots: A place for each request that may be under way at once.
+        first: Held by a request of more texts than the API has taken so far.
+        process: Id of the process that has the thread: a fork has it not.
+        closed: Whether nothing can be started any more.
+    """
+
+    def __init__(self, client: httpx.AsyncClient, concurrency: int) -> None:
+        self.client = client
+        self.slots, self.first, self._ended = asyncio.Semaphore(concurrency), asyncio.Lock(), asyncio.Event()
+        self.process, self.closed = os.getpid(), False
+        self._loop, self._lock = asyncio.new_event_loop(), threading.Lock()
+        threading.Thread(target=self._run, name="bgekit-api", daemon=True).start()
+
+    def start(self, work: Coroutine[Any, Any, Encoded]) -> Future[Encoded]:
+        """Run a coroutine on the loop.
+
+        Raises:
+            ApiError: the connection was closed.
+        """
+        with self._lock:
+            if not self.closed:
+                return asyncio.run_coroutine_threadsafe(work, self._loop)
+        work.close()
+        raise ApiError("stopped: the model was closed")
+
+    def result(self, future: Future[Encoded]) -> Encoded:
+        """Wait for what was started.
+
+        Raises:
+            ApiError: the API refuses, gives no good answer, or the connection was closed.
+        """
         try:
-            vector = np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4").astype(np.float32)
-        except binascii.Error as error:
-            raise ValueError(f"a vector is not base64 ({error})") from error
-    if vector.ndim != 1:
-        raise ValueError(f"a vector has the shape {vector.shape}")
-    return vector
+            return future.result()
+        except CancelledError:
+            raise ApiError("stopped while waiting for the API: the model was closed") from None
+        finally:
+            future.cancel()  # After Ctrl-C nobody waits for it any more.
 
+    def close(self) -> None:
+        """Cancel all that is under way."""
+        with self._lock:
+            if not self.closed and self.process == os.getpid():
+                self._loop.call_soon_threadsafe(self._ended.set)
+            self.closed = True
 
-def token_count(answer: Any) -> int:
-    """Tokens that the API counted, 0 when it does not say."""
-    usage = answer.get("usage") if isinstance(answer, dict) else None
-    count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-    return count if isinstance(count, int) else 0
+    def _run(self) -> None:
+        self._loop.run_until_complete(self._serve())
+        self._loop.close()
 
-
-def unit_length(vectors: Vectors) -> Vectors:
-    """[n, d] vectors with the Euclidean norm 1; zero vectors stay zero, infinity becomes NaN."""
-    with np.errstate(invalid="ignore"):
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return cast(Vectors, vectors / np.maximum(norms, np.float32(1e-12)))
-
-
-KEY_VARIABLE: Final = "OPENAI_API_KEY"
-URL_VARIABLE: Final = "OPENAI_BASE_URL"
-DEFAULT_URL: Final = "https://api.openai.com/v1"
-#: Answers that another try may change; so may every other 5xx.
-_PASSING_STATUS: Final = frozenset({408, 409, 429})
-#: Codes of answers that look passing and are not.
-_FINAL_CODES: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
-#: Characters of an API's message that are shown.
-_SHOWN: Final = 300
-#: From so many characters on, a key is taken out of messages wherever it stands, or as a word of its own.
-_SECRET, _WORD = 12, 4
+    async def _serve(self) -> None:
+        async with self.client:
+            await self._ended.wait()
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class RequestTooLargeError(ApiError):
@@ -531,6 +543,14 @@ class RequestTooLargeError(ApiError):
 
 class FormatRefusedError(ApiError):
     """The API does not know the number format that vectors were asked for in."""
+
+
+class _PassingError(ApiError):
+    """A try without a result, after which another may have one; the API may ask for a wait in seconds before it."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True)
@@ -556,44 +576,66 @@ class Retries:
 
 
 class Endpoint:
-    """The embeddings address of an API. Safe to use from several threads."""
+    """The embeddings address of an API: what is sent to it, how often, and what its refusals mean."""
 
     def __init__(self, base_url: str, api_key: str | None, retries: Retries) -> None:
         """Check the address and the key; nothing is sent yet.
 
         Raises:
-            ArgumentError: the address is no http or https URL.
+            ArgumentError: the address is no http or https URL, or the key cannot be one.
             ApiError: the public OpenAI API is meant, and there is no key.
         """
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            # Without this check urllib would open file: and others as well.
+        try:
+            parts = httpx.URL(base_url)
+        except httpx.InvalidURL as error:
+            raise ArgumentError(f"the API's base URL is none ({error}): {base_url!r}") from error
+        if parts.scheme not in ("http", "https") or not parts.host:
             raise ArgumentError(f"the API's base URL must be http://... or https://..., not {base_url!r}")
-        if parts.username or parts.password:
+        if parts.userinfo:
             raise ArgumentError(f"the API's base URL must not hold a password; put the key into {KEY_VARIABLE}")
         self.url = base_url.rstrip("/") + "/embeddings"
         self._key = (api_key or "").strip()
         if not self._key and base_url.rstrip("/") == DEFAULT_URL:
             raise ApiError(f"there is no API key: set the environment variable {KEY_VARIABLE} or pass api_key=")
-        if self._key and not self._key.isprintable():
+        if not (self._key.isascii() and self._key.isprintable()):
             raise ArgumentError(f"the API key holds characters that no key has; check {KEY_VARIABLE}")
         self._retries = retries
-        self._opener = urllib.request.build_opener(_NoRedirects)
 
-    @property
-    def is_public(self) -> bool:
-        """Whether this is OpenAI's own API."""
-        return self.url == f"{DEFAULT_URL}/embeddings"
+    def client(self) -> httpx.AsyncClient:
+        """A new HTTP client, through the proxy of the environment for this address. It follows no redirect.
 
-    def __repr__(self) -> str:
-        return f"Endpoint({self.url!r})"
+        Raises:
+            ApiError: the proxy's address cannot be used.
+        """
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "bgekit"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        address = httpx.URL(self.url)
+        # httpx itself would open every proxy of the environment, and fail on a SOCKS one that is not for this address.
+        proxy = urllib.request.getproxies().get(address.scheme) or None
+        if proxy is not None and urllib.request.proxy_bypass(address.netloc.decode("ascii")):
+            proxy = None
+        if proxy is not None and "://" not in proxy:
+            proxy = f"http://{proxy}"
+        try:
+            return httpx.AsyncClient(
+                headers=headers,
+                timeout=httpx.Timeout(self._retries.timeout, pool=None),
+                limits=httpx.Limits(),  # None: the slots of a connection bound them.
+                proxy=proxy,
+                trust_env=False,
+                # The system's certificates, and those of SSL_CERT_FILE: a company's own are not among httpx's.
+                verify=ssl.create_default_context(),
+            )
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            raise ApiError(f"the proxy for {self.url} in the environment cannot be used: {error}") from error
 
-    def post(self, payload: dict[str, Any], stop: threading.Event) -> Any:
+    async def post(self, payload: dict[str, Any], client: httpx.AsyncClient) -> Any:
         """The decoded JSON answer to a request.
 
         Args:
             payload: Body of the request.
-            stop: Ends waiting for the next try when set.
+            client: One that `client` has made.
 
         Raises:
             RequestTooLargeError: fewer texts may work.
@@ -601,87 +643,55 @@ class Endpoint:
             ApiError: refused, or no good answer after all tries.
         """
         body = json.dumps(payload).encode("ascii")
-        for attempt in range(1, self._retries.attempts + 1):
-            if stop.is_set():
-                raise ApiError("stopped before the request was sent")
-            answer = self._try(body, len(payload["input"]))
-            if not isinstance(answer, _Failure):
-                return answer
-            if not answer.passing:
-                raise answer.error
-            if attempt == self._retries.attempts:
-                raise ApiError(f"{answer.error} (given up after {attempt} tries)") from answer.error
-            self._pause(answer, attempt, stop)
-        raise ApiError("no try was allowed: max_attempts must be at least 1")
+        for attempt in itertools.count(1):
+            try:
+                return await self._try(body, len(payload["input"]), client)
+            except _PassingError as failure:
+                if attempt == self._retries.attempts:
+                    raise ApiError(f"{failure} (given up after {attempt} tries)") from failure
+                wait, longest = self._retries.wait(attempt), self._retries.longest_wait
+                if failure.retry_after is not None:
+                    if failure.retry_after > longest:
+                        raise ApiError(
+                            f"{failure} (it asks to wait {failure.retry_after:.0f} s, "
+                            f"more than the {longest:.0f} s allowed)"
+                        ) from failure
+                    wait = failure.retry_after + self._retries.first_wait * random.uniform(0.0, 0.5)
+                logger.info("%s; next try in %.1f s", failure, wait)
+            await asyncio.sleep(wait)
 
-    def _pause(self, failure: _Failure, attempt: int, stop: threading.Event) -> None:
-        wait = self._retries.wait(attempt)
-        if failure.retry_after is not None:
-            if failure.retry_after > self._retries.longest_wait:
-                raise ApiError(
-                    f"{failure.error} (it asks to wait {failure.retry_after:.0f} s, "
-                    f"more than the {self._retries.longest_wait:.0f} s allowed)"
-                ) from failure.error
-            wait = failure.retry_after + self._retries.first_wait * random.uniform(0.0, 0.5)
-        logger.info("%s; next try in %.1f s", failure.error, wait)
-        if stop.wait(wait):
-            raise ApiError("stopped while waiting for the API") from failure.error
-
-    def _try(self, body: bytes, texts: int) -> Any:
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "bgekit"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        request = urllib.request.Request(self.url, data=body, headers=headers, method="POST")
+    async def _try(self, body: bytes, texts: int, client: httpx.AsyncClient) -> Any:
         try:
-            with self._opener.open(request, timeout=self._retries.timeout) as response:
-                content = response.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                return self._refused(error.code, error.headers, _read_quietly(error), texts)
-        except urllib.error.URLError as error:
-            passing = not isinstance(error.reason, ssl.SSLCertVerificationError)
-            return _Failure(ApiError(f"cannot reach {self.url}: {error.reason}"), passing)
-        except (OSError, http.client.HTTPException) as error:
-            return _Failure(ApiError(f"no complete answer from {self.url}: {error or type(error).__name__}"), True)
+            response = await client.post(self.url, content=body)
+        except httpx.HTTPError as error:
+            reason = "timed out" if isinstance(error, httpx.TimeoutException) else _reason(error)
+            if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError):
+                message = f"cannot reach {self.url}: {reason}"
+                raise (ApiError if "CERTIFICATE_VERIFY_FAILED" in reason else _PassingError)(message) from error
+            raise _PassingError(f"no complete answer from {self.url}: {reason}") from error
+        if not response.is_success:
+            raise self._refusal(response, response.status_code, texts)
         try:
-            answer = json.loads(content)
+            answer = json.loads(response.content)
         except ValueError as error:
-            failure = ApiError(f"{self.url} answered with something that is not JSON: {content[:80]!r}")
-            failure.__cause__ = error
-            return _Failure(failure, False)
+            raise ApiError(f"{self.url} answered with something that is not JSON: {response.content[:80]!r}") from error
         if isinstance(answer, dict) and "data" not in answer and {"error", "error_code", "error_msg"} & answer.keys():
             # A refusal that says so in its content alone, as Baidu's and OpenRouter's do.
             stated = answer.get("error")
             code = stated.get("code") if isinstance(stated, dict) else None
-            status = code if isinstance(code, int) and 400 <= code < 600 else 400
-            return self._refused(status, response.headers, content, texts)
+            raise self._refusal(response, code if isinstance(code, int) and 400 <= code < 600 else 400, texts)
         return answer
 
-    def _refused(self, status: int, headers: Message, content: bytes, texts: int) -> _Failure:
-        message, code = error_fields(content)
+    def _refusal(self, response: httpx.Response, status: int, texts: int) -> ApiError:
+        message, code = error_fields(response.content)
         about = meaning(status, message, code)
         most = most_texts(message, texts) if about == "texts" else None
-        message = self._without_key(message)[:_SHOWN]
-        if about == "format":
-            return _Failure(FormatRefusedError(self._explain(status, message)), False)
-        if about is not None:
-            error = RequestTooLargeError(f"{self.url} finds the request too large ({status}): {message}", about, most)
-            return _Failure(error, False)
-        passing = (status in _PASSING_STATUS or status >= 500) and code not in _FINAL_CODES
-        return _Failure(ApiError(self._explain(status, message)), passing, _retry_after(headers))
-
-    def _without_key(self, message: str) -> str:
-        """The message for people; a key that could be an ordinary word or number is none, and stays."""
+        # Without the key; one that could be an ordinary word or number is none, and stays.
         if len(self._key) >= _SECRET:
-            return message.replace(self._key, "<key>")
-        if len(self._key) >= _WORD:
-            return re.sub(rf"(?<!\w){re.escape(self._key)}(?!\w)", "<key>", message)
-        return message
-
-    def _explain(self, status: int, message: str) -> str:
-        if status == 401:
-            # The API's own words repeat parts of the key.
-            return f"{self.url} does not accept the API key (401): check the variable {KEY_VARIABLE}, or api_key="
+            message = message.replace(self._key, "<key>")
+        elif len(self._key) >= _WORD:
+            message = re.sub(rf"(?<!\w){re.escape(self._key)}(?!\w)", "<key>", message)
+        message = message[:_SHOWN]
         advice = {
             403: f"; check what the key (api_key=, {KEY_VARIABLE}) may do",
             404: f"; check the model's name and the address (base_url=, {URL_VARIABLE})",
@@ -689,45 +699,36 @@ class Endpoint:
         if 300 <= status < 400:
             # Followed, a redirect would carry the key to another host.
             advice = f"; redirects are not followed, give the final address as base_url= or {URL_VARIABLE}"
-        return f"{self.url} answered {status}: {message or 'without a message'}{advice}"
+        text = f"{self.url} answered {status}: {message or 'without a message'}{advice}"
+        if about == "format":
+            return FormatRefusedError(text)
+        if about is not None:
+            return RequestTooLargeError(f"{self.url} finds the request too large ({status}): {message}", about, most)
+        if status == 401:
+            # The API's own words repeat parts of the key.
+            return ApiError(
+                f"{self.url} does not accept the API key (401): check the variable {KEY_VARIABLE}, or api_key="
+            )
+        if (status in _PASSING_STATUS or status >= 500) and code not in _FINAL_CODES:
+            return _PassingError(text, _retry_after(response.headers))
+        return ApiError(text)
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """A try without a result: why, whether another may help, and how long the API asks to wait."""
-
-    error: ApiError
-    passing: bool
-    retry_after: float | None = None
+def _reason(error: BaseException) -> str:
+    """The words of the error that another one stands for, at the end of the chain."""
+    while error.__cause__ is not None or error.__context__ is not None:
+        error = cast(BaseException, error.__cause__ or error.__context__)
+    return str(error) or type(error).__name__
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-
-def _read_quietly(error: urllib.error.HTTPError) -> bytes:
-    try:
-        return error.read(65536)
-    except (OSError, http.client.HTTPException):
-        # The status alone says enough; the connection broke before the explanation was complete.
-        return b""
-
-
-def _retry_after(headers: Message) -> float | None:
+def _retry_after(headers: httpx.Headers) -> float | None:
     """Seconds that the API asks to wait, None when it does not say."""
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        value = headers.get(name)
-        if value is None:
-            continue
-        try:
-            return max(0.0, float(value) * unit)
-        except ValueError:
-            pass  # retry-after may also be a date
-        try:
+    for name, seconds in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        value = headers.get(name, "")
+        with contextlib.suppress(ValueError):
+            return max(0.0, float(value) * seconds)
+        with contextlib.suppress(TypeError, ValueError):  # retry-after may also be a date
             until = parsedate_to_datetime(value)
-        except (TypeError, ValueError):
-            continue
-        until = until if until.tzinfo else until.replace(tzinfo=timezone.utc)
-        return max(0.0, (until - datetime.now(timezone.utc)).total_seconds())
+            until = until if until.tzinfo else until.replace(tzinfo=timezone.utc)
+            return max(0.0, (until - datetime.now(timezone.utc)).total_seconds())
     return None

@@ -64,10 +64,10 @@ class BgeEmbeddings(Embeddings):
         if isinstance(model_name, Embedder):
             self.model: Embedder = model_name
         else:
-            from ..inference.embedder import FlagModel
+            from ..inference.embedder import load_model
 
             cache: dict[str, Any] = {} if cache_folder is None else {"cache_dir": cache_folder}
-            self.model = FlagModel(model_name, **cache, **(model_kwargs or {}))
+            self.model = load_model(model_name, **cache, **(model_kwargs or {}))
         self.model_name = self.model.card.name
         self.encode_kwargs = dict(encode_kwargs or {})
         self.show_progress = show_progress

@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .cocktail import mix_models, mix_models_by_layers, mix_models_with_data
-    from .merging import Examples, Merged, Merging, Validation, merge
+    from .merging import (
+        Examples,
+        Merged,
+        Merging,
+        Validation,
+        merge,
+        mix_models,
+        mix_models_by_layers,
+        mix_models_with_data,
+    )
     from .sources import Options
 
 _HOMES = {
@@ -21,9 +29,9 @@ _HOMES = {
     "Options": "sources",
     "Validation": "merging",
     "merge": "merging",
-    "mix_models": "cocktail",
-    "mix_models_by_layers": "cocktail",
-    "mix_models_with_data": "cocktail",
+    "mix_models": "merging",
+    "mix_models_by_layers": "merging",
+    "mix_models_with_data": "merging",
 }
 
 __all__ = [

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import math
 import os
 import re
 import shutil
+import struct
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -27,9 +30,12 @@ from ..networks.saving import KEPT_FILES, copy_matching, save_tensors, write_che
 from .compatibility import Card, Kind, card_of
 from .merge_report import PROVENANCE, add_to_readme, save_curve
 from .methods import Average, Method, Rows, Stack
-from .sources import Source, is_unused
-from .tensor_blocks import Stored, write_safetensors
+from .sources import DTYPES, Source, StoredTensor, is_unused
 from .weight_search import Trial
+
+logger = logging.getLogger(__name__)
+#: Elements of a block that is merged at a time: 0.5 MB in float64, which caches hold and the heap uses again.
+BLOCK: Final = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -159,16 +165,12 @@ def _write_stage(parts: Parts, method: Method, stage: Path) -> None:
     if isinstance(parts.card, ModelCard) and parts.card.dense:
         layers = [card.dense for card in parts.cards if isinstance(card, ModelCard)]
         if parts.base is not None:
-            layers.append(_layers_of(parts.base))
+            # A bare encoder has no card, since nothing says how it pools, and no head.
+            card = card_of(parts.base, "encoder", needed=False)
+            layers.append(card.dense if isinstance(card, ModelCard) else ())
         for layer, head in zip(parts.card.dense, merged_dense(parts.sources, parts.base, layers, method), strict=True):
             (stage / layer.folder).mkdir(parents=True)
             save_tensors({f"linear.{name}": value for name, value in head.items()}, stage / layer.folder)
-
-
-def _layers_of(base: Source) -> Any:
-    # A bare encoder has no card, since nothing says how it pools, and no head.
-    card = card_of(base, "encoder", needed=False)
-    return card.dense if isinstance(card, ModelCard) else ()
 
 
 def _write_complete(parts: Parts, stage: Path, made: Path, name: str, *, selftest: bool) -> None:
@@ -199,9 +201,6 @@ def _selftest(stage: Path, card: ModelCard, trust_remote_code: bool) -> dict[str
     return make_selftest(network.encoder, tokenizer, card, torch.device("cpu"))
 
 
-logger = logging.getLogger(__name__)
-
-
 @dataclass(frozen=True)
 class Combined:
     """One tensor of the result and where it comes from.
@@ -212,9 +211,9 @@ class Combined:
         base: The base model's.
     """
 
-    stored: Stored
-    models: Sequence[Stored]
-    base: Stored | None = None
+    stored: StoredTensor
+    models: Sequence[StoredTensor]
+    base: StoredTensor | None = None
 
 
 def combined_weights(sources: Sequence[Source], base: Source | None, kind: Kind) -> dict[str, Combined]:
@@ -265,12 +264,38 @@ def write_weights(weights: Mapping[str, Combined], method: Method, first: Source
     for file, names in first.files.items():
         target = file.name.replace("pytorch_model", "model").removesuffix(file.suffix) + ".safetensors"
         stored = {name: weights[name].stored for name in names}
-        write_safetensors(folder / target, stored, lambda name: merged_blocks(name, weights[name], method))
+        write_safetensors(folder / target, stored, lambda name: merged_tensor(name, weights[name], method))
         places |= dict.fromkeys(names, target)
     if len(first.files) > 1:
-        total = sum(each.stored.rows * each.stored.width * each.stored.dtype.itemsize for each in weights.values())
+        total = sum(each.stored.size for each in weights.values())
         index = {"metadata": {"total_size": total}, "weight_map": places}
         write_json(folder / "model.safetensors.index.json", index)
+
+
+def write_safetensors(file: Path, tensors: Mapping[str, StoredTensor], merged: Callable[[str], Tensor]) -> None:
+    """Write a safetensors file, a tensor at a time; the library's own writer wants all of them in memory.
+
+    Args:
+        file: The file to make.
+        tensors: Type and shape of each tensor by its name.
+        merged: The tensor of a name, in this type and shape.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # Wide types first: aligned.
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        begin, end = end, end + tensors[name].size
+        kind = next(kind for kind, dtype in DTYPES.items() if dtype == tensors[name].dtype)
+        header[name] = {"dtype": kind, "shape": tensors[name].shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as output:
+        output.write(struct.pack("<Q", len(text)) + text)
+        for name in names:
+            output.write(merged(name).view(-1).view(torch.uint8).numpy().data)
 
 
 def merged_dense(
@@ -285,59 +310,53 @@ def merged_dense(
         method: How they are merged.
     """
     everyone = [*sources, *([base] if base is not None else [])]
+    equal = Average((1 / len(sources),) * len(sources))
     heads = []
     for number, _ in enumerate(layers[0]):
         own = [source.dense(each[number]) for source, each in zip(everyone, layers, strict=True) if number < len(each)]
-        way, with_base = (method, base is not None) if len(own) == len(everyone) else (_equal(sources), False)
+        way, with_base = (method, base is not None) if len(own) == len(everyone) else (equal, False)
         head = {}
         for name, stored in own[0].items():
             tensors = [each[name] for each in own]
             _check_alike(f"dense layer {number}, {name}", sources[0], stored, everyone[1 : len(own)], tensors[1:])
             one = Combined(stored, tensors[: len(sources)], tensors[-1] if with_base else None)
-            blocks = list(merged_blocks(f"dense.{number}.{name}", one, way))
-            head[name] = torch.cat(blocks).reshape(stored.shape)
+            head[name] = merged_tensor(f"dense.{number}.{name}", one, way)
         heads.append(head)
     return heads
 
 
-def merged_blocks(name: str, weight: Combined, method: Method) -> Iterator[Tensor]:
-    """The merged rows of a tensor, block by block, in the type that it is stored in.
+def merged_tensor(name: str, weight: Combined, method: Method) -> Tensor:
+    """A merged tensor, in the type that it is stored in.
 
     Raises:
         NumericalError: a value is NaN or infinite, or too large for the type.
     """
-    stored, blocks = weight.stored, weight.stored.blocks()
-    if not stored.dtype.is_floating_point:
-        yield from _unchanged(name, weight)
-        return
-    if len(weight.models) < len(method.weights) or (method.needs_base and weight.base is None):
-        for rows in blocks:
-            yield stored.read(rows).to(stored.dtype)
-        return
-    base = None if weight.base is None else _wide(weight.base)
-    stack = Stack(name, blocks, [_wide(model) for model in weight.models], base)
-    for block in method.combine(stack):
-        merged = block.to(stored.dtype)
-        if not bool(torch.isfinite(merged).all()):
+    stored = weight.stored
+    whole = not stored.dtype.is_floating_point
+    if whole or len(weight.models) < len(method.weights) or (method.needs_base and weight.base is None):
+        tensor = stored.read().to(stored.dtype, copy=True)
+        if whole and not all(torch.equal(tensor, model.read()) for model in weight.models[1:]):
+            # Such as positions, which are not averaged.
+            logger.warning("%s holds whole numbers in which the models differ: the first model's are taken", name)
+        return tensor
+    step = max(1, BLOCK // max(math.prod(stored.shape[1:]), 1))
+    blocks = [slice(start, min(start + step, stored.rows)) for start in range(0, stored.rows, step)]
+    stack = Stack(name, blocks, [_wide(model) for model in weight.models], _wide(weight.base) if weight.base else None)
+    merged = torch.empty(stored.rows, *stored.shape[1:], dtype=stored.dtype)
+    for rows, block in zip(blocks if merged.numel() else (), method.combine(stack), strict=False):
+        merged[rows] = block
+        if not bool(torch.isfinite(merged[rows]).all()):
             raise NumericalError(
-                f"the merged {name} has values that are NaN or infinite as {str(stored.dtype).removeprefix('torch.')}: "
-                "a model is damaged, or its weights are too far from the others'"
+                f"the merged {name} has values that are NaN or infinite as "
+                f"{str(stored.dtype).removeprefix('torch.')}: a model is damaged, or its weights are too far from the "
+                "others'"
             )
-        yield merged
+    return merged.view(stored.shape)
 
 
-def _unchanged(name: str, weight: Combined) -> Iterator[Tensor]:
-    """Whole numbers, such as positions, are not averaged."""
-    differs = False
-    for rows in weight.stored.blocks():
-        block = weight.stored.read(rows)
-        differs |= any(not torch.equal(block, model.read(rows)) for model in weight.models[1:])
-        yield block
-    if differs:
-        logger.warning("%s holds whole numbers in which the models differ: the first model's are taken", name)
-
-
-def _check_alike(name: str, first: Source, stored: Stored, others: Sequence[Source], tensors: Sequence[Stored]) -> None:
+def _check_alike(
+    name: str, first: Source, stored: StoredTensor, others: Sequence[Source], tensors: Sequence[StoredTensor]
+) -> None:
     for source, tensor in zip(others, tensors, strict=True):
         if tensor.shape != stored.shape:
             raise CheckpointError(
@@ -353,9 +372,6 @@ def _optional(name: str, kind: Kind) -> bool:
     return is_unused(name) if kind == "encoder" else name.endswith("position_ids")
 
 
-def _wide(stored: Stored) -> Rows:
-    return lambda rows: stored.read(rows).to(torch.float64, copy=True)
-
-
-def _equal(sources: Sequence[Source]) -> Average:
-    return Average((1 / len(sources),) * len(sources))
+def _wide(stored: StoredTensor) -> Rows:
+    opened = stored.open()
+    return lambda rows: opened(rows).to(torch.float64, copy=True)

@@ -1,4 +1,7 @@
-"""Merge models: check that they agree, find the weights, write the result with all that belongs to a checkpoint."""
+"""Merge models: check that they agree, find the weights, write the result with all that belongs to a checkpoint.
+
+The functions of the package LM_Cocktail are here, too, by their names and arguments.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from ..inference.reranker import FlagReranker
 
 logger = logging.getLogger(__name__)
+Name = str | os.PathLike[str]
 #: Methods whose weights are shares of a whole.
 _SHARES: Final = ("average", "slerp")
 
@@ -214,7 +218,7 @@ def merge(
 ) -> Merged:  # fmt: skip
     """Merge models into a checkpoint.
 
-    Memory holds a block of each model at a time, and at the end one model, whose self-test is computed. Finding the
+    Memory holds a tensor of the result at a time, and at the end one model, whose self-test is computed. Finding the
     weights needs one loaded model at a time.
 
     Args:
@@ -260,7 +264,8 @@ def merge(
     if examples is not None:
         losses = _losses(parts, task, examples)
         weights: Sequence[float] = softmax_weights(losses, examples.temperature)
-        found["examples"] = _plain(examples) | {"seed": task.seed, "losses": list(losses)}
+        file = os.fspath(examples.data) if isinstance(examples.data, str | os.PathLike) else None
+        found["examples"] = {**vars(examples), "data": file, "seed": task.seed, "losses": list(losses)}
     elif validation is not None:
         trials = _search(parts, task, validation, tasks, path)
         weights = best(trials).weights
@@ -327,6 +332,87 @@ def _search(parts: Parts, task: Merging, validation: Validation, tasks: Sequence
         return search(judge, len(parts.sources), validation.points)
 
 
-def _plain(examples: Examples) -> dict[str, Any]:
-    named = isinstance(examples.data, str | os.PathLike)
-    return {**vars(examples), "data": os.fspath(examples.data) if named else None}  # type: ignore[arg-type]
+def mix_models(
+    model_names_or_paths: Sequence[Name], model_type: Kind, weights: Sequence[float], output_path: Name | None = None,
+    *, overwrite: bool = False, **settings: Any,
+) -> Merged:  # fmt: skip
+    """The weighted average of models.
+
+    Args:
+        model_names_or_paths: Folders, Hugging Face ids or `packaged:NAME`; LoRA adapters, too.
+        model_type: `encoder` or `reranker`.
+        weights: One for each model; they sum to 1.
+        output_path: Folder to make; None for a temporary one that lasts as long as the result.
+        overwrite: Replace a model that is there.
+        settings: Further fields of `Merging`, such as `normalize`, `method` or `card_from`.
+
+    Returns:
+        The merged model, which has the methods of `FlagModel` or `FlagReranker` and is loaded when it is first used.
+
+    Raises:
+        CheckpointError: models cannot be found, are damaged, or have different networks or tokenizers.
+        CardError: they are used differently, and `card_from` does not say whose use counts.
+        ArgumentError: weights or other arguments are impossible.
+        OutputError: the output exists or cannot be written.
+    """
+    return merge(_task(model_names_or_paths, model_type, weights, settings), output_path, overwrite=overwrite)
+
+
+def mix_models_with_data(
+    model_names_or_paths: Sequence[Name], model_type: Kind, example_data: ExampleData | None = None,
+    temperature: float = 5.0, batch_size: int = 2, max_input_length: int = 2048, neg_number: int = 7,
+    output_path: Name | None = None, *, example_ata: ExampleData | None = None, overwrite: bool = False,
+    **settings: Any,
+) -> Merged:  # fmt: skip
+    """The average of models, weighted by softmax(-loss / temperature) of their losses on examples.
+
+    Args:
+        model_names_or_paths: As in `mix_models`.
+        model_type: `encoder` or `reranker`.
+        example_data: Rows `{"query": str, "pos": [str], "neg": [str]}`, or a file of such JSON lines.
+        temperature: Of the softmax over models.
+        batch_size: Examples of a batch, whose passages are each other's negatives (embedders).
+        max_input_length: Tokens where texts are cut, or fewer if the model takes fewer.
+        neg_number: Negatives of each example, drawn at random by `seed`.
+        output_path: Folder to make; None for a temporary one that lasts as long as the result.
+        example_ata: The same as `example_data`, as LM_Cocktail's first release has it.
+        overwrite: Replace a model that is there.
+        settings: Further fields of `Merging`, such as `method` or `card_from`.
+
+    Returns:
+        As `mix_models`; `losses` and `weights` of the result are those found.
+
+    Raises:
+        DataError: examples cannot be used.
+        CheckpointError, CardError, ArgumentError, OutputError: as `mix_models`.
+    """
+    if example_ata is not None:
+        if example_data is not None:
+            raise ArgumentError("example_ata is an old spelling of example_data: give one of the two")
+        logger.warning("example_ata is an old spelling: write example_data")
+        example_data = example_ata
+    if example_data is None:
+        raise ArgumentError("mix_models_with_data needs example_data")
+    examples = Examples(example_data, temperature, batch_size, max_input_length, neg_number)
+    task = _task(model_names_or_paths, model_type, None, settings)
+    return merge(task, output_path, examples=examples, overwrite=overwrite)
+
+
+def mix_models_by_layers(
+    model_names_or_paths: Sequence[Name], model_type: Kind, weights: Sequence[float], output_path: Name | None = None,
+    *, overwrite: bool = False, **settings: Any,
+) -> Merged:  # fmt: skip
+    """`mix_models`, which merges a tensor at a time anyway."""
+    return mix_models(model_names_or_paths, model_type, weights, output_path, overwrite=overwrite, **settings)
+
+
+def _task(
+    models: Sequence[Name], model_type: Kind, weights: Sequence[float] | None, settings: dict[str, Any]
+) -> Merging:
+    if isinstance(models, str | os.PathLike):
+        raise ArgumentError("model_names_or_paths must be a list of names or folders")
+    if unknown := [name for name in settings if name not in Merging.__dataclass_fields__]:
+        raise ArgumentError(
+            f"{unknown[0]} is no argument here; there are {', '.join(Merging.__dataclass_fields__)} and overwrite"
+        )
+    return Merging([os.fspath(name) for name in models], model_type, weights=weights, **settings)

@@ -161,7 +161,9 @@ class Ties:
             for number in numbers
         ]
         for rows in stack.blocks:
-            deltas = [_trimmed(stack.delta(number, rows), least[number]) for number in numbers]
+            deltas = [stack.delta(number, rows) for number in numbers]
+            for number, delta in enumerate(deltas):
+                delta[delta.float().abs() < least[number]] = 0.0
             votes = _sum(delta * weight for delta, weight in zip(deltas, self.weights, strict=True))
             sign = votes.sign()
             total, counted = torch.zeros_like(sign), torch.zeros_like(sign)
@@ -278,49 +280,12 @@ def _sum(tensors: Iterator[Tensor]) -> Tensor:
     return total
 
 
-def _trimmed(delta: Tensor, least: float) -> Tensor:
-    return torch.where(delta.float().abs() < least, 0.0, delta)
-
-
 def _threshold(read: Rows, blocks: Sequence[slice], density: float) -> float:
-    """The least magnitude (float32) among the `density` largest of a tensor, without having all of it.
-
-    The bits of positive floats have the order of their values: their upper halves are counted first, then the lower
-    halves of those with the upper half that decides.
-    """
-
-    def bits(rows: slice) -> np.ndarray[Any, np.dtype[np.int32]]:
-        found: np.ndarray[Any, np.dtype[np.int32]] = read(rows).float().abs().view(torch.int32).numpy().ravel()
-        return found
-
-    upper = _Largest()
+    """The least magnitude (float32) among the `density` largest of a tensor."""
+    width = read(blocks[0])[0].numel()
+    sizes = np.empty(blocks[-1].stop * width, dtype=np.float32)
     for rows in blocks:
-        upper.add(bits(rows) >> 16)
-    wanted = max(1, math.ceil(density * upper.total))
-    high, above = upper.place(wanted)
-    lower = _Largest()
-    for rows in blocks:
-        found = bits(rows)
-        lower.add(found[found >> 16 == high] & 0xFFFF)
-    low, _ = lower.place(wanted - above)
-    return float(np.array(high << 16 | low, dtype=np.int32).view(np.float32))
-
-
-class _Largest:
-    """Counts 16-bit numbers, to find the n-th largest."""
-
-    def __init__(self) -> None:
-        self._counts = np.zeros(1 << 16, dtype=np.int64)
-
-    @property
-    def total(self) -> int:
-        return int(self._counts.sum())
-
-    def add(self, numbers: np.ndarray[Any, np.dtype[np.int32]]) -> None:
-        self._counts += np.bincount(numbers, minlength=1 << 16)
-
-    def place(self, wanted: int) -> tuple[int, int]:
-        """The number that the n-th largest is, and how many are larger."""
-        from_above = np.cumsum(self._counts[::-1])
-        place = int(np.searchsorted(from_above, wanted))
-        return (1 << 16) - 1 - place, int(from_above[place - 1]) if place else 0
+        sizes[rows.start * width : rows.stop * width] = read(rows).float().abs().flatten().numpy()
+    wanted = max(1, math.ceil(density * len(sizes)))
+    sizes.partition(len(sizes) - wanted)
+    return float(sizes[len(sizes) - wanted])

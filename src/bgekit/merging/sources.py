@@ -1,4 +1,4 @@
-"""Models that are merged: a checkpoint, or a LoRA adapter together with its base."""
+"""Models that are merged, their tensors on disk: a checkpoint, or a LoRA adapter together with its base."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
@@ -17,12 +20,20 @@ from ..models.card import DenseLayer
 from ..models.config import read_config
 from ..models.hub import resolve
 from ..models.reranker_card import is_classifier
-from ..models.weights import RENAMED, read_json, refuse_low_rank, weight_files
+from ..models.weights import (
+    ADAPTER_CONFIG,
+    RENAMED,
+    read_json,
+    read_tensors,
+    refuse_low_rank,
+    safetensors_header,
+    weight_files,
+)
 from ..networks.cross_encoder import classifier_class
 from ..networks.encoder import encoder_class
 from ..networks.loading import stored_prefix
 from ..networks.saving import weights_digest
-from .tensor_blocks import Stored, stored_tensors
+from .methods import Rows
 
 logger = logging.getLogger(__name__)
 #: What a class with a head puts before the names of its transformer's weights.
@@ -33,6 +44,87 @@ _PREFIX: Final = re.compile(
 _UNUSED: Final = re.compile(r"(^|\.)(pooler|cls|lm_head|position_ids|predictions)(\.|$)")
 #: One weight under two names, of which a checkpoint may have either.
 _TIED: Final = (("shared.weight", "encoder.embed_tokens.weight"),)
+#: Types that can be merged, by their names in safetensors files.
+DTYPES: Final = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+#: Bytes of a tensor after which its file is opened anew: what was read of a mapped file counts as memory until then.
+_MAPPED: Final = 1 << 24
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor on disk.
+
+    Attributes:
+        dtype: The type that it is stored in.
+        shape: Its shape.
+        open: Opens it: what comes back reads rows of it (of a scalar the one row [1]), in the type that it is stored in
+            or, where they are computed, in float64. What the file takes of memory goes with the opened tensor.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    open: Callable[[], Rows]
+
+    @property
+    def rows(self) -> int:
+        """Size of the first dimension; 1 of a scalar."""
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self) -> Tensor:
+        """The tensor itself."""
+        return self.open()(slice(0, self.rows)).reshape(self.shape)
+
+
+def stored_tensors(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of a weight file by their names. None of a safetensors file is read yet; a pickle is mapped.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds a type that cannot be merged.
+    """
+    found = {}
+    if file.suffix == ".safetensors":
+        for name, entry in safetensors_header(file).items():
+            if entry["dtype"] not in DTYPES:
+                raise CheckpointError(f"{file} stores {name} as {entry['dtype']}: quantised weights cannot be merged")
+            found[name] = StoredTensor(DTYPES[entry["dtype"]], tuple(entry["shape"]), partial(_opened, file, name))
+        return found
+    for name, tensor in read_tensors(file):
+        if isinstance(tensor, Tensor):
+            if tensor.dtype not in DTYPES.values():
+                raise CheckpointError(f"{file} stores {name} as {tensor.dtype}, which cannot be merged")
+            rows = tensor if tensor.ndim else tensor.reshape(1)
+            found[name] = StoredTensor(tensor.dtype, tuple(tensor.shape), partial(getattr, rows, "__getitem__"))
+    return found
+
+
+def _opened(file: Path, name: str) -> Rows:
+    """A tensor of a safetensors file, of which slices are read."""
+    part: Any = None
+    mapped = 0
+
+    def read(rows: slice) -> Tensor:
+        nonlocal part, mapped
+        try:
+            if part is None or mapped > _MAPPED:
+                tensors, mapped = safe_open(file, framework="pt"), 0
+                part = tensors.get_slice(name)
+                if not part.get_shape():
+                    part = tensors.get_tensor(name).reshape(1)
+            content: Tensor = part[rows]
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"cannot read {file}: {error}") from error
+        mapped += content.nbytes
+        return content
+
+    return read
 
 
 @dataclass(frozen=True)
@@ -62,7 +154,7 @@ class Source:
     name: str
     folder: Path
     options: Options
-    tensors: Mapping[str, Stored]
+    tensors: Mapping[str, StoredTensor]
     files: Mapping[Path, list[str]]
     adapter: Adapter | None = None
     adapters: tuple[Path, ...] = ()
@@ -78,7 +170,7 @@ class Source:
         names = [name, *(other for pair in _TIED if name in pair for other in pair)]
         return next((self._cores[_core(each)] for each in names if _core(each) in self._cores), None)
 
-    def dense(self, layer: DenseLayer) -> dict[str, Stored]:
+    def dense(self, layer: DenseLayer) -> dict[str, StoredTensor]:
         """`weight` and `bias` of a dense layer behind the pooling."""
         places = [each / layer.folder for each in (*self.adapters, self.folder)]
         # Where none has weights, the error names the checkpoint's own.
@@ -109,11 +201,16 @@ def open_source(name: str, options: Options) -> Source:
         CheckpointError: there is no such model, or its files are damaged.
     """
     path = Path(name).expanduser()
-    folder = path if is_adapter(path) and not (path / "config.json").is_file() else _resolved(name, options)
+    folder = path
+    if not is_adapter(path) or (path / "config.json").is_file():
+        folder = resolve(
+            name, revision=options.revision, cache_dir=options.cache_dir, allow_pickle=options.allow_pickle,
+            trust_remote_code=options.trust_remote_code,
+        )  # fmt: skip
     if is_adapter(folder) and not _has_weights(folder):
         return _adapted(name, folder, options)
     prefix = _prefix(folder, options)
-    found, files = dict[str, Stored](), {}
+    found, files = dict[str, StoredTensor](), {}
     for file in weight_files(folder, allow_pickle=options.allow_pickle):
         tensors = {name.removeprefix(prefix): value for name, value in stored_tensors(file).items()}
         files[file] = list(tensors)
@@ -144,13 +241,6 @@ def _core(name: str) -> str:
     return re.sub(r"LayerNorm\.(gamma|beta)$", lambda old: f"LayerNorm.{RENAMED[old[1]]}", bare)
 
 
-def _resolved(name: str, options: Options) -> Path:
-    return resolve(
-        name, revision=options.revision, cache_dir=options.cache_dir, allow_pickle=options.allow_pickle,
-        trust_remote_code=options.trust_remote_code,
-    )  # fmt: skip
-
-
 def _has_weights(folder: Path) -> bool:
     return any(folder.glob("model*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
 
@@ -172,7 +262,6 @@ def _adapted(name: str, folder: Path, options: Options) -> Source:
     )  # fmt: skip
 
 
-CONFIG: Final = "adapter_config.json"
 _WEIGHTS: Final = ("adapter_model.safetensors", "adapter_model.bin")
 _LOW_RANK: Final = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<part>[AB])(\.weight)?$")
 #: Ways to begin training that leave the base as it is; others (PiSSA, LoftQ, ...) change it.
@@ -181,7 +270,7 @@ _PLAIN_STARTS: Final = ("gaussian", "eva", "orthogonal")
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter and no model."""
-    return (folder / CONFIG).is_file() and any((folder / name).is_file() for name in _WEIGHTS)
+    return (folder / ADAPTER_CONFIG).is_file() and any((folder / name).is_file() for name in _WEIGHTS)
 
 
 @dataclass
@@ -207,7 +296,7 @@ class Adapter:
         Raises:
             CheckpointError: it is damaged, or of a kind that is not a plain sum of base and product.
         """
-        config = read_json(folder / CONFIG)
+        config = read_json(folder / ADAPTER_CONFIG)
         file = next(folder / name for name in _WEIGHTS if (folder / name).is_file())
         if file.suffix == ".bin" and not allow_pickle:
             raise CheckpointError(
@@ -224,7 +313,7 @@ class Adapter:
             )
         return cls(folder, file, str(config.get("base_model_name_or_path") or ""), config)
 
-    def apply(self, tensors: Mapping[str, Stored], find: Callable[[str], str | None]) -> dict[str, Stored]:
+    def apply(self, tensors: Mapping[str, StoredTensor], find: Callable[[str], str | None]) -> dict[str, StoredTensor]:
         """The tensors of its base with what it adds.
 
         Args:
@@ -235,7 +324,7 @@ class Adapter:
             CheckpointError: it has weights that do not fit the base.
         """
         own = {name.removeprefix("base_model.model."): value for name, value in stored_tensors(self.file).items()}
-        pairs: dict[str, dict[str, Stored]] = {}
+        pairs: dict[str, dict[str, StoredTensor]] = {}
         merged = dict(tensors)
         for name, value in own.items():
             match = _LOW_RANK.match(name)
@@ -264,7 +353,9 @@ class Adapter:
             raise CheckpointError(f"{self.folder} changes {name}, which its base model does not have")
         return found
 
-    def _sum(self, module: str, weight: Stored, pair: Mapping[str, Stored], embedding: bool) -> Stored:
+    def _sum(
+        self, module: str, weight: StoredTensor, pair: Mapping[str, StoredTensor], embedding: bool
+    ) -> StoredTensor:
         """Weight + scale * B A; its transpose where the layer keeps its weight transposed."""
         if set(pair) != {"A", "B"}:
             raise CheckpointError(f"{self.folder} is damaged: {module} lacks one of lora_A and lora_B")
@@ -277,14 +368,16 @@ class Adapter:
             raise CheckpointError(f"{self.folder} does not fit its base: {module} is {weight.shape} there")
         scale = self._scale(module, a.shape[0])
 
-        def read(rows: slice) -> Tensor:
-            if transposed:
-                added = a.whole()[:, rows].double().T @ b.whole().double().T
-            else:
-                added = b.read(rows).double() @ a.whole().double()
-            return weight.read(rows).double() + scale * added
+        def opened() -> Rows:
+            base, left, right = weight.open(), b.read().double(), a.read().double()
 
-        return Stored(weight.dtype, weight.shape, read)
+            def read(rows: slice) -> Tensor:
+                added = right[:, rows].T @ left.T if transposed else left[rows] @ right
+                return base(rows).double() + scale * added
+
+            return read
+
+        return StoredTensor(weight.dtype, weight.shape, opened)
 
     def _scale(self, module: str, rank: int) -> float:
         alpha = float(self.config.get("lora_alpha") or 8)

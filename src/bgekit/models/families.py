@@ -139,6 +139,12 @@ def find_family(name_or_path: str) -> Family | None:
     return found[0] if found else None
 
 
+def is_hosted(name_or_path: str) -> bool:
+    """Whether a name is that of a model behind an API, such as `text-embedding-3-small`."""
+    family = find_family(name_or_path)
+    return family is not None and family.kind == "api"
+
+
 def known_dimension(name_or_path: str) -> int | None:
     """Width of a model's vectors by the table, None where it does not say."""
     found = _find(name_or_path)

@@ -536,6 +536,17 @@ def test_pairs_without_any_overlap_give_finite_probabilities():
     assert fitted([0.1, 0.9]) == pytest.approx([1 / 52, 51 / 52], abs=1e-3)
 
 
+@pytest.mark.parametrize("apart", [0.05, 0.3, 0.9])
+def test_the_fit_is_the_best_one_for_smoothed_labels(apart):
+    rng = np.random.default_rng(3)
+    related = np.arange(200) < 80
+    similarity = np.clip(np.where(related, 0.2 + apart / 2, 0.2 - apart / 2) + rng.normal(0, 0.1, 200), -1, 0.99)
+    fitted = fit_logistic(ScoredPairs(similarity, related, np.stack([np.arange(200)] * 2)), 0.4, bounded=False)
+    targets = np.where(related, 81 / 82, 1 / 122)
+    left = 1 / (1 + np.exp(-(fitted.slope * similarity + fitted.intercept))) - targets
+    assert abs(left.sum()) < 1e-4 and abs((left * (similarity - similarity.mean())).sum()) < 1e-4
+
+
 def test_maps_survive_json_and_damaged_ones_are_refused():
     for given in (LogisticMap(20.5, 1.5, -3.25), QuantileMap((0.1, 0.5), (0.0, 1.0))):
         assert read_map(json.loads(json.dumps(given.to_dict()))) == given

@@ -19,8 +19,8 @@ from bgekit.errors import ArgumentError, DataError
 from bgekit.mining.negatives import Guards
 from bgekit.training.losses.contrastive import Contrastive, blockwise
 from bgekit.training.losses.false_negatives import FalseNegatives
-from bgekit.training.losses.listwise import GroupLoss, MarginMse
-from bgekit.training.losses.matryoshka import Matryoshka, OnSimilarities, Weighted
+from bgekit.training.losses.listwise import GroupLoss
+from bgekit.training.losses.matryoshka import Matryoshka
 from bgekit.training.losses.sts import CoSent, ScoredMse
 from training.loss_cases import Rows, make_rows
 
@@ -188,7 +188,6 @@ def test_kl_div_without_a_teacher_is_the_plain_loss() -> None:
         Contrastive(TEMPERATURE, distillation="m3_kd_loss", entries=ENTRIES),
         Contrastive(TEMPERATURE, distillation="kl_div", in_batch=False),
         Matryoshka(Contrastive(TEMPERATURE), dims=[3, 2]),
-        OnSimilarities(MarginMse()),
         CoSent(scale=3.0),
         ScoredMse(),
     ],
@@ -301,14 +300,6 @@ def test_group_loss_is_its_formula(groups: list[int], seed: int, distillation: f
     assert torch.allclose(own, reference, rtol=1e-11, atol=1e-12)
 
 
-def test_margin_mse() -> None:
-    rows = make_rows([3, 1, 2])
-    rows.teacher = torch.tensor([5.0, 1.0, 2.0, 3.0, 4.0, 4.5])
-    scores = torch.tensor([1.0, 0.0, 0.5, 9.0, 0.0, 1.0], dtype=torch.float64)
-    value = MarginMse()(scores, rows)
-    assert value.loss.item() == pytest.approx((((1 - 4) ** 2 + (0.5 - 3) ** 2) / 2 + 0 + (-1 + 0.5) ** 2) / 3)
-
-
 def test_matryoshka_is_the_weighted_mean_over_cut_vectors() -> None:
     rows = make_rows(GROUPS)
 
@@ -320,17 +311,6 @@ def test_matryoshka_is_the_weighted_mean_over_cut_vectors() -> None:
         return total
 
     assert_equal(Matryoshka(Contrastive(TEMPERATURE), dims=[3, 6], weights=[2.0, 1.0]), brute, rows, 1e-11)
-
-
-def test_weighted_is_the_sum() -> None:
-    rows = make_rows(GROUPS)
-    queries, passages = random_vectors(rows)
-    parts = (Contrastive(TEMPERATURE), OnSimilarities(GroupLoss(temperature=0.3)))
-    values = [loss(queries, passages, rows) for loss in parts]
-    both = Weighted([(0.25, parts[0]), (3.0, parts[1])])(queries, passages, rows)
-    expected = 0.25 * values[0].loss.item() + 3 * values[1].loss.item()
-    assert both.loss.item() == float(both.metrics["loss"]) == pytest.approx(expected)
-    assert float(both.metrics["accuracy"]) == float(values[0].metrics["accuracy"])
 
 
 def test_half_precision_vectors_are_compared_in_float32() -> None:

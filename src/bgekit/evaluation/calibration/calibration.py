@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ...data.formats import Quoting
-from ...errors import ArgumentError, DataError
+from ...errors import ArgumentError, DataError, import_extra
 from ...files.hashing import digest
 from ...models.calibration_map import FORMAT, LogisticMap, QuantileMap, nearness
 from ..judged_model import JudgedModel, role_of
+from ..readers.detect import read_tasks
 from ..tasks.base import Task
 from .independent_groups import Booleans, Floats, Integers, ScoredPairs
 from .text_pairs import TextPairs, pairs_of_lists, pairs_of_task
@@ -185,7 +186,8 @@ class Wish:
             )
         target, wanted = given[0] if given else ("false_positive_rate", DEFAULT_FALSE_POSITIVE_RATE)
         for name, value in ((target, wanted), ("confidence", confidence), ("prevalence", prevalence)):
-            _check_share(name, value)
+            if value is not None and not (isinstance(value, int | float) and 0 < value < 1):
+                raise ArgumentError(f"{name} must be between 0 and 1, not {value!r}")
         share = prevalence if prevalence is not None else texts.share
         if target != "false_positive_rate" and not texts.related.any():
             raise DataError(f"{texts.name} names no related pairs, so {target} is unknown: use a false-positive rate")
@@ -256,7 +258,7 @@ def calibrate(
     target, wanted, share = wish.target, wish.wanted, wish.share
     labelled, random = scored_pairs(model, texts, show_progress)
     known = texts.share is not None
-    scored = labelled if known else _joined(labelled, random)
+    scored = labelled if known else labelled.joined(random)
     groups = {"unrelated": scored.similarity[~scored.related], "related": scored.similarity[scored.related]}
     if known:
         groups["random"] = random.similarity
@@ -306,28 +308,18 @@ def fit_logistic(pairs: ScoredPairs, prevalence: float, *, bounded: bool = True)
 
 def _logistic(features: Floats, labels: Booleans) -> list[float]:
     """Weights of features [k, n] and the constant that make the labels most likely."""
+    linear = import_extra("sklearn.linear_model", "eval")
     centre, scale = features.mean(axis=1), np.maximum(features.std(axis=1), 1e-12)
     design = np.stack([*((features - centre[:, None]) / scale[:, None]), np.ones(len(labels))], axis=1)
     positive = int(labels.sum())
+    # Each pair counts as related by its smoothed label, and as unrelated by the rest of 1.
     targets = np.where(labels, (positive + 1) / (positive + 2), 1 / (len(labels) - positive + 2))
-    weights = np.append(np.zeros(len(features)), np.log(positive / (len(labels) - positive)))
-    ridge = 1e-6 * np.eye(len(weights))  # Both features say nearly the same where all similarities are small.
-
-    def loss(weights: Floats) -> float:
-        line = design @ weights
-        return float(np.sum(np.logaddexp(0, line) - targets * line) + weights @ ridge @ weights / 2)
-
-    for _ in range(100):  # Newton's method; the loss is convex, so a step is only ever too long.
-        chances = 0.5 * (1 + np.tanh(design @ weights / 2))
-        slopes = design.T @ (chances - targets) + ridge @ weights
-        step = np.linalg.solve(design.T @ (design * (chances * (1 - chances))[:, None]) + ridge, slopes)
-        while loss(weights - step) > loss(weights) + 1e-12 and np.abs(step).max() > 1e-12:
-            step = step / 2
-        weights = weights - step
-        if np.abs(step).max() < 1e-9:
-            break
-    raw = weights[:-1] / scale
-    return [*raw.tolist(), float(weights[-1] - raw @ centre)]
+    # The slight penalty is for similarities that are all small: both features say nearly the same there.
+    model = linear.LogisticRegression(C=1e6, fit_intercept=False, solver="newton-cholesky", tol=1e-10, max_iter=200)
+    model.fit(np.tile(design, (2, 1)), np.repeat([1, 0], len(labels)), np.concatenate([targets, 1 - targets]))
+    *weights, constant = model.coef_[0]
+    raw = np.array(weights) / scale
+    return [*raw.tolist(), float(constant - raw @ centre)]
 
 
 def _quantile_map(unrelated: Floats) -> QuantileMap:
@@ -336,24 +328,6 @@ def _quantile_map(unrelated: Floats) -> QuantileMap:
     # Of equal quantiles the last one counts: all these pairs have at most this similarity.
     last = np.append(values[1:] > values[:-1], True)
     return QuantileMap(tuple(values[last].tolist()), tuple(_KNOTS[last].tolist()))
-
-
-def _check_share(name: str, value: float | None) -> None:
-    if value is not None and not (isinstance(value, int | float) and 0 < value < 1):
-        raise ArgumentError(f"{name} must be between 0 and 1, not {value!r}")
-
-
-def _read(data: Data, split: str | None, encoding: str | None, quoting: Quoting) -> Data:
-    """The task at a path; anything else as it is."""
-    if not isinstance(data, str | os.PathLike):
-        return data
-    from ..readers.detect import read_tasks
-
-    tasks = read_tasks(data, split=split, encoding=encoding, quoting=quoting)
-    if len(tasks) != 1:
-        names = ", ".join(f"{task.name} ({task.split})" for task in tasks)
-        raise DataError(f"{data} holds {len(tasks)} tasks, but a calibration is of one: {names}")
-    return tasks[0]
 
 
 def read_pairs(
@@ -368,7 +342,12 @@ def read_pairs(
     """
     if not isinstance(pairs, int) or pairs < 1:
         raise ArgumentError(f"pairs must be a positive number, not {pairs!r}")
-    data = _read(data, split, encoding, quoting)
+    if isinstance(data, str | os.PathLike):
+        tasks = read_tasks(data, split=split, encoding=encoding, quoting=quoting)
+        if len(tasks) != 1:
+            names = ", ".join(f"{task.name} ({task.split})" for task in tasks)
+            raise DataError(f"{data} holds {len(tasks)} tasks, but a calibration is of one: {names}")
+        data = tasks[0]
     if isinstance(data, TextPairs):
         return data
     if isinstance(data, Task):
@@ -402,15 +381,6 @@ def scored_pairs(model: Embedder, texts: TextPairs, progress: bool | None) -> tu
         return ScoredPairs(np.concatenate([np.empty(0), *parts]), related, rows, texts.sides[0] == texts.sides[1])
 
     return scored(texts.rows, texts.related), scored(texts.random, np.zeros(texts.random.shape[1], dtype=bool))
-
-
-def _joined(a: ScoredPairs, b: ScoredPairs) -> ScoredPairs:
-    return ScoredPairs(
-        np.concatenate([a.similarity, b.similarity]),
-        np.concatenate([a.related, b.related]),
-        np.concatenate([a.groups, b.groups], axis=1),
-        a.one_list,
-    )
 
 
 def _made_for(model: Embedder, texts: TextPairs) -> dict[str, Any]:

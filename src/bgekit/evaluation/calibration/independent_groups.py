@@ -61,6 +61,15 @@ class ScoredPairs:
             self, similarity=self.similarity[chosen], related=self.related[chosen], groups=self.groups[:, chosen]
         )
 
+    def joined(self, others: ScoredPairs) -> ScoredPairs:
+        """These pairs and others of the same texts."""
+        return replace(
+            self,
+            similarity=np.concatenate([self.similarity, others.similarity]),
+            related=np.concatenate([self.related, others.related]),
+            groups=np.concatenate([self.groups, others.groups], axis=1),
+        )
+
     @property
     def share(self) -> float:
         """Share of related pairs."""

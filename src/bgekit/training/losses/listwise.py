@@ -225,30 +225,3 @@ class GroupLoss:
                 rows = rows + self.distillation * groups.divergence(table / self.temperature, batch.teacher)
             sums = contrast(table[:, 0], table[:, 1:], (groups.valid & ~outside)[:, 1:])
             return of_global_batch(rows.sum(), batch.size, sums, contrast_metrics)
-
-
-@dataclass(frozen=True)
-class MarginMse:
-    """Squared error of the margins between positive and negatives against those of a teacher (arXiv:2010.02666).
-
-    A mean over the negatives of each row; 0 in rows without negatives or teacher. Takes scores of pairs [m].
-
-    Attributes:
-        temperature: Scores are divided by it, to have the scale of the teacher's.
-    """
-
-    temperature: float = 1.0
-
-    def __call__(self, scores: Tensor, batch: GroupBatch) -> LossValue:
-        """The loss of the scores [m] of the pairs of this process."""
-        with full_precision(scores) as (scores,):
-            groups = Groups(batch.groups, scores.device)
-            table = groups.table(scores, 0.0)
-            _, taught = groups.teacher(batch.teacher)
-            negatives = groups.valid[:, 1:] & taught[:, None]
-            teacher = torch.zeros_like(table) if batch.teacher is None else groups.table(batch.teacher.to(table), 0.0)
-            margins = (table[:, :1] - table[:, 1:]) / self.temperature
-            errors = (margins - (teacher[:, :1] - teacher[:, 1:])).masked_fill(~negatives, 0.0).square().sum(1)
-            rows = errors / negatives.sum(1).clamp(min=1)
-            sums = contrast(table[:, 0], table[:, 1:], groups.valid[:, 1:])
-            return of_global_batch(rows.sum(), batch.size, sums, contrast_metrics)

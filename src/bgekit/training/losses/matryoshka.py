@@ -1,4 +1,4 @@
-"""The losses of training, and what is made of several.
+"""The form of a loss on vectors, and a loss on their leading dimensions.
 
 A loss is a callable on the vectors of this process and what is known of its rows (`LossBatch`):
 `loss(queries [n, d], passages [m, d], batch) -> LossValue`; a loss of rerankers takes scores:
@@ -16,28 +16,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ...errors import ArgumentError
-from .contrastive import Contrastive, own_scores
 from .distributed import LossValue, full_precision
-from .false_negatives import FalseNegatives, LossBatch
-from .listwise import GroupBatch, GroupLoss, MarginMse
-from .sts import CoSent, ScoredMse
-
-__all__ = [
-    "CoSent",
-    "Contrastive",
-    "FalseNegatives",
-    "GroupBatch",
-    "GroupLoss",
-    "Loss",
-    "LossBatch",
-    "LossValue",
-    "MarginMse",
-    "Matryoshka",
-    "OnSimilarities",
-    "ScoreLoss",
-    "ScoredMse",
-    "Weighted",
-]
+from .false_negatives import LossBatch
 
 
 class Loss(Protocol):
@@ -46,26 +26,6 @@ class Loss(Protocol):
     def __call__(self, queries: Tensor, passages: Tensor, batch: LossBatch) -> LossValue:
         """The loss of the vectors of this process."""
         ...
-
-
-class ScoreLoss(Protocol):
-    """A loss on the scores of (query, passage) pairs."""
-
-    def __call__(self, scores: Tensor, batch: GroupBatch) -> LossValue:
-        """The loss of the scores of this process."""
-        ...
-
-
-@dataclass(frozen=True)
-class OnSimilarities:
-    """A loss on scores as a loss on vectors: the score of a pair is the dot product of its vectors."""
-
-    loss: ScoreLoss
-
-    def __call__(self, queries: Tensor, passages: Tensor, batch: LossBatch) -> LossValue:
-        """The loss of the vectors of this process."""
-        with full_precision(queries, passages) as (queries, passages):
-            return self.loss(own_scores(queries, passages, batch), batch)
 
 
 @dataclass(frozen=True)
@@ -97,36 +57,16 @@ class Matryoshka:
         whole = queries.shape[1]
         if max(self.dims) > whole:
             raise ArgumentError(f"vectors have {whole} dimensions: {max(self.dims)} of them cannot be trained")
-        weights = self.weights or [1.0] * len(self.dims)
+        given = self.weights or [1.0] * len(self.dims)
+        weights = [weight / sum(given) for weight in given]
         with full_precision(queries, passages) as (queries, passages):
             values = [self.loss(self._cut(queries, dim), self._cut(passages, dim), batch) for dim in self.dims]
         largest = max(range(len(values)), key=lambda i: self.dims[i])
-        return _combined(values, [weight / sum(weights) for weight in weights], values[largest].metrics)
+        loss, reported = weights[0] * values[0].loss, weights[0] * values[0].metrics["loss"]
+        for weight, value in zip(weights[1:], values[1:], strict=True):
+            loss, reported = loss + weight * value.loss, reported + weight * value.metrics["loss"]
+        return LossValue(loss, {**values[largest].metrics, "loss": reported})
 
     def _cut(self, vectors: Tensor, dim: int) -> Tensor:
         cut = vectors[:, :dim]
         return normalize(cut, dim=-1) if self.normalized else cut
-
-
-@dataclass(frozen=True)
-class Weighted:
-    """The sum of several losses on vectors, each with a weight."""
-
-    parts: Sequence[tuple[float, Loss]]
-
-    def __call__(self, queries: Tensor, passages: Tensor, batch: LossBatch) -> LossValue:
-        """The loss of the vectors of this process; of equal names, the metric of the first part counts."""
-        values = [loss(queries, passages, batch) for _, loss in self.parts]
-        metrics: dict[str, Tensor] = {}
-        for value in reversed(values):
-            metrics.update(value.metrics)
-        return _combined(values, [weight for weight, _ in self.parts], metrics)
-
-
-def _combined(values: Sequence[LossValue], weights: Sequence[float], metrics: dict[str, Tensor]) -> LossValue:
-    loss = weights[0] * values[0].loss
-    whole = weights[0] * values[0].metrics["loss"]
-    for weight, value in zip(weights[1:], values[1:], strict=True):
-        loss = loss + weight * value.loss
-        whole = whole + weight * value.metrics["loss"]
-    return LossValue(loss, {**metrics, "loss": whole})
