@@ -152,8 +152,8 @@ def stored(path: Path, read: Callable[[], Store], write: Callable[[HashedFile], 
     return read()
 
 
-def content_digest(source: str, version: str, dialect: Dialect = USUAL) -> str:
-    """sha256 (hex, 40 digits) of a file's content, of how it is read, and of the version of what is made of it.
+def content_digest(source: str, dialect: Dialect = USUAL) -> str:
+    """sha256 (hex, 40 digits) of a file's content and of how it is read: the same since 0.1.0, so runs go on.
 
     Raises:
         OSError: the file cannot be read.
@@ -161,5 +161,5 @@ def content_digest(source: str, version: str, dialect: Dialect = USUAL) -> str:
     content = content_sha256(source)
     # The ending decides the format.
     name = os.path.basename(source).lower()
-    form = json.dumps([version, name.removesuffix(".gz").rpartition(".")[2], *dialect.settings.items()])
+    form = json.dumps(["1", name.removesuffix(".gz").rpartition(".")[2], *dialect.settings.items()])
     return hashlib.sha256(f"{form}{content}".encode()).hexdigest()[:40]

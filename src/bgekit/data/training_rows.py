@@ -288,7 +288,7 @@ def open_store(source: str, cache: Path, bad: BadLines, dialect: Dialect = USUAL
         bad.add("standard input", 0, "training data is read more than once; write it to a file first")
         return None
     try:
-        path = cache / f"{content_digest(source, _VERSION, dialect)}.arrow"
+        path = cache / f"{content_digest(source, dialect)}.v{_VERSION}.arrow"
     except OSError as error:
         bad.add(source, 0, f"cannot be read: {error.strerror or error}")
         return None

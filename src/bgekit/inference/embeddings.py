@@ -176,7 +176,7 @@ class Embeddings(np.ndarray):  # type: ignore[type-arg]
         return make, arguments, (state, self.fingerprint)
 
     def __setstate__(self, state: tuple[Any, ...], /) -> None:
-        array, fingerprint = state
+        array, fingerprint = state if len(state) == 2 else (state, None)  # 0.1.0 kept the array alone.
         super().__setstate__(array)
         self.origin = Origin.known(fingerprint)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import logging
 import math
 import sys
@@ -22,7 +20,6 @@ from ..networks.encoder import Encoder
 from ..training.batches.sampler import PlanOptions
 from ..training.loop.checkpoints import ModelFiles, origin, save_encoder
 from ..training.loop.training_run import (
-    first_name,
     launched,
     prepare_run,
     run_identity,
@@ -96,7 +93,6 @@ def pretrain(model: PretrainModelArguments, data: PretrainDataArguments, args: P
         return train_and_save(
             trainer, resume=resume, data=texts.counts, parts=(model, data),
             more={"method": "RetroMAE", "texts": asdict(texts.facts)},
-            first_fingerprint=functools.partial(_first_fingerprint, texts, tokens, reading),
         )  # fmt: skip
 
 
@@ -143,14 +139,6 @@ def _read(
         0 if measured is None else len(measured),
     )  # fmt: skip
     return texts, measured
-
-
-def _first_fingerprint(texts: Texts, tokens: Tokenization, reading: Reading) -> str:
-    """The fingerprint that the first release (0.1.0) gave to texts."""
-    options = {name: value for name, value in asdict(reading).items() if name not in ("encoding", "quoting")}
-    tokenizer = hashlib.sha256(tokens.backend.to_str().encode()).hexdigest()
-    ways = [json.dumps([1, first_name(store.source), options, tokenizer]) for store in texts.stores]
-    return texts.fingerprint_of([f"{hashlib.sha256(way.encode()).hexdigest()[:40]}.tokens" for way in ways])
 
 
 def _network(start: InitialModel, share: float) -> RetroMAE:

@@ -205,7 +205,7 @@ def open_store(source: str, cache: Path, backend: Any, unknown: int | None, read
     if source == STDIN:
         raise DataError("standard input (-) is read once, training data more often: write it to a file first")
     try:
-        content = content_digest(source, str(_VERSION))
+        content = content_digest(source)
     except OSError as error:
         raise DataError(f"cannot read {source}: {error.strerror or error}") from error
     usual = {"encoding": None, "quoting": "auto"}  # 0.1.0 knew no other, and names go on from its own.
@@ -376,11 +376,7 @@ class Texts:
     @cached_property
     def fingerprint(self) -> str:
         """Changes with the content of the files, their order, the tokenizer, and which sequences are used."""
-        return self.fingerprint_of([store.path.stem for store in self.stores])
-
-    def fingerprint_of(self, names: Sequence[str]) -> str:
-        """The fingerprint of the sequences that are used, where the files' sequences have these names."""
-        digest = hashlib.sha256("".join(names).encode())
+        digest = hashlib.sha256("".join(store.path.stem for store in self.stores).encode())
         if self._chosen is not None:
             digest.update(self._chosen.tobytes())
         return digest.hexdigest()

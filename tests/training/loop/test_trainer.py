@@ -11,12 +11,9 @@ from torch import nn
 from transformers import Trainer
 
 from bgekit.errors import CheckpointError
-from bgekit.pretraining import run
 from bgekit.pretraining.retromae_trainer import PretrainingTrainer
-from bgekit.pretraining.token_store import Reading, Texts
 from bgekit.training.loop.checkpoints import ModelFiles, check_same_run, mark_whole
 from bgekit.training.loop.trainer import StepTrainer
-from bgekit.training.loop.training_run import _first_fingerprint
 
 
 @pytest.mark.parametrize(
@@ -106,17 +103,8 @@ def test_the_best_is_saved_where_it_is_wanted_in_the_end(wanted):
 def test_data_have_the_fingerprint_that_the_first_release_gave_them(write, load):
     rows = [{"query": f"q{number}", "pos": [f"p{number}"], "neg": ["n"]} for number in range(3)]
     files = write("a.jsonl", rows), write("b.JSONL", [{"query": "q", "pos": ["p"], "neg": ["n"]}])
-    fingerprints = [_first_fingerprint(load(*files, max_rows=most)) for most in (None, 2)]
+    fingerprints = [load(*files, max_rows=most).fingerprint for most in (None, 2)]
     assert fingerprints == [
         "e1e9927c31b03a6b788760a592bc59f5b3b12fcb911612f0de1c099befdd5d23",
         "0e0e029195b4950bc2f53cd54090412817ddd86f4949bf0e339693d384d3c7dc",
     ]
-
-
-def test_texts_have_the_fingerprint_that_the_first_release_gave_them(write):
-    class Store(list):
-        source = write("t.txt", "one text\nanother text\n")
-
-    tokens: Any = SimpleNamespace(backend=SimpleNamespace(to_str=lambda: '{"model": {"type": "WordPiece"}}'))
-    found = run._first_fingerprint(Texts([Store()]), tokens, Reading(8, quoting="none"))  # type: ignore[list-item]
-    assert found == "9f6f3ee6aa093115ad10074cff1133d9636049a6da23fcb315bf17f0f83357cd"

@@ -239,7 +239,8 @@ class TrainingData(Sequence[Row]):
         digest = hashlib.sha256()
         for data in self.datasets:
             for store in data.stores:
-                digest.update(store.path.name.encode())
+                # The digest of the content, in the form that checkpoints of 0.1.0 have it.
+                digest.update(f"{store.path.name.partition('.')[0]}.arrow".encode())
             digest.update(data.rows.tobytes())
         return digest.hexdigest()
 

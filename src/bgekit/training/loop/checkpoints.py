@@ -90,9 +90,7 @@ def keep_best_alone(output: Path, best: str) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def check_same_run(
-    folder: Path, identity: Mapping[str, Any], first_fingerprint: Callable[[], str] | None = None
-) -> None:
+def check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
     """Check that a checkpoint is of a run that does the same with the same data in the same batches.
 
     A value that its release did not note is that of its `training_args.json`, and does not count where that has none.
@@ -100,7 +98,6 @@ def check_same_run(
     Args:
         folder: The checkpoint.
         identity: Of this run.
-        first_fingerprint: Makes the fingerprint that the first release (0.1.0) gave to the data of this run.
 
     Raises:
         ArgumentError: it is of another run.
@@ -115,8 +112,6 @@ def check_same_run(
         for name, value in now.items()
         if name in then and then[name] != value and not (name in _WHERE_BOTH and None in (then[name], value))
     ]
-    if "data" in differing and first_fingerprint is not None and then["data"] == first_fingerprint():
-        differing.remove("data")
     if differing:
         raise ArgumentError(
             f"{folder} is of another run, which differs in {', '.join(differing)}. Give the arguments of that run; "

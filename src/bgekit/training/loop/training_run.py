@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import logging
 import os
@@ -22,7 +20,6 @@ from ..._version import package_versions
 from ...display.option_names import spoken
 from ...errors import BgekitError
 from ...evaluation.evaluator import tasks_of
-from ...files.hashing import file_sha256
 from ...networks.memory import keep_few_kernels
 from ...networks.packing import PACKED_ATTENTION
 from ..batches.collator import Batch, Collator, StepDataset
@@ -160,7 +157,6 @@ def train_and_save(
     resume: Path | None,
     data: Sequence[tuple[Sequence[str], int]],
     parts: Sequence[Any],
-    first_fingerprint: Callable[[], str],
     more: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train, save the model into the output folder itself, draw the curves.
@@ -170,7 +166,6 @@ def train_and_save(
         resume: A checkpoint to go on from.
         data: Files and rows of each dataset.
         parts: The arguments of the model and of the data.
-        first_fingerprint: See `check_same_run`.
         more: Further content of training.json.
 
     Returns:
@@ -178,7 +173,7 @@ def train_and_save(
     """
     args, start = trainer.args, time.perf_counter()
     if resume is not None:
-        check_same_run(resume, trainer.identity, first_fingerprint)
+        check_same_run(resume, trainer.identity)
         check_optimizer(resume, deepspeed=trainer.is_deepspeed_enabled)
     if args.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
@@ -267,7 +262,6 @@ def train_on_rows(
     )  # fmt: skip
     return train_and_save(
         trainer, resume=resume, data=[(each.spec.files, len(each)) for each in rows.datasets], parts=parts, more=more,
-        first_fingerprint=functools.partial(_first_fingerprint, rows),
     )  # fmt: skip
 
 
@@ -359,22 +353,6 @@ def run_identity(
         "evaluation data": measured,
         **{f"--{name}": value for name, value in values.items() if name not in _MAY_CHANGE | WITHOUT_EFFECT.keys()},
     }
-
-
-def first_name(source: str) -> str:
-    """The name (hex, 40 digits) that the first release (0.1.0) gave to what it kept of a file of data."""
-    ending = os.path.basename(source).lower().removesuffix(".gz").rpartition(".")[2]
-    return hashlib.sha256(f"{json.dumps(['1', ending])}{file_sha256(Path(source))}".encode()).hexdigest()[:40]
-
-
-def _first_fingerprint(rows: TrainingData) -> str:
-    """The fingerprint that the first release (0.1.0) gave to training rows."""
-    digest = hashlib.sha256()
-    for data in rows.datasets:
-        for store in data.stores:
-            digest.update(f"{first_name(store.source)}.arrow".encode())
-        digest.update(data.rows.tobytes())
-    return digest.hexdigest()
 
 
 def _decisive_arguments(args: TrainerArguments, parts: Sequence[Any]) -> dict[str, Any]:
