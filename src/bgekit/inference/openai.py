@@ -36,9 +36,9 @@ from ..models.card import UNSET, ModelCard, Pooling, Unset
 from ..models.card_reading import prompt_doubt
 from ..models.families import find_family, known_dimension, known_name
 from ..models.prompts import Prompt
-from .embeddings import Encoded
 from .model import Embedder
 from .openai_errors import Meaning, error_fields, meaning, most_texts
+from .pipeline import Encoded
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -219,8 +219,8 @@ class OpenAIEmbedder(Embedder):
             return Prompt.from_format(instruction, template)
         return getattr(self._family, role) if self._family else Prompt()
 
-    def _encode_unique(
-        self, windows: Iterable[list[str]], prompt: Prompt, max_length: int | None, batch_size: int | None
+    def _compute(
+        self, blocks: Iterable[list[str]], prompt: Prompt, max_length: int | None, batch_size: int | None
     ) -> Iterator[Encoded]:
         if max_length is not None:
             raise ArgumentError(
@@ -233,9 +233,9 @@ class OpenAIEmbedder(Embedder):
         jobs: deque[list[Future[Encoded]]] = deque()
         emptied = 0
         try:
-            for window in windows:
-                texts = [sendable(text, prompt) for text in window]
-                emptied += sum(text == " " != given for text, given in zip(texts, window, strict=True))
+            for block in blocks:
+                texts = [sendable(text, prompt) for text in block]
+                emptied += sum(text == " " != given for text, given in zip(texts, block, strict=True))
                 jobs.append(self._start(texts, size, stop))
                 while len(jobs) > 1 and sum(map(len, jobs)) > self._requests_ahead:
                     yield _joined(jobs.popleft())
@@ -248,7 +248,7 @@ class OpenAIEmbedder(Embedder):
             logger.warning("%s takes no empty text: %d empty or blank ones were sent as a space", self.model, emptied)
 
     def _start(self, texts: Sequence[str], size: int, stop: threading.Event) -> list[Future[Encoded]]:
-        """Send the texts of a window. Blocks while enough requests are under way."""
+        """Send the texts of a block. Waits while enough requests are under way."""
         requests: list[Future[Encoded]] = []
         while texts:
             if any(request.done() and request.exception() for request in requests):
@@ -384,7 +384,7 @@ def _warn_of_prompts(name: str) -> None:
 
 
 def _joined(requests: list[Future[Encoded]]) -> Encoded:
-    """The result of a window from those of its requests; the first error is raised without waiting for the others."""
+    """The result of a block from those of its requests; the first error is raised without waiting for the others."""
     done, _ = wait(requests, return_when=FIRST_EXCEPTION)
     for request in requests:
         if request in done and (error := request.exception()) is not None:

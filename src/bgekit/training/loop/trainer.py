@@ -19,7 +19,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ...errors import ArgumentError, CheckpointError, MissingExtraError
-from ...networks.memory import Trimmer
+from ...networks.cpu_inference import Trimmer
 from ..batches.collator import Batch, StepDataset
 from ..insight.diagnosis import Diagnosis
 from ..losses.distributed import LossValue, by_first, sum_over_processes

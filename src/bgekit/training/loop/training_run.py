@@ -18,7 +18,7 @@ from transformers import EarlyStoppingCallback, set_seed
 
 from ...display.option_names import spoken
 from ...errors import BgekitError
-from ...networks.memory import keep_few_kernels
+from ...networks.cpu_training import keep_few_kernels
 from ...networks.packing import PACKED_ATTENTION
 from ..batches.collator import Collator, StepDataset
 from ..batches.datasets import TrainingData, load_data
