@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import logging
 import shutil
@@ -516,3 +517,26 @@ def test_the_instruction_takes_its_room_from_the_text(make_model: Callable[..., 
 
 def test_a_caller_of_an_api_family_still_gets_one_class(tiny_bert: Path) -> None:
     assert type(FlagModel(tiny_bert, devices="cpu")) is FlagModel
+
+
+@pytest.mark.parametrize("name", ["encode_queries", "encode_corpus", "encode_query", "encode_document"])
+def test_the_methods_of_roles_take_what_encode_takes(model: FlagModel, name: str) -> None:
+    """By name, position and default, so that editors know them; keywords of the original are set aside as there."""
+    first, *named = inspect.signature(getattr(FlagModel, name)).parameters.values()
+    expected = list(inspect.signature(FlagModel.encode).parameters.values())
+    assert first.name == "self"
+    assert named[0].annotation == expected[1].annotation
+    assert named[1:] == expected[2:]
+    method = getattr(model, name)
+    assert np.array_equal(method(["a text"], prompt=None, return_sparse=False), model.encode(["a text"], prompt=None))
+    with pytest.raises(ArgumentError, match="no argument 'sparse'"):
+        method(["a text"], sparse=True)
+
+
+def test_blocks_by_their_name_in_0_1_0(model: FlagModel) -> None:
+    blocks = [["a river", "a hill"], ["a river"]]
+    expected = [result.vectors for result in model.encode_blocks(blocks, role="query")]
+    with pytest.deprecated_call(match="encode_blocks"):
+        results = model.encode_windows(blocks, kind="query")
+    for result, right in zip(results, expected, strict=True):
+        assert np.array_equal(result.vectors, right)

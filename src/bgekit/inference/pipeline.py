@@ -245,7 +245,11 @@ class Pipeline(Generic[T]):
                 if source == row:
                     inputs.append(value)
                 sources.append(source)
-            rows, inverse = np.unique(np.array(sources, dtype=np.int64), return_inverse=True)
+            rows = np.array(sources, dtype=np.int64)
+            if len(inputs) < len(items):
+                rows, inverse = np.unique(rows, return_inverse=True)
+            else:
+                inverse = np.arange(len(items))
             waiting.append(Block(first, inputs, rows, inverse, repaired))
             first += len(items)
             if inputs:
