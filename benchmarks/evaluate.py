@@ -157,8 +157,8 @@ def peer_search(size: str) -> dict[str, Any]:
 def synthetic_embedder() -> Any:
     import numpy as np
 
-    from bgekit.inference.embeddings import Encoded
     from bgekit.inference.model import Embedder
+    from bgekit.inference.pipeline import Encoded
     from bgekit.models.card import ModelCard
     from bgekit.models.prompts import Prompt
 
@@ -174,8 +174,8 @@ def synthetic_embedder() -> Any:
         dimension, precision = DIMENSION, "float32"
         fingerprint = hashlib.sha256(b"synthetic").hexdigest()
 
-        def _encode_unique(self, windows: Iterable[list[str]], *_: Any) -> Iterator[Encoded]:
-            for texts in windows:
+        def _compute(self, blocks: Iterable[list[str]], *_: Any) -> Iterator[Encoded]:
+            for texts in blocks:
                 seed = int.from_bytes(hashlib.sha256(texts[0].encode()).digest()[:8], "little")
                 random = np.random.default_rng(seed)
                 yield Encoded(random.standard_normal((len(texts), DIMENSION), dtype=np.float32), len(texts))

@@ -68,7 +68,8 @@ ORDER_OF_0_1 = (
 )  # fmt: skip
 #: Imports within a line of the order: data stands on files, as its store is made of them.
 _MAY = {("data", "files"), ("display", "files")}
-COMPUTING = ("inference", "networks", "encoding", "models", "reranking")
+#: Rooms that compute, now and in 0.1.0.
+COMPUTING, COMPUTING_IN_0_1 = ("inference", "networks"), ("encoding", "models")
 DATA = (".yaml", ".css", ".js", ".html", ".jinja")
 
 
@@ -268,7 +269,8 @@ def encode_files(root: Path) -> list[str]:
     inside = (
         path.relative_to(root / "src" / "bgekit") for path in seen if path.is_relative_to(root / "src" / "bgekit")
     )
-    return sorted(str(path) for path in inside if path.parts[0] in COMPUTING)
+    rooms = COMPUTING if (root / "src" / "bgekit" / "inference").is_dir() else COMPUTING_IN_0_1
+    return sorted(str(path) for path in inside if path.parts[0] in rooms)
 
 
 def main() -> None:

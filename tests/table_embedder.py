@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from bgekit.inference.embeddings import Encoded
 from bgekit.inference.model import Embedder
+from bgekit.inference.pipeline import Encoded
 from bgekit.models.card import ModelCard
 from bgekit.models.prompts import Prompt
 
@@ -49,10 +49,10 @@ class TableEmbedder(Embedder):
         vector = np.random.default_rng(seed).normal(size=self.dimension)
         return (vector / np.linalg.norm(vector)).astype(np.float32)
 
-    def _encode_unique(
-        self, windows: Iterable[list[str]], prompt: Prompt, max_length: int | None, batch_size: int | None
+    def _compute(
+        self, blocks: Iterable[list[str]], prompt: Prompt, max_length: int | None, batch_size: int | None
     ) -> Iterator[Encoded]:
-        for texts in windows:
+        for texts in blocks:
             self.encoded += len(texts)
             prefix = prompt.prefix if self.sees_prompts else ""
             yield Encoded(np.stack([self.vector(prefix + text) for text in texts]).astype(np.float32), len(texts))

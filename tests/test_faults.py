@@ -60,7 +60,7 @@ def test_the_index_is_that_of_the_whole_input(model: FlagModel) -> None:
     with pytest.raises(TypeError, match="index 4321"):
         model.encode(texts)
     with pytest.raises(TypeError, match="index 4321"):
-        list(model.encode_windows([texts[:3000], texts[3000:]]))
+        list(model.encode_blocks([texts[:3000], texts[3000:]]))
 
 
 def test_empty_and_blank_texts_are_encoded_as_they_are(model: FlagModel) -> None:
@@ -87,7 +87,7 @@ def test_a_megabyte_of_text_is_cut_and_counted(model: FlagModel, caplog: pytest.
 def test_truncation_is_counted_in_windows_too(model: FlagModel, caplog: pytest.LogCaptureFixture) -> None:
     long = "word " * 100
     with caplog.at_level(logging.WARNING, "bgekit"):
-        results = list(model.encode_windows([["a", long, long], ["b"], [long]]))
+        results = list(model.encode_blocks([["a", long, long], ["b"], [long]]))
     assert [result.truncated for result in results] == [[1, 2], [], [0]]
     assert "3 of 5 texts were too long" in caplog.text
 
@@ -106,7 +106,7 @@ def test_lone_surrogates_are_replaced_and_counted(model: FlagModel, caplog: pyte
     assert vectors.repaired == (1, 2, 3)
     assert "3 of 5 texts held lone surrogates" in caplog.text
     assert np.array_equal(vectors[1], vectors[4])  # equal once repaired, so computed once
-    listed = list(model.encode_windows([["x"], ["\ud800", "y"]]))
+    listed = list(model.encode_blocks([["x"], ["\ud800", "y"]]))
     assert [result.repaired for result in listed] == [[], [0]]
 
 
@@ -166,7 +166,7 @@ def test_whole_numbers_of_any_kind_are_numbers(model: FlagModel) -> None:
     assert vectors.shape == (2, 32)
     for batch_size in (0, "many"):
         with pytest.raises(ArgumentError, match="batch_size"):
-            next(model.encode_windows([["a"]], batch_size=batch_size))
+            next(model.encode_blocks([["a"]], batch_size=batch_size))
 
 
 def test_contradictions_are_refused(model: FlagModel) -> None:
@@ -273,8 +273,7 @@ def test_a_worker_killed_in_the_middle_is_noticed_at_once(slow_folder: Path, tex
     with FlagModel(slow_folder, use_fp16=False, devices=["cpu", "cpu"]) as model:
         few = [f"text {number}" for number in range(2100)]
         assert model.encode(few).shape == (2100, 384)  # the worker is up
-        assert model._pool is not None
-        process = model._pool._workers[0]._process
+        process = model._pool.workers[0].process
         killed: list[float] = []
 
         def kill() -> None:
@@ -400,10 +399,9 @@ def no_process_of_group(group: int) -> bool:
 def test_a_reader_who_stops_frees_the_workers(slow_folder: Path, texts: Texts) -> None:
     with FlagModel(slow_folder, use_fp16=False, devices=["cpu", "cpu"]) as model:
         before = threading.active_count()
-        stream = model.encode_windows([texts(2048, longest=3, seed=0), *(texts(2048, seed=n) for n in range(1, 6))])
+        stream = model.encode_blocks([texts(2048, longest=3, seed=0), *(texts(2048, seed=n) for n in range(1, 6))])
         next(stream)
-        assert model._pool is not None
-        process = model._pool._workers[0]._process
+        process = model._pool.workers[0].process
         start = time.monotonic()
         stream.close()
         assert time.monotonic() - start < SECONDS_TO_STOP
@@ -419,7 +417,7 @@ def test_a_reader_who_pauses_keeps_nobody_waiting(tiny_bert: Path, texts: Texts)
     some = texts(5000, longest=10)
     with FlagModel(tiny_bert, use_fp16=False, devices=["cpu", "cpu"]) as model:
         expected = model.encode(some)
-        paused = model.encode_windows([some[:2500], some[2500:]] * 3)
+        paused = model.encode_blocks([some[:2500], some[2500:]] * 3)
         first = next(paused)
         assert np.abs(model.encode(some) - expected).max() < 1e-6
         with ThreadPoolExecutor(1) as pool:

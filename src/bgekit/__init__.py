@@ -14,9 +14,9 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .errors import BgekitError
     from .inference.embedder import FlagModel, load_model
-    from .inference.embeddings import Embeddings
     from .inference.model import Embedder
     from .inference.openai import OpenAIEmbedder
+    from .inference.pipeline import Embeddings
     from .inference.reranker import FlagReranker
     from .models.card import ModelCard
     from .models.card_reading import read_card
@@ -26,7 +26,7 @@ install()
 _HOMES = {
     "BgekitError": "errors",
     "Embedder": "inference.model",
-    "Embeddings": "inference.embeddings",
+    "Embeddings": "inference.pipeline",
     "FlagModel": "inference.embedder",
     "FlagReranker": "inference.reranker",
     "ModelCard": "models.card",

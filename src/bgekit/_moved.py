@@ -24,7 +24,7 @@ MOVED: Final[dict[str, tuple[str, ...]]] = {
     "encoding.embedder": ("inference", "inference.embedder"),
     "encoding.progress": ("display", "display.progress"),
     "encoding.records": ("data", "data.records"),
-    "encoding.result": ("inference", "inference.embeddings"),
+    "encoding.result": ("inference", "inference.pipeline"),
     "encoding.rows": ("data", "data.formats"),
     "encoding.shards": ("inference", "inference.shards"),
     "encoding.shardset": ("inference", "inference.shards"),

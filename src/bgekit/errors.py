@@ -19,6 +19,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Sequence
+from numbers import Integral
 from types import ModuleType
 from typing import Final
 
@@ -87,6 +88,12 @@ def in_lines(items: Sequence[object], count: int | None = None) -> str:
         return f" {items[0]}"
     more = [f"  ... and {count - len(items[:SHOWN]):,} more"] if count > len(items[:SHOWN]) else []
     return "".join(f"\n{line}" for line in (*(f"  {item}" for item in items[:SHOWN]), *more))
+
+
+def check_count(name: str, value: object, things: str) -> None:
+    """Raise ArgumentError unless an argument is left out (None) or a positive whole number."""
+    if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
+        raise ArgumentError(f"{name} must be a positive number of {things}, not {value!r}")
 
 
 def import_extra(module: str, extra: str) -> ModuleType:

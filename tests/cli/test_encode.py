@@ -260,8 +260,8 @@ def test_a_short_rest_has_the_same_bytes_when_it_is_encoded_alone(wide_model, te
     before = texts(40, longest=20)
     for seed in range(1, 13):
         rest = texts(seed, seed=seed, longest=20)
-        behind_others = [encoded.vectors for encoded in model.encode_windows([before, rest])][1]
-        (alone,) = (encoded.vectors for encoded in model.encode_windows([rest]))
+        behind_others = [encoded.vectors for encoded in model.encode_blocks([before, rest])][1]
+        (alone,) = (encoded.vectors for encoded in model.encode_blocks([rest]))
         assert alone.tobytes() == behind_others.tobytes(), seed
 
 

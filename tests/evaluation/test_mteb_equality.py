@@ -28,8 +28,8 @@ from bgekit.evaluation.tasks.pairs import PairClassificationTask, StsTask
 from bgekit.evaluation.tasks.reranking import RerankingGroup, RerankingTask
 from bgekit.evaluation.tasks.retrieval import Corpus, RetrievalTask
 from bgekit.evaluation.tasks.summarization import SummarizationTask, SummaryGroup
-from bgekit.inference.embeddings import Encoded
 from bgekit.inference.model import Embedder
+from bgekit.inference.pipeline import Encoded
 from bgekit.models.card import ModelCard
 from bgekit.models.prompts import Prompt
 
@@ -64,8 +64,8 @@ class Words(Embedder):
             prompts={"query": Prompt("find "), "document": Prompt()},
         )  # fmt: skip
 
-    def _encode_unique(self, windows, prompt, max_length, batch_size):
-        for texts in windows:
+    def _compute(self, blocks, prompt, max_length, batch_size):
+        for texts in blocks:
             vectors = [self._vector(prompt.prefix + text) for text in texts]
             yield Encoded(np.stack(vectors).astype(np.float32), len(texts))
 
@@ -85,11 +85,11 @@ class Remembering(Embedder):
     precision = property(lambda self: self.inner.precision)
     fingerprint = property(lambda self: self.inner.fingerprint)
 
-    def _encode_unique(self, windows, prompt, max_length, batch_size):
-        for texts in windows:
+    def _compute(self, blocks, prompt, max_length, batch_size):
+        for texts in blocks:
             missing = [text for text in texts if (prompt, text) not in self.known]
             if missing:
-                for encoded in self.inner._encode_unique([missing], prompt, max_length, batch_size):
+                for encoded in self.inner._compute([missing], prompt, max_length, batch_size):
                     self.known |= {
                         (prompt, text): vector for text, vector in zip(missing, encoded.vectors, strict=True)
                     }

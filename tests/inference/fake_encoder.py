@@ -9,8 +9,8 @@ import time
 
 import numpy as np
 
-from bgekit.inference.embeddings import Encoded
 from bgekit.inference.model import Embedder
+from bgekit.inference.pipeline import Encoded
 from bgekit.models.card import ModelCard
 from bgekit.models.prompts import Prompt
 
@@ -33,8 +33,8 @@ class FakeEncoder(Embedder):
     def fingerprint(self):
         return hashlib.sha256(f"{self.seed}{self.card.prompts}".encode()).hexdigest()
 
-    def _encode_unique(self, windows, prompt, max_length, batch_size):
-        for texts in windows:
+    def _compute(self, blocks, prompt, max_length, batch_size):
+        for texts in blocks:
             if self.log is not None:
                 with open(self.log, "a") as log:
                     log.writelines(f"{text}\n" for text in texts)

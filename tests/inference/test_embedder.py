@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import logging
 import shutil
@@ -163,10 +164,10 @@ def test_texts_that_are_equal_as_far_as_they_are_read_get_one_vector(model: Flag
     assert vectors.truncated == (0, 1)
 
 
-def test_equal_tokens_get_one_vector_across_windows(
+def test_equal_tokens_get_one_vector_across_blocks(
     model: FlagModel, rounding: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(FlagModel, "window", 2)
+    monkeypatch.setattr(FlagModel, "block_size", 2)
     texts = ["a cat", "a dog", "A CAT", "the river", "A  cat", "A DOG", "the RIVER"]
     for listed in (texts, iter(texts)):
         vectors = model.encode(listed, prompt="find: ")
@@ -176,7 +177,7 @@ def test_equal_tokens_get_one_vector_across_windows(
 
 
 def test_equal_tokens_of_a_window_get_one_vector(model: FlagModel, rounding: list[int]) -> None:
-    (encoded,) = model.encode_windows([["a cat", "the dog", "A CAT", "the dog"]], batch_size=1)
+    (encoded,) = model.encode_blocks([["a cat", "the dog", "A CAT", "the dog"]], batch_size=1)
     assert len(rounding) == 2 and encoded.tokens == 8
     assert np.array_equal(encoded.vectors[0], encoded.vectors[2])
 
@@ -349,7 +350,7 @@ def test_not_a_number_names_the_text(make_model: Callable[..., Path], texts: Tex
     broken = FlagModel(make_model("distilbert"), use_fp16=False, devices="cpu")
     token = broken.tokenizer.convert_tokens_to_ids("river")
     with torch.no_grad():
-        broken._engine.encoder.backbone.model.embeddings.word_embeddings.weight[token] = float("nan")
+        broken._engine.network.backbone.model.embeddings.word_embeddings.weight[token] = float("nan")
     with pytest.raises(NumericalError, match=r"index 2 .*river"):
         broken.encode(["a cat", "a dog", "by the river"])
 
@@ -394,9 +395,9 @@ def test_threads_and_event_loops_may_share_a_model(model: FlagModel, texts: Text
 
 def test_a_reader_who_stops_leaves_no_threads(model: FlagModel, texts: Texts) -> None:
     before = threading.active_count()
-    windows = model.encode_windows(texts(64, seed=number) for number in range(50))
-    next(windows)
-    windows.close()
+    results = model.encode_blocks(texts(64, seed=number) for number in range(50))
+    next(results)
+    results.close()
     assert threading.active_count() == before
 
 
@@ -473,10 +474,10 @@ def test_every_way_to_set_the_length(tiny_bert: Path) -> None:
         (model.encode_corpus(long), 20),
         (model.encode_queries(long, max_length=5), 5),
         (model.encode(long, max_length=5), 5),
-        (next(model.encode_windows([[long]], kind="query")).vectors[0], 10),
-        (next(model.encode_windows([[long]], kind="document")).vectors[0], 20),
-        (next(model.encode_windows([[long]], kind="plain")).vectors[0], 40),
-        (next(model.encode_windows([[long]], max_length=5)).vectors[0], 5),
+        (next(model.encode_blocks([[long]], role="query")).vectors[0], 10),
+        (next(model.encode_blocks([[long]], role="document")).vectors[0], 20),
+        (next(model.encode_blocks([[long]], role="plain")).vectors[0], 40),
+        (next(model.encode_blocks([[long]], max_length=5)).vectors[0], 5),
     ):
         assert np.abs(vector - expected[length]).max() < 1e-6
 
@@ -516,3 +517,26 @@ def test_the_instruction_takes_its_room_from_the_text(make_model: Callable[..., 
 
 def test_a_caller_of_an_api_family_still_gets_one_class(tiny_bert: Path) -> None:
     assert type(FlagModel(tiny_bert, devices="cpu")) is FlagModel
+
+
+@pytest.mark.parametrize("name", ["encode_queries", "encode_corpus", "encode_query", "encode_document"])
+def test_the_methods_of_roles_take_what_encode_takes(model: FlagModel, name: str) -> None:
+    """By name, position and default, so that editors know them; keywords of the original are set aside as there."""
+    first, *named = inspect.signature(getattr(FlagModel, name)).parameters.values()
+    expected = list(inspect.signature(FlagModel.encode).parameters.values())
+    assert first.name == "self"
+    assert named[0].annotation == expected[1].annotation
+    assert named[1:] == expected[2:]
+    method = getattr(model, name)
+    assert np.array_equal(method(["a text"], prompt=None, return_sparse=False), model.encode(["a text"], prompt=None))
+    with pytest.raises(ArgumentError, match="no argument 'sparse'"):
+        method(["a text"], sparse=True)
+
+
+def test_blocks_by_their_name_in_0_1_0(model: FlagModel) -> None:
+    blocks = [["a river", "a hill"], ["a river"]]
+    expected = [result.vectors for result in model.encode_blocks(blocks, role="query")]
+    with pytest.deprecated_call(match="encode_blocks"):
+        results = model.encode_windows(blocks, kind="query")
+    for result, right in zip(results, expected, strict=True):
+        assert np.array_equal(result.vectors, right)

@@ -1,4 +1,4 @@
-"""One device: plans, overlapping, memory that runs out, and bytes that depend on a window's own texts alone."""
+"""One device: plans, overlapping, memory that runs out, and bytes that depend on a block's own texts alone."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ import pytest
 import torch
 
 from bgekit import FlagModel
-from bgekit.inference.engine import Engine, EngineSpec, Request, is_out_of_memory
+from bgekit.inference.embedder import EmbedderSpec
+from bgekit.inference.engine import Engine, is_out_of_memory
+from bgekit.inference.tokenization import TextRequest
 from bgekit.models.card_reading import read_card
 from bgekit.models.prompts import Prompt
 from bgekit.networks.packing import Packed
 
 Texts = Callable[..., list[str]]
-PLAIN = Request(Prompt(), 64)
+PLAIN = TextRequest(Prompt(), 64)
 
 
 def make_engine(folder: Path, precision: str = "float32") -> Engine:
-    return Engine(EngineSpec(folder, read_card(folder), precision), "cpu")
+    return Engine(EmbedderSpec(folder=folder, card=read_card(folder), precision=precision), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -49,53 +51,53 @@ def test_batches_keep_to_the_budget_and_the_batch_size(
     engine: Engine, batches: list[tuple[int, ...]], texts: Texts
 ) -> None:
     some = texts(700)
-    list(engine.encode_windows([some], PLAIN))
+    list(engine.compute([some], PLAIN))
     assert sum(map(len, batches)) == 700
     assert all(sum(lengths) <= engine.token_budget or len(lengths) == 1 for lengths in batches)
     batches.clear()
-    list(engine.encode_windows([some], Request(Prompt(), 64, batch_size=5)))
+    list(engine.compute([some], TextRequest(Prompt(), 64, batch_size=5)))
     assert max(map(len, batches)) == 5 and sum(map(len, batches)) == 700
 
 
 def test_nothing_is_padded(engine: Engine, batches: list[tuple[int, ...]], texts: Texts) -> None:
     some = texts(300)
-    (encoded,) = engine.encode_windows([some], PLAIN)
+    (encoded,) = engine.compute([some], PLAIN)
     lengths = [len(ids) for ids in engine.tokenizer(some, truncation=True, max_length=64)["input_ids"]]
     assert encoded.tokens == sum(lengths) == sum(map(sum, batches))
 
 
-def test_no_windows_and_single_texts(engine: Engine) -> None:
-    assert list(engine.encode_windows([], PLAIN)) == []
-    results = list(engine.encode_windows([["a"], ["b", "c"], ["d"]], PLAIN))
+def test_no_blocks_and_single_texts(engine: Engine) -> None:
+    assert list(engine.compute([], PLAIN)) == []
+    results = list(engine.compute([["a"], ["b", "c"], ["d"]], PLAIN))
     assert [len(result.vectors) for result in results] == [1, 2, 1]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_bytes_of_a_window_are_its_own(tiny_bert: Path, precision: str, texts: Texts) -> None:
+def test_the_bytes_of_a_block_are_its_own(tiny_bert: Path, precision: str, texts: Texts) -> None:
     """Shards that are encoded after a restart must be those of an uninterrupted run."""
     engine = make_engine(tiny_bert, precision)
     check_own_bytes(engine, texts, 64)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_bytes_of_a_window_are_its_own_in_a_real_model(bge_small_en: Path, precision: str, texts: Texts) -> None:
+def test_the_bytes_of_a_block_are_its_own_in_a_real_model(bge_small_en: Path, precision: str, texts: Texts) -> None:
     check_own_bytes(make_engine(bge_small_en, precision), texts, 512)
 
 
 def check_own_bytes(engine: Engine, texts: Texts, max_length: int) -> None:
-    windows = [texts(count, seed=count) for count in (64, 1, 3, 40, 9)]
-    request = Request(Prompt(), max_length)
-    together = [result.vectors.tobytes() for result in engine.encode_windows(windows, request)]
-    for window, expected in zip(windows, together, strict=True):
-        (alone,) = engine.encode_windows([window], request)
-        assert alone.vectors.tobytes() == expected, f"a window of {len(window)} texts"
-    assert [r.vectors.tobytes() for r in engine.encode_windows(reversed(windows), request)] == together[::-1]
+    blocks = [texts(count, seed=count) for count in (64, 1, 3, 40, 9)]
+    request = TextRequest(Prompt(), max_length)
+    together = [result.vectors.tobytes() for result in engine.compute(blocks, request)]
+    for block, expected in zip(blocks, together, strict=True):
+        (alone,) = engine.compute([block], request)
+        assert alone.vectors.tobytes() == expected, f"a block of {len(block)} texts"
+    assert [r.vectors.tobytes() for r in engine.compute(reversed(blocks), request)] == together[::-1]
 
 
 def limited(monkeypatch: pytest.MonkeyPatch, engine: Engine, most: int, error: Exception) -> list[int]:
     """The network raises `error` for batches of more than `most` tokens; returns the sizes that were tried."""
     tried: list[int] = []
-    backbone = engine.encoder.backbone
+    backbone = engine.network.backbone
 
     def small_device(batch: Packed, select: Any) -> torch.Tensor:
         tried.append(batch.input_ids.numel())
@@ -103,7 +105,7 @@ def limited(monkeypatch: pytest.MonkeyPatch, engine: Engine, most: int, error: E
             raise error
         return backbone(batch, select)
 
-    monkeypatch.setattr(engine.encoder, "backbone", small_device)
+    monkeypatch.setattr(engine.network, "backbone", small_device)
     return tried
 
 
@@ -119,18 +121,18 @@ def test_memory_that_runs_out_halves_the_budget_for_good(
     tiny_bert: Path, texts: Texts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     engine, some = make_engine(tiny_bert), texts(300)
-    (expected,) = engine.encode_windows([some], PLAIN)
+    (expected,) = engine.compute([some], PLAIN)
     tried = limited(monkeypatch, engine, 200, error)
     with caplog.at_level(logging.WARNING, "bgekit"):
-        (got,) = engine.encode_windows([some], PLAIN)
+        (got,) = engine.compute([some], PLAIN)
     assert np.abs(got.vectors - expected.vectors).max() < 1e-6
     assert got.tokens == expected.tokens and got.truncated == expected.truncated
     assert 64 <= engine.token_budget <= 400
     assert "out of memory" in caplog.text and "cpu" in caplog.text
     for _ in range(3):  # remembered: soon no batch is too large any more
-        list(engine.encode_windows([some], PLAIN))
+        list(engine.compute([some], PLAIN))
     tried.clear()
-    list(engine.encode_windows([some], PLAIN))
+    list(engine.compute([some], PLAIN))
     assert max(tried) <= 200
 
 
@@ -140,7 +142,7 @@ def test_one_text_that_does_not_fit_is_the_callers_to_know(
     engine = make_engine(tiny_bert)
     limited(monkeypatch, engine, 20, torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(torch.OutOfMemoryError):
-        list(engine.encode_windows([["word " * 60, "a"]], PLAIN))
+        list(engine.compute([["word " * 60, "a"]], PLAIN))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ def test_other_errors_pass_unchanged_and_change_nothing(
     for some in (texts(300), ["a"]):
         tried.clear()
         with pytest.raises(type(error)) as caught:
-            list(engine.encode_windows([some], PLAIN))
+            list(engine.compute([some], PLAIN))
         assert caught.value is error
         tokens = engine.tokenizer(some, truncation=True, max_length=64)["input_ids"]
         assert 0 < sum(tried) <= sum(map(len, tokens))  # nothing is tried again in smaller parts
@@ -186,13 +188,13 @@ def test_threads_end_with_the_call_however_it_ends(
         while True:
             yield texts(50)
 
-    stream = engine.encode_windows(endless(), PLAIN)
+    stream = engine.compute(endless(), PLAIN)
     next(stream)
     assert own_threads()
     stream.close()
     assert not own_threads()
 
-    abandoned = engine.encode_windows(endless(), PLAIN)
+    abandoned = engine.compute(endless(), PLAIN)
     next(abandoned)
     del abandoned
     assert not own_threads()
@@ -203,24 +205,24 @@ def test_threads_end_with_the_call_however_it_ends(
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
-        list(engine.encode_windows(failing(), PLAIN))
+        list(engine.compute(failing(), PLAIN))
     assert not own_threads()
 
     limited(monkeypatch, engine, 0, ValueError("no"))
     with pytest.raises(ValueError, match="no"):
-        list(engine.encode_windows(endless(), PLAIN))
+        list(engine.compute(endless(), PLAIN))
     assert not own_threads()
 
 
 def test_the_threads_of_torch_stay_as_they_were(engine: Engine, texts: Texts) -> None:
     before = torch.get_num_threads()
     for count in (1, 500):
-        list(engine.encode_windows([texts(count)], PLAIN))
+        list(engine.compute([texts(count)], PLAIN))
         assert torch.get_num_threads() == before
 
 
 def test_no_text_waits_for_the_end_of_the_stream(engine: Engine, texts: Texts) -> None:
-    """A stream is read a few windows ahead, not to its end."""
+    """A stream is read a few blocks ahead, not to its end."""
     read = 0
 
     def counted() -> Iterator[list[str]]:
@@ -229,7 +231,7 @@ def test_no_text_waits_for_the_end_of_the_stream(engine: Engine, texts: Texts) -
             read += 1
             yield texts(20, seed=seed)
 
-    stream = engine.encode_windows(counted(), PLAIN)
+    stream = engine.compute(counted(), PLAIN)
     for expected in range(1, 20):
         next(stream)
         assert read <= expected + 4
@@ -241,7 +243,7 @@ def test_padded_architectures_count_their_padding(
     make_model: Callable[..., Path], kind: str, batches: list[tuple[int, ...]], texts: Texts
 ) -> None:
     engine = make_engine(make_model(kind, pooling="mean"))
-    list(engine.encode_windows([texts(200)], PLAIN))
+    list(engine.compute([texts(200)], PLAIN))
     assert engine.padded
     assert all(max(lengths) * len(lengths) <= engine.token_budget for lengths in batches)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bgekit.errors import ForkError
-from bgekit.inference import forking
+from bgekit.inference import engine
 
 FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -25,7 +25,7 @@ folder, devices = sys.argv[1], sys.argv[2:]
 some = [f"text number {n} of the river" for n in range(2200)]
 model = FlagModel(folder, use_fp16=False, devices=devices)
 alone, few, many = model.encode(some[0]), model.encode(some[:30]), model.encode(some)
-workers = list(model._pool._workers) if model._pool else []
+workers = list(model._pool.workers)
 
 def use(model):
     assert np.abs(model.encode(some[0]) - alone).max() < 1e-6
@@ -43,7 +43,7 @@ if child == 0:
 _, status = os.waitpid(child, 0)
 assert status == 0, f"the child ended with status {status}"
 use(model)
-assert all(worker._process.poll() is None for worker in workers)  # the parent's workers are left alone
+assert all(worker.process.poll() is None for worker in workers)  # the parent's workers are left alone
 print("parent done")
 """
 
@@ -65,7 +65,7 @@ def test_a_forked_child_uses_the_model_of_its_parent(tiny_bert: Path, devices: l
 @FORK
 def test_children_of_a_process_without_a_model_are_left_alone() -> None:
     program = (
-        "import os, sys, torch\nimport bgekit.inference.forking\nbefore = torch.get_num_threads()\n"
+        "import os, sys, torch\nimport bgekit.inference.engine\nbefore = torch.get_num_threads()\n"
         "if os.fork() == 0:\n    same = before == torch.get_num_threads()\n"
         "    print(same, os.environ['TOKENIZERS_PARALLELISM'], flush=True)\n    os._exit(0)\nos.wait()\n"
     )
@@ -78,7 +78,7 @@ def test_children_of_a_process_without_a_model_are_left_alone() -> None:
 
 @pytest.mark.parametrize("device", ["cuda:0", "mps"])
 def test_a_gpu_after_a_fork_is_an_error_that_says_what_to_do(device: str) -> None:
-    forking.check_process(torch.device(device), os.getpid())
-    forking.check_process(torch.device("cpu"), os.getpid() - 1)
+    engine.check_process(torch.device(device), os.getpid())
+    engine.check_process(torch.device("cpu"), os.getpid() - 1)
     with pytest.raises(ForkError, match=rf"loaded the model on {device}.*after the fork.*spawn"):
-        forking.check_process(torch.device(device), os.getpid() - 1)
+        engine.check_process(torch.device(device), os.getpid() - 1)

@@ -24,9 +24,9 @@ import pytest
 from bgekit.data.records import Record
 from bgekit.errors import ApiError, ArgumentError, CardError, CheckpointError, NumericalError, TextTypeError
 from bgekit.inference import openai as openai_http
-from bgekit.inference.embeddings import Embeddings
 from bgekit.inference.openai import OpenAIEmbedder, split_requests
 from bgekit.inference.openai_errors import meaning, most_texts
+from bgekit.inference.pipeline import Embeddings
 from bgekit.inference.shards import encode_to_shards, load_shards
 
 KEY = "sk-test-0123456789"
@@ -291,7 +291,7 @@ def test_generators_are_taken(server: Server):
 def test_windows_are_separate_and_in_order(server: Server):
     model = hosted(batch_size=2)
     windows = [["a", "b", "a"], [], ["a"], ["c", "", "\ud800x"]]
-    results = list(model.encode_windows(windows, kind="plain"))
+    results = list(model.encode_blocks(windows, role="plain"))
     assert [result.vectors.shape for result in results] == [(3, WIDTH), (0, WIDTH), (1, WIDTH), (3, WIDTH)]
     np.testing.assert_array_equal(results[0].vectors[0], results[0].vectors[2])
     np.testing.assert_array_equal(results[0].vectors[0], results[2].vectors[0])
@@ -308,7 +308,7 @@ def test_windows_are_asked_for_ahead_but_not_all_at_once(server: Server):
             taken.append(i)
             yield [f"t{i}"]
 
-    results = hosted(concurrency=2).encode_windows(windows())
+    results = hosted(concurrency=2).encode_blocks(windows())
     next(results)
     assert 2 <= len(taken) <= 10
     results.close()

@@ -38,17 +38,16 @@ def test_two_workers_give_what_one_gives(tiny_bert: Path, texts: Texts) -> None:
     one = FlagModel(tiny_bert, use_fp16=False, devices="cpu")
     with FlagModel(tiny_bert, use_fp16=False, devices=["cpu", "cpu"]) as two:
         small = two.encode(some[:100])
-        assert two._pool is not None
-        assert not two._pool._workers
+        assert not two._pool.workers
         assert np.abs(small - one.encode(some[:100])).max() < 1e-6
         expected = one.encode(some)
         shared = two.encode(some)
         assert np.abs(shared - expected).max() < 1e-6
         # The same tokens in both halves, but not in the same windows, nor on the same device.
         assert np.array_equal(shared[:4500], shared[4500:])
-        process = two._pool._workers[0]._process
+        process = two._pool.workers[0].process
         assert np.abs(two.encode(iter(some)) - expected).max() < 1e-6
-        assert two._pool._workers[0]._process is process  # persistent
+        assert two._pool.workers[0].process is process  # persistent
     assert process.poll() is not None  # closed with the model
 
 
@@ -64,7 +63,7 @@ def test_shards_have_the_same_bytes_whichever_device_makes_them(
     with FlagModel(folder, use_fp16=False, devices=["cpu", "cpu"]) as two:
         out = tmp_path / "two"
         encode_to_shards(two, records, out, shard_size=70)
-        assert two._pool is not None and two._pool._workers
+        assert two._pool.workers
         assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
         # Resumed, most shards are computed by another device than before; the rest of a run by the first one alone.
         for kept in (3, 30):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
+from bgekit import FlagModel
 from bgekit.errors import ArgumentError
+from bgekit.networks import cpu_inference
 from bgekit.networks import cpu_inference as fused
 from bgekit.networks import cpu_inference as fused_attention
 from bgekit.networks.cpu_inference import FusedEncoder, Int8Linear, attend, can_fuse, has_fast_int8
@@ -271,3 +274,39 @@ def test_parts_are_powers_of_two_and_complete(count: int, most: int) -> None:
     sizes = [part.stop - part.start for part in parts]
     assert [row for part in parts for row in range(count)[part]] == list(range(count))
     assert all(size & (size - 1) == 0 and size <= most for size in sizes)
+
+
+@pytest.fixture
+def trims(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When memory was given back, on a clock that stands still until a test sets it."""
+    times: list[float] = []
+    monkeypatch.setattr(cpu_inference, "return_freed_memory", lambda: times.append(cpu_inference.time.monotonic()))
+    return times
+
+
+def test_memory_is_given_back_every_few_seconds(trims: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(cpu_inference.time, "monotonic", lambda: now)
+    trimmer = cpu_inference.Trimmer()
+    for step in range(200):
+        now = 100.0 + step / 10
+        trimmer.trim()
+    assert trims == [105.0, 110.0, 115.0]
+
+
+def test_long_calls_do_it_and_short_ones_do_not(
+    tiny_bert: Path, trims: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = FlagModel(tiny_bert, use_fp16=False, devices="cpu")
+    some = [f"text {number}" for number in range(4200)]
+    model.encode("a query")
+    assert not trims
+    monkeypatch.setattr(cpu_inference, "_TRIM_SECONDS", 0.0)
+    model.encode(some)
+    assert len(trims) == 3  # after each block
+    list(model.encode_blocks([some[:10], some[10:20]]))
+    assert len(trims) == 5
+
+
+def test_it_can_be_done_here() -> None:
+    cpu_inference.return_freed_memory()

@@ -101,7 +101,7 @@ def test_other_ways_to_store_weights_make_no_difference(own, tmp_path, stored):
 def test_half_precision_does_not_round_what_no_checkpoint_holds(own):
     folder, right = own
     model = open_own(folder, dtype="bfloat16")
-    network = model._engine.encoder.backbone.model
+    network = model._engine.network.backbone.model
     assert network.dtype == network.rotary.cos.dtype == torch.bfloat16
     assert torch.equal(network.rotary.inv_freq, right.rotary.inv_freq)
     assert ((model.encode(TEXTS) * expected(right, model.tokenizer)).sum(1) > 0.999).all()
@@ -133,7 +133,7 @@ def test_rerankers_with_code_of_their_own(tmp_path):
 def test_classes_with_a_loader_of_their_own(tmp_path, dtype):
     folder, right = make_own(tmp_path / "own-loader", own_code.OwnLoader)
     model = open_own(folder, dtype=dtype)
-    assert torch.equal(model._engine.encoder.backbone.model.rotary.inv_freq, right.rotary.inv_freq)
+    assert torch.equal(model._engine.network.backbone.model.rotary.inv_freq, right.rotary.inv_freq)
     assert ((model.encode(TEXTS) * expected(right, model.tokenizer)).sum(1) > 0.999).all()
     weights = load_file(folder / WEIGHTS)
     del weights["gain"]

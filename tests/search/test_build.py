@@ -126,16 +126,16 @@ def test_another_model_is_another_index(corpus, embedder, tmp_path):
 def test_an_interrupted_build_goes_on(corpus, embedder, tmp_path):
     good = corpus.read_text()
     model = embedder()
-    original, calls = model._encode_unique, []
+    original, calls = model._compute, []
 
-    def interrupted(windows, *rest):
-        for encoded in original(windows, *rest):
+    def interrupted(blocks, *rest):
+        for encoded in original(blocks, *rest):
             calls.append(1)
             if len(calls) == 3:
                 raise KeyboardInterrupt
             yield encoded
 
-    model._encode_unique = interrupted
+    model._compute = interrupted
     with pytest.raises(KeyboardInterrupt):
         index_records(model, read_records(corpus), tmp_path / "index", shard_size=10)
     with pytest.raises(OutputError, match="is no index"):

@@ -141,13 +141,13 @@ class TestModels:
 
     def test_queries_get_the_instruction(self, index, embedder, monkeypatch):
         model = embedder()
-        seen, original = [], model._encode_unique
+        seen, original = [], model._compute
 
-        def watched(windows, prompt, *rest):
+        def watched(blocks, prompt, *rest):
             seen.append(prompt.prefix)
-            return original(windows, prompt, *rest)
+            return original(blocks, prompt, *rest)
 
-        monkeypatch.setattr(model, "_encode_unique", watched)
+        monkeypatch.setattr(model, "_compute", watched)
         assert ids(index.ask(model, ["a text 7"], 1)[0]) == ["7"]
         index.ask(model, ["a text 7"], 1, instruction=None)
         assert seen == ["q: ", ""]

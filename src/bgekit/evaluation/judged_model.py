@@ -8,30 +8,28 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from ..display.progress import EncodeProgress
-from ..errors import ArgumentError
+from ..errors import ArgumentError, check_count
 from ..files.hashing import digest
-from ..inference.model import check_count
 from ..inference.shards import MANIFEST, encode_to_shards, load_shards, read_manifest
 from ..inference.similarity import paired_similarity, unit
 from ..models.card import UNSET, ModelCard, Unset
+from ..models.prompts import Role
 
 if TYPE_CHECKING:
     from ..data.records import Record
     from ..inference.model import Embedder
-    from ..inference.model import Kind as EncodeKind
     from ..search.index import PairScorer
 
 Kind: TypeAlias = Literal[
     "retrieval", "reranking", "sts", "pair_classification", "classification", "clustering", "bitext", "summarization"
 ]
 Floats: TypeAlias = npt.NDArray[np.float32]
-Side: TypeAlias = Literal["query", "document", "plain"]
 #: Names of the kinds of task in MTEB, which checkpoints use for prompts of their own.
 MTEB_NAMES: Final = {
     "retrieval": "Retrieval", "reranking": "Reranking", "sts": "STS", "pair_classification": "PairClassification",
@@ -97,7 +95,7 @@ class Setting:
         return ", ".join(parts)
 
 
-def role_of(card: ModelCard, kind: Kind, task: str, side: Side) -> str | None:
+def role_of(card: ModelCard, kind: Kind, task: str, side: Role) -> str | None:
     """The role of `card.prompts` whose prompt a text gets in a task, None for no prompt.
 
     The order is MTEB's: a prompt for this very task before one for its kind before that of the side. In tasks without
@@ -198,10 +196,7 @@ class JudgedModel:
             if not _is_complete(folder):
                 with contextlib.ExitStack() as shown:
                     bar = shown.enter_context(EncodeProgress(None)) if self._shows_progress else None
-                    # A role that only this checkpoint knows is a kind for `encode_windows` all the same.
-                    encode_to_shards(
-                        self.embedder, records, folder, kind=cast("EncodeKind", role or "plain"), progress=bar
-                    )
+                    encode_to_shards(self.embedder, records, folder, kind=role or "plain", progress=bar)
             yield self._blocks(folder)
 
     def comparable(self, vectors: Floats) -> Floats:
@@ -229,7 +224,7 @@ class JudgedModel:
     def _shows_progress(self) -> bool:
         return sys.stderr.isatty() if self._progress is None else self._progress
 
-    def _encode(self, texts: Sequence[str], kind: Kind, task: str, side: Side) -> Floats:
+    def _encode(self, texts: Sequence[str], kind: Kind, task: str, side: Role) -> Floats:
         role = role_of(self.embedder.card, kind, task, side)
         if role == "query":
             return self._remembered("role query", texts, self.embedder.encode_queries)

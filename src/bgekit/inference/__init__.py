@@ -8,16 +8,16 @@ from .._lazy import lazy_names
 
 if TYPE_CHECKING:
     from .embedder import FlagModel, load_model
-    from .embeddings import Embeddings
     from .model import Embedder
     from .openai import OpenAIEmbedder
+    from .pipeline import Embeddings
     from .reranker import FlagReranker
     from .shards import Chunks, ShardSet, encode_to_shards, load_shards
 
 _HOMES = {
     "Chunks": "shards",
     "Embedder": "model",
-    "Embeddings": "embeddings",
+    "Embeddings": "pipeline",
     "FlagModel": "embedder",
     "FlagReranker": "reranker",
     "OpenAIEmbedder": "openai",

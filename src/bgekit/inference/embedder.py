@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import torch
 
-from ..errors import ArgumentError, CheckpointError, NumericalError
+from ..errors import ArgumentError, CheckpointError, NumericalError, check_count
 from ..files.atomic import target_folder
 from ..files.hashing import digest
 from ..models.card import UNSET, ModelCard, Pooling, Unset
@@ -21,17 +22,19 @@ from ..models.families import find_family, is_hosted
 from ..models.hub import resolve
 from ..models.prompts import Prompt
 from ..models.weights import fingerprint
-from ..networks.saving import write_checkpoint
-from .embeddings import Encoded, Origin
-from .model import OF_EMBEDDERS, Embedder, check_count, set_aside
+from ..networks.encoder import Encoder, encoder_class, load_encoder, load_transformer, loading_dtype
+from ..networks.loading import stored_prefix
+from ..networks.packing import Packed
+from ..networks.precision import choose_precision
+from ..networks.saving import weights_digest, write_checkpoint
+from .engine import Spec
+from .model import OF_EMBEDDERS, CheckpointModel, Embedder, optional_prompt, set_aside
+from .pipeline import Encoded, Origin
+from .tokenization import TextRequest, Tokens, load_tokenizer
+from .workers import WorkerPool, resolve_devices
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-    from ..networks.encoder import Encoder
-    from .engine import EngineSpec
-    from .workers import WorkerPool
 
 logger = logging.getLogger(__name__)
 #: Least cosine to the stored self-test vector (float32) by precision; a wrong pooling gives about 0.8.
@@ -40,7 +43,42 @@ _SELFTEST_COSINE: Final = {"float32": 0.9999, "bfloat16": 0.99, "float16": 0.99,
 _noticed: set[str] = set()
 
 
-class FlagModel(Embedder):
+@dataclass(frozen=True, kw_only=True)
+class EmbedderSpec(Spec[Encoder]):
+    """The engine of an embedder: texts -> vectors.
+
+    Attributes:
+        card: What is applied to the checkpoint.
+        truncate_dim: Leading dimensions to keep, None for all.
+    """
+
+    card: ModelCard
+    truncate_dim: int | None = None
+
+    def load_tokenizer(self) -> PreTrainedTokenizerFast:
+        """See `Spec`."""
+        return load_tokenizer(self.folder, lower_case=self.card.lower_case, trust_remote_code=self.trust_remote_code)
+
+    def load_network(self, device: torch.device) -> Encoder:
+        """See `Spec`."""
+        return load_encoder(
+            self.folder,
+            self.card,
+            precision=self.precision,
+            device=device,
+            truncate_dim=self.truncate_dim,
+            trust_remote_code=self.trust_remote_code,
+            allow_pickle=self.allow_pickle,
+        )
+
+    def pack(self, tokens: Tokens, batch: Sequence[int]) -> Packed:
+        """See `Spec`."""
+        excluded = tokens.prompt_length if not self.card.include_prompt else 0
+        skip = [excluded] * len(batch) if excluded else None
+        return Packed.of([tokens.ids[row] for row in batch], skip)
+
+
+class FlagModel(CheckpointModel, Embedder):
     """A text embedding model: a checkpoint, with everything that its card says applied.
 
     Pooling, normalisation, instructions and maximum length come from the checkpoint and the table of known
@@ -48,6 +86,8 @@ class FlagModel(Embedder):
     is large enough to pay for it.
     """
 
+    card: ModelCard
+    _spec: EmbedderSpec
     #: Whether a model that is no embedder yet deserves a warning; training loads such on purpose.
     _to_be_used = True
 
@@ -118,10 +158,6 @@ class FlagModel(Embedder):
             CardError: pooling is known to nobody, or the model is no embedder.
             ArgumentError: an argument is impossible.
         """
-        from ..networks.precision import choose_precision
-        from .engine import Engine, EngineSpec
-        from .workers import resolve_devices
-
         set_aside(others, OF_EMBEDDERS, "FlagModel")
         check_count("batch_size", batch_size, "texts")
         check_count("truncate_dim", truncate_dim, "dimensions")
@@ -140,8 +176,8 @@ class FlagModel(Embedder):
             name,
             pooling=pooling_method,
             normalize=normalize_embeddings,
-            query=_prompt(query_instruction_for_retrieval, template),
-            document=_prompt(passage_instruction_for_retrieval, passage_instruction_format or "{}{}"),
+            query=optional_prompt(query_instruction_for_retrieval, template),
+            document=optional_prompt(passage_instruction_for_retrieval, passage_instruction_format or "{}{}"),
             query_format=query_instruction_format or UNSET,
             document_format=passage_instruction_format or UNSET,
             max_length=max_length,
@@ -154,16 +190,16 @@ class FlagModel(Embedder):
         if self.card.pretrained_only and self._to_be_used:
             _warn_pretrained(self.card.name, folder)
         self.folder = folder
-        self.devices = resolve_devices(devices if devices is not None else device)
         self.batch_size = batch_size
         self.query_max_length, self.passage_max_length = query_max_length, passage_max_length
         self.convert_to_numpy = convert_to_numpy
         self._truncate_dim = _checked_dim(truncate_dim, self.card)
-        self._spec = EngineSpec(
+        used = resolve_devices(devices if devices is not None else device)
+        spec = EmbedderSpec(
             folder=folder,
             card=self.card,
             precision=choose_precision(
-                self.devices[0],
+                used[0],
                 dtype="bfloat16" if use_bf16 and dtype is None else dtype,
                 use_fp16=use_fp16,
                 model_type=self.card.architecture,
@@ -172,20 +208,13 @@ class FlagModel(Embedder):
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
-        self._engine = Engine(self._spec, str(self.devices[0]))
-        self._pool: WorkerPool | None = None
-        self._starting = threading.Lock()
+        self._start(WorkerPool(spec, used))
         self._check_selftest()
 
     @property
     def dimension(self) -> int:
         """Width of the vectors."""
         return self._truncate_dim or self.card.dimension
-
-    @property
-    def precision(self) -> str:
-        """Number format that vectors are computed in."""
-        return self._spec.precision
 
     @property
     def fingerprint(self) -> str:
@@ -204,19 +233,7 @@ class FlagModel(Embedder):
     @cached_property
     def weights_fingerprint(self) -> str:
         """sha256 (hex) of the weights alone."""
-        from ..networks.saving import weights_digest
-
         return weights_digest(self.folder, allow_pickle=self._spec.allow_pickle)
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The Hugging Face tokenizer of the checkpoint."""
-        return self._engine.tokenizer
-
-    @property
-    def device(self) -> torch.device:
-        """The first device, on which short inputs are computed."""
-        return self.devices[0]
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -225,8 +242,6 @@ class FlagModel(Embedder):
         Loaded when it is first asked for, with weights of its own: `encode` computes with faster code, and does not see
         what is changed here.
         """
-        from ..networks.encoder import load_transformer, loading_dtype
-
         network = load_transformer(
             self.folder, dtype=loading_dtype(self.precision, self.device), packed=False,
             trust_remote_code=self._spec.trust_remote_code, allow_pickle=self._spec.allow_pickle,
@@ -245,40 +260,34 @@ class FlagModel(Embedder):
 
         Raises:
             OutputError: the folder exists or cannot be written.
+            NumericalError: the model gives another vector when it is loaded again.
         """
-        save_model(self, Path(path), overwrite=overwrite)
-
-    def close(self) -> None:
-        """End the worker processes of further devices; they start again when they are needed."""
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
+        target = target_folder(Path(path), overwrite)  # Before the work, not after it.
+        trust, pickles = self._spec.trust_remote_code, self._spec.allow_pickle
+        # Loaded anew: what differs from one load to the next is no property of the model, and shows here.
+        encoder = load_encoder(self.folder, self.card, trust_remote_code=trust, allow_pickle=pickles)
+        selftest = make_selftest(encoder, self.tokenizer, self.card, torch.device("cpu"))
+        cosine, least = self._selftest_cosine(selftest)
+        if not cosine >= least:
+            raise NumericalError(
+                f"{self.folder} gives other vectors each time it is loaded (a cosine of {cosine:.5f}, not {least}), so "
+                "it is not saved: something in it is neither among its weights nor made by its code"
+            )
+        prefix = stored_prefix(self.folder, encoder_class, trust_remote_code=trust, allow_pickle=pickles)
+        write_checkpoint(
+            target, card=self.card, source=self.folder, prefix=prefix, selftest=selftest, overwrite=overwrite,
+            allow_pickle=pickles, remote_code=trust,
+        )  # fmt: skip
 
     def _role_length(self, role: str | None) -> int | None:
         return {"query": self.query_max_length, "document": self.passage_max_length}.get(role or "")
 
-    def _encode_unique(
-        self, windows: Iterable[list[str]], prompt: Prompt, max_length: int | None, batch_size: int | None
+    def _compute(
+        self, blocks: Iterable[list[str]], prompt: Prompt, max_length: int | None, batch_size: int | None
     ) -> Iterator[Encoded]:
-        from .engine import Request
-
         length = max_length or self.card.max_length
         self._check_length("max_length", length)
-        request = Request(prompt, length, batch_size=batch_size or self.batch_size)
-        if len(self.devices) == 1:
-            yield from self._engine.encode_windows(windows, request)
-            return
-        from .workers import WorkerPool
-
-        with self._starting:
-            if self._pool is None:
-                self._pool = WorkerPool(self._spec, self._engine, self.devices)
-        yield from self._pool.encode_windows(windows, request)
-
-    def _check_length(self, field: str, length: int | None) -> None:
-        limit = self.card.position_limit
-        if length is not None and limit is not None and length > limit:
-            raise ArgumentError(f"{field}={length} is more than {self.card.name} can take: {limit} tokens")
+        return self._compute_blocks(blocks, TextRequest(prompt, length, batch_size=batch_size or self.batch_size))
 
     def _check_selftest(self) -> None:
         """Compare the vector of a fixed text with the one that `save` stored, if it did."""
@@ -310,23 +319,16 @@ class FlagModel(Embedder):
         return cosine, _SELFTEST_COSINE[self.precision]
 
     def _has_other_weights(self, digest_then: str | None) -> bool:
-        from ..networks.saving import weights_digest
-
-        allow_pickle = self._spec.allow_pickle
-        return digest_then is not None and digest_then != weights_digest(self.folder, allow_pickle=allow_pickle)
+        return digest_then is not None and digest_then != self.weights_fingerprint
 
 
-def _fingerprint(spec: EngineSpec, query_max_length: int | None, passage_max_length: int | None) -> str:
+def _fingerprint(spec: EmbedderSpec, query_max_length: int | None, passage_max_length: int | None) -> str:
     weights = fingerprint(spec.folder, allow_pickle=spec.allow_pickle)
     card = {key: value for key, value in spec.card.to_dict().items() if key not in ("name", "family")}
     lengths = [str(query_max_length), str(passage_max_length)]
     # Only where there are some, so that what was stored without them is found again.
     own = [] if lengths == ["None", "None"] else lengths
     return digest(weights, repr(card), spec.precision, str(spec.truncate_dim), *own)
-
-
-def _prompt(instruction: str | Unset | None, template: str) -> Prompt | Unset:
-    return UNSET if isinstance(instruction, Unset) else Prompt.from_format(instruction, template)
 
 
 def _checked_dim(truncate_dim: int | None, card: ModelCard) -> int | None:
@@ -357,40 +359,8 @@ SELFTEST_TEXT: Final = "Self-test: 文本向量 of 2 Élan vital, done."
 
 
 def save_model(model: FlagModel, path: Path, *, overwrite: bool = False) -> None:
-    """Save a model with what its card says, overridden fields included, and a self-test.
-
-    The weights are those of the checkpoint, in the precision that they are stored in there.
-
-    Args:
-        model: The model.
-        path: Folder to make.
-        overwrite: Replace a model that is there.
-
-    Raises:
-        OutputError: the folder exists, or cannot be written.
-        NumericalError: the model gives another vector when it is loaded again.
-    """
-    import torch
-
-    from ..networks.encoder import encoder_class, load_encoder
-    from ..networks.loading import stored_prefix
-
-    path = target_folder(path, overwrite)  # Before the work, not after it.
-    trust, pickles = model._spec.trust_remote_code, model._spec.allow_pickle
-    # Loaded anew: what differs from one load to the next is no property of the model, and shows here.
-    encoder = load_encoder(model.folder, model.card, trust_remote_code=trust, allow_pickle=pickles)
-    selftest = make_selftest(encoder, model.tokenizer, model.card, torch.device("cpu"))
-    cosine, least = model._selftest_cosine(selftest)
-    if not cosine >= least:
-        raise NumericalError(
-            f"{model.folder} gives other vectors each time it is loaded (a cosine of {cosine:.5f}, not {least}), so it "
-            "is not saved: something in it is neither among its weights nor made by its code"
-        )
-    prefix = stored_prefix(model.folder, encoder_class, trust_remote_code=trust, allow_pickle=pickles)
-    write_checkpoint(
-        path, card=model.card, source=model.folder, prefix=prefix, selftest=selftest, overwrite=overwrite,
-        allow_pickle=pickles, remote_code=trust,
-    )  # fmt: skip
+    """`FlagModel.save` by its name in 0.1.0."""
+    model.save(path, overwrite=overwrite)
 
 
 def make_selftest(
@@ -407,11 +377,7 @@ def make_selftest(
     Raises:
         NumericalError: the vector has NaN or infinity.
     """
-    import numpy as np
-    import torch
     from tokenizers import Tokenizer
-
-    from ..networks.packing import Packed
 
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_padding()

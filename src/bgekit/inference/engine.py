@@ -1,8 +1,12 @@
-"""One device: windows of texts (or pairs) -> vectors (or scores), with tokenisation and computation overlapped.
+"""One device: blocks of inputs -> results, with tokenisation and computation overlapped.
 
-A window is a list of inputs that is planned as one: its batches are cut from its own inputs alone, so the bytes of
-its vectors do not depend on its neighbours. While one window is computed the next is being tokenised, and the
+A block is a list of inputs that is planned as one: its batches are cut from its own inputs alone, so the bytes of
+its results do not depend on its neighbours. While one block is computed the next is being tokenised, and the
 streams (threads that each compute whole batches) go on with it without waiting for the last batch before.
+
+A fork copies the memory of a process, but of all threads only the one that called it. Those of OpenMP (torch) and of
+the tokenizer are missing in the child, where whoever counts on them would wait for ever: there the thread that forked
+computes alone, and texts are tokenised by one thread. Streams and workers are made anew. A GPU cannot be shared.
 """
 
 from __future__ import annotations
@@ -12,37 +16,34 @@ import itertools
 import logging
 import os
 import threading
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.card import ModelCard
-from ..models.prompts import Prompt
-from ..networks.encoder import Encoder, load_encoder
+from ..errors import ForkError
+from ..networks.cpu_inference import TOKEN_BUDGET, Trimmer, recommended_streams
 from ..networks.packing import Packed, plan_batches
-from .embeddings import Encoded
-from .forking import check_process, note_load
-from .tokenization import TextTokenizer, Tokens, load_tokenizer, merged
+from .pipeline import Encoded
+from .tokenization import Preprocessor, Request, Tokens, merged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
-#: Up to this many tokens a window is small: all threads share each of its batches, and alone, as a single query is,
+#: Up to this many tokens a block is small: all threads share each of its batches, and alone, as a single query is,
 #: the calling thread computes it, because starting streams would cost more.
 _SMALL: Final = 512
-#: Windows tokenised and queued ahead of the one whose result is awaited.
-_WINDOWS_AHEAD: Final = 2
-#: A window of inputs -> their tokens.
-Tokenise: TypeAlias = "Callable[[Sequence[Any]], Tokens]"
+#: Blocks tokenised and queued ahead of the one whose result is awaited.
+_BLOCKS_AHEAD: Final = 2
 
 
 class Network(Protocol):
@@ -60,93 +61,45 @@ class Network(Protocol):
     def config(self) -> Any: ...  # noqa: D102
 
     def __call__(self, batch: Packed) -> Tensor:
-        """[n, d] for n sequences."""
+        """[n, d] for n sequences, or [n]: one number for each."""
         ...
 
 
 N_co = TypeVar("N_co", bound=Network, covariant=True)
 
 
-class Spec(Protocol[N_co]):
-    """All that is needed to build the same engine in this process or another; it can be pickled."""
-
-    def load_tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer."""
-        ...
-
-    def load_network(self, device: torch.device) -> N_co:
-        """The network, ready to compute on a device."""
-        ...
-
-    def pack(self, tokens: Tokens, batch: Sequence[int]) -> Packed:
-        """The sequences `batch` of a window as the network wants them."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
-class AnyRequest(abc.ABC):
-    """How inputs are to be computed.
+class Spec(abc.ABC, Generic[N_co]):
+    """All that is needed to build the same engine in this process or another; it can be pickled.
 
     Attributes:
-        batch_size: Most sequences in a batch.
+        folder: The checkpoint.
+        precision: Number format to compute in.
+        trust_remote_code: Allow a checkpoint to bring its own Python code.
+        allow_pickle: Allow weights in `.bin` files.
     """
 
-    batch_size: int | None = None
-
-    @abc.abstractmethod
-    def tokeniser(self, tokenizer: PreTrainedTokenizerFast) -> Tokenise:
-        """What makes tokens of the inputs; `tokenizer` is left as it is."""
-
-
-@dataclass(frozen=True)
-class EngineSpec:
-    """The engine of an embedder: texts -> vectors."""
-
     folder: Path
-    card: ModelCard
     precision: str
-    truncate_dim: int | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
 
+    @abc.abstractmethod
     def load_tokenizer(self) -> PreTrainedTokenizerFast:
-        """See `Spec`."""
-        return load_tokenizer(self.folder, lower_case=self.card.lower_case, trust_remote_code=self.trust_remote_code)
+        """The tokenizer."""
 
-    def load_network(self, device: torch.device) -> Encoder:
-        """See `Spec`."""
-        return load_encoder(
-            self.folder,
-            self.card,
-            precision=self.precision,
-            device=device,
-            truncate_dim=self.truncate_dim,
-            trust_remote_code=self.trust_remote_code,
-            allow_pickle=self.allow_pickle,
-        )
+    @abc.abstractmethod
+    def load_network(self, device: torch.device) -> N_co:
+        """The network, ready to compute on a device."""
 
+    @abc.abstractmethod
     def pack(self, tokens: Tokens, batch: Sequence[int]) -> Packed:
-        """See `Spec`."""
-        excluded = tokens.prompt_length if not self.card.include_prompt else 0
-        skip = [excluded] * len(batch) if excluded else None
-        return Packed.of([tokens.ids[row] for row in batch], skip)
-
-
-@dataclass(frozen=True)
-class Request(AnyRequest):
-    """How texts are to be encoded."""
-
-    prompt: Prompt
-    max_length: int
-
-    def tokeniser(self, tokenizer: PreTrainedTokenizerFast) -> TextTokenizer:
-        """See `AnyRequest`."""
-        return TextTokenizer(tokenizer, self.prompt, self.max_length)
+        """The sequences `batch` of a block as the network wants them."""
 
 
 @dataclass
 class _Job:
-    """A window on its way: its tokens, and the vectors of its batches as they come."""
+    """A block on its way: its tokens, and the vectors of its batches as they come."""
 
     tokens: Tokens
     batches: list[list[int]]
@@ -162,35 +115,33 @@ class Engine(Generic[N_co]):
         Args:
             spec: The model.
             device: A torch device; on the CPU `torch.get_num_threads()` threads compute.
-            streams: Batches computed at once, where other engines share the device; what a window's batches are does
+            streams: Batches computed at once, where other engines share the device; what a block's batches are does
                 not depend on it.
         """
         self.spec = spec
         self.device = torch.device(device)
         self._process = os.getpid()
-        note_load()
+        global _loaded
+        _loaded = True
         self.tokenizer: PreTrainedTokenizerFast = spec.load_tokenizer()
-        self.encoder: N_co = spec.load_network(self.device)
-        self.padded = self.encoder.padded
+        self.network: N_co = spec.load_network(self.device)
+        self.padded = self.network.padded
         self._shares, self.threads_per_stream = _placement(self.device)
         self.streams = streams or self._shares
-        self.token_budget = _token_budget(self.device, self.encoder)
-        self._tokenisers = lru_cache(maxsize=16)(self._new_tokeniser)
+        self.token_budget = _token_budget(self.device, self.network)
+        self._preprocessors = lru_cache(maxsize=16)(self._new_preprocessor)
 
-    def _new_tokeniser(self, request: AnyRequest) -> Tokenise:
-        tokenise = request.tokeniser(self.tokenizer)
-        return lambda inputs: merged(tokenise(inputs))
+    def _new_preprocessor(self, request: Request) -> Preprocessor:
+        preprocess = request.preprocessor(self.tokenizer)
+        return lambda inputs: merged(preprocess(inputs))
 
-    def _tokeniser(self, request: AnyRequest) -> Tokenise:
-        return self._tokenisers(replace(request, batch_size=None))  # Tokens do not depend on it.
-
-    def encode_windows(
-        self, windows: Iterable[Sequence[Any]], request: AnyRequest, *, stop: threading.Event | None = None
+    def compute(
+        self, blocks: Iterable[Sequence[Any]], request: Request, *, stop: threading.Event | None = None
     ) -> Iterator[Encoded]:
-        """One result for each window, in order.
+        """One result for each block, in order.
 
         Args:
-            windows: Lists of inputs (valid Unicode texts, or pairs of them), not empty.
+            blocks: Lists of inputs that `request` can make tokens of, not empty.
             request: How to compute them.
             stop: Once set, by another thread, no further batch is computed and CancelledError ends the call.
 
@@ -198,36 +149,32 @@ class Engine(Generic[N_co]):
             ForkError: the process was forked after the model was loaded on a GPU.
         """
         check_process(self.device, self._process)
-        tokenise = self._tokeniser(request)
-        source = iter(windows)
-        first = next(source, None)
-        if first is None:
-            return
+        preprocess = self._preprocessors(replace(request, batch_size=None))  # Tokens do not depend on it.
+        source = iter(blocks)
+        head = list(itertools.islice(source, 2))
+        tokens: Tokens | None = None
         # Short input that is all there is, the case of a single query, goes without any thread.
-        second = next(source, None)
-        if second is None and len(first) <= _SMALL:
-            tokens = tokenise(first)
+        if len(head) == 1 and len(head[0]) <= _SMALL:
+            tokens = preprocess(head[0])
             if _is_small(tokens):
                 batches = self._plan(tokens, request)
-                yield self._assemble(tokens, batches, [self._forward_or_split(tokens, batch) for batch in batches])
-                return
-            yield from self._overlapped([first], request, stop, tokenised=tokens)
-            return
-        rest = [first] if second is None else itertools.chain((first, second), source)
-        yield from self._overlapped(rest, request, stop)
+                vectors = [self._forward_or_split(tokens, batch) for batch in batches]
+                return iter([self._assemble(tokens, batches, vectors)])
+        return self._overlapped(itertools.chain(head, source), request, preprocess, tokens, stop) if head else iter([])
 
     def _overlapped(
         self,
-        windows: Iterable[Sequence[Any]],
-        request: AnyRequest,
+        blocks: Iterable[Sequence[Any]],
+        request: Request,
+        preprocess: Preprocessor,
+        first: Tokens | None,
         stop: threading.Event | None,
-        *,
-        tokenised: Tokens | None = None,
     ) -> Iterator[Encoded]:
-        tokenise = self._tokeniser(request)
+        """Results of blocks, computed by threads; `first` are the tokens of the first block if they are known."""
         compute = ThreadPoolExecutor(self.streams, "bgekit-compute")
         prepare = ThreadPoolExecutor(1, "bgekit-tokenise")
         all_threads = torch.get_num_threads()
+        trimmer = Trimmer()
 
         def forward(tokens: Tokens, batch: list[int], threads: int) -> Tensor:
             if stop is not None and stop.is_set():
@@ -235,21 +182,25 @@ class Engine(Generic[N_co]):
             _limit_threads(self.device, threads)
             return self._forward_or_split(tokens, batch)
 
-        def start(window: Sequence[Any]) -> _Job:
-            tokens = tokenise(window) if tokenised is None else tokenised
+        def start(block: Sequence[Any], tokens: Tokens | None) -> _Job:
+            if tokens is None:
+                tokens = preprocess(block)
             batches = self._plan(tokens, request)
-            # Sums are rounded otherwise with more threads: a small window must not get other bytes when it comes alone.
+            # Sums are rounded otherwise with more threads: a small block must not get other bytes when it comes alone.
             threads = all_threads if _is_small(tokens) else self.threads_per_stream
             return _Job(tokens, batches, [compute.submit(forward, tokens, batch, threads) for batch in batches])
 
         ahead: deque[Future[_Job]] = deque()
         try:
-            for window in windows:
-                ahead.append(prepare.submit(start, window))
-                if len(ahead) > _WINDOWS_AHEAD:
+            for block in blocks:
+                ahead.append(prepare.submit(start, block, first))
+                first = None
+                if len(ahead) > _BLOCKS_AHEAD:
                     yield self._finish(ahead.popleft().result())
+                    trimmer.trim()
             while ahead:
                 yield self._finish(ahead.popleft().result())
+                trimmer.trim()
         finally:
             # Reached early on an error, Ctrl-C or a caller who stops reading: what is queued is dropped.
             prepare.shutdown(wait=True, cancel_futures=True)
@@ -260,16 +211,16 @@ class Engine(Generic[N_co]):
     def _finish(self, job: _Job) -> Encoded:
         return self._assemble(job.tokens, job.batches, [vectors.result() for vectors in job.vectors])
 
-    def _plan(self, tokens: Tokens, request: AnyRequest) -> list[list[int]]:
+    def _plan(self, tokens: Tokens, request: Request) -> list[list[int]]:
         lengths = list(map(len, tokens.ids))
-        # A small window is shared evenly between the streams of the device instead of filling the first one's budget.
+        # A small block is shared evenly between the streams of the device instead of filling the first one's budget.
         budget = min(self.token_budget, max(_SMALL, -(-sum(lengths) // self._shares)))
         return list(plan_batches(lengths, budget, batch_size=request.batch_size, padded=self.padded))
 
     def _forward_or_split(self, tokens: Tokens, batch: list[int]) -> Tensor:
         try:
             return self._forward(self.spec.pack(tokens, batch))
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except RuntimeError as error:  # torch.OutOfMemoryError is one.
             if not is_out_of_memory(error) or len(batch) == 1:
                 raise
             size = sum(len(tokens.ids[row]) for row in batch)
@@ -283,14 +234,15 @@ class Engine(Generic[N_co]):
 
     def _forward(self, batch: Packed) -> Tensor:
         with torch.inference_mode():
-            vectors: Tensor = self.encoder(batch.to(self.device))
+            vectors: Tensor = self.network(batch.to(self.device))
             return vectors
 
     def _assemble(self, tokens: Tokens, batches: list[list[int]], parts: list[Tensor]) -> Encoded:
-        # Results stay on the device until the window is done: one copy instead of one a batch.
+        # Results stay on the device until the block is done: one copy instead of one a batch.
         order = np.concatenate([np.asarray(batch) for batch in batches])
-        vectors = np.empty((len(order), parts[0].shape[1]), dtype=np.float32)
-        vectors[order] = torch.cat(parts).float().cpu().numpy()
+        computed = torch.cat(parts).float().cpu().numpy().reshape(len(order), -1)
+        vectors = np.empty_like(computed)
+        vectors[order] = computed
         if tokens.places is not None:
             vectors = vectors[tokens.places]
         if tokens.starts is not None:
@@ -312,16 +264,12 @@ def _placement(device: torch.device) -> tuple[int, int]:
     """Streams, and CPU threads of each."""
     if device.type != "cpu":
         return 1, torch.get_num_threads()
-    from ..networks.cpu_inference import recommended_streams
-
     return recommended_streams()
 
 
 def _token_budget(device: torch.device, network: Network) -> int:
     """Tokens of a batch: on CPUs what stays in cache, elsewhere what fits the free memory."""
     if device.type == "cpu":
-        from ..networks.cpu_inference import TOKEN_BUDGET
-
         return TOKEN_BUDGET
     cap = 16_384 if network.padded else 131_072
     if device.type != "cuda":
@@ -342,3 +290,45 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         "DefaultCPUAllocator: can't allocate memory" in text or "MPS backend out of memory" in text
     )
+
+
+class _Forgetful(Protocol):
+    def forget(self) -> None:
+        """Let go, in the child, of what belongs to the parent."""
+        ...
+
+
+#: What a child must let go of.
+_holders: weakref.WeakSet[_Forgetful] = weakref.WeakSet()
+#: Whether this process, or its parent before it, has loaded a model: until then children are left alone.
+_loaded = False
+
+
+def forget_in_children(holder: _Forgetful) -> None:
+    """Have `holder.forget()` called in every child forked from now on, as long as the holder lives."""
+    _holders.add(holder)
+
+
+def check_process(device: torch.device, loaded_in: int) -> None:
+    """Raise ForkError if a device cannot be used here by a model that the process `loaded_in` has loaded."""
+    if device.type != "cpu" and os.getpid() != loaded_in:
+        raise ForkError(
+            f"this process was forked from process {loaded_in}, which had loaded the model on {device}, and a GPU "
+            "cannot be used on both sides of a fork: load the model after the fork, or start processes by "
+            "multiprocessing.get_context('spawn')"
+        )
+
+
+def _after_fork() -> None:
+    for holder in list(_holders):
+        holder.forget()
+    if not _loaded:
+        return
+    torch.set_num_threads(1)
+    # Left to itself the tokenizer sees to this; told to use threads by the environment it does as it is told.
+    if "TOKENIZERS_PARALLELISM" in os.environ:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,36 +1,110 @@
-"""What every embedder offers, whatever computes its vectors."""
+"""What models have in common: the methods of every embedder, and what FlagModel and FlagReranker do alike.
+
+Nothing here imports torch: a hosted embedder does without.
+"""
 
 from __future__ import annotations
 
 import abc
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sized
-from numbers import Integral
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError, BgekitError
+from ..errors import ArgumentError, BgekitError, check_count
 from ..models.calibration_map import calibration_map
 from ..models.card import UNSET, ModelCard, Unset
 from ..models.families import find_family
-from ..models.prompts import Prompt
-from .embeddings import Embeddings, Encoded, Origin
-from .pipeline import ADVICE, Collector, Tally, Window, checked_windows, computed, not_texts, split, with_progress
+from ..models.prompts import Prompt, Role
+from .pipeline import ADVICE, BLOCK_SIZE, Embeddings, Encoded, Origin, Pipeline, not_texts, progress_bar
 from .similarity import similarity
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    import torch
+    from transformers import PreTrainedTokenizerFast
     from typing_extensions import Self
 
-Kind = Literal["query", "document", "plain"]
-#: Texts that are planned together: enough for batches of nearly equal length, few enough to stream.
-WINDOW: Final = 2048
+    from .tokenization import Request
+    from .workers import WorkerPool
 
 
-class Embedder(abc.ABC):
+class Model:
+    """Something that computes texts and may hold processes; a context manager that ends them."""
+
+    def close(self) -> None:
+        """Free what the model holds (worker processes); it can be used again."""
+
+    if not TYPE_CHECKING:  # Otherwise every name would pass for an attribute.
+
+        def __getattr__(self, name: str) -> Any:
+            raise not_here(self, name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class CheckpointModel(Model):
+    """A checkpoint on one device or several: the parent of `FlagModel` and `FlagReranker`.
+
+    Attributes:
+        card: What the checkpoint says, the caller's arguments included (a ModelCard or RerankerCard).
+        folder: The checkpoint.
+        devices: The devices in use; short inputs are computed on the first.
+        batch_size: Most sequences in a batch, None where batches are sized from the device.
+    """
+
+    card: Any
+    folder: Path
+    devices: tuple[torch.device, ...]
+    batch_size: int | None
+
+    def _start(self, pool: WorkerPool) -> None:
+        """Use the engines of `pool` from now on; workers of further devices start when an input is large enough."""
+        self._pool, self._engine, self._spec = pool, pool.engine, pool.engine.spec
+        self.devices = pool.devices
+
+    @property
+    def precision(self) -> str:
+        """Number format that is computed in, such as `bfloat16`."""
+        return self._spec.precision
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The Hugging Face tokenizer of the checkpoint."""
+        return self._engine.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """The first device, on which short inputs are computed."""
+        return self.devices[0]
+
+    def close(self) -> None:
+        """End the worker processes of further devices; they start again when they are needed."""
+        self._pool.close()
+
+    def _compute_blocks(self, blocks: Iterable[Sequence[Any]], request: Request) -> Iterator[Encoded]:
+        """One result for each block of inputs, in order."""
+        return (self._engine if len(self.devices) == 1 else self._pool).compute(blocks, request)
+
+    def _check_length(self, name: str, length: int | None) -> None:
+        """Raise ArgumentError if the model cannot take as many tokens as the argument `name` allows."""
+        limit = self.card.position_limit
+        if length is not None and limit is not None and length > limit:
+            raise ArgumentError(f"{name}={length} is more than {self.card.name} can take: {limit} tokens")
+
+
+class Embedder(Model, abc.ABC):
     """Texts -> vectors, with the names that FlagEmbedding and sentence-transformers users know.
 
     A str gives one vector [dimension], a list an array [n, dimension], an empty list an array [0, dimension], and
@@ -42,7 +116,7 @@ class Embedder(abc.ABC):
     #: Whether `encode` returns arrays, or tensors, unless told.
     convert_to_numpy: bool = True
     #: Texts that `encode` plans together.
-    window: ClassVar[int] = WINDOW
+    block_size: ClassVar[int] = BLOCK_SIZE
     #: What to do where a vector has NaN or infinity.
     _advice: ClassVar[str] = ADVICE
 
@@ -67,29 +141,13 @@ class Embedder(abc.ABC):
         return Origin(lambda: self.fingerprint, self)
 
     @abc.abstractmethod
-    def _encode_unique(
-        self, windows: Iterable[list[str]], prompt: Prompt, max_length: int | None, batch_size: int | None
+    def _compute(
+        self, blocks: Iterable[list[str]], prompt: Prompt, max_length: int | None, batch_size: int | None
     ) -> Iterator[Encoded]:
-        """One result for each window of distinct, valid Unicode texts, in order."""
+        """One result for each block of distinct, valid Unicode texts, in order."""
 
     def settle(self) -> None:
         """Find out what only an answer tells, such as the width of a hosted model's vectors."""
-
-    def close(self) -> None:
-        """Free what the embedder holds (worker processes); it can be used again."""
-
-    if not TYPE_CHECKING:  # Otherwise every name would pass for an attribute.
-
-        def __getattr__(self, name: str) -> Any:
-            raise not_here(self, name)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def encode(
         self,
@@ -131,57 +189,161 @@ class Embedder(abc.ABC):
             ArgumentError: arguments contradict each other or are impossible.
             NumericalError: a vector has NaN or infinity.
         """
-        set_aside(others, OF_ENCODE, "encode")
+        if others:
+            set_aside(others, OF_ENCODE, "encode")
         chosen = self._choose_prompt(self.card.default_prompt, instruction, instruction_format, prompt, prompt_name)
-        progress = show_progress if show_progress is not None else show_progress_bar
-        as_tensor = convert_to_tensor or not (self.convert_to_numpy if convert_to_numpy is None else convert_to_numpy)
-        vectors: Embeddings = self._encode(sentences, chosen, max_length, batch_size, progress, out, as_tensor)
-        return vectors
+        if isinstance(sentences, dict | bytes | bytearray) or not isinstance(sentences, Iterable):
+            raise not_texts(sentences)
+        single = isinstance(sentences, str)
+        texts: Iterable[str] = [sentences] if isinstance(sentences, str) else sentences
+        total = len(texts) if isinstance(texts, Sized) else None
+        with progress_bar(total, show_progress if show_progress is not None else show_progress_bar) as on_block:
+            pipeline = self._pipeline(chosen, max_length, batch_size, on_block)
+            encoded = pipeline.collect(texts, out=out, size=self.block_size)
+        vectors: Any = encoded.vectors[0] if single else encoded.vectors
+        if convert_to_tensor or not (self.convert_to_numpy if convert_to_numpy is None else convert_to_numpy):
+            import torch
+
+            tensor: Any = torch.from_numpy(vectors)
+            return tensor  # type: ignore[no-any-return]
+        return Embeddings.of(vectors, tuple(encoded.truncated), tuple(encoded.repaired), self._origin)
 
     def encode_queries(
-        self, queries: str | Iterable[str], batch_size: int | None = None, max_length: int | None = None,
-        convert_to_numpy: bool | None = None, *, instruction: str | Unset | None = UNSET, **options: Any,
-    ) -> Embeddings:  # fmt: skip
+        self,
+        queries: str | Iterable[str],
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        convert_to_numpy: bool | None = None,
+        *,
+        instruction: str | Unset | None = UNSET,
+        instruction_format: str | None = None,
+        prompt: str | Unset | None = UNSET,
+        prompt_name: str | None = None,
+        convert_to_tensor: bool = False,
+        show_progress: bool | None = None,
+        show_progress_bar: bool | None = None,
+        out: npt.NDArray[Any] | None = None,
+        **others: Any,
+    ) -> Embeddings:
         """Vectors of retrieval queries, with the query instruction. Arguments as `encode`."""
-        return self._encode_role("query", queries, batch_size, max_length, convert_to_numpy, instruction, options)
+        return self.encode(
+            queries, batch_size, self._length("query", max_length), convert_to_numpy,
+            instruction=instruction, instruction_format=instruction_format, prompt=prompt,
+            prompt_name=self._prompt_name("query", instruction, prompt, prompt_name),
+            convert_to_tensor=convert_to_tensor, show_progress=show_progress, show_progress_bar=show_progress_bar,
+            out=out, **others,
+        )  # fmt: skip
 
     def encode_corpus(
-        self, corpus: str | Iterable[str], batch_size: int | None = None, max_length: int | None = None,
-        convert_to_numpy: bool | None = None, *, instruction: str | Unset | None = UNSET, **options: Any,
-    ) -> Embeddings:  # fmt: skip
+        self,
+        corpus: str | Iterable[str],
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        convert_to_numpy: bool | None = None,
+        *,
+        instruction: str | Unset | None = UNSET,
+        instruction_format: str | None = None,
+        prompt: str | Unset | None = UNSET,
+        prompt_name: str | None = None,
+        convert_to_tensor: bool = False,
+        show_progress: bool | None = None,
+        show_progress_bar: bool | None = None,
+        out: npt.NDArray[Any] | None = None,
+        **others: Any,
+    ) -> Embeddings:
         """Vectors of passages, with the passage instruction if the model has one. Arguments as `encode`."""
-        return self._encode_role("document", corpus, batch_size, max_length, convert_to_numpy, instruction, options)
+        return self.encode(
+            corpus, batch_size, self._length("document", max_length), convert_to_numpy,
+            instruction=instruction, instruction_format=instruction_format, prompt=prompt,
+            prompt_name=self._prompt_name("document", instruction, prompt, prompt_name),
+            convert_to_tensor=convert_to_tensor, show_progress=show_progress, show_progress_bar=show_progress_bar,
+            out=out, **others,
+        )  # fmt: skip
 
-    def encode_query(self, sentences: str | Iterable[str], **options: Any) -> Embeddings:
-        """`encode_queries`, by the name that sentence-transformers uses."""
-        return self.encode_queries(sentences, **options)
+    def encode_query(
+        self,
+        sentences: str | Iterable[str],
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        convert_to_numpy: bool | None = None,
+        *,
+        instruction: str | Unset | None = UNSET,
+        instruction_format: str | None = None,
+        prompt: str | Unset | None = UNSET,
+        prompt_name: str | None = None,
+        convert_to_tensor: bool = False,
+        show_progress: bool | None = None,
+        show_progress_bar: bool | None = None,
+        out: npt.NDArray[Any] | None = None,
+        **others: Any,
+    ) -> Embeddings:
+        """Vectors of queries: `encode_queries` by the name that sentence-transformers uses."""
+        return self.encode_queries(
+            sentences, batch_size, max_length, convert_to_numpy,
+            instruction=instruction, instruction_format=instruction_format, prompt=prompt, prompt_name=prompt_name,
+            convert_to_tensor=convert_to_tensor, show_progress=show_progress, show_progress_bar=show_progress_bar,
+            out=out, **others,
+        )  # fmt: skip
 
-    def encode_document(self, sentences: str | Iterable[str], **options: Any) -> Embeddings:
-        """`encode_corpus`, by the name that sentence-transformers uses."""
-        return self.encode_corpus(sentences, **options)
+    def encode_document(
+        self,
+        sentences: str | Iterable[str],
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        convert_to_numpy: bool | None = None,
+        *,
+        instruction: str | Unset | None = UNSET,
+        instruction_format: str | None = None,
+        prompt: str | Unset | None = UNSET,
+        prompt_name: str | None = None,
+        convert_to_tensor: bool = False,
+        show_progress: bool | None = None,
+        show_progress_bar: bool | None = None,
+        out: npt.NDArray[Any] | None = None,
+        **others: Any,
+    ) -> Embeddings:
+        """Vectors of passages: `encode_corpus` by the name that sentence-transformers uses."""
+        return self.encode_corpus(
+            sentences, batch_size, max_length, convert_to_numpy,
+            instruction=instruction, instruction_format=instruction_format, prompt=prompt, prompt_name=prompt_name,
+            convert_to_tensor=convert_to_tensor, show_progress=show_progress, show_progress_bar=show_progress_bar,
+            out=out, **others,
+        )  # fmt: skip
+
+    def encode_blocks(
+        self,
+        blocks: Iterable[list[str]],
+        *,
+        role: Role | str = "document",
+        max_length: int | None = None,
+        batch_size: int | None = None,
+    ) -> Iterator[Encoded]:
+        """One result for each block of texts, in order, tokenisation and computation overlapped.
+
+        The bytes of a block's vectors depend on its own texts alone. Rows in errors count from the first block.
+
+        Args:
+            blocks: Lists of texts, which are read as they are needed.
+            role: Which prompt and maximum length the texts get: those of the role `query` or `document`, or of another
+                prompt of the card by its name, or (`plain`) those of the card's default prompt, if it has one.
+            max_length: Cut texts at this many tokens; the role's by default.
+            batch_size: Most texts in a batch; by default batches are sized from the device.
+        """
+        prompt = self.card.default_prompt if role == "plain" else role
+        return self._pipeline(self._prompt_of(prompt), self._length(prompt, max_length), batch_size).run(blocks)
 
     def encode_windows(
-        self, windows: Iterable[list[str]], *, kind: Kind = "document", max_length: int | None = None,
+        self, windows: Iterable[list[str]], *, kind: str = "document", max_length: int | None = None,
         batch_size: int | None = None,
     ) -> Iterator[Encoded]:  # fmt: skip
-        """One result for each window of texts, in order, tokenisation and computation overlapped.
+        """`encode_blocks` by its name in 0.1.0."""
+        advice = "encode_windows(windows, kind=) has become encode_blocks(blocks, role=)"
+        warnings.warn(advice, DeprecationWarning, stacklevel=2)
+        return self.encode_blocks(windows, role=kind, max_length=max_length, batch_size=batch_size)
 
-        The bytes of a window's vectors depend on its own texts alone. Rows in errors count from the first window.
-        """
-        role = self.card.default_prompt if kind == "plain" else kind
-        length = max_length if max_length is not None else self._role_length(role)
-        checked = checked_windows(windows, across=False, texts_stay=False)
-        tally = Tally()
-        for window, encoded in self._run(checked, self._prompt_of(role), length, batch_size):
-            result = window.restore(encoded)
-            tally.add(window.size, result)
-            yield result
-        tally.log(self.card.name)
-
-    def max_length_of(self, kind: Kind) -> int:
-        """Tokens at which texts of a kind are cut if a call says nothing else."""
-        role = self.card.default_prompt if kind == "plain" else kind
-        return self._role_length(role) or self.card.max_length
+    def max_length_of(self, role: Role | str) -> int:
+        """Tokens at which texts of a role are cut if a call says nothing else."""
+        return self._role_length(self.card.default_prompt if role == "plain" else role) or self.card.max_length
 
     def similarity(self, a: npt.ArrayLike, b: npt.ArrayLike, *, calibrated: bool = False) -> npt.NDArray[np.float32]:
         """Scores [n, m] of vectors [n, d] and [m, d] in float32: cosine, or what the card says; higher is nearer.
@@ -249,61 +411,35 @@ class Embedder(abc.ABC):
         family = find_family(self.card.name)
         return prompt.in_format(template, family.template if family and role == "query" else None)
 
-    def _encode_role(
-        self, role: str, texts: str | Iterable[str], batch_size: int | None, max_length: int | None,
-        convert_to_numpy: bool | None, instruction: str | Unset | None, options: dict[str, Any],
-    ) -> Any:  # fmt: skip
-        if isinstance(instruction, Unset) and not {"prompt", "prompt_name"} & options.keys():
-            options["prompt_name"] = role
-        elif not isinstance(instruction, Unset):
-            options["instruction"] = instruction
-        length = max_length if max_length is not None else self._role_length(role)
-        return self.encode(texts, batch_size, length, convert_to_numpy, **options)
+    def _length(self, role: str | None, max_length: int | None) -> int | None:
+        return max_length if max_length is not None else self._role_length(role)
 
-    def _encode(
-        self, texts: str | Iterable[str], prompt: Prompt, max_length: int | None, batch_size: int | None,
-        progress: bool | None, out: npt.NDArray[Any] | None, as_tensor: bool,
-    ) -> Any:  # fmt: skip
-        if not isinstance(texts, Iterable):
-            raise not_texts(texts)
-        single = isinstance(texts, str)
-        listed = [texts] if isinstance(texts, str) else texts
-        total = len(listed) if isinstance(listed, Sized) else None
-        windows = checked_windows(split(listed, self.window), across=True, texts_stay=total is not None)
-        collector = Collector(self.dimension, total, out)
-        for window, encoded in with_progress(self._run(windows, prompt, max_length, batch_size), total, progress):
-            collector.add(window, encoded)
-        result = collector.result()
-        result.origin = self._origin
-        tally = Tally()
-        tally.add(len(result), result)
-        tally.log(self.card.name)
-        if as_tensor:
-            import torch
+    def _prompt_name(
+        self, role: Role, instruction: str | Unset | None, prompt: str | Unset | None, prompt_name: str | None
+    ) -> str | None:
+        """Name of the prompt that texts of a role get: the role's own unless the caller names or gives another."""
+        given = prompt_name is not None or not isinstance(instruction, Unset) or not isinstance(prompt, Unset)
+        return prompt_name if given else role
 
-            tensor = torch.from_numpy(np.asarray(result))
-            return tensor[0] if single else tensor
-        return (
-            Embeddings.of(np.asarray(result)[0], result.truncated, result.repaired, result.origin) if single else result
-        )
-
-    def _run(
-        self, windows: Iterable[Window[str]], prompt: Prompt, max_length: int | None, batch_size: int | None
-    ) -> Iterator[tuple[Window[str], Encoded]]:
-        """Each window with the vectors of its distinct texts, checked to be finite, in order."""
+    def _pipeline(
+        self,
+        prompt: Prompt,
+        max_length: int | None,
+        batch_size: int | None,
+        on_block: Callable[[int, int], None] | None = None,
+    ) -> Pipeline[str]:
         check_count("batch_size", batch_size, "texts")
         check_count("max_length", max_length, "tokens")
 
-        def compute(texts: Iterator[list[str]]) -> Iterator[Encoded]:
-            return self._encode_unique(texts, prompt, max_length, batch_size)
+        def compute(blocks: Iterator[list[str]]) -> Iterator[Encoded]:
+            return self._compute(blocks, prompt, max_length, batch_size)
 
-        yield from computed(windows, compute, self.dimension, advice=self._advice)
+        return Pipeline(compute, self.dimension, model=self.card.name, advice=self._advice, on_block=on_block)
 
 
-def check_count(name: str, value: object, things: str) -> None:
-    """Raise ArgumentError unless an argument is left out (None) or a positive whole number."""
-    if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
-        raise ArgumentError(f"{name} must be a positive number of {things}, not {value!r}")
+def optional_prompt(instruction: str | Unset | None, template: str) -> Prompt | Unset:
+    """The prompt of a caller's instruction and template, UNSET where no instruction was given."""
+    return UNSET if isinstance(instruction, Unset) else Prompt.from_format(instruction, template)
 
 
 logger = logging.getLogger(__name__)

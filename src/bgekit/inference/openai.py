@@ -36,9 +36,9 @@ from ..models.card import UNSET, ModelCard, Pooling, Unset
 from ..models.card_reading import prompt_doubt
 from ..models.families import find_family, known_dimension, known_name
 from ..models.prompts import Prompt
-from .embeddings import Encoded
 from .model import Embedder
 from .openai_errors import Meaning, error_fields, meaning, most_texts
+from .pipeline import Encoded
 from .similarity import unit
 
 logger = logging.getLogger(__name__)
@@ -250,8 +250,8 @@ class OpenAIEmbedder(Embedder):
                 weakref.finalize(self, connection.close)
             return connection
 
-    def _encode_unique(
-        self, windows: Iterable[list[str]], prompt: Prompt, max_length: int | None, batch_size: int | None
+    def _compute(
+        self, blocks: Iterable[list[str]], prompt: Prompt, max_length: int | None, batch_size: int | None
     ) -> Iterator[Encoded]:
         if max_length is not None:
             raise ArgumentError(
@@ -265,9 +265,9 @@ class OpenAIEmbedder(Embedder):
         waiting: deque[tuple[Future[Encoded], int]] = deque()
         blank = 0
         try:
-            for window in windows:
-                texts = [sendable(text, prompt) for text in window]
-                blank += sum(text == " " != given for text, given in zip(texts, window, strict=True))
+            for block in blocks:
+                texts = [sendable(text, prompt) for text in block]
+                blank += sum(text == " " != given for text, given in zip(texts, block, strict=True))
                 waiting.append((connection.start(self._embed(texts, size, connection)), -(-len(texts) // size)))
                 while len(waiting) > 1 and sum(requests for _, requests in waiting) > 2 * self._concurrency:
                     yield connection.result(waiting[0][0])

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ArgumentError, CheckpointError
 from ..models.prompts import Prompt
-from .engine import AnyRequest
-from .tokenization import Tokens
+from .tokenization import Request, Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -20,7 +19,7 @@ LongPassages = Literal["cut", "windows"]
 
 
 @dataclass(frozen=True)
-class PairRequest(AnyRequest):
+class PairRequest(Request):
     """How pairs are to be scored.
 
     Attributes:
@@ -42,8 +41,8 @@ class PairRequest(AnyRequest):
     long_passages: LongPassages = "cut"
     overlap: int | None = None
 
-    def tokeniser(self, tokenizer: PreTrainedTokenizerFast) -> PairTokenizer:
-        """See `AnyRequest`."""
+    def preprocessor(self, tokenizer: PreTrainedTokenizerFast) -> PairTokenizer:
+        """See `Request`."""
         return PairTokenizer(tokenizer, self)
 
 

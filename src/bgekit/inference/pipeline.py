@@ -1,6 +1,9 @@
-"""Windows of texts on their way in (checked, cleaned, equal ones found) and of vectors on their way out.
+"""The way of an encode call: inputs -> blocks -> results -> rows; and what a call returns.
 
-What is said of texts holds for pairs of texts, whose vectors are one score wide, as well.
+    inputs -> checked, repaired, equal ones found -> Block -> compute -> Encoded -> gathered by `inverse` -> rows
+
+An input is a text, or a pair of texts, whose result is one score. A block is what is planned and computed together:
+its batches are cut from its own inputs alone. While one block is computed the next is being read.
 """
 
 from __future__ import annotations
@@ -9,21 +12,24 @@ import hashlib
 import itertools
 import logging
 import sys
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ..data.unicode import check_text, repair
-from ..errors import ArgumentError, NumericalError, TextTypeError
-from ..networks.memory import Trimmer
-from .embeddings import Embeddings, Encoded
+from ..errors import ArgumentError, BgekitError, NumericalError, TextTypeError
 
 logger = logging.getLogger(__name__)
-#: From this many texts on, a progress bar is shown on a terminal unless the caller decides.
+#: Inputs of a block: enough for batches of nearly equal length, few enough to stream.
+BLOCK_SIZE: Final = 2048
+#: From this many inputs on, a progress bar is shown on a terminal unless the caller decides.
 _PROGRESS_FROM: Final = 4096
 #: What to do where a vector has NaN or infinity.
 ADVICE: Final = "Try use_fp16=False; if that does not help, the weights are damaged."
@@ -31,62 +37,74 @@ T = TypeVar("T", bound="str | tuple[str, str]")
 
 
 @dataclass
-class Window(Generic[T]):
-    """A stretch of the input.
+class Encoded:
+    """Results of the inputs of a block, and what happened to the inputs on the way.
+
+    Every output of a model has a row for each input, so all of them are taken and joined alike.
 
     Attributes:
-        first: Row of its first text in the whole input.
-        size: Number of its texts, copies included.
-        texts: Its distinct texts that have not been seen before.
-        rows: Row of each of them in the whole input.
-        copies: (row, row of the equal text seen before) for all others.
-        repaired: Rows whose lone surrogates were replaced.
+        vectors: [n, dim] float32, row i for input i.
+        tokens: Tokens computed; a sequence that stands twice counts once.
+        truncated: Rows whose text was cut at the maximum length, ascending.
+        repaired: Rows whose lone surrogates were replaced by U+FFFD, ascending.
+        split: Rows whose text was computed in several overlapping windows, ascending.
+        keys: A digest for each row, the same where the token sequences are the same; none where tokens are not known,
+            or where rows were taken or joined.
+    """
+
+    vectors: npt.NDArray[np.float32]
+    tokens: int = 0
+    truncated: list[int] = field(default_factory=list)
+    repaired: list[int] = field(default_factory=list)
+    split: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Encoded:
+        """The results of `rows` [m], which may repeat: row i of the result is that of `rows[i]`."""
+
+        def places(marked: list[int]) -> list[int]:
+            return np.flatnonzero(np.isin(rows, marked)).tolist() if marked else []
+
+        return Encoded(
+            self.vectors[rows], self.tokens, places(self.truncated), places(self.repaired), places(self.split)
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Encoded]) -> Encoded:
+        """The results of several inputs after each other."""
+        starts = [0, *itertools.accumulate(len(part.vectors) for part in parts)]
+
+        def places(name: str) -> list[int]:
+            return [start + row for start, part in zip(starts, parts, strict=False) for row in getattr(part, name)]
+
+        vectors = np.concatenate([part.vectors for part in parts])
+        tokens = sum(part.tokens for part in parts)
+        return cls(vectors, tokens, places("truncated"), places("repaired"), places("split"))
+
+
+@dataclass
+class Block(Generic[T]):
+    """Inputs that are planned and computed together.
+
+    Attributes:
+        first: Row of its first input in the whole input.
+        inputs: Its distinct inputs that have not been seen before.
+        rows: int64 [d], ascending. For each of its distinct inputs the row, in the whole input, where it stood first:
+            d - len(inputs) in earlier blocks, then those of `inputs`.
+        inverse: int64 [n]. For each of its inputs the place in `rows` of the one that is equal to it.
+        repaired: Which of its inputs had lone surrogates replaced, from 0, ascending.
     """
 
     first: int
-    size: int = 0
-    texts: list[T] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-    copies: list[tuple[int, int]] = field(default_factory=list)
-    repaired: list[int] = field(default_factory=list)
+    inputs: list[T]
+    rows: npt.NDArray[np.int64]
+    inverse: npt.NDArray[np.int64]
+    repaired: list[int]
 
-    def check(self, encoded: Encoded, what: str = "the vector of the text", advice: str = ADVICE) -> None:
-        """Raise NumericalError, naming the text, if a vector has NaN or infinity."""
-        finite = np.isfinite(encoded.vectors).all(axis=1)
-        if not finite.all():
-            bad = int(np.argmin(finite))
-            raise NumericalError(
-                f"{what} at index {self.rows[bad]} has NaN or infinity: {self.texts[bad]!r:.200}. {advice}"
-            )
-
-    def restore(self, encoded: Encoded) -> Encoded:
-        """The result with a row for every text of the window; copies must come from the window itself."""
-        if not self.copies:
-            return Encoded(encoded.vectors, encoded.tokens, encoded.truncated, self._local(self.repaired))
-        vectors = np.empty((self.size, encoded.vectors.shape[1]), dtype=np.float32)
-        cut = {self.rows[position] for position in encoded.truncated}
-        vectors[self._local(self.rows)] = encoded.vectors
-        for row, source in self.copies:
-            vectors[row - self.first] = vectors[source - self.first]
-        cut |= {row for row, source in self.copies if source in cut}
-        return Encoded(vectors, encoded.tokens, self._local(sorted(cut)), self._local(self.repaired))
-
-    def _local(self, rows: list[int]) -> list[int]:
-        return [row - self.first for row in rows]
-
-
-def not_texts(value: object) -> TextTypeError:
-    """The error for something that is neither a text nor an iterable of texts."""
-    return TextTypeError(f"texts must be a string or an iterable of strings, not {type(value).__name__}: {value!r:.80}")
-
-
-def split(texts: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Consecutive lists of at most `size` texts."""
-    if isinstance(texts, dict | bytes | bytearray):
-        raise not_texts(texts)
-    source = iter(texts)
-    while window := list(itertools.islice(source, size)):
-        yield window
+    @property
+    def earlier(self) -> npt.NDArray[np.int64]:
+        """The part of `rows` that stands in earlier blocks."""
+        return self.rows[: len(self.rows) - len(self.inputs)]
 
 
 def valid_text(item: object, row: int) -> tuple[str, bool]:
@@ -98,158 +116,205 @@ def valid_text(item: object, row: int) -> tuple[str, bool]:
     return repair(check_text(item, row))
 
 
-def checked_windows(windows: Iterable[list[str]], *, across: bool, texts_stay: bool) -> Iterator[Window[str]]:
-    """Windows of valid Unicode texts, equal texts found.
+def not_texts(value: object) -> TextTypeError:
+    """The error for something that is neither a text nor an iterable of texts."""
+    return TextTypeError(f"texts must be a string or an iterable of strings, not {type(value).__name__}: {value!r:.80}")
 
-    Args:
-        windows: Lists of texts.
-        across: Find equal texts in the whole input; otherwise in each window for itself.
-        texts_stay: The caller holds all texts in memory anyway, so they can be remembered themselves; otherwise a
-            digest of each is.
 
-    Raises:
-        TextTypeError: an element is not a string; the message has its index in the whole input.
+class Pipeline(Generic[T]):
+    """One call: inputs are checked, cleaned and cut into blocks, equal ones are found, results are put in their rows.
+
+    It streams: a block is read when one is to be computed. It serves one call of `run` or `collect`.
     """
 
-    def key(text: str) -> str | bytes:
-        return text if texts_stay or not across else hashlib.blake2b(text.encode(), digest_size=16).digest()
+    def __init__(
+        self,
+        compute: Callable[[Iterator[list[T]]], Iterator[Encoded]],
+        width: int,
+        *,
+        model: str,
+        valid: Callable[[object, int], tuple[T, bool]] = valid_text,  # type: ignore[assignment]
+        noun: str = "texts",
+        result: str = "the vector of the text",
+        advice: str = ADVICE,
+        on_block: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Prepare a call.
 
-    return distinct_windows(windows, valid_text, key, across=across)
-
-
-def distinct_windows(
-    windows: Iterable[list[Any]],
-    valid: Callable[[object, int], tuple[T, bool]],
-    key: Callable[[T], object],
-    *,
-    across: bool,
-) -> Iterator[Window[T]]:
-    """Windows of valid inputs, equal ones found.
-
-    Args:
-        windows: Lists of inputs.
-        valid: An input and its row -> the input to compute, and whether it had to be repaired; raises on others.
-        key: What equal inputs have in common.
-        across: Find equal inputs in the whole input; otherwise in each window for itself.
-    """
-    seen: dict[object, int] = {}
-    first = 0
-    for texts in windows:
-        if not across:
-            seen = {}
-        window: Window[T] = Window(first)
-        for row, item in enumerate(texts, first):
-            text, changed = valid(item, row)
-            if changed:
-                window.repaired.append(row)
-            source = seen.setdefault(key(text), row)
-            if source == row:
-                window.texts.append(text)
-                window.rows.append(row)
-            else:
-                window.copies.append((row, source))
-        window.size = len(texts)
-        first += len(texts)
-        yield window
-
-
-def computed(
-    windows: Iterable[Window[T]],
-    compute: Callable[[Iterator[list[T]]], Iterator[Encoded]],
-    dimension: int,
-    what: str = "the vector of the text",
-    advice: str = ADVICE,
-) -> Iterator[tuple[Window[T], Encoded]]:
-    """Each window with the vectors of its distinct texts, checked to be finite, in order.
-
-    Args:
-        windows: The input.
-        compute: Lists of distinct texts, not empty -> one result for each, in order.
-        dimension: Width of the vectors.
-        what: For the message of an error.
-        advice: The end of that message: what to do.
-
-    Raises:
-        NumericalError: a vector has NaN or infinity.
-    """
-    waiting: deque[Window[T]] = deque()
-
-    def texts() -> Iterator[list[T]]:
-        for window in windows:
-            waiting.append(window)
-            if window.texts:
-                yield window.texts
-
-    nothing = Encoded(np.empty((0, dimension), dtype=np.float32))
-    trimmer = Trimmer()
-    for encoded in compute(texts()):
-        while not waiting[0].texts:
-            yield waiting.popleft(), nothing
-        window = waiting.popleft()
-        window.check(encoded, what, advice)
-        yield window, encoded
-        trimmer.trim()
-    while waiting:
-        yield waiting.popleft(), nothing
-
-
-class Collector:
-    """Writes windows into one array: the caller's, one of known size, or one that grows."""
-
-    def __init__(self, dimension: int, total: int | None, out: npt.NDArray[Any] | None) -> None:
-        if out is not None:
-            _check_out(out, total, dimension)
-        self._out = out
-        self._target = out if out is not None else np.empty((total or 0, dimension), dtype=np.float32)
+        Args:
+            compute: Lists of distinct inputs, none empty -> a result for each, in order.
+            width: Columns of the vectors.
+            model: Name of the model, for messages.
+            valid: An input and its row -> the input to compute, and whether it had to be repaired; raises on others.
+            noun: What the inputs are, for messages.
+            result: What is computed of an input, for messages.
+            advice: What to do where a result has NaN or infinity.
+            on_block: Called with the number of inputs and of tokens when a block is done.
+        """
+        self._compute, self._width, self._model, self._valid = compute, width, model, valid
+        self._noun, self._result, self._advice, self._on_block = noun, result, advice, on_block
+        # Inputs so far, and how many of them were cut and repaired.
+        self._count = self._cut = self._mended = 0
+        # What `collect` has written, and which rows of it are special.
         self._truncated: set[int] = set()
-        #: Rows that were computed in several parts.
-        self.split: set[int] = set()
+        self._split: set[int] = set()
         self._repaired: list[int] = []
-        self._rows = 0
-        self._first: dict[bytes, int] = {}
+        self._out: npt.NDArray[Any] | None = None
+        self._rows: npt.NDArray[Any] = np.empty((0, width), dtype=np.float32)
+        #: The row where a sequence of tokens stood first, by its digest.
+        self._row_of: dict[bytes, int] = {}
 
-    def add(self, window: Window[Any], encoded: Encoded) -> None:
-        """Write the next window."""
-        if len(encoded.vectors) and encoded.vectors.shape[1] != self._target.shape[1]:
-            self._take_width(encoded.vectors.shape[1])
-        self._rows = window.first + window.size
-        if self._rows > len(self._target):
-            self._grow()
-        self._target[window.rows] = encoded.vectors
-        # A text whose tokens an earlier window had is the same to the model: another batch only rounded it otherwise.
-        for row, key in zip(window.rows, encoded.keys, strict=False):
-            if (source := self._first.setdefault(key, row)) != row:
-                self._target[row] = self._target[source]
-        self._truncated.update(window.rows[position] for position in encoded.truncated)
-        self.split.update(window.rows[position] for position in encoded.split)
-        for row, source in window.copies:
-            self._target[row] = self._target[source]
-            for rows in (self._truncated, self.split):
-                if source in rows:
-                    rows.add(row)
-        self._repaired += window.repaired
+    def run(self, blocks: Iterable[list[Any]]) -> Iterator[Encoded]:
+        """A result for each block, with a row for each of its inputs, in order.
 
-    def result(self) -> Embeddings:
-        """All vectors."""
-        if self._out is not None and self._rows < len(self._out):
-            raise ArgumentError(f"out has room for {len(self._out)} vectors, but there were only {self._rows} texts")
-        return Embeddings.of(self._target[: self._rows], tuple(sorted(self._truncated)), tuple(self._repaired))
+        Equal inputs are computed once in a block, and the bytes of its results depend on its own inputs alone.
+
+        Raises:
+            TextTypeError: an element is no input; the message has its index, counted from the first block.
+            NumericalError: a result has NaN or infinity; the message names the input.
+        """
+        return self._results(blocks, None)
+
+    def collect(self, inputs: Iterable[Any], *, out: npt.NDArray[Any] | None = None, size: int = BLOCK_SIZE) -> Encoded:
+        """The results of all inputs in one array. Equal inputs, or those of equal tokens, are computed once.
+
+        Args:
+            inputs: The inputs; those of an iterable without a length are remembered by a digest of 16 bytes each.
+            out: Array [n, width] of any float type to write into.
+            size: Inputs of a block.
+
+        Raises:
+            TextTypeError: an element is no input; the message has its index.
+            ArgumentError: `out` does not fit.
+            NumericalError: a result has NaN or infinity; the message names the input.
+        """
+        total = len(inputs) if isinstance(inputs, Sized) else None
+        if out is not None:
+            _check_out(out, total, self._width)
+        self._out = out
+        self._rows = out if out is not None else np.empty((total or 0, self._width), dtype=np.float32)
+        source, tokens = iter(inputs), 0
+        blocks = iter(lambda: list(itertools.islice(source, size)), [])
+        with closing(self._results(blocks, _itself if total is not None else _digest)) as results:
+            for result in results:
+                tokens += result.tokens
+                if self._count > len(self._rows):
+                    self._grow()
+                self._rows[self._count - len(result.vectors) : self._count] = result.vectors
+        if out is not None and self._count < len(out):
+            raise ArgumentError(f"out has room for {len(out)} vectors, but there were only {self._count} {self._noun}")
+        return Encoded(self._rows[: self._count], tokens, sorted(self._truncated), self._repaired, sorted(self._split))
+
+    def _results(
+        self, blocks: Iterable[list[Any]], key: Callable[[T], object] | None
+    ) -> Generator[Encoded, None, None]:
+        """A complete result for each block. Without `key`, equal inputs are found in each block for itself."""
+        waiting: deque[Block[T]] = deque()
+        nothing = Encoded(np.empty((0, self._width), dtype=np.float32))
+        across = key is not None
+        for encoded in self._compute(self._read(blocks, key, waiting)):
+            while not waiting[0].inputs:
+                yield self._gather(waiting.popleft(), nothing, across)
+            yield self._gather(waiting.popleft(), encoded, across)
+        while waiting:
+            yield self._gather(waiting.popleft(), nothing, across)
+        if self._cut:
+            logger.warning(
+                "%d of %d %s were too long for %s and were cut", self._cut, self._count, self._noun, self._model
+            )
+        if self._mended:
+            logger.warning("%d of %d %s held lone surrogates, now U+FFFD", self._mended, self._count, self._noun)
+
+    def _read(
+        self, blocks: Iterable[list[Any]], key: Callable[[T], object] | None, waiting: deque[Block[T]]
+    ) -> Iterator[list[T]]:
+        """The inputs to compute of each block that has any; every block is put into `waiting`."""
+        seen: dict[object, int] = {}
+        first = 0
+        for items in blocks:
+            if key is None:
+                seen.clear()
+            inputs: list[T] = []
+            sources: list[int] = []
+            repaired: list[int] = []
+            for row, item in enumerate(items, first):
+                value, changed = self._valid(item, row)
+                if changed:
+                    repaired.append(row - first)
+                source = seen.setdefault(value if key is None else key(value), row)
+                if source == row:
+                    inputs.append(value)
+                sources.append(source)
+            rows = np.array(sources, dtype=np.int64)
+            if len(inputs) < len(items):
+                rows, inverse = np.unique(rows, return_inverse=True)
+            else:
+                inverse = np.arange(len(items))
+            waiting.append(Block(first, inputs, rows, inverse, repaired))
+            first += len(items)
+            if inputs:
+                yield inputs
+
+    def _gather(self, block: Block[T], encoded: Encoded, across: bool) -> Encoded:
+        """The result of a block: a row for each of its inputs.
+
+        Args:
+            block: The block.
+            encoded: The results of its new inputs.
+            across: Whether rows of earlier blocks, where `collect` has written them, are taken for equal inputs.
+        """
+        earlier = block.earlier
+        finite = np.isfinite(encoded.vectors).all(axis=1)
+        if not finite.all():
+            bad = int(np.argmin(finite))
+            raise NumericalError(
+                f"{self._result} at index {block.rows[len(earlier) + bad]} has NaN or infinity: "
+                f"{block.inputs[bad]!r:.200}. {self._advice}"
+            )
+        if across:
+            if len(encoded.vectors) and encoded.vectors.shape[1] != self._width:
+                self._take_width(encoded.vectors.shape[1])
+            # Inputs of equal tokens are the same to the model: another batch only rounds them otherwise.
+            for place, (row, digest) in enumerate(zip(block.rows[len(earlier) :].tolist(), encoded.keys, strict=False)):
+                if (source := self._row_of.setdefault(digest, row)) < block.first:
+                    encoded.vectors[place] = self._rows[source]
+        if len(earlier):
+            places = list(enumerate(earlier.tolist()))
+            known = Encoded(
+                self._rows[earlier],
+                truncated=[place for place, row in places if row in self._truncated],
+                split=[place for place, row in places if row in self._split],
+            )
+            encoded = Encoded.joined([known, encoded]) if block.inputs else known
+        if len(block.inputs) < len(block.inverse):
+            encoded = encoded.take(block.inverse)
+        self._count += len(block.inverse)
+        self._cut += len(encoded.truncated)
+        self._mended += len(block.repaired)
+        if across:
+            self._truncated.update(block.first + row for row in encoded.truncated)
+            self._split.update(block.first + row for row in encoded.split)
+            self._repaired += [block.first + row for row in block.repaired]
+        if self._on_block is not None:
+            self._on_block(len(block.inverse), encoded.tokens)
+        return replace(encoded, repaired=block.repaired)
 
     def _take_width(self, width: int) -> None:
         """Make room for vectors of another width than was expected: a server may know better than a table."""
-        if self._out is not None or self._rows:
+        if self._out is not None or self._count:
             raise ArgumentError(
                 f"the vectors have the width {width}, {'out has' if self._out is not None else 'those before had'} "
-                f"{self._target.shape[1]}"
+                f"{self._width}"
             )
-        self._target = np.empty((len(self._target), width), dtype=np.float32)
+        self._width = width
+        self._rows = np.empty((len(self._rows), width), dtype=np.float32)
 
     def _grow(self) -> None:
         if self._out is not None:
-            raise ArgumentError(f"out has room for {len(self._out)} vectors, but there are more texts")
-        grown = np.empty((max(self._rows, 2 * len(self._target)), self._target.shape[1]), dtype=np.float32)
-        grown[: len(self._target)] = self._target
-        self._target = grown
+            raise ArgumentError(f"out has room for {len(self._out)} vectors, but there are more {self._noun}")
+        grown = np.empty((max(self._count, 2 * len(self._rows)), self._width), dtype=np.float32)
+        grown[: len(self._rows)] = self._rows
+        self._rows = grown
 
 
 def _check_out(out: npt.NDArray[Any], total: int | None, dimension: int) -> None:
@@ -260,56 +325,201 @@ def _check_out(out: npt.NDArray[Any], total: int | None, dimension: int) -> None
         raise ArgumentError(f"out must be a writable array of a floating type, not {out.dtype}")
 
 
-class Tally:
-    """Counts what happened to texts during one call, for one log line at its end.
-
-    Args:
-        noun: What they are.
-    """
-
-    def __init__(self, noun: str = "texts") -> None:
-        self._noun = noun
-        self._texts = self._truncated = self._repaired = 0
-
-    def add(self, texts: int, result: Encoded | Embeddings) -> None:
-        """Count a result that has a row for each of its `texts`, copies included."""
-        self._texts += texts
-        self._truncated += len(result.truncated)
-        self._repaired += len(result.repaired)
-
-    def log(self, name: str) -> None:
-        """Say what happened, if anything did."""
-        if self._truncated:
-            logger.warning(
-                "%d of %d %s were too long for %s and were cut", self._truncated, self._texts, self._noun, name
-            )
-        if self._repaired:
-            logger.warning("%d of %d %s held lone surrogates, now U+FFFD", self._repaired, self._texts, self._noun)
+def _itself(value: T) -> T:
+    return value
 
 
-def with_progress(
-    results: Iterator[tuple[Window[T], Encoded]],
-    total: int | None,
-    show: bool | None,
-    *,
-    noun: str = "texts",
-    verb: str = "encode",
-) -> Iterator[tuple[Window[T], Encoded]]:
-    """The results, with a progress bar of texts/s, tokens/s and time left on stderr if asked for.
+def _digest(value: str | tuple[str, str]) -> bytes:
+    content = value if isinstance(value, str) else repr(value)
+    return hashlib.blake2b(content.encode(), digest_size=16).digest()
 
-    By default (`show=None`) the bar is there on a terminal, from a few thousand texts on.
+
+@contextmanager
+def progress_bar(
+    total: int | None, show: bool | None, *, noun: str = "texts", verb: str = "encode"
+) -> Iterator[Callable[[int, int], None] | None]:
+    """What to call with the inputs and tokens of each block, to move a bar on stderr; None where there is no bar.
+
+    The bar has inputs/s, tokens/s and the time left. By default (`show=None`) it is there on a terminal, from a few
+    thousand inputs on.
     """
     if show is None:
         show = (total is None or total >= _PROGRESS_FROM) and sys.stderr is not None and sys.stderr.isatty()
     if not show:
-        yield from results
+        yield None
         return
     from tqdm.auto import tqdm
 
     tokens = 0
     with tqdm(total=total, unit=f" {noun}", desc=verb) as bar:
-        for window, encoded in results:
-            tokens += encoded.tokens
-            bar.update(window.size)
+
+        def move(inputs: int, more: int) -> None:
+            nonlocal tokens
+            tokens += more
+            bar.update(inputs)
             bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):,.0f} tokens/s", refresh=False)
-            yield window, encoded
+
+        yield move
+
+
+class Origin:
+    """The model that vectors come from: known by its fingerprint, which is computed only when somebody asks."""
+
+    def __init__(self, compute: Callable[[], str], model: object | None = None) -> None:
+        """Nothing computed yet.
+
+        Args:
+            compute: Computes the fingerprint; it lives as long as the vectors, so it should hold no weights.
+            model: The model; it is not kept alive.
+        """
+        self._compute = compute
+        self._model = None if model is None else weakref.ref(model)
+
+    @classmethod
+    def known(cls, fingerprint: str | None) -> Origin | None:
+        """A model of which nothing else is known."""
+        return None if fingerprint is None else cls(partial(str, fingerprint))
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """The model's fingerprint, None if its files are gone."""
+        try:
+            return self._compute()
+        except (OSError, BgekitError) as error:
+            logger.warning("nothing can tell any more which model some vectors are from: %s", error)
+            return None
+
+    @property
+    def model(self) -> object | None:
+        """The model, if it is still there."""
+        return None if self._model is None else self._model()
+
+
+class Embeddings(np.ndarray):  # type: ignore[type-arg]
+    """An ordinary array of vectors that also knows its model, and which texts were changed before they were encoded.
+
+    Attributes:
+        truncated: Rows whose text was cut at the maximum length, ascending.
+        repaired: Rows whose lone surrogates were replaced by U+FFFD, ascending.
+        origin: The model that the vectors come from, None where that is not known.
+
+    Of arrays derived from it, `truncated` and `repaired` are empty. Those that hold whole vectors (rows, slices of
+    rows, copies, other number formats) keep the origin; what comes out of arithmetic, or was changed in place, has
+    none.
+    """
+
+    truncated: tuple[int, ...]
+    repaired: tuple[int, ...]
+    origin: Origin | None
+
+    @classmethod
+    def of(
+        cls,
+        vectors: npt.NDArray[Any],
+        truncated: tuple[int, ...] = (),
+        repaired: tuple[int, ...] = (),
+        origin: Origin | None = None,
+    ) -> Embeddings:
+        """View `vectors` as embeddings, without a copy."""
+        view = vectors.view(cls)
+        view.truncated, view.repaired, view.origin = truncated, repaired, origin
+        return view
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Fingerprint of the model that the vectors come from, None where that is not known."""
+        return None if self.origin is None else self.origin.fingerprint
+
+    def __array_finalize__(self, obj: Any) -> None:
+        self.truncated, self.repaired, self.origin = (), (), None
+
+    def __array_ufunc__(
+        self, ufunc: np.ufunc, method: str, *inputs: Any, out: tuple[Any, ...] = (), **options: Any
+    ) -> Any:
+        for each in out:
+            if isinstance(each, Embeddings):
+                each.origin = None
+        if method == "at" and isinstance(inputs[0], Embeddings):
+            inputs[0].origin = None
+        if out:
+            options["out"] = tuple(map(_plain, out))
+        if "where" in options:
+            options["where"] = _plain(options["where"])
+        found = getattr(ufunc, method)(*map(_plain, inputs), **options)
+        if isinstance(found, tuple):
+            places = out or (None,) * len(found)
+            return tuple(_viewed(made) if there is None else there for made, there in zip(found, places, strict=True))
+        return out[0] if out else _viewed(found)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._same_vectors(super().__getitem__(key), _takes_whole_rows(key, self.ndim))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.origin = None
+        super().__setitem__(key, value)
+
+    def fill(self, value: Any) -> None:
+        """As of any array."""
+        self[...] = value
+
+    def put(self, *arguments: Any, **options: Any) -> None:
+        """As of any array."""
+        self.origin = None
+        super().put(*arguments, **options)
+
+    def sort(self, *arguments: Any, **options: Any) -> None:
+        """As of any array."""
+        self.origin = None
+        super().sort(*arguments, **options)
+
+    def copy(self, order: Any = "C") -> Embeddings:
+        """A copy, of the same origin."""
+        return self._same_vectors(super().copy(order))
+
+    def __copy__(self) -> Embeddings:
+        return self.copy()
+
+    def __deepcopy__(self, memo: dict[int, Any] | None, /) -> Embeddings:
+        return self.copy()
+
+    def astype(self, dtype: Any, *args: Any, **options: Any) -> Any:
+        """The vectors in another number format, of the same origin."""
+        return self._same_vectors(super().astype(dtype, *args, **options))
+
+    def reshape(self, *shape: Any, **options: Any) -> Any:
+        """As of any array; of the same origin if whole vectors stay together."""
+        found = super().reshape(*shape, **options)
+        return self._same_vectors(found, found.shape[-1:] == self.shape[-1:] and options.get("order", "C") == "C")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        reduced: Any = super().__reduce__()
+        make, arguments, state = reduced
+        return make, arguments, (state, self.fingerprint)
+
+    def __setstate__(self, state: tuple[Any, ...], /) -> None:
+        array, fingerprint = state if len(state) == 2 else (state, None)  # 0.1.0 kept the array alone.
+        super().__setstate__(array)
+        self.origin = Origin.known(fingerprint)
+
+    def _same_vectors(self, found: Any, same: bool = True) -> Any:
+        if same and isinstance(found, Embeddings) and found is not self:
+            found.origin = self.origin
+        return found
+
+
+def _plain(value: Any) -> Any:
+    return value.view(np.ndarray) if isinstance(value, Embeddings) else value
+
+
+def _viewed(value: Any) -> Any:
+    return value.view(Embeddings) if isinstance(value, np.ndarray) and value.ndim else value
+
+
+def _takes_whole_rows(key: Any, dimensions: int) -> bool:
+    """Whether an index leaves the last axis as it is."""
+    parts = [part for part in (key if isinstance(key, tuple) else (key,)) if part is not None]
+    if dimensions == 2 and parts and parts[0] is not Ellipsis:
+        rows = parts.pop(0)
+        if not isinstance(rows, slice) and np.ndim(rows) > 1:
+            return False
+    return all(part is Ellipsis or (isinstance(part, slice) and part == slice(None)) for part in parts)

@@ -1,45 +1,44 @@
-"""What comes in, checked, and what goes out."""
+"""FlagReranker: a checkpoint as a cross-encoder, pairs of a query and a passage -> scores."""
 
 from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, get_args, overload
+from typing import TYPE_CHECKING, Any, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ..data.unicode import repair
-from ..errors import ArgumentError, TextTypeError
+from ..errors import ArgumentError, TextTypeError, check_count
 from ..files.hashing import digest
 from ..models.card import UNSET, Unset
 from ..models.hub import resolve
-from ..models.prompts import Prompt
 from ..models.reranker_card import RerankerCard, read_reranker_card
 from ..models.weights import fingerprint
+from ..networks.cross_encoder import CrossEncoder, classifier_class, load_classifier, load_cross_encoder
+from ..networks.encoder import loading_dtype
+from ..networks.loading import stored_prefix
 from ..networks.packing import Packed
-from .model import OF_RERANKERS, check_count, not_here, set_aside
+from ..networks.precision import choose_precision
+from ..networks.saving import write_reranker
+from .engine import Spec
+from .model import OF_RERANKERS, CheckpointModel, optional_prompt, set_aside
 from .pair_tokenization import LongPassages, Pair, PairRequest
-from .pipeline import Collector, Tally, computed, distinct_windows, split, with_progress
+from .pipeline import Encoded, Pipeline, progress_bar
+from .tokenization import Tokens, load_tokenizer
+from .workers import WorkerPool, resolve_devices
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
-    import torch
-    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-    from typing_extensions import Self
 
-    from ..networks.cross_encoder import CrossEncoder
-    from .embeddings import Encoded
-    from .tokenization import Tokens
-    from .workers import WorkerPool
+logger = logging.getLogger(__name__)
 
 
 class Scores(list[float]):
@@ -134,68 +133,31 @@ def sigmoid(scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return np.where(x >= 0, 1.0, small) / (1.0 + small)
 
 
-logger = logging.getLogger(__name__)
-#: Pairs that are planned together.
-WINDOW: Final = 2048
-
-
-class ScoreColumn:
-    """A cross-encoder as an engine wants it: scores in one column."""
-
-    def __init__(self, network: CrossEncoder) -> None:
-        self.network = network
-
-    @property
-    def padded(self) -> bool:
-        """Whether the network computes padding too."""
-        return self.network.padded
-
-    @property
-    def config(self) -> Any:
-        """The config of the classifier."""
-        return self.network.config
-
-    def __call__(self, batch: Packed) -> Tensor:
-        """[n, 1]."""
-        scores: Tensor = self.network(batch)
-        return scores[:, None]
-
-
-@dataclass(frozen=True)
-class RerankerSpec:
+@dataclass(frozen=True, kw_only=True)
+class RerankerSpec(Spec[CrossEncoder]):
     """The engine of a reranker: pairs -> scores."""
 
-    folder: Path
-    precision: str
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
-
     def load_tokenizer(self) -> PreTrainedTokenizerFast:
-        """See `bgekit.inference.engine.Spec`."""
-        from .tokenization import load_tokenizer
-
+        """See `Spec`."""
         return load_tokenizer(self.folder, trust_remote_code=self.trust_remote_code)
 
-    def load_network(self, device: torch.device) -> ScoreColumn:
-        """See `bgekit.inference.engine.Spec`."""
-        from ..networks.cross_encoder import load_cross_encoder
-
-        network = load_cross_encoder(
+    def load_network(self, device: torch.device) -> CrossEncoder:
+        """See `Spec`."""
+        return load_cross_encoder(
             self.folder,
             precision=self.precision,
             device=device,
             trust_remote_code=self.trust_remote_code,
             allow_pickle=self.allow_pickle,
         )
-        return ScoreColumn(network)
 
     def pack(self, tokens: Tokens, batch: Sequence[int]) -> Packed:
-        """See `bgekit.inference.engine.Spec`."""
+        """See `Spec`."""
         types = None if tokens.types is None else [tokens.types[row] for row in batch]
         return Packed.of([tokens.ids[row] for row in batch], token_types=types)
 
 
-class FlagReranker:
+class FlagReranker(CheckpointModel):
     """A cross-encoder: it reads query and passage together and gives one score, higher for more relevant.
 
     Any sequence classifier with one output (the score) or two (the score is the log-odds of the second class) will do.
@@ -261,10 +223,6 @@ class FlagReranker:
             CardError: the model is no reranker.
             ArgumentError: an argument is impossible.
         """
-        from ..networks.precision import choose_precision
-        from .engine import Engine
-        from .workers import resolve_devices
-
         set_aside(others, OF_RERANKERS, "FlagReranker")
         check_count("batch_size", batch_size, "pairs")
         check_count("query_max_length", query_max_length, "tokens")
@@ -277,16 +235,16 @@ class FlagReranker:
         self.card: RerankerCard = read_reranker_card(
             self.folder,
             name,
-            query=_prompt(query_instruction_for_rerank, query_instruction_format),
-            document=_prompt(passage_instruction_for_rerank, passage_instruction_format),
+            query=optional_prompt(query_instruction_for_rerank, query_instruction_format),
+            document=optional_prompt(passage_instruction_for_rerank, passage_instruction_format),
             max_length=UNSET if max_length is None else max_length,
         )
-        self.devices = resolve_devices(devices if devices is not None else device)
         self.batch_size, self.normalize = batch_size, normalize
-        self._spec = RerankerSpec(
+        used = resolve_devices(devices if devices is not None else device)
+        spec = RerankerSpec(
             folder=self.folder,
             precision=choose_precision(
-                self.devices[0],
+                used[0],
                 dtype="bfloat16" if use_bf16 and dtype is None else dtype,
                 use_fp16=use_fp16,
                 model_type=self.card.architecture,
@@ -294,34 +252,17 @@ class FlagReranker:
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
-        self._engine: Engine[ScoreColumn] = Engine(self._spec, str(self.devices[0]))
+        self._start(WorkerPool(spec, used))
         self._request = PairRequest(
             self.card.query,
             self.card.document,
             self.card.max_length,
             query_max_length,
-            token_types=self._engine.encoder.network.token_types,
+            token_types=self._engine.network.token_types,
             long_passages=long_passages,
             overlap=window_overlap,
         )
-        self._request.tokeniser(self._engine.tokenizer)  # What is impossible shows now.
-        self._pool: WorkerPool | None = None
-        self._starting = threading.Lock()
-
-    @property
-    def precision(self) -> str:
-        """Number format that scores are computed in."""
-        return self._spec.precision
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The Hugging Face tokenizer of the checkpoint."""
-        return self._engine.tokenizer
-
-    @property
-    def device(self) -> torch.device:
-        """The first device, on which short inputs are computed."""
-        return self.devices[0]
+        self._request.preprocessor(self.tokenizer)  # What is impossible shows now.
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -330,9 +271,6 @@ class FlagReranker:
         Loaded when it is first asked for, with weights of its own: `compute_score` computes with faster code, and does
         not see what is changed here.
         """
-        from ..networks.cross_encoder import load_classifier
-        from ..networks.encoder import loading_dtype
-
         network = load_classifier(
             self.folder, loading_dtype(self.precision, self.device), new_head=False,
             trust_remote_code=self._spec.trust_remote_code, allow_pickle=self._spec.allow_pickle,
@@ -397,27 +335,24 @@ class FlagReranker:
         pairs: Iterable[Any] = [sentence_pairs] if single else sentence_pairs
         request = self._requested(batch_size, max_length, query_max_length)
         total = len(pairs) if isinstance(pairs, Sized) else None
-        windows = distinct_windows(split(pairs, WINDOW), valid_pair, _itself, across=total is not None)
 
-        def compute(texts: Iterator[list[Pair]]) -> Iterator[Encoded]:
-            return self._score_windows(texts, request)
+        def compute(blocks: Iterator[list[Pair]]) -> Iterator[Encoded]:
+            return self._compute_blocks(blocks, request)
 
-        results = computed(windows, compute, 1, "the score of the pair")
-        collector = Collector(1, total, None)
-        for window, scored in with_progress(results, total, show_progress, noun="pairs", verb="rerank"):
-            collector.add(window, scored)
-        found = collector.result()
-        tally = Tally("pairs")
-        tally.add(len(found), found)
-        tally.log(self.card.name)
-        if collector.split:
+        with progress_bar(total, show_progress, noun="pairs", verb="rerank") as on_block:
+            pipeline = Pipeline(
+                compute, 1, model=self.card.name, valid=valid_pair, noun="pairs", result="the score of the pair",
+                on_block=on_block,
+            )  # fmt: skip
+            encoded = pipeline.collect(pairs)
+        column = encoded.vectors[:, 0]
+        if encoded.split:
             logger.info(
-                "%d of %d passages were long and scored in overlapping windows", len(collector.split), len(found)
+                "%d of %d passages were long and scored in overlapping windows", len(encoded.split), len(column)
             )
-        column = found[:, 0]
         scores = Scores((sigmoid(column) if (self.normalize if normalize is None else normalize) else column).tolist())
-        scores.truncated, scores.repaired = found.truncated, found.repaired
-        scores.windowed = tuple(sorted(collector.split))
+        scores.truncated, scores.repaired = tuple(encoded.truncated), tuple(encoded.repaired)
+        scores.windowed = tuple(encoded.split)
         return scores[0] if single else scores
 
     def rank(self, query: str, passages: Iterable[str], top_k: int | None = None, **options: Any) -> list[Ranked]:
@@ -451,10 +386,6 @@ class FlagReranker:
         Raises:
             OutputError: the folder exists or cannot be written.
         """
-        from ..networks.cross_encoder import classifier_class
-        from ..networks.loading import stored_prefix
-        from ..networks.saving import write_reranker
-
         trust, pickles = self._spec.trust_remote_code, self._spec.allow_pickle
         write_reranker(
             Path(path),
@@ -466,57 +397,17 @@ class FlagReranker:
             prefix=stored_prefix(self.folder, classifier_class, trust_remote_code=trust, allow_pickle=pickles),
         )
 
-    def close(self) -> None:
-        """End the worker processes of further devices; they start again when they are needed."""
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
-
-    if not TYPE_CHECKING:  # Otherwise every name would pass for an attribute.
-
-        def __getattr__(self, name: str) -> Any:
-            raise not_here(self, name)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _requested(self, batch_size: int | None, max_length: int | None, query_max_length: int | None) -> PairRequest:
         check_count("batch_size", batch_size, "pairs")
         check_count("max_length", max_length, "tokens")
         check_count("query_max_length", query_max_length, "tokens")
-        limit = self.card.position_limit
-        if max_length is not None and limit is not None and max_length > limit:
-            raise ArgumentError(f"max_length={max_length} is more than {self.card.name} can take: {limit} tokens")
+        self._check_length("max_length", max_length)
         return replace(
             self._request,
             batch_size=batch_size or self.batch_size,
             max_length=max_length or self._request.max_length,
             query_max_length=query_max_length or self._request.query_max_length,
         )
-
-    def _score_windows(self, windows: Iterable[list[Pair]], request: PairRequest) -> Iterator[Encoded]:
-        if len(self.devices) == 1:
-            yield from self._engine.encode_windows(windows, request)
-            return
-        from .workers import WorkerPool
-
-        with self._starting:
-            if self._pool is None:
-                self._pool = WorkerPool(self._spec, self._engine, self.devices)
-        yield from self._pool.encode_windows(windows, request)
-
-
-def _itself(pair: Pair) -> Pair:
-    return pair
-
-
-def _prompt(instruction: str | Unset | None, template: str) -> Prompt | Unset:
-    return UNSET if isinstance(instruction, Unset) else Prompt.from_format(instruction, template)
 
 
 def _check_windows(long_passages: str, overlap: int | None) -> None:

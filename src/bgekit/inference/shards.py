@@ -34,8 +34,8 @@ from ..files.hashing import file_sha256
 
 if TYPE_CHECKING:
     from ..display.progress import EncodeProgress
-    from .embeddings import Encoded
-    from .model import Embedder, Kind
+    from .model import Embedder
+    from .pipeline import Encoded
 
 __all__ = ["Chunks", "EncodeReport", "ShardSet", "encode_to_shards", "load_shards"]
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def encode_to_shards(
     output: str | os.PathLike[str] | OutputFolder,
     *,
     shard_size: int = SHARD_SIZE,
-    kind: Kind = "document",
+    kind: str = "document",
     dtype: Dtype = "float32",
     max_length: int | None = None,
     batch_size: int | None = None,
@@ -109,7 +109,8 @@ def encode_to_shards(
         records: The input, most often `read_records(files)`; to resume, the same again from the start.
         output: The folder; an `OutputFolder` that the caller has entered, or a path.
         shard_size: Texts of a shard.
-        kind: Which prompt the texts get: that of queries, that of documents, or (`plain`) none.
+        kind: Which prompt the texts get: that of the role `query` or `document`, or another one of the card by its
+            name, or (`plain`) the card's default, which most often is none.
         dtype: Number format of the stored vectors.
         max_length: Cut texts at this many tokens; by default the model's own limit.
         batch_size: Most texts in a batch; by default sized from the device.
@@ -145,7 +146,7 @@ def encode_to_shards(
         texts, settings["chunk_size"], settings["chunk_overlap"] = _passages(model, records, chunks, settings)
     run = _Run(output, records, describe(model, settings), progress)
     run.begin(resume=resume, overwrite=overwrite)
-    results = model.encode_windows(run.windows(texts), kind=kind, max_length=max_length, batch_size=batch_size)
+    results = model.encode_blocks(run.blocks(texts), role=kind, max_length=max_length, batch_size=batch_size)
     try:
         for encoded in results:
             run.store(encoded)
@@ -229,7 +230,7 @@ class _Run:
     def _any_finished(self) -> bool:
         return next(self._folder.path.glob("shard-*[0-9].json"), None) is not None
 
-    def windows(self, records: Iterable[Record]) -> Iterator[list[str]]:
+    def blocks(self, records: Iterable[Record]) -> Iterator[list[str]]:
         """The texts of each shard that is not finished yet."""
         try:
             for shard in self._shards(records):

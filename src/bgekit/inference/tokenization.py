@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import abc
 import array
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import ArgumentError, CheckpointError
 from ..models.prompts import Prompt
@@ -42,6 +43,42 @@ class Tokens:
     split: list[int] = field(default_factory=list)
     places: list[int] | None = None
     keys: list[bytes] = field(default_factory=list)
+
+
+#: The inputs of a block -> their tokens.
+Preprocessor: TypeAlias = "Callable[[Sequence[Any]], Tokens]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(abc.ABC):
+    """How the inputs of a call are to be computed.
+
+    Attributes:
+        batch_size: Most sequences in a batch.
+    """
+
+    batch_size: int | None = None
+
+    @abc.abstractmethod
+    def preprocessor(self, tokenizer: PreTrainedTokenizerFast) -> Preprocessor:
+        """The function from inputs to tokens, safe to call from several threads; `tokenizer` is left as it is."""
+
+
+@dataclass(frozen=True)
+class TextRequest(Request):
+    """How texts are to be encoded.
+
+    Attributes:
+        prompt: Text around each of them.
+        max_length: Most tokens of a text, prompt and special tokens included.
+    """
+
+    prompt: Prompt
+    max_length: int
+
+    def preprocessor(self, tokenizer: PreTrainedTokenizerFast) -> TextTokenizer:
+        """See `Request`."""
+        return TextTokenizer(tokenizer, self.prompt, self.max_length)
 
 
 def merged(tokens: Tokens) -> Tokens:

@@ -1,4 +1,4 @@
-"""Several devices: one persistent worker each, windows handed out as workers become free, results in order.
+"""Several devices: one persistent worker each, blocks handed out as workers become free, results in order.
 
 Workers are processes of their own (`serve`) that talk through their standard streams. They need
 no import guard in the caller's script, start from threads, notebooks and daemonic processes alike, and end when
@@ -19,22 +19,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 
 from ..errors import ArgumentError, WorkerError
-from .embeddings import Encoded
-from .engine import Engine
-from .forking import forget_in_children
-
-if TYPE_CHECKING:
-    from .engine import AnyRequest, Spec
+from ..networks.cpu_inference import Trimmer
+from .engine import Engine, Spec, forget_in_children
+from .pipeline import BLOCK_SIZE, Encoded
+from .tokenization import Request
 
 logger = logging.getLogger(__name__)
-#: An input with fewer texts (or pairs) is computed by the first device alone.
-SMALL_INPUT: Final = 2048
-#: Windows that wait for a device, for each device.
+#: Blocks that wait for a device, for each device.
 _QUEUED: Final = 2
 
 
@@ -73,63 +69,71 @@ def _existing(wanted: str | int | torch.device) -> torch.device:
 
 
 class WorkerPool:
-    """Several devices that share the windows of one input.
+    """Several devices that share the blocks of one input; one of fewer than 2,048 inputs is left to the first device.
 
     One input at a time has the workers. Another one that comes meanwhile is computed by the first device until they
     are free: nobody waits for a caller who reads slowly, or for himself.
     """
 
-    def __init__(self, spec: Spec[Any], engine: Engine[Any], devices: Sequence[torch.device]) -> None:
-        self._spec, self._engine, self._devices = spec, engine, devices
-        self._workers: list[_Worker] = []
+    def __init__(self, spec: Spec[Any], devices: Sequence[torch.device]) -> None:
+        """Load the model on the first device; workers of the others start with the first input that is large enough.
+
+        Args:
+            spec: The model.
+            devices: Where it is to be computed.
+        """
+        self.devices = tuple(devices)
+        #: That of the first device.
+        self.engine = Engine(spec, str(self.devices[0]))
+        self.workers: list[Worker] = []
         self._lock = threading.Lock()
         forget_in_children(self)
 
-    def encode_windows(self, windows: Iterable[Sequence[Any]], request: AnyRequest) -> Iterator[Encoded]:
-        """One result for each window, in order; see `Engine.encode_windows`.
+    def compute(self, blocks: Iterable[Sequence[Any]], request: Request) -> Iterator[Encoded]:
+        """One result for each block, in order; see `Engine.compute`.
 
         Raises:
             WorkerError: a worker died; the message names its device.
         """
-        source = iter(windows)
+        source = iter(blocks)
         head: list[Sequence[Any]] = []
-        while sum(map(len, head)) < SMALL_INPUT:
-            window = next(source, None)
-            if window is None:
-                yield from self._engine.encode_windows(head, request)
+        while sum(map(len, head)) < BLOCK_SIZE:
+            block = next(source, None)
+            if block is None:
+                yield from self.engine.compute(head, request)
                 return
-            head.append(window)
-        windows = itertools.chain(head, source)
+            head.append(block)
+        blocks = itertools.chain(head, source)
         while not self._lock.acquire(blocking=False):
-            window = next(windows, None)
-            if window is None:
+            block = next(blocks, None)
+            if block is None:
                 return
-            yield from self._engine.encode_windows([window], request)
+            yield from self.engine.compute([block], request)
         try:
             self._start()
-            yield from self._share(windows, request)
+            yield from self._share(blocks, request)
         finally:
             self._lock.release()
 
     def _start(self) -> None:
-        if self._workers:
+        if self.workers:
             return
-        cpus = sum(device.type == "cpu" for device in self._devices)
+        cpus = sum(device.type == "cpu" for device in self.devices)
         threads = torch.get_num_threads()
         try:
-            for device in self._devices[1:]:
+            for device in self.devices[1:]:
                 streams = max(1, threads // cpus) if device.type == "cpu" else None
-                self._workers.append(_Worker(self._spec, str(device), threads, streams))
+                self.workers.append(Worker(self.engine.spec, str(device), threads, streams))
         except BaseException:
             self.close()
             raise
 
-    def _share(self, windows: Iterator[Sequence[Any]], request: AnyRequest) -> Iterator[Encoded]:
+    def _share(self, blocks: Iterator[Sequence[Any]], request: Request) -> Iterator[Encoded]:
         tasks: SimpleQueue[tuple[int, Sequence[Any]] | None] = SimpleQueue()
         results: SimpleQueue[tuple[int, Encoded | BaseException]] = SimpleQueue()
         stop = threading.Event()
         local = partial(self._local, stop=stop, threads=torch.get_num_threads())
-        runners = [local, *(worker.encode for worker in self._workers)]
+        runners = [local, *(worker.compute for worker in self.workers)]
         threads = [threading.Thread(target=_serve, args=(run, request, tasks, results), daemon=True) for run in runners]
         for thread in threads:
             thread.start()
@@ -139,11 +143,11 @@ class WorkerPool:
         try:
             while True:
                 while not exhausted and sent - received < _QUEUED * len(runners):
-                    window = next(windows, None)
-                    if window is None:
+                    block = next(blocks, None)
+                    if block is None:
                         exhausted = True
                     else:
-                        tasks.put((sent, window))
+                        tasks.put((sent, block))
                         sent += 1
                 if received == sent:
                     break
@@ -166,37 +170,37 @@ class WorkerPool:
                 stop.set()
                 self.close()
 
-    def _local(self, window: Sequence[Any], request: AnyRequest, stop: threading.Event, threads: int) -> Encoded:
-        # torch keeps this number for each thread, and small windows are computed by this very one: all devices must
-        # do it with equally many threads, or a window's bytes would depend on who took it.
+    def _local(self, block: Sequence[Any], request: Request, stop: threading.Event, threads: int) -> Encoded:
+        # torch keeps this number for each thread, and small blocks are computed by this very one: all devices must
+        # do it with equally many threads, or a block's bytes would depend on who took it.
         torch.set_num_threads(threads)
-        return next(self._engine.encode_windows([window], request, stop=stop))
+        return next(self.engine.compute([block], request, stop=stop))
 
     def close(self) -> None:
         """End the workers."""
-        for worker in self._workers:
+        for worker in self.workers:
             worker.close()
-        self._workers = []
+        self.workers = []
 
     def forget(self) -> None:
         """Let go of the workers, in a forked child: they are its parent's."""
-        for worker in self._workers:
+        for worker in self.workers:
             worker.forget()
-        self._workers, self._lock = [], threading.Lock()
+        self.workers, self._lock = [], threading.Lock()
 
 
-def _serve(run: Any, request: AnyRequest, tasks: SimpleQueue[Any], results: SimpleQueue[Any]) -> None:
-    """Take windows until there are none; an error is a result too, and ends this device's part."""
+def _serve(run: Any, request: Request, tasks: SimpleQueue[Any], results: SimpleQueue[Any]) -> None:
+    """Take blocks until there are none; an error is a result too, and ends this device's part."""
     while (task := tasks.get()) is not None:
-        number, window = task
+        number, block = task
         try:
-            results.put((number, run(window, request)))
+            results.put((number, run(block, request)))
         except BaseException as error:
             results.put((number, error))
             return
 
 
-class _Worker:
+class Worker:
     """A process with the model on one device."""
 
     def __init__(self, spec: Spec[Any], device: str, threads: int, streams: int | None) -> None:
@@ -211,7 +215,7 @@ class _Worker:
         self.device = device
         package_root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-c", "from bgekit.inference.workers import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -219,52 +223,52 @@ class _Worker:
         )
         self._send((spec, device, threads, streams))
 
-    def encode(self, window: Sequence[Any], request: AnyRequest) -> Encoded:
-        """The vectors of a window, computed by the process."""
-        self._send((list(window), request))
+    def compute(self, block: Sequence[Any], request: Request) -> Encoded:
+        """The result of a block, computed by the process."""
+        self._send((list(block), request))
         answer = self._receive()
         if isinstance(answer, BaseException):
             raise answer
         return answer  # type: ignore[no-any-return]
 
     def _send(self, message: Any) -> None:
-        assert self._process.stdin is not None
+        assert self.process.stdin is not None
         try:
-            pickle.dump(message, self._process.stdin, protocol=5)
-            self._process.stdin.flush()
+            pickle.dump(message, self.process.stdin, protocol=5)
+            self.process.stdin.flush()
         except OSError:
             raise self._death() from None
 
     def _receive(self) -> Any:
-        assert self._process.stdout is not None
+        assert self.process.stdout is not None
         try:
-            return pickle.load(self._process.stdout)
+            return pickle.load(self.process.stdout)
         except (EOFError, OSError, pickle.UnpicklingError):
             raise self._death() from None
 
     def _death(self) -> WorkerError:
         try:
-            code = self._process.wait(timeout=5)
+            code = self.process.wait(timeout=5)
             reason = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         except subprocess.TimeoutExpired:
             reason = "closed its output"
         return WorkerError(
-            f"the worker of device {self.device} (process {self._process.pid}) {reason}. Its messages stand on stderr; "
+            f"the worker of device {self.device} (process {self.process.pid}) {reason}. Its messages stand on stderr; "
             "signal 9 most often means that memory ran out. What was finished before is kept by bge encode."
         )
 
     def forget(self) -> None:
         """Close the pipes, in a forked child, so that the parent's end is still the worker's; send nothing."""
-        self._process.returncode = 0  # Not a child of this process, which therefore must not wait for it.
-        for stream in (self._process.stdin, self._process.stdout):
+        self.process.returncode = 0  # Not a child of this process, which therefore must not wait for it.
+        for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 stream.raw.close()  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """End the process, at once: it has nothing to save, and a thread may be waiting for its answer."""
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 try:
                     stream.close()
@@ -287,16 +291,17 @@ def serve() -> None:
     except EOFError:
         return
     engine: Engine[Any] | None = None
+    trimmer = Trimmer()
     while True:
         try:
-            window, request = pickle.load(tasks)
+            block, request = pickle.load(tasks)
         except EOFError:
             return
         try:
             if engine is None:
                 torch.set_num_threads(threads)
                 engine = Engine(spec, device, streams=streams)
-            answer: object = next(engine.encode_windows([window], request))
+            answer: object = next(engine.compute([block], request))
         except Exception as error:
             answer = error
         try:
@@ -307,3 +312,4 @@ def serve() -> None:
             message = pickle.dumps(RuntimeError(f"{type(answer).__name__}: {answer}"))
         answers.write(message)
         answers.flush()
+        trimmer.trim()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from ..errors import ArgumentError
+
+#: What a text is in a search: a query, a document, or a text as it is, which has the card's default prompt, if any.
+Role: TypeAlias = Literal["query", "document", "plain"]
 
 
 @dataclass(frozen=True)

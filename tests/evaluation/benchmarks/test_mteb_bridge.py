@@ -11,8 +11,8 @@ from bgekit.errors import ArgumentError, DataError
 from bgekit.evaluation.benchmarks.local_folders import benchmark_tasks
 from bgekit.evaluation.benchmarks.mteb_bridge import HubTask, MtebEncoder, hub_tasks
 from bgekit.evaluation.judged_model import JudgedModel, Setting
-from bgekit.inference.embeddings import Encoded
 from bgekit.inference.model import Embedder
+from bgekit.inference.pipeline import Encoded
 from bgekit.models.card import ModelCard
 from bgekit.models.prompts import Prompt
 
@@ -33,8 +33,8 @@ class Spy(Embedder):
             prompts={"query": Prompt(""), "document": Prompt("")} | {k: Prompt(v) for k, v in prompts.items()},
         )  # fmt: skip
 
-    def _encode_unique(self, windows, prompt, max_length, batch_size):
-        for texts in windows:
+    def _compute(self, blocks, prompt, max_length, batch_size):
+        for texts in blocks:
             self.seen += [prompt.prefix + text for text in texts]
             yield Encoded(np.eye(8, dtype=np.float32)[[len(text) % 8 for text in texts]], len(texts))
 

@@ -19,8 +19,8 @@ from bgekit.evaluation.tasks.clustering import ClusteringTask
 from bgekit.evaluation.tasks.pairs import PairClassificationTask, StsTask
 from bgekit.evaluation.tasks.reranking import RerankingGroup, RerankingTask
 from bgekit.evaluation.tasks.retrieval import Corpus, RetrievalTask
-from bgekit.inference.embeddings import Encoded
 from bgekit.inference.model import Embedder
+from bgekit.inference.pipeline import Encoded
 from bgekit.models.calibration_map import LogisticMap, QuantileMap, read_map
 from bgekit.models.card import ModelCard
 from bgekit.models.prompts import Prompt
@@ -46,8 +46,8 @@ class TopicModel(Embedder):
     def fingerprint(self):
         return f"topics {self.noise}"
 
-    def _encode_unique(self, windows, prompt, max_length, batch_size):
-        for texts in windows:
+    def _compute(self, blocks, prompt, max_length, batch_size):
+        for texts in blocks:
             self.prompts += [prompt.prefix] * len(texts)
             yield Encoded(np.stack([self._vector(text) for text in texts]).astype(np.float32))
 

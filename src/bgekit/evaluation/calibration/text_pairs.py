@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from ...errors import ArgumentError, DataError
 from ...files.hashing import digest
-from ..judged_model import Kind, Side
+from ...models.prompts import Role
+from ..judged_model import Kind
 from ..tasks.base import Task
 from ..tasks.bitext import BitextTask
 from ..tasks.classification import ClassificationTask
@@ -49,7 +50,7 @@ class TextPairs:
     split: str
     kind: Kind
     fingerprint: str
-    sides: tuple[Side, Side] = ("plain", "plain")
+    sides: tuple[Role, Role] = ("plain", "plain")
     first: list[str] = field(default_factory=list)
     second: list[str] = field(default_factory=list)
     rows: Integers = field(default_factory=lambda: np.empty((2, 0), dtype=np.int64))

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from ...errors import ArgumentError
-from ...networks.memory import Trimmer
+from ...networks.cpu_inference import Trimmer
 from ...networks.packing import Packed, plan_batches
 from ..losses.distributed import LossValue
 

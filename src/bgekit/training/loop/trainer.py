@@ -27,7 +27,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ...errors import ArgumentError, MissingExtraError
-from ...networks.memory import Trimmer
+from ...networks.cpu_inference import Trimmer
 from ..batches.sampler import StepBatches
 from ..insight.diagnosis import Findings
 from ..losses.distributed import LossValue, by_first, sum_over_processes

@@ -20,7 +20,7 @@ from ..._version import package_versions
 from ...display.option_names import spoken
 from ...errors import BgekitError
 from ...evaluation.evaluator import tasks_of
-from ...networks.memory import keep_few_kernels
+from ...networks.cpu_training import keep_few_kernels
 from ...networks.packing import PACKED_ATTENTION
 from ..batches.collator import Batch, Collator, StepDataset
 from ..batches.datasets import TrainingData, load_data
