@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from bgekit import FlagModel
 from bgekit.data.unicode import repair
+from bgekit.display.progress import Progress
 from bgekit.errors import ArgumentError, NumericalError, TextTypeError
-from bgekit.inference.pipeline import Embeddings, Encoded, Origin, Pipeline, progress_bar
+from bgekit.inference.pipeline import Embeddings, Encoded, Origin, Pipeline
 
 TEXTS = st.lists(st.sampled_from(["a", "b", "c", "d", "\ud800", "\ufffd"]), max_size=40)
 
@@ -238,15 +239,13 @@ def test_progress_counts_texts_and_tokens(capsys: pytest.CaptureFixture[str]) ->
     told: list[tuple[int, int]] = []
     pipeline(on_block=lambda *counts: told.append(counts)).collect(["a", "b", "a"] * 20, size=6)
     assert told == [(6, 2)] + [(6, 0)] * 9
-    with progress_bar(60, True) as move:
-        assert move is not None
-        for counts in told:
-            move(*counts)
+    with Progress("encode", "texts", 60, show=True) as bar:
+        pipeline(on_block=bar.advance).collect(["a", "b", "a"] * 20, size=6)
     shown = capsys.readouterr().err
     assert "60/60" in shown and "texts/s" in shown and "tokens/s" in shown
     for show in (False, None):  # not a terminal
-        with progress_bar(60, show) as move:
-            assert move is None
+        with Progress("encode", "texts", 60, show=show) as bar:
+            pipeline(on_block=bar.advance).collect(["a", "b"])
     assert capsys.readouterr().err == ""
 
 

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
+from ..display.progress import Progress
 from ..errors import ArgumentError, BgekitError, check_count
 from ..models.calibration_map import calibration_map
 from ..models.card import UNSET, ModelCard, Unset
 from ..models.families import find_family
 from ..models.prompts import Prompt, Role
-from .pipeline import ADVICE, BLOCK_SIZE, Embeddings, Encoded, Origin, Pipeline, not_texts, progress_bar
+from .pipeline import ADVICE, BLOCK_SIZE, Embeddings, Encoded, Origin, Pipeline, not_texts
 from .similarity import similarity
 
 if TYPE_CHECKING:
@@ -197,8 +198,9 @@ class Embedder(Model, abc.ABC):
         single = isinstance(sentences, str)
         texts: Iterable[str] = [sentences] if isinstance(sentences, str) else sentences
         total = len(texts) if isinstance(texts, Sized) else None
-        with progress_bar(total, show_progress if show_progress is not None else show_progress_bar) as on_block:
-            pipeline = self._pipeline(chosen, max_length, batch_size, on_block)
+        shown = show_progress if show_progress is not None else show_progress_bar
+        with Progress("encode", "texts", total, show=shown) as bar:
+            pipeline = self._pipeline(chosen, max_length, batch_size, bar.advance)
             encoded = pipeline.collect(texts, out=out, size=self.block_size)
         vectors: Any = encoded.vectors[0] if single else encoded.vectors
         if convert_to_tensor or not (self.convert_to_numpy if convert_to_numpy is None else convert_to_numpy):

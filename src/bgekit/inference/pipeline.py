@@ -11,11 +11,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Final, Generic, TypeVar
@@ -29,8 +28,6 @@ from ..errors import ArgumentError, BgekitError, NumericalError, TextTypeError
 logger = logging.getLogger(__name__)
 #: Inputs of a block: enough for batches of nearly equal length, few enough to stream.
 BLOCK_SIZE: Final = 2048
-#: From this many inputs on, a progress bar is shown on a terminal unless the caller decides.
-_PROGRESS_FROM: Final = 4096
 #: What to do where a vector has NaN or infinity.
 ADVICE: Final = "Try use_fp16=False; if that does not help, the weights are damaged."
 T = TypeVar("T", bound="str | tuple[str, str]")
@@ -332,34 +329,6 @@ def _itself(value: T) -> T:
 def _digest(value: str | tuple[str, str]) -> bytes:
     content = value if isinstance(value, str) else repr(value)
     return hashlib.blake2b(content.encode(), digest_size=16).digest()
-
-
-@contextmanager
-def progress_bar(
-    total: int | None, show: bool | None, *, noun: str = "texts", verb: str = "encode"
-) -> Iterator[Callable[[int, int], None] | None]:
-    """What to call with the inputs and tokens of each block, to move a bar on stderr; None where there is no bar.
-
-    The bar has inputs/s, tokens/s and the time left. By default (`show=None`) it is there on a terminal, from a few
-    thousand inputs on.
-    """
-    if show is None:
-        show = (total is None or total >= _PROGRESS_FROM) and sys.stderr is not None and sys.stderr.isatty()
-    if not show:
-        yield None
-        return
-    from tqdm.auto import tqdm
-
-    tokens = 0
-    with tqdm(total=total, unit=f" {noun}", desc=verb) as bar:
-
-        def move(inputs: int, more: int) -> None:
-            nonlocal tokens
-            tokens += more
-            bar.update(inputs)
-            bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):,.0f} tokens/s", refresh=False)
-
-        yield move
 
 
 class Origin:

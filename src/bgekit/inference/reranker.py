@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from ..data.unicode import repair
+from ..display.progress import Progress
 from ..errors import ArgumentError, TextTypeError, check_count
 from ..files.hashing import digest
 from ..models.card import UNSET, Unset
@@ -31,7 +32,7 @@ from ..networks.saving import write_reranker
 from .engine import Spec
 from .model import OF_RERANKERS, CheckpointModel, optional_prompt, set_aside
 from .pair_tokenization import LongPassages, Pair, PairRequest
-from .pipeline import Encoded, Pipeline, progress_bar
+from .pipeline import Encoded, Pipeline
 from .tokenization import Tokens, load_tokenizer
 from .workers import WorkerPool, resolve_devices
 
@@ -339,10 +340,10 @@ class FlagReranker(CheckpointModel):
         def compute(blocks: Iterator[list[Pair]]) -> Iterator[Encoded]:
             return self._compute_blocks(blocks, request)
 
-        with progress_bar(total, show_progress, noun="pairs", verb="rerank") as on_block:
+        with Progress("rerank", "pairs", total, show=show_progress) as bar:
             pipeline = Pipeline(
                 compute, 1, model=self.card.name, valid=valid_pair, noun="pairs", result="the score of the pair",
-                on_block=on_block,
+                on_block=bar.advance,
             )  # fmt: skip
             encoded = pipeline.collect(pairs)
         column = encoded.vectors[:, 0]
