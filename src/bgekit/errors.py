@@ -25,7 +25,16 @@ from typing import Final
 
 
 class BgekitError(Exception):
-    """Base of all errors raised by bgekit; its message says what to do."""
+    """Base of all errors raised by bgekit; its message says what to do.
+
+    Example:
+        >>> from bgekit import BgekitError, FlagModel
+        >>> try:
+        ...     FlagModel("no-such-folder/model", trust_remote_code=False)
+        ... except BgekitError as error:
+        ...     print(type(error).__name__)
+        CheckpointError
+    """
 
 
 class CardError(BgekitError, ValueError):

@@ -35,6 +35,13 @@ class Passage:
         text: The part, `whole[start:end]`.
         start: Its first character in the whole text.
         end: The character behind its last one.
+
+    Example:
+        >>> from bgekit.data import Passage
+        >>> text = "One sentence. Another one."
+        >>> passage = Passage("Another one.", 14, 26)
+        >>> text[passage.start : passage.end] == passage.text
+        True
     """
 
     text: str
@@ -55,6 +62,14 @@ def chunk_text(text: str, tokenizer: PreTrainedTokenizerFast, size: int, overlap
 
     Raises:
         ArgumentError: not 0 <= overlap < size.
+
+    Example:
+        >>> from bgekit import FlagModel
+        >>> from bgekit.data import chunk_text
+        >>> tokenizer = FlagModel("BAAI/bge-small-en-v1.5").tokenizer
+        >>> passages = chunk_text("One cat. " * 40, tokenizer, size=32, overlap=8)
+        >>> len(passages) > 2, passages[0].start
+        (True, 0)
     """
     chunker = _Chunker(tokenizer, size, overlap)
     return chunker.passages(text, *chunker.spans([text])[0])
@@ -68,6 +83,14 @@ def chunk_records(
     Raises:
         ArgumentError: not 0 <= overlap < size.
         BgekitError: what reading the records raises, after the passages of the records before.
+
+    Example:
+        >>> from bgekit import FlagModel
+        >>> from bgekit.data import Record, chunk_records
+        >>> tokenizer = FlagModel("BAAI/bge-small-en-v1.5").tokenizer
+        >>> records = chunk_records([Record("long", "One cat. " * 40)], tokenizer, size=32, overlap=8)
+        >>> next(records).id
+        'long#0'
     """
     chunker = _Chunker(tokenizer, size, overlap)
     return chunker.records(records)

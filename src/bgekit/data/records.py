@@ -38,6 +38,11 @@ class Record:
         text: Title and text, joined by one space.
         file: The file as the caller named it, `-` for standard input.
         line: Line in that file, from 1 (in Parquet files the row).
+
+    Example:
+        >>> from bgekit.data import Record
+        >>> Record("doc-7", "A text to encode.").id
+        'doc-7'
     """
 
     id: str
@@ -69,6 +74,13 @@ class RecordReader(Iterator[Record]):
 
     Raises:
         DataError: a file cannot be read, or (while iterating) a line cannot be used; it names file and line.
+
+    Example:
+        >>> from bgekit.data import read_records
+        >>> for record in read_records("corpus.jsonl"):
+        ...     print(record.id, record.text)
+        ...     break
+        d1 The cat sat on the mat.
     """
 
     def __init__(

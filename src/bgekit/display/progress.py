@@ -111,6 +111,15 @@ class EncodeProgress(Progress):
 
     The number of texts is known only at the end, the number of bytes from the start, so the time left is reckoned
     from bytes. Rates are means over this run; texts kept from an earlier run do not count in them.
+
+    Example:
+        >>> from bgekit import FlagModel
+        >>> from bgekit.data import read_records
+        >>> from bgekit.display import EncodeProgress
+        >>> from bgekit.inference import encode_to_shards
+        >>> records = read_records("corpus.jsonl")
+        >>> with EncodeProgress(records.size) as bar:
+        ...     report = encode_to_shards(FlagModel("BAAI/bge-small-en-v1.5"), records, "vectors", progress=bar)
     """
 
     def __init__(self, total: int | None, *, show: bool = True) -> None:

@@ -55,6 +55,14 @@ class Candidate:
         options: Of `FlagModel`, when it is loaded by name.
         settings: How it is used.
         note: What sets it apart from another candidate of the same name, such as its precision.
+
+    Example:
+        >>> from bgekit import FlagModel
+        >>> from bgekit.evaluation import Candidate, Setting, evaluate
+        >>> model = FlagModel("BAAI/bge-small-en-v1.5")
+        >>> report = evaluate([Candidate("mine", model, settings=(Setting(dimension=64),))], "scifact", progress=False)
+        >>> len(report.results)
+        1
     """
 
     name: str
@@ -126,6 +134,13 @@ def evaluate(
         DataError: the data cannot be read; nothing was computed then.
         MissingExtraError: a package is missing that scores or reports need; nothing was computed then.
         OutputError: the output cannot be written, or another process writes to it.
+
+    Example:
+        >>> from bgekit.evaluation import evaluate
+        >>> report = evaluate("BAAI/bge-small-en-v1.5", "scifact", progress=False)
+        >>> result = report.results[0]
+        >>> result.kind, result.main_metric
+        ('retrieval', 'ndcg_at_10')
     """
     start = time.perf_counter()
     candidates = [_candidate(each, settings, options) for each in _listed(model)]

@@ -60,6 +60,13 @@ class Setting:
 
     Raises:
         ArgumentError: a reranker has no name, or no passage to see.
+
+    Example:
+        >>> from bgekit.evaluation import Setting, evaluate
+        >>> settings = [Setting(), Setting(instruction=None), Setting(dimension=128)]
+        >>> report = evaluate("BAAI/bge-small-en-v1.5", "scifact", settings=settings, progress=False)
+        >>> len(report.results)
+        3
     """
 
     instruction: str | Unset | None = UNSET
@@ -123,6 +130,13 @@ class JudgedModel:
         embedder: What encodes.
         setting: How it is used.
         cosine: Whether similarity is the cosine; otherwise the dot product.
+
+    Example:
+        >>> from bgekit import FlagModel
+        >>> from bgekit.evaluation import JudgedModel, Setting, read_tasks
+        >>> model = JudgedModel(FlagModel("BAAI/bge-small-en-v1.5"), Setting(instruction=None))
+        >>> sorted(read_tasks("scifact")[0].score(model).metrics)[0]
+        'hit_rate_at_1'
     """
 
     def __init__(

@@ -47,6 +47,12 @@ class Result:
         items: What each item contributed.
         details: Further findings.
         notes: What else decided the score, such as which documents do not count.
+
+    Example:
+        >>> from bgekit.evaluation import evaluate
+        >>> result = evaluate("BAAI/bge-small-en-v1.5", "scifact", progress=False).results[0]
+        >>> 0 <= result.main_score <= 100, result.task
+        (True, 'scifact')
     """
 
     model: str
@@ -127,6 +133,14 @@ class Comparison:
         conclusion: What can and cannot be concluded, in a sentence.
         regressions: Items on which a falls behind b most.
         improvements: Items on which a is ahead of b most.
+
+    Example:
+        >>> from bgekit.evaluation import Setting, evaluate
+        >>> report = evaluate("BAAI/bge-small-en-v1.5", "scifact", settings=[Setting(), Setting(instruction=None)],
+        ...                   progress=False)
+        >>> comparison = report.comparisons[0]
+        >>> 0 <= comparison.p_value <= 1
+        True
     """
 
     a: str

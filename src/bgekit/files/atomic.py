@@ -51,6 +51,14 @@ class OutputFolder:
 
     Raises:
         OutputError: on entry, when the folder cannot be made or written, or another process holds it.
+
+    Example:
+        >>> from bgekit.files import OutputFolder
+        >>> with OutputFolder("out") as folder:
+        ...     with folder.create("numbers.txt") as file:
+        ...         _ = file.write(b"1 2 3")
+        >>> open("out/numbers.txt").read()
+        '1 2 3'
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -228,7 +236,13 @@ def write_together(files: Sequence[tuple[str | os.PathLike[str], Iterable[bytes]
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON in UTF-8 for people to read, in place: for files of a folder that is itself atomic."""
+    """Write JSON in UTF-8 for people to read, in place: for files of a folder that is itself atomic.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from bgekit.files import write_json
+        >>> write_json(Path("card.json"), {"pooling": "cls"})
+    """
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -243,6 +257,14 @@ def atomic_folder(path: Path, *, doing: str = "save the model to") -> Iterator[P
 
     Raises:
         OutputError: it cannot be written; what was there is unchanged.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from bgekit.files import atomic_folder
+        >>> with atomic_folder(Path("model-a")) as folder:
+        ...     _ = (folder / "config.json").write_text("{}")
+        >>> Path("model-a/config.json").exists()
+        True
     """
     from safetensors import SafetensorError
 

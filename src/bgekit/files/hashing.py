@@ -12,7 +12,13 @@ from ..errors import OutputError
 
 
 def digest(*parts: str) -> str:
-    """sha256 (hex) of some strings, for fingerprints."""
+    """sha256 (hex) of some strings, for fingerprints.
+
+    Example:
+        >>> from bgekit.files import digest
+        >>> digest("BAAI/bge-small-en-v1.5", "cls")[:8]
+        'd2aa02a8'
+    """
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -59,6 +65,12 @@ def file_sha256(path: Path) -> str:
 
     Raises:
         OutputError: it cannot be read.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from bgekit.files import file_sha256
+        >>> len(file_sha256(Path("corpus.jsonl"))), file_sha256(Path("not-there"))
+        (64, '')
     """
     try:
         return content_sha256(path)

@@ -84,6 +84,14 @@ class FlagModel(CheckpointModel, Embedder):
     Pooling, normalisation, instructions and maximum length come from the checkpoint and the table of known
     families; arguments override them. The model is loaded when it is made; further devices start when an input
     is large enough to pay for it.
+
+    Example:
+        >>> from bgekit import FlagModel
+        >>> model = FlagModel("BAAI/bge-small-en-v1.5")
+        >>> queries = model.encode_queries(["what is the capital of France?"])
+        >>> passages = model.encode(["Paris is the capital of France.", "Bread is baked in an oven."])
+        >>> model.similarity(queries, passages).shape
+        (1, 2)
     """
 
     card: ModelCard

@@ -111,6 +111,12 @@ class Embedder(Model, abc.ABC):
     A str gives one vector [dimension], a list an array [n, dimension], an empty list an array [0, dimension], and
     any other iterable is read as a stream. Vectors are float32. The arrays are `Embeddings`: they know which texts
     were cut, and which model they are from. Texts of equal tokens are computed once in a call, and have one vector.
+
+    Example:
+        >>> from bgekit import Embedder, FlagModel
+        >>> model = FlagModel("BAAI/bge-small-en-v1.5")
+        >>> isinstance(model, Embedder), model.dimension
+        (True, 384)
     """
 
     card: ModelCard

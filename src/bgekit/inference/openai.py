@@ -77,6 +77,11 @@ class OpenAIEmbedder(Embedder):
     of being cut, and empty and blank texts, which APIs refuse, are sent as one space (with a log line). How many texts
     the API takes in one request, in which number format it sends vectors, and how wide they are, is learnt from its
     answers.
+
+    Example:
+        >>> from bgekit import OpenAIEmbedder
+        >>> model = OpenAIEmbedder("text-embedding-3-small", api_key="sk-...")
+        >>> vectors = model.encode(["a text"])  # doctest: +SKIP
     """
 
     _advice = "The API answered so: ask who runs it, or leave this text out."

@@ -375,6 +375,12 @@ class Embeddings(np.ndarray):  # type: ignore[type-arg]
     Of arrays derived from it, `truncated` and `repaired` are empty. Those that hold whole vectors (rows, slices of
     rows, copies, other number formats) keep the origin; what comes out of arithmetic, or was changed in place, has
     none.
+
+    Example:
+        >>> from bgekit import FlagModel
+        >>> vectors = FlagModel("BAAI/bge-small-en-v1.5").encode(["one text", "word " * 600])
+        >>> vectors.shape, vectors.dtype.name, vectors.truncated
+        ((2, 384), 'float32', (1,))
     """
 
     truncated: tuple[int, ...]

@@ -163,6 +163,14 @@ class FlagReranker(CheckpointModel):
 
     Any sequence classifier with one output (the score) or two (the score is the log-odds of the second class) will do.
     The model is loaded when it is made; further devices start when an input is large enough to pay for it.
+
+    Example:
+        >>> from bgekit import FlagReranker
+        >>> reranker = FlagReranker("BAAI/bge-reranker-base")
+        >>> pairs = [("what is a panda?", "a bear that eats bamboo"), ("what is a panda?", "a kind of bread")]
+        >>> scores = reranker.compute_score(pairs, normalize=True)
+        >>> len(scores), all(0 <= score <= 1 for score in scores)
+        (2, True)
     """
 
     def __init__(

@@ -55,6 +55,14 @@ class Chunks:
     Attributes:
         size: Most tokens of a passage; None for what the model takes beside its prompt and special tokens.
         overlap: Tokens that two neighbours share; None for an eighth of the size.
+
+    Example:
+        >>> from bgekit import FlagModel
+        >>> from bgekit.data import read_records
+        >>> from bgekit.inference import Chunks, encode_to_shards
+        >>> model = FlagModel("BAAI/bge-small-en-v1.5")
+        >>> chunks = Chunks(size=32, overlap=8)
+        >>> report = encode_to_shards(model, read_records("corpus.jsonl"), "passages", chunks=chunks)
     """
 
     size: int | None = None
@@ -125,6 +133,14 @@ def encode_to_shards(
         OutputError: the output cannot be written (finished shards stay valid), another process writes to it, or it
             was begun with another input, model or settings (the message names what differs).
         NumericalError: a vector has NaN or infinity.
+
+    Example:
+        >>> from bgekit import FlagModel
+        >>> from bgekit.data import read_records
+        >>> from bgekit.inference import encode_to_shards
+        >>> report = encode_to_shards(FlagModel("BAAI/bge-small-en-v1.5"), read_records("corpus.jsonl"), "vectors")
+        >>> report.texts, report.shards
+        (6, 1)
     """
     if shard_size < 1:
         raise ArgumentError(f"shard_size must be a positive number of texts, not {shard_size}")
@@ -506,6 +522,14 @@ def load_shards(folder: str | os.PathLike[str]) -> ShardSet:
 
     Raises:
         OutputError: it is no such folder, or its run was interrupted.
+
+    Example:
+        >>> from bgekit import FlagModel
+        >>> from bgekit.data import read_records
+        >>> from bgekit.inference import encode_to_shards, load_shards
+        >>> report = encode_to_shards(FlagModel("BAAI/bge-small-en-v1.5"), read_records("corpus.jsonl"), "vectors")
+        >>> load_shards("vectors").vectors().shape
+        (6, 384)
     """
     return ShardSet(folder)
 
@@ -516,6 +540,15 @@ class ShardSet:
     Attributes:
         folder: The folder.
         manifest: The content of its manifest.json.
+
+    Example:
+        >>> from bgekit import FlagModel
+        >>> from bgekit.data import read_records
+        >>> from bgekit.inference import ShardSet, encode_to_shards
+        >>> report = encode_to_shards(FlagModel("BAAI/bge-small-en-v1.5"), read_records("corpus.jsonl"), "vectors")
+        >>> shards = ShardSet("vectors")
+        >>> len(shards), shards.dimension, shards.ids[0]
+        (6, 384, 'd1')
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:

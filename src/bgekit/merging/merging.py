@@ -59,6 +59,11 @@ class Merging:
         pooling_method: How embedders pool, None for what each says; of rerankers, how `Validation.first_stage` does.
         options: How models are found and trusted.
         device: Where losses and validation are computed.
+
+    Example:
+        >>> from bgekit.merging import Merging
+        >>> Merging(["BAAI/bge-small-en-v1.5", "fine-tuned"], weights=[3, 1], normalize=True).method
+        'average'
     """
 
     models: Sequence[str]
@@ -132,6 +137,13 @@ class Examples:
         neg_number: Negatives of each example, drawn at random.
         encoding: What the file is written in, as in `read_records`.
         quoting: Of a csv or tsv file, as there.
+
+    Example:
+        >>> from bgekit.merging import Examples, Merging, merge
+        >>> task = Merging(["BAAI/bge-small-en-v1.5", "fine-tuned"])
+        >>> merged = merge(task, "by-examples", examples=Examples("train.jsonl", neg_number=1))
+        >>> len(merged.losses)
+        2
     """
 
     data: ExampleData
@@ -155,6 +167,13 @@ class Validation:
         rerank_top_k: Passages of a query that the reranker sees.
         encoding: What text files are written in, as in `bgekit.evaluation.read_tasks`.
         quoting: Of csv and tsv files, as there.
+
+    Example:
+        >>> from bgekit.merging import Merging, Validation, merge
+        >>> task = Merging(["BAAI/bge-small-en-v1.5", "fine-tuned"])
+        >>> merged = merge(task, "by-scores", validation=Validation(["scifact"], points=2))
+        >>> len(merged.trials)
+        2
     """
 
     data: Sequence[str]
@@ -183,6 +202,12 @@ class Merged:
         weights: Of each model.
         losses: Of each model on the examples, None without.
         trials: Of the search, None without.
+
+    Example:
+        >>> from bgekit.merging import mix_models
+        >>> merged = mix_models(["BAAI/bge-small-en-v1.5", "fine-tuned"], "encoder", [0.5, 0.5], "merged")
+        >>> merged.model.encode(["a text"]).shape
+        (1, 384)
     """
 
     path: Path
@@ -235,6 +260,12 @@ def merge(
         DataError: examples or validation data cannot be used.
         NumericalError: a merged weight is not finite.
         OutputError: the output exists or cannot be written; what was there before is unchanged.
+
+    Example:
+        >>> from bgekit.merging import Merging, merge
+        >>> task = Merging(["BAAI/bge-small-en-v1.5", "fine-tuned"], method="slerp", weights=[0.5, 0.5])
+        >>> merge(task, "merged-slerp").path.name
+        'merged-slerp'
     """
     if (task.weights is not None) + (examples is not None) + (validation is not None) > 1:
         raise ArgumentError("weights are given, or found on examples, or on validation data: choose one")
@@ -354,6 +385,13 @@ def mix_models(
         CardError: they are used differently, and `card_from` does not say whose use counts.
         ArgumentError: weights or other arguments are impossible.
         OutputError: the output exists or cannot be written.
+
+    Example:
+        >>> from bgekit.merging import mix_models
+        >>> models = ["BAAI/bge-small-en-v1.5", "fine-tuned"]
+        >>> merged = mix_models(models, "encoder", [0.4, 0.6], "merged-half")
+        >>> merged.weights
+        (0.4, 0.6)
     """
     return merge(_task(model_names_or_paths, model_type, weights, settings), output_path, overwrite=overwrite)
 
@@ -385,6 +423,13 @@ def mix_models_with_data(
     Raises:
         DataError: examples cannot be used.
         CheckpointError, CardError, ArgumentError, OutputError: as `mix_models`.
+
+    Example:
+        >>> from bgekit.merging import mix_models_with_data
+        >>> examples = [{"query": "a cat", "pos": ["The cat sat on the mat."], "neg": ["A dog ran.", "It rained."]}]
+        >>> merged = mix_models_with_data(["BAAI/bge-small-en-v1.5", "fine-tuned"], "encoder", examples, neg_number=2)
+        >>> round(sum(merged.weights), 6)
+        1.0
     """
     if example_ata is not None:
         if example_data is not None:
@@ -402,7 +447,14 @@ def mix_models_by_layers(
     model_names_or_paths: Sequence[Name], model_type: Kind, weights: Sequence[float], output_path: Name | None = None,
     *, overwrite: bool = False, **settings: Any,
 ) -> Merged:  # fmt: skip
-    """`mix_models`, which merges a tensor at a time anyway."""
+    """`mix_models`, which merges a tensor at a time anyway.
+
+    Example:
+        >>> from bgekit.merging import mix_models_by_layers
+        >>> models = ["BAAI/bge-small-en-v1.5", "fine-tuned"]
+        >>> mix_models_by_layers(models, "encoder", [0.5, 0.5], "merged-layers").weights
+        (0.5, 0.5)
+    """
     return mix_models(model_names_or_paths, model_type, weights, output_path, overwrite=overwrite, **settings)
 
 

@@ -129,7 +129,13 @@ def _opened(file: Path, name: str) -> Rows:
 
 @dataclass(frozen=True)
 class Options:
-    """How models are found, and how far they are trusted (see `bgekit.models.hub.resolve`)."""
+    """How models are found, and how far they are trusted (see `bgekit.models.hub.resolve`).
+
+    Example:
+        >>> from bgekit.merging import Merging, Options
+        >>> models = ["BAAI/bge-small-en-v1.5", "fine-tuned"]
+        >>> task = Merging(models, weights=[0.5, 0.5], options=Options(revision="main"))
+    """
 
     revision: str | None = None
     cache_dir: str | None = None

@@ -142,6 +142,14 @@ def distinct(rows: Iterable[InputRow], removed: Removed, *, near: float | None =
         removed: Told what is left out.
         near: Jaccard similarity, of the queries and of all positives together, from which on rows are near copies and
             left out, too; by default only copies are. It takes 8 bytes of memory for each character that stays.
+
+    Example:
+        >>> from bgekit.data.training_rows import read_training
+        >>> from bgekit.mining import distinct
+        >>> from bgekit.mining.dedup import Removed
+        >>> removed = Removed()
+        >>> len(list(distinct(read_training("train.jsonl"), removed)))
+        4
     """
     seen: dict[tuple[int, ...], int] = {}
     near_copies = None if near is None else NearCopies(near)

@@ -79,6 +79,11 @@ class Mining:
         max_reranker_score: The highest score of a reranker that a negative may have.
         work: Folder of what is kept between runs; by default one beside the output, removed in the end.
         samples: Rows that the report shows in full.
+
+    Example:
+        >>> from bgekit.mining import Mining, mine
+        >>> task = Mining("train.jsonl", "by-words.jsonl", pool=("corpus.jsonl",), miners=("bm25",))
+        >>> report = mine(task)
     """
 
     input: str
@@ -130,6 +135,12 @@ def mine(
         DataError: a file cannot be used; it names file and line.
         ArgumentError: arguments contradict each other.
         OutputError: the output cannot be written, or another process writes to it.
+
+    Example:
+        >>> from bgekit import FlagModel
+        >>> from bgekit.mining import Choice, Mining, mine
+        >>> task = Mining("train.jsonl", "mined.jsonl", choice=Choice(negatives=2, first=1, last=5))
+        >>> report = mine(task, [FlagModel("BAAI/bge-small-en-v1.5")])
     """
     check_task(task, models=len(models), reranker=reranker is not None)
     judgements = Judgements.read(task.qrels, task.queries, task.dialect) if task.qrels else None

@@ -47,6 +47,11 @@ class Guards:
         max_positive_ratio: A negative scores at most this share of the positive's score.
         max_score: A negative scores at most so much.
         near_duplicates: Jaccard similarity from which on near copies count as copies.
+
+    Example:
+        >>> from bgekit.mining import Guards
+        >>> Guards(margin=0.05, near_duplicates=0.8).margin
+        0.05
     """
 
     margin: float | None = None
@@ -96,6 +101,11 @@ class Choice:
         fill: Fill up with random texts if there are too few candidates.
         seed: Of all draws.
         guards: What keeps candidates out.
+
+    Example:
+        >>> from bgekit.mining import Choice, Guards
+        >>> Choice(negatives=7, first=10, last=100, guards=Guards(max_positive_ratio=0.95)).sampling
+        'random'
     """
 
     negatives: int = 15

@@ -80,6 +80,11 @@ def score(
     Raises:
         DataError: the input cannot be used; it names file and lines.
         OutputError: the output cannot be written, another process writes it, or an interrupted run was another one.
+
+    Example:
+        >>> from bgekit import FlagReranker
+        >>> from bgekit.mining import score
+        >>> counts = score(FlagReranker("BAAI/bge-reranker-base"), "train.jsonl", "scored.jsonl")
     """
     check_output(output, input)
     dialect = Dialect(encoding, quoting)

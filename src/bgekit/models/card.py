@@ -73,6 +73,14 @@ class ModelCard:
         selftest: A text and its vector, as stored by `FlagModel.save`, None without.
         calibration: What similarities mean (`bge calibrate`), with what the model must be for it, None without.
         pretrained_only: Whether the model is no embedder yet: it must be fine-tuned before its vectors mean anything.
+
+    Example:
+        >>> from bgekit import FlagModel
+        >>> card = FlagModel("BAAI/bge-small-en-v1.5").card
+        >>> card.pooling, card.normalize, card.dimension
+        ('cls', True, 384)
+        >>> card.prompts["query"].prefix
+        'Represent this sentence for searching relevant passages: '
     """
 
     name: str

@@ -40,6 +40,12 @@ def read_card(folder: Path, name: str | None = None, *, adapters: Sequence[Path]
     Raises:
         CardError: pooling is known to nobody, or the model is no embedder.
         CheckpointError: a file is missing or damaged.
+
+    Example:
+        >>> from bgekit.models import read_card
+        >>> from bgekit.models.hub import resolve
+        >>> read_card(resolve("BAAI/bge-small-en-v1.5"), "BAAI/bge-small-en-v1.5").pooling
+        'cls'
     """
     name = name or str(folder)
     if "pooling_method" in caller:

@@ -35,6 +35,12 @@ class Family:
         dimensions: Vector width by model name; models that are not listed say it in their config.
         notice: One line that loading such a model logs once.
         source: Where the facts stand.
+
+    Example:
+        >>> from bgekit.models import find_family
+        >>> family = find_family("BAAI/bge-small-en-v1.5")
+        >>> family.title, family.pooling
+        ('BGE v1.5, English', 'cls')
     """
 
     title: str
@@ -134,7 +140,15 @@ def known_name(name_or_path: str) -> str | None:
 
 
 def find_family(name_or_path: str) -> Family | None:
-    """The family of a model by its name or path (see `known_name`), None when it is not known."""
+    """The family of a model by its name or path (see `known_name`), None when it is not known.
+
+    Example:
+        >>> from bgekit.models import find_family
+        >>> find_family("models/BAAI_bge-small-zh-v1___5").query.prefix
+        '为这个句子生成表示以用于检索相关文章：'
+        >>> find_family("my-own-model") is None
+        True
+    """
     found = _find(name_or_path)
     return found[0] if found else None
 

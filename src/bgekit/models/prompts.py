@@ -13,7 +13,7 @@ Role: TypeAlias = Literal["query", "document", "plain"]
 
 @dataclass(frozen=True)
 class Prompt:
-    """Text put before and after an input.
+    r"""Text put before and after an input.
 
     The suffix survives truncation: a long input is cut so that prefix, text and suffix fit together.
 
@@ -21,6 +21,13 @@ class Prompt:
         prefix: Text before the input.
         suffix: Text after it, always tokenised by itself.
         apart: Tokenise the prefix by itself too, where it could merge with the input's first word (SGPT's brackets).
+
+    Example:
+        >>> from bgekit.models import Prompt
+        >>> str(Prompt("query: "))
+        'query: '
+        >>> Prompt.from_format("Find an answer", "Instruct: {}\\nQuery: {}").prefix
+        'Instruct: Find an answer\nQuery: '
     """
 
     prefix: str = ""

@@ -35,6 +35,12 @@ class RerankerCard:
         position_limit: Most tokens that the position embeddings allow, None without a fixed limit.
         dtype: Type of the stored weights.
         sources: Where each field was found.
+
+    Example:
+        >>> from bgekit import FlagReranker
+        >>> card = FlagReranker("BAAI/bge-reranker-base").card
+        >>> card.labels
+        1
     """
 
     name: str
@@ -71,6 +77,12 @@ def read_reranker_card(
     Raises:
         CardError: the model is no sequence classifier, or one of more than two classes.
         CheckpointError: a file is missing or damaged.
+
+    Example:
+        >>> from bgekit.models import read_reranker_card
+        >>> from bgekit.models.hub import resolve
+        >>> read_reranker_card(resolve("BAAI/bge-reranker-base")).labels
+        1
     """
     name = name or str(folder)
     config = read_config(folder)

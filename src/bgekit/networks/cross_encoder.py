@@ -87,6 +87,17 @@ class CrossEncoder(Recomputing, nn.Module):
 
     Attributes:
         model: The published class, with the weights under their published names.
+
+    Example:
+        >>> import torch
+        >>> from bgekit.models.hub import resolve
+        >>> from bgekit.networks import load_cross_encoder
+        >>> from bgekit.networks.packing import Packed
+        >>> network = load_cross_encoder(resolve("BAAI/bge-reranker-base"))
+        >>> with torch.inference_mode():
+        ...     scores = network(Packed.of([[2, 7, 3, 8, 3], [2, 9, 3, 7, 3]]))
+        >>> scores.shape
+        torch.Size([2])
     """
 
     def __init__(self, model: PreTrainedModel, backbone: Backbone | None = None) -> None:
@@ -203,6 +214,11 @@ def load_cross_encoder(
     Raises:
         CheckpointError: files are missing or damaged.
         CardError: the precision is not possible for this architecture.
+
+    Example:
+        >>> from bgekit.models.hub import resolve
+        >>> from bgekit.networks import load_cross_encoder
+        >>> network = load_cross_encoder(resolve("BAAI/bge-reranker-base"))
     """
     device = device or torch.device("cpu")
     dtype = loading_dtype(precision, device)
@@ -237,6 +253,13 @@ def load_trainable(folder: Path, *, trust_remote_code: bool = False, allow_pickl
 
     Raises:
         CheckpointError: files are missing or damaged.
+
+    Example:
+        >>> from bgekit.models.hub import resolve
+        >>> from bgekit.networks import load_trainable
+        >>> network = load_trainable(resolve("BAAI/bge-reranker-base"))
+        >>> all(parameter.requires_grad for parameter in network.parameters())
+        True
     """
     new_head = not is_classifier(read_config(folder))
     network = CrossEncoder(load_classifier(folder, torch.float32, new_head, trust_remote_code, allow_pickle))

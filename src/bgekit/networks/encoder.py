@@ -121,7 +121,18 @@ def _activation(layer: DenseLayer) -> nn.Module:
 
 
 class Encoder(nn.Module):
-    """Packed tokens -> vectors. One class for inference, mining, evaluation and training."""
+    """Packed tokens -> vectors. One class for inference, mining, evaluation and training.
+
+    Example:
+        >>> from bgekit.models import read_card
+        >>> from bgekit.models.hub import resolve
+        >>> from bgekit.networks import load_encoder
+        >>> from bgekit.networks.packing import Packed
+        >>> folder = resolve("BAAI/bge-small-en-v1.5")
+        >>> encoder = load_encoder(folder, read_card(folder, "BAAI/bge-small-en-v1.5"))
+        >>> encoder(Packed.of([[2, 7, 8, 3], [2, 9, 3]])).shape
+        torch.Size([2, 384])
+    """
 
     def __init__(self, backbone: Backbone, card: ModelCard, *, truncate_dim: int | None = None) -> None:
         super().__init__()
@@ -223,6 +234,13 @@ def load_encoder(
     Raises:
         CheckpointError: files are missing or damaged.
         CardError: the precision is not possible for this architecture.
+
+    Example:
+        >>> from bgekit.models import read_card
+        >>> from bgekit.models.hub import resolve
+        >>> from bgekit.networks import load_encoder
+        >>> folder = resolve("BAAI/bge-small-en-v1.5")
+        >>> encoder = load_encoder(folder, read_card(folder, "BAAI/bge-small-en-v1.5"))
     """
     device = device or torch.device("cpu")
     model = load_transformer(

@@ -80,6 +80,16 @@ def write_checkpoint(
     Raises:
         OutputError: the folder exists or holds something else, or it cannot be written.
         CheckpointError: the source is damaged.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from bgekit.models import read_card
+        >>> from bgekit.models.hub import resolve
+        >>> from bgekit.networks import write_checkpoint
+        >>> folder = resolve("BAAI/bge-small-en-v1.5")
+        >>> write_checkpoint(Path("saved"), card=read_card(folder, "BAAI/bge-small-en-v1.5"), source=folder)
+        >>> Path("saved/modules.json").exists()
+        True
     """
     if dense is not None and len(dense) != len(card.dense):
         raise ArgumentError(f"the card has {len(card.dense)} dense layers, but weights of {len(dense)} are given")
@@ -286,6 +296,14 @@ def write_reranker(
     Raises:
         OutputError: the folder exists or holds something else, or it cannot be written.
         CheckpointError: the source is damaged.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from bgekit.models import read_reranker_card
+        >>> from bgekit.models.hub import resolve
+        >>> from bgekit.networks import write_reranker
+        >>> folder = resolve("BAAI/bge-reranker-base")
+        >>> write_reranker(Path("saved-reranker"), card=read_reranker_card(folder), source=folder)
     """
     with atomic_folder(target_folder(path, overwrite)) as folder:
         if network is None:

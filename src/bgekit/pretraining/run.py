@@ -58,6 +58,16 @@ def pretrain(model: PretrainModelArguments, data: PretrainDataArguments, args: P
         ArgumentError: arguments are impossible or contradict each other.
         CheckpointError: the model to start from is damaged.
         OutputError: the output folder holds something already, or cannot be written.
+
+    Example:
+        >>> from bgekit.pretraining import pretrain
+        >>> from bgekit.pretraining.pretrain_arguments import (
+        ...     PretrainArguments, PretrainDataArguments, PretrainModelArguments,
+        ... )
+        >>> args = PretrainArguments("pretrained", max_steps=1, per_device_train_batch_size=2, report_to="none")
+        >>> data = PretrainDataArguments(train_data=["corpus.jsonl"], cache_path="cache")
+        >>> pretrain(PretrainModelArguments("BAAI/bge-small-en-v1.5"), data, args).name
+        {'loss': ...'pretrained'
     """
     resume = prepare_run(args)
     with initial_model(model, data.max_seq_length) as start:

@@ -43,6 +43,12 @@ class StageError(BgekitError, RuntimeError):
 
     Attributes:
         tail: The last lines of its log.
+
+    Example:
+        >>> from bgekit import BgekitError
+        >>> from bgekit.recipes import StageError
+        >>> issubclass(StageError, BgekitError)
+        True
     """
 
     def __init__(self, message: str, tail: str) -> None:
@@ -82,6 +88,12 @@ def run_recipe(
         RecipeError: something in the recipe is wrong, or an input is missing; nothing was run then.
         StageError: a stage failed; what was finished before it stays.
         OutputError: the folder cannot be written, or another run writes to it.
+
+    Example:
+        >>> from bgekit.recipes import read_recipe
+        >>> recipe = read_recipe("recipe.yaml")
+        >>> [stage.name for stage in recipe.stages]
+        ['clean']
     """
     steps = make_steps(recipe, work, grammar)
     again = recipe.chosen(again)

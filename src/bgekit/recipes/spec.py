@@ -103,7 +103,16 @@ _BRACE: Final = 'in [lists, on one line] write references in quotes: ["${name}"]
 
 
 class RecipeError(BgekitError, ValueError):
-    """A recipe cannot be run as it is written; names file, line and stage."""
+    """A recipe cannot be run as it is written; names file, line and stage.
+
+    Example:
+        >>> from bgekit.recipes import RecipeError, read_recipe
+        >>> try:
+        ...     read_recipe("corpus.jsonl")
+        ... except RecipeError as error:
+        ...     print("corpus.jsonl" in str(error))
+        True
+    """
 
 
 class Text(str):
@@ -313,6 +322,12 @@ class Recipe:
         about: What it says of itself.
         variables: Their values.
         stages: In an order in which they can run.
+
+    Example:
+        >>> from bgekit.recipes import read_recipe
+        >>> recipe = read_recipe("recipe.yaml")
+        >>> [stage.name for stage in recipe.stages]
+        ['clean']
     """
 
     path: Path
@@ -357,6 +372,12 @@ def read_recipe(path: str | os.PathLike[str], settings: Mapping[str, str] | None
 
     Raises:
         RecipeError: something in it is unknown, missing or contradictory; names file, line and stage.
+
+    Example:
+        >>> from bgekit.recipes import read_recipe
+        >>> recipe = read_recipe("recipe.yaml")
+        >>> [stage.name for stage in recipe.stages]
+        ['clean']
     """
     file = Path(path)
     return _Reading(file, read_yaml(file)).recipe(settings or {})

@@ -91,6 +91,14 @@ def index_records(
         OutputError: the folder cannot be written, or another process writes to it.
         MissingExtraError: the index type needs faiss, which is not installed.
         ArgumentError: the model's vectors are not compared by cosine or dot product.
+
+    Example:
+        >>> from bgekit import FlagModel
+        >>> from bgekit.data import read_records
+        >>> from bgekit.search import index_records
+        >>> index, report = index_records(FlagModel("BAAI/bge-small-en-v1.5"), read_records("corpus.jsonl"), "index")
+        >>> len(index)
+        6
     """
     check_type(index_type)
     check_similarity(model.card.name, model.card.similarity, unit_vectors=model.card.normalize)
@@ -126,6 +134,16 @@ def index_shards(shards: ShardSet, folder: str | os.PathLike[str], *, index_type
     Raises:
         OutputError: the folder cannot be written, or another process writes to it.
         MissingExtraError: the index type needs faiss, which is not installed.
+
+    Example:
+        >>> from bgekit import FlagModel
+        >>> from bgekit.data import read_records
+        >>> from bgekit.inference import encode_to_shards, load_shards
+        >>> from bgekit.search import index_shards
+        >>> report = encode_to_shards(FlagModel("BAAI/bge-small-en-v1.5"), read_records("corpus.jsonl"), "vectors")
+        >>> index = index_shards(load_shards("vectors"), "index-of-shards")
+        >>> len(index)
+        6
     """
     check_type(index_type)
     path = Path(folder)

@@ -43,6 +43,16 @@ class Hit:
         text: Its text, or that passage; None when the index keeps no texts.
         passage: Number of that passage in the document, from 0; None when documents were not split.
         retrieval_score: Its score before a reranker gave it another one; None without a reranker.
+
+    Example:
+        >>> from bgekit import FlagModel
+        >>> from bgekit.data import read_records
+        >>> from bgekit.search import index_records
+        >>> model = FlagModel("BAAI/bge-small-en-v1.5")
+        >>> index, report = index_records(model, read_records("corpus.jsonl"), "index")
+        >>> hit = index.ask(model, ["where did the cat sit?"])[0][0]
+        >>> hit.id.startswith("d"), -1 <= hit.score <= 1.001
+        (True, True)
     """
 
     rank: int
@@ -65,6 +75,15 @@ class SearchIndex:
     Attributes:
         facts: How the vectors were made, and how they are searched.
         folder: Where it lies.
+
+    Example:
+        >>> from bgekit import FlagModel
+        >>> from bgekit.data import read_records
+        >>> from bgekit.search import SearchIndex, index_records
+        >>> model = FlagModel("BAAI/bge-small-en-v1.5")
+        >>> index, report = index_records(model, read_records("corpus.jsonl"), "index")
+        >>> len(SearchIndex.load("index").ask(model, ["where did the cat sit?"], top_k=3)[0])
+        3
     """
 
     def __init__(self, folder: Path, facts: Facts, stored: Stored) -> None:

@@ -65,6 +65,14 @@ def finetune(model: ModelArguments, data: DataArguments, args: EmbedderArguments
         DataError: the data cannot be used; nothing was trained then.
         ArgumentError: arguments are impossible or contradict each other.
         OutputError: the output folder holds something already, or cannot be written.
+
+    Example:
+        >>> from bgekit.training import EmbedderArguments, finetune
+        >>> from bgekit.training.loop.arguments import DataArguments, ModelArguments
+        >>> args = EmbedderArguments(output_dir="trained", max_steps=1, per_device_train_batch_size=2, report_to="none")
+        >>> data = DataArguments(train_data=["train.jsonl"], train_group_size=2, cache_path="cache")
+        >>> finetune(ModelArguments("BAAI/bge-small-en-v1.5"), data, args).name
+        {'loss': ...'trained'
     """
     resume = prepare_run(args)
     tasks = evaluation_tasks(args)

@@ -61,6 +61,14 @@ def finetune_reranker(model: ModelArguments, data: DataArguments, args: Reranker
         DataError: the data cannot be used; nothing was trained then.
         ArgumentError: arguments are impossible or contradict each other.
         OutputError: the output folder holds something already, or cannot be written.
+
+    Example:
+        >>> from bgekit.training import RerankerArguments, finetune_reranker
+        >>> from bgekit.training.loop.arguments import ModelArguments, RerankerDataArguments
+        >>> args = RerankerArguments("reranker", max_steps=1, per_device_train_batch_size=2, report_to="none")
+        >>> data = RerankerDataArguments(train_data=["train.jsonl"], train_group_size=2, cache_path="cache")
+        >>> finetune_reranker(ModelArguments("BAAI/bge-reranker-base"), data, args).name
+        {'loss': ...'reranker'
     """
     if model.use_lora:
         raise ArgumentError("--use_lora is for embedders; a reranker is trained as a whole")

@@ -97,6 +97,14 @@ class Calibration:
         made_for: What the model must be for the calibration to hold.
         fingerprint: sha256 (hex) of the data and of how pairs were drawn from it.
         seed: Of drawing pairs and of the bootstrap.
+
+    Example:
+        >>> from bgekit import FlagModel
+        >>> from bgekit.evaluation import calibrate
+        >>> model = FlagModel("BAAI/bge-small-en-v1.5")
+        >>> calibration = calibrate(model, "pairs.jsonl", false_positive_rate=0.2, show_progress=False)
+        >>> calibration([0.2, 0.9]).shape
+        (2,)
     """
 
     model: str
@@ -247,6 +255,14 @@ def calibrate(
         ArgumentError: wishes contradict each other or are impossible.
         DataError: the data cannot be read, has too few groups of pairs for the promise, or does not allow the
             precision.
+
+    Example:
+        >>> from bgekit import FlagModel
+        >>> from bgekit.evaluation import calibrate
+        >>> model = FlagModel("BAAI/bge-small-en-v1.5")
+        >>> calibration = calibrate(model, "pairs.jsonl", false_positive_rate=0.2, show_progress=False)
+        >>> calibration.threshold.target
+        'false_positive_rate'
     """
     texts = read_pairs(
         data, pairs=pairs, related_from=related_from, split=split, seed=seed, encoding=encoding, quoting=quoting

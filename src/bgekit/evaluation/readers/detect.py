@@ -77,6 +77,11 @@ def read_tasks(
     Raises:
         DataError: the data cannot be read or has no known form; it says where, what was seen and what was expected.
         MissingExtraError: what reads one of the files is not installed; nothing was read then.
+
+    Example:
+        >>> from bgekit.evaluation import read_tasks
+        >>> [task.name for task in read_tasks("scifact")]
+        ['scifact']
     """
     with files_written(Dialect(encoding, quoting)):
         return _read_tasks(os.fspath(path), split, tasks, left_out, wanted)

@@ -94,6 +94,13 @@ class Scores:
         metrics: By name, as fractions (a perfect nDCG is 1.0); the main metric is among them.
         items: What each item contributes to the main metric.
         details: Further findings that reports show, as plain JSON values.
+
+    Example:
+        >>> from bgekit import FlagModel
+        >>> from bgekit.evaluation import JudgedModel, read_tasks
+        >>> scores = read_tasks("scifact")[0].score(JudgedModel(FlagModel("BAAI/bge-small-en-v1.5")))
+        >>> len(scores.items.ids)
+        2
     """
 
     metrics: Mapping[str, float]
@@ -115,6 +122,12 @@ class Task(abc.ABC):
         comparable: Whether the data is exactly that of the published scores.
         exclusions: What of the data was left out.
         remarks: What else its reader noticed that a reader of its scores should know.
+
+    Example:
+        >>> from bgekit.evaluation import read_tasks
+        >>> task = read_tasks("scifact")[0]
+        >>> task.name, task.kind, task.main_metric
+        ('scifact', 'retrieval', 'ndcg_at_10')
     """
 
     kind: ClassVar[Kind]

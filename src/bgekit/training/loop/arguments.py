@@ -221,7 +221,13 @@ class TrainerArguments(TrainingArguments):
 
 @dataclass
 class EmbedderArguments(TrainerArguments):
-    """Training of an embedder. Defaults are those of FlagEmbedding 1.2.9."""
+    """Training of an embedder. Defaults are those of FlagEmbedding 1.2.9.
+
+    Example:
+        >>> from bgekit.training import EmbedderArguments
+        >>> EmbedderArguments(output_dir="trained", temperature=0.02, report_to="none").temperature
+        0.02
+    """
 
     negatives_cross_device: bool = option("passages of all devices are negatives, not only those of the own one", False)
     use_inbatch_neg: bool = option("passages of other rows are negatives", True)
@@ -266,7 +272,13 @@ class EmbedderArguments(TrainerArguments):
 
 @dataclass
 class RerankerArguments(TrainerArguments):
-    """Training of a reranker."""
+    """Training of a reranker.
+
+    Example:
+        >>> from bgekit.training import RerankerArguments
+        >>> RerankerArguments(output_dir="trained", learning_rate=6e-5, report_to="none").learning_rate
+        6e-05
+    """
 
     first_stage: str | None = option("with --eval_data: the embedder whose best passages are put in order")
     pooling: Literal["cls", "mean", "max", "weighted_mean", "last_token"] | None = option(

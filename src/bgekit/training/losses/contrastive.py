@@ -110,6 +110,11 @@ class Contrastive:
         distillation: How a teacher is used, None not to.
         distillation_weight: Weight of the term that `kl_div` adds.
         entries: Similarities held at once.
+
+    Example:
+        >>> from bgekit.training.losses import Contrastive
+        >>> Contrastive(temperature=0.02).temperature
+        0.02
     """
 
     temperature: float = 0.02

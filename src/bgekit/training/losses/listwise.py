@@ -203,6 +203,11 @@ class GroupLoss:
         temperature: Scores are divided by it.
         distillation: Weight of the cross entropy with the teacher's softmax, 0 for none.
         labels: Weight of the cross entropy with the positive.
+
+    Example:
+        >>> from bgekit.training.losses import GroupLoss
+        >>> GroupLoss(distillation=1.0, labels=0.5).temperature
+        1.0
     """
 
     temperature: float = 1.0

@@ -37,6 +37,11 @@ class Matryoshka:
         dims: Numbers of dimensions, the whole vector if it is among them.
         weights: Of each; equal by default.
         normalized: Whether the cut vectors get length 1 again.
+
+    Example:
+        >>> from bgekit.training.losses import Contrastive, Matryoshka
+        >>> Matryoshka(Contrastive(temperature=0.02), dims=[384, 192, 96]).normalized
+        True
     """
 
     loss: Loss

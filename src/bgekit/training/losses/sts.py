@@ -22,6 +22,11 @@ class CoSent:
 
     Attributes:
         scale: Cosines are multiplied by it.
+
+    Example:
+        >>> from bgekit.training.losses import CoSent
+        >>> CoSent().scale
+        20.0
     """
 
     scale: float = 20.0
@@ -46,7 +51,12 @@ class CoSent:
 
 @dataclass(frozen=True)
 class ScoredMse:
-    """Mean squared error of the cosine of a pair against its score, which should be of -1..1 (`data.check_cosines`)."""
+    """Mean squared error of the cosine of a pair against its score, which should be of -1..1 (`data.check_cosines`).
+
+    Example:
+        >>> from bgekit.training.losses import ScoredMse
+        >>> loss = ScoredMse()
+    """
 
     def __call__(self, queries: Tensor, passages: Tensor, batch: LossBatch) -> LossValue:
         """The loss of the vectors of this process: one passage for each query."""
