@@ -50,6 +50,6 @@ def test_vectors_indexes_and_mined_rows(umask, tiny_bert, tmp_path, texts):
     out.mkdir()
     assert main(["encode", str(corpus), "-o", str(out / "shards"), *model]) == 0
     assert main(["search", str(corpus), "--index", str(out / "index"), "-q", "a cat", *model]) == 0
-    mined = ["--input", str(rows), "--output", str(out / "mined.jsonl"), "--candidate_pool", str(corpus)]
-    assert main(["mine", *mined, "--range_for_sampling", "0-5", "--negative_number", "2", *model]) == 0
+    mined = ["--input", str(rows), "--output", str(out / "mined.jsonl"), "--candidate-pool", str(corpus)]
+    assert main(["mine", *mined, "--range-for-sampling", "0-5", "--negative-number", "2", *model]) == 0
     check_modes(out)

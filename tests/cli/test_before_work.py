@@ -74,15 +74,15 @@ def said(capsys, *arguments: str) -> str:
         ("matplotlib", "eval", "calibrate --data scored.jsonl --output out"),
         ("faiss", "faiss", "search docs.jsonl -q word --index-type hnsw"),
         ("faiss", "faiss", "mine --input train.jsonl --output mined.jsonl --index ivf"),
-        ("matplotlib", "train", "finetune --train_data train.jsonl --output_dir out"),
-        ("peft", "lora", "finetune --train_data train.jsonl --output_dir out --use_lora"),
-        ("pytrec_eval", "eval", "finetune --train_data train.jsonl --output_dir out --eval_data beir"),
+        ("matplotlib", "train", "finetune --train-data train.jsonl --output-dir out"),
+        ("peft", "lora", "finetune --train-data train.jsonl --output-dir out --use-lora"),
+        ("pytrec_eval", "eval", "finetune --train-data train.jsonl --output-dir out --eval-data beir"),
         (
             "pytrec_eval",
             "eval",
-            "finetune-reranker --train_data train.jsonl --output_dir out --eval_data beir --first_stage /nowhere/model",
+            "finetune-reranker --train-data train.jsonl --output-dir out --eval-data beir --first-stage /nowhere/model",
         ),
-        ("matplotlib", "train", "pretrain --train_data docs.jsonl --output_dir out"),
+        ("matplotlib", "train", "pretrain --train-data docs.jsonl --output-dir out"),
     ],
 )
 def test_a_missing_extra_is_named_before_a_model_is_loaded(folder, missing, capsys, package, extra, command):
@@ -117,9 +117,9 @@ stages:
 @pytest.mark.parametrize(
     "command",
     [
-        "merge --models /nowhere/model /nowhere/other --output out --eval_data beir",
-        "merge --models /nowhere/model /nowhere/other --output out --eval_data beir --model_type reranker "
-        "--first_stage /nowhere/model",
+        "merge --models /nowhere/model /nowhere/other --output out --eval-data beir",
+        "merge --models /nowhere/model /nowhere/other --output out --eval-data beir --model-type reranker "
+        "--first-stage /nowhere/model",
     ],
 )
 def test_merging_by_validation_asks_for_its_extra_first(folder, missing, capsys, command):
@@ -147,17 +147,17 @@ def test_merging_by_validation_asks_for_its_extra_first(folder, missing, capsys,
         ("calibrate --data unjudged", "unjudged"),
         ("calibrate --texts other_field.jsonl", "no field text"),
         ("mine --input train.jsonl --output file/out.jsonl", "file/out.jsonl"),
-        ("mine --input train.jsonl --output mined.jsonl --work_folder file", "file"),
-        ("mine --input train.jsonl --output mined.jsonl --candidate_pool other_field.jsonl", "text"),
-        ("mine --input train.jsonl --output mined.jsonl --max_reranker_score 1", "reranker"),
-        ("mine --input train.jsonl --output mined.jsonl --reranker /nowhere/model", "max_reranker_score"),
+        ("mine --input train.jsonl --output mined.jsonl --work-folder file", "file"),
+        ("mine --input train.jsonl --output mined.jsonl --candidate-pool other_field.jsonl", "text"),
+        ("mine --input train.jsonl --output mined.jsonl --max-reranker-score 1", "reranker"),
+        ("mine --input train.jsonl --output mined.jsonl --reranker /nowhere/model", "--max-reranker-score"),
         ("mine --input train.jsonl --output mined.jsonl --shares 1 2 3", "shares"),
         ("score --input train.jsonl --output file/out.jsonl", "file/out.jsonl"),
         ("rerank other_field.jsonl -q word", "--text-field"),
-        ("finetune --train_data train.jsonl --output_dir file/out", "file/out"),
-        ("finetune --train_data train.jsonl --output_dir out --eval_data unjudged", "unjudged"),
-        ("finetune-reranker --train_data train.jsonl --output_dir file/out", "file/out"),
-        ("pretrain --train_data docs.jsonl --output_dir file/out", "file/out"),
+        ("finetune --train-data train.jsonl --output-dir file/out", "file/out"),
+        ("finetune --train-data train.jsonl --output-dir out --eval-data unjudged", "unjudged"),
+        ("finetune-reranker --train-data train.jsonl --output-dir file/out", "file/out"),
+        ("pretrain --train-data docs.jsonl --output-dir file/out", "file/out"),
     ],
 )
 def test_what_is_wrong_shows_before_a_model_is_loaded(folder, capsys, command, wrong):
@@ -171,7 +171,7 @@ def test_what_is_wrong_shows_before_a_model_is_loaded(folder, capsys, command, w
     [
         ("merge --models /nowhere/model /nowhere/other --output full", "full"),
         ("merge --models /nowhere/model /nowhere/other --output file/out", "file/out"),
-        ("merge --models /nowhere/model /nowhere/other --output out --eval_data unjudged", "unjudged"),
+        ("merge --models /nowhere/model /nowhere/other --output out --eval-data unjudged", "unjudged"),
         ("dedup --input train.jsonl --output file/out.jsonl", "file/out.jsonl"),
     ],
 )

@@ -54,7 +54,7 @@ def test_encode(corpus, tiny_bert, tmp_path, capsys, texts):
     from bgekit import FlagModel
 
     out = tmp_path / "out"
-    code = main(["encode", str(corpus), "-o", str(out), "--model", str(tiny_bert), "--shard_size", "128", "--fp32"])
+    code = main(["encode", str(corpus), "-o", str(out), "--model", str(tiny_bert), "--shard-size", "128", "--fp32"])
     assert code == 0
     said = capsys.readouterr()
     assert f"300 texts in 3 shards in {out}; 300 encoded in" in said.out

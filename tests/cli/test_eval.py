@@ -59,7 +59,7 @@ def test_own_data_in_one_command(model, beir, tmp_path, capsys):
 def test_compare_instruction_is_one_command(model, beir, tmp_path):
     out = tmp_path / "out"
     assert (
-        run("--data", beir, "--model", model, "--compare", "instruction", "--query_instruction", "find: ", "-o", out)
+        run("--data", beir, "--model", model, "--compare", "instruction", "--query-instruction", "find: ", "-o", out)
         == 0
     )
     content = json.loads((out / "results.json").read_text())

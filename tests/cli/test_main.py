@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import os
+import re
 import subprocess
 import sys
 
@@ -103,7 +104,7 @@ def test_of_a_long_list_the_first_ten_and_a_count():
     ("verb", "said"),
     [
         ("encode", "the same command goes on"), ("mine", "the same command goes on"), ("eval", "with --output"),
-        ("finetune", "--resume_from_checkpoint true"), ("merge", "starts anew"), ("recipe", "the same command goes on"),
+        ("finetune", "--resume-from-checkpoint true"), ("merge", "starts anew"), ("recipe", "the same command goes on"),
     ],
 )  # fmt: skip
 def test_an_interrupted_verb_says_which_command_goes_on(monkeypatch, capsys, verb, said):
@@ -241,3 +242,20 @@ def test_an_unknown_pooling_names_the_verbs_option_and_info_takes_it(make_model,
     assert cli.main(["info", folder, "--sentence_pooling_method", "mean"]) == 0
     shown = capsys.readouterr().out
     assert any(line.split() == ["pooling", "mean", "caller"] for line in shown.splitlines())
+
+
+@pytest.mark.parametrize("verb", [verb for verb in cli.VERBS if verb != "recipe"])
+def test_options_have_hyphens_in_the_help_and_are_understood_with_underscores(verb):
+    from bgekit.cli.recipe import VerbGrammar
+    from bgekit.recipes.spec import Verb
+
+    grammar = VerbGrammar()
+    grammar.options(Verb(verb))
+    parser = grammar._parser(verb)
+    names = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+    assert names and not [name for name in names if "_" in name]
+    assert not [name for name in re.findall(r"--[\w-]+", parser.format_help()) if "_" in name]
+    for name in names:
+        other = name[:2] + name[2:].replace("-", "_")
+        known = getattr(parser, "_known_form", lambda given: given)(other)
+        assert known in parser._option_string_actions

@@ -25,7 +25,7 @@ def test_data(pair, tmp_path, capsys):
     rows = [{"query": word, "pos": [word + " text"], "neg": ["river", "tree"]} for word in ("cat", "dog", "house")]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["merge", "--models", *pair, "--data", str(file), "--output", str(tmp_path / "out")]
-    assert main([*command, "--temperature", "0.5", "--neg_number", "2"]) == 0
+    assert main([*command, "--temperature", "0.5", "--neg-number", "2"]) == 0
     assert "loss" in capsys.readouterr().out
     content = json.loads((tmp_path / "out" / "merge.json").read_text())
     assert content["examples"]["temperature"] == 0.5
@@ -50,7 +50,7 @@ def task(tmp_path):
 
 
 def test_search(pair, task, tmp_path, capsys):
-    command = ["merge", "--models", *pair, "--eval_data", task, "--search_points", "3"]
+    command = ["merge", "--models", *pair, "--eval-data", task, "--search-points", "3"]
     assert main([*command, "--output", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
     assert shown.count("*") == 1
@@ -68,10 +68,10 @@ def test_search(pair, task, tmp_path, capsys):
 
 def test_search_of_rerankers(pair, make_reranker, task, tmp_path, capsys):
     models = [str(make_reranker("bert", seed=seed)) for seed in (1, 2)]
-    command = ["merge", "--models", *models, "--eval_data", task, "--search_points", "2", "--output"]
+    command = ["merge", "--models", *models, "--eval-data", task, "--search-points", "2", "--output"]
     assert main([*command, str(tmp_path / "out")]) == 1
-    assert "--first_stage" in capsys.readouterr().err
-    assert main([*command, str(tmp_path / "out"), "--first_stage", pair[0], "--rerank_top_k", "3"]) == 0
+    assert "--first-stage" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "out"), "--first-stage", pair[0], "--rerank-top-k", "3"]) == 0
     content = json.loads((tmp_path / "out" / "merge.json").read_text())
     assert content["model_type"] == "reranker"
     assert len(content["search"]["trials"]) == 2
@@ -84,7 +84,7 @@ def test_search_of_rerankers(pair, make_reranker, task, tmp_path, capsys):
         (["--weights", "0.5", "0.4"], "sum to 0.9"),
         (["--weights", "0.5", "0.5", "--data", "x.jsonl"], "choose one"),
         (["--temperature", "2"], "--temperature goes with --data"),
-        (["--search_points", "3"], "--search_points goes with --eval_data"),
+        (["--search-points", "3"], "--search-points goes with --eval-data"),
         (["--density", "0.5"], "--density does nothing for the method average"),
         (["--method", "ties"], "needs a base (--base)"),
         (["--normalize"], "--normalize goes with --weights"),

@@ -43,8 +43,8 @@ def read(path):
 
 def test_mine(bge, data, tiny_bert):
     code, err = bge("mine", "--model", tiny_bert, "--input", data / "train.jsonl", "--output", data / "out.jsonl",
-                    "--candidate_pool", data / "pool.jsonl", "--range", "5-40", "--negatives", 6, "--fp32",
-                    "--near_duplicates")  # fmt: skip
+                    "--candidate-pool", data / "pool.jsonl", "--range", "5-40", "--negatives", 6, "--fp32",
+                    "--near-duplicates")  # fmt: skip
     assert code == 0
     rows = read(data / "out.jsonl")
     for row in rows:
@@ -59,12 +59,12 @@ def test_mine(bge, data, tiny_bert):
 
 def test_names_of_upstream_and_any_batch_size(bge, data, tiny_bert):
     common = [
-        "--input_file", data / "train.jsonl", "--candidate_pool", data / "pool.jsonl", "--range_for_sampling", "2-30",
-        "--negative_number", 5, "--query_instruction_for_retrieval", "find: ", "--fp32",
+        "--input-file", data / "train.jsonl", "--candidate-pool", data / "pool.jsonl", "--range-for-sampling", "2-30",
+        "--negative-number", 5, "--query-instruction-for-retrieval", "find: ", "--fp32",
     ]  # fmt: skip
-    for name, more in (("a", ()), ("b", ("--batch_size", 3)), ("c", ("--seed", 1))):
+    for name, more in (("a", ()), ("b", ("--batch-size", 3)), ("c", ("--seed", 1))):
         code, _ = bge(
-            "mine", "--model_name_or_path", tiny_bert, "--output_file", data / f"{name}.jsonl", *common, *more
+            "mine", "--model-name-or-path", tiny_bert, "--output-file", data / f"{name}.jsonl", *common, *more
         )
         assert code == 0
     negatives = {name: [row["neg"] for row in read(data / f"{name}.jsonl")] for name in "abc"}
@@ -79,7 +79,7 @@ def test_judgements_keep_texts_out(bge, data):
         (data / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
     (data / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n7\td3\t1\n7\td4\t0\n")
     (data / "x.trec").write_text("x 0 d5 2\n")
-    common = ["mine", "--random", "--input", data / "in.jsonl", "--candidate_pool", data / "ids.jsonl",
+    common = ["mine", "--random", "--input", data / "in.jsonl", "--candidate-pool", data / "ids.jsonl",
               "--negatives", 9, "--output", data / "o.jsonl"]  # fmt: skip
     assert bge(*common, "--qrels", data / "qrels.tsv", data / "x.trec", "--queries", data / "queries.jsonl")[0] == 0
     for row in read(data / "o.jsonl"):
@@ -95,12 +95,12 @@ def test_random_and_labelled_pairs(bge, data):
         bge("mine", "--random", "--input", data / "train.jsonl", "--output", data / "r.jsonl", "--negatives", 3)[0] == 0
     )
     assert all(len(row["neg"]) == 3 for row in read(data / "r.jsonl"))
-    code, err = bge("mine", "--labelled_pairs", "--input", data / "pairs.jsonl", "--output", data / "p.jsonl")
+    code, err = bge("mine", "--labelled-pairs", "--input", data / "pairs.jsonl", "--output", data / "p.jsonl")
     assert code == 0
     assert read(data / "p.jsonl") == [{"query": "a cat", "pos": ["an animal"], "neg": ["a dog"]}]
     assert "1 of label neutral" in err
-    bge("mine", "--labelled_pairs", "--input", data / "pairs.jsonl", "--output", data / "p.jsonl",
-        "--negative_label", "contradiction", "neutral")  # fmt: skip
+    bge("mine", "--labelled-pairs", "--input", data / "pairs.jsonl", "--output", data / "p.jsonl",
+        "--negative-label", "contradiction", "neutral")  # fmt: skip
     assert read(data / "p.jsonl")[0]["neg"] == ["a dog", "a small cat"]
 
 
@@ -119,7 +119,7 @@ def test_score(bge, data, tiny_reranker):
 
 def test_mine_with_a_reranker(bge, data, tiny_bert, tiny_reranker):
     code, _ = bge("mine", "--model", tiny_bert, "--input", data / "train.jsonl", "--output", data / "out.jsonl",
-                  "--reranker", tiny_reranker, "--max_reranker_score", 100, "--range", "0-8",
+                  "--reranker", tiny_reranker, "--max-reranker-score", 100, "--range", "0-8",
                   "--negatives", 2)  # fmt: skip
     assert code == 0
     assert all(len(row["neg"]) == 2 for row in read(data / "out.jsonl"))
@@ -136,16 +136,16 @@ def test_names_of_newer_scripts_of_upstream(bge, data, tiny_bert, tiny_reranker,
             start(self, name, **options)
 
         monkeypatch.setattr(kind, "__init__", spy)
-    lengths = ["--reranker_max_length", 40, "--reranker_query_max_length", 12]
+    lengths = ["--reranker-max-length", 40, "--reranker-query-max-length", 12]
     code, _ = bge(
-        "mine", "--embedder_name_or_path", tiny_bert, "--input_file", data / "train.jsonl", "--output_file",
-        data / "out.jsonl", "--range_for_sampling", "0-8", "--negative_number", 2, "--embedder_query_max_length", 10,
-        "--embedder_passage_max_length", 20, "--reranker_name_or_path", tiny_reranker, "--max_reranker_score", 100,
+        "mine", "--embedder-name-or-path", tiny_bert, "--input-file", data / "train.jsonl", "--output-file",
+        data / "out.jsonl", "--range-for-sampling", "0-8", "--negative-number", 2, "--embedder-query-max-length", 10,
+        "--embedder-passage-max-length", 20, "--reranker-name-or-path", tiny_reranker, "--max-reranker-score", 100,
         *lengths,
     )  # fmt: skip
     assert code == 0
-    score = ["score", "--reranker_name_or_path", tiny_reranker, "--reranker_batch_size", 4, *lengths]
-    code, _ = bge(*score, "--input_file", data / "out.jsonl", "--output_file", data / "2.jsonl", "--overwrite_scores")
+    score = ["score", "--reranker-name-or-path", tiny_reranker, "--reranker-batch-size", 4, *lengths]
+    code, _ = bge(*score, "--input-file", data / "out.jsonl", "--output-file", data / "2.jsonl", "--overwrite-scores")
     assert code == 0
     (_, embedder), (_, judge), (_, teacher) = made
     assert (embedder["query_max_length"], embedder["passage_max_length"]) == (10, 20)
@@ -155,7 +155,7 @@ def test_names_of_newer_scripts_of_upstream(bge, data, tiny_bert, tiny_reranker,
 
 def test_dedup(bge, data):
     (data / "in.jsonl").write_text('{"query": "Q", "pos": ["a"], "x": 1}\n{"query": "q", "pos": ["A "]}\n')
-    code, err = bge("dedup", "--input", data / "in.jsonl", "--output", data / "out.jsonl", "--near_duplicates")
+    code, err = bge("dedup", "--input", data / "in.jsonl", "--output", data / "out.jsonl", "--near-duplicates")
     assert code == 0
     assert read(data / "out.jsonl") == [{"query": "Q", "pos": ["a"], "x": 1}]
     assert "1 copies" in err
@@ -170,9 +170,9 @@ def test_dedup(bge, data):
         ((), "--model is needed"),
         (("--random", "--miner", "bm25"), "one of the two"),
         (("--random", "--margin", "0.1"), "need a model"),
-        (("--negative_label", "0"), "--labelled_pairs"),
+        (("--negative-label", "0"), "--labelled-pairs"),
         (
-            ("--random", "--reranker", "m", "--max_reranker_score", "1", "--candidate_pool", "missing.jsonl"),
+            ("--random", "--reranker", "m", "--max-reranker-score", "1", "--candidate-pool", "missing.jsonl"),
             "missing.jsonl",
         ),
     ],
@@ -193,10 +193,10 @@ def test_bad_lines(bge, data):
 
 
 @pytest.mark.parametrize(
-    "more", [["--negatives", 3], ["--keep_existing"], ["--reranker", "r"], ["--work_folder", "w"], ["--model", "m"]]
+    "more", [["--negatives", 3], ["--keep-existing"], ["--reranker", "r"], ["--work-folder", "w"], ["--model", "m"]]
 )
 def test_what_labelled_pairs_do_not_use_is_an_error(bge, data, more):
-    code, err = bge("mine", "--labelled_pairs", "--input", data / "pairs.jsonl", "--output", data / "p.jsonl", *more)
+    code, err = bge("mine", "--labelled-pairs", "--input", data / "pairs.jsonl", "--output", data / "p.jsonl", *more)
     assert code == 1
     assert f"so {more[0]} is not used" in err
     assert not (data / "p.jsonl").exists()
@@ -204,9 +204,9 @@ def test_what_labelled_pairs_do_not_use_is_an_error(bge, data, more):
 
 @pytest.mark.parametrize("verb", [["mine", "--random"], ["dedup"]])
 def test_a_threshold_of_nothing_is_an_error(bge, data, verb):
-    code, err = bge(*verb, "--input", data / "train.jsonl", "--output", data / "o.jsonl", "--near_threshold", 0.5)
+    code, err = bge(*verb, "--input", data / "train.jsonl", "--output", data / "o.jsonl", "--near-threshold", 0.5)
     assert code == 1
-    assert "goes with --near_duplicates" in err
+    assert "goes with --near-duplicates" in err
 
 
 def test_what_json_has_no_form_for_is_found_before_anything_is_done(bge, tmp_path):

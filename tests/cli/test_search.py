@@ -99,7 +99,7 @@ def test_approximate(bge, corpus, tiny_bert, tmp_path, index_type):
     assert code == 0
     assert index_type in err
     assert answers(out)[0]["results"][0]["id"] == "d0"
-    assert "exact" in bge("--index", index, "--index_type", "exact", "-q", "x")[2]
+    assert "exact" in bge("--index", index, "--index-type", "exact", "-q", "x")[2]
 
 
 def test_chunks(bge, tiny_bert, tmp_path):

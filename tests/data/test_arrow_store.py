@@ -44,7 +44,7 @@ def test_any_row_by_its_number(tmp_path, sizes):
 
 def test_what_is_damaged_is_made_anew_and_what_fails_leaves_nothing(tmp_path, caplog):
     path = tmp_path / "cache" / "a.arrow"
-    with pytest.raises(OutputError, match=r"cannot write numbers to \S+cache: full\. Name another .* --cache_path"):
+    with pytest.raises(OutputError, match=r"cannot write numbers to \S+cache: full\. Name another .* --cache-path"):
         stored(path, lambda: ArrowStore(path), lambda file: (_ for _ in ()).throw(OSError(28, "full")), "numbers")
     assert not list(path.parent.iterdir())
 

@@ -15,9 +15,9 @@ def parser():
     parser = options.Parser(prog="bge")
     options.add_model_options(parser)
     parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("--card_from", type=int)
+    parser.add_argument("--card-from", type=int)
     inner = parser.add_subparsers().add_parser("run")
-    inner.add_argument("--work", "--work_folder")
+    inner.add_argument("--work", "--work-folder")
     speak_for(lambda: options_of(parser))
     yield parser
     speak_for(dict)
@@ -28,7 +28,7 @@ def parser():
     [
         ("x exists; pass overwrite=True to replace it", "x exists; pass --overwrite to replace it"),
         ("Pass allow_pickle=True (--allow-pickle) if you trust it.", "Pass --allow-pickle if you trust it."),
-        ("card_from=0 (--card_from 0) makes it a, 1 b", "--card_from 0 makes it a, 1 b"),
+        ("card_from=0 (--card-from 0) makes it a, 1 b", "--card-from 0 makes it a, 1 b"),
         ("Pass pooling_method=, one of cls, mean.", "Pass --pooling, one of cls, mean."),
         ("max_length=9000 is more than it can take", "--max-length 9000 is more than it can take"),
         ("it needs trust_remote_code=True", "it needs --trust-remote-code"),
@@ -52,8 +52,8 @@ def test_arguments_become_options_of_the_verb(parser, library, here):
     "message",
     [
         "FlagModel(folder).save(folder, overwrite=True) makes a new self-test",
-        "/data/max_length=5/x.jsonl is damaged", "--config_overrides hidden_size=256", "no_such_argument=3 is odd",
-        "there is nothing to say", "method ties needs a base (--card_from), the model",
+        "/data/max_length=5/x.jsonl is damaged", "--config-overrides hidden_size=256", "no_such_argument=3 is odd",
+        "there is nothing to say", "method ties needs a base (--card-from), the model",
         "batch_size must be a whole number, not null",
     ],
 )  # fmt: skip

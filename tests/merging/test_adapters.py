@@ -138,9 +138,9 @@ def test_given_as_a_model_it_says_what_it_is_and_the_command_makes_the_model(ada
 @pytest.mark.parametrize(
     "command",
     [
-        ["finetune", "--model_name_or_path", "ADAPTER", "--train_data", "x.jsonl", "--output_dir", "out"],
-        ["finetune-reranker", "--model_name_or_path", "ADAPTER", "--train_data", "x.jsonl", "--output_dir", "out"],
-        ["pretrain", "--model_name_or_path", "ADAPTER", "--train_data", "x.txt", "--output_dir", "out"],
+        ["finetune", "--model-name-or-path", "ADAPTER", "--train-data", "x.jsonl", "--output-dir", "out"],
+        ["finetune-reranker", "--model-name-or-path", "ADAPTER", "--train-data", "x.jsonl", "--output-dir", "out"],
+        ["pretrain", "--model-name-or-path", "ADAPTER", "--train-data", "x.txt", "--output-dir", "out"],
         ["info", "ADAPTER"],
         ["encode", "--model", "ADAPTER", "x.txt", "--output", "out"],
     ],

@@ -256,7 +256,7 @@ def test_different_tokenizers(pair, copied, tmp_path):
 def test_different_prompts_need_a_choice(pair, tmp_path):
     FlagModel(pair[0], query_instruction_for_retrieval="find: ", devices="cpu").save(tmp_path / "with")
     models = [tmp_path / "with", pair[1]]
-    with pytest.raises(CardError, match=r"prompt of a query 'find: ' / none.*--card_from 0"):
+    with pytest.raises(CardError, match=r"prompt of a query 'find: ' / none.*--card-from 0"):
         mix_models(models, "encoder", [0.5, 0.5], tmp_path / "out")
     assert (
         mix_models(models, "encoder", [0.5, 0.5], tmp_path / "a", card_from=0).card.prompt("query").prefix == "find: "

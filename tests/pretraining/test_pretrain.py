@@ -24,10 +24,10 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 def arguments(start, data: str, output: Path, *more: str) -> list[str]:
     return [
-        *(["--model", str(start)] if start else []), "--train_data", data, "--output_dir", str(output),
-        "--per_device_train_batch_size", "8", "--max_seq_length", "64", "--learning_rate", "2e-3",
-        "--logging_steps", "5", "--report_to", "none", "--cache_path", str(output.parent / "cache"),
-        "--disable_tqdm", "true", "--use_cpu", *more,
+        *(["--model", str(start)] if start else []), "--train-data", data, "--output-dir", str(output),
+        "--per-device-train-batch-size", "8", "--max-seq-length", "64", "--learning-rate", "2e-3",
+        "--logging-steps", "5", "--report-to", "none", "--cache-path", str(output.parent / "cache"),
+        "--disable-tqdm", "true", "--use-cpu", *more,
     ]  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def history(output: Path, name: str) -> list[float]:
 def result(models, documentation, tmp_path_factory) -> Path:
     """A tiny BERT after 80 steps on real texts."""
     output = tmp_path_factory.mktemp("result") / "out"
-    more = ["--max_steps", "80", "--save_strategy", "no", "--validation_split", "0.1", "--eval_steps", "40"]
+    more = ["--max-steps", "80", "--save-strategy", "no", "--validation-split", "0.1", "--eval-steps", "40"]
     assert pretrain(*arguments(models("bert"), documentation, output, *more)) == 0
     return output
 
@@ -100,9 +100,9 @@ def test_fine_tuning_takes_it_and_makes_an_embedder(result, tmp_path, caplog, mo
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     output = tmp_path / "tuned"
     given = [
-        "--model", str(result), "--train_data", str(data), "--output_dir", str(output), "--max_steps", "2",
-        "--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "--cache_path", str(tmp_path / "cache"),
-        "--save_strategy", "no",
+        "--model", str(result), "--train-data", str(data), "--output-dir", str(output), "--max-steps", "2",
+        "--report-to", "none", "--disable-tqdm", "true", "--use-cpu", "--cache-path", str(tmp_path / "cache"),
+        "--save-strategy", "no",
     ]  # fmt: skip
     assert main(["finetune", *given]) == 0
     assert not FlagModel(output, devices="cpu").card.pretrained_only
@@ -114,7 +114,7 @@ def test_fine_tuning_takes_it_and_makes_an_embedder(result, tmp_path, caplog, mo
 def test_going_on_from_a_result_keeps_head_and_decoder(result, documentation, tmp_path, caplog):
     output = tmp_path / "more"
     with caplog.at_level(logging.INFO, logger="bgekit"):
-        more = ["--max_steps", "1", "--save_strategy", "no", "--validation_split", "0.1"]
+        more = ["--max-steps", "1", "--save-strategy", "no", "--validation-split", "0.1"]
         assert pretrain(*arguments(result, documentation, output, *more)) == 0
     assert history(output, "eval_loss")[0] == pytest.approx(history(result, "eval_loss")[-1], rel=1e-4)
 
@@ -123,13 +123,13 @@ def test_going_on_from_a_result_keeps_head_and_decoder(result, documentation, tm
 def test_other_architectures(models, documentation, tmp_path, kind):
     output = tmp_path / "out"
     more = [
-        "--max_steps",
+        "--max-steps",
         "12",
-        "--save_strategy",
+        "--save-strategy",
         "no",
-        "--gradient_accumulation_steps",
+        "--gradient-accumulation-steps",
         "2",
-        "--learning_rate",
+        "--learning-rate",
         "5e-3",
     ]
     assert pretrain(*arguments(models(kind), documentation, output, *more)) == 0
@@ -147,8 +147,8 @@ def test_other_architectures(models, documentation, tmp_path, kind):
 def test_from_random_weights(models, documentation, tmp_path):
     output = tmp_path / "out"
     sizes = "hidden_size=24,num_hidden_layers=1,num_attention_heads=2,intermediate_size=48,max_position_embeddings=80"
-    more = ["--config_name", "bert", "--config_overrides", sizes, "--tokenizer_name", str(models("bert"))]
-    assert pretrain(*arguments(None, documentation, output, "--max_steps", "2", "--save_strategy", "no", *more)) == 0
+    more = ["--config-name", "bert", "--config-overrides", sizes, "--tokenizer-name", str(models("bert"))]
+    assert pretrain(*arguments(None, documentation, output, "--max-steps", "2", "--save-strategy", "no", *more)) == 0
     assert FlagModel(output, devices="cpu").dimension == 24
     assert json.loads((output / "config.json").read_text())["num_hidden_layers"] == 1
 
@@ -158,15 +158,15 @@ def test_from_random_weights_with_another_number_of_layers(models, documentation
     """ModernBERT's config lists the kind of each of its 22 layers."""
     output = tmp_path / "out"
     sizes = f"hidden_size=16,num_hidden_layers={layers},num_attention_heads=2,intermediate_size=16"
-    more = ["--config_name", "modernbert", "--config_overrides", sizes, "--tokenizer_name", str(models("bert"))]
-    assert pretrain(*arguments(None, documentation, output, "--max_steps", "1", "--save_strategy", "no", *more)) == 0
+    more = ["--config-name", "modernbert", "--config-overrides", sizes, "--tokenizer-name", str(models("bert"))]
+    assert pretrain(*arguments(None, documentation, output, "--max-steps", "1", "--save-strategy", "no", *more)) == 0
     types = json.loads((output / "config.json").read_text())["layer_types"]
     assert len(types) == layers and types[:2] == ["full_attention", "sliding_attention"]
 
 
 def test_another_tokenizer(models, documentation, tmp_path):
     output = tmp_path / "out"
-    more = ["--max_steps", "2", "--save_strategy", "no", "--tokenizer_name", str(models("xlm-roberta"))]
+    more = ["--max-steps", "2", "--save-strategy", "no", "--tokenizer-name", str(models("xlm-roberta"))]
     assert pretrain(*arguments(models("bert"), documentation, output, *more)) == 0
     model = FlagModel(output, devices="cpu")
     from bgekit.inference.tokenization import load_tokenizer
@@ -180,8 +180,8 @@ def test_validation_and_the_best_checkpoint(models, documentation, tmp_path):
     data.write_text("\n".join(json.loads(line)["text"][:80].replace("\n", " ") for line in open(documentation)))
     output = tmp_path / "out"
     more = [
-        "--eval_data", str(data), "--max_steps", "12", "--eval_strategy", "steps", "--eval_steps", "4",
-        "--load_best_model_at_end", "true", "--early_stopping_patience", "5",
+        "--eval-data", str(data), "--max-steps", "12", "--eval-strategy", "steps", "--eval-steps", "4",
+        "--load-best-model-at-end", "true", "--early-stopping-patience", "5",
     ]  # fmt: skip
     assert pretrain(*arguments(models("bert"), documentation, output, *more)) == 0
     facts = json.loads((output / "training.json").read_text())
@@ -197,7 +197,7 @@ def test_killed_and_resumed_it_is_the_same_run(documentation, tmp_path):
     from conftest import make_tiny
 
     start = make_tiny(tmp_path / "start")  # With dropout.
-    more = ["--max_steps", "20", "--save_strategy", "steps", "--save_steps", "4", "--save_total_limit", "2"]
+    more = ["--max-steps", "20", "--save-strategy", "steps", "--save-steps", "4", "--save-total-limit", "2"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     command = [sys.executable, "-m", "bgekit.pretraining.run"]
     subprocess.run([*command, *arguments(start, documentation, whole, *more)], env=ENVIRONMENT, check=True)
@@ -207,7 +207,7 @@ def test_killed_and_resumed_it_is_the_same_run(documentation, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() != 0, "it ended before it could be killed"
-    again = [*arguments(start, documentation, broken, *more), "--resume_from_checkpoint", "true"]
+    again = [*arguments(start, documentation, broken, *more), "--resume-from-checkpoint", "true"]
     subprocess.run([*command, *again], env=ENVIRONMENT, check=True)
     for name in ("model", "retromae"):
         first, second = weights(whole, name), weights(broken, name)
@@ -217,20 +217,20 @@ def test_killed_and_resumed_it_is_the_same_run(documentation, tmp_path):
 
 def test_two_processes_train_what_one_does(models, documentation, tmp_path):
     more = [
-        "--max_steps",
+        "--max-steps",
         "3",
-        "--save_strategy",
+        "--save-strategy",
         "no",
         "--optim",
         "sgd",
-        "--logging_steps",
+        "--logging-steps",
         "1",
-        "--learning_rate",
+        "--learning-rate",
         "0.1",
     ]
     outputs = {name: tmp_path / name for name in ("one", "two")}
     given = {name: arguments(models("bert"), documentation, output, *more) for name, output in outputs.items()}
-    given["two"][given["two"].index("--per_device_train_batch_size") + 1] = "4"
+    given["two"][given["two"].index("--per-device-train-batch-size") + 1] = "4"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29527"]
     subprocess.run([sys.executable, "-m", "bgekit.pretraining.run", *given["one"]], env=ENVIRONMENT, check=True)
     subprocess.run([*launcher, "-m", "bgekit.pretraining.run", *given["two"]], env=ENVIRONMENT, check=True, timeout=200)
@@ -248,14 +248,14 @@ def test_two_processes_train_what_one_does(models, documentation, tmp_path):
 
 def test_bf16_and_checkpointing(models, documentation, tmp_path):
     output = tmp_path / "out"
-    more = ["--max_steps", "6", "--save_strategy", "no", "--bf16", "true", "--gradient_checkpointing", "true"]
+    more = ["--max-steps", "6", "--save-strategy", "no", "--bf16", "true", "--gradient-checkpointing", "true"]
     assert pretrain(*arguments(models("bert"), documentation, output, *more)) == 0
     assert np.isfinite(history(output, "loss")).all()
     assert all(value.dtype == np.float32 for value in weights(output).values() if value.dtype.kind == "f")
 
 
 def test_dry_run(models, documentation, tmp_path, capsys):
-    assert pretrain(*arguments(models("bert"), documentation, tmp_path / "out", "--dry_run")) == 0
+    assert pretrain(*arguments(models("bert"), documentation, tmp_path / "out", "--dry-run")) == 0
     shown = capsys.readouterr().out
     assert "400 texts" in shown and "[MASK]" in shown and "[CLS]" in shown
     assert not (tmp_path / "out").exists()
@@ -264,16 +264,16 @@ def test_dry_run(models, documentation, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["--encoder_mlm_probability", "1.5"], "--encoder_mlm_probability"),
-        (["--max_seq_length", "200"], "--max_seq_length 200"),
-        (["--max_seq_length", "2"], "leaves no room"),
-        (["--load_best_model_at_end", "true"], "--validation_split"),
-        (["--config_name", "bert"], "--config_name"),
-        (["--config_overrides", "hidden_size=3"], "--config_overrides"),
-        (["--train_data", "/nowhere.txt"], "/nowhere.txt"),
+        (["--encoder-mlm-probability", "1.5"], "--encoder-mlm-probability"),
+        (["--max-seq-length", "200"], "--max-seq-length 200"),
+        (["--max-seq-length", "2"], "leaves no room"),
+        (["--load-best-model-at-end", "true"], "--validation-split"),
+        (["--config-name", "bert"], "--config-name"),
+        (["--config-overrides", "hidden_size=3"], "--config-overrides"),
+        (["--train-data", "/nowhere.txt"], "/nowhere.txt"),
         (["--model", "/nowhere"], "/nowhere"),
-        (["--eval_split", "test"], "--validation_split"),
-        (["--tokenizer_name", "/nowhere"], "/nowhere"),
+        (["--eval-split", "test"], "--validation-split"),
+        (["--tokenizer-name", "/nowhere"], "/nowhere"),
         (["--temperature", "1"], "--temperature"),
     ],
 )
@@ -294,4 +294,4 @@ def test_a_used_folder_is_left_alone(models, documentation, tmp_path, capsys):
     output.mkdir()
     (output / "notes.txt").write_text("mine")
     assert pretrain(*arguments(models("bert"), documentation, output)) == 1
-    assert "--overwrite_output_dir" in capsys.readouterr().err
+    assert "--overwrite-output-dir" in capsys.readouterr().err

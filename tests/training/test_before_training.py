@@ -33,29 +33,29 @@ def finetune(tiny_bert, write, tmp_path) -> Callable[..., int]:
 
     def finetune(rows, *more: str) -> int:
         given = [
-            "--model", str(tiny_bert), "--train_data", write("a.jsonl", rows), "--output_dir", str(tmp_path / "out"),
-            "--cache_path", str(tmp_path / "cache"), "--per_device_train_batch_size", "4", "--train_group_size", "2",
-            "--max_steps", "1", "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true", "--use_cpu",
+            "--model", str(tiny_bert), "--train-data", write("a.jsonl", rows), "--output-dir", str(tmp_path / "out"),
+            "--cache-path", str(tmp_path / "cache"), "--per-device-train-batch-size", "4", "--train-group-size", "2",
+            "--max-steps", "1", "--save-strategy", "no", "--report-to", "none", "--disable-tqdm", "true", "--use-cpu",
         ]  # fmt: skip
         return main(["finetune", *given, *more])
 
     return finetune
 
 
-@pytest.mark.parametrize("option", ["--pooling", "--sentence_pooling_method", "--pooling-method"])
+@pytest.mark.parametrize("option", ["--pooling", "--sentence-pooling-method", "--pooling-method"])
 def test_what_passes_a_dry_run_starts_where_only_the_caller_says_how_it_pools(finetune, bare, tmp_path, option):
     rows = [row(number) for number in range(4)]
-    assert finetune(rows, "--model", str(bare), option, "mean", "--dry_run") == 0
+    assert finetune(rows, "--model", str(bare), option, "mean", "--dry-run") == 0
     assert finetune(rows, "--model", str(bare), option, "mean") == 0
     assert read_card(tmp_path / "out").pooling == "mean"
 
 
 def test_an_unknown_pooling_names_the_option_and_prompts_are_no_news_of_a_bare_encoder(finetune, bare, capsys, caplog):
     rows = [row(number) for number in range(4)]
-    assert finetune(rows, "--model", str(bare), "--dry_run") == 1
+    assert finetune(rows, "--model", str(bare), "--dry-run") == 1
     error = capsys.readouterr().err
     assert "Pass --pooling, one of" in error and "pooling_method=" not in error
-    assert finetune(rows, "--model", str(bare), "--pooling", "cls", "--dry_run") == 0
+    assert finetune(rows, "--model", str(bare), "--pooling", "cls", "--dry-run") == 0
     assert not [each for each in caplog.records if each.levelno == logging.WARNING and "prompts" in each.getMessage()]
 
 
@@ -65,12 +65,12 @@ def trained(tmp_path: Path) -> bool:
 
 def test_scores_that_are_no_cosines_are_named_by_line(finetune, tmp_path, capsys):
     rows = [{"query": "a cat", "pos": ["a dog"], "score": score} for score in (1, -1, 0.5, 4.2, 0, -3)]
-    assert finetune(rows, "--scored_loss", "mse") == 1
+    assert finetune(rows, "--scored-loss", "mse") == 1
     error = capsys.readouterr().err
     assert "2 problems in the training data" in error
     assert "a.jsonl, line 4: a score of 4.2 is no cosine" in error and "a.jsonl, line 6: a score of -3" in error
     assert not trained(tmp_path)
-    assert finetune(rows, "--scored_loss", "cosent") == 0
+    assert finetune(rows, "--scored-loss", "cosent") == 0
 
 
 def test_only_scores_that_are_trained_on_count(write, load):
@@ -86,24 +86,24 @@ def test_only_scores_that_are_trained_on_count(write, load):
 
 
 def test_lengths_beyond_the_model_are_said(finetune, caplog):
-    assert finetune([row(i) for i in range(4)], "--query_max_len", "64", "--passage_max_len", "500") == 0
+    assert finetune([row(i) for i in range(4)], "--query-max-len", "64", "--passage-max-len", "500") == 0
     said = [record.getMessage() for record in caplog.records if "more than the model takes" in record.getMessage()]
-    assert said == ["--passage_max_len 500 is more than the model takes: passages are cut at 64 tokens"]
+    assert said == ["--passage-max-len 500 is more than the model takes: passages are cut at 64 tokens"]
 
 
 def test_a_cut_that_no_length_avoids_has_another_remedy(finetune, tmp_path):
     rows = [{"query": f"cat {i}", "pos": ["dog " * 99]} for i in range(4)]
-    assert finetune(rows, "--passage_max_len", "128") == 0
+    assert finetune(rows, "--passage-max-len", "128") == 0
     found = json.loads((tmp_path / "out" / "training.json").read_text())["findings"]
     assert "the model takes no more; split the texts" in found["truncated passages"]
 
 
 @pytest.mark.parametrize(("more", "says"), [(["--temperature", "0.5"], True), (["--temperature", "1"], False)])
 def test_a_temperature_without_effect_is_said(finetune, caplog, more, says):
-    assert finetune([row(i) for i in range(4)], "--normalize_embeddings", "false", *more) == 0
+    assert finetune([row(i) for i in range(4)], "--normalize-embeddings", "false", *more) == 0
     assert ("--temperature 0.5 is not used" in caplog.text) == says
     caplog.clear()
-    assert finetune([row(i) for i in range(4)], *more, "--overwrite_output_dir") == 0
+    assert finetune([row(i) for i in range(4)], *more, "--overwrite-output-dir") == 0
     assert "is not used" not in caplog.text
 
 
@@ -113,24 +113,24 @@ def test_adapters_are_outside_the_pooler(tiny_bert):
     names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     assert any("attention.output.dense" in name for name in names) and not any("pooler" in name for name in names)
     network = load_trainable(tiny_bert, read_card(tiny_bert))
-    with pytest.raises(ArgumentError, match="--use_lora: "):
+    with pytest.raises(ArgumentError, match="--use-lora: "):
         add_lora(network, rank=2, alpha=4, dropout=0.0, modules=["pooler.dense"])
 
 
-@pytest.mark.parametrize("more", [[], ["--dry_run"]])
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
 def test_more_dimensions_than_there_are(finetune, tmp_path, capsys, more):
-    assert finetune([row(i) for i in range(4)], "--matryoshka_dims", "16", "999", *more) == 1
-    assert "--matryoshka_dims 999 is more than the 32 dimensions" in capsys.readouterr().err
+    assert finetune([row(i) for i in range(4)], "--matryoshka-dims", "16", "999", *more) == 1
+    assert "--matryoshka-dims 999 is more than the 32 dimensions" in capsys.readouterr().err
     assert not trained(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("negatives", "more", "says"),
     [
-        (0, ["--use_inbatch_neg", "false"], "no row has neg"),
-        (0, ["--per_device_train_batch_size", "1"], "no row has neg"),
-        (3, ["--use_inbatch_neg", "false", "--train_group_size", "1"], "--train_group_size is 1"),
-        (0, ["--use_inbatch_neg", "false", "--dry_run"], "no row has neg"),
+        (0, ["--use-inbatch-neg", "false"], "no row has neg"),
+        (0, ["--per-device-train-batch-size", "1"], "no row has neg"),
+        (3, ["--use-inbatch-neg", "false", "--train-group-size", "1"], "--train-group-size is 1"),
+        (0, ["--use-inbatch-neg", "false", "--dry-run"], "no row has neg"),
     ],
 )
 def test_nothing_to_learn_is_an_error(finetune, tmp_path, capsys, negatives, more, says):
@@ -141,10 +141,10 @@ def test_nothing_to_learn_is_an_error(finetune, tmp_path, capsys, negatives, mor
 
 
 def test_some_rows_to_learn_nothing_from_are_a_finding(finetune, tmp_path):
-    assert finetune([row(0, 0), row(1), row(2, 0)], "--use_inbatch_neg", "false") == 0
+    assert finetune([row(0, 0), row(1), row(2, 0)], "--use-inbatch-neg", "false") == 0
     found = json.loads((tmp_path / "out" / "training.json").read_text())["findings"]
     assert found["no negatives"].startswith("2 rows of a.jsonl have no negatives")
-    assert finetune([row(0, 0), row(1), row(2, 0)], "--overwrite_output_dir") == 0
+    assert finetune([row(0, 0), row(1), row(2, 0)], "--overwrite-output-dir") == 0
     assert "no negatives" not in json.loads((tmp_path / "out" / "training.json").read_text())["findings"]
 
 
@@ -155,7 +155,7 @@ def test_rows_that_have_no_negative_left_are_a_finding(finetune, tmp_path, capsy
     # All passages of a batch are positives of its one query.
     assert finetune([{"query": ["the cat", "The  CAT"][i % 2], "pos": [f"pos {i}"]} for i in range(4)]) == 0
     assert findings()["no negatives"].startswith("100.0% of the rows just trained on have no negative left")
-    own = ["--use_inbatch_neg", "false", "--overwrite_output_dir"]
+    own = ["--use-inbatch-neg", "false", "--overwrite-output-dir"]
     copies = [row(i, neg=[f"POS {i}", f"query {i}"]) for i in range(3)]
     assert finetune([*copies, row(3)], *own) == 0
     assert findings()["no negatives"].startswith("3 rows of a.jsonl have no negatives")
@@ -164,7 +164,7 @@ def test_rows_that_have_no_negative_left_are_a_finding(finetune, tmp_path, capsy
 
 
 def test_a_collapsed_model_is_a_finding(finetune, tmp_path):
-    assert finetune([row(i) for i in range(8)], "--max_steps", "12", "--learning_rate", "0.1") == 0
+    assert finetune([row(i) for i in range(8)], "--max-steps", "12", "--learning-rate", "0.1") == 0
     assert "collapsed" in json.loads((tmp_path / "out" / "training.json").read_text())["findings"]["collapse"]
     assert "collapsed" in (tmp_path / "out" / "README.md").read_text()
 
@@ -192,7 +192,7 @@ def test_each_finding_is_made_once():
     limit = Limit("passage_max_len", "passage", 128, most=512)
     found = diagnosis.before(8, {limit: 0.5}, None, None, {"a": 0, "b": 3})
     assert found == [
-        "50% of the passages are longer than 128 tokens and lose their end: raise --passage_max_len",
+        "50% of the passages are longer than 128 tokens and lose their end: raise --passage-max-len",
         "3 rows of b have no negatives, and passages of other rows are none: nothing is learnt from them. Mine some "
         "(bge mine), or leave them out",
     ]

@@ -33,10 +33,10 @@ def train(tmp_path_factory):
     def train(name: str, *more: str) -> Path:
         command = [
             *launcher, "-m", "bgekit.training.embedder", "--model", str(start),
-            "--train_data", str(base / "train.jsonl"), "--output_dir", str(base / name), "--cache_path",
-            str(base / "cache"), "--per_device_train_batch_size", "3", "--train_group_size", "2", "--use_cpu",
-            "--negatives_cross_device", "true", "--learning_rate", "1e-2", "--max_steps", "2", "--logging_steps", "1",
-            "--save_strategy", "steps", "--save_steps", "1", "--report_to", "none", "--disable_tqdm", "true", *more,
+            "--train-data", str(base / "train.jsonl"), "--output-dir", str(base / name), "--cache-path",
+            str(base / "cache"), "--per-device-train-batch-size", "3", "--train-group-size", "2", "--use-cpu",
+            "--negatives-cross-device", "true", "--learning-rate", "1e-2", "--max-steps", "2", "--logging-steps", "1",
+            "--save-strategy", "steps", "--save-steps", "1", "--report-to", "none", "--disable-tqdm", "true", *more,
         ]  # fmt: skip
         subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=300)
         return base / name
@@ -66,13 +66,13 @@ def test_it_trains_what_plain_processes_train_and_goes_on(train, plain, stage):
     for name in ("checkpoint-2", "config.json", "model.safetensors"):
         path = output / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    second = weights(train(f"zero{stage}", *given, "--resume_from_checkpoint", "true"))
+    second = weights(train(f"zero{stage}", *given, "--resume-from-checkpoint", "true"))
     assert all(np.array_equal(value, second[name]) for name, value in first.items())
 
 
 @pytest.mark.slow
 def test_half_precision_and_adapters_are_saved_as_a_model_that_loads(train):
-    more = ["--bf16", "true", "--use_lora", "true", "--lora_rank", "4"]
+    more = ["--bf16", "true", "--use-lora", "true", "--lora-rank", "4"]
     output = train("half", *more, "--deepspeed", str(CONFIGS / "zero2.json"))
     # Its self-test is checked when it is loaded.
     assert np.isfinite(FlagModel(output, use_fp16=False).encode(["the cat"])).all()

@@ -111,10 +111,10 @@ def test_adapters_of_two_processes(tmp_path: Path) -> None:
     start = make_tiny(tmp_path / "tiny")
     (tmp_path / "rows.jsonl").write_text(to_jsonl(row(number) for number in range(12)))
     given = [
-        "--model", str(start), "--train_data", str(tmp_path / "rows.jsonl"), "--output_dir", str(tmp_path / "out"),
-        "--cache_path", str(tmp_path / "cache"), "--use_lora", "true", "--lora_rank", "2", "--max_steps", "3",
-        "--per_device_train_batch_size", "2", "--train_group_size", "2", "--save_strategy", "no", "--report_to", "none",
-        "--disable_tqdm", "true", "--use_cpu", "true",
+        "--model", str(start), "--train-data", str(tmp_path / "rows.jsonl"), "--output-dir", str(tmp_path / "out"),
+        "--cache-path", str(tmp_path / "cache"), "--use-lora", "true", "--lora-rank", "2", "--max-steps", "3",
+        "--per-device-train-batch-size", "2", "--train-group-size", "2", "--save-strategy", "no", "--report-to", "none",
+        "--disable-tqdm", "true", "--use-cpu", "true",
     ]  # fmt: skip
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

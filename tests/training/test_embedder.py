@@ -55,9 +55,9 @@ def rows(tmp_path: Path) -> str:
 
 def arguments(start: str, rows: str, output: Path, *more: str) -> list[str]:
     return [
-        "--model", start, "--train_data", rows, "--output_dir", str(output), "--per_device_train_batch_size", "6",
-        "--train_group_size", "2", "--learning_rate", "1e-3", "--logging_steps", "2", "--report_to", "none",
-        "--cache_path", str(output.parent / "cache"), "--disable_tqdm", "true", "--use_cpu", *more,
+        "--model", start, "--train-data", rows, "--output-dir", str(output), "--per-device-train-batch-size", "6",
+        "--train-group-size", "2", "--learning-rate", "1e-3", "--logging-steps", "2", "--report-to", "none",
+        "--cache-path", str(output.parent / "cache"), "--disable-tqdm", "true", "--use-cpu", *more,
     ]  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def weights(folder: Path) -> dict:
 
 def test_it_learns_and_the_result_is_a_complete_model(start, rows, tmp_path, monkeypatch):
     output = tmp_path / "out"
-    more = ["--num_train_epochs", "4", "--save_strategy", "no", "--query_instruction_for_retrieval", "find: "]
+    more = ["--num-train-epochs", "4", "--save-strategy", "no", "--query-instruction-for-retrieval", "find: "]
     assert finetune(*arguments(start, rows, output, *more)) == 0
     model, before = FlagModel(output, use_fp16=False), FlagModel(start, use_fp16=False)
     assert str(model.card.prompt("query")) == "find: "
@@ -100,15 +100,15 @@ def test_it_learns_and_the_result_is_a_complete_model(start, rows, tmp_path, mon
     for example in ("bgekit", "sentence_transformers"):
         text, front = read_readme(output, monkeypatch, example)
     assert "Fine-tuned from `tiny` on 36 rows by bgekit." in text and "| train.jsonl | 36 |" in text
-    assert "| `--learning_rate` | `0.001` |" in text and "![Curves of the training run](training.png)" in text
+    assert "| `--learning-rate` | `0.001` |" in text and "![Curves of the training run](training.png)" in text
     assert str(tmp_path) not in text and start not in text and "base_model" not in front
 
 
 def test_the_gradient_cache_changes_nothing(start, rows, tmp_path):
-    for name, more in (("plain", []), ("cached", ["--grad_cache_chunk", "4"])):
+    for name, more in (("plain", []), ("cached", ["--grad-cache-chunk", "4"])):
         more = [*more, "--optim", "sgd"]  # Adam makes steps of gradients that are zero but for rounding.
         assert (
-            finetune(*arguments(start, rows, tmp_path / name, "--max_steps", "3", "--save_strategy", "no", *more)) == 0
+            finetune(*arguments(start, rows, tmp_path / name, "--max-steps", "3", "--save-strategy", "no", *more)) == 0
         )
     plain, cached = weights(tmp_path / "plain"), weights(tmp_path / "cached")
     for name, value in plain.items():
@@ -116,8 +116,8 @@ def test_the_gradient_cache_changes_nothing(start, rows, tmp_path):
 
 
 def test_activations_computed_again_change_nothing(start, rows, tmp_path):
-    steps = ["--max_steps", "2", "--save_strategy", "no", "--optim", "sgd"]
-    for name, more in (("kept", []), ("again", ["--gradient_checkpointing", "true", "--torch_empty_cache_steps", "1"])):
+    steps = ["--max-steps", "2", "--save-strategy", "no", "--optim", "sgd"]
+    for name, more in (("kept", []), ("again", ["--gradient-checkpointing", "true", "--torch-empty-cache-steps", "1"])):
         assert finetune(*arguments(start, rows, tmp_path / name, *steps, *more)) == 0
     kept, again = weights(tmp_path / "kept"), weights(tmp_path / "again")
     assert all(np.allclose(value, again[name], atol=1e-6) for name, value in kept.items())
@@ -131,7 +131,7 @@ def test_pairs_with_a_similarity(start, tmp_path, loss, scale):
         ("rows", lambda first, second, score: {"query": first, "pos": [second], "score": score}),
     ):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(form(*pair)) + "\n" for pair in pairs))
-        more = ["--scored_loss", loss, "--num_train_epochs", "4", "--save_strategy", "no"]
+        more = ["--scored-loss", loss, "--num-train-epochs", "4", "--save-strategy", "no"]
         assert finetune(*arguments(start, str(tmp_path / f"{name}.jsonl"), tmp_path / name, *more)) == 0
         losses = [row["loss"] for row in json.loads((tmp_path / name / "training.json").read_text())["history"][:-1]]
         assert losses[-1] < losses[0]
@@ -142,14 +142,14 @@ def test_pairs_with_a_similarity(start, tmp_path, loss, scale):
 
 def test_a_score_that_is_no_cosine_is_no_target(start, tmp_path, capsys):
     (tmp_path / "sts.jsonl").write_text('{"sentence1": "a cat", "sentence2": "a dog", "score": 4.2}\n' * 6)
-    assert finetune(*arguments(start, str(tmp_path / "sts.jsonl"), tmp_path / "out", "--scored_loss", "mse")) == 1
+    assert finetune(*arguments(start, str(tmp_path / "sts.jsonl"), tmp_path / "out", "--scored-loss", "mse")) == 1
     assert "4.2" in capsys.readouterr().err
 
 
 def test_a_run_of_models_alone_is_not_gone_on_with(start, rows, tmp_path, capsys):
-    steps = ["--max_steps", "2", "--save_steps", "1", "--save_only_model", "true"]
+    steps = ["--max-steps", "2", "--save-steps", "1", "--save-only-model", "true"]
     assert finetune(*arguments(start, rows, tmp_path / "out", *steps)) == 0
-    assert finetune(*arguments(start, rows, tmp_path / "out", *steps, "--resume_from_checkpoint", "true")) == 1
+    assert finetune(*arguments(start, rows, tmp_path / "out", *steps, "--resume-from-checkpoint", "true")) == 1
     assert "optimiser" in capsys.readouterr().err
 
 
@@ -159,8 +159,8 @@ def test_validation_while_training_and_the_best_checkpoint(start, rows, tmp_path
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
     output = tmp_path / "out"
     more = [
-        "--eval_data", str(data), "--num_train_epochs", "2", "--save_strategy", "epoch",
-        "--load_best_model_at_end", "true", "--early_stopping_patience", "5",
+        "--eval-data", str(data), "--num-train-epochs", "2", "--save-strategy", "epoch",
+        "--load-best-model-at-end", "true", "--early-stopping-patience", "5",
     ]  # fmt: skip
     assert finetune(*arguments(start, rows, output, *more)) == 0
     facts = json.loads((output / "training.json").read_text())
@@ -180,7 +180,7 @@ def test_validation_while_training_and_the_best_checkpoint(start, rows, tmp_path
 
 @pytest.fixture
 def ruin(start, rows, tmp_path):
-    """Train with data that calls only the model that it starts from perfect: `ruin("--max_steps", "4")`."""
+    """Train with data that calls only the model that it starts from perfect: `ruin("--max-steps", "4")`."""
     data, model = tmp_path / "eval.jsonl", FlagModel(start, use_fp16=False)
     pairs = [(f"a {q}", f"the {p}") for q, _ in PAIRS for _, p in PAIRS]
     vectors = model.encode([text for pair in pairs for text in pair]).reshape(len(pairs), 2, -1)
@@ -188,8 +188,8 @@ def ruin(start, rows, tmp_path):
     lines = [{"sentence1": a, "sentence2": b, "score": score} for (a, b), score in zip(pairs, scores, strict=True)]
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
     given = [
-        "--eval_data", str(data), "--eval_strategy", "steps", "--eval_steps", "2", "--learning_rate", "1e-2",
-        "--load_best_model_at_end", "true", "--max_steps", "6", "--save_steps", "2",
+        "--eval-data", str(data), "--eval-strategy", "steps", "--eval-steps", "2", "--learning-rate", "1e-2",
+        "--load-best-model-at-end", "true", "--max-steps", "6", "--save-steps", "2",
     ]  # fmt: skip
 
     def ruin(*more: str, folder: Path = tmp_path / "out") -> dict:
@@ -213,7 +213,7 @@ def test_a_model_that_gets_worse_is_the_one_it_was(start, ruin, tmp_path, caplog
     # It still is where the run goes on after an interruption.
     for step in (4, 6):
         shutil.rmtree(output / f"checkpoint-{step}")
-    facts = ruin("--resume_from_checkpoint", "true", "--save_total_limit", "1")
+    facts = ruin("--resume-from-checkpoint", "true", "--save-total-limit", "1")
     assert facts["best_checkpoint"].endswith("checkpoint-0") and is_start(output, start)
     assert facts["steps"] == 6 and [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-0"]
 
@@ -223,8 +223,8 @@ def test_the_best_model_is_saved_between_checkpoints_too(start, rows, tmp_path):
     lines = [{"sentence1": f"a {q}", "sentence2": f"the {p}", "score": q == r} for q, _ in PAIRS for r, p in PAIRS]
     data.write_text("".join(json.dumps({**line, "score": float(line["score"])}) + "\n" for line in lines))
     more = [
-        "--eval_data", str(data), "--eval_strategy", "steps", "--eval_steps", "3", "--save_steps", "300",
-        "--load_best_model_at_end", "true", "--num_train_epochs", "2",
+        "--eval-data", str(data), "--eval-strategy", "steps", "--eval-steps", "3", "--save-steps", "300",
+        "--load-best-model-at-end", "true", "--num-train-epochs", "2",
     ]  # fmt: skip
     assert finetune(*arguments(start, rows, tmp_path / "out", *more)) == 0
     facts = json.loads((tmp_path / "out" / "training.json").read_text())
@@ -238,16 +238,16 @@ def test_the_best_model_is_saved_between_checkpoints_too(start, rows, tmp_path):
 
 
 def test_the_start_counts_for_early_stopping(start, ruin, tmp_path):
-    assert ruin("--early_stopping_patience", "1")["steps"] == 2
+    assert ruin("--early-stopping-patience", "1")["steps"] == 2
     assert is_start(tmp_path / "out", start)
     # More patience, and the same run goes on.
-    assert ruin("--early_stopping_patience", "2", "--resume_from_checkpoint", "true")["steps"] == 4
+    assert ruin("--early-stopping-patience", "2", "--resume-from-checkpoint", "true")["steps"] == 4
 
 
 def test_the_best_checkpoint_is_found_where_the_folder_is_now(start, ruin, tmp_path, capsys):
     ruin()
     output, moved = tmp_path / "out", tmp_path / "moved"
-    again = ["--resume_from_checkpoint", "true"]
+    again = ["--resume-from-checkpoint", "true"]
     shutil.copytree(output, moved)
     facts = ruin(*again, folder=moved)
     assert facts["best_checkpoint"] == str(moved / "checkpoint-0") and is_start(moved, start)
@@ -262,17 +262,17 @@ def test_the_best_checkpoint_is_found_where_the_folder_is_now(start, ruin, tmp_p
 
 
 def test_the_best_is_gone_back_to_where_no_checkpoints_are_asked_for(start, ruin, tmp_path):
-    assert ruin("--save_strategy", "no")["best_checkpoint"].endswith("checkpoint-0")
+    assert ruin("--save-strategy", "no")["best_checkpoint"].endswith("checkpoint-0")
     assert is_start(tmp_path / "out", start)
 
 
 def test_the_end_is_measured_whatever_the_delay(ruin):
-    facts = ruin("--eval_strategy", "epoch", "--eval_delay", "3", "--max_steps", "6")
+    facts = ruin("--eval-strategy", "epoch", "--eval-delay", "3", "--max-steps", "6")
     assert [row["step"] for row in facts["history"] if "eval_score" in row] == [0, 6]
 
 
 def test_checkpoints_are_saved_as_asked_for_and_the_best_besides(ruin, tmp_path):
-    ruin("--save_steps", "5")
+    ruin("--save-steps", "5")
     assert {path.name for path in (tmp_path / "out").glob("checkpoint-*")} == {
         "checkpoint-0", "checkpoint-5", "checkpoint-6"
     }  # fmt: skip
@@ -280,7 +280,7 @@ def test_checkpoints_are_saved_as_asked_for_and_the_best_besides(ruin, tmp_path)
 
 def test_killed_and_resumed_it_is_the_same_run(dropping, rows, tmp_path):
     start = dropping
-    more = ["--max_steps", "40", "--save_strategy", "steps", "--save_steps", "5", "--save_total_limit", "3"]
+    more = ["--max-steps", "40", "--save-strategy", "steps", "--save-steps", "5", "--save-total-limit", "3"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     command = [sys.executable, "-m", "bgekit.training.embedder"]
     process = subprocess.Popen(command + arguments(start, rows, broken, *more), stderr=subprocess.DEVNULL)
@@ -295,7 +295,7 @@ def test_killed_and_resumed_it_is_the_same_run(dropping, rows, tmp_path):
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
     assert finetune(*arguments(start, rows, broken, *more)) == 1
-    assert finetune(*arguments(start, rows, broken, *more, "--resume_from_checkpoint", "true")) == 0
+    assert finetune(*arguments(start, rows, broken, *more, "--resume-from-checkpoint", "true")) == 0
     assert finetune(*arguments(start, rows, whole, *more)) == 0
     first, second = weights(whole), weights(broken)
     assert all(np.array_equal(value, second[name]) for name, value in first.items())
@@ -304,23 +304,23 @@ def test_killed_and_resumed_it_is_the_same_run(dropping, rows, tmp_path):
 def test_lora_trains_adapters_and_saves_them_merged(start, rows, tmp_path, monkeypatch):
     output = tmp_path / "out"
     more = [
-        "--use_lora",
+        "--use-lora",
         "true",
-        "--lora_rank",
+        "--lora-rank",
         "4",
-        "--max_steps",
+        "--max-steps",
         "4",
-        "--save_strategy",
+        "--save-strategy",
         "steps",
-        "--save_steps",
+        "--save-steps",
         "2",
     ]
     assert finetune(*arguments(start, rows, output, *more)) == 0
     assert weights(output).keys() == weights(Path(start)).keys()
     assert FlagModel(output, use_fp16=False).encode("the cat").shape == (32,)
     check_modes(output)
-    assert "| `--lora_rank` | `4` |" in read_readme(output, monkeypatch, "bgekit")[0]
-    assert finetune(*arguments(start, rows, output, *more, "--resume_from_checkpoint", "true", "--max_steps", "6")) == 0
+    assert "| `--lora-rank` | `4` |" in read_readme(output, monkeypatch, "bgekit")[0]
+    assert finetune(*arguments(start, rows, output, *more, "--resume-from-checkpoint", "true", "--max-steps", "6")) == 0
 
 
 def test_dropout_of_adapters_is_the_quick_one(start):
@@ -337,7 +337,7 @@ def test_dropout_of_adapters_is_the_quick_one(start):
 
 def test_a_dry_run_shows_the_data_and_trains_nothing(start, rows, tmp_path, capsys):
     output = tmp_path / "out"
-    assert finetune(*arguments(start, rows, output, "--dry_run")) == 0
+    assert finetune(*arguments(start, rows, output, "--dry-run")) == 0
     shown = capsys.readouterr().out
     assert "[CLS] a " in shown and "Memory" in shown
     assert not output.exists()
@@ -367,18 +367,18 @@ def test_an_output_with_content_is_left_alone(start, rows, tmp_path, capsys):
     (output / "notes.txt").write_text("mine")
     assert finetune(*arguments(start, rows, output)) == 1
     error = capsys.readouterr().err
-    assert "--resume_from_checkpoint" in error and "--overwrite_output_dir" in error
+    assert "--resume-from-checkpoint" in error and "--overwrite-output-dir" in error
 
 
 def test_two_processes_train_what_one_does(start, rows, tmp_path):
     """The same global batches and negatives, gradients over all of them."""
-    more = ["--max_steps", "3", "--save_strategy", "no", "--negatives_cross_device", "true", "--optim", "sgd"]
+    more = ["--max-steps", "3", "--save-strategy", "no", "--negatives-cross-device", "true", "--optim", "sgd"]
     one, two = tmp_path / "one", tmp_path / "two"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     single = arguments(start, rows, one, *more)
     subprocess.run([sys.executable, "-m", "bgekit.training.embedder", *single], env=environment, check=True)
     halves = arguments(start, rows, two, *more)
-    halves[halves.index("--per_device_train_batch_size") + 1] = "3"
+    halves[halves.index("--per-device-train-batch-size") + 1] = "3"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
     subprocess.run([*launcher, "-m", "bgekit.training.embedder", *halves], env=environment, check=True, timeout=200)
     first, second = weights(one), weights(two)
@@ -392,7 +392,7 @@ def test_two_processes_save_and_go_on(dropping, rows, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29519"]
 
     def train(steps: int, *more: str) -> None:
-        given = ["--max_steps", str(steps), "--save_strategy", "steps", "--save_steps", "2", "--save_total_limit", "1"]
+        given = ["--max-steps", str(steps), "--save-strategy", "steps", "--save-steps", "2", "--save-total-limit", "1"]
         command = [*launcher, "-m", "bgekit.training.embedder", *arguments(dropping, rows, output, *given, *more)]
         subprocess.run(command, env=environment, check=True, timeout=200)
 
@@ -400,42 +400,42 @@ def test_two_processes_save_and_go_on(dropping, rows, tmp_path):
     assert last_whole_checkpoint(output).name == "checkpoint-2"
     (output / "checkpoint-4").mkdir()  # What a run that was killed there has left.
     (output / "checkpoint-4" / "rng_state_1.pth").write_bytes(b"half")
-    train(4, "--resume_from_checkpoint", "true")
+    train(4, "--resume-from-checkpoint", "true")
     assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-4"]
     assert {f"rng_state_{rank}.pth" for rank in (0, 1)} <= {path.name for path in (output / "checkpoint-4").iterdir()}
 
 
 def test_another_run_is_not_gone_on_with(start, rows, tmp_path, capsys):
     output = tmp_path / "out"
-    steps = ["--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1"]
+    steps = ["--max-steps", "2", "--save-strategy", "steps", "--save-steps", "1"]
     assert finetune(*arguments(start, rows, output, *steps)) == 0
-    assert finetune(*arguments(start, rows, output, *steps, "--resume_from_checkpoint", "true", "--seed", "7")) == 1
+    assert finetune(*arguments(start, rows, output, *steps, "--resume-from-checkpoint", "true", "--seed", "7")) == 1
     assert "--seed (42 there, 7 here)" in capsys.readouterr().err
     others = {
-        "--train_group_size": ["3"], "--data_seed": ["9"], "--learning_rate": ["9"], "--temperature": ["0.5"],
-        "--optim": ["sgd"], "--use_lora": ["true"], "--group_by_length": ["true"], "--passage_max_len": ["9"],
-        "--max_grad_norm": ["0.1"], "--bf16": ["true"],
+        "--train-group-size": ["3"], "--data-seed": ["9"], "--learning-rate": ["9"], "--temperature": ["0.5"],
+        "--optim": ["sgd"], "--use-lora": ["true"], "--group-by-length": ["true"], "--passage-max-len": ["9"],
+        "--max-grad-norm": ["0.1"], "--bf16": ["true"],
     }  # fmt: skip
     for name, value in others.items():
-        again = [*steps, "--resume_from_checkpoint", "true", name, *value]
+        again = [*steps, "--resume-from-checkpoint", "true", name, *value]
         assert finetune(*arguments(start, rows, output, *again)) == 1
         assert f"differs in {name} (" in capsys.readouterr().err
-    more = ["--max_steps", "3", "--grad_cache_chunk", "2", "--resume_from_checkpoint", "true"]
+    more = ["--max-steps", "3", "--grad-cache-chunk", "2", "--resume-from-checkpoint", "true"]
     assert finetune(*arguments(start, rows, output, *more)) == 0
-    assert finetune(*arguments(start, rows, output, "--max_steps", "1", "--overwrite_output_dir")) == 0
+    assert finetune(*arguments(start, rows, output, "--max-steps", "1", "--overwrite-output-dir")) == 0
     assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-1"]
 
 
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["--leraning_rate", "1"], "--learning_rate"),
-        (["--label_smoothing_factor", "0.1"], "label_smoothing_factor"),
-        (["--load_best_model_at_end", "true"], "--eval_data"),
+        (["--leraning-rate", "1"], "--learning-rate"),
+        (["--label-smoothing-factor", "0.1"], "label_smoothing_factor"),
+        (["--load-best-model-at-end", "true"], "--eval-data"),
         (["--temperature", "0"], "temperature"),
-        (["--early_stopping_patience", "0", "--eval_data", "x"], "early_stopping_patience"),
-        (["--accelerator_config", "{bad"], "--accelerator_config is no JSON"),
-        (["--resume_from_checkpoint", "/nowhere"], "/nowhere"),
+        (["--early-stopping-patience", "0", "--eval-data", "x"], "early_stopping_patience"),
+        (["--accelerator-config", "{bad"], "--accelerator-config is no JSON"),
+        (["--resume-from-checkpoint", "/nowhere"], "/nowhere"),
     ],
 )
 def test_arguments_that_cannot_work_are_one_line(start, rows, tmp_path, capsys, given, says):
@@ -446,14 +446,14 @@ def test_arguments_that_cannot_work_are_one_line(start, rows, tmp_path, capsys, 
 
 def test_what_a_network_does_not_support_is_one_line(make_model, rows, tmp_path, capsys):
     start = str(make_model("mpnet"))
-    assert finetune(*arguments(start, rows, tmp_path / "out", "--gradient_checkpointing", "true")) == 1
-    assert "--gradient_checkpointing cannot be used here" in capsys.readouterr().err
+    assert finetune(*arguments(start, rows, tmp_path / "out", "--gradient-checkpointing", "true")) == 1
+    assert "--gradient-checkpointing cannot be used here" in capsys.readouterr().err
 
 
 def test_a_dry_run_needs_no_output(start, rows, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    given = arguments(start, rows, tmp_path / "out", "--dry_run")
-    place = given.index("--output_dir")
+    given = arguments(start, rows, tmp_path / "out", "--dry-run")
+    place = given.index("--output-dir")
     before = set(tmp_path.iterdir())
     assert finetune(*given[:place], *given[place + 2 :]) == 0
     assert set(tmp_path.iterdir()) - before <= {tmp_path / "cache"}

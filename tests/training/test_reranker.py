@@ -40,17 +40,17 @@ def rows(tmp_path: Path) -> str:
 
 def finetune(start: str, rows: str, output: Path, *more: str) -> int:
     return main([
-        "finetune-reranker", "--model", start, "--train_data", rows, "--output_dir", str(output),
-        "--per_device_train_batch_size", "5", "--train_group_size", "4", "--learning_rate", "2e-3",
-        "--logging_steps", "5", "--report_to", "none", "--cache_path", str(output.parent / "cache"),
-        "--disable_tqdm", "true", "--use_cpu", "--max_len", "64", *more,
+        "finetune-reranker", "--model", start, "--train-data", rows, "--output-dir", str(output),
+        "--per-device-train-batch-size", "5", "--train-group-size", "4", "--learning-rate", "2e-3",
+        "--logging-steps", "5", "--report-to", "none", "--cache-path", str(output.parent / "cache"),
+        "--disable-tqdm", "true", "--use-cpu", "--max-len", "64", *more,
     ])  # fmt: skip
 
 
 def test_it_learns_to_put_the_right_passage_first(start, rows, tmp_path, monkeypatch):
     output = tmp_path / "out"
     # 36 rows in batches of 5: the last one is short, which upstream trains wrongly.
-    assert finetune(start, rows, output, "--num_train_epochs", "6", "--save_strategy", "no") == 0
+    assert finetune(start, rows, output, "--num-train-epochs", "6", "--save-strategy", "no") == 0
     with FlagReranker(output) as reranker:
         right = 0
         for query, passage in PAIRS:
@@ -64,15 +64,15 @@ def test_it_learns_to_put_the_right_passage_first(start, rows, tmp_path, monkeyp
     check_modes(output)
     text, front = read_readme(output, monkeypatch)
     assert "Fine-tuned from `tiny` on 36 rows by bgekit." in text and "| train.jsonl | 36 |" in text
-    assert "| `--train_group_size` | `4` |" in text and "![Curves of the training run](training.png)" in text
+    assert "| `--train-group-size` | `4` |" in text and "![Curves of the training run](training.png)" in text
     assert str(tmp_path) not in text and start not in text and "base_model" not in front
 
 
 @pytest.mark.parametrize(
     "given",
     [
-        ["--learning_rate", "0.1", "--max_steps", "40"],
-        ["--optim", "sgd", "--learning_rate", "1e-12", "--max_steps", "12"],
+        ["--learning-rate", "0.1", "--max-steps", "40"],
+        ["--optim", "sgd", "--learning-rate", "1e-12", "--max-steps", "12"],
     ],
 )
 def test_a_collapsed_reranker_is_a_finding(tiny_bert, rows, tmp_path, given, caplog, tiny_reranker):
@@ -84,7 +84,7 @@ def test_a_collapsed_reranker_is_a_finding(tiny_bert, rows, tmp_path, given, cap
         weights = load_file(f"{start}/model.safetensors")
         weights["classifier.weight"].zero_()
         save_file(weights, f"{start}/model.safetensors", metadata={"format": "pt"})
-    assert finetune(start, rows, tmp_path / "out", "--save_strategy", "no", *given) == 0
+    assert finetune(start, rows, tmp_path / "out", "--save-strategy", "no", *given) == 0
     assert "collapsed" in json.loads((tmp_path / "out" / "training.json").read_text())["findings"]["collapse"]
     assert caplog.text.count("it has collapsed") == 1
 
@@ -92,14 +92,14 @@ def test_a_collapsed_reranker_is_a_finding(tiny_bert, rows, tmp_path, given, cap
 def test_the_gradient_cache_and_resuming_change_nothing(start, rows, tmp_path):
     from safetensors.numpy import load_file
 
-    steps = ["--max_steps", "6", "--optim", "sgd"]
-    assert finetune(start, rows, tmp_path / "whole", *steps, "--save_strategy", "no") == 0
-    assert finetune(start, rows, tmp_path / "chunks", *steps, "--save_strategy", "no", "--grad_cache_chunk", "3") == 0
+    steps = ["--max-steps", "6", "--optim", "sgd"]
+    assert finetune(start, rows, tmp_path / "whole", *steps, "--save-strategy", "no") == 0
+    assert finetune(start, rows, tmp_path / "chunks", *steps, "--save-strategy", "no", "--grad-cache-chunk", "3") == 0
     broken = tmp_path / "broken"
-    assert finetune(start, rows, broken, *steps, "--save_strategy", "steps", "--save_steps", "2") == 0
+    assert finetune(start, rows, broken, *steps, "--save-strategy", "steps", "--save-steps", "2") == 0
     for name in ("checkpoint-4", "checkpoint-6"):
         (broken / name / "checkpoint_whole.json").unlink()
-    again = ["--save_strategy", "no", "--resume_from_checkpoint", "true"]
+    again = ["--save-strategy", "no", "--resume-from-checkpoint", "true"]
     assert finetune(start, rows, broken, *steps, *again) == 0
     whole, chunks, resumed = (
         load_file(tmp_path / name / "model.safetensors") for name in ("whole", "chunks", "broken")
@@ -115,16 +115,16 @@ def test_validation_is_of_what_the_first_stage_finds(start, rows, tmp_path, caps
     lines = [{"query": f"a {q} 9", "positive": [f"a {q} 9"], "negative": ["an it", "some tree"]} for q, p in PAIRS]
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
     output = tmp_path / "out"
-    more = ["--eval_data", str(data), "--max_steps", "2", "--save_strategy", "no"]
+    more = ["--eval-data", str(data), "--max-steps", "2", "--save-strategy", "no"]
     assert finetune(start, rows, output, *more) == 1
-    assert finetune(start, rows, output, *more, "--first_stage", start, "--overwrite_output_dir") == 0
-    assert finetune(start, rows, tmp_path / "other", "--first_stage", start) == 1
+    assert finetune(start, rows, output, *more, "--first-stage", start, "--overwrite-output-dir") == 0
+    assert finetune(start, rows, tmp_path / "other", "--first-stage", start) == 1
     assert finetune(start, rows, tmp_path / "other", "--pooling", "cls") == 1
-    assert "--pooling is that of --first_stage" in capsys.readouterr().err
+    assert "--pooling is that of --first-stage" in capsys.readouterr().err
     data.write_text(
         '{"sentence1": "a", "sentence2": "b", "score": 1}\n{"sentence1": "a", "sentence2": "c", "score": 0}\n'
     )
-    assert finetune(start, rows, tmp_path / "other", *more, "--first_stage", start) == 1
+    assert finetune(start, rows, tmp_path / "other", *more, "--first-stage", start) == 1
     error = capsys.readouterr().err
     assert "no reranker can be measured on" in error and "(sts)" in error
     assert not list((tmp_path / "other").glob("*"))
@@ -145,11 +145,11 @@ def test_validation_is_of_what_the_first_stage_finds(start, rows, tmp_path, caps
         ({"query": "a", "pos": ["b"]}, [], "no row has negatives"),
         ({"query": "a", "pos": ["b"], "score": 0.5}, [], "scored pairs"),
         ({"query": "a", "pos": ["b"], "neg": ["B ", "A"]}, [], "no row has negatives that are none of its positives"),
-        ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--train_group_size", "1"], "at least 2"),
-        ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--max_len", "9999"], "64 tokens"),
-        ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--passage_max_len", "128"], "in all as --max_len"),
-        ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--rerank_top_k", "0"], "--rerank_top_k must be at least 1"),
-        ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--grad_cache_chunk", "0"], "--grad_cache_chunk must be"),
+        ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--train-group-size", "1"], "at least 2"),
+        ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--max-len", "9999"], "64 tokens"),
+        ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--passage-max-len", "128"], "in all as --max-len"),
+        ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--rerank-top-k", "0"], "--rerank-top-k must be at least 1"),
+        ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--grad-cache-chunk", "0"], "--grad-cache-chunk must be"),
     ],
 )
 def test_what_teaches_a_reranker_nothing_is_refused(start, tmp_path, capsys, line, more, says):

@@ -13,17 +13,17 @@ INTERRUPTED: Final = "nothing was written, and the same command starts anew"
 
 _DESCRIPTION = """\
 Leave out rows of training data whose query and positives are those of an earlier row, up to case and white space; with
---near_duplicates also those that are nearly the same (MinHash, then the Jaccard similarity of their pieces)."""
+--near-duplicates also those that are nearly the same (MinHash, then the Jaccard similarity of their pieces)."""
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the verb's parser."""
     parser = subparsers.add_parser("dedup", help="leave copies out of training data", description=_DESCRIPTION)
-    parser.add_argument("--input", "--input_file", required=True, metavar="FILE", help="training data")
-    parser.add_argument("--output", "--output_file", required=True, metavar="FILE", help="training data without copies")
-    parser.add_argument("--near_duplicates", action="store_true", help="leave out near copies, too")
+    parser.add_argument("--input", "--input-file", required=True, metavar="FILE", help="training data")
+    parser.add_argument("--output", "--output-file", required=True, metavar="FILE", help="training data without copies")
+    parser.add_argument("--near-duplicates", action="store_true", help="leave out near copies, too")
     parser.add_argument(
-        "--near_threshold", type=float, metavar="X",
+        "--near-threshold", type=float, metavar="X",
         help="Jaccard similarity of these, in the query and in the positives [0.8]",
     )  # fmt: skip
     options.add_text_options(parser)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 #: What is said when it is interrupted.
-INTERRUPTED: Final = "with --resume_from_checkpoint true, the same command goes on from the last checkpoint"
+INTERRUPTED: Final = "with --resume-from-checkpoint true, the same command goes on from the last checkpoint"
 
 
 def run_as_given(arguments: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from ..display.option_names import option_of
 from ..errors import ArgumentError
 from . import options
 
@@ -17,7 +18,7 @@ INTERRUPTED: Final = "nothing was written, and the same command starts anew"
 
 _DESCRIPTION = """\
 Merge embedders, or rerankers, of one architecture into one model: by weights that you give, by weights from the losses
-on a few examples (--data, LM-Cocktail), or by the weights that score best on validation data (--eval_data). LoRA
+on a few examples (--data, LM-Cocktail), or by the weights that score best on validation data (--eval-data). LoRA
 adapters count as their base with what they add. The result is a complete model; merge.json in it says what it was made
 of."""
 
@@ -25,7 +26,7 @@ _EPILOG = """\
 examples:
   bge merge --models BAAI/bge-base-en-v1.5 my-finetuned --weights 0.5 0.5 --output merged
   bge merge --models BAAI/bge-base-en-v1.5 my-finetuned --data examples.jsonl --output merged
-  bge merge --models BAAI/bge-base-en-v1.5 my-finetuned --eval_data my_task other_tasks --output merged
+  bge merge --models BAAI/bge-base-en-v1.5 my-finetuned --eval-data my_task other_tasks --output merged
   bge merge --models tuned-a tuned-b --method ties --base BAAI/bge-base-en-v1.5 --density 0.2 --output merged
   bge merge --models my-lora-adapter --weights 1 --output merged"""
 
@@ -43,14 +44,14 @@ def add_parser(subparsers: Any) -> None:
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     options.add_list_option(
-        parser, "--models", "--model_names_or_paths", required=True, metavar="MODEL",
+        parser, "--models", "--model-names-or-paths", required=True, metavar="MODEL",
         help="folder, Hugging Face id, packaged:NAME, or folder of a LoRA adapter",
     )  # fmt: skip
-    parser.add_argument("--output", "--output_path", "-o", required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("--output", "--output-path", "-o", required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--overwrite", action="store_true", help="replace a model that is there")
-    parser.add_argument("--model_type", choices=("encoder", "reranker"), help="[what the first model is]")
+    parser.add_argument("--model-type", choices=("encoder", "reranker"), help="[what the first model is]")
     parser.add_argument(
-        "--card_from", type=options.not_negative, metavar="N",
+        "--card-from", type=options.not_negative, metavar="N",
         help="prompts, pooling and maximum length are those of model N, from 0 [all must agree]",
     )  # fmt: skip
     group = parser.add_argument_group("weights")
@@ -60,21 +61,21 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--normalize", action="store_true", help="divide weights by their sum")
     group.add_argument(
         "--data",
-        "--example_data",
+        "--example-data",
         metavar="FILE",
         help='find them on examples {"query", "pos", "neg"}: softmax(-loss/T)',
     )
     group.add_argument("--temperature", type=float, metavar="T", help="with --data [5]")
-    group.add_argument("--batch_size", type=options.positive, metavar="N", help="examples of a batch [2]")
-    group.add_argument("--max_input_length", type=options.positive, metavar="TOKENS", help="[2048, or the model's]")
-    group.add_argument("--neg_number", type=options.not_negative, metavar="N", help="negatives of an example [7]")
+    group.add_argument("--batch-size", type=options.positive, metavar="N", help="examples of a batch [2]")
+    group.add_argument("--max-input-length", type=options.positive, metavar="TOKENS", help="[2048, or the model's]")
+    group.add_argument("--neg-number", type=options.not_negative, metavar="N", help="negatives of an example [7]")
     options.add_list_option(
-        group, "--eval_data", metavar="DIR_OR_FILE", help="find them by their scores on these (extra eval)"
+        group, "--eval-data", metavar="DIR_OR_FILE", help="find them by their scores on these (extra eval)"
     )
-    group.add_argument("--eval_split", metavar="NAME", help="[test, else dev or validation]")
-    group.add_argument("--search_points", type=options.positive, metavar="N", help="values of a weight [11]")
-    group.add_argument("--first_stage", metavar="MODEL", help="for rerankers: embedder whose passages are reordered")
-    group.add_argument("--rerank_top_k", type=options.positive, metavar="N", help="passages a query [100]")
+    group.add_argument("--eval-split", metavar="NAME", help="[test, else dev or validation]")
+    group.add_argument("--search-points", type=options.positive, metavar="N", help="values of a weight [11]")
+    group.add_argument("--first-stage", metavar="MODEL", help="for rerankers: embedder whose passages are reordered")
+    group.add_argument("--rerank-top-k", type=options.positive, metavar="N", help="passages a query [100]")
     options.add_text_options(group)
     group = parser.add_argument_group("method")
     group.add_argument(
@@ -86,7 +87,7 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--seed", type=options.not_negative, metavar="N", help="of dare and --data [0]")
     group = parser.add_argument_group("model")
     group.add_argument("--device", metavar="DEVICE", default="cpu", help="of losses and validation, such as cuda [cpu]")
-    options.add_pooling_option(group, of=", of rerankers that of --first_stage")
+    options.add_pooling_option(group, of=", of rerankers that of --first-stage")
     options.add_checkpoint_options(group)
     group = parser.add_argument_group("messages")
     group.add_argument("--quiet", action="store_true", help="nothing but errors")
@@ -120,14 +121,14 @@ def _check(args: argparse.Namespace) -> None:
     """Options that would do nothing."""
     for needed, names in _GOES_WITH.items():
         if idle := [name for name in names if getattr(args, name) is not None and getattr(args, needed) is None]:
-            raise ArgumentError(f"--{idle[0]} goes with --{needed}")
+            raise ArgumentError(f"{option_of(idle[0])} goes with {option_of(needed)}")
     wrong = {
         "density": args.method not in ("ties", "dare"),
         "scale": args.method != "ties",
         "seed": args.method != "dare" and args.data is None,
     }
     if idle := [name for name, off in wrong.items() if off and getattr(args, name) is not None]:
-        raise ArgumentError(f"--{idle[0]} does nothing for the method {args.method}")
+        raise ArgumentError(f"{option_of(idle[0])} does nothing for the method {args.method}")
     if args.normalize and args.weights is None:
         raise ArgumentError("--normalize goes with --weights")
 

@@ -7,6 +7,7 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from ..display.option_names import option_of
 from ..errors import ArgumentError
 from . import options
 
@@ -19,19 +20,19 @@ INTERRUPTED: Final = "the same command goes on from what is finished"
 _DESCRIPTION = """\
 Find hard negatives for training data: passages that a model ranks high for a query and that are not its positives.
 The input are JSON lines {"query": ..., "pos": [...], "neg": [...]}; candidates are the passages of all rows, or those
-of --candidate_pool. Negatives that rows have are replaced (--keep_existing adds to them). Beside the output,
+of --candidate-pool. Negatives that rows have are replaced (--keep-existing adds to them). Beside the output,
 NAME.report.json says what was mined. An interrupted run goes on when it is started again."""
 
 _EPILOG = """\
 examples:
   bge mine --model BAAI/bge-base-en-v1.5 --input train.jsonl --output mined.jsonl --range 10-210 --negatives 15
-  bge mine --model M --input train.jsonl --output mined.jsonl --candidate_pool corpus.jsonl --max_positive_ratio 0.95
+  bge mine --model M --input train.jsonl --output mined.jsonl --candidate-pool corpus.jsonl --max-positive-ratio 0.95
   bge mine --model M --miner dense bm25 --shares 2 1 --input train.jsonl --output mined.jsonl
   bge mine --random --input train.jsonl --output mined.jsonl --negatives 7
-  bge mine --labelled_pairs --input ocnli.jsonl --output train.jsonl --negative_label contradiction"""
+  bge mine --labelled-pairs --input ocnli.jsonl --output train.jsonl --negative-label contradiction"""
 
 
-#: What counts with --labelled_pairs.
+#: What counts with --labelled-pairs.
 _OF_PAIRS = (
     "verb", "default_of", "input", "output", "labelled_pairs", "positive_label", "negative_label", "no_progress",
     "quiet", "verbose", "encoding", "quoting",
@@ -44,31 +45,31 @@ def add_parser(subparsers: Any) -> None:
         "mine", help="find hard negatives for training data", description=_DESCRIPTION, epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--input", "--input_file", required=True, metavar="FILE", help="training data")
-    parser.add_argument("--output", "--output_file", required=True, metavar="FILE", help="training data with negatives")
+    parser.add_argument("--input", "--input-file", required=True, metavar="FILE", help="training data")
+    parser.add_argument("--output", "--output-file", required=True, metavar="FILE", help="training data with negatives")
     options.add_list_option(
-        parser, "--candidate_pool", metavar="FILE", help='lines {"text"} to draw from [all pos and neg of the input]'
+        parser, "--candidate-pool", metavar="FILE", help='lines {"text"} to draw from [all pos and neg of the input]'
     )
-    parser.add_argument("--text_field", metavar="NAME", help="field of the pool's texts [text, content, contents]")
-    parser.add_argument("--id_field", metavar="NAME", help="field of the pool's ids, for --qrels [_id, id]")
+    parser.add_argument("--text-field", metavar="NAME", help="field of the pool's texts [text, content, contents]")
+    parser.add_argument("--id-field", metavar="NAME", help="field of the pool's ids, for --qrels [_id, id]")
     options.add_text_options(parser)
     _add_choice(parser)
     _add_guards(parser)
     group = parser.add_argument_group("labelled pairs")
     group.add_argument(
-        "--labelled_pairs", action="store_true",
+        "--labelled-pairs", action="store_true",
         help='the input are pairs {"sentence1", "sentence2", "label"}; nothing is mined, they are put together',
     )  # fmt: skip
-    options.add_list_option(group, "--positive_label", metavar="LABEL", help="of positives [1, entailment]")
-    options.add_list_option(group, "--negative_label", metavar="LABEL", help="of negatives [0, contradiction]")
+    options.add_list_option(group, "--positive-label", metavar="LABEL", help="of positives [1, entailment]")
+    options.add_list_option(group, "--negative-label", metavar="LABEL", help="of negatives [0, contradiction]")
     group = parser.add_argument_group("search")
     group.add_argument(
         "--index", choices=("exact", "flat", "hnsw", "ivf"), default="exact",
         help="hnsw and ivf are faster on millions and need faiss; flat is exact [exact]",
     )  # fmt: skip
-    group.add_argument("--search_device", metavar="DEVICE", help="compare vectors there, such as cuda [cpu]")
-    group.add_argument("--use_gpu_for_searching", action="store_true", help="the same as --search_device cuda")
-    group.add_argument("--work_folder", metavar="DIR", help="keep vectors here [beside the output, until it is done]")
+    group.add_argument("--search-device", metavar="DEVICE", help="compare vectors there, such as cuda [cpu]")
+    group.add_argument("--use-gpu-for-searching", action="store_true", help="the same as --search-device cuda")
+    group.add_argument("--work-folder", metavar="DIR", help="keep vectors here [beside the output, until it is done]")
     options.add_model_options(parser, several=True)
     group = parser.add_argument_group("report")
     group.add_argument("--samples", type=options.not_negative, default=5, metavar="N", help="rows shown in full [5]")
@@ -79,11 +80,11 @@ def add_parser(subparsers: Any) -> None:
 def _add_choice(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("choice")
     group.add_argument(
-        "--range", "--range_for_sampling", default="10-210", metavar="FIRST-LAST",
+        "--range", "--range-for-sampling", default="10-210", metavar="FIRST-LAST",
         help="places in the ranking: pass over FIRST, look as far as LAST [10-210]",
     )  # fmt: skip
     group.add_argument(
-        "--negatives", "--negative_number", type=options.positive, default=15, metavar="N", help="a row [15]"
+        "--negatives", "--negative-number", type=options.positive, default=15, metavar="N", help="a row [15]"
     )
     group.add_argument("--seed", type=options.not_negative, default=0, metavar="N", help="of all draws [0]")
     group.add_argument(
@@ -98,10 +99,10 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
         help="negatives a turn of each miner: every --model, then bm25, then random [1 each]",
     )  # fmt: skip
     group.add_argument(
-        "--keep_existing", action="store_true", help="keep negatives that rows have, and add N [replace]"
+        "--keep-existing", action="store_true", help="keep negatives that rows have, and add N [replace]"
     )
-    group.add_argument("--no_fill", action="store_true", help="fewer where the range has too few [fill up at random]")
-    group.add_argument("--no_scores", action="store_true", help="do not write pos_scores and neg_scores")
+    group.add_argument("--no-fill", action="store_true", help="fewer where the range has too few [fill up at random]")
+    group.add_argument("--no-scores", action="store_true", help="do not write pos_scores and neg_scores")
 
 
 def _add_guards(parser: argparse.ArgumentParser) -> None:
@@ -114,20 +115,20 @@ def _add_guards(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--margin", type=float, metavar="X", help="a negative scores at least X less than the positive")
     group.add_argument(
-        "--max_positive_ratio", type=float, metavar="X", help="at most X of the positive's score, such as 0.95"
+        "--max-positive-ratio", type=float, metavar="X", help="at most X of the positive's score, such as 0.95"
     )
-    group.add_argument("--max_score", type=float, metavar="X", help="at most X")
+    group.add_argument("--max-score", type=float, metavar="X", help="at most X")
     group.add_argument(
-        "--reranker", "--reranker_name_or_path", metavar="MODEL", help="a cross-encoder that judges candidates"
+        "--reranker", "--reranker-name-or-path", metavar="MODEL", help="a cross-encoder that judges candidates"
     )
     options.add_pair_length_options(group)
     group.add_argument(
-        "--max_reranker_score", type=float, metavar="X", help="at most X by the reranker, as its network gives it"
+        "--max-reranker-score", type=float, metavar="X", help="at most X by the reranker, as its network gives it"
     )
     group.add_argument(
-        "--near_duplicates", action="store_true", help="near copies of query, positives and negatives are copies, too"
+        "--near-duplicates", action="store_true", help="near copies of query, positives and negatives are copies, too"
     )
-    group.add_argument("--near_threshold", type=float, metavar="X", help="Jaccard similarity of these [0.8]")
+    group.add_argument("--near-threshold", type=float, metavar="X", help="Jaccard similarity of these [0.8]")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -136,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
     if args.labelled_pairs:
         return _run_pairs(args)
     if args.positive_label or args.negative_label:
-        raise ArgumentError("--positive_label and --negative_label go with --labelled_pairs")
+        raise ArgumentError("--positive-label and --negative-label go with --labelled-pairs")
     from .. import load_model
     from ..data.training_rows import check_training
     from ..display.progress import EncodeProgress, RowProgress
@@ -171,7 +172,7 @@ def _task(args: argparse.Namespace) -> Mining:
 
     first, last = _range(args.range)
     if args.text_field is not None and not args.candidate_pool:
-        raise ArgumentError("--text_field is a field of --candidate_pool, which is not given")
+        raise ArgumentError("--text-field is a field of --candidate-pool, which is not given")
     if args.random and args.miner:
         raise ArgumentError("--random stands for --miner random: give one of the two")
     guards = Guards(
@@ -217,8 +218,8 @@ def _run_pairs(args: argparse.Namespace) -> int:
     unused = [name for name, value in vars(args).items() if name not in _OF_PAIRS and value != args.default_of(name)]
     if unused:
         raise ArgumentError(
-            f"--labelled_pairs mines nothing, so --{unused[0]} is not used: run bge mine on its output, with "
-            "--keep_existing"
+            f"--labelled-pairs mines nothing, so {option_of(unused[0])} is not used: run bge mine on its output, with "
+            "--keep-existing"
         )
     check_output(args.output, args.input)
     counts = PairCounts()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that takes `--shard_size` for `--shard-size` and the reverse.
+    """An argument parser that takes `--shard-size` for `--shard-size` and the reverse.
 
     Options are written out in full: an abbreviation would change its meaning when an option is added.
     """
@@ -335,11 +335,11 @@ def require_evaluation() -> None:
 
 
 def near_threshold(args: argparse.Namespace) -> float | None:
-    """Jaccard similarity of near copies by `--near_duplicates` and `--near_threshold`; None if they do not count."""
+    """Jaccard similarity of near copies by `--near-duplicates` and `--near-threshold`; None if they do not count."""
     if args.near_duplicates:
         return 0.8 if args.near_threshold is None else float(args.near_threshold)
     if args.near_threshold is not None:
-        raise ArgumentError("--near_threshold goes with --near_duplicates")
+        raise ArgumentError("--near-threshold goes with --near-duplicates")
     return None
 
 

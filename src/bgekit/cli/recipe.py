@@ -134,7 +134,7 @@ class VerbGrammar:
             ArgumentError: they cannot be parsed.
             MissingExtraError: the verb needs an extra that is not installed.
         """
-        if verb.measures or "--eval_data" in arguments:
+        if verb.measures or "--eval-data" in arguments:
             options.require_evaluation()
         said = io.StringIO()
         try:
@@ -156,9 +156,9 @@ class VerbGrammar:
 
     def _made(self, verb: str) -> argparse.ArgumentParser:
         if verb in _TRAINED:
-            from transformers import HfArgumentParser
+            from ..training.loop.arguments import argument_parser
 
-            return HfArgumentParser(list(_trained(verb)), allow_abbrev=False)
+            return argument_parser(_trained(verb))
         first, *rest = verb.split()
         parsers = options.Parser(prog="bge").add_subparsers()
         importlib.import_module(f".{first.replace('-', '_')}", __package__).add_parser(parsers)

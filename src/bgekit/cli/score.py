@@ -15,11 +15,11 @@ INTERRUPTED: Final = "the same command goes on from what is finished"
 _DESCRIPTION = """\
 Add pos_scores and neg_scores to training data: what a cross-encoder thinks of every query with its passages. An
 interrupted run goes on when it is started again, and the output is the same, byte by byte. Rows that have scores keep
-them unless --overwrite_scores is given (`bge mine` writes similarities there)."""
+them unless --overwrite-scores is given (`bge mine` writes similarities there)."""
 
 _EPILOG = """\
 example:
-  bge score --reranker BAAI/bge-reranker-v2-m3 --input mined.jsonl --output scored.jsonl --overwrite_scores"""
+  bge score --reranker BAAI/bge-reranker-v2-m3 --input mined.jsonl --output scored.jsonl --overwrite-scores"""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -28,12 +28,12 @@ def add_parser(subparsers: Any) -> None:
         "score", help="add a cross-encoder's scores to training data", description=_DESCRIPTION, epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--input", "--input_file", required=True, metavar="FILE", help="training data")
-    parser.add_argument("--output", "--output_file", required=True, metavar="FILE", help="training data with scores")
-    parser.add_argument("--overwrite_scores", action="store_true", help="replace scores that rows have [keep them]")
+    parser.add_argument("--input", "--input-file", required=True, metavar="FILE", help="training data")
+    parser.add_argument("--output", "--output-file", required=True, metavar="FILE", help="training data with scores")
+    parser.add_argument("--overwrite-scores", action="store_true", help="replace scores that rows have [keep them]")
     parser.add_argument("--normalize", action="store_true", help="scores from 0 to 1, by a sigmoid [as they are]")
     options.add_reranker_options(
-        parser, "--reranker", "--reranker_name_or_path", "--model", "--model_name_or_path", "-m"
+        parser, "--reranker", "--reranker-name-or-path", "--model", "--model-name-or-path", "-m"
     )
     options.add_text_options(parser)
     options.add_report_options(parser)
@@ -64,6 +64,6 @@ def run(args: argparse.Namespace) -> int:
         parts += [f"{counts.resumed:,} by an earlier run"] if counts.resumed else []
         parts += [f"{counts.scored_pairs:,} scored pairs left as they are"] if counts.scored_pairs else []
         if counts.had_scores:
-            parts.append(f"{counts.had_scores:,} had scores and keep them (--overwrite_scores replaces them)")
+            parts.append(f"{counts.had_scores:,} had scores and keep them (--overwrite-scores replaces them)")
         print(f"{'; '.join(parts)}\nwrote {args.output}", file=sys.stderr)
     return 0

@@ -146,7 +146,7 @@ def stored(path: Path, read: Callable[[], Store], write: Callable[[HashedFile], 
         with contextlib.suppress(OSError):  # Another process was quicker.
             if time.time() - leftover.stat().st_mtime > _ABANDONED:
                 leftover.unlink()
-    advice = ". Name another folder with --cache_path"
+    advice = ". Name another folder with --cache-path"
     with atomic_file(path, doing=f"write {rows} to {path.parent}", advice=advice) as file:
         write(file)
     return read()

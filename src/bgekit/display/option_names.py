@@ -53,6 +53,11 @@ def options_of(parser: argparse.ArgumentParser) -> dict[str, str]:
     return {_plain(name): first for first, *names in _options(parser) for name in (first, *names)}
 
 
+def option_of(name: str) -> str:
+    """The option of an argument as help and documentation write it: `--learning-rate` of `learning_rate`."""
+    return "--" + name.replace("_", "-")
+
+
 def _options(parser: argparse.ArgumentParser) -> Iterator[list[str]]:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

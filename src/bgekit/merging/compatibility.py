@@ -127,7 +127,7 @@ def _check_heads(first: Card, other: Card, a: str, b: str) -> None:
 def _check_use(first: Card, other: Card, a: str, b: str) -> None:
     if differing := _differences(_use(first), _use(other)):
         raise CardError(
-            f"{a} and {b} are used differently: {_listed(differing)}. card_from=0 (--card_from 0) makes the result one "
+            f"{a} and {b} are used differently: {_listed(differing)}. card_from=0 (--card-from 0) makes the result one "
             f"to be used as {a}, 1 as {b}"
         )
 

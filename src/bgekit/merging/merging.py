@@ -341,7 +341,7 @@ def _losses(parts: Parts, task: Merging, examples: Examples) -> tuple[float, ...
 def _search(parts: Parts, task: Merging, validation: Validation, tasks: Sequence[Task], path: Path) -> list[Trial]:
     if parts.kind == "reranker" and not validation.first_stage:
         raise ArgumentError(
-            "validation of rerankers needs first_stage (--first_stage MODEL): the embedder whose best passages are put "
+            "validation of rerankers needs first_stage (--first-stage MODEL): the embedder whose best passages are put "
             "in order"
         )
     # Beside the output, where there must be room for a model anyway.

@@ -99,7 +99,7 @@ def rows_of_pairs(
         found = listing(sorted(counts.other_labels)) if counts.pairs else "none, as there are no pairs"
         raise DataError(
             f"{file} has no pair with the label of a positive ({', '.join(positive_labels)}), so no row would be "
-            f"written. Other labels in it: {found}. Name yours with --positive_label and --negative_label."
+            f"written. Other labels in it: {found}. Name yours with --positive-label and --negative-label."
         )
     for group in groups.values():
         negatives = [text for key, text in group.negatives.items() if key not in group.positives]

@@ -142,8 +142,8 @@ class Judgements:
         return (
             f"no judgement in {', '.join(self.files)} is of a query of the input and a passage of the candidates. Its "
             f"queries are such as {ids[0]}: rows need a field query_id, or give --queries, a file of their texts by "
-            f"id. Its passages are such as {ids[1]}: texts of --candidate_pool need these ids in _id or id, or in "
-            "--id_field."
+            f"id. Its passages are such as {ids[1]}: texts of --candidate-pool need these ids in _id or id, or in "
+            "--id-field."
         )
 
 

@@ -129,7 +129,7 @@ def _warn_of_positives(input: str, dialect: Dialect) -> None:
     )
     if found:
         logger.warning(
-            "%d negatives in %s are positives of the same query in some row: bge mine --keep_existing leaves them out",
+            "%d negatives in %s are positives of the same query in some row: bge mine --keep-existing leaves them out",
             found, input,
         )  # fmt: skip
 

@@ -372,7 +372,7 @@ def load_trainable(
         if re.fullmatch(_POOLER, name) or (fix_position_embedding and position):
             parameter.requires_grad_(False)
     if fix_position_embedding and not fixed:
-        raise ArgumentError(f"{card.name} has no position embeddings to fix: leave out --fix_position_embedding")
+        raise ArgumentError(f"{card.name} has no position embeddings to fix: leave out --fix-position-embedding")
     use_quick_dropout(model)
     return TrainableEncoder(encoder).train()
 
@@ -402,6 +402,6 @@ def add_lora(network: TrainableEncoder, *, rank: int, alpha: float, dropout: flo
     try:
         adapted = peft.get_peft_model(network.transformer, config)
     except ValueError as error:
-        raise ArgumentError(f"--use_lora: {error}") from error
+        raise ArgumentError(f"--use-lora: {error}") from error
     use_quick_dropout(adapted)
     network.encoder.backbone.model = adapted  # type: ignore[attr-defined]

@@ -14,11 +14,11 @@ def _supported(model: Any) -> Iterator[Any]:
     try:
         yield model
     except ValueError as error:  # So transformers says it, from the class of the model or of a part of it.
-        raise ArgumentError(f"--gradient_checkpointing cannot be used here: {error}") from error
+        raise ArgumentError(f"--gradient-checkpointing cannot be used here: {error}") from error
 
 
 class Recomputing:
-    """The methods that Trainer calls with `--gradient_checkpointing`, for a network around a Hugging Face model.
+    """The methods that Trainer calls with `--gradient-checkpointing`, for a network around a Hugging Face model.
 
     Reentrant checkpointing would find no gradient behind frozen embeddings, so it is off unless asked for.
     """

@@ -113,7 +113,7 @@ def _tokenizer_folder(name: str, model: PretrainModelArguments) -> Path:
         return resolve(name, cache_dir=model.cache_dir)
     except CheckpointError as error:
         if model.config_name == name:
-            raise ArgumentError(f"--config_name {name} has no tokenizer: give one with --tokenizer_name") from error
+            raise ArgumentError(f"--config-name {name} has no tokenizer: give one with --tokenizer-name") from error
         raise
 
 
@@ -141,7 +141,7 @@ def _random(model: PretrainModelArguments, tokenizer: PreTrainedTokenizerFast) -
     try:
         return AutoModelForMaskedLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except (ValueError, RuntimeError, ZeroDivisionError) as error:
-        raise ArgumentError(f"--config_name {name} {model.config_overrides or ''}: {error}") from error
+        raise ArgumentError(f"--config-name {name} {model.config_overrides or ''}: {error}") from error
 
 
 def _with_layer_types(config: Any) -> Any:
@@ -167,7 +167,7 @@ def _overrides(given: str | None, config: Any) -> dict[str, Any]:
             continue
         if not equals or not hasattr(config, name):
             raise ArgumentError(
-                f"--config_overrides: {part.strip()!r} is no name=value of a {config.model_type} config"
+                f"--config-overrides: {part.strip()!r} is no name=value of a {config.model_type} config"
             )
         then = getattr(config, name)
         try:
@@ -176,7 +176,7 @@ def _overrides(given: str | None, config: Any) -> dict[str, Any]:
             else:
                 found[name] = type(then)(text) if isinstance(then, int | float) else text
         except (ValueError, KeyError) as error:
-            raise ArgumentError(f"--config_overrides: {name} must be a {type(then).__name__}, not {text!r}") from error
+            raise ArgumentError(f"--config-overrides: {name} must be a {type(then).__name__}, not {text!r}") from error
     return found
 
 
@@ -221,7 +221,7 @@ def _check_head(config: Any, name: str) -> None:
 def _check(lm: Any, tokenizer: PreTrainedTokenizerFast, name: str, max_length: int) -> None:
     limit = position_limit(lm.config.to_dict())
     if limit is not None and max_length > limit:
-        raise ArgumentError(f"--max_seq_length {max_length} is more than {name} can take: {limit} tokens")
+        raise ArgumentError(f"--max-seq-length {max_length} is more than {name} can take: {limit} tokens")
     rows = lm.get_input_embeddings().weight.shape[0]
     if max(tokenizer.get_vocab().values()) >= rows:
         raise ArgumentError(f"the tokenizer of {name} has more tokens than its {rows:,} embeddings")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from ..display.option_names import option_of
 from ..errors import ArgumentError
 from ..training.loop.arguments import TrainerArguments, option
 
@@ -17,14 +18,14 @@ class PretrainModelArguments:
     config_name: str | None = option(
         "start from random weights instead: a folder or hub id with a config.json, or a type such as bert"
     )
-    config_overrides: str | None = option("with --config_name: hidden_size=256,num_hidden_layers=4,...")
+    config_overrides: str | None = option("with --config-name: hidden_size=256,num_hidden_layers=4,...")
     tokenizer_name: str | None = option(
         "another tokenizer than the checkpoint's; tokens that both have keep their embeddings, new ones begin as the "
         "mean of the old pieces that spell them"
     )
     pooling: Literal["cls"] | None = option(
         "accepted as everywhere; cls is what is trained, whatever the model pooled before",
-        aliases=["--pooling_method", "--sentence_pooling_method"],
+        aliases=["--pooling-method", "--sentence-pooling-method"],
     )
     cache_dir: str | None = option("where files from the hub are kept")
     revision: str | None = option("branch, tag or commit on the hub")
@@ -33,10 +34,10 @@ class PretrainModelArguments:
     def __post_init__(self) -> None:
         if bool(self.model_name_or_path) == bool(self.config_name):
             raise ArgumentError(
-                "give either --model, the checkpoint to start from, or --config_name, to start from random weights"
+                "give either --model, the checkpoint to start from, or --config-name, to start from random weights"
             )
         if self.config_overrides and not self.config_name:
-            raise ArgumentError("--config_overrides needs --config_name: a checkpoint has its sizes already")
+            raise ArgumentError("--config-overrides needs --config-name: a checkpoint has its sizes already")
 
 
 @dataclass
@@ -59,20 +60,20 @@ class PretrainDataArguments:
 
     def __post_init__(self) -> None:
         if not self.train_data:
-            raise ArgumentError('--train_data is needed: files of texts (jsonl of {"text"}, txt, ...), or folders')
+            raise ArgumentError('--train-data is needed: files of texts (jsonl of {"text"}, txt, ...), or folders')
         for name in ("encoder_mlm_probability", "decoder_mlm_probability"):
             if not 0 < getattr(self, name) < 1:
-                raise ArgumentError(f"--{name} must be between 0 and 1, not {getattr(self, name)}")
+                raise ArgumentError(f"{option_of(name)} must be between 0 and 1, not {getattr(self, name)}")
 
 
 @dataclass
 class PretrainArguments(TrainerArguments):
     """Training of an encoder on texts."""
 
-    judged_by: ClassVar[str] = "--eval_data or --validation_split: texts to measure the losses on"
+    judged_by: ClassVar[str] = "--eval-data or --validation-split: texts to measure the losses on"
 
-    eval_data: list[str] = option("texts like --train_data, measured while training", many=True)  # noqa: RUF009
-    validation_split: float = option("share of the texts of --train_data that is held out for that instead", 0.0)
+    eval_data: list[str] = option("texts like --train-data, measured while training", many=True)  # noqa: RUF009
+    validation_split: float = option("share of the texts of --train-data that is held out for that instead", 0.0)
 
     @property
     def judged(self) -> bool:
@@ -81,11 +82,11 @@ class PretrainArguments(TrainerArguments):
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_split < 1:
-            raise ArgumentError(f"--validation_split must be from 0 to below 1, not {self.validation_split}")
+            raise ArgumentError(f"--validation-split must be from 0 to below 1, not {self.validation_split}")
         if self.eval_data and self.validation_split:
-            raise ArgumentError("give --eval_data or --validation_split, not both")
+            raise ArgumentError("give --eval-data or --validation-split, not both")
         if self.eval_split is not None:
-            raise ArgumentError("--eval_split is for `bge eval` data; here --validation_split holds texts out")
+            raise ArgumentError("--eval-split is for `bge eval` data; here --validation-split holds texts out")
         own: Any = self
         if self.judged and own.metric_for_best_model is None:
             own.metric_for_best_model = "eval_loss"

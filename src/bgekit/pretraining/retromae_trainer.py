@@ -136,13 +136,13 @@ class PretrainDiagnosis(Findings):
         found = {}
         if cut and facts.long > 0.1 * facts.texts:
             found["cut"] = (
-                f"{facts.long / facts.texts:.0%} of the texts are longer than --max_seq_length {max_length} and lose "
-                "their end: raise it, or --long_texts split"
+                f"{facts.long / facts.texts:.0%} of the texts are longer than --max-seq-length {max_length} and lose "
+                "their end: raise it, or --long-texts split"
             )
         if facts.unknown > 0.02 * facts.tokens:
             found["unknown"] = (
                 f"{facts.unknown / facts.tokens:.0%} of the tokens are unknown to the vocabulary: is the tokenizer "
-                "meant for this language? --tokenizer_name takes another one"
+                "meant for this language? --tokenizer-name takes another one"
             )
         if facts.tokens < 8 * facts.sequences:
             found["short"] = (
@@ -156,6 +156,6 @@ class PretrainDiagnosis(Findings):
         if all(math.isfinite(float(logs.get(name, 0.0))) for name in ("loss", "encoder_loss", "decoder_loss")):
             return []
         return self.report({
-            "not finite": "the loss is no number any more: take a lower --learning_rate, --warmup_ratio 0.1, or --bf16 "
+            "not finite": "the loss is no number any more: take a lower --learning-rate, --warmup-ratio 0.1, or --bf16 "
             "instead of --fp16"
         })  # fmt: skip

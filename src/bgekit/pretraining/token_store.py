@@ -394,8 +394,8 @@ class Texts:
         out = np.concatenate(held)
         if out.all() or not out.any():
             raise DataError(
-                f"--validation_split {share} of {self.facts.texts:,} texts leaves nothing to "
-                f"{'train on' if out.all() else 'measure'}: give another share, or --eval_data"
+                f"--validation-split {share} of {self.facts.texts:,} texts leaves nothing to "
+                f"{'train on' if out.all() else 'measure'}: give another share, or --eval-data"
             )
         return Texts(self.stores, np.flatnonzero(~out)), Texts(self.stores, np.flatnonzero(out))
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ..display.option_names import option_of
 from ..errors import ArgumentError
 from .spec import DATA, KEPT, MODELS, Grammar, Recipe, RecipeError, Stage, Value
 
@@ -103,8 +104,8 @@ class Step:
         ordered = sorted(self.arguments, key=lambda each: bool(each.action.option_strings))  # Positional ones first.
         given = [text for argument in ordered for text in argument.given()]
         if verb.output is not None:
-            given += [f"--{verb.output}", str(self.working)]
-        return [*given, "--resume_from_checkpoint", "true"] if verb.trains else given
+            given += [option_of(verb.output), str(self.working)]
+        return [*given, "--resume-from-checkpoint", "true"] if verb.trains else given
 
     @property
     def module_arguments(self) -> list[str]:
@@ -168,7 +169,7 @@ class _Making:
 
     def _argument(self, name: str, values: tuple[Value, ...]) -> Argument:
         line, verb = self._stage.lines[name], self._stage.verb
-        forms = (name, f"--{name}", f"--{name.replace('_', '-')}", f"--{name.replace('-', '_')}")
+        forms = (name, option_of(name), f"--{name.replace('-', '_')}")
         action = next((self._options[form] for form in forms if form in self._options), None)
         if action is None:
             known = sorted({form.lstrip("-").replace("-", "_") for form in self._options if len(form) > 2})

@@ -28,7 +28,7 @@ class Verb:
         module: What launchers of several processes run; "" where one process does the work.
         beside: Ending of a further file beside the output.
         resumes: Whether it goes on with what an interrupted run has left; otherwise that is removed first.
-        measures: Whether it needs the extra `eval`; others do where they are given `--eval_data`.
+        measures: Whether it needs the extra `eval`; others do where they are given `--eval-data`.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Grammar(Protocol):
     """The parsers of the verbs, which the command line has."""
 
     def options(self, verb: Verb) -> Mapping[str, argparse.Action]:
-        """The arguments of a verb by every name: `--train_data`; positional ones by their `dest`."""
+        """The arguments of a verb by every name: `--train-data`; positional ones by their `dest`."""
 
     def check(self, verb: Verb, arguments: Sequence[str]) -> None:
         """Parse the arguments of a verb, without running it.

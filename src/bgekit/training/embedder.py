@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from ..display.option_names import option_of
 from ..errors import ArgumentError, DataError
 from ..evaluation.evaluator import evaluate
 from ..inference.embedder import FlagModel
@@ -169,7 +170,7 @@ class _Objective:
     def __init__(self, args: EmbedderArguments, card: ModelCard, teacher: bool) -> None:
         self.temperature = _temperature(args, card)
         if args.kd_loss_type and not teacher:
-            logger.warning("--kd_loss_type %s is not used without --knowledge_distillation", args.kd_loss_type)
+            logger.warning("--kd-loss-type %s is not used without --knowledge-distillation", args.kd_loss_type)
         contrastive: Loss = Contrastive(
             temperature=self.temperature,
             both_ways=args.both_ways,
@@ -185,7 +186,7 @@ class _Objective:
             dims = args.matryoshka_dims or [whole // 2, whole // 4, whole // 8]
             if max(dims) > whole:
                 raise ArgumentError(
-                    f"--matryoshka_dims {max(dims)} is more than the {whole} dimensions of the vectors of {card.name}"
+                    f"--matryoshka-dims {max(dims)} is more than the {whole} dimensions of the vectors of {card.name}"
                 )
             every = sorted({whole, *dims}, reverse=True)
             contrastive = Matryoshka(contrastive, every, normalized=card.normalize)
@@ -213,7 +214,7 @@ def _temperature(args: EmbedderArguments, card: ModelCard) -> float:
     if args.temperature != 1:
         logger.warning(
             "--temperature %g is not used, but 1: the vectors are not normalised, so the model itself learns the scale "
-            "of their dot products (--normalize_embeddings true makes it count)",
+            "of their dot products (--normalize-embeddings true makes it count)",
             args.temperature,
         )
     return 1.0
@@ -261,8 +262,8 @@ def _warn_of_cuts(collator: Collator, data: DataArguments) -> None:
         asked = getattr(data, limit.name)
         if asked > limit.tokens:
             logger.warning(
-                "--%s %d is more than the model takes: %s are cut at %d tokens",
-                limit.name, asked, limit.plural, limit.tokens,
+                "%s %d is more than the model takes: %s are cut at %d tokens",
+                option_of(limit.name), asked, limit.plural, limit.tokens,
             )  # fmt: skip
 
 
@@ -276,12 +277,12 @@ def _idle(steps: StepDataset, args: EmbedderArguments) -> dict[str, int]:
     counts = steps.without_negatives(across=args.negatives_cross_device)
     if sum(counts) < sum(map(len, datasets)):
         return {data.spec.name: count for data, count in zip(datasets, counts, strict=True)}
-    own = "--train_group_size is 1" if steps.sampling.group_size == 1 else "no row has neg"
+    own = "--train-group-size is 1" if steps.sampling.group_size == 1 else "no row has neg"
     if steps.sampling.group_size > 1 and any(copies.alone for copies in steps.copies):
         own = "no row has neg that is none of its positives"
     raise DataError(
         f"no query has a negative, so nothing would be learnt: {own}, and passages of other rows are none either "
-        "(--use_inbatch_neg false, files named no_in_batch_neg, or batches of one row). Let them be negatives, or give "
+        "(--use-inbatch-neg false, files named no_in_batch_neg, or batches of one row). Let them be negatives, or give "
         "rows some of their own (bge mine)"
     )
 

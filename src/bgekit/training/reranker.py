@@ -71,7 +71,7 @@ def finetune_reranker(model: ModelArguments, data: DataArguments, args: Reranker
         {'loss': ...'reranker'
     """
     if model.use_lora:
-        raise ArgumentError("--use_lora is for embedders; a reranker is trained as a whole")
+        raise ArgumentError("--use-lora is for embedders; a reranker is trained as a whole")
     resume = prepare_run(args)
     tasks = evaluation_tasks(args)
     check_rerankable(tasks)
@@ -84,7 +84,7 @@ def finetune_reranker(model: ModelArguments, data: DataArguments, args: Reranker
     network = load_trainable(source, trust_remote_code=model.trust_remote_code, allow_pickle=model.allow_pickle)
     limit = position_limit(read_config(source))
     if limit is not None and args.max_len > limit:
-        raise ArgumentError(f"--max_len {args.max_len} is more than the model can take: {limit} tokens")
+        raise ArgumentError(f"--max-len {args.max_len} is more than the model can take: {limit} tokens")
     card = _card(source, network, model, data, args.max_len)
     collator = PairCollator(
         load_tokenizer(source, trust_remote_code=model.trust_remote_code), card.query, card.document,
@@ -152,7 +152,7 @@ def _card(folder: Path, network: CrossEncoder, model: ModelArguments, data: Data
 def _check_rows(rows: TrainingData, data: DataArguments) -> None:
     """Check that a reranker can learn from the rows: it compares passages of a row, so there must be two."""
     if data.train_group_size < 2:
-        raise ArgumentError("--train_group_size must be at least 2: a reranker compares a positive with negatives")
+        raise ArgumentError("--train-group-size must be at least 2: a reranker compares a positive with negatives")
     if scored := [dataset.spec.name for dataset in rows.datasets if dataset.scored]:
         raise DataError(f"{', '.join(scored)} has scored pairs, from which embedders learn; a reranker needs neg")
 

@@ -362,7 +362,7 @@ def test_a_full_disk_is_said(write, load, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(store, "_write", full)
-    with pytest.raises(OutputError, match=r"No space left on device.*--cache_path"):
+    with pytest.raises(OutputError, match=r"No space left on device.*--cache-path"):
         load(write("a.jsonl", [row(0)]))
 
 

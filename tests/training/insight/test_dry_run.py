@@ -65,7 +65,7 @@ def test_truncation(shown):
     rows = [{"query": "cat", "pos": ["dog " * (60 if i % 2 else 2)]} for i in range(10)]
     text = shown({"a.jsonl": rows}, passage_max_len=16)
     assert "0%/50%" in text
-    assert "a.jsonl: 50% of the passages are cut at 16 tokens: raise --passage_max_len" in text
+    assert "a.jsonl: 50% of the passages are cut at 16 tokens: raise --passage-max-len" in text
     assert "of the queries are cut" not in text
     assert "share of queries/passages beyond 64/16 tokens" in text
 
@@ -74,7 +74,7 @@ def test_longer_than_the_model_takes(shown):
     """To raise what the model caps would change nothing."""
     rows = [{"query": "cat", "pos": ["dog " * 60]} for _ in range(4)]
     text = shown({"a.jsonl": rows}, passage_max_len=16, most=16)
-    assert "cut at 16 tokens: the model takes no more; split the texts" in text and "--passage_max_len" not in text
+    assert "cut at 16 tokens: the model takes no more; split the texts" in text and "--passage-max-len" not in text
     text = shown({"a.jsonl": rows}, query_prompt=Prompt("a cat and a dog and a tree "), query_max_len=8, most=8)
     assert "of the 8 tokens of a query: shorten it" in text
 
@@ -87,7 +87,7 @@ def test_pairs_are_cut_as_a_whole(write, load, tokenizer, words):
         data = load(write("a.jsonl", rows), in_batch_negatives=False)
         return dry_run(StepDataset(data, PlanOptions(4), Sampling(2), PairCollator(tokenizer, max_len=length)))
 
-    assert ("a.jsonl: 100% of the pairs are cut at 64 tokens: raise --max_len" in text(64)) == (words == 200)
+    assert ("a.jsonl: 100% of the pairs are cut at 64 tokens: raise --max-len" in text(64)) == (words == 200)
     assert f"{words + 4}/{words + 4}/{words + 4}" in text(64) and "pair tokens" in text(64)
     assert "share of pairs beyond 64 tokens" in text(64)
     assert "are cut at" not in text(512) and "_max_len" not in text(64)
@@ -100,8 +100,8 @@ def test_pairs_are_cut_as_a_whole(write, load, tokenizer, words):
         ({"epochs": 3.0}, "5 an epoch, 15 in 3 epochs;"),
         ({"epochs": 0.5}, "5 an epoch, 3 in 0.5 epochs;"),
         ({"epochs": 3.0, "accumulation": 4}, "2 an epoch (5 batches, 4 a step), 6 in 3 epochs;"),
-        ({"epochs": 3.0, "max_steps": 7}, "5 an epoch, 7 in 1.4 epochs (--max_steps);"),
-        ({"accumulation": 8, "max_steps": 7}, "1 an epoch (5 batches, 8 a step), 7 in 7 epochs (--max_steps);"),
+        ({"epochs": 3.0, "max_steps": 7}, "5 an epoch, 7 in 1.4 epochs (--max-steps);"),
+        ({"accumulation": 8, "max_steps": 7}, "1 an epoch (5 batches, 8 a step), 7 in 7 epochs (--max-steps);"),
     ],
 )
 def test_steps_are_counted_as_they_will_be(shown, run, says):
@@ -143,7 +143,7 @@ def test_more_warnings(shown):
         {"a.jsonl": [row(i, batch_size=2) for i in range(4)], "b-no_in_batch_neg.jsonl": [row(4, 0), row(5)]},
         query_prompt=Prompt("the cat and the dog and the bird and the tree: "), query_max_len=20,
     )  # fmt: skip
-    assert "a.jsonl: its batch_size counts with --same_dataset_within_batch only" in text
+    assert "a.jsonl: its batch_size counts with --same-dataset-within-batch only" in text
     assert "a.jsonl: the instruction takes" in text and "of the 20 tokens of a query" in text
     assert "b-no_in_batch_neg.jsonl: 1 rows have no negatives, and passages of other rows are none" in text
     text = shown(
@@ -164,7 +164,7 @@ def test_memory(shown):
     text = shown({"a.jsonl": [row(i) for i in range(4)]}, run={"footprint": Footprint.of(CONFIG, 33_360_000)})
     assert "16 bytes for each of 33,360,000 trained parameters\n" in text
     assert "the whole batch" in text and "12 layers x (10.2 x 384 + 2 x 1536) numbers of 4 bytes" in text
-    assert "--grad_cache_chunk 32 or --gradient_checkpointing" in text
+    assert "--grad-cache-chunk 32 or --gradient-checkpointing" in text
 
 
 def test_memory_by_option():

@@ -63,7 +63,7 @@ def test_the_best_is_told_by_the_same_data(tmp_path):
     with pytest.raises(ArgumentError, match="evaluation data"):
         check_same_run(tmp_path, run_identity(args, DATA, *more, measured=["others"]))
     args.metric_for_best_model = "eval_loss"
-    with pytest.raises(ArgumentError, match=r"--metric_for_best_model \(eval_score there, eval_loss here\)"):
+    with pytest.raises(ArgumentError, match=r"--metric-for-best-model \(eval_score there, eval_loss here\)"):
         check_same_run(tmp_path, run_identity(args, DATA, *more, measured=["these"]))
     args.eval_data = []  # It is measured no more.
     check_same_run(tmp_path, run_identity(args, DATA, *more))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...data.training_rows import ONE_NEGATIVE, PROMPTED_PASSAGES, Row, hash64
+from ...display.option_names import option_of
 from ...inference.pair_tokenization import PairRequest, PairTokenizer
 from ...inference.tokenization import TextTokenizer
 from ...models.prompts import Prompt
@@ -104,7 +105,7 @@ class Limit:
         """Advice about texts that are cut."""
         if self.final:
             return "the model takes no more; split the texts, or take a model for longer ones"
-        return f"raise --{self.name}"
+        return f"raise {option_of(self.name)}"
 
 
 @dataclass

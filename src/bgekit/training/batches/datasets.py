@@ -314,7 +314,7 @@ def load_data(
         start += len(rows)
     datasets, duplicates = _without_duplicates(datasets, drop_duplicates)
     if duplicates:
-        fate = "are left out" if drop_duplicates else "are kept (--drop_duplicates leaves them out)"
+        fate = "are left out" if drop_duplicates else "are kept (--drop-duplicates leaves them out)"
         warnings.append(f"{duplicates:,} rows are equal to an earlier one; they {fate}")
     if max_rows is not None:
         datasets = [_limited(data, number, max_rows, seed) for number, data in enumerate(datasets)]
@@ -337,7 +337,7 @@ def check_cosines(data: TrainingData) -> None:
         for position in np.flatnonzero(np.abs(scores) > 1):
             bad.add(
                 *data.line(int(dataset.rows[position])),
-                f"a score of {scores[position]:g} is no cosine: --scored_loss mse needs -1 to 1; divide the scores, or "
+                f"a score of {scores[position]:g} is no cosine: --scored-loss mse needs -1 to 1; divide the scores, or "
                 "take cosent, for which only their order counts",
             )
     bad.check("problem", "in the training data", _ADVICE)

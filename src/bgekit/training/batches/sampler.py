@@ -199,7 +199,7 @@ def plan(shares: Sequence[DatasetShare], options: PlanOptions, epoch: int) -> Ep
     if not len(made):
         raise DataError(
             f"no dataset fills a batch of {options.batch_size} rows, and incomplete batches are left out: "
-            "take a smaller batch or --dataloader_drop_last false"
+            "take a smaller batch or --dataloader-drop-last false"
         )
     return made
 

@@ -120,13 +120,13 @@ class Diagnosis(Findings):
         found = {}
         if not math.isfinite(numbers["loss"]) or not math.isfinite(numbers.get("grad_norm", 0.0)):
             found["not finite"] = (
-                "the loss or its gradient is not finite: lower --learning_rate, or train with --bf16 instead of --fp16"
+                "the loss or its gradient is not finite: lower --learning-rate, or train with --bf16 instead of --fp16"
             )
         if not self._begun and numbers.get("suspect", 0.0) > SUSPECT:
             found["false negatives"] = (
                 f"for {numbers['suspect']:.0%} of the rows a negative of their own lies nearer to the query than the "
                 "positive: many of them are probably relevant. Mine again with a margin (bge mine --margin), or mask "
-                "them (--false_negative_ratio 0.95)"
+                "them (--false-negative-ratio 0.95)"
             )
         self._begun = True
         if idle := numbers.get("idle", 0.0):
@@ -231,7 +231,7 @@ class CollapseWatch(TrainerCallback):
     def _tell(self) -> None:
         self._diagnosis.report({
             "collapse": "the model gives all passages the same score: it has collapsed. Start again with a lower "
-            "--learning_rate and some --warmup_ratio; check that positives and negatives are not the same texts"
+            "--learning-rate and some --warmup-ratio; check that positives and negatives are not the same texts"
         })  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from ...data.training_rows import CLASSES, ONE_NEGATIVE, PROMPTED_PASSAGES
+from ...display.option_names import option_of
 from ...display.text import aligned
 from ...models.prompts import Prompt
 from ...networks.packing import Packed
@@ -45,8 +46,8 @@ class Footprint:
         heads: Attention heads.
         dropout: Whether attention weights are dropped, for which they have to be kept.
         half: Activations in 16 bits (`--fp16`, `--bf16`).
-        checkpointing: `--gradient_checkpointing`.
-        chunk: Texts encoded at once (`--grad_cache_chunk`), None for all.
+        checkpointing: `--gradient-checkpointing`.
+        chunk: Texts encoded at once (`--grad-cache-chunk`), None for all.
         world: Processes; more than one keep gradients twice.
         lean: Attention and dropout of `models.training_attention` and `models.dropout`, which keep neither weights nor
             masks.
@@ -136,8 +137,8 @@ class Footprint:
             f"{'; with checkpointing one layer at a time, and the input of each' if self.checkpointing else ''}"
         )
         if not self.checkpointing or not self.chunk:
-            remedy = [] if self.chunk else ["--grad_cache_chunk 32"]
-            remedy += [] if self.checkpointing else ["--gradient_checkpointing"]
+            remedy = [] if self.chunk else ["--grad-cache-chunk 32"]
+            remedy += [] if self.checkpointing else ["--gradient-checkpointing"]
             yield f"  too much? {' or '.join(remedy)} lowers activations and leaves the result as it is"
 
 
@@ -177,7 +178,7 @@ def _counted(batches: int, epochs: float, accumulation: int, max_steps: int) -> 
     an_epoch = max(math.ceil(batches / accumulation), 1)
     parts = f" ({batches:,} batches, {accumulation} a step)" if accumulation > 1 else ""
     if max_steps > 0:
-        return f"{an_epoch:,} an epoch{parts}, {max_steps:,} in {max_steps / an_epoch:.3g} epochs (--max_steps)"
+        return f"{an_epoch:,} an epoch{parts}, {max_steps:,} in {max_steps / an_epoch:.3g} epochs (--max-steps)"
     return f"{an_epoch:,} an epoch{parts}, {math.ceil(epochs * an_epoch):,} in {epochs:g} epochs"
 
 
@@ -325,7 +326,7 @@ def _dataset_warnings(steps: StepDataset, number: int, sample: Lengths, idle: in
             yield f"{sample.cut(limit):.0%} of the {limit.plural} are cut at {limit.tokens} tokens: {limit.remedy}"
     first = limits[0]
     if sample.query_prompt > first.tokens / 2:
-        remedy = "shorten it" if first.final else f"raise --{first.name}"
+        remedy = "shorten it" if first.final else f"raise {option_of(first.name)}"
         yield f"the instruction takes {sample.query_prompt} of the {first.tokens} tokens of a {first.what}: {remedy}"
     if sample.unknown > _MUCH_UNKNOWN:
         yield f"{sample.unknown:.0%} of the tokens are unknown to the model: is it meant for this language?"
@@ -333,7 +334,7 @@ def _dataset_warnings(steps: StepDataset, number: int, sample: Lengths, idle: in
     if idle:
         yield f"{idle:,} rows have no negatives, and passages of other rows are none: nothing is learnt from them"
     if dataset.spec.batch_size is not None and not steps.options.same_dataset:
-        yield "its batch_size counts with --same_dataset_within_batch only"
+        yield "its batch_size counts with --same-dataset-within-batch only"
     own = next(p.batch_size for p in steps.shares if p.rows is dataset.rows) or steps.options.batch_size
     if steps.options.drop_last and steps.options.same_dataset and len(dataset) < own:
         yield f"its {len(dataset):,} rows do not fill a batch of {own:,}, and incomplete ones are left out"
@@ -344,7 +345,7 @@ def _negatives_warnings(steps: StepDataset, dataset: Dataset) -> Iterator[str]:
     few = int(((counts > 0) & (counts < wanted)).sum())
     if few and steps.sampling.repeat and dataset.spec.type not in (ONE_NEGATIVE, CLASSES):
         yield (
-            f"{few:,} rows have fewer than {wanted} negatives (--train_group_size less 1), which are repeated: take a "
+            f"{few:,} rows have fewer than {wanted} negatives (--train-group-size less 1), which are repeated: take a "
             "smaller group, or mine more (`bge mine`)"
         )
 
@@ -369,7 +370,7 @@ def _instruction_warnings(data: TrainingData, collator: Collator) -> Iterator[st
         yield (
             f"{sum(others.values()):,} of {total:,} rows have a prompt of their own ({len(others):,} different ones, "
             f"most often {most!r:.80}), and the model puts {str(usual)!r:.80} before queries when it is used: encode "
-            "with the prompt that was trained, or set --query_instruction_for_retrieval and leave out `prompt`"
+            "with the prompt that was trained, or set --query-instruction-for-retrieval and leave out `prompt`"
         )
     prompted = sum(types.get(name, 0) for name in PROMPTED_PASSAGES)
     if prompted and (usual or others):

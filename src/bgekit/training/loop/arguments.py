@@ -17,7 +17,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from ...data.encodings import check_encoding
-from ...display.option_names import options_of, speak_for
+from ...display.option_names import option_of, options_of, speak_for
 from ...errors import ArgumentError, BgekitError, require_extra
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class DataArguments:
     """Training data. Defaults are those of FlagEmbedding 1.2.9."""
 
     train_data: list[str] = option("jsonl files, or folders of them", many=True)
-    dataset_weights: list[float] = option("how often each of --train_data is drawn, relative to its size", many=True)
+    dataset_weights: list[float] = option("how often each of --train-data is drawn, relative to its size", many=True)
     sampling_temperature: float = option("above 1 small datasets are drawn more often than their share", 1.0)
     cache_path: str | None = option("where checked data is kept; by default beside transformers' cache")
     train_group_size: int = option("passages a query: one positive, the others negatives", 8)
@@ -74,12 +74,12 @@ class DataArguments:
     max_example_num_per_dataset: int = option("rows used of each dataset, drawn at random", 100_000_000)
     query_instruction_for_retrieval: str | None = option(
         'put before queries; by default the model\'s own, "" for none',
-        aliases=["--query_instruction_for_rerank", "--query_instruction"],
+        aliases=["--query-instruction-for-rerank", "--query-instruction"],
     )
     query_instruction_format: str = option("instruction and query in two slots {}", "{}{}")
     passage_instruction_for_retrieval: str | None = option(
         "put before passages; by default the model's own",
-        aliases=["--passage_instruction_for_rerank", "--passage_instruction"],
+        aliases=["--passage-instruction-for-rerank", "--passage-instruction"],
     )
     passage_instruction_format: str = option("instruction and passage in two slots {}", "{}{}")
     knowledge_distillation: bool = option("learn from pos_scores and neg_scores, too", False)
@@ -95,30 +95,30 @@ class DataArguments:
         for name in ("train_group_size", "query_max_len", "passage_max_len", "max_example_num_per_dataset"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ArgumentError(f"--{name} must be at least 1, not {value}")
+                raise ArgumentError(f"{option_of(name)} must be at least 1, not {value}")
         if not self.train_data:
-            raise ArgumentError('--train_data is needed: jsonl files of {"query", "pos", "neg"}, or folders of them')
+            raise ArgumentError('--train-data is needed: jsonl files of {"query", "pos", "neg"}, or folders of them')
         if self.dataset_weights and len(self.dataset_weights) != len(self.train_data):
             raise ArgumentError(
-                f"--dataset_weights has {len(self.dataset_weights)} values for {len(self.train_data)} of --train_data"
+                f"--dataset-weights has {len(self.dataset_weights)} values for {len(self.train_data)} of --train-data"
             )
         if self.sampling_temperature <= 0:
-            raise ArgumentError(f"--sampling_temperature must be above 0, not {self.sampling_temperature}")
+            raise ArgumentError(f"--sampling-temperature must be above 0, not {self.sampling_temperature}")
 
 
 @dataclass
 class RerankerDataArguments(DataArguments):
     """Training data of a reranker."""
 
-    query_max_len: int | None = option("not for rerankers: see --max_len")  # type: ignore[assignment]
-    passage_max_len: int | None = option("not for rerankers: see --max_len")  # type: ignore[assignment]
+    query_max_len: int | None = option("not for rerankers: see --max-len")  # type: ignore[assignment]
+    passage_max_len: int | None = option("not for rerankers: see --max-len")  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         for name in ("query_max_len", "passage_max_len"):
             if getattr(self, name) is not None:
                 raise ArgumentError(
-                    f"--{name} is for embedders: a reranker reads query and passage together, so give the tokens of "
-                    "both in all as --max_len"
+                    f"{option_of(name)} is for embedders: a reranker reads query and passage together, so give the "
+                    "tokens of both in all as --max-len"
                 )
         super().__post_init__()
 
@@ -128,7 +128,7 @@ class TrainerArguments(TrainingArguments):
     """Arguments of transformers' Trainer, with the names that its earlier releases had."""
 
     #: The data that a model is measured on while it is trained, as an error says it.
-    judged_by: ClassVar[str] = "--eval_data: something in a form of `bge eval` to measure the model by"
+    judged_by: ClassVar[str] = "--eval-data: something in a form of `bge eval` to measure the model by"
 
     overwrite_output_dir: bool = option("start anew in an output_dir that holds something", False)
     warmup_ratio: float | None = option("share of the steps over which the learning rate rises")
@@ -137,7 +137,7 @@ class TrainerArguments(TrainingArguments):
     dry_run: bool = option("show the data as the model will see it, and train nothing", False)
     early_stopping_patience: int | None = option("stop when the best score is this many evaluations old")
     eval_data: list[str] = option("data in any form of `bge eval`, measured while training", many=True)
-    eval_split: str | None = option("split of --eval_data")
+    eval_split: str | None = option("split of --eval-data")
     encoding: str | None = option("what text files of data are written in, such as gb18030; by default UTF-8")
     quoting: Literal["auto", "csv", "none"] = option("whether quotes in csv and tsv enclose fields", "auto")
 
@@ -154,15 +154,15 @@ class TrainerArguments(TrainingArguments):
             self._judge()
         if self.warmup_ratio is not None:
             if not 0 <= self.warmup_ratio < 1:
-                raise ArgumentError(f"--warmup_ratio must be from 0 to below 1, not {self.warmup_ratio}")
+                raise ArgumentError(f"--warmup-ratio must be from 0 to below 1, not {self.warmup_ratio}")
             # As in transformers: a number of steps counts more than a share.
             own.warmup_steps = own.warmup_steps or self.warmup_ratio
         if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
-            raise ArgumentError(f"--early_stopping_patience must be at least 1, not {self.early_stopping_patience}")
+            raise ArgumentError(f"--early-stopping-patience must be at least 1, not {self.early_stopping_patience}")
         if self.dry_run:
             own.output_dir = own.output_dir or "."  # Nothing is written.
         if not self.output_dir:
-            raise ArgumentError("--output_dir is needed: where the trained model is saved")
+            raise ArgumentError("--output-dir is needed: where the trained model is saved")
         # What a batch holds is not a dictionary of columns.
         self.remove_unused_columns = False
         if own.ddp_find_unused_parameters is None:
@@ -194,7 +194,7 @@ class TrainerArguments(TrainingArguments):
             raise ArgumentError("--fp16 needs a GPU; --bf16 works on a CPU, too")
         known = get_available_reporting_integrations()
         if missing := [name for name in own.report_to if name in INTEGRATION_TO_CALLBACK and name not in known]:
-            raise ArgumentError(f"--report_to {missing[0]} needs a package that is not installed")
+            raise ArgumentError(f"--report-to {missing[0]} needs a package that is not installed")
         plugin = own.deepspeed_plugin
         if plugin is None:
             return
@@ -204,7 +204,7 @@ class TrainerArguments(TrainingArguments):
                 "trains; stage 2 (examples/deepspeed/zero2.json) shares gradients and the optimiser's state"
             )
         if getattr(own, "grad_cache_chunk", None):
-            raise ArgumentError("--grad_cache_chunk does not work with --deepspeed: it would step after each chunk")
+            raise ArgumentError("--grad-cache-chunk does not work with --deepspeed: it would step after each chunk")
 
     def _judge(self) -> None:
         """Use the data to judge by: at the start, after each epoch, and to tell which checkpoint is best."""
@@ -233,17 +233,17 @@ class EmbedderArguments(TrainerArguments):
     use_inbatch_neg: bool = option("passages of other rows are negatives", True)
     temperature: float = option("similarities are divided by it", 0.02)
     sentence_pooling_method: Literal["cls", "mean", "max", "weighted_mean", "last_token"] | None = option(
-        "how token vectors become one; by default what the model says", aliases=["--pooling", "--pooling_method"]
+        "how token vectors become one; by default what the model says", aliases=["--pooling", "--pooling-method"]
     )
     normalize_embeddings: bool | None = option(
         "vectors of length 1; by default what the model says", aliases=["--normlized"]
     )
     fix_position_embedding: bool = option("do not train the position embeddings", False)
-    kd_loss_type: Literal["kl_div", "m3_kd_loss"] | None = option("with --knowledge_distillation; by default kl_div")
+    kd_loss_type: Literal["kl_div", "m3_kd_loss"] | None = option("with --knowledge-distillation; by default kl_div")
     both_ways: bool = option("passages have to find their queries, too", False)
-    matryoshka: bool = option("train the leading dimensions to be embeddings, too", False, aliases=["--use_mrl"])
+    matryoshka: bool = option("train the leading dimensions to be embeddings, too", False, aliases=["--use-mrl"])
     matryoshka_dims: list[int] = option(
-        "which; by default 1/2, 1/4, 1/8 of the whole", aliases=["--mrl_dims"], many=True
+        "which; by default 1/2, 1/4, 1/8 of the whole", aliases=["--mrl-dims"], many=True
     )
     scored_loss: Literal["cosent", "mse"] = option("for rows with a `score`", "cosent")
     false_negative_margin: float | None = option(
@@ -251,22 +251,22 @@ class EmbedderArguments(TrainerArguments):
     )
     false_negative_ratio: float | None = option("the same with this share of the positive's similarity, such as 0.95")
     grad_cache_chunk: int | None = option(
-        "texts encoded at once: any batch on any memory, with the same gradient", aliases=["--sub_batch_size"]
+        "texts encoded at once: any batch on any memory, with the same gradient", aliases=["--sub-batch-size"]
     )
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
             raise ArgumentError(f"--temperature must be above 0, not {self.temperature}")
         if self.grad_cache_chunk is not None and self.grad_cache_chunk < 1:
-            raise ArgumentError(f"--grad_cache_chunk must be at least 1, not {self.grad_cache_chunk}")
+            raise ArgumentError(f"--grad-cache-chunk must be at least 1, not {self.grad_cache_chunk}")
         if self.matryoshka_dims and not self.matryoshka:
             self.matryoshka = True
         if min(self.matryoshka_dims, default=1) < 1:
-            raise ArgumentError(f"--matryoshka_dims must be at least 1, not {min(self.matryoshka_dims)}")
+            raise ArgumentError(f"--matryoshka-dims must be at least 1, not {min(self.matryoshka_dims)}")
         if not self.use_inbatch_neg and self.both_ways:
-            raise ArgumentError("--both_ways needs in-batch negatives: leave out --use_inbatch_neg false")
+            raise ArgumentError("--both-ways needs in-batch negatives: leave out --use-inbatch-neg false")
         if not self.use_inbatch_neg and self.negatives_cross_device:
-            logger.warning("--negatives_cross_device has no effect with --use_inbatch_neg false")
+            logger.warning("--negatives-cross-device has no effect with --use-inbatch-neg false")
         super().__post_init__()
 
 
@@ -280,28 +280,28 @@ class RerankerArguments(TrainerArguments):
         6e-05
     """
 
-    first_stage: str | None = option("with --eval_data: the embedder whose best passages are put in order")
+    first_stage: str | None = option("with --eval-data: the embedder whose best passages are put in order")
     pooling: Literal["cls", "mean", "max", "weighted_mean", "last_token"] | None = option(
-        "with --first_stage: how its token vectors become one; by default what it says",
-        aliases=["--pooling_method", "--sentence_pooling_method"],
+        "with --first-stage: how its token vectors become one; by default what it says",
+        aliases=["--pooling-method", "--sentence-pooling-method"],
     )
-    rerank_top_k: int = option("with --eval_data: passages a query that are put in order", 100)
+    rerank_top_k: int = option("with --eval-data: passages a query that are put in order", 100)
     max_len: int = option("tokens of query and passage together; the query has three quarters at most", 512)
-    grad_cache_chunk: int | None = option("pairs scored at once, with the same gradient", aliases=["--sub_batch_size"])
+    grad_cache_chunk: int | None = option("pairs scored at once, with the same gradient", aliases=["--sub-batch-size"])
 
     def __post_init__(self) -> None:
         for name in ("rerank_top_k", "max_len", "grad_cache_chunk"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ArgumentError(f"--{name} must be at least 1, not {value}")
+                raise ArgumentError(f"{option_of(name)} must be at least 1, not {value}")
         if self.eval_data and not self.first_stage:
             raise ArgumentError(
-                "--eval_data needs --first_stage MODEL: the embedder whose best passages are put in order"
+                "--eval-data needs --first-stage MODEL: the embedder whose best passages are put in order"
             )
         if self.first_stage and not self.eval_data:
-            raise ArgumentError("--first_stage is what --eval_data is ranked with first: give both or neither")
+            raise ArgumentError("--first-stage is what --eval-data is ranked with first: give both or neither")
         if self.pooling and not self.first_stage:
-            raise ArgumentError("--pooling is that of --first_stage, which is not given: a reranker pools nothing")
+            raise ArgumentError("--pooling is that of --first-stage, which is not given: a reranker pools nothing")
         super().__post_init__()
 
 
@@ -326,32 +326,36 @@ class _Repeatable(argparse._StoreAction):
         super().__call__(parser, namespace, values, option_string)
 
 
+def argument_parser(kinds: Sequence[type[Any]], **options: Any) -> HfArgumentParser:
+    """The parser of dataclasses' fields: options are shown with hyphens, and understood with underscores, too."""
+    parser = _Parser(list(kinds), allow_abbrev=False, **options)
+    known = parser._option_string_actions
+    for action in parser._actions:
+        if isinstance(action, argparse._StoreAction):
+            action.__class__ = _Repeatable
+        shown = [name.replace("_", "-") for name in action.option_strings]
+        action.option_strings = list(dict.fromkeys(shown))
+        for name in shown:
+            known[name] = known["--" + name[2:].replace("-", "_")] = action
+    return parser
+
+
 def parse(kinds: Sequence[type[Any]], arguments: Sequence[str], *, prog: str, description: str) -> tuple[Any, ...]:
     """Arguments of a command line as instances of dataclasses.
 
     Raises:
         ArgumentError: a value is impossible.
     """
-    parser = _Parser(list(kinds), prog=prog, description=description, allow_abbrev=False, add_help=True)
-    for action in parser._actions:
-        if isinstance(action, argparse._StoreAction):
-            action.__class__ = _Repeatable
+    parser = argument_parser(kinds, prog=prog, description=description)
     known = parser._option_string_actions
     speak_for(partial(_spoken_options, parser))
-
-    def known_form(argument: str) -> str:
-        name, equals, value = argument.partition("=")
-        other = "--" + name[2:].replace("-", "_")
-        return other + equals + value if name.startswith("--") and name not in known and other in known else argument
-
-    given = [*map(known_form, arguments)]
-    for argument in given:
+    for argument in arguments:
         name = argument.partition("=")[0]
         if name.startswith("--") and name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+            near = difflib.get_close_matches(option_of(name[2:]), [each for each in known if "_" not in each], 1)
             raise ArgumentError(f"there is no argument {name}" + (f"; did you mean {near[0]}?" if near else ""))
     try:
-        return tuple(parser.parse_args_into_dataclasses(args=given, look_for_args_file=False))
+        return tuple(parser.parse_args_into_dataclasses(args=list(arguments), look_for_args_file=False))
     except ValueError as error:  # What transformers finds wrong.
         if isinstance(error, BgekitError):
             raise
@@ -363,12 +367,12 @@ def _spoken_options(parser: argparse.ArgumentParser) -> dict[str, str]:
     found = options_of(parser)
     lengths = [found[name] for name in ("max_len", "max_seq_length") if name in found]
     pooling = dict.fromkeys(("pooling", "pooling_method"), "--pooling") if "pooling" in found else {}
-    return found | pooling | {"max_length": (lengths or ["--query_max_len or --passage_max_len"])[0]}
+    return found | pooling | {"max_length": (lengths or ["--query-max-len or --passage-max-len"])[0]}
 
 
 _OWN_LOSS: Final = "the loss is one of vectors or scores: no tokens are labelled or counted"
-_OWN_EVALUATION: Final = "--eval_data is measured by bgekit, not by Trainer's own loop"
-_OWN_BATCHES: Final = "batches follow from the seed and the epoch; --group_by_length puts similar lengths together"
+_OWN_EVALUATION: Final = "--eval-data is measured by bgekit, not by Trainer's own loop"
+_OWN_BATCHES: Final = "batches follow from the seed and the epoch; --group-by-length puts similar lengths together"
 _OWN_LOADER: Final = "each process makes its own part of a batch, in order"
 _WHOLE: Final = "the saved model would hold a part of the weights; --deepspeed shares the optimiser's memory"
 _NO_HUB: Final = "nothing is uploaded while training; upload the finished folder with `hf upload`"
@@ -382,7 +386,7 @@ WITHOUT_EFFECT: Final = {
     "label_names": _OWN_LOSS,
     "include_num_input_tokens_seen": "the log has `tokens`",
     "average_tokens_across_devices": "the loss is that of the global batch in any case",
-    "auto_find_batch_size": "another batch size has other negatives; --grad_cache_chunk fits any batch into memory",
+    "auto_find_batch_size": "another batch size has other negatives; --grad-cache-chunk fits any batch into memory",
     "neftune_noise_alpha": "its noise goes by the length of padded batches, and nothing is padded here",
     "use_liger_kernel": _GENERATING,
     "liger_kernel_config": _GENERATING,
@@ -403,7 +407,7 @@ WITHOUT_EFFECT: Final = {
     "parallelism_config": "data are parallel, the network is not",
     "fsdp": _WHOLE,
     "fsdp_config": _WHOLE,
-    "enable_jit_checkpoint": "processes could stop at different steps; --save_steps bounds what is lost",
+    "enable_jit_checkpoint": "processes could stop at different steps; --save-steps bounds what is lost",
     "push_to_hub": _NO_HUB,
     "hub_token": _NO_HUB,
     "hub_private_repo": _NO_HUB,
@@ -441,7 +445,7 @@ REFUSED: Final = (
         "eval_on_start", "do_eval", "metric_for_best_model", "greater_is_better",
     )),
 )  # fmt: skip
-#: Parts of --accelerator_config that are used; the others are about loaders that accelerate makes.
+#: Parts of --accelerator-config that are used; the others are about loaders that accelerate makes.
 _ACCELERATOR: Final = frozenset({"gradient_accumulation_kwargs"})
 
 
@@ -459,7 +463,7 @@ def check_supported(args: Any) -> None:
         if refusal.argument not in defaults or (args.judged and not refusal.reason):
             continue  # Not an argument of this release of transformers, or one that the data give a meaning.
         value = _plain(getattr(args, refusal.argument))
-        shown = f"--{refusal.argument}"
+        shown = option_of(refusal.argument)
         if refusal.value is not None:
             shown += f" {value}"
         if value != defaults[refusal.argument] if refusal.value is None else refusal.value in str(value):
@@ -470,9 +474,9 @@ def check_supported(args: Any) -> None:
         try:
             given = json.loads(given)
         except ValueError as error:
-            raise ArgumentError(f"--accelerator_config is no JSON object: {error}") from error
+            raise ArgumentError(f"--accelerator-config is no JSON object: {error}") from error
     if isinstance(given, dict) and (unused := sorted(given.keys() - _ACCELERATOR)):
-        raise ArgumentError(f"--accelerator_config with {unused[0]} is not supported: {_OWN_LOADER}")
+        raise ArgumentError(f"--accelerator-config with {unused[0]} is not supported: {_OWN_LOADER}")
 
 
 def _default(field: Field[Any]) -> Any:

@@ -108,16 +108,21 @@ def check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
         arguments = json.loads((folder / "training_args.json").read_text(encoding="utf-8"))
         then = {f"--{name}": value for name, value in arguments.items() if name != "deepspeed"} | then
     differing = [
-        name if name.endswith("data") else f"{name} ({then.get(name)} there, {value} here)"
+        _shown(name) if name.endswith("data") else f"{_shown(name)} ({then.get(name)} there, {value} here)"
         for name, value in now.items()
         if name in then and then[name] != value and not (name in _WHERE_BOTH and None in (then[name], value))
     ]
     if differing:
         raise ArgumentError(
             f"{folder} is of another run, which differs in {', '.join(differing)}. Give the arguments of that run; "
-            f"--overwrite_output_dir to start anew; or --model {folder} and another --output_dir to start from its "
+            f"--overwrite-output-dir to start anew; or --model {folder} and another --output-dir to start from its "
             "weights"
         )
+
+
+def _shown(name: str) -> str:
+    """A name of the identity as people type it; checkpoints have it with underscores."""
+    return name.replace("_", "-") if name.startswith("--") else name
 
 
 def check_optimizer(folder: Path, *, deepspeed: bool) -> None:
@@ -164,15 +169,15 @@ def resume_point(output: Path, resume: str | bool | None, overwrite: bool) -> Pa
     if resume and not wanted and str(resume).lower() != "false":
         if not is_whole(Path(str(resume))):
             raise ArgumentError(
-                f"--resume_from_checkpoint {resume} is no finished checkpoint of bgekit; `true` takes the last one "
-                "that --output_dir has"
+                f"--resume-from-checkpoint {resume} is no finished checkpoint of bgekit; `true` takes the last one "
+                "that --output-dir has"
             )
         return Path(str(resume))
     if not wanted:
         if output.is_dir() and any(output.iterdir()) and not overwrite:
             raise ArgumentError(
-                f"--output_dir {output} holds something already: give --resume_from_checkpoint true to go on with what "
-                "is there, or --overwrite_output_dir to start anew"
+                f"--output-dir {output} holds something already: give --resume-from-checkpoint true to go on with what "
+                "is there, or --overwrite-output-dir to start anew"
             )
         return None
     found = last_whole_checkpoint(output)
@@ -201,7 +206,7 @@ def prepare_output(folder: str, resume: str | bool | None, overwrite: bool) -> P
     """
     output = Path(folder)
     if output.exists() and not output.is_dir():
-        raise OutputError(f"--output_dir {folder} is a file; it must be a folder")
+        raise OutputError(f"--output-dir {folder} is a file; it must be a folder")
     remove_leftovers(output)
     checkpoint = resume_point(output, resume, overwrite)
     try:
@@ -209,7 +214,7 @@ def prepare_output(folder: str, resume: str | bool | None, overwrite: bool) -> P
         with tempfile.TemporaryFile(dir=output):
             pass
     except OSError as error:
-        raise OutputError(f"cannot write to --output_dir {folder}: {error.strerror or error}") from error
+        raise OutputError(f"cannot write to --output-dir {folder}: {error.strerror or error}") from error
     if overwrite and str(resume or False).lower() == "false":
         for old in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
             shutil.rmtree(old, ignore_errors=True)

@@ -71,7 +71,7 @@ class StepLoader(DataLoader[Any]):
 
 
 class MeasuredAtTheEnd(TrainerCallback):
-    """Measures the network that training ends with, whatever `--eval_delay` says."""
+    """Measures the network that training ends with, whatever `--eval-delay` says."""
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ask for it, unless it is or has just been asked for."""
@@ -115,7 +115,7 @@ class WholeCheckpoints(TrainerCallback):
         if not is_whole(folder):
             raise ArgumentError(
                 f"{folder}, the best checkpoint so far, is not there any more: put it back, or go on with "
-                "--load_best_model_at_end false"
+                "--load-best-model-at-end false"
             )
         state.best_model_checkpoint = str(folder)
 
@@ -275,7 +275,7 @@ class StepTrainer(Trainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         wanted = self.args.metric_for_best_model
         if self._measure is not None and wanted is not None and {wanted, f"eval_{wanted}"}.isdisjoint(metrics):
-            raise ArgumentError(f"--metric_for_best_model {wanted} is not measured; there are {', '.join(metrics)}")
+            raise ArgumentError(f"--metric-for-best-model {wanted} is not measured; there are {', '.join(metrics)}")
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self._measure is not None and wanted is not None:
@@ -283,7 +283,7 @@ class StepTrainer(Trainer):
         return metrics
 
     def _note_best(self, score: float) -> None:
-        """See to it that the best network is saved where it is wanted in the end, whatever `--save_steps` says.
+        """See to it that the best network is saved where it is wanted in the end, whatever `--save-steps` says.
 
         Trainer compares with the best so far as well, after this, but for what was measured before the first step.
         """

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import set_seed
 
 from ..._version import package_versions
-from ...display.option_names import spoken
+from ...display.option_names import option_of, spoken
 from ...errors import BgekitError
 from ...evaluation.evaluator import tasks_of
 from ...networks.cpu_training import keep_few_kernels
@@ -139,7 +139,7 @@ def make_steps(args: TrainerArguments, data: DataArguments, rows: TrainingData, 
 
 
 def evaluation_tasks(args: TrainerArguments) -> list[Task]:
-    """Tasks of `--eval_data`; read before training starts, so that a mistake in them costs no time."""
+    """Tasks of `--eval-data`; read before training starts, so that a mistake in them costs no time."""
     if not args.eval_data:
         return []
     return tasks_of(args.eval_data, split=args.eval_split, encoding=args.encoding, quoting=args.quoting)
@@ -358,17 +358,17 @@ def run_identity(
 def _decisive_arguments(args: TrainerArguments, parts: Sequence[Any]) -> dict[str, Any]:
     """Arguments that made a model what it is: those that count for `run_identity` and are not as by default."""
     found: dict[str, Any] = {
-        "--learning_rate": args.learning_rate,
+        "--learning-rate": args.learning_rate,
         "batch size of all processes": args.per_device_train_batch_size * args.world_size,
-        **({"--max_steps": args.max_steps} if args.max_steps > 0 else {"--num_train_epochs": args.num_train_epochs}),
+        **({"--max-steps": args.max_steps} if args.max_steps > 0 else {"--num-train-epochs": args.num_train_epochs}),
     }
     for part in (*parts, args):
         for each in fields(part):
             value = getattr(part, each.name)
             default = each.default if each.default_factory is MISSING else each.default_factory()
             counts = each.init and each.name not in _MAY_CHANGE | WITHOUT_EFFECT.keys() | JUDGING
-            if counts and value != default and f"--{each.name}" not in found:
-                found[f"--{each.name}"] = value
+            if counts and value != default and option_of(each.name) not in found:
+                found[option_of(each.name)] = value
     return found
 
 
