@@ -17,7 +17,7 @@ import sys, time
 sys.path.insert(0, {tests!r})
 import bgekit.mining.mining as run, bgekit.mining.teacher as teacher
 from table_embedder import TableEmbedder
-from bgekit.mining.sampling import Choice
+from bgekit.mining.negatives import Choice
 run.BLOCK = teacher.GROUP = 4
 pause = float(sys.argv[1])
 """

@@ -129,7 +129,7 @@ def test_what_the_first_process_finds_all_get(tmp_path: Path) -> None:
 import sys
 import torch.distributed as dist
 from bgekit.errors import ArgumentError
-from bgekit.training.distributed import by_first, rank
+from bgekit.training.losses.distributed import by_first, rank
 dist.init_process_group("gloo", init_method="file://{tmp_path}/meeting", rank=int(sys.argv[1]), world_size=2)
 assert by_first(lambda: ("found", rank())) == ("found", 0)
 def fail():
