@@ -30,6 +30,7 @@ from ..files.hashing import digest
 from ..models.families import known_name, model_name
 from .comparison import compare_all
 from .judged_model import JudgedModel, Setting, role_of
+from .readers.detect import read_tasks
 from .report.report import Report
 from .results import AGAIN, Result
 from .tasks.base import Items, Scores, Task, check_rerankable, require_packages
@@ -356,8 +357,6 @@ def tasks_of(
         DataError: the data cannot be read.
         MissingExtraError: a package is missing that scores need.
     """
-    from .readers.detect import read_tasks
-
     names, left_out = tasks, [] if left_out is None else left_out
     found = [source for source in _listed(data) if isinstance(source, Task)]
     sources = [source for source in _listed(data) if not isinstance(source, Task)]

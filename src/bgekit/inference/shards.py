@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ..data.chunking import chunk_records
 from ..data.records import Record, RecordReader
 from ..errors import ArgumentError, BgekitError, NumericalError, OutputError
 from ..files.atomic import OutputFolder
@@ -176,8 +177,6 @@ def encode_to_shards(
 def _passages(
     model: Embedder, records: Iterable[Record], chunks: Chunks, settings: dict[str, Any]
 ) -> tuple[Iterable[Record], int, int]:
-    from ..data.chunking import chunk_records
-
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ArgumentError(f"{model.card.name} has no tokenizer here, so its texts cannot be split into passages")

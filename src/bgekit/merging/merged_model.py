@@ -26,6 +26,7 @@ from ..inference.tokenization import load_tokenizer
 from ..models.card import DenseLayer, ModelCard
 from ..models.reranker_card import RerankerCard
 from ..models.weights import read_json, stored_dtype
+from ..networks.encoder import load_trainable
 from ..networks.saving import KEPT_FILES, copy_matching, save_tensors, write_checkpoint, write_reranker, write_tokenizer
 from .compatibility import Card, Kind, card_of
 from .merge_report import PROVENANCE, add_to_readme, save_curve
@@ -194,7 +195,6 @@ def _write_complete(parts: Parts, stage: Path, made: Path, name: str, *, selftes
 
 def _selftest(stage: Path, card: ModelCard, trust_remote_code: bool) -> dict[str, Any]:
     # Not the fused network, which would have a second copy of the weights.
-    from ..networks.encoder import load_trainable
 
     network = load_trainable(stage, card, trust_remote_code=trust_remote_code).eval()
     tokenizer = load_tokenizer(stage, lower_case=card.lower_case, trust_remote_code=trust_remote_code)

@@ -20,6 +20,8 @@ from ..data.formats import Dialect, Quoting
 from ..errors import ArgumentError
 from ..evaluation.evaluator import tasks_of
 from ..files.atomic import scratch_folder, target_folder
+from ..inference.embedder import FlagModel
+from ..inference.reranker import FlagReranker
 from ..models.config import read_config
 from ..models.reranker_card import is_classifier
 from .compatibility import Kind, agreed_cards, check_networks
@@ -221,9 +223,6 @@ class Merged:
     @cached_property
     def model(self) -> FlagModel | FlagReranker:
         """The loaded model."""
-        from ..inference.embedder import FlagModel
-        from ..inference.reranker import FlagReranker
-
         trusted = self._options.trust_remote_code
         kind = FlagModel if self.model_type == "encoder" else FlagReranker
         model: FlagModel | FlagReranker = kind(self.path, trust_remote_code=trusted)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..files.hashing import file_sha256
 from ..models.card import DenseLayer
 from ..models.config import read_config
 from ..models.hub import resolve
@@ -193,8 +194,6 @@ class Source:
         """sha256 (hex) of its weights, and of an adapter's."""
         found = {"weights": weights_digest(self.folder, allow_pickle=self.options.allow_pickle)}
         if self.adapter is not None:
-            from ..files.hashing import file_sha256
-
             found = {"base": str(self.folder), "base_weights": found["weights"]}
             found["adapter_weights"] = file_sha256(self.adapter.file)
         return found

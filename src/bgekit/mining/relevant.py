@@ -11,10 +11,13 @@ from typing import Final
 
 import numpy as np
 
+from ..data.columns import files_written
 from ..data.formats import USUAL, Dialect, listing
 from ..data.records import Record
+from ..data.splits import DataFile
 from ..data.training_rows import InputRow, copy_key
 from ..errors import DataError
+from ..evaluation.readers.collections import read_judgements, read_queries
 from .text_store import TextStore
 
 logger = logging.getLogger(__name__)
@@ -84,10 +87,6 @@ class Judgements:
         Raises:
             DataError: a file cannot be read; it names file and line.
         """
-        from ..data.columns import files_written
-        from ..data.splits import DataFile
-        from ..evaluation.readers.collections import read_judgements, read_queries
-
         with files_written(dialect):
             judged = [each for file in files for each in read_judgements(DataFile((file,)))]
             texts = {} if queries is None else read_queries(DataFile((queries,)))

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ..errors import ArgumentError, CardError, CheckpointError
+from ..errors import ArgumentError, CardError, CheckpointError, import_extra
 from ..models.card import DenseLayer, ModelCard
 from ..models.config import padding_position
 from ..models.weights import read_tensors, weight_files
+from .cpu_inference import FusedEncoder, can_fuse
 from .cpu_training import use_quick_dropout
 from .gradient_checkpointing import Recomputing
 from .loading import cast, load_published
@@ -269,8 +270,6 @@ def inference_backbone(model: PreTrainedModel, precision: str, device: torch.dev
     Raises:
         CardError: the precision is not possible for this architecture.
     """
-    from .cpu_inference import FusedEncoder, can_fuse
-
     half = _HALF.get(precision)
     if device.type == "cpu" and can_fuse(model):
         return FusedBackbone(FusedEncoder(model, "int8" if precision == "int8" else half or torch.float32))
@@ -391,8 +390,6 @@ def add_lora(network: TrainableEncoder, *, rank: int, alpha: float, dropout: flo
         MissingExtraError: peft is not installed.
         ArgumentError: there are no such layers.
     """
-    from ..errors import import_extra
-
     peft: Any = import_extra("peft", "lora")
     pooled = any(re.fullmatch(_POOLER, name) for name, _ in network.transformer.named_modules())
     config = peft.LoraConfig(
