@@ -1,5 +1,6 @@
 """Every public name has an example in its docstring, which runs: on tiny models under the names of real ones."""
 
+import ast
 import doctest
 import importlib
 import inspect
@@ -80,3 +81,10 @@ def test_the_example_runs(face, name, here):
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     runner.run(examples, out=said.append)
     assert runner.failures == 0, "".join(said)
+
+
+def test_every_module_says_what_it_holds():
+    package = Path(importlib.import_module("bgekit").__file__).parent
+    said = {path: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) for path in package.rglob("*.py")}
+    assert len(said) > 100
+    assert [path.name for path, text in said.items() if not text or "TODO" in text] == []

@@ -620,7 +620,7 @@ def test_a_caller_who_stops_reading_waits_for_no_answer(server: Server):
 def test_a_model_that_is_dropped_leaves_no_thread(server: Server):
     before = threading.active_count()
     model = hosted()
-    model.encode("a")
+    vectors, fingerprint = model.encode(["a"]), model.fingerprint
     assert any(thread.name == "bgekit-api" for thread in threading.enumerate())
     del model
     gc.collect()
@@ -628,6 +628,7 @@ def test_a_model_that_is_dropped_leaves_no_thread(server: Server):
     while any(thread.name == "bgekit-api" for thread in threading.enumerate()) and time.monotonic() < until:
         time.sleep(0.01)
     assert threading.active_count() <= before
+    assert vectors.fingerprint == fingerprint
 
 
 def test_proxies_of_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch):

@@ -365,16 +365,22 @@ def test_a_second_writer_in_the_same_process(tmp_path):
         pass
 
 
-def test_a_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("reason", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_a_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog, reason):
     fcntl = pytest.importorskip("fcntl")
 
     def unsupported(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
+        raise OSError(reason, os.strerror(reason))
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    with OutputFolder(tmp_path / "out"):
-        pass
-    assert "cannot be locked (" in caplog.text
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / ".lock").write_text("1")  # Of a process that was killed.
+    for _ in range(2):
+        with OutputFolder(folder):
+            (folder / ".lock").write_text("1")
+    assert caplog.text.count("cannot be locked (") == 2
 
 
 def test_a_folder_made_in_vain_is_removed(tmp_path):

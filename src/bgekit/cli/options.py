@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that takes `--shard-size` for `--shard-size` and the reverse.
+    """An argument parser that takes `--shard_size` for `--shard-size` and the reverse.
 
     Options are written out in full: an abbreviation would change its meaning when an option is added.
     """

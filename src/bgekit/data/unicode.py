@@ -1,13 +1,8 @@
-"""TODO."""
+"""Texts as valid Unicode: what is no string is refused, surrogates are mended."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..errors import TextTypeError
-
-if TYPE_CHECKING:
-    pass
 
 
 def check_text(text: object, index: int) -> str:

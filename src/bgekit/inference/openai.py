@@ -23,7 +23,7 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final, Literal, cast
 
 import httpx
@@ -38,7 +38,7 @@ from ..models.families import find_family, known_dimension, known_name
 from ..models.prompts import Prompt
 from .model import Embedder
 from .openai_errors import Meaning, error_fields, meaning, most_texts
-from .pipeline import Encoded
+from .pipeline import Encoded, Origin
 from .similarity import unit
 
 logger = logging.getLogger(__name__)
@@ -207,6 +207,11 @@ class OpenAIEmbedder(Embedder):
         """sha256 (hex) of all that decides the vectors here. What the API changes behind a name is not seen."""
         prompts = repr(sorted((role, str(prompt)) for role, prompt in self._prompts.items()))
         return digest(self._endpoint.url, self.model, str(self._truncate_dim), str(self._normalize), prompts)
+
+    @property
+    def _origin(self) -> Origin:
+        # Vectors that are kept must not keep the connection.
+        return Origin(partial(str, self.fingerprint), self)
 
     @cached_property
     def card(self) -> ModelCard:  # type: ignore[override]

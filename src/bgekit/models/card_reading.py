@@ -1,4 +1,4 @@
-"""TODO."""
+"""From a checkpoint's files, the table of families and the caller to the card: what each says, and who is believed."""
 
 from __future__ import annotations
 

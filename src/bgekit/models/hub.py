@@ -1,18 +1,15 @@
-"""TODO."""
+"""From a name to a folder with a checkpoint: one on this machine, one that a package ships, or one of the hub."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ..errors import CheckpointError
 from ..files.hashing import file_sha256
 from .weights import refuse_adapter
-
-if TYPE_CHECKING:
-    pass
 
 #: Models that Python packages ship: name -> (sha256 of model.safetensors, distributions that carry it).
 PACKAGED: Final[dict[str, tuple[str, tuple[str, ...]]]] = {

@@ -406,7 +406,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: 
 
 
 def _powers_of_two(count: int, most: int) -> Iterator[slice]:
-    """Cut `count` into the largest powers of two up to `most`, so that few shapes occur (see `fused._round_up`)."""
+    """Cut `count` into the largest powers of two up to `most`, so that few shapes occur (see `_round_up`)."""
     start = 0
     while start < count:
         stop = start + (1 << (min(count - start, most).bit_length() - 1))
@@ -484,7 +484,7 @@ class Int8Projection:
 
 
 class Int8Layer:
-    """One transformer layer but for its attention: see `fused._Layer`."""
+    """One transformer layer but for its attention: see `_Layer`."""
 
     def __init__(self, layer: Any, qkv: Int8Projection, norms: tuple[Norm, Norm], activation: str) -> None:
         def pack(linear: nn.Linear) -> Int8Linear:

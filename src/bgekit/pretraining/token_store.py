@@ -1,4 +1,4 @@
-"""Where words begin among the tokens of a text, so that words are masked whole."""
+"""Plain texts as sequences of tokens on disk, which know where words begin, so that words are masked whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file that holds one split of a data set, and what is known about the set: what the readers of rows work on."""
+"""Files of rows -> tasks, a reader for each kind of task; each file holds one split of a data set."""
 
 from __future__ import annotations
 

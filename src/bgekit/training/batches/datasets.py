@@ -1,4 +1,4 @@
-"""Which files are training data, and which dataset each belongs to."""
+"""Training data: which files are, which dataset each belongs to, and their rows as one sequence."""
 
 from __future__ import annotations
 
