@@ -26,6 +26,12 @@ def test_there_are_none(figures, count):
     assert figures[count] == []
 
 
+def test_the_poolings_are_listed_in_one_file():
+    source = SCRIPT.parents[1] / "src"
+    listing = [path.name for path in source.rglob("*.py") if '"weighted_mean", "last_token"' in path.read_text("utf-8")]
+    assert listing == ["card.py"]
+
+
 def test_lines_of_code_are_counted_without_imports_comments_and_docstrings():
     source = (
         '"""Doc."""\n\nimport os  # why\n\n# comment\n\n\ndef f():\n    """Doc."""\n    return (\n        1\n    )\n'

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..display.option_names import spoken
 from ..display.progress import write_line
 from ..errors import ArgumentError
+from ..models.card import POOLINGS
 
 if TYPE_CHECKING:
     from ..data.records import RecordReader
@@ -124,7 +125,7 @@ def add_pooling_option(group: argparse._ActionsContainer, *, of: str = "") -> No
     """
     group.add_argument(
         "--pooling", "--pooling-method", "--sentence-pooling-method",
-        choices=("cls", "mean", "max", "weighted_mean", "last_token"),
+        choices=POOLINGS,
         help=f"how token vectors become one{of} [what the model says]",
     )  # fmt: skip
 

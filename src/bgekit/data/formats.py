@@ -44,15 +44,16 @@ def check_quoting(quoting: str) -> None:
         raise ArgumentError(f"quoting must be one of {', '.join(QUOTINGS)}, not {quoting!r}")
 
 
-FORMATS: Final = ("jsonl", "csv", "tsv", "parquet", "arrow", "txt")
 #: Formats that are read from files alone: where their rows are stands at their end.
 TABLES: Final = ("parquet", "arrow")
 STDIN: Final = "-"
 TEXT_FIELDS: Final = ("text", "content", "contents")
+#: Endings of files, and the format that each stands for.
 _SUFFIXES: Final = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv",
     ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".txt": "txt", ".text": "txt",
 }  # fmt: skip
+FORMATS: Final = tuple(dict.fromkeys(_SUFFIXES.values()))
 #: What a file begins with that Git has put in the place of a large one.
 _POINTER: Final = b"version https://git-lfs.github.com/spec/"
 _BOM: Final = b"\xef\xbb\xbf"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -35,6 +35,17 @@ MTEB_NAMES: Final = {
     "retrieval": "Retrieval", "reranking": "Reranking", "sts": "STS", "pair_classification": "PairClassification",
     "classification": "Classification", "clustering": "Clustering", "bitext": "BitextMining",
     "summarization": "Summarization",
+}  # fmt: skip
+#: Names of the kinds of task in reports.
+TITLES: Final[Mapping[str, str]] = {
+    "retrieval": "Retrieval", "reranking": "Reranking", "sts": "STS", "pair_classification": "Pair classification",
+    "classification": "Classification", "clustering": "Clustering", "bitext": "Bitext mining",
+    "summarization": "Summarisation",
+}  # fmt: skip
+#: What the items of a task are called in reports, by its kind.
+ITEMS: Final[Mapping[str, str]] = {
+    "retrieval": "queries", "reranking": "queries", "sts": "pairs", "pair_classification": "pairs",
+    "classification": "texts", "clustering": "problems", "bitext": "pairs", "summarization": "texts",
 }  # fmt: skip
 #: Tasks whose queries are texts of the same kind as the documents: the authors of BGE give the instruction of the
 #: English models to no query of theirs (FlagEmbedding, C_MTEB/eval_MTEB.py).

@@ -17,6 +17,14 @@ from .prompts import Prompt
 logger = logging.getLogger(__name__)
 Pooling = Literal["cls", "mean", "max", "weighted_mean", "last_token"]
 POOLINGS: Final = get_args(Pooling)
+#: Our name of each pooling -> the flag and the name that sentence-transformers writes for it.
+SENTENCE_TRANSFORMERS_POOLING: Final[Mapping[str, tuple[str, str]]] = {
+    "cls": ("pooling_mode_cls_token", "cls"),
+    "mean": ("pooling_mode_mean_tokens", "mean"),
+    "max": ("pooling_mode_max_tokens", "max"),
+    "weighted_mean": ("pooling_mode_weightedmean_tokens", "weightedmean"),
+    "last_token": ("pooling_mode_lasttoken", "lasttoken"),
+}
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 
 

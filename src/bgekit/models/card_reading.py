@@ -8,21 +8,13 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from ..errors import CardError, CheckpointError
-from .card import POOLINGS, UNSET, DenseLayer, Facts, ModelCard, Similarity, shown
+from .card import POOLINGS, SENTENCE_TRANSFORMERS_POOLING, UNSET, DenseLayer, Facts, ModelCard, Similarity, shown
 from .config import checked_length, declared_dtype, hidden_size, position_limit, read_config, usable_length
 from .families import Family, find_family, model_name, named_within
 from .prompts import Prompt
 from .weights import read_json, stored_dtype
 
 logger = logging.getLogger(__name__)
-#: Our name of each pooling -> the flag and the name that sentence-transformers writes for it.
-SENTENCE_TRANSFORMERS_POOLING: Final[dict[str, tuple[str, str]]] = {
-    "cls": ("pooling_mode_cls_token", "cls"),
-    "mean": ("pooling_mode_mean_tokens", "mean"),
-    "max": ("pooling_mode_max_tokens", "max"),
-    "weighted_mean": ("pooling_mode_weightedmean_tokens", "weightedmean"),
-    "last_token": ("pooling_mode_lasttoken", "lasttoken"),
-}
 
 
 def read_card(folder: Path, name: str | None = None, *, adapters: Sequence[Path] = (), **caller: Any) -> ModelCard:

@@ -46,7 +46,7 @@ from .losses.distributed import LossValue, world_size
 from .losses.false_negatives import FalseNegatives
 from .losses.listwise import Groups
 from .losses.matryoshka import Loss, Matryoshka
-from .losses.sts import CoSent, ScoredMse
+from .losses.sts import SCORED_LOSSES
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ class _Objective:
             distillation=(args.kd_loss_type or "kl_div") if teacher else None,
         )
         self.across = args.negatives_cross_device
-        scored: Loss = CoSent() if args.scored_loss == "cosent" else ScoredMse()
+        scored: Loss = SCORED_LOSSES[args.scored_loss]()
         if args.matryoshka:
             whole = card.dimension
             dims = args.matryoshka_dims or [whole // 2, whole // 4, whole // 8]

@@ -19,6 +19,8 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from ...data.encodings import check_encoding
 from ...display.option_names import option_of, options_of, speak_for
 from ...errors import ArgumentError, BgekitError, require_extra
+from ...models.card import Pooling
+from ..losses.sts import ScoredLoss
 
 logger = logging.getLogger(__name__)
 
@@ -232,7 +234,7 @@ class EmbedderArguments(TrainerArguments):
     negatives_cross_device: bool = option("passages of all devices are negatives, not only those of the own one", False)
     use_inbatch_neg: bool = option("passages of other rows are negatives", True)
     temperature: float = option("similarities are divided by it", 0.02)
-    sentence_pooling_method: Literal["cls", "mean", "max", "weighted_mean", "last_token"] | None = option(
+    sentence_pooling_method: Pooling | None = option(
         "how token vectors become one; by default what the model says", aliases=["--pooling", "--pooling-method"]
     )
     normalize_embeddings: bool | None = option(
@@ -245,7 +247,7 @@ class EmbedderArguments(TrainerArguments):
     matryoshka_dims: list[int] = option(
         "which; by default 1/2, 1/4, 1/8 of the whole", aliases=["--mrl-dims"], many=True
     )
-    scored_loss: Literal["cosent", "mse"] = option("for rows with a `score`", "cosent")
+    scored_loss: ScoredLoss = option("for rows with a `score`", "cosent")
     false_negative_margin: float | None = option(
         "a negative within this distance of the positive's similarity, or above it, does not count"
     )
@@ -281,7 +283,7 @@ class RerankerArguments(TrainerArguments):
     """
 
     first_stage: str | None = option("with --eval-data: the embedder whose best passages are put in order")
-    pooling: Literal["cls", "mean", "max", "weighted_mean", "last_token"] | None = option(
+    pooling: Pooling | None = option(
         "with --first-stage: how its token vectors become one; by default what it says",
         aliases=["--pooling-method", "--sentence-pooling-method"],
     )
