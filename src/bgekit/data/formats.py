@@ -84,7 +84,7 @@ class Dialect:
 
     Attributes:
         encoding: By a name that Python knows; None for UTF-8, with a guess in the error where a file is not.
-        quoting: Whether quotes in csv and tsv enclose fields: see `tables.Quoting`.
+        quoting: Whether quotes in csv and tsv enclose fields: see `Quoting`.
 
     Raises:
         ArgumentError: there is no such encoding or quoting.

@@ -185,6 +185,11 @@ def read_training(file: str, dialect: Dialect = USUAL) -> Iterator[InputRow]:
 
     Raises:
         DataError: a line cannot be used; it names file and line.
+
+    Example:
+        >>> from bgekit.data import read_training
+        >>> next(read_training("train.jsonl")).row.query
+        'a cat 0'
     """
     for index, line in enumerate(read_file(file, dialect)):
         yield InputRow(line.number, line.fields, replace(row_of(line), index=index))

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..errors import TextTypeError
-
-if TYPE_CHECKING:
-    pass
 
 
 def check_text(text: object, index: int) -> str:

@@ -126,6 +126,14 @@ class Removed:
         copies: Rows equal to an earlier one, up to case and white space.
         near: Further rows that are near copies of an earlier one.
         samples: Lines (this row's, the earlier row's) of some of them.
+
+    Example:
+        >>> from bgekit.data import read_training
+        >>> from bgekit.mining import Removed, distinct
+        >>> removed = Removed()
+        >>> rows = list(distinct(read_training("train.jsonl"), removed))
+        >>> removed.rows, removed.copies
+        (4, 0)
     """
 
     rows: int = 0
@@ -144,9 +152,8 @@ def distinct(rows: Iterable[InputRow], removed: Removed, *, near: float | None =
             left out, too; by default only copies are. It takes 8 bytes of memory for each character that stays.
 
     Example:
-        >>> from bgekit.data.training_rows import read_training
-        >>> from bgekit.mining import distinct
-        >>> from bgekit.mining.dedup import Removed
+        >>> from bgekit.data import read_training
+        >>> from bgekit.mining import Removed, distinct
         >>> removed = Removed()
         >>> len(list(distinct(read_training("train.jsonl"), removed)))
         4

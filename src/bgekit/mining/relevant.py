@@ -32,7 +32,7 @@ class Relevant:
     """
 
     def __init__(self, queries: Iterable[int], passages: Iterable[int]) -> None:
-        """Pairs of a query and a passage, as keys of `rows.copy_key`, in any order."""
+        """Pairs of a query and a passage, as keys of `training_rows.copy_key`, in any order."""
         pairs = np.array([array.array("q", queries), array.array("q", passages)], dtype=np.int64)
         self._queries, self._passages = pairs[:, np.lexsort(pairs[::-1])]
         self.digest = hashlib.sha256(self._queries.tobytes() + self._passages.tobytes()).hexdigest()

@@ -34,8 +34,7 @@ def read_card(folder: Path, name: str | None = None, *, adapters: Sequence[Path]
         CheckpointError: a file is missing or damaged.
 
     Example:
-        >>> from bgekit.models import read_card
-        >>> from bgekit.models.hub import resolve
+        >>> from bgekit.models import read_card, resolve
         >>> read_card(resolve("BAAI/bge-small-en-v1.5"), "BAAI/bge-small-en-v1.5").pooling
         'cls'
     """

@@ -5,14 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ..errors import CheckpointError
 from ..files.hashing import file_sha256
 from .weights import refuse_adapter
-
-if TYPE_CHECKING:
-    pass
 
 #: Models that Python packages ship: name -> (sha256 of model.safetensors, distributions that carry it).
 PACKAGED: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
@@ -58,6 +55,11 @@ def resolve(
 
     Raises:
         CheckpointError: there is no such model, or the hub cannot be reached.
+
+    Example:
+        >>> from bgekit.models import resolve
+        >>> (resolve("BAAI/bge-small-en-v1.5") / "config.json").is_file()
+        True
     """
     if name_or_path.startswith("packaged:"):
         return _packaged(name_or_path.removeprefix("packaged:"))

@@ -79,8 +79,7 @@ def read_reranker_card(
         CheckpointError: a file is missing or damaged.
 
     Example:
-        >>> from bgekit.models import read_reranker_card
-        >>> from bgekit.models.hub import resolve
+        >>> from bgekit.models import read_reranker_card, resolve
         >>> read_reranker_card(resolve("BAAI/bge-reranker-base")).labels
         1
     """

@@ -2,7 +2,7 @@
 
 Only the arithmetic of a published model (`BertModel` and its relatives) is kept. What makes it fast:
 - linear layers see real tokens only, prepacked weights, GELU and the residual sum in the same pass;
-- attention is batched products over sequences of nearly equal length, with a softmax of two passes (`fused_attention`);
+- attention is batched products over sequences of nearly equal length, with a softmax of two passes (`attend`);
 - pooling that reads one token of a text leaves out the other tokens of the last layer (`select`).
 
 At the end: how long runs give the memory back that their batches leave behind in the C library's heap.
@@ -406,7 +406,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: 
 
 
 def _powers_of_two(count: int, most: int) -> Iterator[slice]:
-    """Cut `count` into the largest powers of two up to `most`, so that few shapes occur (see `fused._round_up`)."""
+    """Cut `count` into the largest powers of two up to `most`, so that few shapes occur (see `_round_up`)."""
     start = 0
     while start < count:
         stop = start + (1 << (min(count - start, most).bit_length() - 1))
@@ -484,7 +484,7 @@ class Int8Projection:
 
 
 class Int8Layer:
-    """One transformer layer but for its attention: see `fused._Layer`."""
+    """One transformer layer but for its attention: see `_Layer`."""
 
     def __init__(self, layer: Any, qkv: Int8Projection, norms: tuple[Norm, Norm], activation: str) -> None:
         def pack(linear: nn.Linear) -> Int8Linear:

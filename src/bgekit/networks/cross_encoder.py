@@ -90,9 +90,8 @@ class CrossEncoder(Recomputing, nn.Module):
 
     Example:
         >>> import torch
-        >>> from bgekit.models.hub import resolve
-        >>> from bgekit.networks import load_cross_encoder
-        >>> from bgekit.networks.packing import Packed
+        >>> from bgekit.models import resolve
+        >>> from bgekit.networks import Packed, load_cross_encoder
         >>> network = load_cross_encoder(resolve("BAAI/bge-reranker-base"))
         >>> with torch.inference_mode():
         ...     scores = network(Packed.of([[2, 7, 3, 8, 3], [2, 9, 3, 7, 3]]))
@@ -216,7 +215,7 @@ def load_cross_encoder(
         CardError: the precision is not possible for this architecture.
 
     Example:
-        >>> from bgekit.models.hub import resolve
+        >>> from bgekit.models import resolve
         >>> from bgekit.networks import load_cross_encoder
         >>> network = load_cross_encoder(resolve("BAAI/bge-reranker-base"))
     """
@@ -255,7 +254,7 @@ def load_trainable(folder: Path, *, trust_remote_code: bool = False, allow_pickl
         CheckpointError: files are missing or damaged.
 
     Example:
-        >>> from bgekit.models.hub import resolve
+        >>> from bgekit.models import resolve
         >>> from bgekit.networks import load_trainable
         >>> network = load_trainable(resolve("BAAI/bge-reranker-base"))
         >>> all(parameter.requires_grad for parameter in network.parameters())

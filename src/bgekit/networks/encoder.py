@@ -124,10 +124,8 @@ class Encoder(nn.Module):
     """Packed tokens -> vectors. One class for inference, mining, evaluation and training.
 
     Example:
-        >>> from bgekit.models import read_card
-        >>> from bgekit.models.hub import resolve
-        >>> from bgekit.networks import load_encoder
-        >>> from bgekit.networks.packing import Packed
+        >>> from bgekit.models import read_card, resolve
+        >>> from bgekit.networks import Packed, load_encoder
         >>> folder = resolve("BAAI/bge-small-en-v1.5")
         >>> encoder = load_encoder(folder, read_card(folder, "BAAI/bge-small-en-v1.5"))
         >>> encoder(Packed.of([[2, 7, 8, 3], [2, 9, 3]])).shape
@@ -236,8 +234,7 @@ def load_encoder(
         CardError: the precision is not possible for this architecture.
 
     Example:
-        >>> from bgekit.models import read_card
-        >>> from bgekit.models.hub import resolve
+        >>> from bgekit.models import read_card, resolve
         >>> from bgekit.networks import load_encoder
         >>> folder = resolve("BAAI/bge-small-en-v1.5")
         >>> encoder = load_encoder(folder, read_card(folder, "BAAI/bge-small-en-v1.5"))

@@ -83,8 +83,7 @@ def write_checkpoint(
 
     Example:
         >>> from pathlib import Path
-        >>> from bgekit.models import read_card
-        >>> from bgekit.models.hub import resolve
+        >>> from bgekit.models import read_card, resolve
         >>> from bgekit.networks import write_checkpoint
         >>> folder = resolve("BAAI/bge-small-en-v1.5")
         >>> write_checkpoint(Path("saved"), card=read_card(folder, "BAAI/bge-small-en-v1.5"), source=folder)
@@ -299,8 +298,7 @@ def write_reranker(
 
     Example:
         >>> from pathlib import Path
-        >>> from bgekit.models import read_reranker_card
-        >>> from bgekit.models.hub import resolve
+        >>> from bgekit.models import read_reranker_card, resolve
         >>> from bgekit.networks import write_reranker
         >>> folder = resolve("BAAI/bge-reranker-base")
         >>> write_reranker(Path("saved-reranker"), card=read_reranker_card(folder), source=folder)

@@ -68,8 +68,7 @@ def finetune(model: ModelArguments, data: DataArguments, args: EmbedderArguments
         OutputError: the output folder holds something already, or cannot be written.
 
     Example:
-        >>> from bgekit.training import EmbedderArguments, finetune
-        >>> from bgekit.training.loop.arguments import DataArguments, ModelArguments
+        >>> from bgekit.training import DataArguments, EmbedderArguments, ModelArguments, finetune
         >>> args = EmbedderArguments(output_dir="trained", max_steps=1, per_device_train_batch_size=2, report_to="none")
         >>> data = DataArguments(train_data=["train.jsonl"], train_group_size=2, cache_path="cache")
         >>> finetune(ModelArguments("BAAI/bge-small-en-v1.5"), data, args).name

@@ -46,8 +46,8 @@ _PER_QUERY: Final = {"ndcg_cut": "ndcg", "map_cut": "map", "recall": "recall", "
 class MtebEncoder:
     """A model in a setting as an encoder of mteb 2.x (`mteb.models.EncoderProtocol`).
 
-    Texts get the prompts that `judged.role_of` chooses from the model's card, the very same as in our own tasks; the
-    prompts that mteb's tasks suggest for instruction models are not used.
+    Texts get the prompts that `judged_model.role_of` chooses from the model's card, the very same as in our own tasks;
+    the prompts that mteb's tasks suggest for instruction models are not used.
     """
 
     def __init__(self, model: Embedder | JudgedModel, *, dtype: npt.DTypeLike = np.float32) -> None:

@@ -2,7 +2,7 @@
 
 A threshold that just reaches a rate on some pairs misses it on the next ones about half of the time. So the threshold
 here is the lowest one for which the opposite (that the promise is broken) is refuted by a test that is valid for any
-number of groups (`pair_groups.py`):
+number of groups (`independent_groups.py`):
 
 - A false-positive rate or a recall moves in one direction with the threshold, so one test at each threshold suffices.
 - Precision does not. Thresholds are tested from strict to lenient. The error that is allowed is shared among four of

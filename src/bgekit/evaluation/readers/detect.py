@@ -61,7 +61,7 @@ def read_tasks(
 
     Args:
         path: Forms are recognised by content: a folder with `dataset.json`, BEIR's layout, both of FlagEmbedding's,
-            `<split>` files of rows, or one such file. `forms.EXAMPLES` has an example of each. Folders may be as
+            `<split>` files of rows, or one such file. `rows.EXAMPLES` has an example of each. Folders may be as
             the hub or its cache has them, or as `save_to_disk` of the package `datasets` writes them.
         split: The split to score; by default test where there is one, else dev or validation, else the only one.
         tasks: Names of the data sets to read, of those in a folder of folders; in any case.

@@ -110,7 +110,7 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Task(abc.ABC):
-    """Data and protocol of one evaluation; each kind is a subclass in `kinds/`.
+    """Data and protocol of one evaluation; each kind is a subclass in `tasks/`.
 
     Attributes:
         name: As shown in reports.

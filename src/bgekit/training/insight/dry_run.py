@@ -49,8 +49,7 @@ class Footprint:
         checkpointing: `--gradient-checkpointing`.
         chunk: Texts encoded at once (`--grad-cache-chunk`), None for all.
         world: Processes; more than one keep gradients twice.
-        lean: Attention and dropout of `models.training_attention` and `models.dropout`, which keep neither weights nor
-            masks.
+        lean: Attention and dropout of `networks/cpu_training.py`, which keep neither weights nor masks.
     """
 
     parameters: int

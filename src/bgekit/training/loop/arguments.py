@@ -42,7 +42,13 @@ def option(sentence: str, default: Any = None, *, aliases: Sequence[str] = (), m
 
 @dataclass
 class ModelArguments:
-    """The model that is trained."""
+    """The model that is trained.
+
+    Example:
+        >>> from bgekit.training import ModelArguments
+        >>> ModelArguments("BAAI/bge-small-en-v1.5").use_lora
+        False
+    """
 
     model_name_or_path: str = option("checkpoint to start from: folder, hub id, packaged:NAME", "", aliases=["--model"])
     cache_dir: str | None = option("where files from the hub are kept")
@@ -64,7 +70,13 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Training data. Defaults are those of FlagEmbedding 1.2.9."""
+    """Training data. Defaults are those of FlagEmbedding 1.2.9.
+
+    Example:
+        >>> from bgekit.training import DataArguments
+        >>> DataArguments(train_data=["train.jsonl"]).train_group_size
+        8
+    """
 
     train_data: list[str] = option("jsonl files, or folders of them", many=True)
     dataset_weights: list[float] = option("how often each of --train-data is drawn, relative to its size", many=True)
@@ -110,7 +122,13 @@ class DataArguments:
 
 @dataclass
 class RerankerDataArguments(DataArguments):
-    """Training data of a reranker."""
+    """Training data of a reranker.
+
+    Example:
+        >>> from bgekit.training import RerankerDataArguments
+        >>> RerankerDataArguments(train_data=["train.jsonl"]).train_group_size
+        8
+    """
 
     query_max_len: int | None = option("not for rerankers: see --max-len")  # type: ignore[assignment]
     passage_max_len: int | None = option("not for rerankers: see --max-len")  # type: ignore[assignment]

@@ -53,7 +53,7 @@ class CoSent:
 
 @dataclass(frozen=True)
 class ScoredMse:
-    """Mean squared error of the cosine of a pair against its score, which should be of -1..1 (`data.check_cosines`).
+    """Mean squared error of the cosine of a pair against its score, which should be of -1..1 (`check_cosines`).
 
     Example:
         >>> from bgekit.training.losses import ScoredMse
