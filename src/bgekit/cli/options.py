@@ -1,4 +1,4 @@
-"""What the verbs' options have in common."""
+"""Options that verbs share: model, device, input files, chunks, reranker, messages."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ def add_text_options(group: argparse._ActionsContainer) -> None:
 
 
 def text_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """What the options of `add_text_options` say."""
+    """Arguments of `Dialect` from the options of `add_text_options`."""
     return {"encoding": args.encoding, "quoting": args.quoting}
 
 
@@ -313,7 +313,7 @@ def add_chunk_options(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_chunks(args: argparse.Namespace) -> Chunks | None:
-    """How to split documents, None for not at all; naming a size or an overlap asks for it, too."""
+    """Settings for splitting documents, None for no splitting; naming a size or an overlap asks for it, too."""
     if not args.chunk and args.chunk_size is None and args.chunk_overlap is None:
         return None
     from ..inference.shards import Chunks

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Valid Unicode: the check that a text is a string, and the repair of lone surrogates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model as it is judged: with an instruction or without, at a dimension, with a reranker behind it."""
+"""The model under evaluation in a setting: with an instruction or without, at a dimension, with a reranker."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _BLOCK: Final = 16_384
 
 @dataclass(frozen=True)
 class Setting:
-    """How a model is used; what is left out is what its card says.
+    """Use of a model: instruction, dimension, reranker. Fields that are left out are as its card says.
 
     Attributes:
         instruction: Before queries instead of the card's; None or "" for none.
@@ -92,7 +92,7 @@ class Setting:
         check_count("rerank_top_k", self.rerank_top_k, "passages")
 
     def to_dict(self) -> dict[str, Any]:
-        """What differs from the model's defaults, as plain values."""
+        """Fields that differ from the model's defaults, as plain values."""
         content: dict[str, Any] = {}
         if not isinstance(self.instruction, Unset):
             content["instruction"] = self.instruction or None

@@ -75,7 +75,7 @@ class NearCopies:
         self._salts = generator.integers(0, 1 << 63, _HASHES, dtype=np.uint64)
 
     def signature(self, found: Pieces) -> npt.NDArray[np.uint64]:
-        """For each hash function the least value over the pieces, [128] uint64."""
+        """Least value of each hash function over the pieces, [128] uint64."""
         least = np.full(_HASHES, np.iinfo(np.uint64).max, dtype=np.uint64)
         for first in range(0, len(found), 512):  # Bounded memory for long texts.
             block = mixed(found[first : first + 512, None] ^ self._salts)
@@ -147,7 +147,7 @@ def distinct(rows: Iterable[InputRow], removed: Removed, *, near: float | None =
 
     Args:
         rows: The input.
-        removed: Told what is left out.
+        removed: Counts of rows that are left out, added to.
         near: Jaccard similarity, of the queries and of all positives together, from which on rows are near copies and
             left out, too; by default only copies are. It takes 8 bytes of memory for each character that stays.
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says and its files: card, families, prompts, configuration, hub, weights. No computation."""
+"""Checkpoints as files and what they say: card, families, prompts, configuration, hub, weights. No computation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model needs to be used rightly, and where each fact was found.
+"""The model card: pooling, prompts, length and all else that using a model rightly takes, with the source of each.
 
 The order of belief is the checkpoint's own files, then the table of families, then the caller; a caller who
 contradicts a known fact is obeyed, with a warning that names both values.
@@ -58,7 +58,7 @@ class DenseLayer:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model needs to be used rightly.
+    """Card of an embedder: all that using it rightly takes.
 
     Attributes:
         name: Name or path that the caller gave.

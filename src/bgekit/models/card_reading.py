@@ -1,4 +1,4 @@
-"""TODO."""
+"""The card of a checkpoint, read from its files, the table of families and the caller's arguments, in this order."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _add_declared(facts: Facts, folder: Path, family: Family | None) -> None:
 
 
 def _add_adapters(facts: Facts, adapters: Sequence[Path], folder: Path) -> None:
-    """What adapters say of themselves; differences to their base are logged."""
+    """Add the fields of adapters' own files; differences to their base are logged."""
     base = Facts(facts.name)
     _add_declared(base, folder, family_of(facts.name, folder))
     for adapter in adapters:
@@ -148,7 +148,7 @@ _LIKE: Final[dict[tuple[Any, Any], str]] = {
 
 
 def prompt_doubt(name: str, *, bge_like: bool, config: Mapping[str, Any] | None = None) -> str | None:
-    """What to say of a model without known prompts that may need one; None where nothing speaks for it.
+    """Warning on a model without known prompts that may need one; None where nothing speaks for it.
 
     A name or a shape alone never gives a model a prompt: a fine-tune may have been trained with another one.
 

@@ -1,4 +1,7 @@
-"""TODO."""
+"""A model's name -> its local folder: a folder, a model that a Python package ships, or a download from the hub.
+
+A name is a folder, `packaged:NAME` (weights that an installed Python package ships), or a Hugging Face id.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What computes: encoder, cross-encoder, pooling, packing, CPU kernels, precision; and their checkpoints on disk."""
+"""Networks: encoder, cross-encoder, pooling, packing, CPU kernels, precision; and their checkpoints on disk."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Head:
-    """How a published class makes logits of its transformer's output.
+    """The head by which a published class makes logits of its transformer's output.
 
     Attributes:
         modules: Names of the modules that take part, `base.` for those inside the transformer.
@@ -186,7 +186,7 @@ class CrossEncoder(Recomputing, nn.Module):
 
 
 def head_of(model: PreTrainedModel) -> Head | None:
-    """How the class makes logits of pooled vectors; None where it is run as a whole, padded."""
+    """The function by which the class makes logits of pooled vectors; None where it is run as a whole, padded."""
     kind = type(model)
     if not kind.__module__.startswith("transformers.models.") or not can_pack(model.base_model):
         return None

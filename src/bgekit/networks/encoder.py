@@ -30,7 +30,7 @@ _HALF: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Backbone(Protocol):
-    """What turns a packed batch into token vectors; implementations differ in speed only."""
+    """A transformer: packed batch -> token vectors; implementations differ in speed only."""
 
     def __call__(self, batch: Packed, select: Select) -> Tensor:
         """[T, h] for `all`, [n, h] for `first` and `last`."""
@@ -92,7 +92,7 @@ def padded_inputs(batch: Packed, padding: int) -> dict[str, Tensor]:
 
 
 def _token_types(types: Tensor | None) -> dict[str, Tensor]:
-    """As an argument of models that have them."""
+    """Token types as an argument, of models that have them."""
     return {} if types is None else {"token_type_ids": types}
 
 
@@ -251,7 +251,7 @@ def load_encoder(
 
 
 def loading_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """What weights are loaded as: the fused CPU path prepares its own from float32 ones."""
+    """Type that weights are loaded as: the fused CPU path prepares its own from float32 ones."""
     return _HALF.get(precision, torch.float32) if device.type != "cpu" else torch.float32
 
 

@@ -57,7 +57,7 @@ Place: TypeAlias = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """How relevant a document is to a query; 0 and below is not relevant. `place` is where that is said."""
+    """Relevance of a document to a query; 0 and below is not relevant. `place` is where that is said."""
 
     query: str
     document: str
@@ -302,7 +302,7 @@ _CANDIDATES = ("candidates",)
 
 @dataclass(frozen=True)
 class TestCollection:
-    """Where a test collection's parts are, each by split; "" stands for all splits.
+    """Files of a test collection's parts, each by split; "" stands for all splits.
 
     Attributes:
         folder: The folder.
