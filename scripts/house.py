@@ -24,7 +24,8 @@ imports inside functions
     Statements that import from the project and do not stand at the top of a file, outside cli/. A block
     `if TYPE_CHECKING` at the top is the top.
 parsers of rows
-    Files outside the room of rows that read rows as they are, as fields without types: they call `read_rows`.
+    Files outside the room of rows that read rows as they are, as fields without types: they call `read_rows` (0.1.0),
+    or one of what gives such rows within `data/` (`file_rows`, `open_stream`).
 files of an encode
     Files of the rooms that compute (inference/ and networks/; encoding/ and models/ in 0.1.0) of which a frame runs
     while a model encodes a list of texts once more: the second call, so that loading is not counted. The model is a
@@ -70,6 +71,8 @@ ORDER_OF_0_1 = (
 _MAY = {("data", "files"), ("display", "files")}
 #: Rooms that compute, now and in 0.1.0.
 COMPUTING, COMPUTING_IN_0_1 = ("inference", "networks"), ("encoding", "models")
+#: What gives rows as dictionaries of whatever stands there.
+RAW = ("read_rows", "file_rows", "open_stream")
 DATA = (".yaml", ".css", ".js", ".html", ".jinja")
 
 
@@ -176,15 +179,15 @@ class House:
         return sorted(found)
 
     def parsers(self) -> list[str]:
-        """Modules that call `read_rows`, outside the room that has it."""
+        """Modules that call what gives rows without types, outside the room that has it."""
         home = "data" if "bgekit.data" in self.names else None
         found = []
         for name, tree in self.trees.items():
             calls = any(
-                isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "read_rows"
+                isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in RAW
                 for node in ast.walk(tree)
             )
-            own = _room(name) == home or name == "bgekit.encoding.records"
+            own = _room(name) == home or name in ("bgekit.encoding.records", "bgekit.encoding.rows")
             if calls and not own:
                 found.append(name)
         return sorted(found)

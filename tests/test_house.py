@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,23 @@ def figures():
 @pytest.mark.parametrize("count", ["circles", "arrows against the order"])
 def test_there_are_none(figures, count):
     assert figures[count] == []
+
+
+def test_the_poolings_are_listed_in_one_file():
+    source = SCRIPT.parents[1] / "src"
+    listing = [path.name for path in source.rglob("*.py") if '"weighted_mean", "last_token"' in path.read_text("utf-8")]
+    assert listing == ["card.py"]
+
+
+def test_documentation_and_examples_import_from_faces():
+    root = SCRIPT.parents[1]
+    pages = [root / "README.md", *(root / "docs").glob("*.md"), *(root / "examples").glob("*.py")]
+    shown = [(page, line) for page in pages for line in page.read_text("utf-8").splitlines()]
+    for module in (root / "src").rglob("*.py"):
+        shown += [(module, line) for line in module.read_text("utf-8").splitlines() if ">>> " in line]
+    imports = [(path.name, re.search(r"^\W*(?:from|import) (bgekit\.\w+\.[\w.]+)", line)) for path, line in shown]
+    deep = {(page, found[1]) for page, found in imports if found}
+    assert {module for _, module in deep} <= {"bgekit.training.losses", "bgekit.integrations.langchain"}, deep
 
 
 def test_lines_of_code_are_counted_without_imports_comments_and_docstrings():

@@ -169,7 +169,7 @@ class _Files:
         self.root = root
 
     def definitions(self, path: Path, depth: int = 0) -> dict[str, tuple[_Definition, Path]]:
-        """What a module defines, and what it imports from private ones: its name there -> its source, and the file.
+        """Definitions of a module, imports from private ones included: name -> source and file.
 
         Args:
             path: The module's file.

@@ -38,7 +38,7 @@ class BgekitError(Exception):
 
 
 class CardError(BgekitError, ValueError):
-    """What a model needs (pooling, prompts, ...) is unknown or contradictory."""
+    """Error where pooling, prompts or other fields of a model are unknown or contradictory."""
 
 
 class CheckpointError(BgekitError, OSError):

@@ -1,17 +1,23 @@
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from bgekit.data.records import Record
 from bgekit.evaluation import JudgedModel
-from bgekit.evaluation.judged_model import role_of
+from bgekit.evaluation.judged_model import ITEMS, MTEB_NAMES, TITLES, Kind, role_of
 from bgekit.models.prompts import Prompt
 
 
 def card_with(embedder, **prompts):
     card = embedder().card
     return replace(card, prompts={**card.prompts, **{name: Prompt(text) for name, text in prompts.items()}})
+
+
+@pytest.mark.parametrize("names", [MTEB_NAMES, TITLES, ITEMS])
+def test_every_kind_of_task_has_its_names(names):
+    assert tuple(names) == get_args(Kind)
 
 
 def test_a_prompt_for_the_task_comes_before_one_for_its_kind(embedder):

@@ -13,6 +13,7 @@ import pytest
 
 from bgekit import FlagModel
 from bgekit.errors import CardError, CheckpointError
+from bgekit.models.card import POOLINGS, SENTENCE_TRANSFORMERS_POOLING
 from bgekit.models.card_reading import read_card
 from bgekit.models.prompts import Prompt
 
@@ -94,6 +95,10 @@ def test_a_caller_who_contradicts_is_obeyed_and_warned(
     FlagModel(folder, query_instruction_for_retrieval=ZH, devices="cpu")
     FlagModel(folder, query_instruction_for_retrieval=None, devices="cpu")
     assert not caplog.records
+
+
+def test_every_pooling_has_its_names_in_the_files_of_sentence_transformers() -> None:
+    assert tuple(SENTENCE_TRANSFORMERS_POOLING) == POOLINGS
 
 
 @pytest.mark.parametrize(

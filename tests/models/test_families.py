@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bgekit.models.card import POOLINGS
 from bgekit.models.families import FAMILIES, find_family, known_dimension, known_name, model_name
 from bgekit.models.prompts import Prompt
 
@@ -163,7 +164,7 @@ def test_families_are_well_formed(family):
     assert family.kind in ("embedder", "reranker", "api")
     assert set(family.dimensions) <= set(family.names)
     assert (family.pooling is not None) == (family.kind == "embedder")
-    assert family.pooling in (None, "cls", "mean", "max", "weighted_mean", "last_token")
+    assert family.pooling in (None, *POOLINGS)
     assert family.similarity in (None, "cosine", "dot")
     assert family.notice is None or "\n" not in family.notice
     if family.template and family.query:

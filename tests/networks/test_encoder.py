@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bgekit.errors import CardError, CheckpointError
-from bgekit.models.card import DenseLayer, Pooling
+from bgekit.models.card import POOLINGS, DenseLayer, Pooling
 from bgekit.models.card_reading import read_card
 from bgekit.networks.encoder import (
     Encoder,
@@ -31,7 +31,6 @@ from bgekit.networks.encoder import (
 from bgekit.networks.packing import Packed
 
 Make = Callable[..., Path]
-POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "max", "weighted_mean", "last_token")
 
 
 def token_ids(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:

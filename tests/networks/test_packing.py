@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from bgekit.models.card import POOLINGS
 from bgekit.models.card_reading import read_card
 from bgekit.networks.encoder import (
     Encoder,
@@ -22,7 +23,6 @@ from bgekit.networks.encoder import (
 )
 from bgekit.networks.packing import Packed
 
-POOLINGS = ("cls", "mean", "max", "weighted_mean", "last_token")
 KINDS = ("bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "qwen3", "mpnet", "t5")
 
 

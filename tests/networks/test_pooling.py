@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bgekit.models.card import Pooling
+from bgekit.models.card import POOLINGS, Pooling
 from bgekit.networks.packing import Packed
 from bgekit.networks.pooling import pool, rows_needed, select_rows
-
-POOLINGS = get_args(Pooling)
 
 
 def by_definition(vectors: Sequence[torch.Tensor], pooling: str, skip: int) -> torch.Tensor:

@@ -144,5 +144,5 @@ def test_a_share_of_the_texts_is_held_out_as_a_whole(read, tmp_path, texts):
     assert not set(rows[kept._chosen]) & set(rows[held._chosen])
     assert 30 < len(set(rows[held._chosen])) < 90
     assert kept.fingerprint != data.fingerprint != data.split(0.2, 1)[0].fingerprint
-    with pytest.raises(DataError, match="validation_split"):
+    with pytest.raises(DataError, match="--validation-split"):
         data.split(1e-9, 0)

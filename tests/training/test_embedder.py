@@ -430,10 +430,10 @@ def test_another_run_is_not_gone_on_with(start, rows, tmp_path, capsys):
     ("given", "says"),
     [
         (["--leraning-rate", "1"], "--learning-rate"),
-        (["--label-smoothing-factor", "0.1"], "label_smoothing_factor"),
+        (["--label-smoothing-factor", "0.1"], "--label-smoothing-factor"),
         (["--load-best-model-at-end", "true"], "--eval-data"),
         (["--temperature", "0"], "temperature"),
-        (["--early-stopping-patience", "0", "--eval-data", "x"], "early_stopping_patience"),
+        (["--early-stopping-patience", "0", "--eval-data", "x"], "--early-stopping-patience"),
         (["--accelerator-config", "{bad"], "--accelerator-config is no JSON"),
         (["--resume-from-checkpoint", "/nowhere"], "/nowhere"),
     ],

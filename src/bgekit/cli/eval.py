@@ -142,7 +142,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _tasks(args: argparse.Namespace) -> tuple[list[Task], list[str]]:
-    """What to measure on, and what there is to say about it."""
+    """The tasks to measure on, and remarks on them."""
     from ..evaluation.evaluator import tasks_of
 
     notes: list[str] = []

@@ -1,4 +1,4 @@
-"""What the verbs' options have in common."""
+"""Options that verbs share: model, device, input files, chunks, reranker, messages."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..display.option_names import spoken
 from ..display.progress import write_line
 from ..errors import ArgumentError
+from ..models.card import POOLINGS
 
 if TYPE_CHECKING:
     from ..data.records import RecordReader
@@ -124,7 +125,7 @@ def add_pooling_option(group: argparse._ActionsContainer, *, of: str = "") -> No
     """
     group.add_argument(
         "--pooling", "--pooling-method", "--sentence-pooling-method",
-        choices=("cls", "mean", "max", "weighted_mean", "last_token"),
+        choices=POOLINGS,
         help=f"how token vectors become one{of} [what the model says]",
     )  # fmt: skip
 
@@ -287,7 +288,7 @@ def add_text_options(group: argparse._ActionsContainer) -> None:
 
 
 def text_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """What the options of `add_text_options` say."""
+    """Arguments of `Dialect` from the options of `add_text_options`."""
     return {"encoding": args.encoding, "quoting": args.quoting}
 
 
@@ -312,7 +313,7 @@ def add_chunk_options(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_chunks(args: argparse.Namespace) -> Chunks | None:
-    """How to split documents, None for not at all; naming a size or an overlap asks for it, too."""
+    """Settings for splitting documents, None for no splitting; naming a size or an overlap asks for it, too."""
     if not args.chunk and args.chunk_size is None and args.chunk_overlap is None:
         return None
     from ..inference.shards import Chunks

@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> RecordReader | None:
-    """What can be known before a model is loaded; the records of files, None where a folder is searched."""
+    """Checks before a model is loaded; returns the records of files, None where a folder is searched."""
     folders = [source for source in args.sources if os.path.isdir(source)]
     if not args.sources and args.index is None:
         hint = _files_among_queries(args.query or [])

@@ -9,6 +9,7 @@ from .._lazy import lazy_names
 if TYPE_CHECKING:
     from .chunking import Passage, chunk_records, chunk_text
     from .records import Record, RecordReader, read_records
+    from .training_rows import read_training
 
 _HOMES = {
     "Passage": "chunking",
@@ -17,6 +18,7 @@ _HOMES = {
     "chunk_records": "chunking",
     "chunk_text": "chunking",
     "read_records": "records",
+    "read_training": "training_rows",
 }
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "chunk_records",
     "chunk_text",
     "read_records",
+    "read_training",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -83,7 +83,7 @@ class ArrowStore:
         return self._size
 
     def value(self, name: str, number: int) -> Any:
-        """What a row has in a column."""
+        """The value of a row in a column."""
         return self._batch(number // self._batch_rows).column(name)[number % self._batch_rows].as_py()
 
     def column(self, name: str) -> Counts:
@@ -126,7 +126,7 @@ def write_batches(file: HashedFile | IO[bytes], schema: Any, batches: Iterable[A
 
 
 def stored(path: Path, read: Callable[[], Store], write: Callable[[HashedFile], None], rows: str) -> Store:
-    """What a cache holds at a path, written before unless it is there and whole.
+    """The store at a path of a cache, written first unless it is there and whole.
 
     Args:
         path: The file in the cache.

@@ -85,7 +85,7 @@ class Line:
 
     @property
     def place(self) -> str:
-        """Where it stands, for messages."""
+        """File and line number, for messages."""
         return f"{self.file}, line {self.number}"
 
     def value(self, *names: str) -> Any:
@@ -350,7 +350,7 @@ def read_file(
         path: The file, `-` for standard input.
         dialect: How it is written; by default as `files_written` says.
         format: As in `read_records`.
-        bad: Told of lines that are no rows; by default the first of them is an error.
+        bad: Collects lines that are no rows; by default the first of them is an error.
 
     Raises:
         DataError: the file or a line of it cannot be read; it names file and line.
@@ -429,7 +429,7 @@ class Exclusions:
         self._examples: dict[str, list[str]] = {}
 
     def add(self, reason: str, example: str) -> None:
-        """One more item."""
+        """Count one more item that is left out."""
         self._counts[reason] += 1
         examples = self._examples.setdefault(reason, [])
         if len(examples) < _EXAMPLES:

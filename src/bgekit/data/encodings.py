@@ -31,7 +31,7 @@ _BOMS: Final = (
 
 @dataclass(frozen=True)
 class Guess:
-    """What a file seems to be.
+    """A guess at the encoding of a file.
 
     Attributes:
         encoding: As `--encoding` takes it.
@@ -62,7 +62,7 @@ class _Wide:
     frequent: str
 
     def fit(self, text: str) -> float:
-        """From 0 (no such text) to 3 (nothing but frequent characters)."""
+        """Likelihood of the guess, from 0 (no such text) to 3 (nothing but frequent characters)."""
         characters = [character for character in text if not character.isascii()]
         usual = sum(map(self._usual, characters)) / len(characters)
         return usual + 2 * sum(character in self.frequent for character in characters) / len(characters)
@@ -146,7 +146,7 @@ def bom(head: bytes) -> str | None:
 
 
 def guess_encoding(sample: bytes) -> Guess | None:
-    """What bytes that are not UTF-8 seem to be written in; None for nothing that is known."""
+    """The likely encoding of bytes that are not UTF-8; None if no known one fits."""
     sample = sample[:_SAMPLE]
     found: list[tuple[float, Guess]] = []
     for wide in _WIDE:
@@ -163,7 +163,7 @@ def guess_encoding(sample: bytes) -> Guess | None:
 
 
 def guess_by_zeros(head: bytes) -> Guess | None:
-    """Which of the wide forms of Unicode the beginning of a file is in, by where it has NUL bytes; None if in none."""
+    """The wide form of Unicode that the beginning of a file is in, by its NUL bytes; None if it is in none."""
     zeros = [head[place::4].count(0) for place in range(4)]
     count, size = sum(zeros), len(head)
     if 2 * count > size:
@@ -199,11 +199,11 @@ class Recoded(io.RawIOBase):
         self._ready, self._ended = b"", False
 
     def readable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """As of any raw stream."""
+        """Fill the buffer, as any raw stream does."""
         while not self._ready and not self._ended:
             data = self._stream.read1(_SAMPLE)
             self._ended = not data
@@ -294,7 +294,7 @@ class Lines(Iterable[str]):
             yield text
 
     def problem(self, text: str) -> str | None:
-        """What is wrong with the encoding of a text of this file; None for nothing."""
+        """The error in the encoding of a text of this file; None if there is none."""
         if not self._any_bad or text.isascii() or not _BAD_BYTES.search(text):
             return None
         problem = self._reason(text.encode("utf-8", "surrogateescape"))

@@ -44,15 +44,16 @@ def check_quoting(quoting: str) -> None:
         raise ArgumentError(f"quoting must be one of {', '.join(QUOTINGS)}, not {quoting!r}")
 
 
-FORMATS: Final = ("jsonl", "csv", "tsv", "parquet", "arrow", "txt")
 #: Formats that are read from files alone: where their rows are stands at their end.
 TABLES: Final = ("parquet", "arrow")
 STDIN: Final = "-"
 TEXT_FIELDS: Final = ("text", "content", "contents")
+#: Endings of files, and the format that each stands for.
 _SUFFIXES: Final = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv",
     ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".txt": "txt", ".text": "txt",
 }  # fmt: skip
+FORMATS: Final = tuple(dict.fromkeys(_SUFFIXES.values()))
 #: What a file begins with that Git has put in the place of a large one.
 _POINTER: Final = b"version https://git-lfs.github.com/spec/"
 _BOM: Final = b"\xef\xbb\xbf"
@@ -79,7 +80,7 @@ Row: TypeAlias = "Mapping[str, Any] | str | BadRow"
 
 @dataclass(frozen=True)
 class Dialect:
-    """How text files are written.
+    """Encoding and quoting of text files.
 
     Attributes:
         encoding: By a name that Python knows; None for UTF-8, with a guess in the error where a file is not.
@@ -98,7 +99,7 @@ class Dialect:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What differs from the usual: of use where it is noted how something was read."""
+        """Settings that differ from the default, for records of how something was read."""
         return {name: value for name, value in asdict(self).items() if value not in (None, "auto")}
 
 
@@ -165,7 +166,7 @@ def file_rows(
         file: The file, `-` for standard input.
         form: Its format; None to find it out.
         columns: Chooses the columns of a table.
-        position: Told how far the file has been read.
+        position: Updated with how far the file has been read.
         dialect: How it is written.
     """
     line = 0
@@ -243,7 +244,7 @@ def _text_rows(
 
 
 def _arrow_rows(file: str, choose_columns: ChooseColumns) -> tuple[int, Iterator[tuple[int, Row]]]:
-    """How many rows an Arrow file has, and its row numbers (from 1) and rows.
+    """Number of rows of an Arrow file, and its row numbers (from 1) and rows.
 
     It may be as `datasets` writes them (a stream of batches), or have an index at its end.
 
@@ -278,7 +279,7 @@ def _arrow_rows(file: str, choose_columns: ChooseColumns) -> tuple[int, Iterator
 
 
 def _parquet_rows(file: str, choose_columns: ChooseColumns) -> tuple[int, Iterator[tuple[int, Row]]]:
-    """The same of a Parquet file."""
+    """Number of rows of a Parquet file, and its row numbers (from 1) and rows."""
     from pyarrow import parquet
 
     with _arrow_errors(file):
@@ -565,5 +566,5 @@ def _width(window: Sequence[str], delimiter: str) -> int:
 
 
 def _rows_alone(lines: Sequence[str], delimiter: str, columns: int) -> int:
-    """How many lines have the columns of a row, if quotes count for nothing."""
+    """Number of lines that have the columns of a row if quotes count for nothing."""
     return sum(len(_bare(line).split(delimiter)) == columns for line in lines) if columns > 1 else 0

@@ -168,7 +168,7 @@ def titled(title: str, text: str) -> str:
 
 @dataclass(frozen=True)
 class _Fields:
-    """Which fields of a row hold its text, title and id."""
+    """Names of the fields that hold a row's text, title and id."""
 
     text: str | None
     title: str | None

@@ -1,4 +1,4 @@
-"""Which files of a folder hold which split."""
+"""Splits of a data folder: which of its files hold train, dev and test."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class DataFile:
         return self.paths[0] + (f" (and {more} more)" if more else "")
 
     def checked(self) -> DataFile:
-        """The same.
+        """This file, after a check that none of its shards is missing.
 
         Raises:
             DataError: shards are missing.
@@ -66,7 +66,7 @@ class DataFile:
 
 @dataclass(frozen=True)
 class Folder:
-    """What is in a folder.
+    """Content of a folder: files of data, folders, others.
 
     Attributes:
         path: As the user named it.
@@ -132,7 +132,7 @@ class Folder:
 
     @property
     def root(self) -> str:
-        """Where its files are."""
+        """Path that holds the files."""
         return snapshot_of(self.path)
 
     def at(self, name: str) -> Folder:
@@ -141,7 +141,7 @@ class Folder:
 
     @classmethod
     def _listed(cls, path: str) -> Folder:
-        """What is there, shard by shard made into files."""
+        """Listing of a folder, in which shards of one file are joined."""
         files: dict[str, dict[tuple[str, int], list[str]]] = {}
         folders, others = [], []
         try:

@@ -185,6 +185,11 @@ def read_training(file: str, dialect: Dialect = USUAL) -> Iterator[InputRow]:
 
     Raises:
         DataError: a line cannot be used; it names file and line.
+
+    Example:
+        >>> from bgekit.data import read_training
+        >>> next(read_training("train.jsonl")).row.query
+        'a cat 0'
     """
     for index, line in enumerate(read_file(file, dialect)):
         yield InputRow(line.number, line.fields, replace(row_of(line), index=index))
@@ -255,7 +260,7 @@ class RowStore(ArrowStore):
         return self._gathered(lambda batch: batch.column("score").to_numpy(zero_copy_only=False)).astype(np.float64)
 
     def values(self, name: str) -> dict[str | None, int]:
-        """How often each value of `prompt` or `type` occurs."""
+        """Counts of each value of `prompt` or `type`."""
         from pyarrow import compute
 
         counts: dict[str | None, int] = {}
@@ -275,7 +280,7 @@ def open_store(source: str, cache: Path, bad: BadLines, dialect: Dialect = USUAL
     Args:
         source: The file.
         cache: Folder of stored rows.
-        bad: Told about all lines that cannot be used.
+        bad: Collects the lines that cannot be used.
         dialect: How the file is written.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Texts as valid Unicode: what is no string is refused, surrogates are mended."""
+"""Valid Unicode: the check that a text is a string, and the repair of lone surrogates."""
 
 from __future__ import annotations
 

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 
 
 def printable(text: str) -> str:
-    """On one line and without control characters: a document must steer neither terminal nor page."""
+    """A text on one line and without control characters: a document must steer neither terminal nor page."""
     return " ".join("".join(" " if unicodedata.category(each)[0] == "C" else each for each in text).split())
 
 
 def encodable(text: str) -> str:
-    """With question marks for what the terminal's encoding lacks."""
+    """A text with question marks for characters that the terminal's encoding lacks."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "replace").decode(encoding)
 

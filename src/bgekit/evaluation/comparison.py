@@ -1,4 +1,4 @@
-"""Is one model better than another? Paired tests on the same items, with intervals and the items behind them."""
+"""Comparison of two models: paired tests on the same items, with intervals and the items behind them."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def _on_common_items(a: Result, b: Result) -> tuple[Result, Result]:
 
 
 def item_values(items: Items) -> Doubles:
-    """How well each item [n] was done, from 0 to 1.
+    """Value of each item [n], from 0 to 1.
 
     For means it is the item's own value. For correlations it is 1 minus the distance of the item's rank by prediction
     to its rank by label, for average precision its rank from the end it belongs to, both as fractions of all items.
@@ -217,7 +217,7 @@ def item_values(items: Items) -> Doubles:
 
 
 def _conclusion(comparison: Comparison, contrast: Contrast, p: float, count: int) -> str:
-    """What can and cannot be concluded."""
+    """The conclusion in words, with its limits."""
     a, b, task, metric = comparison.a, comparison.b, comparison.task, comparison.metric
     found = f"{comparison.difference:+.2f}"
     if comparison.ci_low is None or comparison.ci_high is None:

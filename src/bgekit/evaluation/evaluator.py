@@ -1,4 +1,4 @@
-"""Models x settings x tasks -> a report: the entry of the room."""
+"""Evaluation of models in settings on tasks -> a report."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def _judge(
 
 
 def _not_reranked(tasks: Sequence[Task]) -> list[str]:
-    """What to say of the tasks that are measured without the reranker.
+    """Message on the tasks that are measured without the reranker.
 
     Raises:
         ArgumentError: these are all.
@@ -388,7 +388,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _environment(seed: int, seconds: float) -> dict[str, Any]:
-    """What a reader needs to do it again."""
+    """Versions and settings that a reader needs to repeat the evaluation."""
     return {
         "versions": {"python": platform.python_version(), **package_versions(*_VERSIONS)},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
@@ -447,7 +447,7 @@ class ScoreCache:
             file.write(json.dumps(content, ensure_ascii=True).encode())
 
     def vectors(self) -> Path:
-        """Where vectors of corpora are kept."""
+        """Folder for the vectors of corpora."""
         return self._folder.path / "vectors"
 
     @staticmethod

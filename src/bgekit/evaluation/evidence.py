@@ -1,4 +1,4 @@
-"""How far a difference of two scores can be believed: its interval, and what chance alone would make of it.
+"""Evidence for a difference of two scores: its interval, and how often chance alone gives as much (p value).
 
 Outcomes of one task are exchanged between models at random (randomisation), the same for every pair of models, so that
 all comparisons of a report can be corrected together. docs/statistics.md has the methods and what simulations say of
@@ -68,7 +68,7 @@ class Contrast:
 
 
 def randomisations(comparisons: int) -> int:
-    """How many are made of each mean in a report of so many comparisons."""
+    """Number of randomisations of each mean in a report of so many comparisons."""
     return int(np.clip(_KEPT // max(comparisons, 1), _FEWEST_MEANS, MEANS))
 
 
@@ -145,13 +145,13 @@ def step_down(found: Sequence[Contrast]) -> list[float]:
 
 
 def _share(null: Singles, observed: float) -> float:
-    """Of the randomisations and what was observed, the share that is at least as large."""
+    """Share of the randomisations and the observed value that is at least as large."""
     extreme = int((np.abs(null) >= abs(observed) - _SLACK * max(1.0, abs(observed))).sum())
     return (1 + extreme) / (1 + len(null))
 
 
 def _units(items: Items, names: dict[str, int]) -> npt.NDArray[np.int64]:
-    """For each item [n] the number of its unit: what stands or falls together is one."""
+    """Number of each item's unit [n]: items that stand or fall together are one."""
     keys = items.ids if items.groups is None else [f"group {group}" for group in items.groups]
     return np.array([names.setdefault(key, len(names)) for key in keys], dtype=np.int64)
 
@@ -246,7 +246,7 @@ def _exchanged(
 
 
 def _influence(items: Items, unit: npt.NDArray[np.int64], total: int) -> Doubles:
-    """What each part of the items adds to the statistic [parts], mean 0: computed anew without it (jackknife)."""
+    """Contribution of each part of the items to the statistic [parts], mean 0: computed anew without it (jackknife)."""
     measure, predicted, label = MEASURES[items.statistic], items.columns["predicted"], items.columns["label"]
     n = len(label)
     present, _ = unit_sizes(unit, total)
@@ -273,7 +273,7 @@ def _of_draws(
     pairs: Sequence[tuple[Items, Items]], units: Sequence[npt.NDArray[np.int64]], total: int, count: int,
     random: np.random.Generator,
 ) -> list[Contrast]:  # fmt: skip
-    """Where items share a few random draws: of training texts (classification) or of texts (clustering)."""
+    """Evidence where items share a few random draws: of training texts (classification) or of texts (clustering)."""
     if "draws" not in pairs[0][0].columns:
         units, total = [np.zeros(1, np.int64)] * len(pairs), 1
     shares = [_crossed(a, b, unit, total) for (a, b), unit in zip(pairs, units, strict=True)]
@@ -308,7 +308,7 @@ def _of_draws(
 
 @dataclass(frozen=True)
 class _Crossed:
-    """What items and draws add to the spread of a difference.
+    """Contributions of items and of draws to the spread of a difference.
 
     Attributes:
         by_item: [units], the share of each, scaled so that all squares of items and draws together are 1.
@@ -381,7 +381,7 @@ def _signed(values: Singles, count: int, random: np.random.Generator) -> Singles
 
 
 def _outcomes(items: Items) -> Doubles:
-    """What each item brought in each draw [n, draws]; where the items are draws themselves, [1, draws]."""
+    """Value of each item in each draw [n, draws]; where the items are draws themselves, [1, draws]."""
     return items.columns["draws"] if "draws" in items.columns else items.columns["value"][None, :]
 
 
@@ -401,7 +401,7 @@ def unit_sizes(unit: npt.NDArray[np.int64], total: int) -> tuple[npt.NDArray[np.
 
 
 def effective_units(sizes: Doubles) -> int:
-    """As many units of equal size as these are worth."""
+    """Number of units of equal size that these are worth."""
     return round(float(sizes.sum() ** 2 / (sizes**2).sum())) if len(sizes) else 0
 
 
@@ -458,7 +458,7 @@ def interval_of(contributions: Doubles, difference: float, degrees: int, rare: f
 
 
 def student(degrees: float) -> float:
-    """Of Student's distribution, the quantile for 95 %."""
+    """Quantile of Student's distribution for 95 %."""
     special: Any = import_extra("scipy.special", "eval")
     return float(special.stdtrit(degrees, 0.975))
 

@@ -1,11 +1,11 @@
-"""A model as it is judged: with an instruction or without, at a dimension, with a reranker behind it."""
+"""The model under evaluation in a setting: with an instruction or without, at a dimension, with a reranker."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -36,6 +36,17 @@ MTEB_NAMES: Final = {
     "classification": "Classification", "clustering": "Clustering", "bitext": "BitextMining",
     "summarization": "Summarization",
 }  # fmt: skip
+#: Names of the kinds of task in reports.
+TITLES: Final[Mapping[str, str]] = {
+    "retrieval": "Retrieval", "reranking": "Reranking", "sts": "STS", "pair_classification": "Pair classification",
+    "classification": "Classification", "clustering": "Clustering", "bitext": "Bitext mining",
+    "summarization": "Summarisation",
+}  # fmt: skip
+#: What the items of a task are called in reports, by its kind.
+ITEMS: Final[Mapping[str, str]] = {
+    "retrieval": "queries", "reranking": "queries", "sts": "pairs", "pair_classification": "pairs",
+    "classification": "texts", "clustering": "problems", "bitext": "pairs", "summarization": "texts",
+}  # fmt: skip
 #: Tasks whose queries are texts of the same kind as the documents: the authors of BGE give the instruction of the
 #: English models to no query of theirs (FlagEmbedding, C_MTEB/eval_MTEB.py).
 _ALIKE: Final = frozenset({
@@ -48,7 +59,7 @@ _BLOCK: Final = 16_384
 
 @dataclass(frozen=True)
 class Setting:
-    """How a model is used; what is left out is what its card says.
+    """Use of a model: instruction, dimension, reranker. Fields that are left out are as its card says.
 
     Attributes:
         instruction: Before queries instead of the card's; None or "" for none.
@@ -81,7 +92,7 @@ class Setting:
         check_count("rerank_top_k", self.rerank_top_k, "passages")
 
     def to_dict(self) -> dict[str, Any]:
-        """What differs from the model's defaults, as plain values."""
+        """Fields that differ from the model's defaults, as plain values."""
         content: dict[str, Any] = {}
         if not isinstance(self.instruction, Unset):
             content["instruction"] = self.instruction or None
@@ -121,7 +132,7 @@ def role_of(card: ModelCard, kind: Kind, task: str, side: Role) -> str | None:
 
 
 class JudgedModel:
-    """An embedder in a setting, for the protocols of `kinds/`.
+    """An embedder in a setting, for the protocols of `tasks/`.
 
     Vectors of a corpus go to the disk, shard by shard: memory stays flat, and a later run goes on from there. Several
     settings of one model share them.

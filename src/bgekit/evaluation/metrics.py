@@ -89,7 +89,7 @@ def ranks(values: Doubles) -> Doubles:
 
 
 def standardised(values: Doubles) -> Doubles:
-    """With mean 0 and deviation 1, which a Pearson correlation does not see."""
+    """Values brought to mean 0 and deviation 1, which a Pearson correlation does not see."""
     return (values - values.mean()) / max(float(values.std()), 1e-300)
 
 
@@ -106,7 +106,7 @@ def spearman(predicted: Doubles, label: Doubles) -> Doubles:
 
 
 def average_precision(predicted: Doubles, label: Doubles) -> Doubles:
-    """As scikit-learn's, along the last axis: equal scores count together; not a number where nothing is related.
+    """scikit-learn's average precision, along the last axis: equal scores count together; NaN where nothing is related.
 
     Args:
         predicted: [..., n].

@@ -1,4 +1,4 @@
-"""What an evaluation found, as data: results, comparisons, and the report that holds them."""
+"""Results of an evaluation as data: scores, comparisons, and the content of a report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PER_ITEM: Final = "per_item.jsonl"
 
 @dataclass(frozen=True)
 class Result:
-    """What one model in one setting scored on one task.
+    """Scores of one model in one setting on one task.
 
     Attributes:
         model: The model as the caller named it.
@@ -79,7 +79,7 @@ class Result:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, without the items and what only plots need."""
+        """The result as plain values, without the items and details that only plots need."""
         content = {key: getattr(self, key) for key in self.__dataclass_fields__ if key not in ("items", "details")}
         content["exclusions"] = [asdict(exclusion) for exclusion in self.exclusions]
         content["notes"] = list(self.notes)
@@ -167,7 +167,7 @@ class Comparison:
     improvements: tuple[ItemChange, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values; `a` and `b` as the caller named the models, with what differs from their defaults."""
+        """The comparison as plain values; `a` and `b` as the caller named the models, with settings that differ."""
         return asdict(self) | {"a": self.a.partition(AGAIN)[0], "b": self.b.partition(AGAIN)[0]}
 
 
@@ -191,7 +191,7 @@ class ReportContent:
 
     @property
     def correction(self) -> str:
-        """How p values are corrected, in a sentence; "" where nothing is compared or one comparison is all."""
+        """The correction of p values, in a sentence; "" where nothing is compared or one comparison is all."""
         count = max((each.together for each in self.comparisons), default=0)
         if count < 2:
             return ""

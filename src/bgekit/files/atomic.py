@@ -375,7 +375,7 @@ def _is_used(path: Path, host: str, process: int, token: str) -> bool:
 
 @functools.cache
 def _host() -> str:
-    """Where a process number means this process: a machine, or a container on it."""
+    """Name of the machine, or of the container on it, within which a process number means this process."""
     place = platform.node()
     with contextlib.suppress(OSError):
         place += os.readlink("/proc/self/ns/pid")

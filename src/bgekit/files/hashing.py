@@ -1,4 +1,4 @@
-"""Hashes of files and texts, by which it is told whether something is what it was."""
+"""Hashes of files and texts, which tell whether they have changed."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def content_sha256(path: str | os.PathLike[str]) -> str:
 
 
 def file_status(path: Path) -> list[int] | None:
-    """What stays the same as long as a file's content does, so that it need not be read again; None where nothing does.
+    """Size, times and number of a file, which change with its content; None where they cannot be relied on.
 
     Size and time of writing alone are not enough: tools that copy and unpack set the time. The time at which the
     system last changed the file's entry cannot be set, but its clock ticks in steps, and Windows keeps none.

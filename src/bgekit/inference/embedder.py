@@ -235,7 +235,7 @@ class FlagModel(CheckpointModel, Embedder):
 
     @cached_property
     def _compute_fingerprint(self) -> Callable[[], str]:
-        """What computes the fingerprint, once; it holds on to no weights."""
+        """A function that computes the fingerprint, once; it holds on to no weights."""
         return lru_cache(maxsize=1)(partial(_fingerprint, self._spec, self.query_max_length, self.passage_max_length))
 
     @cached_property

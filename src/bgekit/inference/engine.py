@@ -1,4 +1,4 @@
-"""One device: blocks of inputs -> results, with tokenisation and computation overlapped.
+"""The engine of one device: blocks of inputs -> results, with tokenisation and computation overlapped.
 
 A block is a list of inputs that is planned as one: its batches are cut from its own inputs alone, so the bytes of
 its results do not depend on its neighbours. While one block is computed the next is being tokenised, and the
@@ -47,7 +47,7 @@ _BLOCKS_AHEAD: Final = 2
 
 
 class Network(Protocol):
-    """What computes a batch.
+    """A network that computes a batch.
 
     Attributes:
         padded: Whether it computes padding too.

@@ -1,4 +1,4 @@
-"""What models have in common: the methods of every embedder, and what FlagModel and FlagReranker do alike.
+"""Base classes of models: the methods of every embedder, and what FlagModel and FlagReranker do alike.
 
 Nothing here imports torch: a hosted embedder does without.
 """
@@ -144,7 +144,7 @@ class Embedder(Model, abc.ABC):
 
     @property
     def _origin(self) -> Origin:
-        """What vectors say of where they come from."""
+        """Origin that vectors carry."""
         return Origin(lambda: self.fingerprint, self)
 
     @abc.abstractmethod
@@ -375,7 +375,7 @@ class Embedder(Model, abc.ABC):
         return self.fingerprint
 
     def similarity_facts(self) -> dict[str, Any]:
-        """What decides how similar two texts are, beyond the number format, as plain values."""
+        """Settings that decide how similar two texts are, beyond the number format, as plain values."""
         card = self.card
         return {
             "weights": self.weights_fingerprint,

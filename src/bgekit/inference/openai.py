@@ -215,7 +215,7 @@ class OpenAIEmbedder(Embedder):
 
     @cached_property
     def card(self) -> ModelCard:  # type: ignore[override]
-        """What is known of the model. How it pools is the API's own affair: `pooling` is `hosted`."""
+        """The card of the model. How it pools is the API's own affair: `pooling` is `hosted`."""
         family = self._family
         table = f"family table ({family.title})" if family else ""
         length = family.max_length if family else None
@@ -565,7 +565,7 @@ class _PassingError(ApiError):
 
 @dataclass(frozen=True)
 class Retries:
-    """How long to be patient.
+    """Limits of retrying: attempts and times.
 
     Attributes:
         attempts: Tries of one request, the first included.

@@ -1,4 +1,4 @@
-"""What an embeddings API means when it refuses a request, read from its words: servers agree on no status and no code.
+"""Refusals of embeddings APIs, understood by their words: servers agree on no status and no code.
 
 Too many texts in one request, a text (or all of them together) that is too long, or a number format of vectors that
 the server does not know. The wordings are those of OpenAI, Azure, DashScope, SiliconFlow, Zhipu, Cohere, Gemini,
@@ -53,7 +53,7 @@ _VAGUE: Final = re.compile(r"\$\.input\W* is invalid|not valid under any of the 
 
 
 def meaning(status: int, message: str, code: str) -> Meaning | None:
-    """What a refusal is about; None if it is about none of these.
+    """Meaning of a refusal; None if it is none of those known here.
 
     Args:
         status: Of HTTP.

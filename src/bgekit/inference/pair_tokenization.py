@@ -20,7 +20,7 @@ LongPassages = Literal["cut", "windows"]
 
 @dataclass(frozen=True)
 class PairRequest(Request):
-    """How pairs are to be scored.
+    """Settings for scoring pairs.
 
     Attributes:
         query: Text around queries.
@@ -64,7 +64,7 @@ class Template:
 
     @classmethod
     def of(cls, backend: Any) -> Template:
-        """What a tokenizer (of the library `tokenizers`) does with a pair.
+        """The template by which a tokenizer (of the library `tokenizers`) joins a pair.
 
         Raises:
             CheckpointError: it does not put the first text before the second.

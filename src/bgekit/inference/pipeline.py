@@ -1,4 +1,4 @@
-"""The way of an encode call: inputs -> blocks -> results -> rows; and what a call returns.
+"""The pipeline of an encode call: inputs -> blocks -> results -> rows; and the arrays that a call returns.
 
     inputs -> checked, repaired, equal ones found -> Block -> compute -> Encoded -> gathered by `inverse` -> rows
 
@@ -434,16 +434,16 @@ class Embeddings(np.ndarray):  # type: ignore[type-arg]
         super().__setitem__(key, value)
 
     def fill(self, value: Any) -> None:
-        """As of any array."""
+        """Set all values; the vectors have no origin then."""
         self[...] = value
 
     def put(self, *arguments: Any, **options: Any) -> None:
-        """As of any array."""
+        """Change the array as numpy does; the vectors have no origin then."""
         self.origin = None
         super().put(*arguments, **options)
 
     def sort(self, *arguments: Any, **options: Any) -> None:
-        """As of any array."""
+        """Change the array as numpy does; the vectors have no origin then."""
         self.origin = None
         super().sort(*arguments, **options)
 
@@ -462,7 +462,7 @@ class Embeddings(np.ndarray):  # type: ignore[type-arg]
         return self._same_vectors(super().astype(dtype, *args, **options))
 
     def reshape(self, *shape: Any, **options: Any) -> Any:
-        """As of any array; of the same origin if whole vectors stay together."""
+        """The vectors in another shape, of the same origin if whole vectors stay together."""
         found = super().reshape(*shape, **options)
         return self._same_vectors(found, found.shape[-1:] == self.shape[-1:] and options.get("order", "C") == "C")
 

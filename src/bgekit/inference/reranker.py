@@ -71,7 +71,7 @@ class Ranked:
     text: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """The scores as plain values."""
         return {"index": self.index, "score": self.score, "text": self.text}
 
 

@@ -51,7 +51,7 @@ Dtype = Literal["float32", "float16"]
 
 @dataclass(frozen=True)
 class Chunks:
-    """How long documents are split into passages, whose ids are the document's with `#0`, `#1`, ... behind.
+    """Settings for splitting long documents into passages, whose ids are the document's with `#0`, `#1`, ... behind.
 
     Attributes:
         size: Most tokens of a passage; None for what the model takes beside its prompt and special tokens.
@@ -72,7 +72,7 @@ class Chunks:
 
 @dataclass(frozen=True)
 class EncodeReport:
-    """What a run of `encode_to_shards` did; texts are counted after splitting into passages.
+    """Counts of a run of `encode_to_shards`; texts are counted after splitting into passages.
 
     Attributes:
         texts: Texts of the whole input.
@@ -449,7 +449,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def read_facts(path: Path) -> dict[str, Any] | None:
-    """What is known of one finished shard, None when it is not finished or its facts are damaged.
+    """Facts about one finished shard, None when it is not finished or its facts are damaged.
 
     Raises:
         OutputError: the file cannot be read.
@@ -496,7 +496,7 @@ def describe(model: Embedder, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs in how the vectors of two manifests are made, in words."""
+    """Differences in how the vectors of two manifests are made, in words."""
     found = []
     before, now = _comparable(old), _comparable(new)
     for key in sorted(before.keys() | now.keys()):

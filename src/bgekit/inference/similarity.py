@@ -46,7 +46,7 @@ def similarity(a: npt.ArrayLike, b: npt.ArrayLike, kind: Similarity) -> npt.NDAr
 
 
 def share_of(score: Any, share: float) -> Any:
-    """What `share` of a score is, whatever its sign: for a share below 1 never above the score.
+    """A share of a score, whatever its sign: for a share below 1 never above the score.
 
     As a factor, a share of a score below 0 would lie above it: 0.9 of -0.2 is -0.22 here, not -0.18.
 

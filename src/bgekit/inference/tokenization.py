@@ -51,7 +51,7 @@ Preprocessor: TypeAlias = "Callable[[Sequence[Any]], Tokens]"
 
 @dataclass(frozen=True, kw_only=True)
 class Request(abc.ABC):
-    """How the inputs of a call are to be computed.
+    """Settings of a call, from which the tokenisation of its inputs is made.
 
     Attributes:
         batch_size: Most sequences in a batch.
@@ -66,7 +66,7 @@ class Request(abc.ABC):
 
 @dataclass(frozen=True)
 class TextRequest(Request):
-    """How texts are to be encoded.
+    """Settings for encoding texts: prompt and length.
 
     Attributes:
         prompt: Text around each of them.
@@ -209,7 +209,7 @@ class TextTokenizer:
         return list(self._backend.encode(text, add_special_tokens=False).ids) if text else []
 
     def _special_counts(self) -> tuple[int, int]:
-        """How many tokens the tokenizer puts before and after every text, such as [CLS] and [SEP]."""
+        """Numbers of tokens that the tokenizer puts before and after every text, such as [CLS] and [SEP]."""
         whole, plain = self._backend.encode("a").ids, self._backend.encode("a", add_special_tokens=False).ids
         for start in range(len(whole) - len(plain) + 1):
             if whole[start : start + len(plain)] == plain:

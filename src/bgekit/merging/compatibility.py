@@ -91,7 +91,7 @@ def check_networks(sources: Sequence[Source]) -> None:
 
 
 def card_of(source: Source, kind: Kind, needed: bool, pooling: str | None = None) -> Card | None:
-    """What a model says of itself; an adapter's own side files count more than its base's.
+    """The card of a model; an adapter's own side files count more than its base's.
 
     Args:
         source: The model.
@@ -133,7 +133,7 @@ def _check_use(first: Card, other: Card, a: str, b: str) -> None:
 
 
 def _use(card: Card) -> dict[str, Any]:
-    """How a model is used, by the names that users know."""
+    """Use of a model (pooling, prompts, ...), by the names that users know."""
     if isinstance(card, RerankerCard):
         prompts = {"query": card.query, "passage": card.document}
         facts: dict[str, Any] = {"max_length": card.max_length}
@@ -145,7 +145,7 @@ def _use(card: Card) -> dict[str, Any]:
 
 
 def _network(source: Source) -> dict[str, Any]:
-    """What its config says of the computation, with the defaults of its architecture."""
+    """Fields of its config that decide the computation, with the defaults of its architecture."""
     from transformers import AutoConfig
 
     try:

@@ -62,7 +62,7 @@ class Parts:
 
     @property
     def title(self) -> str:
-        """What messages call the result while it has no folder of its own."""
+        """Name of the result in messages while it has no folder of its own."""
         names = [source.name for source in self.sources]
         return f"the merge of {', '.join(names)}" if len(names) > 1 else f"{names[0]} with its base"
 
@@ -217,7 +217,7 @@ class Combined:
 
 
 def combined_weights(sources: Sequence[Source], base: Source | None, kind: Kind) -> dict[str, Combined]:
-    """Which tensors are merged, by the first model's names.
+    """The tensors that are merged, by the first model's names.
 
     Raises:
         CheckpointError: a weight is missing in a model, or has another shape or kind of number there.

@@ -44,7 +44,7 @@ _SHARES: Final = ("average", "slerp")
 
 @dataclass(frozen=True)
 class Merging:
-    """What is merged, and how.
+    """A merge: the models, the base and the settings.
 
     Attributes:
         models: Folders, Hugging Face ids or `packaged:NAME`; LoRA adapters count as their base with what they add.

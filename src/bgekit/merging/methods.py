@@ -1,4 +1,4 @@
-"""How the weights of several models become one: element by element, in float64, a block of rows at a time.
+"""Methods of merging (averages, TIES, DARE, SLERP): element by element, in float64, a block of rows at a time.
 
 All formulas are of one tensor. What they need to know of the whole of it (norms, thresholds) is found in a pass of its
 own, so that no more than a block of each model is in memory.
@@ -42,7 +42,7 @@ class Stack:
     base: Rows | None = None
 
     def delta(self, number: int, rows: slice) -> Tensor:
-        """What a model has changed of the base."""
+        """Difference of a model to the base."""
         assert self.base is not None
         return self.models[number](rows) - self.base(rows)
 
@@ -55,7 +55,7 @@ class Method(Protocol):
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Of each model."""
+        """Weight of each model."""
         ...
 
     def combine(self, stack: Stack) -> Iterator[Tensor]:
@@ -221,7 +221,7 @@ def described(method: Method) -> dict[str, Any]:
 
 
 def drops(seed: int, number: int, name: str) -> np.random.Generator:
-    """What draws the elements of one tensor of a model that DARE keeps."""
+    """A generator that draws the elements of one tensor of a model that DARE keeps."""
     return np.random.default_rng([seed, number, zlib.crc32(name.encode())])
 
 
@@ -250,7 +250,7 @@ def checked_weights(weights: Sequence[float], count: int, *, normalize: bool = F
 
 
 def finite_weights(weights: Sequence[float], count: int) -> tuple[float, ...]:
-    """As many finite weights as there are models.
+    """The weights, checked: finite, and as many as there are models.
 
     Raises:
         ArgumentError: they are not.

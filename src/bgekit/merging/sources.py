@@ -130,7 +130,7 @@ def _opened(file: Path, name: str) -> Rows:
 
 @dataclass(frozen=True)
 class Options:
-    """How models are found, and how far they are trusted (see `bgekit.models.hub.resolve`).
+    """Options for finding models, and for how far they are trusted (see `bgekit.models.hub.resolve`).
 
     Example:
         >>> from bgekit.merging import Merging, Options
@@ -187,7 +187,7 @@ class Source:
 
     @property
     def tokenizer_folder(self) -> Path:
-        """Where its tokenizer is: beside an adapter, if that brings one."""
+        """Folder of its tokenizer: the adapter's, if that brings one."""
         return next((each for each in self.adapters if (each / "tokenizer.json").is_file()), self.folder)
 
     def digest(self) -> dict[str, str]:
@@ -225,7 +225,7 @@ def open_source(name: str, options: Options) -> Source:
 
 
 def _prefix(folder: Path, options: Options) -> str:
-    """What a wrapper has put before the names of weights; the merged model's do without."""
+    """Prefix that a wrapper has put before the names of weights; the merged model's do without."""
     prefix = stored_prefix(
         folder, classifier_class if is_classifier(read_config(folder)) else encoder_class,
         trust_remote_code=options.trust_remote_code, allow_pickle=options.allow_pickle,

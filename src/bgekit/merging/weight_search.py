@@ -101,7 +101,7 @@ def measures(
     devices: Any,
     pooling: str | None = None,
 ) -> Callable[[Path], dict[str, float]]:
-    """What measures the model in a folder on tasks: main scores x100 by task.
+    """A measurement of the model in a folder on tasks: main scores x100 by task.
 
     Args:
         kind: Of the model.

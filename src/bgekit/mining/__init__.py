@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .dedup import distinct
+    from .dedup import Removed, distinct
     from .mining import Mining, mine
     from .negatives import Choice, Guards
     from .teacher import score
@@ -16,6 +16,7 @@ _HOMES = {
     "Choice": "negatives",
     "Guards": "negatives",
     "Mining": "mining",
+    "Removed": "dedup",
     "distinct": "dedup",
     "mine": "mining",
     "score": "teacher",
@@ -25,6 +26,7 @@ __all__ = [
     "Choice",
     "Guards",
     "Mining",
+    "Removed",
     "distinct",
     "mine",
     "score",

@@ -75,7 +75,7 @@ class NearCopies:
         self._salts = generator.integers(0, 1 << 63, _HASHES, dtype=np.uint64)
 
     def signature(self, found: Pieces) -> npt.NDArray[np.uint64]:
-        """For each hash function the least value over the pieces, [128] uint64."""
+        """Least value of each hash function over the pieces, [128] uint64."""
         least = np.full(_HASHES, np.iinfo(np.uint64).max, dtype=np.uint64)
         for first in range(0, len(found), 512):  # Bounded memory for long texts.
             block = mixed(found[first : first + 512, None] ^ self._salts)
@@ -126,6 +126,14 @@ class Removed:
         copies: Rows equal to an earlier one, up to case and white space.
         near: Further rows that are near copies of an earlier one.
         samples: Lines (this row's, the earlier row's) of some of them.
+
+    Example:
+        >>> from bgekit.data import read_training
+        >>> from bgekit.mining import Removed, distinct
+        >>> removed = Removed()
+        >>> rows = list(distinct(read_training("train.jsonl"), removed))
+        >>> removed.rows, removed.copies
+        (4, 0)
     """
 
     rows: int = 0
@@ -139,14 +147,13 @@ def distinct(rows: Iterable[InputRow], removed: Removed, *, near: float | None =
 
     Args:
         rows: The input.
-        removed: Told what is left out.
+        removed: Counts of rows that are left out, added to.
         near: Jaccard similarity, of the queries and of all positives together, from which on rows are near copies and
             left out, too; by default only copies are. It takes 8 bytes of memory for each character that stays.
 
     Example:
-        >>> from bgekit.data.training_rows import read_training
-        >>> from bgekit.mining import distinct
-        >>> from bgekit.mining.dedup import Removed
+        >>> from bgekit.data import read_training
+        >>> from bgekit.mining import Removed, distinct
         >>> removed = Removed()
         >>> len(list(distinct(read_training("train.jsonl"), removed)))
         4

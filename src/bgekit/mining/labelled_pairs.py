@@ -26,7 +26,7 @@ EXAMPLE: Final = '{"sentence1": "a man sleeps", "sentence2": "someone is awake",
 
 @dataclass
 class PairCounts:
-    """What became of pairs.
+    """Counts of pairs that became rows, and of those that did not.
 
     Attributes:
         pairs: All of them.
@@ -64,7 +64,7 @@ def rows_of_pairs(
 
     Args:
         file: Rows `{"sentence1", "sentence2", "label"}`.
-        counts: Told what becomes of the pairs.
+        counts: Counts of pairs by what becomes of them, added to.
         positive_labels: Labels of positives.
         negative_labels: Labels of negatives; all others are left out.
         encoding: As in `read_records`.

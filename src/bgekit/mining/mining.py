@@ -56,7 +56,7 @@ MakeProgress = Callable[[int], "AbstractContextManager[EncodeProgress]"]
 
 @dataclass(frozen=True)
 class Mining:
-    """What to mine.
+    """A mining run: input, output, candidates and the choice of negatives.
 
     Attributes:
         input: File of training data.
@@ -107,7 +107,7 @@ class Mining:
 
     @property
     def dialect(self) -> Dialect:
-        """How input and pool are written."""
+        """Encoding and quoting of input and pool."""
         return Dialect(self.encoding, self.quoting)
 
 
@@ -126,7 +126,7 @@ def mine(
         models: The models of the miner `dense`; with the others they are only used for scores.
         reranker: Judges candidates if `max_reranker_score` is set.
         progress: Makes what is told how far the encoding of texts is.
-        advance: Told after each block how many rows are done, of how many.
+        advance: Called after each block with the rows that are done, and all rows.
 
     Returns:
         The content of the report.
@@ -168,7 +168,7 @@ def mine(
 
 
 def report_path(output: str | os.PathLike[str]) -> Path:
-    """Where the report of an output lies: `mined.report.json` for `mined.jsonl`."""
+    """Path of the report of an output: `mined.report.json` for `mined.jsonl`."""
     path = Path(output)
     return path.with_name(f"{path.stem if path.suffix in ('.jsonl', '.json') else path.name}.report.json")
 
@@ -301,7 +301,7 @@ class _Run:
         return self._folder.path / f"rows-{self._key}-{number:05d}{suffix}"
 
     def _facts(self, number: int) -> dict[str, Any] | None:
-        """What is known of a block that an earlier run has finished."""
+        """Facts about a block that an earlier run has finished."""
         try:
             facts: dict[str, Any] = json.loads(self._part(number, ".json").read_bytes())
         except (FileNotFoundError, ValueError):

@@ -90,7 +90,7 @@ class Tally:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Tally:
-        """From plain values."""
+        """A tally from plain values."""
         counters = {name: Counter(dict(map(tuple, content[name]))) for name in _COUNTERS}
         return cls(step=content["step"], samples=content["samples"], **counters)
 

@@ -1,4 +1,4 @@
-"""Which candidates become the negatives of a row.
+"""Negatives of a row, chosen among candidates.
 
 Candidates come from rankings (places counted before anything is excluded) and, at random, from all texts. What is a
 copy of the query, of a positive or of a negative of the row never comes in; guards keep out what scores so high that
@@ -40,7 +40,7 @@ _CHUNK: Final = 64
 
 @dataclass(frozen=True)
 class Guards:
-    """What keeps a candidate out that may be an unmarked positive. Scores are compared with the lowest positive's.
+    """Limits that keep out candidates that may be unmarked positives. Scores are compared with the lowest positive's.
 
     Attributes:
         margin: A negative scores at least so much less than the positive.
@@ -90,7 +90,7 @@ class Guards:
 
 @dataclass(frozen=True)
 class Choice:
-    """How negatives are drawn.
+    """Settings for drawing negatives.
 
     Attributes:
         negatives: How many a row gets.
@@ -194,7 +194,7 @@ class Draw:
         self._candidates = self._ordered(rankings)
 
     def propose(self) -> list[Candidate]:
-        """As many candidates as are missing, or all that are left; none is a copy of another. None end the draw."""
+        """Candidates, as many as are missing or all that are left; none is a copy of another. None end the draw."""
         missing = self._choice.negatives - len(self.accepted)
         found = list(itertools.islice(self._candidates, missing)) if missing > 0 else []
         if not found:

@@ -1,4 +1,4 @@
-"""What is known to be relevant to a query beyond its own row: positives of other rows, and judgements."""
+"""Known relevant passages of a query beyond its own row: positives of other rows, and judgements."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Relevant:
 
 @dataclass
 class Judgements:
-    """What files of judgements call relevant, by ids, which become texts as the input is read.
+    """Relevant passages by files of judgements, as ids, which become texts as the input is read.
 
     Ids of queries are those of a file of queries, or fields of the rows, or the texts themselves; ids of passages are
     those of the candidates, or the texts themselves.

@@ -44,7 +44,7 @@ class Teacher(PairScorer, Protocol):
 
 @dataclass
 class ScoreCounts:
-    """What a run did.
+    """Counts of a run.
 
     Attributes:
         rows: Rows of the output.
@@ -73,7 +73,7 @@ def score(
         output: The file to write; one that is there is replaced when the new one is complete.
         overwrite_scores: Replace scores that rows have; otherwise these rows are left as they are.
         normalize: Scores between 0 and 1, by a sigmoid.
-        advance: Told after each group how many rows are done, of how many.
+        advance: Called after each group with the rows that are done, and all rows.
         encoding: What the input is written in, as in `read_records`.
         quoting: Of the input, as in `read_records`.
 

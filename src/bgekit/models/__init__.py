@@ -1,4 +1,4 @@
-"""What a checkpoint says and its files: card, families, prompts, configuration, hub, weights. No computation."""
+"""Checkpoints as files and what they say: card, families, prompts, configuration, hub, weights. No computation."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .card import ModelCard
     from .card_reading import read_card
     from .families import Family, find_family
+    from .hub import resolve
     from .prompts import Prompt
     from .reranker_card import RerankerCard, read_reranker_card
 
@@ -21,6 +22,7 @@ _HOMES = {
     "find_family": "families",
     "read_card": "card_reading",
     "read_reranker_card": "reranker_card",
+    "resolve": "hub",
 }
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "find_family",
     "read_card",
     "read_reranker_card",
+    "resolve",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

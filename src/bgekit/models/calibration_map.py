@@ -1,4 +1,4 @@
-"""From a raw similarity to a score that means something: what `similarity(..., calibrated=True)` applies.
+"""The map from a raw similarity to a calibrated score, which `similarity(..., calibrated=True)` applies.
 
 A map is learnt by `bgekit.evaluation.calibration` and kept in the model card as plain values; applying it needs nothing
 but numpy.

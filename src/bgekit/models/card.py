@@ -1,4 +1,4 @@
-"""What a model needs to be used rightly, and where each fact was found.
+"""The model card: pooling, prompts, length and all else that using a model rightly takes, with the source of each.
 
 The order of belief is the checkpoint's own files, then the table of families, then the caller; a caller who
 contradicts a known fact is obeyed, with a warning that names both values.
@@ -17,6 +17,14 @@ from .prompts import Prompt
 logger = logging.getLogger(__name__)
 Pooling = Literal["cls", "mean", "max", "weighted_mean", "last_token"]
 POOLINGS: Final = get_args(Pooling)
+#: Our name of each pooling -> the flag and the name that sentence-transformers writes for it.
+SENTENCE_TRANSFORMERS_POOLING: Final[Mapping[str, tuple[str, str]]] = {
+    "cls": ("pooling_mode_cls_token", "cls"),
+    "mean": ("pooling_mode_mean_tokens", "mean"),
+    "max": ("pooling_mode_max_tokens", "max"),
+    "weighted_mean": ("pooling_mode_weightedmean_tokens", "weightedmean"),
+    "last_token": ("pooling_mode_lasttoken", "lasttoken"),
+}
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 
 
@@ -50,7 +58,7 @@ class DenseLayer:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model needs to be used rightly.
+    """Card of an embedder: all that using it rightly takes.
 
     Attributes:
         name: Name or path that the caller gave.

@@ -1,4 +1,4 @@
-"""From a checkpoint's files, the table of families and the caller to the card: what each says, and who is believed."""
+"""The card of a checkpoint, read from its files, the table of families and the caller's arguments, in this order."""
 
 from __future__ import annotations
 
@@ -8,21 +8,13 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from ..errors import CardError, CheckpointError
-from .card import POOLINGS, UNSET, DenseLayer, Facts, ModelCard, Similarity, shown
+from .card import POOLINGS, SENTENCE_TRANSFORMERS_POOLING, UNSET, DenseLayer, Facts, ModelCard, Similarity, shown
 from .config import checked_length, declared_dtype, hidden_size, position_limit, read_config, usable_length
 from .families import Family, find_family, model_name, named_within
 from .prompts import Prompt
 from .weights import read_json, stored_dtype
 
 logger = logging.getLogger(__name__)
-#: Our name of each pooling -> the flag and the name that sentence-transformers writes for it.
-SENTENCE_TRANSFORMERS_POOLING: Final[dict[str, tuple[str, str]]] = {
-    "cls": ("pooling_mode_cls_token", "cls"),
-    "mean": ("pooling_mode_mean_tokens", "mean"),
-    "max": ("pooling_mode_max_tokens", "max"),
-    "weighted_mean": ("pooling_mode_weightedmean_tokens", "weightedmean"),
-    "last_token": ("pooling_mode_lasttoken", "lasttoken"),
-}
 
 
 def read_card(folder: Path, name: str | None = None, *, adapters: Sequence[Path] = (), **caller: Any) -> ModelCard:
@@ -42,8 +34,7 @@ def read_card(folder: Path, name: str | None = None, *, adapters: Sequence[Path]
         CheckpointError: a file is missing or damaged.
 
     Example:
-        >>> from bgekit.models import read_card
-        >>> from bgekit.models.hub import resolve
+        >>> from bgekit.models import read_card, resolve
         >>> read_card(resolve("BAAI/bge-small-en-v1.5"), "BAAI/bge-small-en-v1.5").pooling
         'cls'
     """
@@ -122,7 +113,7 @@ def _add_declared(facts: Facts, folder: Path, family: Family | None) -> None:
 
 
 def _add_adapters(facts: Facts, adapters: Sequence[Path], folder: Path) -> None:
-    """What adapters say of themselves; differences to their base are logged."""
+    """Add the fields of adapters' own files; differences to their base are logged."""
     base = Facts(facts.name)
     _add_declared(base, folder, family_of(facts.name, folder))
     for adapter in adapters:
@@ -157,7 +148,7 @@ _LIKE: Final[dict[tuple[Any, Any], str]] = {
 
 
 def prompt_doubt(name: str, *, bge_like: bool, config: Mapping[str, Any] | None = None) -> str | None:
-    """What to say of a model without known prompts that may need one; None where nothing speaks for it.
+    """Warning on a model without known prompts that may need one; None where nothing speaks for it.
 
     A name or a shape alone never gives a model a prompt: a fine-tune may have been trained with another one.
 

@@ -1,4 +1,4 @@
-"""What a Hugging Face `config.json` says of a network: its width, its positions, its number format."""
+"""Fields of a Hugging Face `config.json`: a network's width, its positions, its number format."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def position_limit(config: Mapping[str, Any]) -> int | None:
 
 
 def usable_length(config: Mapping[str, Any]) -> int:
-    """Where texts are cut when nothing else says it, in tokens."""
+    """Length in tokens at which texts are cut when nothing else says it."""
     return min(DEFAULT_MAX_LENGTH, position_limit(config) or DEFAULT_MAX_LENGTH)
 
 

@@ -17,7 +17,7 @@ Kind = Literal["embedder", "reranker", "api"]
 
 @dataclass(frozen=True)
 class Family:
-    """What is known of a group of models beyond their files. Empty fields mean "the files say it".
+    """A group of models with the fields that their files do not say. Empty fields mean "the files say it".
 
     Attributes:
         title: Name of the family, for people.

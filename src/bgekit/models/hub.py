@@ -1,4 +1,7 @@
-"""From a name to a folder with a checkpoint: one on this machine, one that a package ships, or one of the hub."""
+"""A model's name -> its local folder: a folder, a model that a Python package ships, or a download from the hub.
+
+A name is a folder, `packaged:NAME` (weights that an installed Python package ships), or a Hugging Face id.
+"""
 
 from __future__ import annotations
 
@@ -55,6 +58,11 @@ def resolve(
 
     Raises:
         CheckpointError: there is no such model, or the hub cannot be reached.
+
+    Example:
+        >>> from bgekit.models import resolve
+        >>> (resolve("BAAI/bge-small-en-v1.5") / "config.json").is_file()
+        True
     """
     if name_or_path.startswith("packaged:"):
         return _packaged(name_or_path.removeprefix("packaged:"))

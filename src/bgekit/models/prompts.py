@@ -80,7 +80,7 @@ class Prompt:
 
 
 def _parts(template: str) -> tuple[str, str, str]:
-    """What stands before, between and after the two slots of a template."""
+    """Texts before, between and after the two slots of a template."""
     parts = template.replace("\\n", "\n").split("{}")
     if len(parts) != 3:
         raise ArgumentError(f"instruction format {template!r} must hold two slots {{}}: the instruction, then the text")

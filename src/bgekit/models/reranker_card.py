@@ -1,4 +1,4 @@
-"""What a reranker needs to be used rightly, and where each fact was found."""
+"""The card of a reranker: length, prompts and all else that using it rightly takes, with the source of each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLASSIFIER: Final = "ForSequenceClassification"
 
 @dataclass(frozen=True)
 class RerankerCard:
-    """What a reranker needs to be used rightly.
+    """Card of a reranker: all that using it rightly takes.
 
     Attributes:
         name: Name or path that the caller gave.
@@ -54,7 +54,7 @@ class RerankerCard:
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
-        """What `CONFIG_KEY` holds."""
+        """The entry `CONFIG_KEY` of the config."""
         return {
             "max_length": self.max_length,
             "query": [self.query.prefix, self.query.suffix],
@@ -79,8 +79,7 @@ def read_reranker_card(
         CheckpointError: a file is missing or damaged.
 
     Example:
-        >>> from bgekit.models import read_reranker_card
-        >>> from bgekit.models.hub import resolve
+        >>> from bgekit.models import read_reranker_card, resolve
         >>> read_reranker_card(resolve("BAAI/bge-reranker-base")).labels
         1
     """
@@ -153,7 +152,7 @@ def _own_facts(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _adapter_facts(adapter: Path, name: str, base: Mapping[str, Any]) -> dict[str, Any]:
-    """What an adapter says of itself; differences to its base are logged."""
+    """Fields of an adapter's own files; differences to its base are logged."""
     own = _own_facts(read_json(adapter / "config.json")) if (adapter / "config.json").is_file() else {}
     for key, value in own.items():
         if key in base and value != base[key]:
@@ -165,7 +164,7 @@ def _adapter_facts(adapter: Path, name: str, base: Mapping[str, Any]) -> dict[st
 
 
 def _default_length(folder: Path, config: Mapping[str, Any]) -> int:
-    """As FlagEmbedding: 512 tokens, or fewer where the tokenizer or the network takes fewer."""
+    """Length as in FlagEmbedding: 512 tokens, or fewer where the tokenizer or the network takes fewer."""
     path = folder / "tokenizer_config.json"
     stated = read_json(path).get("model_max_length") if path.is_file() else None
     limits = [DEFAULT_MAX_LENGTH, position_limit(config) or DEFAULT_MAX_LENGTH]

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..display.templates import render
-from .card import DenseLayer, ModelCard
-from .card_reading import SENTENCE_TRANSFORMERS_POOLING
+from .card import SENTENCE_TRANSFORMERS_POOLING, DenseLayer, ModelCard
 from .prompts import Prompt
 
 #: Version of the `bgekit` entry in config_sentence_transformers.json.

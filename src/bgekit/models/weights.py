@@ -1,6 +1,5 @@
-"""From a model's name to a folder of files, and from files to weights.
+"""Weights in files: safetensors, or pickles by consent; their names, types and damage.
 
-A name is a local folder, `packaged:NAME` (weights that an installed Python package ships), or a Hugging Face id.
 Weights are safetensors; a pickled `.bin` is read only by explicit consent, and then without code execution.
 """
 
@@ -119,7 +118,7 @@ def weight_names(files: Iterable[Path]) -> list[str]:
 
 
 def wrapper_prefix(names: Collection[str], expected: Iterable[str], base: str) -> str:
-    """What a wrapper has put before the names of a network's weights, "" where there was none.
+    """Prefix that a wrapper has put before the names of a network's weights, "" where there was none.
 
     Wrappers are DistributedDataParallel (`module.`), torch.compile (`_orig_mod.`), sentence-transformers
     (`0.auto_model.`), a class of one's own (`model.`), and any of them in another.

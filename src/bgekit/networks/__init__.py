@@ -1,4 +1,4 @@
-"""What computes: encoder, cross-encoder, pooling, packing, CPU kernels, precision; and their checkpoints on disk."""
+"""Networks: encoder, cross-encoder, pooling, packing, CPU kernels, precision; and their checkpoints on disk."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from .._lazy import lazy_names
 if TYPE_CHECKING:
     from .cross_encoder import CrossEncoder, load_cross_encoder, load_trainable
     from .encoder import Encoder, load_encoder
+    from .packing import Packed
     from .saving import write_checkpoint, write_reranker
 
 _HOMES = {
     "CrossEncoder": "cross_encoder",
     "Encoder": "encoder",
+    "Packed": "packing",
     "load_cross_encoder": "cross_encoder",
     "load_encoder": "encoder",
     "load_trainable": "cross_encoder",
@@ -24,6 +26,7 @@ _HOMES = {
 __all__ = [
     "CrossEncoder",
     "Encoder",
+    "Packed",
     "load_cross_encoder",
     "load_encoder",
     "load_trainable",

@@ -2,7 +2,7 @@
 
 Only the arithmetic of a published model (`BertModel` and its relatives) is kept. What makes it fast:
 - linear layers see real tokens only, prepacked weights, GELU and the residual sum in the same pass;
-- attention is batched products over sequences of nearly equal length, with a softmax of two passes (`fused_attention`);
+- attention is batched products over sequences of nearly equal length, with a softmax of two passes (`attend`);
 - pooling that reads one token of a text leaves out the other tokens of the last layer (`select`).
 
 At the end: how long runs give the memory back that their batches leave behind in the C library's heap.

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Head:
-    """How a published class makes logits of its transformer's output.
+    """The head by which a published class makes logits of its transformer's output.
 
     Attributes:
         modules: Names of the modules that take part, `base.` for those inside the transformer.
@@ -90,9 +90,8 @@ class CrossEncoder(Recomputing, nn.Module):
 
     Example:
         >>> import torch
-        >>> from bgekit.models.hub import resolve
-        >>> from bgekit.networks import load_cross_encoder
-        >>> from bgekit.networks.packing import Packed
+        >>> from bgekit.models import resolve
+        >>> from bgekit.networks import Packed, load_cross_encoder
         >>> network = load_cross_encoder(resolve("BAAI/bge-reranker-base"))
         >>> with torch.inference_mode():
         ...     scores = network(Packed.of([[2, 7, 3, 8, 3], [2, 9, 3, 7, 3]]))
@@ -187,7 +186,7 @@ class CrossEncoder(Recomputing, nn.Module):
 
 
 def head_of(model: PreTrainedModel) -> Head | None:
-    """How the class makes logits of pooled vectors; None where it is run as a whole, padded."""
+    """The function by which the class makes logits of pooled vectors; None where it is run as a whole, padded."""
     kind = type(model)
     if not kind.__module__.startswith("transformers.models.") or not can_pack(model.base_model):
         return None
@@ -216,7 +215,7 @@ def load_cross_encoder(
         CardError: the precision is not possible for this architecture.
 
     Example:
-        >>> from bgekit.models.hub import resolve
+        >>> from bgekit.models import resolve
         >>> from bgekit.networks import load_cross_encoder
         >>> network = load_cross_encoder(resolve("BAAI/bge-reranker-base"))
     """
@@ -255,7 +254,7 @@ def load_trainable(folder: Path, *, trust_remote_code: bool = False, allow_pickl
         CheckpointError: files are missing or damaged.
 
     Example:
-        >>> from bgekit.models.hub import resolve
+        >>> from bgekit.models import resolve
         >>> from bgekit.networks import load_trainable
         >>> network = load_trainable(resolve("BAAI/bge-reranker-base"))
         >>> all(parameter.requires_grad for parameter in network.parameters())

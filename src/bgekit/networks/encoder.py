@@ -31,7 +31,7 @@ _HALF: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Backbone(Protocol):
-    """What turns a packed batch into token vectors; implementations differ in speed only."""
+    """A transformer: packed batch -> token vectors; implementations differ in speed only."""
 
     def __call__(self, batch: Packed, select: Select) -> Tensor:
         """[T, h] for `all`, [n, h] for `first` and `last`."""
@@ -93,7 +93,7 @@ def padded_inputs(batch: Packed, padding: int) -> dict[str, Tensor]:
 
 
 def _token_types(types: Tensor | None) -> dict[str, Tensor]:
-    """As an argument of models that have them."""
+    """Token types as an argument, of models that have them."""
     return {} if types is None else {"token_type_ids": types}
 
 
@@ -125,10 +125,8 @@ class Encoder(nn.Module):
     """Packed tokens -> vectors. One class for inference, mining, evaluation and training.
 
     Example:
-        >>> from bgekit.models import read_card
-        >>> from bgekit.models.hub import resolve
-        >>> from bgekit.networks import load_encoder
-        >>> from bgekit.networks.packing import Packed
+        >>> from bgekit.models import read_card, resolve
+        >>> from bgekit.networks import Packed, load_encoder
         >>> folder = resolve("BAAI/bge-small-en-v1.5")
         >>> encoder = load_encoder(folder, read_card(folder, "BAAI/bge-small-en-v1.5"))
         >>> encoder(Packed.of([[2, 7, 8, 3], [2, 9, 3]])).shape
@@ -237,8 +235,7 @@ def load_encoder(
         CardError: the precision is not possible for this architecture.
 
     Example:
-        >>> from bgekit.models import read_card
-        >>> from bgekit.models.hub import resolve
+        >>> from bgekit.models import read_card, resolve
         >>> from bgekit.networks import load_encoder
         >>> folder = resolve("BAAI/bge-small-en-v1.5")
         >>> encoder = load_encoder(folder, read_card(folder, "BAAI/bge-small-en-v1.5"))
@@ -255,7 +252,7 @@ def load_encoder(
 
 
 def loading_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """What weights are loaded as: the fused CPU path prepares its own from float32 ones."""
+    """Type that weights are loaded as: the fused CPU path prepares its own from float32 ones."""
     return _HALF.get(precision, torch.float32) if device.type != "cpu" else torch.float32
 
 

@@ -116,7 +116,7 @@ def read_network(folder: Path, trust_remote_code: bool, **options: Any) -> Any:
 def stored_prefix(
     folder: Path, choose: Callable[[Any], Any], *, trust_remote_code: bool = False, allow_pickle: bool = False
 ) -> str:
-    """What a wrapper has put before the names of a checkpoint's weights, "" where there was none.
+    """Prefix that a wrapper has put before the names of a checkpoint's weights, "" where there was none.
 
     Args:
         folder: The checkpoint.
@@ -137,7 +137,7 @@ def stored_prefix(
 
 @contextlib.contextmanager
 def _told(folder: Path, files: Sequence[Path]) -> Iterator[None]:
-    """What goes wrong in transformers while it reads a checkpoint, as an error that names the checkpoint."""
+    """Errors of transformers while it reads a checkpoint, as errors that name the checkpoint."""
     try:
         yield
     except BgekitError:
@@ -261,7 +261,7 @@ def restore_unsaved(network: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _bodiless(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """What the constructor of a model's class makes for weights of a type, without the weights."""
+    """A model as the constructor of its class makes it for weights of a type, without the weights."""
     with _default_dtype(dtype), _parameters_on_meta():
         return type(model)(copy.deepcopy(model.config))
 
@@ -273,7 +273,7 @@ def _has_own_code(auto: Any, config: Any, trust_remote_code: bool) -> bool:
 
 
 def _unreported(model: PreTrainedModel, folder: Path | None) -> dict[str, Any]:
-    """What transformers would report of the weights of a model that its own code has loaded, by their names."""
+    """Report of transformers on the weights of a model that its own code has loaded, by their names."""
     names = set(weight_names(weight_files(folder, allow_pickle=True))) if folder is not None else set()
     return {"missing_keys": _saved(model).keys() - names, "unexpected_keys": names - _saved(model).keys()}
 

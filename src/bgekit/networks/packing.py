@@ -34,6 +34,12 @@ class Packed:
         lengths: Tokens of each of the n sequences, each at least 1; their sum is T.
         skip: For each sequence, how many leading tokens pooling leaves out (a prompt that does not count).
         token_types: [T] int64, the segment that each token belongs to, where it is not the first for all.
+
+    Example:
+        >>> from bgekit.networks import Packed
+        >>> batch = Packed.of([[101, 2003, 102], [101, 102]])
+        >>> batch.lengths, batch.starts.tolist()
+        ((3, 2), [0, 3])
     """
 
     input_ids: Tensor

@@ -1,4 +1,4 @@
-"""From token vectors to one vector a text."""
+"""Pooling: token vectors -> one vector for each text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Select = Literal["all", "first", "last"]
 
 
 def rows_needed(pooling: Pooling) -> Select:
-    """Which token vectors a pooling reads: a network may leave out the others in its last layer."""
+    """The token vectors that a pooling reads: a network may leave out the others in its last layer."""
     selections: dict[str, Select] = {"cls": "first", "last_token": "last"}
     return selections.get(pooling, "all")
 

@@ -1,4 +1,4 @@
-"""Which number format a device computes fast in."""
+"""Precision: the number format that a device computes fast in."""
 
 from __future__ import annotations
 

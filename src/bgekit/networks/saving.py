@@ -83,8 +83,7 @@ def write_checkpoint(
 
     Example:
         >>> from pathlib import Path
-        >>> from bgekit.models import read_card
-        >>> from bgekit.models.hub import resolve
+        >>> from bgekit.models import read_card, resolve
         >>> from bgekit.networks import write_checkpoint
         >>> folder = resolve("BAAI/bge-small-en-v1.5")
         >>> write_checkpoint(Path("saved"), card=read_card(folder, "BAAI/bge-small-en-v1.5"), source=folder)
@@ -153,7 +152,7 @@ def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def as_stored(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
-    """On the CPU, floating ones in the type that a checkpoint stores."""
+    """Tensors on the CPU, floating ones in the type that a checkpoint stores."""
     import torch
 
     stored = getattr(torch, dtype)
@@ -162,12 +161,12 @@ def as_stored(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
 
 
 def _with_own_storage(tensor: Tensor) -> Tensor:
-    """With a storage of its own: DeepSpeed lays all weights into one, which safetensors refuses to write."""
+    """A tensor with a storage of its own: DeepSpeed lays all weights into one, which safetensors refuses to write."""
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def save_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
-    """As `model.safetensors`, in shards with an index from 5 GB on; tied weights once."""
+    """Write tensors as `model.safetensors`, in shards with an index from 5 GB on; tied weights once."""
     from huggingface_hub import save_torch_state_dict
 
     save_torch_state_dict(tensors, folder, metadata={"format": "pt"})
@@ -299,8 +298,7 @@ def write_reranker(
 
     Example:
         >>> from pathlib import Path
-        >>> from bgekit.models import read_reranker_card
-        >>> from bgekit.models.hub import resolve
+        >>> from bgekit.models import read_reranker_card, resolve
         >>> from bgekit.networks import write_reranker
         >>> folder = resolve("BAAI/bge-reranker-base")
         >>> write_reranker(Path("saved-reranker"), card=read_reranker_card(folder), source=folder)

@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .pretrain_arguments import PretrainArguments, PretrainDataArguments, PretrainModelArguments
     from .run import pretrain
 
 _HOMES = {
+    "PretrainArguments": "pretrain_arguments",
+    "PretrainDataArguments": "pretrain_arguments",
+    "PretrainModelArguments": "pretrain_arguments",
     "pretrain": "run",
 }
 
 __all__ = [
+    "PretrainArguments",
+    "PretrainDataArguments",
+    "PretrainModelArguments",
     "pretrain",
 ]
 

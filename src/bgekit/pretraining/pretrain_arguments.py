@@ -12,7 +12,13 @@ from ..training.loop.arguments import TrainerArguments, option
 
 @dataclass
 class PretrainModelArguments:
-    """The model that is pre-trained."""
+    """The model that is pre-trained.
+
+    Example:
+        >>> from bgekit.pretraining import PretrainModelArguments
+        >>> PretrainModelArguments("BAAI/bge-small-en-v1.5").model_name_or_path
+        'BAAI/bge-small-en-v1.5'
+    """
 
     model_name_or_path: str = option("checkpoint to start from: folder, hub id, packaged:NAME", "", aliases=["--model"])
     config_name: str | None = option(
@@ -42,7 +48,13 @@ class PretrainModelArguments:
 
 @dataclass
 class PretrainDataArguments:
-    """Texts of pre-training."""
+    """Texts of pre-training.
+
+    Example:
+        >>> from bgekit.pretraining import PretrainDataArguments
+        >>> PretrainDataArguments(train_data=["corpus.jsonl"]).encoder_mlm_probability
+        0.3
+    """
 
     train_data: list[str] = option(  # noqa: RUF009
         'texts: jsonl of {"text"}, csv, tsv, parquet, txt (a text a line), folders', many=True
@@ -68,7 +80,13 @@ class PretrainDataArguments:
 
 @dataclass
 class PretrainArguments(TrainerArguments):
-    """Training of an encoder on texts."""
+    """Training of an encoder on texts.
+
+    Example:
+        >>> from bgekit.pretraining import PretrainArguments
+        >>> PretrainArguments("pretrained", max_steps=1, report_to="none").max_steps
+        1
+    """
 
     judged_by: ClassVar[str] = "--eval-data or --validation-split: texts to measure the losses on"
 

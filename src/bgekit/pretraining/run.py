@@ -60,9 +60,8 @@ def pretrain(model: PretrainModelArguments, data: PretrainDataArguments, args: P
         OutputError: the output folder holds something already, or cannot be written.
 
     Example:
-        >>> from bgekit.pretraining import pretrain
-        >>> from bgekit.pretraining.pretrain_arguments import (
-        ...     PretrainArguments, PretrainDataArguments, PretrainModelArguments,
+        >>> from bgekit.pretraining import (
+        ...     PretrainArguments, PretrainDataArguments, PretrainModelArguments, pretrain,
         ... )
         >>> args = PretrainArguments("pretrained", max_steps=1, per_device_train_batch_size=2, report_to="none")
         >>> data = PretrainDataArguments(train_data=["corpus.jsonl"], cache_path="cache")

@@ -1,4 +1,4 @@
-"""Plain texts as sequences of tokens on disk, which know where words begin, so that words are masked whole."""
+"""Tokens of pre-training on disk, as sequences, with the places where words begin, so that words are masked whole."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ _BATCH_SEQUENCES: Final = 4096
 
 @dataclass(frozen=True)
 class Reading:
-    """How files become sequences.
+    """Settings for making sequences of files.
 
     Attributes:
         room: Tokens of a sequence, without special tokens.
@@ -129,7 +129,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Facts:
-    """What was found in a file.
+    """Counts of the texts and tokens of a file.
 
     Attributes:
         texts: Texts with at least one token.
@@ -166,7 +166,7 @@ class TokenStore(ArrowStore):
         self._arrays = lru_cache(OPEN_BATCHES)(self._batch_arrays)
 
     def _batch_arrays(self, number: int) -> tuple[Ids, npt.NDArray[np.uint32]]:
-        """Where each sequence of a batch begins and ends [sequences + 1], and the tokens of all."""
+        """Bounds of each sequence of a batch [sequences + 1], and the tokens of all."""
         tokens = self._batch(number).column("tokens")
         return tokens.offsets.to_numpy(), tokens.values.to_numpy()
 
@@ -304,7 +304,7 @@ class Tokenization:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast, name: str) -> Tokenization:
-        """Of a fast tokenizer.
+        """The tokenisation of a fast tokenizer.
 
         Raises:
             ArgumentError: it has no mask token, or puts nothing before a text whose vector could be learnt.
@@ -328,7 +328,7 @@ class Tokenization:
 
     @property
     def special(self) -> int:
-        """How many special tokens a sequence has."""
+        """Number of special tokens of a sequence."""
         return len(self.before) + len(self.after)
 
 
@@ -362,7 +362,7 @@ class Texts:
 
     @property
     def facts(self) -> Facts:
-        """What was found in all files together."""
+        """Counts of all files together."""
         rows = [store.facts for store in self.stores]
         return Facts(**{name: sum(getattr(each, name) for each in rows) for name in Facts.__dataclass_fields__})
 

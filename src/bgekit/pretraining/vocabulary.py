@@ -1,4 +1,4 @@
-"""A model for another tokenizer: what both vocabularies have is kept, what is new begins where the old one spelt it."""
+"""A model moved to another tokenizer: shared tokens keep their vectors, new ones start from old ones."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def adapt(lm: Any, old: PreTrainedTokenizerFast, new: PreTrainedTokenizerFast) -
 
 
 def _rows(old: PreTrainedTokenizerFast, new: PreTrainedTokenizerFast) -> dict[int, list[int]]:
-    """For each new token the old tokens that it begins as."""
+    """Old tokens that each new token starts from."""
     old_surface, new_surface = _Surface(old), _Surface(new)
     special = set(old.all_special_ids)
     known = {old_surface(token): number for token, number in old.get_vocab().items() if number not in special}

@@ -1,4 +1,4 @@
-"""From a stage to the command that runs it: every argument known to the verb's own parser, every path filled in."""
+"""Commands of stages: every argument known to the verb's own parser, every path filled in."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Argument:
         return self.action.nargs == 0
 
     def given(self) -> list[str]:
-        """What stands on the command line."""
+        """The argument as it stands on the command line."""
         if self.is_flag:
             return [self.action.option_strings[0]] if self.values[0].boolean else []
         if not self.action.option_strings:
@@ -57,7 +57,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class Input:
-    """What a stage reads.
+    """An input of a stage.
 
     Attributes:
         argument: The argument that names it.
@@ -99,7 +99,7 @@ class Step:
 
     @property
     def verb_arguments(self) -> list[str]:
-        """What follows the verb."""
+        """Arguments after the verb."""
         verb = self.stage.verb
         ordered = sorted(self.arguments, key=lambda each: bool(each.action.option_strings))  # Positional ones first.
         given = [text for argument in ordered for text in argument.given()]
@@ -109,7 +109,7 @@ class Step:
 
     @property
     def module_arguments(self) -> list[str]:
-        """What follows `python -m`."""
+        """Arguments after `python -m`."""
         verb = self.stage.verb
         if self.stage.processes == 1:
             return ["bgekit", *verb.name.split(), *self.verb_arguments]
@@ -203,7 +203,7 @@ class _Making:
 
 
 def _inputs(argument: Argument) -> list[Input]:
-    """What an argument reads: what it is said to, and every output of another stage."""
+    """Inputs that an argument names: declared ones, and every output of another stage."""
     is_model = argument.action.dest in MODELS
     reads = is_model or argument.action.dest in DATA
     return [

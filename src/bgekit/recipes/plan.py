@@ -1,4 +1,4 @@
-"""What is there already and what has to be run, told by the content of inputs and outputs."""
+"""The plan of a recipe: which stages have to run and which are done, by the content of inputs and outputs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FINISHED: Final = ".finished.json"
 
 @dataclass(frozen=True)
 class State:
-    """How a stage stands.
+    """State of a stage before anything is run.
 
     Attributes:
         status: `cached`: its output is what it would be; `stale`: it is another's; `missing`: there is none;
@@ -69,7 +69,7 @@ class Folder:
         return read_json(self.work / HIDDEN / f"{step.name}{ending}")
 
     def state(self, step: Step, uncertain: Mapping[str, str]) -> State:
-        """How a stage stands.
+        """State of a stage before anything is run.
 
         Args:
             step: The stage.
@@ -95,7 +95,7 @@ class Folder:
         return State(STALE, tuple(_differences(record.get("content", {}), content)), key, content)
 
     def content(self, step: Step) -> dict[str, Any]:
-        """What decides the output of a stage: paths do not count, what lies there does."""
+        """Content that decides the output of a stage: paths do not count, the files there do."""
         arguments = {
             argument.action.dest: self._values(argument, step) for argument in step.arguments
             if argument.action.dest not in TALK and argument.given()
@@ -134,7 +134,7 @@ def key_of(content: Mapping[str, Any]) -> str:
 
 
 def plan(steps: Sequence[Step], folder: Folder, again: Sequence[str] = ()) -> list[State]:
-    """How each stage stands before anything is run.
+    """State of each stage before anything is run.
 
     Args:
         steps: The stages, in order.
@@ -163,7 +163,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """What has changed between two contents."""
+    """Differences between two contents."""
     for name in ("verb", "bgekit", "processes"):
         if before.get(name) != now.get(name):
             yield f"{name}: {before.get(name)} -> {now.get(name)}"

@@ -57,16 +57,16 @@ class StageError(BgekitError, RuntimeError):
 
 
 class Watcher(Protocol):
-    """What is told how a run goes."""
+    """A listener that is called as a run goes on."""
 
     def begins(self, step: Step, number: int, total: int, state: State) -> None:
         """A stage is skipped (`state.status` is cached) or begins."""
 
     def runs(self, step: Step, seconds: float, line: str) -> None:
-        """It is running; `line` is the last of its log."""
+        """A stage is running; `line` is the last of its log."""
 
     def ends(self, step: Step) -> None:
-        """It has finished."""
+        """A stage has finished."""
 
 
 def run_recipe(

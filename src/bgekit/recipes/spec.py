@@ -1,4 +1,4 @@
-"""What a recipe must know of the command line's verbs beyond what their own parsers say: inputs, outputs, resuming."""
+"""The recipe file: its stages and their values, and the verbs that a stage can be, with their outputs."""
 
 from __future__ import annotations
 
@@ -315,7 +315,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is to be done.
+    """A recipe: its stages and settings.
 
     Attributes:
         path: The file.

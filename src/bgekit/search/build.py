@@ -230,7 +230,7 @@ def _write_search(output: OutputFolder, stored: Stored, facts: Facts, index_type
 
 
 def _source(records: Iterable[Record], options: dict[str, Any], known: Any) -> dict[str, Any] | None:
-    """What tells whether an input has changed; None when that cannot be told.
+    """Mark by which it is seen whether an input has changed; None when that cannot be seen.
 
     Args:
         records: The input.

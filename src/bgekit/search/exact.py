@@ -59,7 +59,7 @@ class TopK:
         return self._best
 
     def _rounding(self, vectors: Floats) -> float:
-        """How far two ways of adding up a product can lie apart, for a query of length 1."""
+        """Bound on the difference of two ways of adding up a product, for a query of length 1."""
         longest = self._longest
         if longest is None:
             # More than the longest has, and far quicker to find than its length.
@@ -67,7 +67,7 @@ class TopK:
         return (vectors.shape[1] * float(np.finfo(np.float32).eps) + self._coarseness()) * longest
 
     def _coarseness(self) -> float:
-        """How far the product of matrices may lie off beyond the rounding of float32, of vectors of length 1."""
+        """Bound on the error of a matrix product beyond the rounding of float32, for vectors of length 1."""
         return 0.0
 
     def _promising(self, vectors: Floats, rounding: Floats) -> Iterator[tuple[int, Rows, Floats]]:

@@ -63,7 +63,7 @@ class Hit:
     retrieval_score: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values; `passage` and `retrieval_score` only where there is one."""
+        """The hit as plain values; `passage` and `retrieval_score` only where there is one."""
         content = {"rank": self.rank, "id": self.id, "score": self.score, "text": self.text}
         further = {"passage": self.passage, "retrieval_score": self.retrieval_score}
         return content | {name: value for name, value in further.items() if value is not None}
@@ -131,7 +131,7 @@ class SearchIndex:
         reranker: PairScorer | None = None,
         rerank_top_k: int = 100,
     ) -> list[list[Hit]]:
-        """What fits each query best, best first.
+        """Hits of each query, best first.
 
         Args:
             model: The model that the index was made with.
@@ -153,7 +153,7 @@ class SearchIndex:
         return reranked(reranker, list(queries), self._search(vectors, max(top_k, rerank_top_k)), top_k)
 
     def search(self, queries: npt.ArrayLike, top_k: int = 10, *, model: Embedder | None = None) -> list[list[Hit]]:
-        """What is nearest to each query vector, best first; of equal scores the earlier in the index.
+        """Nearest rows of each query vector, best first; of equal scores the earlier in the index.
 
         Only vectors of the index's own model can be compared with its vectors. Those that `encode` returned know their
         model; of others nobody can tell, so there is a warning once.
@@ -304,7 +304,7 @@ class SearchIndex:
 
 
 def _origins(queries: object) -> set[Origin | None]:
-    """Where vectors come from, or each of a list of them."""
+    """Origins of vectors, or of each of a list of them."""
     several = queries if isinstance(queries, list | tuple) and len(queries) else [queries]
     return {each.origin if isinstance(each, Embeddings) else None for each in several}
 
@@ -381,7 +381,7 @@ def check_model(model: Embedder, facts: Facts, stored: Stored) -> None:
 
 @dataclass(frozen=True)
 class _Problem:
-    """What differs, and what to do where the model is the same one."""
+    """A difference, and advice where the model is the same one."""
 
     what: str
     advice: str
@@ -429,7 +429,7 @@ def _difference(model: Embedder, facts: Facts, stored: Stored) -> _Problem | Non
 
 
 def _of_prompts(card: Mapping[str, Any], facts: Facts) -> str | None:
-    """What to do where documents have another instruction now; None where they have the same."""
+    """Advice where documents have another instruction now; None where they have the same."""
     before, now = (each.get("prompts", {}).get("document", ["", ""]) for each in (facts.model_card, card))
     if list(before) == list(now):
         return None

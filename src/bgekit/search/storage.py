@@ -1,4 +1,4 @@
-"""What an index is made of, as it lies on disk: vectors in blocks, and the id and text of each row."""
+"""Storage of an index on disk: vectors in blocks, and the id and text of each row."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ INDEX_TYPES: Final = ("exact", "hnsw", "ivf")
 
 @dataclass(frozen=True)
 class Facts:
-    """How an index was made.
+    """Record of how an index was made.
 
     Attributes:
         index_type: `exact`, `hnsw` or `ivf`.

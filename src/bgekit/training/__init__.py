@@ -8,19 +8,31 @@ from .._lazy import lazy_names
 
 if TYPE_CHECKING:
     from .embedder import finetune
-    from .loop.arguments import EmbedderArguments, RerankerArguments
+    from .loop.arguments import (
+        DataArguments,
+        EmbedderArguments,
+        ModelArguments,
+        RerankerArguments,
+        RerankerDataArguments,
+    )
     from .reranker import finetune_reranker
 
 _HOMES = {
+    "DataArguments": "loop.arguments",
     "EmbedderArguments": "loop.arguments",
+    "ModelArguments": "loop.arguments",
     "RerankerArguments": "loop.arguments",
+    "RerankerDataArguments": "loop.arguments",
     "finetune": "embedder",
     "finetune_reranker": "reranker",
 }
 
 __all__ = [
+    "DataArguments",
     "EmbedderArguments",
+    "ModelArguments",
     "RerankerArguments",
+    "RerankerDataArguments",
     "finetune",
     "finetune_reranker",
 ]

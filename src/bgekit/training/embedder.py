@@ -46,7 +46,7 @@ from .losses.distributed import LossValue, world_size
 from .losses.false_negatives import FalseNegatives
 from .losses.listwise import Groups
 from .losses.matryoshka import Loss, Matryoshka
-from .losses.sts import CoSent, ScoredMse
+from .losses.sts import SCORED_LOSSES
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,7 @@ def finetune(model: ModelArguments, data: DataArguments, args: EmbedderArguments
         OutputError: the output folder holds something already, or cannot be written.
 
     Example:
-        >>> from bgekit.training import EmbedderArguments, finetune
-        >>> from bgekit.training.loop.arguments import DataArguments, ModelArguments
+        >>> from bgekit.training import DataArguments, EmbedderArguments, ModelArguments, finetune
         >>> args = EmbedderArguments(output_dir="trained", max_steps=1, per_device_train_batch_size=2, report_to="none")
         >>> data = DataArguments(train_data=["train.jsonl"], train_group_size=2, cache_path="cache")
         >>> finetune(ModelArguments("BAAI/bge-small-en-v1.5"), data, args).name
@@ -180,7 +179,7 @@ class _Objective:
             distillation=(args.kd_loss_type or "kl_div") if teacher else None,
         )
         self.across = args.negatives_cross_device
-        scored: Loss = CoSent() if args.scored_loss == "cosent" else ScoredMse()
+        scored: Loss = SCORED_LOSSES[args.scored_loss]()
         if args.matryoshka:
             whole = card.dimension
             dims = args.matryoshka_dims or [whole // 2, whole // 4, whole // 8]

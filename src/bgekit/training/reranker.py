@@ -64,7 +64,7 @@ def finetune_reranker(model: ModelArguments, data: DataArguments, args: Reranker
 
     Example:
         >>> from bgekit.training import RerankerArguments, finetune_reranker
-        >>> from bgekit.training.loop.arguments import ModelArguments, RerankerDataArguments
+        >>> from bgekit.training import ModelArguments, RerankerDataArguments
         >>> args = RerankerArguments("reranker", max_steps=1, per_device_train_batch_size=2, report_to="none")
         >>> data = RerankerDataArguments(train_data=["train.jsonl"], train_group_size=2, cache_path="cache")
         >>> finetune_reranker(ModelArguments("BAAI/bge-reranker-base"), data, args).name

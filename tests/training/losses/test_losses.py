@@ -6,7 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from bgekit.training.losses.contrastive import Contrastive, blockwise
 from bgekit.training.losses.false_negatives import FalseNegatives
 from bgekit.training.losses.listwise import GroupLoss
 from bgekit.training.losses.matryoshka import Matryoshka
-from bgekit.training.losses.sts import CoSent, ScoredMse
+from bgekit.training.losses.sts import SCORED_LOSSES, CoSent, ScoredLoss, ScoredMse
 from training.loss_cases import Rows, make_rows
 
 TEMPERATURE = 0.1
@@ -416,3 +416,7 @@ def test_impossible_settings() -> None:
     with pytest.raises(ArgumentError, match="vectors have 6 dimensions: 7"):
         Matryoshka(Contrastive(), dims=[7])(*random_vectors(rows), rows)
     assert math.isfinite(float(Contrastive(1e-6)(*random_vectors(rows), rows).loss))
+
+
+def test_every_name_of_a_loss_for_scored_pairs_has_its_loss() -> None:
+    assert tuple(SCORED_LOSSES) == get_args(ScoredLoss)

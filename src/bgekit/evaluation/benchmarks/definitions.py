@@ -1,4 +1,4 @@
-"""Which tasks a named benchmark consists of, as its published averages count them.
+"""Definitions of named benchmarks: their tasks, as the published averages count them.
 
 Names, subsets and splits are those of the `mteb` package, so that one list serves local folders and the hub alike. The
 main metrics are those of the time of the published tables: mteb has since renamed `map` to `map_at_1000` and made
@@ -91,7 +91,7 @@ class Benchmark:
         return dict(Counter(task.kind for task in self.tasks))
 
     def label(self, task: BenchmarkTask) -> str:
-        """How reports name a task: without its subset where the benchmark has only that one."""
+        """Name of a task in reports: without its subset where the benchmark has only that one."""
         return task.name if sum(task.name == other.name for other in self.tasks) == 1 else task.key
 
     def select(self, names: Iterable[str] | None) -> tuple[BenchmarkTask, ...]:
@@ -359,7 +359,7 @@ _VERSION: Final = re.compile(r"\.v\d+$", re.IGNORECASE)
 
 
 def protocol_of(name: str) -> dict[str, Any]:
-    """What MTEB does differently for a task, as fields of our task classes.
+    """Peculiarities of MTEB's protocol for a task, as fields of our task classes.
 
     Args:
         name: Its name in the mteb package, in any case, or that of its data on the hub or in BEIR's downloads.

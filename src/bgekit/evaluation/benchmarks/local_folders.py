@@ -22,7 +22,7 @@ from .definitions import BenchmarkTask, MeanTask, benchmark, folded, names_of
 
 @dataclass(frozen=True)
 class Found:
-    """What a data root holds of a benchmark.
+    """Tasks of a benchmark that a data root holds.
 
     Attributes:
         tasks: Those that are there, in the benchmark's order.
@@ -110,7 +110,7 @@ def benchmark_tasks(
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a task is, and what it is called in reports."""
+    """Path of a task, and its name in reports."""
 
     folder: Path
     task: BenchmarkTask
@@ -118,7 +118,7 @@ class _Place:
 
     @property
     def wanted(self) -> Wanted:
-        """What is known before it is read."""
+        """The fields that are known before the data is read."""
         return Wanted(self.task.name, self.task.kind, self.task.subset)
 
 
@@ -168,7 +168,7 @@ def _described(folder: Path) -> dict[str, Any]:
 
 
 def _fit(task: BenchmarkTask, folder: Path, facts: Mapping[str, Any], only: bool) -> int:
-    """How well a folder fits a task: 0 not at all, more is better."""
+    """Fit of a folder to a task: 0 not at all, more is better."""
     name, subset = repository_name(str(folder)).lower(), task.subset.lower()
     stated = str(facts.get("subset") or "").lower()
     own = names_of(task.name)
@@ -191,7 +191,7 @@ def _fit(task: BenchmarkTask, folder: Path, facts: Mapping[str, Any], only: bool
 
 
 def _places(root: _Root, wanted: BenchmarkTask, label: str) -> list[_Place]:
-    """Where a task is, or its parts; empty if it, or a part, is not there."""
+    """Paths of a task or of its parts; empty if one is not there."""
     if not wanted.parts:
         folder = root.find(wanted, only=label == wanted.name)
         return [] if folder is None else [_Place(folder, wanted, label)]

@@ -102,7 +102,7 @@ class MtebEncoder:
 
     @property
     def mteb_model_meta(self) -> Any:
-        """What mteb records of the model."""
+        """The record that mteb keeps of the model."""
         card = self.judged.embedder.card
         named = re.fullmatch(r"[\w.-]+/[\w.-]+", card.name)
         meta = import_extra("mteb.models", "mteb").ModelMeta

@@ -35,7 +35,7 @@ _LINK: Final = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 
 
 class Scored(Protocol):
-    """What a table needs to know of a result (`results.Result` has it)."""
+    """Fields of a result that a table needs (`results.Result` has them)."""
 
     @property
     def label(self) -> str:
@@ -51,7 +51,7 @@ class Scored(Protocol):
 
     @property
     def split(self) -> str:
-        """What was scored."""
+        """The split that was scored."""
 
     @property
     def language(self) -> str:
@@ -105,7 +105,7 @@ class Row:
 
     @property
     def drift(self) -> float:
-        """How far the printed average is above the recomputed one."""
+        """Difference of the printed average to the recomputed one."""
         return self.average - self.recomputed
 
     @property
@@ -184,7 +184,7 @@ def plain(cell: str) -> str:
 
 @dataclass(frozen=True)
 class OurRow:
-    """What a model scored on the tasks of a benchmark.
+    """Scores of a model on the tasks of a benchmark.
 
     Attributes:
         label: The model, and what differs from its default setting.

@@ -1,4 +1,4 @@
-"""What similarities mean on one's own data: distributions, thresholds with a promise, calibrated scores."""
+"""Calibration of similarities on one's own data: distributions, thresholds with a promise, calibrated scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model's similarities mean on one's own data: their distribution, a threshold, and calibrated scores.
+"""Calibration of a model's similarities on one's own data: their distribution, a threshold, calibrated scores.
 
 Cosines of different models lie in different ranges, so no number holds for all of them; it must be measured, on pairs
 like those that it will be used for.
@@ -43,7 +43,7 @@ _BINS: Final = 40
 
 @dataclass(frozen=True)
 class Distribution:
-    """How the similarity of some pairs is spread.
+    """Distribution of the similarities of some pairs.
 
     Attributes:
         count: Number of pairs.
@@ -80,7 +80,7 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the similarities of a model mean on some data. Called with similarities, it gives calibrated scores.
+    """Meaning of a model's similarities on some data. Called with similarities, it gives calibrated scores.
 
     Attributes:
         model: The model's name.
@@ -129,7 +129,7 @@ class Calibration:
         model.card = dataclasses.replace(model.card, calibration=self.to_card())
 
     def to_card(self) -> dict[str, Any]:
-        """What a model card keeps of it, as plain values."""
+        """The part that a model card keeps, as plain values."""
         threshold = self.threshold
         return {
             "format": FORMAT,
@@ -161,7 +161,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Wish:
-    """What a threshold is asked to promise on some pairs, checked as far as that needs no model.
+    """The promise that a threshold is to keep on some pairs, checked as far as that needs no model.
 
     Attributes:
         target: The rate that is promised.
@@ -400,7 +400,7 @@ def scored_pairs(model: Embedder, texts: TextPairs, progress: bool | None) -> tu
 
 
 def _made_for(model: Embedder, texts: TextPairs) -> dict[str, Any]:
-    """What must be the same for the calibration to hold, prompts included if the pairs were encoded with them."""
+    """Settings that must be the same for the calibration to hold, prompts included if pairs were encoded with them."""
     facts = model.similarity_facts()
     for side in {*texts.sides}:
         role = role_of(model.card, texts.kind, texts.name, side)

@@ -1,4 +1,4 @@
-"""What pairs prove about a rate when many of them share a text: groups that are independent, and a bound over them.
+"""Independent groups of pairs that share no text, and the bound on a rate that such groups prove.
 
 The pairs of one query err together: 5,000 pairs of 50 queries tell what 50 independent things tell, and no estimate of
 how alike the pairs of a query are can be trusted with so few of them, least where nothing has gone wrong yet. So pairs
@@ -118,7 +118,7 @@ class GroupedPairs:
         return float(self.weight[self.related].sum() / self.weight.sum())
 
     def reach(self, threshold: float) -> int:
-        """How many of the pairs have at least this similarity; they are the first ones."""
+        """Number of pairs that have at least this similarity; they are the first ones."""
         return int(np.count_nonzero(self.similarity >= threshold))
 
     def shares(self, number: int, related: bool) -> Floats:
@@ -128,16 +128,16 @@ class GroupedPairs:
 
     @property
     def unit(self) -> str:
-        """What is counted."""
+        """Name of the units that are counted."""
         return "pairs" if self.alone else "groups"
 
     @property
     def remedy(self) -> str:
-        """What adds groups, where pairs alone do not."""
+        """Advice on data that adds groups, where pairs alone do not."""
         return "" if self.alone else " (pairs of other queries or texts, not more of the same)"
 
     def counted(self, sort: str = "") -> str:
-        """How many pairs and groups there are, as the beginning of a sentence: "58 related pairs are"."""
+        """Numbers of pairs and groups as the beginning of a sentence: "58 related pairs are"."""
         pairs = f"{self.total:,} {sort} pairs".replace("  ", " ")
         return (
             f"{pairs} are"
@@ -217,7 +217,7 @@ def _taken_apart(first: Integers, second: Integers, related: Booleans, degree: I
 
 
 def chance(wrong: Floats, right: Floats, share: float, *, times: float = 1.0) -> float:
-    """How probable it is to see so few errors, or fewer, if the share of errors were `share` (a p-value).
+    """Probability of so few errors, or fewer, if the share of errors were `share` (a p-value).
 
     Args:
         wrong: [g], weight of the errors in each group, at most 1.

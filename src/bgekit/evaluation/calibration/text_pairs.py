@@ -132,7 +132,7 @@ def pairs_of_lists(
 
 
 def _labelled(result: TextPairs, found: list[Labelled], limit: int, rng: np.random.Generator) -> TextPairs:
-    """From labelled pairs alone: random ones are drawn from their texts, which costs no further encoding."""
+    """Pairs from labelled ones alone: random ones are drawn from their texts, which costs no further encoding."""
     known = {(a, b) for a, b, related in found if related}
     kept, result.share = _sampled(found, limit, rng)
     return _filled(result, kept, known, ([a for a, _, _ in kept], [b for _, b, _ in kept]), limit, rng)

@@ -2,7 +2,7 @@
 
 A threshold that just reaches a rate on some pairs misses it on the next ones about half of the time. So the threshold
 here is the lowest one for which the opposite (that the promise is broken) is refuted by a test that is valid for any
-number of groups (`pair_groups.py`):
+number of groups (`independent_groups.py`):
 
 - A false-positive rate or a recall moves in one direction with the threshold, so one test at each threshold suffices.
 - Precision does not. Thresholds are tested from strict to lenient. The error that is allowed is shared among four of
@@ -60,7 +60,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Threshold:
-    """From which similarity on a pair counts as related.
+    """The similarity from which on a pair counts as related.
 
     Attributes:
         target: What was wanted.
@@ -169,7 +169,7 @@ def rate(hits: Booleans, groups: Integers, confidence: float, *, one_list: bool 
 
 
 def _rate(pairs: GroupedPairs, reach: int, confidence: float) -> Rate:
-    """Of the pairs, which are all related or all unrelated, the share that is among the first `reach`."""
+    """Share of the pairs (all related, or all unrelated) that is among the first `reach`."""
     hits = pairs.shares(reach, False) + pairs.shares(reach, True)
     return Rate(float(hits.mean()), *interval(hits, 1.0 - hits, confidence), reach, len(pairs.similarity), pairs.size)
 
@@ -276,7 +276,7 @@ def _why_not(pairs: GroupedPairs, counts: list[int], wanted: float, level: float
 
 
 def _times_until(wrong: Floats, right: Floats, share: float, level: float) -> float:
-    """How many times as many groups like these refute that the share of errors is `share`."""
+    """The factor by which groups like these must grow in number to refute that the share of errors is `share`."""
     low, high = 0.0, 1.0
     while chance(wrong, right, share, times=high) > level and high < 10**9:
         low, high = high, 2 * high
@@ -287,7 +287,7 @@ def _times_until(wrong: Floats, right: Floats, share: float, level: float) -> fl
 
 
 def _rounded_up(number: float) -> int:
-    """To two digits."""
+    """A number rounded up to two digits."""
     step = 10 ** max(math.floor(math.log10(number)) - 1, 0)
     return math.ceil(number / step) * step
 
@@ -312,7 +312,7 @@ def _between(ordered: Floats, count: int) -> float:
 
 
 def odds_factor(share: float, prevalence: float) -> float:
-    """What the odds of related to unrelated pairs are multiplied by, at every threshold, at another share of them."""
+    """Factor on the odds of related to unrelated pairs, at every threshold, at another share of related pairs."""
     return prevalence / (1 - prevalence) / (share / (1 - share))
 
 

@@ -24,7 +24,7 @@ from ...data.columns import (
     read_lines,
     written,
 )
-from ...data.formats import Dialect, listing, open_stream
+from ...data.formats import Dialect, listing
 from ...data.records import Record, titled
 from ...data.splits import DataFile, Folder, choose_split, split_in
 from ...errors import DataError
@@ -49,7 +49,6 @@ QUERY_IDS = ("query-id", "qid", "query")
 DOCUMENT_IDS = ("corpus-id", "docid", "document-id", "pid", "passage-id")
 _RELEVANCES = ("score", "relevance", "rel", "label")
 #: Bytes of the longest line of TREC's judgements.
-_TREC_LINE: Final = 1024
 _JUDGEMENT = 'query-id, corpus-id, score (or {"qid": "q1", "docid": "d1", "relevance": 1})'
 #: A file and a line in it.
 Place: TypeAlias = tuple[str, int]
@@ -57,7 +56,7 @@ Place: TypeAlias = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """How relevant a document is to a query; 0 and below is not relevant. `place` is where that is said."""
+    """Relevance of a document to a query; 0 and below is not relevant. `place` is where that is said."""
 
     query: str
     document: str
@@ -182,12 +181,13 @@ def is_judgement(file: DataFile) -> bool:
 
 def _is_trec(file: DataFile) -> bool:
     """Whether a file begins with a line `query 0 document relevance` of TREC."""
-    with contextlib.ExitStack() as stack:
+    with contextlib.closing(read_file(file.paths[0], format="txt")) as lines:
         try:
-            words = open_stream(file.paths[0], stack)[0].readline(_TREC_LINE).split()
+            line = next(lines, None)
         except (OSError, DataError):
             return False  # Said by whoever reads it.
-    return len(words) == 4 and re.fullmatch(rb"-?\d+", words[-1]) is not None
+    words = line.text("text").split() if line else []
+    return len(words) == 4 and re.fullmatch(r"-?\d+", words[-1]) is not None
 
 
 def _trec_judgements(file: DataFile) -> list[Judgement]:
@@ -302,7 +302,7 @@ _CANDIDATES = ("candidates",)
 
 @dataclass(frozen=True)
 class TestCollection:
-    """Where a test collection's parts are, each by split; "" stands for all splits.
+    """Files of a test collection's parts, each by split; "" stands for all splits.
 
     Attributes:
         folder: The folder.

@@ -165,7 +165,7 @@ class Described:
         return known
 
     def _protocol(self, kind: str) -> dict[str, Any]:
-        """How the task is scored: as its name says, and before that as the description says."""
+        """Protocol of the task: as the description says, else as its name says."""
         stated: dict[str, Any] = {}
         for key, (name, wanted, kinds) in _PROTOCOL.items():
             if key not in self.facts or kind not in kinds or name == "query_instruction":
@@ -178,7 +178,7 @@ class Described:
         return protocol_of(self.name) | stated
 
     def _not_obeyed(self, kind: str) -> tuple[str, ...]:
-        """What to say of the keys that could be meant to change a score, and do not."""
+        """Remarks on keys that could be meant to change a score, and do not."""
         known = _OBEYED | _TOLD | {key for key, (_, _, kinds) in _PROTOCOL.items() if kind in kinds}
         # False is what every kind does without such a key.
         names = [key for key, value in self.facts.items() if key not in known and not (key in _PROTOCOL and not value)]
@@ -189,7 +189,7 @@ class Described:
         return (told,)
 
     def _measured_samples(self, split: str) -> dict[str, Any]:
-        """How many texts of each label were drawn for a measurement on the split that the description tells of."""
+        """Number of texts of each label that were drawn for a measurement that the description has for the split."""
         measured = self._fact("measured", dict, {})
         for by_split in (self._inner("measured", by_split) for by_split in measured.values()):
             count = self._inner("measured", by_split.get(split, {})).get("samples_per_label")

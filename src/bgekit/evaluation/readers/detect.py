@@ -1,4 +1,4 @@
-"""The entry: a path -> the tasks that are there, their form recognised by content."""
+"""Reading of evaluation data: a path -> the tasks that are there, their form recognised by content."""
 
 from __future__ import annotations
 
@@ -242,7 +242,7 @@ def _row_files(folder: Folder) -> list[str]:
 
 
 def _advice(folder: Folder) -> str:
-    """What is missing of a test collection; "" if the folder is none."""
+    """Advice on what is missing of a test collection; "" if the folder is none."""
     there = {_is_part(os.path.basename(stem)) for stem in (*folder.files, *folder.folders)} - {""}
     missing = sorted({"corpus", "queries", "qrels"} - there)
     if not missing or len(there) < 2:
@@ -254,7 +254,7 @@ def _advice(folder: Folder) -> str:
 
 
 def _is_part(stem: str) -> str:
-    """Which part of a test collection a name says, such as queries for `dev_queries`; "" if none."""
+    """The part of a test collection that a name says, such as queries for `dev_queries`; "" if none."""
     last = re.split(r"[_-]", stem)[-1]
     return last if last in ("corpus", "queries", "qrels") else ""
 

@@ -1,4 +1,4 @@
-"""Files of rows -> tasks, a reader for each kind of task; each file holds one split of a data set."""
+"""Rows of one split -> a task: a reader for each kind, and the kind that the fields of a row tell."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from ..tasks.summarization import SummarizationTask, SummaryGroup
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a caller knows of a data set before it is read.
+    """Name, kind and subset of a data set, as far as a caller knows them before it is read.
 
     Attributes:
         name: Its name; "" for that of its folder or its description.
@@ -85,7 +85,7 @@ class Source:
         return {"name": self.name, "split": self.split, "exclusions": left_out} | known | protocol
 
     def remarking(self, *remarks: str) -> Source:
-        """The same with further remarks."""
+        """This source with further remarks."""
         return replace(self, remarks=(*self.remarks, *remarks))
 
     def nothing_left(self, exclusions: Exclusions) -> DataError:
@@ -146,7 +146,7 @@ def mismatch(file: DataFile, names: list[str], kind: str) -> DataError:
 
 
 def seen_in(folder: Folder) -> list[str]:
-    """What is in a folder, for messages."""
+    """Content of a folder, for messages."""
     files = [file for named in folder.files.values() for file in named]
     parts = [seen_file(file) for file in files[:SHOWN]]
     if len(files) > SHOWN:
@@ -433,7 +433,7 @@ def graded_group(
 
 @dataclass(frozen=True)
 class GroupColumns:
-    """Which columns hold the queries and passages of reranking rows, and the grades of the passages.
+    """Columns of reranking rows: queries, passages, and the grades of the passages.
 
     Attributes:
         query: The query, or a list of queries of which each passage counts by its best.
@@ -465,7 +465,7 @@ class GroupColumns:
         return cls(query, [(positive, 1), (negative, 0)], sides or ([grades] if grades else []), own)
 
     def settled(self, file: DataFile) -> GroupColumns:
-        """The same without `pos_scores` and `neg_scores` where these are a teacher's and no grades.
+        """These columns without `pos_scores` and `neg_scores` where these are a teacher's and no grades.
 
         FlagEmbedding's training rows have them. Grades are whole numbers, and those of negatives are 0.
         """
@@ -498,7 +498,7 @@ class GroupColumns:
         return list(zip((text for each in texts for text in each), graded, strict=True))
 
     def remarks(self) -> tuple[str, ...]:
-        """What to say of columns that are not used."""
+        """Remarks on columns that are not used."""
         if not self.unused:
             return ()
         told = f"{' and '.join(self.unused)} are a teacher's scores and no grades: the score does not depend on them"

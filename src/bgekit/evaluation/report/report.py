@@ -1,4 +1,4 @@
-"""Report: what an evaluation found, and its files for people and programs."""
+"""The report of an evaluation, and its files for people and programs."""
 
 from __future__ import annotations
 

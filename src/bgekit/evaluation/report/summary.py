@@ -12,22 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ...display.text import printable
 from ..comparison import LEVEL
+from ..judged_model import ITEMS, TITLES
 
 if TYPE_CHECKING:
     from ...data.columns import Exclusion
     from ..results import Comparison, ReportContent, Result
 
 MISSING: Final = "–"
-#: What the items of a task are called, by its kind.
-_ITEMS: Final = {
-    "retrieval": "queries", "reranking": "queries", "sts": "pairs", "pair_classification": "pairs",
-    "classification": "texts", "clustering": "problems", "bitext": "pairs", "summarization": "texts",
-}  # fmt: skip
-_KINDS: Final = {
-    "retrieval": "Retrieval", "reranking": "Reranking", "sts": "STS", "pair_classification": "Pair classification",
-    "classification": "Classification", "clustering": "Clustering", "bitext": "Bitext mining",
-    "summarization": "Summarisation",
-}  # fmt: skip
 _METRICS: Final = {
     "ndcg": "nDCG", "map": "MAP", "mrr": "MRR", "recall": "Recall", "precision": "Precision", "hit_rate": "Hit rate",
     "recall_cap": "Capped recall", "hole": "Holes", "accuracy": "Accuracy", "f1": "F1", "v_measure": "V-measure",
@@ -61,8 +52,8 @@ class TaskView:
     def about(self) -> list[str]:
         """Split, kind, language, size."""
         first = self.results[0]
-        size = f"{first.count:,} {_ITEMS.get(first.kind, 'items')}"
-        return [each for each in (self.split, _KINDS.get(first.kind, first.kind), first.language, size) if each]
+        size = f"{first.count:,} {ITEMS.get(first.kind, 'items')}"
+        return [each for each in (self.split, TITLES.get(first.kind, first.kind), first.language, size) if each]
 
     @property
     def exclusions(self) -> list[Exclusion]:

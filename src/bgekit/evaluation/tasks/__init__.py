@@ -1,4 +1,4 @@
-"""One module for each kind of task: its data, MTEB's protocol for it, its metrics."""
+"""Kinds of tasks, a module each: data, MTEB's protocol for it, metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is evaluated: a task of one kind, with its data and its protocol, and what a model scored on it."""
+"""The base class of tasks (data and protocol of one evaluation), and the scores of a model on one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Statistic: TypeAlias = Literal["mean", "spearman", "pearson", "average_precision
 
 @dataclass(frozen=True)
 class Items:
-    """What each item (query, pair, text, clustering problem) contributes to the main score.
+    """Contributions of items (queries, pairs, texts, clustering problems) to the main score.
 
     Attributes:
         ids: One for each item, the same for every model.
@@ -88,7 +88,7 @@ def shared_part(draws: Sequence[Iterable[Hashable]]) -> float:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model scored on a task.
+    """Scores of a model on a task.
 
     Attributes:
         metrics: By name, as fractions (a perfect nDCG is 1.0); the main metric is among them.
@@ -110,7 +110,7 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Task(abc.ABC):
-    """Data and protocol of one evaluation; each kind is a subclass in `kinds/`.
+    """Data and protocol of one evaluation; each kind is a subclass in `tasks/`.
 
     Attributes:
         name: As shown in reports.
@@ -148,7 +148,7 @@ class Task(abc.ABC):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the scores should know of how they came about: the remarks, and what a kind adds."""
+        """Notes for readers of the scores on how they came about: the remarks, and those of the kind."""
         return self.remarks
 
     @abc.abstractmethod

@@ -51,7 +51,7 @@ class ClassificationTask(Task):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """How the draws differ from those of other tasks."""
+        """Notes on how the draws differ from those of other tasks."""
         if (self.samples_per_label, self.experiments) == (_SAMPLES, _EXPERIMENTS):
             return self.remarks
         return (*self.remarks, f"{self.samples_per_label} texts of each label are drawn, {self.experiments} times")
@@ -117,14 +117,14 @@ class ClassificationTask(Task):
 
 
 def _answered(truth: np.ndarray, predicted: np.ndarray, names: np.ndarray) -> np.ndarray:
-    """How many texts of each label (row) were given each label (column) [labels, labels]."""
+    """Number of texts of each label (row) that were given each label (column) [labels, labels]."""
     table = np.zeros((len(names), len(names)))
     np.add.at(table, (np.searchsorted(names, truth), np.searchsorted(names, predicted)), 1)
     return table
 
 
 def _added(metric: str, truth: np.ndarray, predicted: np.ndarray, names: np.ndarray) -> np.ndarray:
-    """What each text adds to a metric that is no mean over texts [n]: it is computed anew without the text (jackknife).
+    """Contribution of each text to a metric that is no mean over texts [n]: computed anew without it (jackknife).
 
     The metrics know a text only by its label and the one it was given, so texts with equal ones add the same.
     """

@@ -186,7 +186,7 @@ def pair_texts(first: Sequence[str], second: Sequence[str]) -> list[str]:
 
 
 def shortened(scores: Doubles | Floats | Sequence[float], count: int = 1000) -> list[float]:
-    """At most so many of them, evenly spread, rounded: for histograms."""
+    """Values for histograms: at most so many of them, evenly spread, rounded."""
     values = np.asarray(scores, dtype=np.float64)
     chosen: list[float] = values[:: max(1, -(-len(values) // count))].round(4).tolist()
     return chosen

@@ -84,7 +84,7 @@ class RetrievalTask(Task):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What became of documents that have the id of a query, where there are any."""
+        """Notes on documents that have the id of a query, where there are any."""
         if not self.identical_ids:
             return self.remarks
         count = len(self.identical_ids)
@@ -106,7 +106,7 @@ class RetrievalTask(Task):
 
     @cached_property
     def _same_texts(self) -> str:
-        """In how many of these the document is the query itself."""
+        """Number of these in which the document is the query itself."""
         texts = self.corpus.texts(self.identical_ids)
         # A document's text may have its title before it.
         same = sum(
@@ -158,7 +158,7 @@ class RetrievalTask(Task):
     def explain(
         self, ids: Sequence[str], a: Mapping[str, Any], b: Mapping[str, Any]
     ) -> Mapping[str, Mapping[str, Any]]:
-        """What each model found first for some queries, and a document that is relevant."""
+        """First document that each model found for some queries, and a relevant one."""
         named = {}
         for query in ids:
             relevance = self.qrels[query]

@@ -1,1 +1,1 @@
-"""From rows on disk to batches: datasets, the passages that are drawn, which rows form which batch, token ids."""
+"""Batches from rows on disk: datasets, the passages that are drawn, which rows form which batch, token ids."""

@@ -1,4 +1,4 @@
-"""Training data: which files are, which dataset each belongs to, and their rows as one sequence."""
+"""Datasets of training: found in files and folders, opened, limited, freed of copies and joined."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ class Dataset:
         return np.concatenate([store.scores() for store in self.stores])[self.rows - self.start]
 
     def values(self, name: str) -> dict[str | None, int]:
-        """How often each value of `prompt` or `type` occurs in its files."""
+        """Counts of each value of `prompt` or `type` in its files."""
         counts: dict[str | None, int] = {}
         for store in self.stores:
             for value, count in store.values(name).items():
@@ -383,7 +383,7 @@ def count_copies(
 
 
 def default_cache() -> Path:
-    """Where checked rows are kept: in the cache of Hugging Face (`HF_HOME`), beside `hub`."""
+    """Folder of checked rows: in the cache of Hugging Face (`HF_HOME`), beside `hub`."""
     from huggingface_hub.constants import HF_HOME
 
     return Path(HF_HOME) / "bgekit" / "training"

@@ -49,7 +49,7 @@ class Footprint:
         checkpointing: `--gradient-checkpointing`.
         chunk: Texts encoded at once (`--grad-cache-chunk`), None for all.
         world: Processes; more than one keep gradients twice.
-        lean: Attention and dropout of `networks.cpu_training`, which keep neither weights nor masks.
+        lean: Attention and dropout of `networks/cpu_training.py`, which keep neither weights nor masks.
     """
 
     parameters: int
@@ -67,7 +67,7 @@ class Footprint:
 
     @classmethod
     def of(cls, config: Any, parameters: int, trained: int | None = None, **options: Any) -> Footprint:
-        """From a transformers configuration, by the names that most architectures use."""
+        """The footprint of a network by its transformers configuration, by the names that most architectures use."""
 
         def size(*names: str, default: int = 0) -> int:
             return next((int(value) for name in names if (value := getattr(config, name, None))), default)
@@ -255,7 +255,7 @@ def _table(steps: StepDataset, lengths: Sequence[Lengths]) -> Iterator[str]:
 
 
 def _batch_shares(steps: StepDataset) -> list[float]:
-    """For each dataset, the share of the epoch's batches that have rows of it."""
+    """Share of the epoch's batches that have rows of each dataset."""
     plan = steps.plan()
     starts = [data.start for data in steps.data.datasets]
     counts = np.zeros(len(starts))
@@ -350,7 +350,7 @@ def _negatives_warnings(steps: StepDataset, dataset: Dataset) -> Iterator[str]:
 
 
 def _instruction_warnings(data: TrainingData, collator: Collator) -> Iterator[str]:
-    """Where rows bring prompts that differ from what the model puts before queries when it is used."""
+    """Warnings where rows bring prompts that differ from those that the model puts before queries in use."""
     prompts: dict[str | None, int] = {}
     types: dict[str | None, int] = {}
     for dataset in data.datasets:
@@ -377,7 +377,7 @@ def _instruction_warnings(data: TrainingData, collator: Collator) -> Iterator[st
 
 
 def _spread(size: int, most: int) -> list[int]:
-    """Up to `most` positions below `size`, evenly apart."""
+    """Positions below `size`, at most `most`, evenly apart."""
     return [int(position) for position in np.linspace(0, size - 1, min(size, most))] if size else []
 
 

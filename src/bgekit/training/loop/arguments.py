@@ -19,6 +19,8 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from ...data.encodings import check_encoding
 from ...display.option_names import option_of, options_of, speak_for
 from ...errors import ArgumentError, BgekitError, require_extra
+from ...models.card import Pooling
+from ..losses.sts import ScoredLoss
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,13 @@ def option(sentence: str, default: Any = None, *, aliases: Sequence[str] = (), m
 
 @dataclass
 class ModelArguments:
-    """The model that is trained."""
+    """The model that is trained.
+
+    Example:
+        >>> from bgekit.training import ModelArguments
+        >>> ModelArguments("BAAI/bge-small-en-v1.5").use_lora
+        False
+    """
 
     model_name_or_path: str = option("checkpoint to start from: folder, hub id, packaged:NAME", "", aliases=["--model"])
     cache_dir: str | None = option("where files from the hub are kept")
@@ -62,7 +70,13 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Training data. Defaults are those of FlagEmbedding 1.2.9."""
+    """Training data. Defaults are those of FlagEmbedding 1.2.9.
+
+    Example:
+        >>> from bgekit.training import DataArguments
+        >>> DataArguments(train_data=["train.jsonl"]).train_group_size
+        8
+    """
 
     train_data: list[str] = option("jsonl files, or folders of them", many=True)
     dataset_weights: list[float] = option("how often each of --train-data is drawn, relative to its size", many=True)
@@ -108,7 +122,13 @@ class DataArguments:
 
 @dataclass
 class RerankerDataArguments(DataArguments):
-    """Training data of a reranker."""
+    """Training data of a reranker.
+
+    Example:
+        >>> from bgekit.training import RerankerDataArguments
+        >>> RerankerDataArguments(train_data=["train.jsonl"]).train_group_size
+        8
+    """
 
     query_max_len: int | None = option("not for rerankers: see --max-len")  # type: ignore[assignment]
     passage_max_len: int | None = option("not for rerankers: see --max-len")  # type: ignore[assignment]
@@ -232,7 +252,7 @@ class EmbedderArguments(TrainerArguments):
     negatives_cross_device: bool = option("passages of all devices are negatives, not only those of the own one", False)
     use_inbatch_neg: bool = option("passages of other rows are negatives", True)
     temperature: float = option("similarities are divided by it", 0.02)
-    sentence_pooling_method: Literal["cls", "mean", "max", "weighted_mean", "last_token"] | None = option(
+    sentence_pooling_method: Pooling | None = option(
         "how token vectors become one; by default what the model says", aliases=["--pooling", "--pooling-method"]
     )
     normalize_embeddings: bool | None = option(
@@ -245,7 +265,7 @@ class EmbedderArguments(TrainerArguments):
     matryoshka_dims: list[int] = option(
         "which; by default 1/2, 1/4, 1/8 of the whole", aliases=["--mrl-dims"], many=True
     )
-    scored_loss: Literal["cosent", "mse"] = option("for rows with a `score`", "cosent")
+    scored_loss: ScoredLoss = option("for rows with a `score`", "cosent")
     false_negative_margin: float | None = option(
         "a negative within this distance of the positive's similarity, or above it, does not count"
     )
@@ -281,7 +301,7 @@ class RerankerArguments(TrainerArguments):
     """
 
     first_stage: str | None = option("with --eval-data: the embedder whose best passages are put in order")
-    pooling: Literal["cls", "mean", "max", "weighted_mean", "last_token"] | None = option(
+    pooling: Pooling | None = option(
         "with --first-stage: how its token vectors become one; by default what it says",
         aliases=["--pooling-method", "--sentence-pooling-method"],
     )

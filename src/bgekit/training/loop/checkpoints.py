@@ -430,7 +430,7 @@ def _scores(history: Sequence[Mapping[str, Any]], kept: int | None) -> Iterator[
 
 
 def _value(value: Any) -> str:
-    """As the command line has it; of a file its name, not where it lies here."""
+    """A value as the command line has it; of a file its name, not where it lies here."""
     value = getattr(value, "value", value)
     if isinstance(value, list):
         return " ".join(map(_value, value))

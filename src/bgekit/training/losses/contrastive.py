@@ -1,4 +1,4 @@
-"""A loss over all pairs of rows and columns, with the memory of a block of them."""
+"""The contrastive loss of queries and passages, with the memory of a block of their pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vectors of all processes at once, with gradients that do not depend on how many processes there are.
+"""Vectors gathered from all processes, with gradients that do not depend on how many processes there are.
 
 Data-parallel training averages the gradients of its W processes (DistributedDataParallel, DeepSpeed). Losses here
 are means over the global batch, so the share of one process is
@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 
 def world_size() -> int:
-    """How many processes train together; 1 without torch.distributed."""
+    """Number of processes that train together; 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -37,7 +37,7 @@ def rank() -> int:
 
 
 def by_first(work: Callable[[], Result]) -> Result:
-    """What a function returns on the first process, which alone runs it; every process gets it.
+    """Result of a function on the first process, which alone runs it; every process gets it.
 
     Raises:
         Exception: what it raised there, on every process: those that wait must learn that there will be no result.

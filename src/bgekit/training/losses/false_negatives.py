@@ -1,4 +1,4 @@
-"""Which passages are no negatives of a row: its known positives, and what scores as if it were one."""
+"""False negatives: passages that do not count as negatives of a row, known positives and those that score like one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .listwise import GroupBatch, KnownPositives
 
 
 class LossBatch(GroupBatch, Protocol):
-    """What losses on vectors need to know of the rows of this process."""
+    """Fields of a batch that losses on vectors read, for the rows of this process."""
 
     @property
     def in_batch(self) -> bool:
@@ -51,7 +51,7 @@ class FalseNegatives:
             raise ArgumentError(f"the margin of false negatives must be a finite number, not {self.margin}")
 
     def by_similarity(self, similarity: Tensor, positive: Tensor) -> Tensor | None:
-        """Which of the similarities are too near to those of the positives, or None if that is not asked.
+        """Mask of similarities too near to those of the positives, or None if that is not asked.
 
         Args:
             similarity: [b, m].
@@ -121,7 +121,7 @@ def members(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Structure:
-    """Which columns belong to which rows, for the rows of one process against a pool of passages or queries.
+    """Columns that belong to each row, for the rows of one process against a pool of passages or queries.
 
     Attributes:
         pool: Rows are sort 0 of it, passages 1.

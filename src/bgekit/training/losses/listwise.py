@@ -14,7 +14,7 @@ from .distributed import LossValue, Pool, full_precision, of_global_batch
 
 
 class GroupBatch(Protocol):
-    """What losses need to know of the rows of this process, which are a part of a global batch.
+    """Fields of a batch that losses read, for the rows of this process, a part of a global batch.
 
     Row i has `groups[i]` passages, its positive first; the passages of all rows lie end to end. A process may have
     no rows.
@@ -47,13 +47,13 @@ class GroupBatch(Protocol):
 
     @property
     def positive_keys(self) -> Sequence[Tensor]:
-        """For each row the keys of all its known positives, int64."""
+        """Keys of all known positives of each row, int64."""
         ...
 
 
 @dataclass(frozen=True)
 class KnownPositives:
-    """What is no negative of a query, whichever row of the global batch says so, on all processes.
+    """Texts that are no negatives of a query, whichever row of the global batch says so, on all processes.
 
     These are the positives of all rows with this query, drawn or not, and the query itself.
 
@@ -67,7 +67,7 @@ class KnownPositives:
 
     @classmethod
     def of(cls, batch: GroupBatch) -> KnownPositives:
-        """Of a global batch; every process takes part."""
+        """The known positives of a global batch; every process takes part."""
         asked, passages = batch.query_keys, batch.passage_keys
         sizes = torch.tensor(batch.groups, dtype=torch.long, device=passages.device)
         counts = torch.tensor([len(keys) for keys in batch.positive_keys], dtype=torch.long, device=passages.device)
@@ -113,7 +113,7 @@ class Groups:
         return values[self.index].masked_fill(~self.valid, fill)
 
     def teacher(self, scores: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What the teacher wants: softmax of its scores over the group.
+        """Target of the teacher: softmax of its scores over the group.
 
         Returns:
             [n, g], the whole weight on the positive in rows that have no teacher; [n] bool, which rows have one.

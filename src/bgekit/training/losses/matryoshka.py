@@ -1,4 +1,4 @@
-"""The form of a loss on vectors, and a loss on their leading dimensions.
+"""The signature of a loss on vectors (`Loss`), and the Matryoshka loss on their leading dimensions.
 
 A loss is a callable on the vectors of this process and what is known of its rows (`LossBatch`):
 `loss(queries [n, d], passages [m, d], batch) -> LossValue`; a loss of rerankers takes scores:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -64,6 +66,11 @@ class ScoredMse:
             cosines, labels = _pairs(queries, passages, batch)
             errors = (cosines - labels.to(cosines)).square()
             return of_global_batch(errors.sum(), batch.size, cosines.detach().sum()[None], _mean)
+
+
+#: A loss for rows with a `score`, by its name in `--scored-loss`.
+ScoredLoss: TypeAlias = Literal["cosent", "mse"]
+SCORED_LOSSES: Final[Mapping[ScoredLoss, Callable[[], CoSent | ScoredMse]]] = {"cosent": CoSent, "mse": ScoredMse}
 
 
 def _mean(sums: Tensor, size: int) -> dict[str, Tensor]:
