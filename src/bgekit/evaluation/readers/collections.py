@@ -48,7 +48,6 @@ logger = logging.getLogger(__name__)
 QUERY_IDS = ("query-id", "qid", "query")
 DOCUMENT_IDS = ("corpus-id", "docid", "document-id", "pid", "passage-id")
 _RELEVANCES = ("score", "relevance", "rel", "label")
-#: Bytes of the longest line of TREC's judgements.
 _JUDGEMENT = 'query-id, corpus-id, score (or {"qid": "q1", "docid": "d1", "relevance": 1})'
 #: A file and a line in it.
 Place: TypeAlias = tuple[str, int]
