@@ -231,7 +231,7 @@ def test_two_processes_train_what_one_does(models, documentation, tmp_path):
     outputs = {name: tmp_path / name for name in ("one", "two")}
     given = {name: arguments(models("bert"), documentation, output, *more) for name, output in outputs.items()}
     given["two"][given["two"].index("--per-device-train-batch-size") + 1] = "4"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29527"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run([sys.executable, "-m", "bgekit.pretraining.run", *given["one"]], env=ENVIRONMENT, check=True)
     subprocess.run([*launcher, "-m", "bgekit.pretraining.run", *given["two"]], env=ENVIRONMENT, check=True, timeout=200)
     assert history(outputs["one"], "decoder_loss") == pytest.approx(history(outputs["two"], "decoder_loss"), rel=1e-4)

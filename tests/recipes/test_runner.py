@@ -208,7 +208,7 @@ def weights(folder: str) -> bytes:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_and_run_again_is_the_same_model(training, run, planned, processes):
     """The process of the recipe is killed; the stage ends with it, and goes on from its checkpoint."""
     in_processes(training, processes)

@@ -28,7 +28,7 @@ def train(tmp_path_factory):
         for number in range(12)
     ]
     (base / "train.jsonl").write_text("".join(rows))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29541"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
     def train(name: str, *more: str) -> Path:
         command = [

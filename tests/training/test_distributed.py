@@ -18,7 +18,8 @@ from torch import Tensor
 from training import loss_cases
 from training.loss_cases import CASES, RUNS, gradients, make_network, rows_for, step
 
-WORLDS = (1, 2, 4)
+#: Four processes take a minute; the laws are those of two, whose shares are uneven and empty, too.
+WORLDS = (1, 2, pytest.param(4, marks=pytest.mark.slow))
 Results = list[dict[tuple[Any, ...], tuple[float, dict[str, Tensor], dict[str, Tensor]]]]
 
 
@@ -69,12 +70,12 @@ def test_gradient_is_that_of_the_whole_batch(processes: Callable[[int], Results]
 
 
 def test_gradients_are_not_divided_by_the_number_of_processes(processes: Callable[[int], Results]) -> None:
-    """FlagEmbedding computes the global mean on each process and lets averaging divide it again: 1/4 for 4."""
+    """FlagEmbedding computes the global mean on each process and lets averaging divide it again: 1/2 for 2."""
     kind, loss = CASES["contrastive"]
     network = make_network(kind)
     step(network, kind, loss, rows_for(kind), None)
     expected = gradients(network)["out.weight"].norm()
-    for world in WORLDS:
+    for world in (1, 2):
         found = processes(world)[0]["contrastive", 0, torch.float64, None][2]["out.weight"].norm()
         assert float(found / expected) == pytest.approx(1, abs=1e-9)
 

@@ -379,7 +379,7 @@ def test_two_processes_train_what_one_does(start, rows, tmp_path):
     subprocess.run([sys.executable, "-m", "bgekit.training.embedder", *single], env=environment, check=True)
     halves = arguments(start, rows, two, *more)
     halves[halves.index("--per-device-train-batch-size") + 1] = "3"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run([*launcher, "-m", "bgekit.training.embedder", *halves], env=environment, check=True, timeout=200)
     first, second = weights(one), weights(two)
     for name, value in first.items():
@@ -389,7 +389,7 @@ def test_two_processes_train_what_one_does(start, rows, tmp_path):
 def test_two_processes_save_and_go_on(dropping, rows, tmp_path):
     output = tmp_path / "out"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29519"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
     def train(steps: int, *more: str) -> None:
         given = ["--max-steps", str(steps), "--save-strategy", "steps", "--save-steps", "2", "--save-total-limit", "1"]
