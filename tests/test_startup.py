@@ -58,6 +58,12 @@ def test_nothing_heavy_is_imported(statement):
     assert run("-c", code).stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("statement", ["import bgekit", "import bgekit.cli.main"])
+def test_what_doubled_the_start_stays_out(statement):
+    code = f"{statement}\nimport sys\nprint([n for n in ('importlib.abc', 'bgekit.models.card') if n in sys.modules])"
+    assert run("-c", code).stdout.strip() == "[]"
+
+
 def test_every_public_name_resolves():
     code = "import bgekit\nfor name in bgekit.__all__:\n    getattr(bgekit, name)"
     run("-c", code)

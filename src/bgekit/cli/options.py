@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from ..display.option_names import spoken
 from ..display.progress import write_line
 from ..errors import ArgumentError
-from ..models.card import POOLINGS
 
 if TYPE_CHECKING:
     from ..data.records import RecordReader
@@ -123,6 +122,8 @@ def add_pooling_option(group: argparse._ActionsContainer, *, of: str = "") -> No
         group: The verb's parser, or a part of it.
         of: Whose pooling, as the help says it; the verb's model by default.
     """
+    from ..models.card import POOLINGS  # Not at the top: `bge --help` has no use for it.
+
     group.add_argument(
         "--pooling", "--pooling-method", "--sentence-pooling-method",
         choices=POOLINGS,
