@@ -271,6 +271,15 @@ def test_the_fingerprint_changes_with_what_decides_vectors(copy: Path) -> None:
     assert len(fingerprint(copy)) == 64
 
 
+def test_a_file_that_vanishes_while_it_is_hashed_gives_no_fingerprint(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "is_file", lambda path: path.name == "vocab.txt" or os.path.isfile(path))
+    (copy / "vocab.txt").unlink()
+    with pytest.raises(OSError, match=r"vocab\.txt"):
+        fingerprint(copy)
+
+
 def test_fingerprints_of_models_know_how_they_compute(copy: Path) -> None:
     variants = [
         FlagModel(copy, devices="cpu", use_fp16=False),

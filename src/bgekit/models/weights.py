@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import CheckpointError
-from ..files.hashing import file_sha256
+from ..files.hashing import content_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -241,5 +241,5 @@ def fingerprint(folder: Path, *, allow_pickle: bool = False) -> str:
     files += [folder / name for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")]
     for path in files:
         if path.is_file():
-            digest.update(f"{path.name}:{file_sha256(path)}\n".encode())
+            digest.update(f"{path.name}:{content_sha256(path)}\n".encode())
     return digest.hexdigest()
