@@ -14,13 +14,9 @@ from bgekit.data import read_records
 from bgekit.inference import encode_to_shards, load_shards
 from bgekit.search import SearchIndex, index_records, index_shards
 
+from .make import QUESTIONS, RUN
+
 WRITTEN = Path(__file__).with_name("written.tar.xz")
-QUESTIONS = ["a red cat", "house"]
-RUN = [
-    "--model_name_or_path", "model", "--train_data", "train.jsonl", "--cache_path", "cache", "--use_cpu",
-    "--per_device_train_batch_size", "4", "--train_group_size", "2", "--learning_rate", "1e-3", "--save_steps", "2",
-    "--logging_steps", "1", "--report_to", "none", "--disable_tqdm", "true", "--max_steps", "4", "--output_dir", "run",
-]  # fmt: skip
 
 
 @pytest.fixture
