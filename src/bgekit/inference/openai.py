@@ -311,7 +311,7 @@ class OpenAIEmbedder(Embedder):
                         await asyncio.wait(requests[-1:])
                         if requests[-1].exception():
                             break
-            return _concatenated(await asyncio.gather(*requests))
+            return Encoded.joined(await asyncio.gather(*requests))
         finally:
             for task in requests:
                 task.cancel()
@@ -321,7 +321,7 @@ class OpenAIEmbedder(Embedder):
         most, encoding_format = self._most_texts or len(texts), self._format
         if len(texts) > most:
             parts = [texts[first : first + most] for first in range(0, len(texts), most)]
-            return _concatenated([await self._request(part, client) for part in parts])
+            return Encoded.joined([await self._request(part, client) for part in parts])
         payload: dict[str, Any] = {"model": self.model, "input": texts}
         if encoding_format is not None:
             payload["encoding_format"] = encoding_format
@@ -363,7 +363,7 @@ class OpenAIEmbedder(Embedder):
             self._keep_to(error.most)
             return await self._request(texts, client)
         logger.info("%s; sending it as two", error)
-        halves = _concatenated([await self._request(part, client) for part in (texts[:half], texts[half:])])
+        halves = Encoded.joined([await self._request(part, client) for part in (texts[:half], texts[half:])])
         if error.about != "length":
             self._keep_to(half)  # Both halves were small enough; a number that was not said is known from that alone.
         return halves
@@ -393,10 +393,6 @@ class OpenAIEmbedder(Embedder):
             self.__dict__.pop("card", None)
         self._width = self.__dict__["dimension"] = width
         self._taken = max(self._taken, texts)
-
-
-def _concatenated(results: Sequence[Encoded]) -> Encoded:
-    return Encoded(np.concatenate([result.vectors for result in results]), sum(result.tokens for result in results))
 
 
 def _with_texts(error: ApiError, texts: Sequence[str]) -> ApiError:
