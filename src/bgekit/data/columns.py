@@ -398,7 +398,7 @@ def first_line(file: DataFile, dialect: Dialect | None = None) -> Line:
 
 
 def normal(name: str) -> str:
-    """A column's name without what people write differently."""
+    """A name without what its spellings differ in: `T2-Reranking` and `t2_reranking` are `T2Reranking`."""
     return re.sub(r"[ _-]", "", name).lower()
 
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
+from ...data.columns import normal
 from ...errors import ArgumentError
 from ..judged_model import JudgedModel, Kind
 from ..tasks.base import Items, Scores, Task
@@ -286,14 +287,9 @@ _HUB_NAMES: Final = """
 """
 
 
-def folded(name: str) -> str:
-    """A name without what its spellings differ in: `T2-Reranking` and `t2_reranking` are `T2Reranking`."""
-    return re.sub(r"[ _-]", "", name).lower()
-
-
 _TASKS: Final[Mapping[str, str]] = {
-    **{folded(name): line.split()[0] for line in _HUB_NAMES.strip().splitlines() for name in line.split()},
-    **{folded(name.removesuffix("Retrieval")): name for name in CQADUPSTACK},
+    **{normal(name): line.split()[0] for line in _HUB_NAMES.strip().splitlines() for name in line.split()},
+    **{normal(name.removesuffix("Retrieval")): name for name in CQADUPSTACK},
 }
 
 
@@ -303,12 +299,12 @@ def task_called(name: str) -> str:
     Args:
         name: Of a folder or repository, without its owner.
     """
-    return _TASKS.get(folded(name), name)
+    return _TASKS.get(normal(name), name)
 
 
 def names_of(task: str) -> set[str]:
-    """The `folded` names of a task's data, its own among them."""
-    return {folded(task), *(name for name, own in _TASKS.items() if own == task)}
+    """The names, as `normal` spells them, of a task's data, its own among them."""
+    return {normal(task), *(name for name, own in _TASKS.items() if own == task)}
 
 
 #: Texts drawn of each label, where they are not 8.

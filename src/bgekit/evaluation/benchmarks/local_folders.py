@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ...data.columns import normal
 from ...data.formats import USUAL, Dialect, Quoting
 from ...data.splits import repository_name, snapshot_of
 from ...errors import DataError, in_lines
@@ -17,7 +18,7 @@ from ..readers.detect import read_tasks
 from ..readers.hub import has_subset
 from ..readers.rows import Wanted
 from ..tasks.base import Task
-from .definitions import BenchmarkTask, MeanTask, benchmark, folded, names_of
+from .definitions import BenchmarkTask, MeanTask, benchmark, names_of
 
 
 @dataclass(frozen=True)
@@ -172,9 +173,9 @@ def _fit(task: BenchmarkTask, folder: Path, facts: Mapping[str, Any], only: bool
     name, subset = repository_name(str(folder)).lower(), task.subset.lower()
     stated = str(facts.get("subset") or "").lower()
     own = names_of(task.name)
-    named = folded(name) in own or str(facts.get("name", "")).lower() == task.name.lower()
+    named = normal(name) in own or str(facts.get("name", "")).lower() == task.name.lower()
     cuts = [place for place, character in enumerate(name) if character in "-_"]
-    suffix = "" if named else next((name[cut + 1 :] for cut in cuts if folded(name[:cut]) in own), "")
+    suffix = "" if named else next((name[cut + 1 :] for cut in cuts if normal(name[:cut]) in own), "")
     if not (named or suffix):
         return 0
     told = stated or suffix
