@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
-from typing import Any, ClassVar, Final, Literal, NoReturn, TypeVar
+from typing import Any, ClassVar, Final, Literal, NoReturn
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
@@ -323,9 +323,6 @@ class RerankerArguments(TrainerArguments):
         if self.pooling and not self.first_stage:
             raise ArgumentError("--pooling is that of --first-stage, which is not given: a reranker pools nothing")
         super().__post_init__()
-
-
-Parsed = TypeVar("Parsed")
 
 
 class _Parser(HfArgumentParser):

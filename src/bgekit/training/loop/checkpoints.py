@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ...display.option_names import option_of
 from ...display.templates import render
 from ...errors import ArgumentError, CheckpointError, OutputError
 from ...files.atomic import atomic_file, remove_leftovers, scratch_folder, usual_modes
@@ -122,7 +123,7 @@ def check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
 
 def _shown(name: str) -> str:
     """A name of the identity as people type it; checkpoints have it with underscores."""
-    return name.replace("_", "-") if name.startswith("--") else name
+    return option_of(name[2:]) if name.startswith("--") else name
 
 
 def check_optimizer(folder: Path, *, deepspeed: bool) -> None:
