@@ -7,25 +7,16 @@ from typing import TYPE_CHECKING
 from ..._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .calibration import Calibration, Wish, calibrate
-    from .thresholds import Rate, Threshold, choose_threshold
+    from .calibration import Calibration, calibrate
 
 _HOMES = {
     "Calibration": "calibration",
-    "Rate": "thresholds",
-    "Threshold": "thresholds",
-    "Wish": "calibration",
     "calibrate": "calibration",
-    "choose_threshold": "thresholds",
 }
 
 __all__ = [
     "Calibration",
-    "Rate",
-    "Threshold",
-    "Wish",
     "calibrate",
-    "choose_threshold",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
