@@ -366,7 +366,6 @@ def test_a_second_writer_in_the_same_process(tmp_path):
 
 
 @pytest.mark.parametrize("reason", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-@pytest.mark.filterwarnings("ignore:flock not supported")
 def test_a_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog, reason):
     fcntl = pytest.importorskip("fcntl")
 

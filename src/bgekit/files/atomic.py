@@ -113,28 +113,22 @@ def _locked(path: Path) -> BaseFileLock:
     Raises:
         OutputError: another process holds it.
     """
-    from filelock import FileLock, SoftFileLock, Timeout  # A tenth of the time that a command takes to start.
+    from filelock import FileLock, Timeout  # A tenth of the time that a command takes to start.
 
-    lock = FileLock(path, thread_local=False)
+    # What filelock would put in the place of a lock where there are none outlives a process that is killed.
+    lock = FileLock(path, thread_local=False, fallback_to_soft=False)
     try:
         holder = path.read_text()
     except (OSError, ValueError):
         holder = ""
-    reason: object = os.strerror(errno.ENOSYS)
     try:
         lock.acquire(blocking=False)
-        if not isinstance(lock, SoftFileLock):
-            with contextlib.suppress(OSError):  # Windows lets nobody write to a locked file.
-                path.write_text(str(os.getpid()))
-            return lock
-        # What filelock puts in the place of a lock where there are none would outlive a process that is killed.
-        lock.release()
+        with contextlib.suppress(OSError):  # Windows lets nobody write to a locked file.
+            path.write_text(str(os.getpid()))
+        return lock
     except Timeout as error:
-        if not isinstance(lock, SoftFileLock):
-            process = f"process {holder}" if holder else "another process"
-            raise OutputError(
-                f"{path.parent} is being written by {process}: wait for it, or use another folder"
-            ) from error
+        process = f"process {holder}" if holder else "another process"
+        raise OutputError(f"{path.parent} is being written by {process}: wait for it, or use another folder") from error
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
             raise
