@@ -51,22 +51,20 @@ BASE = (12, 768, 12, 3072)
 
 
 class Worker:
-    """A peer's process."""
+    """A peer's process; bgekit's takes the sources of `checkout`, where one is given, instead of those installed."""
 
-    def __init__(self, peer: str, folder: Path, envs: Path | None) -> None:
+    def __init__(self, peer: str, folder: Path, envs: Path | None, checkout: Path | None = None) -> None:
         python, name = sys.executable, peer.partition(", batch ")[0]
         if name in ENVIRONMENTS:
             if envs is None:
                 raise SystemExit(f"{peer} needs an environment: pass --envs (made by setup)")
             python = str(envs / ENVIRONMENTS[name] / "bin" / "python")
         self.peer = peer
-        # The peers' environments must not see this project's packages, nor ask a hub for anything.
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         self.log = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
             [python, str(HERE / "worker.py"), peer, str(folder)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
-            env=environment | {"HF_HUB_OFFLINE": "1"},
+            env=environment_of(checkout),
         )  # fmt: skip
         self.start = self._answer()
 
@@ -95,6 +93,12 @@ class Worker:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
+
+
+def environment_of(checkout: Path | None) -> dict[str, str]:
+    """Variables of a process that must see no packages of this project but a checkout's, and ask no hub."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    return environment | ({"PYTHONPATH": str(checkout / "src")} if checkout else {})
 
 
 def setup(envs: Path) -> None:

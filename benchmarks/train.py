@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from encode import ENVIRONMENTS, HERE, QUIET, SHARED, TRIES, Worker, _cpu, _quietest, linear_flops, write_texts
+from encode import (
+    ENVIRONMENTS,
+    HERE,
+    QUIET,
+    SHARED,
+    TRIES,
+    Worker,
+    _cpu,
+    _quietest,
+    environment_of,
+    linear_flops,
+    write_texts,
+)  # fmt: skip
 from train_report import plot, table
 
 CONTENDERS = (
@@ -200,8 +211,10 @@ def output_of(work: Path, contender: str) -> Path:
     return work / f"trained-{contender.replace(' ', '-')}"
 
 
-def take_turn(contender: str, turn: Row, args: argparse.Namespace, work: Path) -> Row:
-    """Train in a process of the contender's environment."""
+def take_turn(
+    contender: str, turn: Row, args: argparse.Namespace, work: Path, checkout: Path | None = None
+) -> Row:  # fmt: skip
+    """Train in a process of the contender's environment, or with the sources of a checkout."""
     output, name = output_of(work, contender), contender.split()[0]
     for folder in (output, Path(f"{output}-cache")):
         shutil.rmtree(folder, ignore_errors=True)
@@ -213,10 +226,9 @@ def take_turn(contender: str, turn: Row, args: argparse.Namespace, work: Path) -
     description = work / "turn.json"
     whole = turn | {"contender": contender, "bf16": "bf16" in contender, "output": str(output)}
     description.write_text(json.dumps(whole))
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [python, str(HERE / "trainers.py"), str(description)], capture_output=True, text=True, check=False,
-        env=environment | {"HF_HUB_OFFLINE": "1"},
+        env=environment_of(checkout),
     )  # fmt: skip
     if done.returncode:
         raise SystemExit(f"{contender} ended with {done.returncode}:\n{done.stderr[-4000:]}")
