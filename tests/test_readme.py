@@ -4,13 +4,19 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text("utf-8")
 PROGRAMS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-COMMANDS = re.findall(r"^(bge [a-z]+.*?)(?: {2,}#.*)?$", README, re.MULTILINE)
+#: Those of the table, and those whose output is shown.
+COMMANDS = [
+    command
+    for start in (r"\| .* \| `", r"\$ ")
+    for command in re.findall(rf"^{start}(bge [^`\n]+)", README, re.MULTILINE)
+]
 
 
 @pytest.fixture(scope="session")
@@ -42,13 +48,17 @@ def test_programs_run(program, saved_model, capsys):
     assert capsys.readouterr().out.strip()
 
 
+@cache
+def help_of(verb):
+    line = [sys.executable, "-m", "bgekit", verb, "--help"]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_parse(command):
     """The verb and every option exist under these names; running them needs a hub."""
     _, verb, *words = shlex.split(command)
-    line = [sys.executable, "-m", "bgekit", verb, "--help"]
-    answer = subprocess.run(line, capture_output=True, text=True, timeout=120, check=True).stdout
-    known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", answer))
+    known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", help_of(verb)))
     assert {word for word in words if word.startswith("-")} <= known
 
 
