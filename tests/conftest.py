@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -241,3 +242,30 @@ def expected_scores(folder: Path, pairs: Any, max_length: int = 64) -> Any:
 @pytest.fixture(scope="session")
 def plain_logits() -> Callable[..., Any]:
     return expected_scores
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of the hub in which tiny models stand under real names."""
+    from bgekit import FlagModel
+    from tiny_rerankers import make_classifier
+
+    cache = tmp_path_factory.mktemp("hub")
+    sizes: dict[str, Any] = {
+        "hidden_size": 384,
+        "num_attention_heads": 6,
+        "max_position_embeddings": 512,
+        "num_hidden_layers": 1,
+    }
+    for name in ("BAAI/bge-small-en-v1.5", "BAAI/bge-reranker-base"):
+        repository = cache / f"models--{name.replace('/', '--')}"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / "main").write_text("0" * 40)
+        folder = repository / "snapshots" / ("0" * 40)
+        make_tiny(folder, pooling=None, **sizes)
+        if "reranker" in name:
+            make_classifier(folder, "bert", 1, 1)
+    small = cache / "models--BAAI--bge-small-en-v1.5" / "snapshots" / ("0" * 40)
+    shutil.copytree(small, cache / "bge-small-en-v1.5")
+    FlagModel(cache / "bge-small-en-v1.5").save(cache / "fine-tuned")
+    return cache

@@ -6,15 +6,11 @@ import importlib
 import inspect
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 
 import bgekit
-from bgekit import FlagModel
-from conftest import make_tiny
-from tiny_rerankers import make_classifier
 
 PACKAGE = Path(bgekit.__file__).parent
 ROOMS = [".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in sorted(PACKAGE.rglob("__init__.py"))]
@@ -28,25 +24,6 @@ CORPUS = [
 
 def lines(rows):
     return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    """A cache of the hub in which tiny models stand under real names."""
-    cache = tmp_path_factory.mktemp("hub")
-    sizes = {"hidden_size": 384, "num_attention_heads": 6, "max_position_embeddings": 512, "num_hidden_layers": 1}
-    for name in ("BAAI/bge-small-en-v1.5", "BAAI/bge-reranker-base"):
-        repository = cache / f"models--{name.replace('/', '--')}"
-        (repository / "refs").mkdir(parents=True)
-        (repository / "refs" / "main").write_text("0" * 40)
-        folder = repository / "snapshots" / ("0" * 40)
-        make_tiny(folder, pooling=None, **sizes)
-        if "reranker" in name:
-            make_classifier(folder, "bert", 1, 1)
-    small = cache / "models--BAAI--bge-small-en-v1.5" / "snapshots" / ("0" * 40)
-    shutil.copytree(small, cache / "bge-small-en-v1.5")
-    FlagModel(cache / "bge-small-en-v1.5").save(cache / "fine-tuned")
-    return cache
 
 
 @pytest.fixture
