@@ -1,5 +1,7 @@
 """Encodings of text files: UTF-8 unless the caller says otherwise, and a guess at what a file is that is not UTF-8.
 
+Lines that are not of their file's encoding are found as they are read, and `repair` makes any text valid Unicode.
+
 The guess tries decoders. A detector as a dependency (charset-normalizer is none of torch's or transformers') would be
 for the sake of one line in an error message, and short Chinese texts are where detectors err.
 """
@@ -190,6 +192,23 @@ def _read(sample: bytes, encoding: str) -> str | None:
     return "".join(beyond) if beyond and 100 * wrong <= len(beyond) else None
 
 
+def repair(text: str) -> tuple[str, bool]:
+    """The text as valid Unicode, and whether it had to be changed.
+
+    Surrogate pairs become the character they stand for, lone surrogates become U+FFFD.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"), True
+    return text, False
+
+
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """What is wrong with bytes that should be UTF-8, for messages."""
+    return f"not valid UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}"
+
+
 class Recoded(io.RawIOBase):
     """A stream in another encoding as one in UTF-8; what is not of that encoding becomes a byte that is not UTF-8."""
 
@@ -221,7 +240,7 @@ _mark_bad: Final = "bgekit-mark"
 codecs.register_error(_mark_bad, lambda error: (_MARK, getattr(error, "end")))  # noqa: B009
 #: Bytes, or characters, that are looked at before it is decided what a file is.
 AHEAD: Final = 1 << 20
-_BOM: Final = b"\xef\xbb\xbf"
+BOM: Final = b"\xef\xbb\xbf"
 _HEAD: Final = 4096
 _BAD_BYTES: Final = re.compile("[\udc80-\udcff]")
 Item = TypeVar("Item", str, bytes)
@@ -273,7 +292,7 @@ class Lines(Iterable[str]):
             self._check_head(stream.peek(_HEAD))
         else:
             stream = io.BufferedReader(Recoded(stream, encoding or "", file), AHEAD)
-        if stream.peek(3)[:3] == _BOM:
+        if stream.peek(3)[:3] == BOM:
             stream.read(3)
         self._lines = _split(stream)
         self._any_bad = False
@@ -304,9 +323,7 @@ class Lines(Iterable[str]):
         try:
             line.decode("utf-8")
         except UnicodeDecodeError as error:
-            if not self._utf8:
-                return f"not valid {self._encoding}"
-            return f"not valid UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}"
+            return not_utf8(error) if self._utf8 else f"not valid {self._encoding}"
         return None
 
     def _check_head(self, head: bytes) -> None:

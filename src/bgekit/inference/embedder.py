@@ -28,9 +28,9 @@ from ..networks.packing import Packed
 from ..networks.precision import choose_precision
 from ..networks.saving import weights_digest, write_checkpoint
 from .engine import Spec
-from .model import OF_EMBEDDERS, CheckpointModel, Embedder, optional_prompt, set_aside
+from .model import CheckpointModel, Embedder, optional_prompt, set_aside
 from .pipeline import Encoded, Origin
-from .tokenization import TextRequest, Tokens, load_tokenizer
+from .tokenization import TextRequest, Tokens, backend_of, load_tokenizer
 from .workers import WorkerPool, resolve_devices
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class FlagModel(CheckpointModel, Embedder):
             CardError: pooling is known to nobody, or the model is no embedder.
             ArgumentError: an argument is impossible.
         """
-        set_aside(others, OF_EMBEDDERS, "FlagModel")
+        set_aside(others, "FlagModel")
         check_count("batch_size", batch_size, "texts")
         check_count("truncate_dim", truncate_dim, "dimensions")
         check_count("query_max_length", query_max_length, "tokens")
@@ -201,16 +201,15 @@ class FlagModel(CheckpointModel, Embedder):
         self.batch_size = batch_size
         self.query_max_length, self.passage_max_length = query_max_length, passage_max_length
         self.convert_to_numpy = convert_to_numpy
-        self._truncate_dim = _checked_dim(truncate_dim, self.card)
+        if truncate_dim is not None and not 1 <= truncate_dim <= (width := self.card.dimension):
+            raise ArgumentError(f"truncate_dim={truncate_dim} must be from 1 to the model's {width} dimensions")
+        self._truncate_dim = truncate_dim
         used = resolve_devices(devices if devices is not None else device)
         spec = EmbedderSpec(
             folder=folder,
             card=self.card,
             precision=choose_precision(
-                used[0],
-                dtype="bfloat16" if use_bf16 and dtype is None else dtype,
-                use_fp16=use_fp16,
-                model_type=self.card.architecture,
+                used[0], dtype=dtype, use_fp16=use_fp16, use_bf16=use_bf16, model_type=self.card.architecture
             ),
             truncate_dim=self._truncate_dim,
             trust_remote_code=trust_remote_code,
@@ -304,7 +303,7 @@ class FlagModel(CheckpointModel, Embedder):
             return
         cosine, least = self._selftest_cosine(stored)
         if not cosine >= least:
-            if self._has_other_weights(stored.get("weights")):
+            if (weights_then := stored.get("weights")) is not None and weights_then != self.weights_fingerprint:
                 # sentence-transformers before 5.4 copies the self-test when it saves a model that it has trained.
                 logger.warning(
                     "the weights in %s are not those that its self-test was made for: it was trained or changed since. "
@@ -326,9 +325,6 @@ class FlagModel(CheckpointModel, Embedder):
         cosine = float(got @ expected / max(float(np.linalg.norm(got) * np.linalg.norm(expected)), 1e-12))
         return cosine, _SELFTEST_COSINE[self.precision]
 
-    def _has_other_weights(self, digest_then: str | None) -> bool:
-        return digest_then is not None and digest_then != self.weights_fingerprint
-
 
 def _fingerprint(spec: EmbedderSpec, query_max_length: int | None, passage_max_length: int | None) -> str:
     weights = fingerprint(spec.folder, allow_pickle=spec.allow_pickle)
@@ -337,12 +333,6 @@ def _fingerprint(spec: EmbedderSpec, query_max_length: int | None, passage_max_l
     # Only where there are some, so that what was stored without them is found again.
     own = [] if lengths == ["None", "None"] else lengths
     return digest(weights, repr(card), spec.precision, str(spec.truncate_dim), *own)
-
-
-def _checked_dim(truncate_dim: int | None, card: ModelCard) -> int | None:
-    if truncate_dim is not None and not 1 <= truncate_dim <= card.dimension:
-        raise ArgumentError(f"truncate_dim={truncate_dim} must be from 1 to the model's {card.dimension} dimensions")
-    return truncate_dim
 
 
 def _warn_pretrained(name: str, folder: Path) -> None:
@@ -385,10 +375,7 @@ def make_selftest(
     Raises:
         NumericalError: the vector has NaN or infinity.
     """
-    from tokenizers import Tokenizer
-
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_padding()
+    backend = backend_of(tokenizer)
     backend.enable_truncation(card.max_length)
     with torch.inference_mode():
         vector = encoder(Packed.of([backend.encode(SELFTEST_TEXT).ids]).to(device))[0].float().cpu().numpy()

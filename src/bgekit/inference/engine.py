@@ -126,7 +126,8 @@ class Engine(Generic[N_co]):
         self.tokenizer: PreTrainedTokenizerFast = spec.load_tokenizer()
         self.network: N_co = spec.load_network(self.device)
         self.padded = self.network.padded
-        self._shares, self.threads_per_stream = _placement(self.device)
+        on_cpu = self.device.type == "cpu"
+        self._shares, self.threads_per_stream = recommended_streams() if on_cpu else (1, torch.get_num_threads())
         self.streams = streams or self._shares
         self.token_budget = _token_budget(self.device, self.network)
         self._preprocessors = lru_cache(maxsize=16)(self._new_preprocessor)
@@ -179,7 +180,8 @@ class Engine(Generic[N_co]):
         def forward(tokens: Tokens, batch: list[int], threads: int) -> Tensor:
             if stop is not None and stop.is_set():
                 raise CancelledError
-            _limit_threads(self.device, threads)
+            if self.device.type == "cpu":  # torch keeps this number for each thread.
+                torch.set_num_threads(threads)
             return self._forward_or_split(tokens, batch)
 
         def start(block: Sequence[Any], tokens: Tokens | None) -> _Job:
@@ -252,19 +254,6 @@ class Engine(Generic[N_co]):
 
 def _is_small(tokens: Tokens) -> bool:
     return sum(map(len, tokens.ids)) <= _SMALL
-
-
-def _limit_threads(device: torch.device, threads: int) -> None:
-    # torch keeps this number for each thread; elsewhere than on the CPU it does not matter.
-    if device.type == "cpu":
-        torch.set_num_threads(threads)
-
-
-def _placement(device: torch.device) -> tuple[int, int]:
-    """Streams, and CPU threads of each."""
-    if device.type != "cpu":
-        return 1, torch.get_num_threads()
-    return recommended_streams()
 
 
 def _token_budget(device: torch.device, network: Network) -> int:

@@ -22,7 +22,7 @@ from typing import Any, Final, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..data.unicode import check_text, repair
+from ..data.encodings import repair
 from ..errors import ArgumentError, BgekitError, NumericalError, TextTypeError
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,10 @@ def valid_text(item: object, row: int) -> tuple[str, bool]:
     Raises:
         TextTypeError: it is not a string; the message has its row.
     """
-    return repair(check_text(item, row))
+    if not isinstance(item, str):
+        kind = type(item).__name__
+        raise TextTypeError(f"texts must be strings, but the one at index {row} is {item!r:.80} ({kind})")
+    return repair(item)
 
 
 def not_texts(value: object) -> TextTypeError:
@@ -161,7 +164,7 @@ class Pipeline(Generic[T]):
         #: The row where a sequence of tokens stood first, by its digest.
         self._row_of: dict[bytes, int] = {}
 
-    def run(self, blocks: Iterable[list[Any]]) -> Iterator[Encoded]:
+    def run(self, blocks: Iterable[list[Any]]) -> Generator[Encoded, None, None]:
         """A result for each block, with a row for each of its inputs, in order.
 
         Equal inputs are computed once in a block, and the bytes of its results depend on its own inputs alone.
