@@ -27,11 +27,10 @@ from ..networks.loading import stored_prefix
 from ..networks.packing import Packed
 from ..networks.precision import choose_precision
 from ..networks.saving import weights_digest, write_checkpoint
-from .engine import Spec
+from .engine import Spec, WorkerPool, resolve_devices
 from .model import CheckpointModel, Embedder, optional_prompt, set_aside
 from .pipeline import Encoded, Origin
 from .tokenization import TextRequest, Tokens, backend_of, load_tokenizer
-from .workers import WorkerPool, resolve_devices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
     from typing_extensions import Self
 
+    from .engine import WorkerPool
     from .tokenization import Request
-    from .workers import WorkerPool
 
 
 class Model:

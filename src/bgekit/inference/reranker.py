@@ -29,11 +29,10 @@ from ..networks.loading import stored_prefix
 from ..networks.packing import Packed
 from ..networks.precision import choose_precision
 from ..networks.saving import write_reranker
-from .engine import Spec
+from .engine import Spec, WorkerPool, resolve_devices
 from .model import CheckpointModel, optional_prompt, set_aside
 from .pipeline import Encoded, Pipeline
 from .tokenization import LongPassages, Pair, PairRequest, Tokens, load_tokenizer
-from .workers import WorkerPool, resolve_devices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
