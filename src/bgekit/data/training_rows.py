@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -237,9 +237,7 @@ NEGATIVE_IS_POSITIVE: Final = 2
 HAS_TEACHER: Final = 4
 HAS_SCORE: Final = 8
 #: The columns that are a row's content.
-_CONTENT: Final = (
-    "query", "positives", "negatives", "pos_scores", "neg_scores", "prompt", "type", "score", "batch_size",
-)  # fmt: skip
+_CONTENT: Final = tuple(each.name for each in fields(Row) if each.name not in ("dataset", "index"))
 
 
 class RowStore(ArrowStore):

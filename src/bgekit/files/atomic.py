@@ -67,18 +67,15 @@ class OutputFolder:
         self._created = False
 
     def __enter__(self) -> Self:
-        try:
+        with _failing(f"write to the folder {self.path}"):
             self._created = not self.path.exists()
-            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except FileExistsError as error:
+                raise OutputError(f"{self.path} is a file; the output must be a folder") from error
             self._lock = _locked(self.path / _LOCK)
             for leftover in self.path.glob(f"*{_TEMPORARY}"):
                 leftover.unlink()
-        except OutputError:
-            raise
-        except FileExistsError as error:
-            raise OutputError(f"{self.path} is a file; the output must be a folder") from error
-        except OSError as error:
-            raise OutputError(f"cannot write to the folder {self.path}: {error.strerror or error}") from error
         return self
 
     def __exit__(

@@ -192,10 +192,14 @@ class FlagModel(CheckpointModel, Embedder):
         self._check_length("query_max_length", query_max_length)
         self._check_length("passage_max_length", passage_max_length)
         # That prompts are unknown is no news of an encoder that is to become an embedder, pooled as its trainer says.
-        if self._to_be_used or self.card.family or self.card.sources["pooling"] != "caller":
-            _log_notice(self.card, folder)
+        of_use = self._to_be_used or self.card.family or self.card.sources["pooling"] != "caller"
+        if self.card.notice and of_use:
+            _say_once(self.card.family or f"{folder.resolve()}: prompts", "%s: %s", self.card.name, self.card.notice)
         if self.card.pretrained_only and self._to_be_used:
-            _warn_pretrained(self.card.name, folder)
+            _say_once(
+                str(folder.resolve()), "%s is only pre-trained and not yet an embedder: it must be fine-tuned with "
+                "contrastive learning (bge finetune) before its vectors mean anything", self.card.name,
+            )  # fmt: skip
         self.folder = folder
         self.batch_size = batch_size
         self.query_max_length, self.passage_max_length = query_max_length, passage_max_length
@@ -334,21 +338,10 @@ def _fingerprint(spec: EmbedderSpec, query_max_length: int | None, passage_max_l
     return digest(weights, repr(card), spec.precision, str(spec.truncate_dim), *own)
 
 
-def _warn_pretrained(name: str, folder: Path) -> None:
-    key = str(folder.resolve())
+def _say_once(key: str, message: str, *args: str) -> None:
     if key not in _noticed:
         _noticed.add(key)
-        logger.warning(
-            "%s is only pre-trained and not yet an embedder: it must be fine-tuned with contrastive learning (bge "
-            "finetune) before its vectors mean anything", name,
-        )  # fmt: skip
-
-
-def _log_notice(card: ModelCard, folder: Path) -> None:
-    key = card.family or f"{folder.resolve()}: prompts"
-    if card.notice and key not in _noticed:
-        _noticed.add(key)
-        logger.warning("%s: %s", card.name, card.notice)
+        logger.warning(message, *args)
 
 
 #: The text of the self-test: case, an accent, Chinese, digits and punctuation, so that a wrong tokenizer shows.

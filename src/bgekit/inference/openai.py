@@ -43,7 +43,7 @@ from ..models.card import UNSET, ModelCard, Pooling, Unset
 from ..models.card_reading import prompt_doubt
 from ..models.families import find_family, known_dimension, known_name
 from ..models.prompts import Prompt
-from .model import Embedder
+from .model import Embedder, optional_prompt
 from .pipeline import Encoded, Origin
 from .similarity import unit
 
@@ -162,15 +162,14 @@ class OpenAIEmbedder(Embedder):
         self._normalize = True if isinstance(normalize_embeddings, Unset) else normalize_embeddings
         if isinstance(query_instruction_format, Unset):
             query_instruction_format = (family.template if family else None) or "{}{}"
-        self._prompts: dict[str, Prompt] = {}
-        for role, instruction, template in (
-            ("query", query_instruction_for_retrieval, query_instruction_format),
-            ("document", passage_instruction_for_retrieval, passage_instruction_format),
-        ):
-            if not isinstance(instruction, Unset):
-                self._prompts[role] = Prompt.from_format(instruction, template)
-            else:
-                self._prompts[role] = getattr(family, role) if family else Prompt()
+        given = {
+            "query": optional_prompt(query_instruction_for_retrieval, query_instruction_format),
+            "document": optional_prompt(passage_instruction_for_retrieval, passage_instruction_format),
+        }
+        self._prompts: dict[str, Prompt] = {
+            role: getattr(family, role, Prompt()) if isinstance(prompt, Unset) else prompt
+            for role, prompt in given.items()
+        }
         self._endpoint = Endpoint(
             base_url or os.environ.get(URL_VARIABLE) or DEFAULT_URL,
             api_key if api_key is not None else os.environ.get(KEY_VARIABLE),
