@@ -99,7 +99,7 @@ class OutputFolder:
     def sync(self) -> None:
         """Put the names of the files on the disk, too (where the system can)."""
         try:
-            _sync_folder(self.path)
+            _sync(self.path)
         except OSError as error:
             logger.debug("%s cannot be synced: %s", self.path, error)
 
@@ -273,11 +273,8 @@ def atomic_folder(path: Path, *, doing: str = "save the model to") -> Iterator[P
             working.mkdir()
             yield working
             usual_modes(working)
-            for root, _, names in os.walk(working):
-                for name in names:
-                    with open(os.path.join(root, name), "rb") as file:
-                        os.fsync(file.fileno())
-                _sync_folder(Path(root))
+            for each in (*working.rglob("*"), working):
+                _sync(each)
             if path.exists():
                 path.rename(replaced)
             try:
@@ -286,7 +283,7 @@ def atomic_folder(path: Path, *, doing: str = "save the model to") -> Iterator[P
                 if replaced.exists():
                     replaced.rename(path)
                 raise
-            _sync_folder(path.parent)
+            _sync(path.parent)
         except BgekitError:
             raise
         except (OSError, SafetensorError) as error:
@@ -387,10 +384,11 @@ def usual_modes(folder: Path) -> None:
             path.chmod(usual)
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
+def _sync(path: Path) -> None:
+    """Put a file on the disk, or the names in a folder."""
+    if os.name != "posix" and path.is_dir():
         return  # Folders cannot be opened there.
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -27,8 +27,8 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -346,7 +346,7 @@ class WorkerPool:
         self.engine = Engine(spec, str(self.devices[0]))
         self.workers: list[Worker] = []
         self._lock = threading.Lock()
-        forget_in_children(self)
+        _pools.add(self)
 
     def compute(self, blocks: Iterable[Sequence[Any]], request: Request) -> Iterator[Encoded]:
         """One result for each block, in order; see `Engine.compute`.
@@ -388,46 +388,36 @@ class WorkerPool:
             raise
 
     def _share(self, blocks: Iterator[Sequence[Any]], request: Request) -> Iterator[Encoded]:
-        tasks: SimpleQueue[tuple[int, Sequence[Any]] | None] = SimpleQueue()
-        results: SimpleQueue[tuple[int, Encoded | BaseException]] = SimpleQueue()
         stop = threading.Event()
-        local = partial(self._local, stop=stop, threads=torch.get_num_threads())
-        runners = [local, *(worker.compute for worker in self.workers)]
-        threads = [threading.Thread(target=_serve, args=(run, request, tasks, results), daemon=True) for run in runners]
-        for thread in threads:
-            thread.start()
-        done: dict[int, Encoded] = {}
-        sent = received = 0
-        exhausted = completed = False
+        free: SimpleQueue[Callable[[Sequence[Any], Request], Encoded]] = SimpleQueue()
+        free.put(partial(self._local, stop=stop, threads=torch.get_num_threads()))
+        for worker in self.workers:
+            free.put(worker.compute)
+
+        def compute(block: Sequence[Any]) -> Encoded:
+            device = free.get()
+            try:
+                return device(block, request)
+            finally:
+                free.put(device)
+
+        ahead: deque[Future[Encoded]] = deque()
+        pool = ThreadPoolExecutor(len(self.devices), "bgekit-device")
+        completed = False
         try:
-            while True:
-                while not exhausted and sent - received < _QUEUED * len(runners):
-                    block = next(blocks, None)
-                    if block is None:
-                        exhausted = True
-                    else:
-                        tasks.put((sent, block))
-                        sent += 1
-                if received == sent:
-                    break
-                while received not in done:
-                    number, result = results.get()
-                    if isinstance(result, BaseException):
-                        raise result
-                    done[number] = result
-                yield done.pop(received)
-                received += 1
+            for block in blocks:
+                ahead.append(pool.submit(compute, block))
+                if len(ahead) == _QUEUED * len(self.devices):
+                    yield _first(ahead)
+            while ahead:
+                yield _first(ahead)
             completed = True
         finally:
-            for _ in threads:
-                tasks.put(None)
-            if completed:
-                for thread in threads:
-                    thread.join()
-            else:
+            if not completed:
                 # What is still being computed belongs to nobody. Workers are ended; they start again when needed.
                 stop.set()
                 self.close()
+            pool.shutdown(wait=completed, cancel_futures=True)
 
     def _local(self, block: Sequence[Any], request: Request, stop: threading.Event, threads: int) -> Encoded:
         # torch keeps this number for each thread, and small blocks are computed by this very one: all devices must
@@ -448,15 +438,12 @@ class WorkerPool:
         self.workers, self._lock = [], threading.Lock()
 
 
-def _serve(run: Any, request: Request, tasks: SimpleQueue[Any], results: SimpleQueue[Any]) -> None:
-    """Take blocks until there are none; an error is a result too, and ends this device's part."""
-    while (task := tasks.get()) is not None:
-        number, block = task
-        try:
-            results.put((number, run(block, request)))
-        except BaseException as error:
-            results.put((number, error))
-            return
+def _first(ahead: deque[Future[Encoded]]) -> Encoded:
+    """Wait for the first of some results and take it; an error of another is one at once."""
+    while not ahead[0].done():
+        for other in wait([future for future in ahead if not future.done()], return_when=FIRST_COMPLETED).done:
+            other.result()
+    return ahead.popleft().result()
 
 
 class Worker:
@@ -574,21 +561,10 @@ def serve() -> None:
         trimmer.trim()
 
 
-class _Forgetful(Protocol):
-    def forget(self) -> None:
-        """Let go, in the child, of what belongs to the parent."""
-        ...
-
-
-#: What a child must let go of.
-_holders: weakref.WeakSet[_Forgetful] = weakref.WeakSet()
+#: Workers that a child must let go of.
+_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 #: Whether this process, or its parent before it, has loaded a model: until then children are left alone.
 _loaded = False
-
-
-def forget_in_children(holder: _Forgetful) -> None:
-    """Have `holder.forget()` called in every child forked from now on, as long as the holder lives."""
-    _holders.add(holder)
 
 
 def check_process(device: torch.device, loaded_in: int) -> None:
@@ -602,8 +578,8 @@ def check_process(device: torch.device, loaded_in: int) -> None:
 
 
 def _after_fork() -> None:
-    for holder in list(_holders):
-        holder.forget()
+    for pool in list(_pools):
+        pool.forget()
     if not _loaded:
         return
     torch.set_num_threads(1)

@@ -414,8 +414,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     try:
         content = _read_json(path)
-    except DamagedJson as error:
-        raise OutputError(f"{error}; --overwrite starts anew") from error
+    except ValueError as error:
+        raise OutputError(f"{path} is damaged ({error}); --overwrite starts anew") from error
     if content is None:
         raise OutputError(f"{path.parent} is no folder of encoded shards: it has no {path.name}")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -433,23 +433,18 @@ def read_facts(path: Path) -> dict[str, Any] | None:
     """
     try:
         facts = _read_json(path)
-    except DamagedJson as error:
-        logger.warning("%s: the shard is encoded again", error)
+    except ValueError as error:
+        logger.warning("%s is damaged (%s): the shard is encoded again", path, error)
         return None
     return facts if isinstance(facts, dict) and _FACTS <= facts.keys() else None
 
 
-class DamagedJson(OutputError):
-    """A file that should hold JSON does not."""
-
-
 def _read_json(path: Path) -> Any:
+    """The content of a file, None when it is not there; a ValueError where it is no JSON."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise DamagedJson(f"{path} is damaged ({error})") from error
     except OSError as error:
         raise OutputError(f"cannot read {path}: {error.strerror or error}") from error
 
