@@ -356,7 +356,7 @@ def _plain_rows(lines: Lines) -> Iterator[tuple[int, Row]]:
     # Every line counts, an empty one too: line n of the file stays row n of the vectors.
     for line, text in enumerate(lines, 1):
         problem = lines.problem(text)
-        yield line, BadRow(problem) if problem else _bare(text)
+        yield line, BadRow(problem) if problem else text.removesuffix("\n").removesuffix("\r")
 
 
 def _table_rows(
@@ -476,13 +476,11 @@ def _quoted(
             continue
         last = before + rows.line_num
         if len(kept) > 1 and columns is not None and _rows_alone(kept, delimiter, columns) == len(kept):
-            yield (
-                number,
-                (
-                    f"lines {number:,} to {last:,} would be one row by their quotes, and are rows on their own without "
-                    "them: --quoting none takes them so, --quoting csv as one"
-                ),
+            reason = (
+                f"lines {number:,} to {last:,} would be one row by their quotes, and are rows on their own without "
+                "them: --quoting none takes them so, --quoting csv as one"
             )
+            yield number, reason
             continue
         if len(kept) > 1 and not asked:
             asked = True

@@ -439,11 +439,15 @@ class WorkerPool:
 
 
 def _first(ahead: deque[Future[Encoded]]) -> Encoded:
-    """Wait for the first of some results and take it; an error of another is one at once."""
-    while not ahead[0].done():
-        for other in wait([future for future in ahead if not future.done()], return_when=FIRST_COMPLETED).done:
-            other.result()
-    return ahead.popleft().result()
+    """Wait for the first of some results and take it; an error of another one is raised at once."""
+    while True:
+        pending = [future for future in ahead if not future.done()]
+        for future in ahead:
+            if future not in pending:
+                future.result()
+        if ahead[0] not in pending:
+            return ahead.popleft().result()
+        wait(pending, return_when=FIRST_COMPLETED)
 
 
 class Worker:

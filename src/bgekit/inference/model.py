@@ -341,7 +341,7 @@ class Embedder(Model, abc.ABC):
             batch_size: Most texts in a batch; by default batches are sized from the device.
         """
         prompt = self.card.default_prompt if role == "plain" else role
-        return self._pipeline(self._prompt_of(prompt), self._length(prompt, max_length), batch_size).run(blocks)
+        return self._pipeline(self.card.prompt(prompt), self._length(prompt, max_length), batch_size).run(blocks)
 
     def encode_windows(
         self, windows: Iterable[list[str]], *, kind: str = "document", max_length: int | None = None,
@@ -388,9 +388,6 @@ class Embedder(Model, abc.ABC):
             "dimension": self.dimension,
         }
 
-    def _prompt_of(self, role: str | None) -> Prompt:
-        return self.card.prompt(role)
-
     def _role_length(self, role: str | None) -> int | None:
         """Maximum length that the caller set for a role, None for the card's."""
         return None
@@ -416,7 +413,7 @@ class Embedder(Model, abc.ABC):
 
     def _formatted(self, role: str | None, template: str | None) -> Prompt:
         """The prompt of a role, its instruction in another template if there is one."""
-        prompt = self._prompt_of(role)
+        prompt = self.card.prompt(role)
         if template is None or not prompt:
             return prompt
         family = find_family(self.card.name)

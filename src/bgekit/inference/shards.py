@@ -340,7 +340,7 @@ class _Run:
         with_texts = self._manifest["settings"]["store_texts"]
         with self._folder.create(shard_name(shard.index, ".ids.jsonl")) as file:
             for record in shard.records:
-                file.write(line_of({"id": record.id} | ({"text": record.text} if with_texts else {})))
+                file.write(line_of({"id": record.id, "text": record.text} if with_texts else {"id": record.id}))
             ids_sha256 = file.sha256
         facts = {
             "first": shard.first,
