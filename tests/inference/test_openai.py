@@ -24,8 +24,7 @@ import pytest
 from bgekit.data.records import Record
 from bgekit.errors import ApiError, ArgumentError, CardError, CheckpointError, NumericalError, TextTypeError
 from bgekit.inference import openai as openai_http
-from bgekit.inference.openai import OpenAIEmbedder, split_requests
-from bgekit.inference.openai_errors import meaning, most_texts
+from bgekit.inference.openai import OpenAIEmbedder, meaning, most_texts, split_requests
 from bgekit.inference.pipeline import Embeddings
 from bgekit.inference.shards import encode_to_shards, load_shards
 

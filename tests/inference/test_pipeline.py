@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bgekit import FlagModel
-from bgekit.data.unicode import repair
+from bgekit.data.encodings import repair
 from bgekit.display.progress import Progress
 from bgekit.errors import ArgumentError, NumericalError, TextTypeError
 from bgekit.inference.pipeline import Embeddings, Encoded, Origin, Pipeline

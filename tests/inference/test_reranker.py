@@ -18,7 +18,7 @@ import bgekit
 from bgekit import FlagReranker
 from bgekit.errors import ArgumentError, BgekitError, CardError, CheckpointError, NumericalError, TextTypeError
 from bgekit.inference.engine import Engine
-from bgekit.inference.pair_tokenization import token_windows
+from bgekit.inference.tokenization import token_windows
 from bgekit.networks.encoder import FusedBackbone, PackedBackbone
 from bgekit.networks.precision import cpu_has_fast_bfloat16
 from bgekit.search.index import PairScorer

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bgekit.data.unicode import repair
+from bgekit.data.encodings import repair
 from bgekit.errors import ArgumentError, CheckpointError
 from bgekit.inference.tokenization import TextTokenizer, Tokens, load_tokenizer, merged
 from bgekit.models.prompts import Prompt

@@ -12,7 +12,7 @@ import torch
 from bgekit import FlagModel
 from bgekit.data.records import Record
 from bgekit.errors import ArgumentError
-from bgekit.inference import workers as devices
+from bgekit.inference import engine as devices
 from bgekit.inference.shards import encode_to_shards
 
 Texts = Callable[..., list[str]]

@@ -439,7 +439,7 @@ def test_a_link_stays_a_link(saved, tiny_bert, tmp_path):
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("bug")])
 @pytest.mark.parametrize(
     ("module", "function"),
-    [(saving, "copy_weights"), (saving, "write_tokenizer"), (atomic, "usual_modes"), (atomic, "_sync_folder")],
+    [(saving, "copy_weights"), (saving, "write_tokenizer"), (atomic, "usual_modes"), (atomic, "_sync")],
     ids=["weights", "tokenizer", "modes", "sync"],
 )
 @pytest.mark.parametrize("exists", [False, True])
@@ -448,7 +448,7 @@ def test_a_failure_leaves_everything_as_it_was(saved, tiny_bert, monkeypatch, er
     before, real = contents(saved), getattr(module, function)
 
     def fails(*arguments):
-        if function != "_sync_folder":
+        if function != "_sync":
             real(*arguments)
         raise error
 

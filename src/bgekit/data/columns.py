@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from ..errors import SHOWN, DataError, in_lines
+from .encodings import repair
 from .formats import (
     TEXT_FIELDS,
     USUAL,
@@ -30,7 +31,6 @@ from .formats import (
     shown,
 )
 from .splits import DataFile
-from .unicode import repair
 
 logger = logging.getLogger(__name__)
 Made = TypeVar("Made")
@@ -81,12 +81,7 @@ class Line:
 
     def error(self, reason: str) -> BadRow:
         """An error that says where this line is."""
-        return BadRow(reason, self.place)
-
-    @property
-    def place(self) -> str:
-        """File and line number, for messages."""
-        return f"{self.file}, line {self.number}"
+        return BadRow(reason, f"{self.file}, line {self.number}")
 
     def value(self, *names: str) -> Any:
         """The first field of these names; there must be one."""
@@ -101,12 +96,9 @@ class Line:
 
     def texts(self, name: str) -> list[str]:
         """A field that must be a list of strings; one string is a list of one."""
-        value = self.value(name)
-        if isinstance(value, str):
+        if isinstance(value := self.value(name), str):
             return [value]
-        if not isinstance(value, list):
-            raise self.error(f"the field {name} must be a list of strings, not {shown(value)}")
-        for element in value:
+        for element in (value := self._list(name, "strings")):
             if not isinstance(element, str):
                 raise self.error(f"the field {name} must be a list of strings, not of {shown(element)}")
         return value
@@ -117,10 +109,7 @@ class Line:
 
     def numbers(self, name: str) -> list[float]:
         """A field that must be a list of numbers."""
-        value = self.value(name)
-        if not isinstance(value, list):
-            raise self.error(f"the field {name} must be a list of numbers, not {shown(value)}")
-        return [self._number(name, element) for element in value]
+        return [self._number(name, element) for element in self._list(name, "numbers")]
 
     def label(self, name: str) -> str:
         """A field that names a class: a string, a whole number, true or false."""
@@ -128,10 +117,7 @@ class Line:
 
     def labels(self, name: str) -> list[str]:
         """A field that must be a list of names of classes."""
-        value = self.value(name)
-        if not isinstance(value, list):
-            raise self.error(f"the field {name} must be a list of labels, not {shown(value)}")
-        return [self._label(name, element) for element in value]
+        return [self._label(name, element) for element in self._list(name, "labels")]
 
     def binary(self, name: str) -> int:
         """A field that must be 0 or 1."""
@@ -158,10 +144,7 @@ class Line:
 
     def identifiers(self, name: str) -> list[str]:
         """A field that must be a list of ids."""
-        value = self.value(name)
-        if not isinstance(value, list):
-            raise self.error(f"the field {name} must be a list of ids, not {shown(value)}")
-        return [self._identifier(name, element) for element in value]
+        return [self._identifier(name, element) for element in self._list(name, "ids")]
 
     def string(self, called: str, value: Any, hint: str = "") -> str:
         """A value that must be a string.
@@ -199,6 +182,12 @@ class Line:
         if not math.isfinite(number):
             raise self.error(f"{called} must be a finite number, not {value!r:.60}")
         return number
+
+    def _list(self, name: str, kind: str) -> list[Any]:
+        value = self.value(name)
+        if not isinstance(value, list):
+            raise self.error(f"the field {name} must be a list of {kind}, not {shown(value)}")
+        return value
 
     def _number(self, name: str, value: Any) -> float:
         try:

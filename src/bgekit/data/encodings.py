@@ -1,5 +1,7 @@
 """Encodings of text files: UTF-8 unless the caller says otherwise, and a guess at what a file is that is not UTF-8.
 
+Lines that are not of their file's encoding are found as they are read, and `repair` makes any text valid Unicode.
+
 The guess tries decoders. A detector as a dependency (charset-normalizer is none of torch's or transformers') would be
 for the sake of one line in an error message, and short Chinese texts are where detectors err.
 """
@@ -12,8 +14,12 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
 from itertools import chain
 from typing import Any, Final, Generic, TypeVar
+
+import yaml  # type: ignore[import-untyped]
 
 from ..errors import ArgumentError, DataError
 
@@ -46,18 +52,10 @@ class Guess:
 
 
 @dataclass(frozen=True)
-class _Wide:
-    """An encoding of two bytes a character, and what texts in it are made of.
+class _Wide(Guess):
+    """An encoding of two bytes a character, and what texts in it are made of: the fields of encodings.yaml."""
 
-    Attributes:
-        guess: The encoding.
-        leads: First bytes of its punctuation and of its frequent characters, as ranges.
-        low_trails: Whether second bytes of frequent characters may be below 0xA1.
-        frequent: The most frequent characters of the language.
-    """
-
-    guess: Guess
-    leads: tuple[tuple[int, int], ...]
+    leads: Sequence[tuple[int, int]]
     low_trails: bool
     frequent: str
 
@@ -69,51 +67,32 @@ class _Wide:
 
     def _usual(self, character: str) -> bool:
         try:
-            code = character.encode(self.guess.encoding)
+            code = character.encode(self.encoding)
         except UnicodeEncodeError:
             return False
         fits = len(code) == 2 and (self.low_trails or code[1] >= 0xA1)
         return fits and any(first <= code[0] <= last for first, last in self.leads)
 
 
+@dataclass(frozen=True)
+class _Narrow(Guess):
+    """An encoding of one byte a character, likewise."""
+
+    letters: str
+    least: int
+
+
+@lru_cache
+def _known() -> tuple[list[_Wide], list[_Narrow]]:
+    """The encodings of encodings.yaml, which is read when there is something to guess."""
+    table = yaml.safe_load(resources.files(__package__).joinpath("encodings.yaml").read_text("utf-8"))
+    return [_Wide(**fields) for fields in table["wide"]], [_Narrow(**fields) for fields in table["narrow"]]
+
+
 UTF16_LE, UTF16_BE = Guess("utf-16-le", "UTF-16"), Guess("utf-16-be", "UTF-16")
 UTF32_LE, UTF32_BE = Guess("utf-32-le", "UTF-32"), Guess("utf-32-be", "UTF-32")
-# Frequent characters: those that lead the published counts of each language; a few dozen make up a third of any text.
-_WIDE: Final = (
-    _Wide(
-        Guess("gb18030", "Chinese in GBK or GB18030"), ((0xA1, 0xA3), (0xB0, 0xD7)), False,
-        "的一是不了在人有我他这个们中来上大为和国地到以说时要就出会可也你对生能而子那得于着下自之年过发后作里，。、？！“”",
-    ),
-    _Wide(
-        Guess("big5", "Chinese in Big5"), ((0xA1, 0xC6),), True,
-        "的一是不了在人有我他這個們中來上大為和國地到以說時要就出會可也你對生能而子那得於著下自之年過發後作裡，。、？！「」",
-    ),
-    _Wide(
-        Guess("cp932", "Japanese in Shift-JIS"), ((0x81, 0x83), (0x88, 0x97)), True,
-        "のにはをたがでてとしれさあいうるもなくらすっりきんことだよかそまけ、。「」ー",
-    ),
-    _Wide(
-        Guess("euc-jp", "Japanese in EUC-JP"), ((0xA1, 0xA1), (0xA4, 0xA5), (0xB0, 0xCF)), False,
-        "のにはをたがでてとしれさあいうるもなくらすっりきんことだよかそまけ、。「」ー",
-    ),
-    _Wide(
-        Guess("cp949", "Korean in EUC-KR"), ((0xA1, 0xA1), (0xB0, 0xC8)), False,
-        "이다는을의에가하고로은한지도를기사인대그어서나자시아리들과해수것정있니요보부일안세습",
-    ),
-)  # fmt: skip
-#: Characters that a guess needs where random bytes are usual ones soon enough.
+#: Characters that a guess at UTF-16 needs, as random bytes are usual ones soon enough.
 _ENOUGH: Final = 10
-#: Encodings of one byte a character, the letters and marks that nearly everything beyond ASCII in such texts is one of,
-#: and how many of them a guess needs.
-_NARROW: Final = (
-    (
-        Guess("cp1252", "a Western European text in Latin-1 or Windows-1252"),
-        "éèêëàâáãäåæçíìîïñóòôõöøùúûüýœßÉÀÇÖÜÄÑÅØ‘’“”–—…«»°¿¡€£§\xa0",
-        1,
-    ),
-    (Guess("cp1251", "a Cyrillic text in Windows-1251"), "оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфъёіїєґ«»—№", _ENOUGH),
-    (Guess("koi8-r", "a Cyrillic text in KOI8-R"), "оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфъё", _ENOUGH),
-)
 #: What a fit has to be at least. Bytes of another encoding stay below half of the first, and a third of the second.
 _FITS_WIDE, _FITS_NARROW = 0.85, 0.8
 
@@ -148,16 +127,17 @@ def bom(head: bytes) -> str | None:
 def guess_encoding(sample: bytes) -> Guess | None:
     """The likely encoding of bytes that are not UTF-8; None if no known one fits."""
     sample = sample[:_SAMPLE]
+    wide, narrow = _known()
     found: list[tuple[float, Guess]] = []
-    for wide in _WIDE:
-        if text := _read(sample, wide.guess.encoding):
-            found.append((wide.fit(text) / _FITS_WIDE, wide.guess))
+    for each in wide:
+        if text := _read(sample, each.encoding):
+            found.append((each.fit(text) / _FITS_WIDE, each))
     for guess in (UTF16_LE, UTF16_BE):  # Any two bytes are a character of these.
         if (text := _read(sample, guess.encoding)) and len(text) >= _ENOUGH:
-            found.append((max(wide.fit(text) for wide in _WIDE) / _FITS_WIDE, guess))
-    for guess, letters, least in _NARROW:
-        if (text := _read(sample, guess.encoding)) and len(text) >= least:
-            found.append((sum(character in letters for character in text) / len(text) / _FITS_NARROW, guess))
+            found.append((max(each.fit(text) for each in wide) / _FITS_WIDE, guess))
+    for known in narrow:
+        if (text := _read(sample, known.encoding)) and len(text) >= known.least:
+            found.append((sum(character in known.letters for character in text) / len(text) / _FITS_NARROW, known))
     fit, best = max(found, key=lambda pair: pair[0], default=(0.0, None))
     return best if fit >= 1 else None
 
@@ -178,7 +158,7 @@ def guess_by_zeros(head: bytes) -> Guess | None:
     if 4 * count > size:
         return guess
     text = _read(head, guess.encoding)
-    return guess if text and max(wide.fit(text) for wide in _WIDE) >= _FITS_WIDE else None
+    return guess if text and max(wide.fit(text) for wide in _known()[0]) >= _FITS_WIDE else None
 
 
 def _read(sample: bytes, encoding: str) -> str | None:
@@ -188,6 +168,23 @@ def _read(sample: bytes, encoding: str) -> str | None:
     beyond = [character for character in text if not character.isascii()][:_LOOKED_AT]
     wrong = beyond.count("\ufffd")
     return "".join(beyond) if beyond and 100 * wrong <= len(beyond) else None
+
+
+def repair(text: str) -> tuple[str, bool]:
+    """The text as valid Unicode, and whether it had to be changed.
+
+    Surrogate pairs become the character they stand for, lone surrogates become U+FFFD.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"), True
+    return text, False
+
+
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """What is wrong with bytes that should be UTF-8, for messages."""
+    return f"not valid UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}"
 
 
 class Recoded(io.RawIOBase):
@@ -221,7 +218,7 @@ _mark_bad: Final = "bgekit-mark"
 codecs.register_error(_mark_bad, lambda error: (_MARK, getattr(error, "end")))  # noqa: B009
 #: Bytes, or characters, that are looked at before it is decided what a file is.
 AHEAD: Final = 1 << 20
-_BOM: Final = b"\xef\xbb\xbf"
+BOM: Final = b"\xef\xbb\xbf"
 _HEAD: Final = 4096
 _BAD_BYTES: Final = re.compile("[\udc80-\udcff]")
 Item = TypeVar("Item", str, bytes)
@@ -273,7 +270,7 @@ class Lines(Iterable[str]):
             self._check_head(stream.peek(_HEAD))
         else:
             stream = io.BufferedReader(Recoded(stream, encoding or "", file), AHEAD)
-        if stream.peek(3)[:3] == _BOM:
+        if stream.peek(3)[:3] == BOM:
             stream.read(3)
         self._lines = _split(stream)
         self._any_bad = False
@@ -304,9 +301,7 @@ class Lines(Iterable[str]):
         try:
             line.decode("utf-8")
         except UnicodeDecodeError as error:
-            if not self._utf8:
-                return f"not valid {self._encoding}"
-            return f"not valid UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}"
+            return not_utf8(error) if self._utf8 else f"not valid {self._encoding}"
         return None
 
     def _check_head(self, head: bytes) -> None:

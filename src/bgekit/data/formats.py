@@ -24,7 +24,7 @@ from itertools import chain
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from ..errors import ArgumentError, DataError
-from .encodings import Ahead, Lines, check_encoding, is_utf8
+from .encodings import BOM, Ahead, Lines, check_encoding, is_utf8, not_utf8
 
 logger = logging.getLogger(__name__)
 #: `csv`: quotes enclose fields, with line breaks and delimiters in them; `none`: every line is a row; `auto`: csv for
@@ -36,12 +36,6 @@ QUOTINGS: Final = get_args(Quoting)
 _FIELD: Final = 64 << 20
 #: The cells of a row, or why it is none.
 Cells: TypeAlias = "list[str] | str"
-
-
-def check_quoting(quoting: str) -> None:
-    """Raise ArgumentError unless it is one of the three."""
-    if quoting not in QUOTINGS:
-        raise ArgumentError(f"quoting must be one of {', '.join(QUOTINGS)}, not {quoting!r}")
 
 
 #: Formats that are read from files alone: where their rows are stands at their end.
@@ -56,7 +50,6 @@ _SUFFIXES: Final = {
 FORMATS: Final = tuple(dict.fromkeys(_SUFFIXES.values()))
 #: What a file begins with that Git has put in the place of a large one.
 _POINTER: Final = b"version https://git-lfs.github.com/spec/"
-_BOM: Final = b"\xef\xbb\xbf"
 Stream: TypeAlias = "io.BufferedReader[Any]"
 #: Columns of a table -> those that are needed; raises DataError when there is no text among them.
 ChooseColumns: TypeAlias = "Callable[[Sequence[str]], list[str]]"
@@ -95,7 +88,8 @@ class Dialect:
 
     def __post_init__(self) -> None:
         check_encoding(self.encoding)
-        check_quoting(self.quoting)
+        if self.quoting not in QUOTINGS:
+            raise ArgumentError(f"quoting must be one of {', '.join(QUOTINGS)}, not {self.quoting!r}")
 
     @property
     def settings(self) -> dict[str, str]:
@@ -116,6 +110,14 @@ def listing(names: Sequence[object]) -> str:
     """The first eight names, for messages."""
     first = ", ".join(map(str, names[:8])) or "none"
     return f"{first}, ..." if len(names) > 8 else first
+
+
+def line_of(fields: Mapping[str, Any]) -> bytes:
+    """A line of JSON in UTF-8."""
+    try:
+        return (json.dumps(fields, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # A lone surrogate of the input: only an escape can carry it.
+        return (json.dumps(fields) + "\n").encode()
 
 
 def open_stream(file: str, stack: contextlib.ExitStack) -> tuple[Stream, Stream, str]:
@@ -267,38 +269,31 @@ def _arrow_rows(file: str, choose_columns: ChooseColumns) -> tuple[int, Iterator
         first = next(batches(), None)
         columns = choose_columns(first.schema.names if first is not None else [])
 
-    def rows() -> Iterator[tuple[int, Row]]:
-        row = 0
-        with _arrow_errors(file, "Arrow"):
-            for batch in batches():
-                for content in _batch_rows(batch.select(columns)):
-                    row += 1
-                    yield row, content
-
-    return sum(counts), rows()
+    return sum(counts), _numbered(file, "Arrow", (batch.select(columns) for batch in batches()))
 
 
 def _parquet_rows(file: str, choose_columns: ChooseColumns) -> tuple[int, Iterator[tuple[int, Row]]]:
     """Number of rows of a Parquet file, and its row numbers (from 1) and rows."""
     from pyarrow import parquet
 
-    with _arrow_errors(file):
+    with _arrow_errors(file, "Parquet"):
         table = parquet.ParquetFile(file)
         columns = choose_columns(table.schema_arrow.names)
 
-    def rows() -> Iterator[tuple[int, Row]]:
-        with contextlib.closing(table), _arrow_errors(file):
-            row = 0
-            for batch in table.iter_batches(batch_size=1024, columns=columns):
-                for content in _batch_rows(batch):
-                    row += 1
-                    yield row, content
+    def batches() -> Iterator[Any]:
+        with contextlib.closing(table):
+            yield from table.iter_batches(batch_size=1024, columns=columns)
 
-    return table.metadata.num_rows, rows()
+    return table.metadata.num_rows, _numbered(file, "Parquet", batches())
+
+
+def _numbered(file: str, form: str, batches: Iterable[Any]) -> Iterator[tuple[int, Row]]:
+    with _arrow_errors(file, form):
+        yield from enumerate(chain.from_iterable(map(_batch_rows, batches)), 1)
 
 
 @contextlib.contextmanager
-def _arrow_errors(file: str, form: str = "Parquet") -> Iterator[None]:
+def _arrow_errors(file: str, form: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
@@ -319,7 +314,7 @@ def format_of(name: str, stream: Stream, encoding: str | None = None) -> str:
     _, form = stem_and_format(name)
     if form is not None:
         return form
-    head = stream.peek(4096).removeprefix(_BOM)
+    head = stream.peek(4096).removeprefix(BOM)
     if head.startswith(b"PAR1"):
         return "parquet"
     if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
@@ -397,11 +392,7 @@ def _batch_rows(batch: Any) -> Iterator[Row]:
         try:
             yield {name: batch.column(name)[row].as_py() for name in batch.schema.names}
         except UnicodeDecodeError as error:
-            yield _not_utf8(error)
-
-
-def _not_utf8(error: UnicodeDecodeError) -> BadRow:
-    return BadRow(f"not valid UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}")
+            yield BadRow(not_utf8(error))
 
 
 def table_cells(file: str, lines: Iterable[str], delimiter: str, quoting: Quoting) -> Iterator[tuple[int, Cells]]:
@@ -485,7 +476,11 @@ def _quoted(
             continue
         last = before + rows.line_num
         if len(kept) > 1 and columns is not None and _rows_alone(kept, delimiter, columns) == len(kept):
-            yield number, _alone(number, last)
+            reason = (
+                f"lines {number:,} to {last:,} would be one row by their quotes, and are rows on their own without "
+                "them: --quoting none takes them so, --quoting csv as one"
+            )
+            yield number, reason
             continue
         if len(kept) > 1 and not asked:
             asked = True
@@ -495,13 +490,6 @@ def _quoted(
             )
         if cells:
             yield number, cells
-
-
-def _alone(first: int, last: int) -> str:
-    return (
-        f"lines {first:,} to {last:,} would be one row by their quotes, and are rows on their own without them: "
-        "--quoting none takes them so, --quoting csv as one"
-    )
 
 
 @lru_cache(1024)

@@ -134,11 +134,8 @@ class RecordReader(Iterator[Record]):
     @property
     def settings(self) -> dict[str, str | None]:
         """The options that decide which records a given input has."""
-        fields = self._fields
-        return {
-            "text_field": fields.text, "title_field": fields.title, "id_field": fields.id, "format": self._format,
-            **self._dialect.settings,
-        }  # fmt: skip
+        fields = {f"{kind}_field": name for kind, name in self._fields.asked.items()}
+        return {**fields, "format": self._format, **self._dialect.settings}
 
     def _read(self) -> Iterator[Record]:
         row_number = 0
@@ -166,13 +163,14 @@ def titled(title: str, text: str) -> str:
     return f"{title} {text}" if title and text else title or text
 
 
-@dataclass(frozen=True)
 class _Fields:
-    """Names of the fields that hold a row's text, title and id."""
+    """Names of the fields that hold a row's text, title and id, those first that count most."""
 
-    text: str | None
-    title: str | None
-    id: str | None
+    def __init__(self, text: str | None, title: str | None, id: str | None) -> None:
+        self.asked = {"text": text, "title": title, "id": id}
+        self._texts = (text,) if text else TEXT_FIELDS
+        self._titles = () if title == "" else (title,) if title else TITLES
+        self._ids = (id,) if id else IDS
 
     def record(self, row: Row, number: int, file: str, line: int) -> Record:
         if isinstance(row, BadRow):
@@ -190,35 +188,32 @@ class _Fields:
             DataError: the table has no column of texts, or not the one that was asked for.
         """
         found = []
-        for kind, wanted, usual in self._wanted():
-            present = [name for name in ((wanted,) if wanted else usual) if name in names]
-            if not present and (wanted or kind == "text"):
-                asked = wanted or " or ".join(usual)
-                raise DataError(f"{file} has no column {asked}; it has {listing(names)}. Name it with --{kind}-field.")
+        for (kind, asked), wanted in zip(self.asked.items(), (self._texts, self._titles, self._ids), strict=True):
+            present = [name for name in wanted if name in names]
+            if not present and (asked or kind == "text"):
+                lacking = f"{file} has no column {' or '.join(wanted)}"
+                raise DataError(f"{lacking}; it has {listing(names)}. Name it with --{kind}-field.")
             found += present[: 1 if kind == "text" else None]
         return list(dict.fromkeys(found))
 
-    def _wanted(self) -> list[tuple[str, str | None, tuple[str, ...]]]:
-        titles = () if self.title == "" else TITLES
-        return [("text", self.text, TEXT_FIELDS), ("title", self.title, titles), ("id", self.id, IDS)]
-
     def _text(self, line: Line) -> str:
-        for name in (self.text,) if self.text else TEXT_FIELDS:
+        for name in self._texts:
             if name in line.fields:
                 return line.text(name)
-        wanted = self.text or f"{', '.join(TEXT_FIELDS[:-1])} or {TEXT_FIELDS[-1]}"
+        *others, last = self._texts
+        wanted = f"{', '.join(others)} or {last}" if others else last
         raise line.error(f"no field {wanted}; it has {listing(list(line.fields))}. Name the field with --text-field.")
 
     def _title(self, line: Line) -> str:
-        for name in () if self.title == "" else (self.title,) if self.title else TITLES:
+        for name in self._titles:
             if line.fields.get(name) is not None:
                 return line.text(name)
         return ""
 
     def _id(self, line: Line, number: int) -> str:
-        for name in (self.id,) if self.id else IDS:
+        for name in self._ids:
             if line.fields.get(name) not in (None, ""):
                 return line.identifier(name)
-        if self.id:
-            line.value(self.id)
+        if self.asked["id"]:
+            line.value(self.asked["id"])
         return str(number)

@@ -9,10 +9,9 @@ line may also be `{"sentence1": str, "sentence2": str, "score": float}`, as data
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -25,8 +24,8 @@ from ..files.atomic import check_place, write_together
 from ..files.hashing import HashedFile
 from .arrow_store import ArrowStore, content_digest, stored, write_batches
 from .columns import BadLines, Line, read_file
-from .formats import STDIN, USUAL, Dialect, shown, stem_and_format
-from .unicode import repair
+from .encodings import repair
+from .formats import STDIN, USUAL, Dialect, line_of, shown, stem_and_format
 
 #: UTF-8 bytes of all texts of a row. More is no training example but a file in a wrong form, and would stop a step.
 LONGEST_ROW: Final = 8 << 20
@@ -238,9 +237,7 @@ NEGATIVE_IS_POSITIVE: Final = 2
 HAS_TEACHER: Final = 4
 HAS_SCORE: Final = 8
 #: The columns that are a row's content.
-_CONTENT: Final = (
-    "query", "positives", "negatives", "pos_scores", "neg_scores", "prompt", "type", "score", "batch_size",
-)  # fmt: skip
+_CONTENT: Final = tuple(each.name for each in fields(Row) if each.name not in ("dataset", "index"))
 
 
 class RowStore(ArrowStore):
@@ -360,14 +357,6 @@ def _record(row: Row, line: int) -> dict[str, Any]:
 
 def _mean_bytes(texts: tuple[str, ...]) -> int:
     return sum(len(text.encode()) for text in texts) // len(texts) if texts else 0
-
-
-def line_of(fields: Mapping[str, Any]) -> bytes:
-    """A line of JSON in UTF-8."""
-    try:
-        return (json.dumps(fields, ensure_ascii=False) + "\n").encode()
-    except UnicodeEncodeError:  # A lone surrogate in a field that is handed on: only an escape can carry it.
-        return (json.dumps(fields) + "\n").encode()
 
 
 def check_output(output: str, *inputs: str) -> None:

@@ -67,18 +67,15 @@ class OutputFolder:
         self._created = False
 
     def __enter__(self) -> Self:
-        try:
+        with _failing(f"write to the folder {self.path}"):
             self._created = not self.path.exists()
-            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except FileExistsError as error:
+                raise OutputError(f"{self.path} is a file; the output must be a folder") from error
             self._lock = _locked(self.path / _LOCK)
             for leftover in self.path.glob(f"*{_TEMPORARY}"):
                 leftover.unlink()
-        except OutputError:
-            raise
-        except FileExistsError as error:
-            raise OutputError(f"{self.path} is a file; the output must be a folder") from error
-        except OSError as error:
-            raise OutputError(f"cannot write to the folder {self.path}: {error.strerror or error}") from error
         return self
 
     def __exit__(
@@ -102,7 +99,7 @@ class OutputFolder:
     def sync(self) -> None:
         """Put the names of the files on the disk, too (where the system can)."""
         try:
-            _sync_folder(self.path)
+            _sync(self.path)
         except OSError as error:
             logger.debug("%s cannot be synced: %s", self.path, error)
 
@@ -276,11 +273,8 @@ def atomic_folder(path: Path, *, doing: str = "save the model to") -> Iterator[P
             working.mkdir()
             yield working
             usual_modes(working)
-            for root, _, names in os.walk(working):
-                for name in names:
-                    with open(os.path.join(root, name), "rb") as file:
-                        os.fsync(file.fileno())
-                _sync_folder(Path(root))
+            for each in (*working.rglob("*"), working):
+                _sync(each)
             if path.exists():
                 path.rename(replaced)
             try:
@@ -289,7 +283,7 @@ def atomic_folder(path: Path, *, doing: str = "save the model to") -> Iterator[P
                 if replaced.exists():
                     replaced.rename(path)
                 raise
-            _sync_folder(path.parent)
+            _sync(path.parent)
         except BgekitError:
             raise
         except (OSError, SafetensorError) as error:
@@ -390,10 +384,11 @@ def usual_modes(folder: Path) -> None:
             path.chmod(usual)
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
+def _sync(path: Path) -> None:
+    """Put a file on the disk, or the names in a folder."""
+    if os.name != "posix" and path.is_dir():
         return  # Folders cannot be opened there.
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -27,11 +27,10 @@ from ..networks.loading import stored_prefix
 from ..networks.packing import Packed
 from ..networks.precision import choose_precision
 from ..networks.saving import weights_digest, write_checkpoint
-from .engine import Spec
-from .model import OF_EMBEDDERS, CheckpointModel, Embedder, optional_prompt, set_aside
+from .engine import Spec, WorkerPool, resolve_devices
+from .model import CheckpointModel, Embedder, optional_prompt, set_aside
 from .pipeline import Encoded, Origin
-from .tokenization import TextRequest, Tokens, load_tokenizer
-from .workers import WorkerPool, resolve_devices
+from .tokenization import TextRequest, Tokens, backend_of, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -166,7 +165,7 @@ class FlagModel(CheckpointModel, Embedder):
             CardError: pooling is known to nobody, or the model is no embedder.
             ArgumentError: an argument is impossible.
         """
-        set_aside(others, OF_EMBEDDERS, "FlagModel")
+        set_aside(others, "FlagModel")
         check_count("batch_size", batch_size, "texts")
         check_count("truncate_dim", truncate_dim, "dimensions")
         check_count("query_max_length", query_max_length, "tokens")
@@ -193,24 +192,27 @@ class FlagModel(CheckpointModel, Embedder):
         self._check_length("query_max_length", query_max_length)
         self._check_length("passage_max_length", passage_max_length)
         # That prompts are unknown is no news of an encoder that is to become an embedder, pooled as its trainer says.
-        if self._to_be_used or self.card.family or self.card.sources["pooling"] != "caller":
-            _log_notice(self.card, folder)
+        of_use = self._to_be_used or self.card.family or self.card.sources["pooling"] != "caller"
+        if self.card.notice and of_use:
+            _say_once(self.card.family or f"{folder.resolve()}: prompts", "%s: %s", self.card.name, self.card.notice)
         if self.card.pretrained_only and self._to_be_used:
-            _warn_pretrained(self.card.name, folder)
+            _say_once(
+                str(folder.resolve()), "%s is only pre-trained and not yet an embedder: it must be fine-tuned with "
+                "contrastive learning (bge finetune) before its vectors mean anything", self.card.name,
+            )  # fmt: skip
         self.folder = folder
         self.batch_size = batch_size
         self.query_max_length, self.passage_max_length = query_max_length, passage_max_length
         self.convert_to_numpy = convert_to_numpy
-        self._truncate_dim = _checked_dim(truncate_dim, self.card)
+        if truncate_dim is not None and not 1 <= truncate_dim <= (width := self.card.dimension):
+            raise ArgumentError(f"truncate_dim={truncate_dim} must be from 1 to the model's {width} dimensions")
+        self._truncate_dim = truncate_dim
         used = resolve_devices(devices if devices is not None else device)
         spec = EmbedderSpec(
             folder=folder,
             card=self.card,
             precision=choose_precision(
-                used[0],
-                dtype="bfloat16" if use_bf16 and dtype is None else dtype,
-                use_fp16=use_fp16,
-                model_type=self.card.architecture,
+                used[0], dtype=dtype, use_fp16=use_fp16, use_bf16=use_bf16, model_type=self.card.architecture
             ),
             truncate_dim=self._truncate_dim,
             trust_remote_code=trust_remote_code,
@@ -304,7 +306,7 @@ class FlagModel(CheckpointModel, Embedder):
             return
         cosine, least = self._selftest_cosine(stored)
         if not cosine >= least:
-            if self._has_other_weights(stored.get("weights")):
+            if (weights_then := stored.get("weights")) is not None and weights_then != self.weights_fingerprint:
                 # sentence-transformers before 5.4 copies the self-test when it saves a model that it has trained.
                 logger.warning(
                     "the weights in %s are not those that its self-test was made for: it was trained or changed since. "
@@ -326,9 +328,6 @@ class FlagModel(CheckpointModel, Embedder):
         cosine = float(got @ expected / max(float(np.linalg.norm(got) * np.linalg.norm(expected)), 1e-12))
         return cosine, _SELFTEST_COSINE[self.precision]
 
-    def _has_other_weights(self, digest_then: str | None) -> bool:
-        return digest_then is not None and digest_then != self.weights_fingerprint
-
 
 def _fingerprint(spec: EmbedderSpec, query_max_length: int | None, passage_max_length: int | None) -> str:
     weights = fingerprint(spec.folder, allow_pickle=spec.allow_pickle)
@@ -339,27 +338,10 @@ def _fingerprint(spec: EmbedderSpec, query_max_length: int | None, passage_max_l
     return digest(weights, repr(card), spec.precision, str(spec.truncate_dim), *own)
 
 
-def _checked_dim(truncate_dim: int | None, card: ModelCard) -> int | None:
-    if truncate_dim is not None and not 1 <= truncate_dim <= card.dimension:
-        raise ArgumentError(f"truncate_dim={truncate_dim} must be from 1 to the model's {card.dimension} dimensions")
-    return truncate_dim
-
-
-def _warn_pretrained(name: str, folder: Path) -> None:
-    key = str(folder.resolve())
+def _say_once(key: str, message: str, *args: str) -> None:
     if key not in _noticed:
         _noticed.add(key)
-        logger.warning(
-            "%s is only pre-trained and not yet an embedder: it must be fine-tuned with contrastive learning (bge "
-            "finetune) before its vectors mean anything", name,
-        )  # fmt: skip
-
-
-def _log_notice(card: ModelCard, folder: Path) -> None:
-    key = card.family or f"{folder.resolve()}: prompts"
-    if card.notice and key not in _noticed:
-        _noticed.add(key)
-        logger.warning("%s: %s", card.name, card.notice)
+        logger.warning(message, *args)
 
 
 #: The text of the self-test: case, an accent, Chinese, digits and punctuation, so that a wrong tokenizer shows.
@@ -385,10 +367,7 @@ def make_selftest(
     Raises:
         NumericalError: the vector has NaN or infinity.
     """
-    from tokenizers import Tokenizer
-
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_padding()
+    backend = backend_of(tokenizer)
     backend.enable_truncation(card.max_length)
     with torch.inference_mode():
         vector = encoder(Packed.of([backend.encode(SELFTEST_TEXT).ids]).to(device))[0].float().cpu().numpy()

@@ -1,8 +1,13 @@
-"""The engine of one device: blocks of inputs -> results, with tokenisation and computation overlapped.
+"""The engine: blocks of inputs -> results, on one device or several, with tokenisation and computation overlapped.
 
 A block is a list of inputs that is planned as one: its batches are cut from its own inputs alone, so the bytes of
 its results do not depend on its neighbours. While one block is computed the next is being tokenised, and the
 streams (threads that each compute whole batches) go on with it without waiting for the last batch before.
+
+Several devices have one persistent worker each; blocks are handed out as workers become free, results come in order.
+Workers are processes of their own (`serve`) that talk through their standard streams. They need no import guard in the
+caller's script, start from threads, notebooks and daemonic processes alike, and end when their parent does, because
+their input ends. The first device is served by the engine of this process.
 
 A fork copies the memory of a process, but of all threads only the one that called it. Those of OpenMP (torch) and of
 the tokenizer are missing in the child, where whoever counts on them would wait for ever: there the thread that forked
@@ -15,24 +20,29 @@ import abc
 import itertools
 import logging
 import os
+import pickle
+import signal
+import subprocess
+import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ForkError
+from ..errors import ArgumentError, ForkError, WorkerError
 from ..networks.cpu_inference import TOKEN_BUDGET, Trimmer, recommended_streams
 from ..networks.packing import Packed, plan_batches
-from .pipeline import Encoded
+from .pipeline import BLOCK_SIZE, Encoded
 from .tokenization import Preprocessor, Request, Tokens, merged
 
 if TYPE_CHECKING:
@@ -44,6 +54,8 @@ logger = logging.getLogger(__name__)
 _SMALL: Final = 512
 #: Blocks tokenised and queued ahead of the one whose result is awaited.
 _BLOCKS_AHEAD: Final = 2
+#: Blocks that wait for a device, for each device.
+_QUEUED: Final = 2
 
 
 class Network(Protocol):
@@ -126,7 +138,8 @@ class Engine(Generic[N_co]):
         self.tokenizer: PreTrainedTokenizerFast = spec.load_tokenizer()
         self.network: N_co = spec.load_network(self.device)
         self.padded = self.network.padded
-        self._shares, self.threads_per_stream = _placement(self.device)
+        on_cpu = self.device.type == "cpu"
+        self._shares, self.threads_per_stream = recommended_streams() if on_cpu else (1, torch.get_num_threads())
         self.streams = streams or self._shares
         self.token_budget = _token_budget(self.device, self.network)
         self._preprocessors = lru_cache(maxsize=16)(self._new_preprocessor)
@@ -179,7 +192,8 @@ class Engine(Generic[N_co]):
         def forward(tokens: Tokens, batch: list[int], threads: int) -> Tensor:
             if stop is not None and stop.is_set():
                 raise CancelledError
-            _limit_threads(self.device, threads)
+            if self.device.type == "cpu":  # torch keeps this number for each thread.
+                torch.set_num_threads(threads)
             return self._forward_or_split(tokens, batch)
 
         def start(block: Sequence[Any], tokens: Tokens | None) -> _Job:
@@ -254,19 +268,6 @@ def _is_small(tokens: Tokens) -> bool:
     return sum(map(len, tokens.ids)) <= _SMALL
 
 
-def _limit_threads(device: torch.device, threads: int) -> None:
-    # torch keeps this number for each thread; elsewhere than on the CPU it does not matter.
-    if device.type == "cpu":
-        torch.set_num_threads(threads)
-
-
-def _placement(device: torch.device) -> tuple[int, int]:
-    """Streams, and CPU threads of each."""
-    if device.type != "cpu":
-        return 1, torch.get_num_threads()
-    return recommended_streams()
-
-
 def _token_budget(device: torch.device, network: Network) -> int:
     """Tokens of a batch: on CPUs what stays in cache, elsewhere what fits the free memory."""
     if device.type == "cpu":
@@ -292,21 +293,282 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-class _Forgetful(Protocol):
+def resolve_devices(
+    devices: str | int | torch.device | Sequence[str | int | torch.device] | None,
+) -> tuple[torch.device, ...]:
+    """The devices to use: those asked for, by default every visible GPU, else the CPU.
+
+    An int is the GPU of that number. `CUDA_VISIBLE_DEVICES` counts as everywhere.
+
+    Raises:
+        ArgumentError: a device does not exist.
+    """
+    if devices is None:
+        if torch.cuda.is_available():
+            return tuple(torch.device("cuda", index) for index in range(torch.cuda.device_count()))
+        return (torch.device("mps" if torch.backends.mps.is_available() else "cpu"),)
+    wanted = [devices] if isinstance(devices, str | int | torch.device) else list(devices)
+    if not wanted:
+        raise ArgumentError("devices is empty: name at least one, such as 'cpu' or 'cuda:0'")
+    return tuple(_existing(device) for device in wanted)
+
+
+def _existing(wanted: str | int | torch.device) -> torch.device:
+    try:
+        device = torch.device("cuda", wanted) if isinstance(wanted, int) else torch.device(wanted)
+    except RuntimeError as error:
+        raise ArgumentError(f"{wanted!r} is no device: {error}") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ArgumentError(f"there is no device {device}: {count} GPUs are visible")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ArgumentError("there is no device mps on this machine")
+    return device
+
+
+class WorkerPool:
+    """Several devices that share the blocks of one input; one of fewer than 2,048 inputs is left to the first device.
+
+    One input at a time has the workers. Another one that comes meanwhile is computed by the first device until they
+    are free: nobody waits for a caller who reads slowly, or for himself.
+    """
+
+    def __init__(self, spec: Spec[Any], devices: Sequence[torch.device]) -> None:
+        """Load the model on the first device; workers of the others start with the first input that is large enough.
+
+        Args:
+            spec: The model.
+            devices: Where it is to be computed.
+        """
+        self.devices = tuple(devices)
+        #: That of the first device.
+        self.engine = Engine(spec, str(self.devices[0]))
+        self.workers: list[Worker] = []
+        self._lock = threading.Lock()
+        _pools.add(self)
+
+    def compute(self, blocks: Iterable[Sequence[Any]], request: Request) -> Iterator[Encoded]:
+        """One result for each block, in order; see `Engine.compute`.
+
+        Raises:
+            WorkerError: a worker died; the message names its device.
+        """
+        source = iter(blocks)
+        head: list[Sequence[Any]] = []
+        while sum(map(len, head)) < BLOCK_SIZE:
+            block = next(source, None)
+            if block is None:
+                yield from self.engine.compute(head, request)
+                return
+            head.append(block)
+        blocks = itertools.chain(head, source)
+        while not self._lock.acquire(blocking=False):
+            block = next(blocks, None)
+            if block is None:
+                return
+            yield from self.engine.compute([block], request)
+        try:
+            self._start()
+            yield from self._share(blocks, request)
+        finally:
+            self._lock.release()
+
+    def _start(self) -> None:
+        if self.workers:
+            return
+        cpus = sum(device.type == "cpu" for device in self.devices)
+        threads = torch.get_num_threads()
+        try:
+            for device in self.devices[1:]:
+                streams = max(1, threads // cpus) if device.type == "cpu" else None
+                self.workers.append(Worker(self.engine.spec, str(device), threads, streams))
+        except BaseException:
+            self.close()
+            raise
+
+    def _share(self, blocks: Iterator[Sequence[Any]], request: Request) -> Iterator[Encoded]:
+        stop = threading.Event()
+        free: SimpleQueue[Callable[[Sequence[Any], Request], Encoded]] = SimpleQueue()
+        free.put(partial(self._local, stop=stop, threads=torch.get_num_threads()))
+        for worker in self.workers:
+            free.put(worker.compute)
+
+        def compute(block: Sequence[Any]) -> Encoded:
+            device = free.get()
+            try:
+                return device(block, request)
+            finally:
+                free.put(device)
+
+        ahead: deque[Future[Encoded]] = deque()
+        pool = ThreadPoolExecutor(len(self.devices), "bgekit-device")
+        completed = False
+        try:
+            for block in blocks:
+                ahead.append(pool.submit(compute, block))
+                if len(ahead) == _QUEUED * len(self.devices):
+                    yield _first(ahead)
+            while ahead:
+                yield _first(ahead)
+            completed = True
+        finally:
+            if not completed:
+                # What is still being computed belongs to nobody. Workers are ended; they start again when needed.
+                stop.set()
+                self.close()
+            pool.shutdown(wait=completed, cancel_futures=True)
+
+    def _local(self, block: Sequence[Any], request: Request, stop: threading.Event, threads: int) -> Encoded:
+        # torch keeps this number for each thread, and small blocks are computed by this very one: all devices must
+        # do it with equally many threads, or a block's bytes would depend on who took it.
+        torch.set_num_threads(threads)
+        return next(self.engine.compute([block], request, stop=stop))
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self.workers:
+            worker.close()
+        self.workers = []
+
     def forget(self) -> None:
-        """Let go, in the child, of what belongs to the parent."""
-        ...
+        """Let go of the workers, in a forked child: they are its parent's."""
+        for worker in self.workers:
+            worker.forget()
+        self.workers, self._lock = [], threading.Lock()
 
 
-#: What a child must let go of.
-_holders: weakref.WeakSet[_Forgetful] = weakref.WeakSet()
+def _first(ahead: deque[Future[Encoded]]) -> Encoded:
+    """Wait for the first of some results and take it; an error of another one is raised at once."""
+    while True:
+        pending = [future for future in ahead if not future.done()]
+        for future in ahead:
+            if future not in pending:
+                future.result()
+        if ahead[0] not in pending:
+            return ahead.popleft().result()
+        wait(pending, return_when=FIRST_COMPLETED)
+
+
+class Worker:
+    """A process with the model on one device."""
+
+    def __init__(self, spec: Spec[Any], device: str, threads: int, streams: int | None) -> None:
+        """Start it.
+
+        Args:
+            spec: The model.
+            device: The torch device.
+            threads: What `torch.get_num_threads()` is to be there: as here, for equal bytes.
+            streams: See `Engine`.
+        """
+        self.device = device
+        package_root = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", "from bgekit.inference.engine import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        self._send((spec, device, threads, streams))
+
+    def compute(self, block: Sequence[Any], request: Request) -> Encoded:
+        """The result of a block, computed by the process."""
+        self._send((list(block), request))
+        answer = self._receive()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+    def _send(self, message: Any) -> None:
+        assert self.process.stdin is not None
+        try:
+            pickle.dump(message, self.process.stdin, protocol=5)
+            self.process.stdin.flush()
+        except OSError:
+            raise self._death() from None
+
+    def _receive(self) -> Any:
+        assert self.process.stdout is not None
+        try:
+            return pickle.load(self.process.stdout)
+        except (EOFError, OSError, pickle.UnpicklingError):
+            raise self._death() from None
+
+    def _death(self) -> WorkerError:
+        try:
+            code = self.process.wait(timeout=5)
+            reason = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        except subprocess.TimeoutExpired:
+            reason = "closed its output"
+        return WorkerError(
+            f"the worker of device {self.device} (process {self.process.pid}) {reason}. Its messages stand on stderr; "
+            "signal 9 most often means that memory ran out. What was finished before is kept by bge encode."
+        )
+
+    def forget(self) -> None:
+        """Close the pipes, in a forked child, so that the parent's end is still the worker's; send nothing."""
+        self.process.returncode = 0  # Not a child of this process, which therefore must not wait for it.
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                stream.raw.close()  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        """End the process, at once: it has nothing to save, and a thread may be waiting for its answer."""
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                try:
+                    stream.close()
+                except OSError:
+                    # A dead worker's pipe breaks when what it never read is flushed: nothing is lost by it.
+                    logger.debug("pipe of the worker of %s was broken", self.device)
+
+
+def serve() -> None:
+    """Serve until the input ends, which it does when the parent closes it or dies."""
+    # Ctrl-C reaches the whole group; the parent decides when workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tasks = sys.stdin.buffer
+    # What libraries print must not end up between the answers.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    try:
+        spec, device, threads, streams = pickle.load(tasks)
+    except EOFError:
+        return
+    engine: Engine[Any] | None = None
+    trimmer = Trimmer()
+    while True:
+        try:
+            block, request = pickle.load(tasks)
+        except EOFError:
+            return
+        try:
+            if engine is None:
+                torch.set_num_threads(threads)
+                engine = Engine(spec, device, streams=streams)
+            answer: object = next(engine.compute([block], request))
+        except Exception as error:
+            answer = error
+        try:
+            message = pickle.dumps(answer, protocol=5)
+            if isinstance(answer, Exception):
+                pickle.loads(message)  # Some exceptions can be written but not read back.
+        except Exception:
+            message = pickle.dumps(RuntimeError(f"{type(answer).__name__}: {answer}"))
+        answers.write(message)
+        answers.flush()
+        trimmer.trim()
+
+
+#: Workers that a child must let go of.
+_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 #: Whether this process, or its parent before it, has loaded a model: until then children are left alone.
 _loaded = False
-
-
-def forget_in_children(holder: _Forgetful) -> None:
-    """Have `holder.forget()` called in every child forked from now on, as long as the holder lives."""
-    _holders.add(holder)
 
 
 def check_process(device: torch.device, loaded_in: int) -> None:
@@ -320,8 +582,8 @@ def check_process(device: torch.device, loaded_in: int) -> None:
 
 
 def _after_fork() -> None:
-    for holder in list(_holders):
-        holder.forget()
+    for pool in list(_pools):
+        pool.forget()
     if not _loaded:
         return
     torch.set_num_threads(1)

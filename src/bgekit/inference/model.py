@@ -8,12 +8,15 @@ from __future__ import annotations
 import abc
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from functools import lru_cache
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
+import yaml  # type: ignore[import-untyped]
 
 from ..display.progress import Progress
 from ..errors import ArgumentError, BgekitError, check_count
@@ -31,8 +34,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
     from typing_extensions import Self
 
+    from .engine import WorkerPool
     from .tokenization import Request
-    from .workers import WorkerPool
 
 
 class Model:
@@ -197,7 +200,7 @@ class Embedder(Model, abc.ABC):
             NumericalError: a vector has NaN or infinity.
         """
         if others:
-            set_aside(others, OF_ENCODE, "encode")
+            set_aside(others, "encode")
         chosen = self._choose_prompt(self.card.default_prompt, instruction, instruction_format, prompt, prompt_name)
         if isinstance(sentences, dict | bytes | bytearray) or not isinstance(sentences, Iterable):
             raise not_texts(sentences)
@@ -325,7 +328,7 @@ class Embedder(Model, abc.ABC):
         role: Role | str = "document",
         max_length: int | None = None,
         batch_size: int | None = None,
-    ) -> Iterator[Encoded]:
+    ) -> Generator[Encoded, None, None]:
         """One result for each block of texts, in order, tokenisation and computation overlapped.
 
         The bytes of a block's vectors depend on its own texts alone. Rows in errors count from the first block.
@@ -338,7 +341,7 @@ class Embedder(Model, abc.ABC):
             batch_size: Most texts in a batch; by default batches are sized from the device.
         """
         prompt = self.card.default_prompt if role == "plain" else role
-        return self._pipeline(self._prompt_of(prompt), self._length(prompt, max_length), batch_size).run(blocks)
+        return self._pipeline(self.card.prompt(prompt), self._length(prompt, max_length), batch_size).run(blocks)
 
     def encode_windows(
         self, windows: Iterable[list[str]], *, kind: str = "document", max_length: int | None = None,
@@ -385,9 +388,6 @@ class Embedder(Model, abc.ABC):
             "dimension": self.dimension,
         }
 
-    def _prompt_of(self, role: str | None) -> Prompt:
-        return self.card.prompt(role)
-
     def _role_length(self, role: str | None) -> int | None:
         """Maximum length that the caller set for a role, None for the card's."""
         return None
@@ -413,7 +413,7 @@ class Embedder(Model, abc.ABC):
 
     def _formatted(self, role: str | None, template: str | None) -> Prompt:
         """The prompt of a role, its instruction in another template if there is one."""
-        prompt = self._prompt_of(role)
+        prompt = self.card.prompt(role)
         if template is None or not prompt:
             return prompt
         family = find_family(self.card.name)
@@ -451,68 +451,9 @@ def optional_prompt(instruction: str | Unset | None, template: str) -> Prompt | 
 
 
 logger = logging.getLogger(__name__)
-_DENSE: Final = "a model has its dense vectors here, which encode returns as an array"
-_EXAMPLES: Final = "queries are encoded without in-context examples"
-_LANGUAGE_MODEL: Final = "it belongs to rerankers on language models; this one is a cross-encoder"
-_DEVICES: Final = "all devices of the model are used; devices= of the class names them"
-#: Keywords of the original's embedders (1.2 to 1.4) without a use here -> what holds instead.
-OF_EMBEDDERS: Final[Mapping[str, str]] = {
-    "colbert_dim": _DENSE,
-    "return_dense": _DENSE,
-    "return_sparse": _DENSE,
-    "return_colbert_vecs": _DENSE,
-    "examples_for_task": _EXAMPLES,
-    "examples_instruction_format": _EXAMPLES,
-    "suffix": "what follows a query comes from the model's card, or from query_instruction_format=",
-    "domain_for_pseudo_moe": "models with experts by domain are not in bgekit",
-}
-#: The same of their methods.
-OF_ENCODE: Final[Mapping[str, str]] = {
-    "return_dense": _DENSE,
-    "return_sparse": _DENSE,
-    "return_colbert_vecs": _DENSE,
-    "task": "the card's prompts are used; pass those of another task as instruction=",
-    "device": _DEVICES,
-}
-#: The same of rerankers and of `compute_score`.
-OF_RERANKERS: Final[Mapping[str, str]] = {
-    "passage_max_length": "the passage has what the query leaves of max_length",
-    "device": _DEVICES,
-    "peft_path": f"{_LANGUAGE_MODEL}. `bge merge` puts an adapter into its base",
-    "prompt": _LANGUAGE_MODEL,
-    "cutoff_layers": _LANGUAGE_MODEL,
-    "compress_layer": _LANGUAGE_MODEL,
-    "compress_layers": _LANGUAGE_MODEL,
-    "compress_ratio": _LANGUAGE_MODEL,
-    "use_dataloader": "texts are tokenised by threads while the model computes",
-    "num_workers": "texts are tokenised by threads while the model computes",
-}
+#: Names of FlagEmbedding that have no use here, and what holds instead.
+_ORIGINALS: Final = "flag_embedding.yaml"
 _WORKERS: Final = "is not needed: {} uses all devices; model.close(), or `with {}(...) as model:`, ends the workers"
-_POOLS: Final = (
-    "encode_single_device", "encode_queries_single_device", "compute_score_single_gpu", "compute_score_single_device",
-    "start_multi_process_pool", "encode_multi_process", "compute_score_multi_process", "stop_multi_process_pool",
-    "stop_self_pool",
-)  # fmt: skip
-#: Other names of the original's objects -> what there is instead.
-_NAMES: Final[Mapping[str, str]] = {
-    "get_target_devices": "is not needed: model.devices are those in use",
-    "target_devices": "is model.devices here",
-    "num_gpus": "is len(model.devices) here",
-    "get_detailed_instruct": "is not needed: encode takes instruction= and instruction_format=",
-    "get_detailed_inputs": "is not needed: instructions are put before texts by compute_score",
-    "get_model_torch_dtype": "is not needed: model.precision says in which format is computed",
-    "pooling": "is not needed: encode pools as model.card.pooling says",
-    "pooling_method": "is model.card.pooling here",
-    "normalize_embeddings": "is model.card.normalize here",
-    "query_instruction_for_retrieval": 'is model.card.prompt("query") here',
-    "passage_instruction_for_retrieval": 'is model.card.prompt("document") here',
-    "encode_keys": "is encode_corpus here",
-    "set_examples": f"is not there: {_EXAMPLES}",
-    "compute_score": "is not there: similarity(a, b) compares vectors, and FlagReranker scores pairs",
-    "compute_lexical_matching_score": f"is not there: {_DENSE}",
-    "colbert_score": f"is not there: {_DENSE}",
-    "convert_id_to_token": "is not there: use model.tokenizer.decode",
-}
 _said: set[tuple[str, str]] = set()
 
 
@@ -520,18 +461,25 @@ class NotHereError(BgekitError, AttributeError):
     """A method or attribute of the original's classes that bgekit does not have; the message says what to use."""
 
 
-def set_aside(given: Mapping[str, Any], known: Mapping[str, str], callee: str) -> None:
+@lru_cache
+def _originals() -> Mapping[str, Any]:
+    """By class or function its keywords, and the attributes -> what holds or is there instead."""
+    names: Mapping[str, Any] = yaml.safe_load(resources.files(__package__).joinpath(_ORIGINALS).read_text("utf-8"))
+    return names
+
+
+def set_aside(given: Mapping[str, Any], callee: str) -> None:
     """Warn, once a process, of keywords that FlagEmbedding takes and that have no use here.
 
     Args:
         given: Keywords without a parameter, with their values.
-        known: Those of the original -> what holds instead.
-        callee: What was called, for messages.
+        callee: What was called, as it is called in the table of the original's keywords, too.
 
     Raises:
         ArgumentError: a keyword is none of the original's either.
     """
     for name, value in given.items():
+        known: Mapping[str, str] = _originals()[callee]
         if name not in known:
             raise ArgumentError(f"{callee} has no argument {name!r}")
         # What is off or left out in the original is so here.
@@ -544,9 +492,9 @@ def set_aside(given: Mapping[str, Any], known: Mapping[str, str], callee: str) -
 def not_here(owner: object, name: str) -> AttributeError:
     """The error for an attribute that an object lacks: one of the original's says what there is instead."""
     kind = type(owner).__name__
-    if name in _POOLS:
+    if name in _originals()["pools"]:
         verb = "compute_score" if hasattr(type(owner), "compute_score") else "encode"
         return NotHereError(f"{name} {_WORKERS.format(verb, kind)}")
-    if name in _NAMES:
-        return NotHereError(f"{name} of {kind} {_NAMES[name]}")
+    if name in (known := _originals()["attributes"]):
+        return NotHereError(f"{name} of {kind} {known[name]}")
     return AttributeError(f"{kind!r} object has no attribute {name!r}")

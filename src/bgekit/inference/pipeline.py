@@ -22,7 +22,7 @@ from typing import Any, Final, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..data.unicode import check_text, repair
+from ..data.encodings import repair
 from ..errors import ArgumentError, BgekitError, NumericalError, TextTypeError
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,10 @@ def valid_text(item: object, row: int) -> tuple[str, bool]:
     Raises:
         TextTypeError: it is not a string; the message has its row.
     """
-    return repair(check_text(item, row))
+    if not isinstance(item, str):
+        kind = type(item).__name__
+        raise TextTypeError(f"texts must be strings, but the one at index {row} is {item!r:.80} ({kind})")
+    return repair(item)
 
 
 def not_texts(value: object) -> TextTypeError:
@@ -161,7 +164,7 @@ class Pipeline(Generic[T]):
         #: The row where a sequence of tokens stood first, by its digest.
         self._row_of: dict[bytes, int] = {}
 
-    def run(self, blocks: Iterable[list[Any]]) -> Iterator[Encoded]:
+    def run(self, blocks: Iterable[list[Any]]) -> Generator[Encoded, None, None]:
         """A result for each block, with a row for each of its inputs, in order.
 
         Equal inputs are computed once in a block, and the bytes of its results depend on its own inputs alone.
@@ -170,7 +173,7 @@ class Pipeline(Generic[T]):
             TextTypeError: an element is no input; the message has its index, counted from the first block.
             NumericalError: a result has NaN or infinity; the message names the input.
         """
-        return self._results(blocks, None)
+        return self._results(blocks, across=False)
 
     def collect(self, inputs: Iterable[Any], *, out: npt.NDArray[Any] | None = None, size: int = BLOCK_SIZE) -> Encoded:
         """The results of all inputs in one array. Equal inputs, or those of equal tokens, are computed once.
@@ -192,7 +195,7 @@ class Pipeline(Generic[T]):
         self._rows = out if out is not None else np.empty((total or 0, self._width), dtype=np.float32)
         source, tokens = iter(inputs), 0
         blocks = iter(lambda: list(itertools.islice(source, size)), [])
-        with closing(self._results(blocks, _itself if total is not None else _digest)) as results:
+        with closing(self._results(blocks, across=True, key=_digest if total is None else None)) as results:
             for result in results:
                 tokens += result.tokens
                 if self._count > len(self._rows):
@@ -203,13 +206,18 @@ class Pipeline(Generic[T]):
         return Encoded(self._rows[: self._count], tokens, sorted(self._truncated), self._repaired, sorted(self._split))
 
     def _results(
-        self, blocks: Iterable[list[Any]], key: Callable[[T], object] | None
+        self, blocks: Iterable[list[Any]], *, across: bool, key: Callable[[T], object] | None = None
     ) -> Generator[Encoded, None, None]:
-        """A complete result for each block. Without `key`, equal inputs are found in each block for itself."""
+        """A complete result for each block.
+
+        Args:
+            blocks: The inputs.
+            across: Whether equal inputs are found across all blocks, or in each block for itself.
+            key: What an input is remembered by, if not by itself.
+        """
         waiting: deque[Block[T]] = deque()
         nothing = Encoded(np.empty((0, self._width), dtype=np.float32))
-        across = key is not None
-        for encoded in self._compute(self._read(blocks, key, waiting)):
+        for encoded in self._compute(self._read(blocks, across, key, waiting)):
             while not waiting[0].inputs:
                 yield self._gather(waiting.popleft(), nothing, across)
             yield self._gather(waiting.popleft(), encoded, across)
@@ -223,13 +231,13 @@ class Pipeline(Generic[T]):
             logger.warning("%d of %d %s held lone surrogates, now U+FFFD", self._mended, self._count, self._noun)
 
     def _read(
-        self, blocks: Iterable[list[Any]], key: Callable[[T], object] | None, waiting: deque[Block[T]]
+        self, blocks: Iterable[list[Any]], across: bool, key: Callable[[T], object] | None, waiting: deque[Block[T]]
     ) -> Iterator[list[T]]:
         """The inputs to compute of each block that has any; every block is put into `waiting`."""
         seen: dict[object, int] = {}
         first = 0
         for items in blocks:
-            if key is None:
+            if not across:
                 seen.clear()
             inputs: list[T] = []
             sources: list[int] = []
@@ -320,10 +328,6 @@ def _check_out(out: npt.NDArray[Any], total: int | None, dimension: int) -> None
         raise ArgumentError(f"out has the shape {out.shape}, the vectors need ({rows}, {dimension})")
     if not np.issubdtype(out.dtype, np.floating) or not out.flags.writeable:
         raise ArgumentError(f"out must be a writable array of a floating type, not {out.dtype}")
-
-
-def _itself(value: T) -> T:
-    return value
 
 
 def _digest(value: str | tuple[str, str]) -> bytes:

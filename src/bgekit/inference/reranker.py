@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..data.unicode import repair
+from ..data.encodings import repair
 from ..display.progress import Progress
 from ..errors import ArgumentError, TextTypeError, check_count
 from ..files.hashing import digest
@@ -29,12 +29,10 @@ from ..networks.loading import stored_prefix
 from ..networks.packing import Packed
 from ..networks.precision import choose_precision
 from ..networks.saving import write_reranker
-from .engine import Spec
-from .model import OF_RERANKERS, CheckpointModel, optional_prompt, set_aside
-from .pair_tokenization import LongPassages, Pair, PairRequest
+from .engine import Spec, WorkerPool, resolve_devices
+from .model import CheckpointModel, optional_prompt, set_aside
 from .pipeline import Encoded, Pipeline
-from .tokenization import Tokens, load_tokenizer
-from .workers import WorkerPool, resolve_devices
+from .tokenization import LongPassages, Pair, PairRequest, Tokens, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -232,7 +230,7 @@ class FlagReranker(CheckpointModel):
             CardError: the model is no reranker.
             ArgumentError: an argument is impossible.
         """
-        set_aside(others, OF_RERANKERS, "FlagReranker")
+        set_aside(others, "FlagReranker")
         check_count("batch_size", batch_size, "pairs")
         check_count("query_max_length", query_max_length, "tokens")
         _check_windows(long_passages, window_overlap)
@@ -253,10 +251,7 @@ class FlagReranker(CheckpointModel):
         spec = RerankerSpec(
             folder=self.folder,
             precision=choose_precision(
-                used[0],
-                dtype="bfloat16" if use_bf16 and dtype is None else dtype,
-                use_fp16=use_fp16,
-                model_type=self.card.architecture,
+                used[0], dtype=dtype, use_fp16=use_fp16, use_bf16=use_bf16, model_type=self.card.architecture
             ),
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
@@ -336,7 +331,7 @@ class FlagReranker(CheckpointModel):
             ArgumentError: an argument is impossible.
             NumericalError: a score is NaN or infinite.
         """
-        set_aside(others, OF_RERANKERS, "compute_score")
+        set_aside(others, "compute_score")
         single = is_single(sentence_pairs)
         if isinstance(sentence_pairs, str | bytes | dict) or not isinstance(sentence_pairs, Iterable):
             kind = type(sentence_pairs).__name__

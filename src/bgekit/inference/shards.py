@@ -19,6 +19,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.chunking import chunk_records
+from ..data.columns import BadLines
+from ..data.formats import line_of
 from ..data.records import Record, RecordReader
 from ..errors import ArgumentError, BgekitError, NumericalError, OutputError
 from ..files.atomic import OutputFolder
@@ -145,33 +148,24 @@ def encode_to_shards(
     """
     if shard_size < 1:
         raise ArgumentError(f"shard_size must be a positive number of texts, not {shard_size}")
-    if not isinstance(output, OutputFolder):
-        with OutputFolder(output) as folder:
-            return encode_to_shards(
-                model, records, folder, shard_size=shard_size, kind=kind, dtype=dtype, max_length=max_length,
-                batch_size=batch_size, chunks=chunks, store_texts=store_texts, resume=resume, overwrite=overwrite,
-                progress=progress,
-            )  # fmt: skip
-    model.settle()
-    settings = {
-        "kind": kind, "max_length": max_length or model.max_length_of(kind), "batch_size": batch_size, "dtype": dtype,
-        "dimension": model.dimension, "shard_size": shard_size, "store_texts": store_texts,
-        **(records.settings if isinstance(records, RecordReader) else {}),
-    }  # fmt: skip
-    texts = records
-    if chunks is not None:
-        texts, settings["chunk_size"], settings["chunk_overlap"] = _passages(model, records, chunks, settings)
-    run = _Run(output, records, describe(model, settings), progress)
-    run.begin(resume=resume, overwrite=overwrite)
-    results = model.encode_blocks(run.blocks(texts), role=kind, max_length=max_length, batch_size=batch_size)
-    try:
-        for encoded in results:
-            run.store(encoded)
-    finally:
-        # An interrupted generator ends its threads now, not when it happens to be collected.
-        if (close := getattr(results, "close", None)) is not None:
-            close()
-    return run.finish()
+    with nullcontext(output) if isinstance(output, OutputFolder) else OutputFolder(output) as folder:
+        model.settle()
+        settings = {
+            "kind": kind, "max_length": max_length or model.max_length_of(kind), "batch_size": batch_size,
+            "dtype": dtype, "dimension": model.dimension, "shard_size": shard_size, "store_texts": store_texts,
+            **(records.settings if isinstance(records, RecordReader) else {}),
+        }  # fmt: skip
+        texts = records
+        if chunks is not None:
+            texts, settings["chunk_size"], settings["chunk_overlap"] = _passages(model, records, chunks, settings)
+        run = _Run(folder, records, describe(model, settings), progress)
+        run.begin(resume=resume, overwrite=overwrite)
+        blocks = run.blocks(texts)
+        # Closed, an interrupted generator ends its threads now, not when it happens to be collected.
+        with closing(model.encode_blocks(blocks, role=kind, max_length=max_length, batch_size=batch_size)) as results:
+            for encoded in results:
+                run.store(encoded)
+        return run.finish()
 
 
 def _passages(
@@ -210,7 +204,8 @@ class _Run:
     def __init__(
         self, folder: OutputFolder, source: Iterable[Record], manifest: dict[str, Any], progress: EncodeProgress | None
     ) -> None:
-        self._folder, self._source, self._manifest, self._progress = folder, source, manifest, progress
+        self._folder, self._manifest, self._progress = folder, manifest, progress
+        self._reader = source if isinstance(source, RecordReader) else None
         self._size: int = manifest["settings"]["shard_size"]
         self._pending: deque[_Shard] = deque()
         #: What the manifest says of each shard; None while it is being encoded.
@@ -223,7 +218,7 @@ class _Run:
         """Compare with an earlier run, or remove it; write the manifest."""
         path = self._folder.path / MANIFEST
         there = path.exists()
-        if there and not overwrite and not self._any_finished():
+        if there and not overwrite and next(self._folder.path.glob("shard-*[0-9].json"), None) is None:
             # An earlier run came to nothing, and what it was to be binds nobody; a manifest of something else does.
             read_manifest(path)
             self._remove()
@@ -241,9 +236,6 @@ class _Run:
             raise OutputError(f"{self._folder.path} holds shards without {MANIFEST}; --overwrite removes them")
         self._write_json(MANIFEST, self._manifest)
         self._folder.sync()
-
-    def _any_finished(self) -> bool:
-        return next(self._folder.path.glob("shard-*[0-9].json"), None) is not None
 
     def blocks(self, records: Iterable[Record]) -> Iterator[list[str]]:
         """The texts of each shard that is not finished yet."""
@@ -284,18 +276,14 @@ class _Run:
             raise self._failure
         entries = [entry for entry in self._entries if entry is not None]
         counts = {key: sum(entry[key] for entry in entries) for key in ("texts", "tokens", "truncated", "repaired")}
-        skipped = self._source.skipped if isinstance(self._source, RecordReader) else None
+        skipped = self._reader.skipped if self._reader else BadLines()
         manifest = self._manifest | {
             "complete": True,
-            "input_files": self._source.files if isinstance(self._source, RecordReader) else [],
+            "input_files": self._reader.files if self._reader else [],
             "input_sha256": self._input.hexdigest(),
-            "texts": counts["texts"],
-            "tokens": counts["tokens"],
+            **{key: counts[key] for key in ("texts", "tokens")},
             **{key: {"count": counts[key], "first_ids": self._first_ids(entries, key)} for key in _CHANGES},
-            "skipped": {
-                "count": skipped.count if skipped else 0,
-                "lines": [vars(line) for line in skipped.lines] if skipped else [],
-            },
+            "skipped": {"count": skipped.count, "lines": [vars(line) for line in skipped.lines]},
             "shards": entries,
         }
         if read_manifest(self._folder.path / MANIFEST) != json.loads(json_bytes(manifest)):
@@ -303,7 +291,7 @@ class _Run:
             self._folder.sync()
         if not entries:
             logger.warning("the input has no records: %s holds no vectors", self._folder.path)
-        return EncodeReport(**counts, kept=self._kept, shards=len(entries), skipped=manifest["skipped"]["count"])
+        return EncodeReport(**counts, kept=self._kept, shards=len(entries), skipped=skipped.count)
 
     def _shards(self, records: Iterable[Record]) -> Iterator[_Shard]:
         source, first = iter(records), 0
@@ -318,7 +306,7 @@ class _Run:
                     digest.update(len(data).to_bytes(8, "little"))
                     digest.update(data)
             self._input.update(digest.digest())
-            position = self._source.position if isinstance(self._source, RecordReader) else first + len(part)
+            position = self._reader.position if self._reader else first + len(part)
             yield _Shard(index, first, part, digest.hexdigest(), position)
             first += len(part)
 
@@ -349,9 +337,10 @@ class _Run:
         with self._folder.create(shard_name(shard.index, ".npy")) as file:
             np.save(file, np.ascontiguousarray(vectors))  # type: ignore[arg-type]
             vectors_sha256 = file.sha256
+        with_texts = self._manifest["settings"]["store_texts"]
         with self._folder.create(shard_name(shard.index, ".ids.jsonl")) as file:
             for record in shard.records:
-                file.write(self._ids_line(record))
+                file.write(line_of({"id": record.id, "text": record.text} if with_texts else {"id": record.id}))
             ids_sha256 = file.sha256
         facts = {
             "first": shard.first,
@@ -367,25 +356,13 @@ class _Run:
         self._folder.sync()
         return facts
 
-    def _ids_line(self, record: Record) -> bytes:
-        content = {"id": record.id}
-        if self._manifest["settings"]["store_texts"]:
-            content["text"] = record.text
-        try:
-            return (json.dumps(content, ensure_ascii=False) + "\n").encode()
-        except UnicodeEncodeError:  # A lone surrogate, which only an escape can carry.
-            return (json.dumps(content) + "\n").encode()
-
     def _entry(self, shard: _Shard, facts: dict[str, Any]) -> dict[str, Any]:
         return {
             "vectors": shard_name(shard.index, ".npy"),
             "ids": shard_name(shard.index, ".ids.jsonl"),
-            "texts": facts["texts"],
-            "tokens": facts["tokens"],
-            "truncated": len(facts["truncated"]),
-            "repaired": len(facts["repaired"]),
-            "input_sha256": facts["input_sha256"],
-            "vectors_sha256": facts["vectors_sha256"],
+            **{key: facts[key] for key in ("texts", "tokens")},
+            **{key: len(facts[key]) for key in _CHANGES},
+            **{key: facts[key] for key in ("input_sha256", "vectors_sha256")},
         }
 
     def _first_ids(self, entries: list[dict[str, Any]], change: str) -> list[str]:
@@ -437,8 +414,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     try:
         content = _read_json(path)
-    except DamagedJson as error:
-        raise OutputError(f"{error}; --overwrite starts anew") from error
+    except ValueError as error:
+        raise OutputError(f"{path} is damaged ({error}); --overwrite starts anew") from error
     if content is None:
         raise OutputError(f"{path.parent} is no folder of encoded shards: it has no {path.name}")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -456,23 +433,18 @@ def read_facts(path: Path) -> dict[str, Any] | None:
     """
     try:
         facts = _read_json(path)
-    except DamagedJson as error:
-        logger.warning("%s: the shard is encoded again", error)
+    except ValueError as error:
+        logger.warning("%s is damaged (%s): the shard is encoded again", path, error)
         return None
     return facts if isinstance(facts, dict) and _FACTS <= facts.keys() else None
 
 
-class DamagedJson(OutputError):
-    """A file that should hold JSON does not."""
-
-
 def _read_json(path: Path) -> Any:
+    """The content of a file, None when it is not there; a ValueError where it is no JSON."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise DamagedJson(f"{path} is damaged ({error})") from error
     except OSError as error:
         raise OutputError(f"cannot read {path}: {error.strerror or error}") from error
 

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from ..errors import ArgumentError
 from ..files.hashing import digest
+from ..inference.engine import resolve_devices
 from ..inference.shards import encode_to_shards, load_shards
 from ..inference.similarity import unit
-from ..inference.workers import resolve_devices
 from ..search import approximate
 from ..search.exact import QUERIES, UNIT_LENGTH, TopK
 from ..search.storage import check_similarity

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ..data.columns import BadLines, Line, read_file
+from ..data.encodings import repair
 from ..data.formats import Dialect, Quoting, listing, shown
 from ..data.training_rows import copy_key
-from ..data.unicode import repair
 from ..errors import ArgumentError, DataError
 
 POSITIVE_LABELS: Final = ("1", "entailment")

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from ..data.formats import STDIN, Dialect, Quoting
+from ..data.formats import STDIN, Dialect, Quoting, line_of
 from ..data.records import Record, RecordReader, read_records
-from ..data.training_rows import InputRow, check_output, check_training, line_of, read_training
+from ..data.training_rows import InputRow, check_output, check_training, read_training
 from ..errors import ArgumentError, DataError, require_extra
 from ..files.atomic import OutputFolder, check_place, write_together
 from ..files.hashing import digest, file_sha256

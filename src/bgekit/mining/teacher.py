@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
-from ..data.formats import Dialect, Quoting
-from ..data.training_rows import InputRow, check_output, check_training, copy_key, line_of, read_training
+from ..data.formats import Dialect, Quoting, line_of
+from ..data.training_rows import InputRow, check_output, check_training, copy_key, read_training
 from ..errors import OutputError
 from ..files.atomic import OutputFolder
 from ..files.hashing import file_sha256

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.arrow_store import ArrowStore, write_batches
+from ..data.encodings import repair
 from ..data.records import Record
 from ..data.training_rows import copy_key
-from ..data.unicode import repair
 
 if TYPE_CHECKING:
     from ..data.training_rows import InputRow

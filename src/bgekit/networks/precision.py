@@ -34,13 +34,18 @@ def half_precision(device: torch.device, model_type: str = "") -> str:
 
 
 def choose_precision(
-    device: torch.device, *, dtype: str | torch.dtype | None, use_fp16: bool, model_type: str = ""
-) -> str:
-    """The format to compute in: `dtype` if given, else the fastest 16-bit one if `use_fp16`, else float32.
+    device: torch.device, *, dtype: str | torch.dtype | None, use_fp16: bool, use_bf16: bool = False,
+    model_type: str = "",
+) -> str:  # fmt: skip
+    """The format to compute in: `dtype`, else bfloat16 if `use_bf16`, else the fastest 16-bit one if `use_fp16`.
+
+    float32 where none of them is asked for.
 
     Raises:
         ArgumentError: `dtype` is no known format, or the device cannot compute in it.
     """
+    if dtype is None and use_bf16:
+        dtype = "bfloat16"
     if dtype is None:
         return half_precision(device, model_type) if use_fp16 else "float32"
     name = str(dtype).removeprefix("torch.")

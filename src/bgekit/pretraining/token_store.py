@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.arrow_store import OPEN_BATCHES, ArrowStore, content_digest, stored, write_batches
+from ..data.encodings import repair
 from ..data.formats import STDIN, Quoting, stem_and_format
 from ..data.records import RecordReader
-from ..data.unicode import repair
 from ..errors import ArgumentError, DataError
 from ..files.hashing import HashedFile
 from ..training.batches.datasets import default_cache

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ...data.training_rows import ONE_NEGATIVE, PROMPTED_PASSAGES, Row, hash64
 from ...display.option_names import option_of
-from ...inference.pair_tokenization import PairRequest, PairTokenizer
-from ...inference.tokenization import TextTokenizer
+from ...inference.tokenization import PairRequest, PairTokenizer, TextTokenizer
 from ...models.prompts import Prompt
 from ...networks.packing import Packed
 from .datasets import Copies, TrainingData, count_copies
