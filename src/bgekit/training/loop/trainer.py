@@ -29,9 +29,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ...errors import ArgumentError, MissingExtraError
 from ...networks.cpu_inference import Trimmer
 from ..batches.sampler import StepBatches
-from ..insight.diagnosis import Findings
 from ..losses.distributed import LossValue, by_first, sum_over_processes
 from .checkpoints import ModelFiles, is_whole, keep_best_alone, mark_whole, remove_oldest
+from .diagnosis import Findings
 
 logger = logging.getLogger(__name__)
 #: Adds the gradient of a batch to the parameters and returns its loss. Takes the network (what it encodes -> vectors,

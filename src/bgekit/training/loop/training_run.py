@@ -25,9 +25,6 @@ from ...networks.packing import PACKED_ATTENTION
 from ..batches.collator import Batch, Collator, StepDataset
 from ..batches.datasets import TrainingData, load_data
 from ..batches.sampler import PlanOptions, Sampling
-from ..insight.curves import save_curves
-from ..insight.diagnosis import CollapseWatch, Diagnosis
-from ..insight.dry_run import Footprint, dry_run
 from ..losses.distributed import by_first
 from .arguments import WITHOUT_EFFECT, DataArguments, TrainerArguments, parse
 from .checkpoints import (
@@ -40,6 +37,9 @@ from .checkpoints import (
     prepare_output,
     save_final,
 )
+from .curves import save_curves
+from .diagnosis import CollapseWatch, Diagnosis
+from .dry_run import Footprint, dry_run
 from .trainer import EarlyStoppingCallback, Gradient, StepTrainer
 
 if TYPE_CHECKING:
