@@ -88,8 +88,6 @@ def test_the_decoder_is_the_papers_row_by_row(made, kind):
     with torch.no_grad():
         hidden = network.backbone(batch.masked, "all")
         found = network(batch)
-        from pretraining.test_masking import loops
-
         for text, length in enumerate(batch.original.lengths):
             ids = batch.original.input_ids[start : start + length]
             words = batch.words[start : start + length].tolist()

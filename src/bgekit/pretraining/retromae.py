@@ -215,13 +215,9 @@ class Masking:
             Packed(torch.from_numpy(np.concatenate(masked)), lengths),
             torch.from_numpy(numbers),
             torch.tensor(seeds, dtype=torch.long),
-            _tensor(hidden),
+            torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *hidden])),
             torch.from_numpy(np.flatnonzero(numbers >= 0)),
         )
-
-
-def _tensor(parts: Sequence[Ids]) -> Tensor:
-    return torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *parts]))
 
 
 class PretrainSteps(StepBatches[MaskedBatch]):
@@ -455,14 +451,15 @@ def loss_of(sums: Tensor, batch: MaskedBatch) -> LossValue:
     encoder, decoder = (max(count, 1.0) for count in counts)
     loss = (sums[0] / encoder + sums[1] / decoder) * world_size()
     every = sum_over_processes(sums)
-    metrics = {
-        "loss": every[0] / encoder + every[1] / decoder,
-        "encoder_loss": every[0] / encoder,
-        "decoder_loss": every[1] / decoder,
-        "encoder_accuracy": every[2] / encoder,
-        "decoder_accuracy": every[3] / decoder,
-    }
-    return LossValue(loss, metrics)
+    return LossValue(
+        loss, _metrics([total / count for total, count in zip(every, (encoder, decoder) * 2, strict=True)])
+    )
+
+
+def _metrics(means: Sequence[Any]) -> dict[str, Any]:
+    """Means over the tokens, in the order of `RetroMAE.forward`, by the names that a log has."""
+    names = ("encoder_loss", "decoder_loss", "encoder_accuracy", "decoder_accuracy")
+    return {"loss": means[0] + means[1], **dict(zip(names, means, strict=True))}
 
 
 def whole_gradient(
@@ -532,11 +529,7 @@ def measured_losses(
                 counts += torch.tensor(batch.counts, dtype=torch.float64)
     finally:
         network.train(training)
-    encoder, decoder, encoder_right, decoder_right = (sums / counts.clamp(min=1)[[0, 1, 0, 1]]).tolist()
-    return {
-        "loss": encoder + decoder, "encoder_loss": encoder, "decoder_loss": decoder,
-        "encoder_accuracy": encoder_right, "decoder_accuracy": decoder_right,
-    }  # fmt: skip
+    return _metrics((sums / counts.clamp(min=1).repeat(2)).tolist())
 
 
 @dataclass

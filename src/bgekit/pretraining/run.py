@@ -146,10 +146,8 @@ def pretrain(model: PretrainModelArguments, data: PretrainDataArguments, args: P
         tokens = Tokenization.of(start.tokenizer, start.card.name)
         reading = _reading(data, args, tokens)
         texts, held_out = _read(data, args, tokens, reading)
-        masking = Masking(tokens, data.encoder_mlm_probability, _seed(args))
-        options = PlanOptions(
-            args.per_device_train_batch_size * args.world_size, masking.seed, drop_last=args.dataloader_drop_last
-        )
+        masking = Masking(tokens, data.encoder_mlm_probability, args.order_seed)
+        options = PlanOptions(args.global_batch_size, masking.seed, drop_last=args.dataloader_drop_last)
         steps = PretrainSteps(texts, options, masking, rank=args.process_index, world=args.world_size)
         network = _network(start, data.decoder_mlm_probability)
         if args.dry_run:
@@ -182,10 +180,6 @@ main = functools.partial(
     train_as_given, pretrain, (PretrainModelArguments, PretrainDataArguments, PretrainArguments), _DESCRIPTION,
     prog="python -m bgekit.pretraining.run",
 )  # fmt: skip
-
-
-def _seed(args: PretrainArguments) -> int:
-    return int(args.seed if args.data_seed is None else args.data_seed)
 
 
 def _batches(texts: Texts, masking: Masking, size: int) -> Iterator[MaskedBatch]:

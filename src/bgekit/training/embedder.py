@@ -41,9 +41,8 @@ from .loop.training_run import (
     train_as_given,
     train_on_rows,
 )
-from .losses.contrastive import Contrastive, own_scores
+from .losses.contrastive import Contrastive, FalseNegatives, own_scores
 from .losses.distributed import LossValue, world_size
-from .losses.false_negatives import FalseNegatives
 from .losses.listwise import Groups
 from .losses.matryoshka import Loss, Matryoshka
 from .losses.sts import SCORED_LOSSES
