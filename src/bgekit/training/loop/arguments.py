@@ -178,7 +178,7 @@ class TrainerArguments(TrainingArguments):
 
     @property
     def order_seed(self) -> int:
-        """Of the order of the rows and what is drawn of them."""
+        """Seed of the order of the rows, and of what is drawn of them."""
         return self.seed if self.data_seed is None else self.data_seed
 
     def __post_init__(self) -> None:
