@@ -39,6 +39,8 @@ MOVED: Final[dict[str, tuple[str, ...]]] = {
     "models.checkpoint": ("models", "models.hub", "models.weights"),
     "models.encoder": ("networks", "networks.encoder"),
     "models.saving": ("networks", "networks.saving", "inference.embedder"),
+    "pretraining.masking": ("pretraining.retromae",),
+    "pretraining.vocabulary": ("pretraining.initial_model",),
     "reranking": (),
     "reranking.card": ("models", "models.reranker_card"),
     "reranking.groups": ("search", "search.candidates"),

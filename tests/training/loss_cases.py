@@ -19,9 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bgekit.networks.packing import Packed
 from bgekit.training.loop.gradient_cache import cached_backward, plain_backward
-from bgekit.training.losses.contrastive import Contrastive
+from bgekit.training.losses.contrastive import Contrastive, FalseNegatives
 from bgekit.training.losses.distributed import LossValue
-from bgekit.training.losses.false_negatives import FalseNegatives
 from bgekit.training.losses.listwise import GroupLoss
 from bgekit.training.losses.matryoshka import Matryoshka
 from bgekit.training.losses.sts import CoSent, ScoredMse

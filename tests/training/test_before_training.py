@@ -16,7 +16,7 @@ from bgekit.networks.encoder import add_lora, load_trainable
 from bgekit.training.batches.collator import Collator, Limit, StepDataset
 from bgekit.training.batches.datasets import check_cosines
 from bgekit.training.batches.sampler import PlanOptions, Sampling
-from bgekit.training.insight.diagnosis import Diagnosis
+from bgekit.training.loop.diagnosis import Diagnosis
 
 from .conftest import row
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .pretrain_arguments import PretrainArguments, PretrainDataArguments, PretrainModelArguments
-    from .run import pretrain
+    from .initial_model import PretrainModelArguments
+    from .run import PretrainArguments, PretrainDataArguments, pretrain
 
 _HOMES = {
-    "PretrainArguments": "pretrain_arguments",
-    "PretrainDataArguments": "pretrain_arguments",
-    "PretrainModelArguments": "pretrain_arguments",
+    "PretrainArguments": "run",
+    "PretrainDataArguments": "run",
+    "PretrainModelArguments": "initial_model",
     "pretrain": "run",
 }
 

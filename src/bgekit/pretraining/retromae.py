@@ -5,19 +5,27 @@ has to be enough for the decoder to find every token of the text (arXiv:2205.120
 
     H1 = [h + p_1, ..., h + p_N]            queries
     H2 = [h, e_1, ..., e_N]                 keys and values, e_j the embedding of the unmasked token and its position
-    A  = softmax(H1 Wq (H2 Wk)^T / sqrt(d) + M) H2 Wv,   M as in `masking.visible`
+    A  = softmax(H1 Wq (H2 Wk)^T / sqrt(d) + M) H2 Wv,   M as in `visible`
 
 A and H1, added and normalised as in any layer, go through the layer's second half and the encoder's own MLM head. The
 loss is the mean over masked tokens of the encoder's cross entropy, plus the mean over all tokens (special ones
-excepted) of the decoder's.
+excepted) of the decoder's: means over the tokens of an optimiser's step, whoever computes them.
+
+In the order of a step: masks and batches, the network, the loss and the trainer.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
@@ -28,7 +36,210 @@ from ..models.config import padding_position
 from ..networks.encoder import PackedBackbone, PaddedBackbone, can_pack
 from ..networks.gradient_checkpointing import Recomputing
 from ..networks.packing import Packed
-from .masking import MaskedBatch, visible
+from ..training.batches.sampler import DatasetShare, GlobalBatch, PlanOptions, StepBatch, StepBatches
+from ..training.loop.diagnosis import Findings
+from ..training.loop.trainer import StepTrainer
+from ..training.losses.distributed import LossValue, sum_over_processes, world_size
+from .token_store import Facts, Ids, Texts, Tokenization
+
+#: Of the masked tokens, those that become the mask token, and those that become a random one; the rest stay (BERT).
+_MASKED: Final = 0.8
+_RANDOM: Final = 0.1
+#: 32 bits.
+_ALL: Final = 0xFFFFFFFF
+
+
+def draw_words(words: Ids, share: float, generator: np.random.Generator) -> Ids:
+    """Positions of the tokens of words drawn at random, whole words only.
+
+    Words are taken in random order up to `share` of all tokens that belong to words. The word that would pass it is
+    taken with the probability that makes the share exact on average, so that long words are drawn as often as short.
+
+    Args:
+        words: [L] the number of each token's word, from 0; -1 for special tokens, which are never drawn.
+        share: Share of the tokens.
+        generator: Of the draw.
+
+    Returns:
+        [m] int64, ascending.
+    """
+    sizes = np.bincount(words[words >= 0])
+    order = generator.permutation(len(sizes))
+    total = np.cumsum(sizes[order])
+    budget = share * float(sizes.sum())
+    count = int(np.searchsorted(total, budget + 1e-9, side="right"))
+    if count < len(order):
+        rest = budget - float(total[count - 1] if count else 0)
+        count += bool(generator.random() * sizes[order[count]] < rest)
+    drawn = np.zeros(len(sizes) + 1, dtype=np.bool_)  # The last is for the number -1.
+    drawn[order[:count]] = True
+    return np.flatnonzero(drawn[words])
+
+
+def corrupt(ids: Ids, positions: Ids, mask: int, ordinary: Ids, generator: np.random.Generator) -> Ids:
+    """The ids with those at some positions masked: 80 % as the mask token, 10 % as another token, 10 % as they are.
+
+    Args:
+        ids: [L].
+        positions: [m] what is masked.
+        mask: Id of the mask token.
+        ordinary: Ids that random tokens are drawn from.
+        generator: Of the draw.
+    """
+    result = ids.copy()
+    fate = generator.random(len(positions))
+    result[positions[fate < _MASKED]] = mask
+    replaced = positions[(fate >= _MASKED) & (fate < _MASKED + _RANDOM)]
+    result[replaced] = generator.choice(ordinary, len(replaced))
+    return result
+
+
+def visible(words: Tensor, seeds: Tensor, share: float) -> Tensor:
+    """Keys that each position of the decoder sees: the paper's M, of which 0 is True and minus infinity False.
+
+    Position i sees the first key, which is the text's vector, and of the others those whose words are drawn for it,
+    each with probability `1 - share`; never itself. Special tokens are always seen. Each position has a draw of its
+    own, which is a hash of the text's seed, the position and the word: nothing is stored or sent, and every device
+    draws the same.
+
+    Args:
+        words: [n, L] int64, the number of each token's word, -1 for special tokens.
+        seeds: [n] int64 from 0 to 2**32 - 1, one for each text.
+        share: Share of the words that a position does not see.
+
+    Returns:
+        [n, L, L] bool: text, position, key.
+    """
+    length = words.shape[1]
+    position = torch.arange(length, device=words.device)
+    rows = _hash32(seeds[:, None] ^ _hash32(position + 1)[None, :])
+    columns = _hash32(words + 2)
+    drawn = _hash32(rows[:, :, None] ^ columns[:, None, :]) < int(share * 2**32)
+    seen = ~(drawn & (words >= 0)[:, None, :])
+    seen[:, position, position] = False
+    seen[:, :, 0] = True
+    return seen
+
+
+def _hash32(value: Tensor) -> Tensor:
+    """A hash of 32 bits; products stay below 2**63."""
+    for _ in range(2):
+        value = ((value >> 16) ^ value) * 0x45D9F3B & _ALL
+    return (value >> 16) ^ value
+
+
+#: A part of the seed, so that no two uses draw the same numbers.
+_MASKS: Final = 12
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedBatch(StepBatch):
+    """One process's part of a global batch: n sequences of T tokens in all, laid end to end.
+
+    Attributes:
+        original: The sequences.
+        masked: What the encoder sees of them.
+        words: [T] int64, number of each token's word in its sequence, -1 for special tokens.
+        seeds: [n] int64, what the decoder's draws depend on.
+        hidden: [m] int64, tokens that the encoder has to find.
+        content: [k] int64, tokens that the decoder has to find: all but special ones.
+        totals: Tokens that the encoder, and the decoder, have to find in one of the micro-batches of an optimiser's
+            step, over all processes, on average; None where this batch is all there is.
+    """
+
+    original: Packed
+    masked: Packed
+    words: Tensor
+    seeds: Tensor
+    hidden: Tensor
+    content: Tensor
+    totals: tuple[float, float] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens, special ones included."""
+        return self.original.input_ids.numel()
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Tokens that the encoder, and the decoder, have to find here."""
+        return self.hidden.numel(), self.content.numel()
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Sequences -> `MaskedBatch`.
+
+    Attributes:
+        tokens: The tokenizer.
+        share: Share of the tokens that the encoder does not see.
+        seed: Of all draws.
+    """
+
+    tokens: Tokenization
+    share: float
+    seed: int
+
+    def __call__(self, texts: Texts, rows: Sequence[int], passes: Sequence[int]) -> MaskedBatch:
+        """The batch of some sequences; masks depend on the seed, the sequence's number and the pass alone.
+
+        Args:
+            texts: All sequences.
+            rows: Numbers of those of this batch.
+            passes: How often each was drawn before.
+        """
+        before, after = list(self.tokens.before), list(self.tokens.after)
+        original, masked, words, seeds, hidden = [], [], [], [], []
+        start = 0
+        for row, earlier in zip(rows, passes, strict=True):
+            content, begins = texts.sequence(int(row))
+            generator = np.random.default_rng([self.seed, _MASKS, int(earlier), int(row)])
+            seeds.append(int(generator.integers(1 << 32)))
+            ids = np.concatenate([before, content, after]).astype(np.int64)
+            numbers = np.full(len(ids), -1, dtype=np.int64)
+            numbers[len(before) : len(before) + len(content)] = np.cumsum(begins) - 1
+            drawn = draw_words(numbers, self.share, generator)
+            original.append(ids)
+            masked.append(corrupt(ids, drawn, self.tokens.mask, self.tokens.ordinary, generator))
+            words.append(numbers)
+            hidden.append(drawn + start)
+            start += len(ids)
+        if not original:
+            # No sequence for this process in a short batch: one without content stands in, which teaches nothing.
+            original = masked = [np.array([*before, *after], dtype=np.int64)]
+            words, seeds = [np.full(len(original[0]), -1, dtype=np.int64)], [0]
+        numbers = np.concatenate(words)
+        lengths = tuple(map(len, original))
+        return MaskedBatch(
+            Packed(torch.from_numpy(np.concatenate(original)), lengths),
+            Packed(torch.from_numpy(np.concatenate(masked)), lengths),
+            torch.from_numpy(numbers),
+            torch.tensor(seeds, dtype=torch.long),
+            torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *hidden])),
+            torch.from_numpy(np.flatnonzero(numbers >= 0)),
+        )
+
+
+class PretrainSteps(StepBatches[MaskedBatch]):
+    """Batches of masked sequences by step, see `StepBatches`.
+
+    Args:
+        texts: All sequences.
+        options: How they form batches.
+        masking: How they are masked.
+        rank: This process.
+        world: Processes in all.
+    """
+
+    def __init__(self, texts: Texts, options: PlanOptions, masking: Masking, *, rank: int = 0, world: int = 1) -> None:
+        self.texts, self.masking = texts, masking
+        super().__init__([DatasetShare(np.arange(len(texts)))], options, rank=rank, world=world)
+
+    def batch(self, rows: GlobalBatch) -> MaskedBatch:
+        """This process's part of a global batch."""
+        part = rows.part(self.rank, self.world)
+        return self.masking(self.texts, rows.rows[part].tolist(), rows.passes[part].tolist())
+
 
 #: Logits that are held at once; with more tokens they are computed in parts, and once more on the way back.
 _LOGITS: Final = 1 << 26
@@ -225,3 +436,140 @@ def head_of(lm: Any) -> nn.Module:
 
 def _initial(config: Any) -> float:
     return float(getattr(config, "initializer_range", 0.02))
+
+
+def loss_of(sums: Tensor, batch: MaskedBatch) -> LossValue:
+    """The loss of a global batch from the sums that this process has.
+
+    Args:
+        sums: [4] of `RetroMAE.forward`.
+        batch: The batch; its `totals` are what the sums are divided by.
+    """
+    counts = batch.totals
+    if counts is None:
+        counts = tuple(sum_over_processes(torch.tensor(batch.counts, device=sums.device)).tolist())
+    encoder, decoder = (max(count, 1.0) for count in counts)
+    loss = (sums[0] / encoder + sums[1] / decoder) * world_size()
+    every = sum_over_processes(sums)
+    return LossValue(
+        loss, _metrics([total / count for total, count in zip(every, (encoder, decoder) * 2, strict=True)])
+    )
+
+
+def _metrics(means: Sequence[Any]) -> dict[str, Any]:
+    """Means over the tokens, in the order of `RetroMAE.forward`, by the names that a log has."""
+    names = ("encoder_loss", "decoder_loss", "encoder_accuracy", "decoder_accuracy")
+    return {"loss": means[0] + means[1], **dict(zip(names, means, strict=True))}
+
+
+def whole_gradient(
+    encode: Callable[[MaskedBatch], Tensor], batch: MaskedBatch, backward: Callable[[Tensor], None], no_sync: Any
+) -> LossValue:
+    """Add the gradient of a batch to the parameters, all at once (a `Gradient` of `StepTrainer`)."""
+    value = loss_of(encode(batch), batch)
+    backward(value.loss)
+    return LossValue(value.loss.detach(), value.metrics)
+
+
+class PretrainingTrainer(StepTrainer):
+    """`StepTrainer` whose micro-batches weigh by their tokens, and that logs its speed. Takes the same arguments."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._since: float | None = None
+        super().__init__(*args, **kwargs)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[MaskedBatch], num_batches: int, device: torch.device
+    ) -> tuple[list[MaskedBatch], None]:
+        """The micro-batches of one step, which know how many tokens the step has: each token weighs the same."""
+        if self._since is None:
+            self._since = time.perf_counter()
+        batches = list(islice(epoch_iterator, num_batches))
+        if not batches:
+            return batches, None
+        counts = sum_over_processes(torch.tensor([batch.counts for batch in batches], device=self.args.device).sum(0))
+        encoder, decoder = (count / len(batches) for count in counts.tolist())
+        return [replace(batch, totals=(encoder, decoder)) for batch in batches], None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add how fast it goes."""
+        if "loss" in logs and (counted := self._metrics.get("tokens")):
+            now = time.perf_counter()
+            tokens = float(sum_over_processes(torch.stack(counted).sum().to(self.args.device)))
+            logs["tokens_per_second"] = tokens / max(now - (self._since or 0.0), 1e-9)
+            self._since = now
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Measure; the time that it takes is not counted as training."""
+        start = time.perf_counter()
+        metrics = super().evaluate(*args, **kwargs)
+        if self._since is not None:
+            self._since += time.perf_counter() - start
+        return metrics
+
+
+def measured_losses(
+    network: RetroMAE, batches: Iterable[MaskedBatch], context: AbstractContextManager[Any]
+) -> dict[str, float]:
+    """Mean losses and accuracies of a network as it is, without dropout.
+
+    Args:
+        network: The network.
+        batches: What it is measured on.
+        context: Of the computation, such as automatic precision.
+    """
+    training, device = network.training, next(network.parameters()).device
+    sums, counts = torch.zeros(4, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    network.eval()
+    try:
+        with torch.no_grad(), context:
+            for batch in batches:
+                sums += network(batch.to(device)).double().cpu()
+                counts += torch.tensor(batch.counts, dtype=torch.float64)
+    finally:
+        network.train(training)
+    return _metrics((sums / counts.clamp(min=1).repeat(2)).tolist())
+
+
+@dataclass
+class PretrainDiagnosis(Findings):
+    """Findings of pre-training."""
+
+    def before(self, facts: Facts, max_length: int, cut: bool) -> list[str]:
+        """Look at the data.
+
+        Args:
+            facts: Counts of the texts and their tokens.
+            max_length: Tokens of a sequence.
+            cut: Whether longer texts lose their end.
+
+        Returns:
+            The new findings.
+        """
+        found = {}
+        if cut and facts.long > 0.1 * facts.texts:
+            found["cut"] = (
+                f"{facts.long / facts.texts:.0%} of the texts are longer than --max-seq-length {max_length} and lose "
+                "their end: raise it, or --long-texts split"
+            )
+        if facts.unknown > 0.02 * facts.tokens:
+            found["unknown"] = (
+                f"{facts.unknown / facts.tokens:.0%} of the tokens are unknown to the vocabulary: is the tokenizer "
+                "meant for this language? --tokenizer-name takes another one"
+            )
+        if facts.tokens < 8 * facts.sequences:
+            found["short"] = (
+                f"the texts have {facts.tokens / facts.sequences:.1f} tokens on average: a vector that has so little "
+                "to hold learns little; passages are better"
+            )
+        return self.report(found)
+
+    def after(self, logs: Mapping[str, Any]) -> list[str]:
+        """Look at the losses of a logged step; returns the new findings."""
+        if all(math.isfinite(float(logs.get(name, 0.0))) for name in ("loss", "encoder_loss", "decoder_loss")):
+            return []
+        return self.report({
+            "not finite": "the loss is no number any more: take a lower --learning-rate, --warmup-ratio 0.1, or --bf16 "
+            "instead of --fp16"
+        })  # fmt: skip

@@ -70,7 +70,9 @@ class Words:
                 begins[position] = tokens[position].startswith(_SPACES) or _apart(
                     text, offsets[position - 1], offsets[position]
                 )
-        return _short(begins)
+        # Words that are too long are taken apart.
+        sizes = np.diff(np.append(np.flatnonzero(begins), len(begins)))
+        return begins | np.repeat(sizes > _LONGEST, sizes)
 
 
 def _apart(text: str, before: tuple[int, int], after: tuple[int, int]) -> bool:
@@ -83,14 +85,6 @@ def _apart(text: str, before: tuple[int, int], after: tuple[int, int]) -> bool:
 def _unspaced(character: str) -> bool:
     code = ord(character)
     return code >= _UNSPACED[0][0] and any(first <= code <= last for first, last in _UNSPACED)
-
-
-def _short(begins: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Words that are too long taken apart."""
-    if not len(begins):
-        return begins
-    sizes = np.diff(np.append(np.flatnonzero(begins), len(begins)))
-    return begins | np.repeat(sizes > _LONGEST, sizes)
 
 
 logger = logging.getLogger(__name__)

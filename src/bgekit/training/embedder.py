@@ -25,10 +25,10 @@ from ..networks.encoder import TrainableEncoder, add_lora, load_trainable
 from ..networks.saving import as_stored
 from .batches.collator import Batch, Collator, StepDataset
 from .batches.datasets import check_cosines
-from .insight.diagnosis import Diagnosis, scores_of_all
-from .insight.dry_run import Lengths
 from .loop.arguments import DataArguments, EmbedderArguments, ModelArguments
 from .loop.checkpoints import ModelFiles, origin, save_encoder
+from .loop.diagnosis import Diagnosis, scores_of_all
+from .loop.dry_run import Lengths
 from .loop.gradient_cache import PackedGradient
 from .loop.training_run import (
     evaluation_tasks,
@@ -41,9 +41,8 @@ from .loop.training_run import (
     train_as_given,
     train_on_rows,
 )
-from .losses.contrastive import Contrastive, own_scores
+from .losses.contrastive import Contrastive, FalseNegatives, own_scores
 from .losses.distributed import LossValue, world_size
-from .losses.false_negatives import FalseNegatives
 from .losses.listwise import Groups
 from .losses.matryoshka import Loss, Matryoshka
 from .losses.sts import SCORED_LOSSES

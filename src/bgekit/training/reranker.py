@@ -26,9 +26,9 @@ from ..networks.cross_encoder import CrossEncoder, load_trainable
 from ..networks.saving import write_reranker
 from .batches.collator import Batch, PairCollator, StepDataset
 from .batches.datasets import TrainingData
-from .insight.diagnosis import Diagnosis, scores_of_groups
 from .loop.arguments import DataArguments, ModelArguments, RerankerArguments, RerankerDataArguments
 from .loop.checkpoints import FIRST_STAGE, ModelFiles, origin
+from .loop.diagnosis import Diagnosis, scores_of_groups
 from .loop.gradient_cache import PackedGradient
 from .loop.training_run import (
     evaluation_tasks,

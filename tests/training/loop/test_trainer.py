@@ -11,7 +11,7 @@ from torch import nn
 from transformers import Trainer
 
 from bgekit.errors import CheckpointError
-from bgekit.pretraining.retromae_trainer import PretrainingTrainer
+from bgekit.pretraining.retromae import PretrainingTrainer
 from bgekit.training.loop.checkpoints import ModelFiles, check_same_run, mark_whole
 from bgekit.training.loop.trainer import StepTrainer
 

@@ -17,8 +17,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from bgekit.errors import ArgumentError, DataError
 from bgekit.mining.negatives import Guards
-from bgekit.training.losses.contrastive import Contrastive, blockwise
-from bgekit.training.losses.false_negatives import FalseNegatives
+from bgekit.training.losses.contrastive import Contrastive, FalseNegatives, blockwise
 from bgekit.training.losses.listwise import GroupLoss
 from bgekit.training.losses.matryoshka import Matryoshka
 from bgekit.training.losses.sts import SCORED_LOSSES, CoSent, ScoredLoss, ScoredMse

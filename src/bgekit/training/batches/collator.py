@@ -16,6 +16,7 @@ from ...display.option_names import option_of
 from ...inference.tokenization import PairRequest, PairTokenizer, TextTokenizer
 from ...models.prompts import Prompt
 from ...networks.packing import Packed
+from ..losses.listwise import LossBatch
 from .datasets import Copies, TrainingData, count_copies
 from .sampler import Example, GlobalBatch, PlanOptions, Sampling, StepBatch, StepBatches, dataset_shares
 
@@ -29,37 +30,21 @@ _KEPT_TOKENIZERS: Final = 16
 
 
 @dataclass(frozen=True, eq=False)
-class Batch(StepBatch):
-    """One process's part of a global batch: n rows with m passages.
+class Batch(LossBatch, StepBatch):
+    """One process's part of a global batch: n rows with m passages, as losses read them (`LossBatch`), and their texts.
 
-    A process may have no row at all (n = m = 0): it still takes part in what all processes do together.
+    Texts that are equal to the model have equal keys, see `Collator.keys`.
 
     Attributes:
         queries: n token sequences.
         passages: m token sequences, row by row: the positive, then negatives.
-        groups: Passages of each row, at least 1.
-        query_keys: [n] int64, equal for texts that are equal to the model, see `Collator.keys`.
-        passage_keys: [m] int64, likewise.
-        positive_keys: For each row, the keys of all its positives, whether drawn or not.
-        teacher: [m] float32, a teacher's scores, None without.
-        scores: [n] float32, labels of scored pairs, None for other rows.
-        in_batch: Whether other rows' passages are negatives.
-        size: Rows of the global batch, over all processes.
-        offset: Where this process's rows begin in it.
+        offset: Where this process's rows begin in the global batch.
         rows: Numbers of the rows in the data.
         truncated: How many queries, and how many passages, were cut at the maximum length.
     """
 
     queries: Packed
     passages: Packed
-    groups: tuple[int, ...]
-    query_keys: Tensor
-    passage_keys: Tensor
-    positive_keys: list[Tensor]
-    teacher: Tensor | None
-    scores: Tensor | None
-    in_batch: bool
-    size: int
     offset: int
     rows: tuple[int, ...] = ()
     truncated: tuple[int, int] = (0, 0)
@@ -172,8 +157,6 @@ class Collator:
         # The keys of the positives as they are stored: a positive whose parts were shuffled is still that positive.
         stored = [text for each in examples for text in (each.row.positives[each.positive], *each.passages[1:])]
         asked, given, *known = self.keys([[row.query for row in rows], stored, *(row.positives for row in rows)])
-        teachers = [example.teacher for example in examples]
-        scores = [row.score for row in rows]
         return Batch(
             queries=queries,
             passages=passages,
@@ -181,8 +164,8 @@ class Collator:
             query_keys=torch.tensor(asked, dtype=torch.long),
             passage_keys=torch.tensor(given, dtype=torch.long),
             positive_keys=[torch.tensor(keys) for keys in known],
-            teacher=_tensor([None if scores is None else list(scores) for scores in teachers]),
-            scores=_tensor([None if score is None else [score] for score in scores]),
+            teacher=_tensor([example.teacher for example in examples]),
+            scores=_tensor([None if row.score is None else [row.score] for row in rows]),
             in_batch=in_batch,
             size=size,
             offset=offset,
@@ -270,13 +253,13 @@ class Collator:
         return TextTokenizer(self.tokenizer, prompt, length)
 
 
-def _tensor(values: Sequence[list[float] | None]) -> Tensor | None:
+def _tensor(values: Sequence[Sequence[float] | None]) -> Tensor | None:
     """[sum of lengths] float32; None if a row has no values, or there is no row."""
     flat: list[float] = []
     for value in values:
         if value is None:
             return None
-        flat += value
+        flat.extend(value)
     return torch.tensor(flat, dtype=torch.float32) if values else None
 
 

@@ -94,7 +94,7 @@ def find_datasets(
         if not 0 < weight < float("inf"):
             raise ArgumentError(f"a dataset's weight must be a number above 0, not {weight}")
         if os.path.isdir(path):
-            inside = [(file, folder) for file, folder in _files_in(path)]
+            inside = list(_files_in(path))
             if not inside:
                 raise DataError(f"the folder {path} has no training data (*.jsonl, *.json, *.parquet, also .gz)")
         elif os.path.exists(path):
@@ -164,11 +164,6 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def stored(self) -> int:
-        """All its rows, those that are not trained on included."""
-        return sum(map(len, self.stores))
-
     def column(self, name: str) -> Counts:
         """Numbers of the rows that are trained on (see `store`), [n] int64."""
         return np.concatenate([store.column(name) for store in self.stores])[self.rows - self.start]
@@ -179,10 +174,9 @@ class Dataset:
 
     def values(self, name: str) -> dict[str | None, int]:
         """Counts of each value of `prompt` or `type` in its files."""
-        counts: dict[str | None, int] = {}
+        counts: Counter[str | None] = Counter()
         for store in self.stores:
-            for value, count in store.values(name).items():
-                counts[value] = counts.get(value, 0) + count
+            counts.update(store.values(name))
         return counts
 
 
@@ -300,7 +294,8 @@ def load_data(
             continue
         if teacher:
             _check_teacher(store, same_dataset, bad)
-        opened.append((_with_facts(spec, store), (store,)))
+        first = store.row(0)  # It speaks for all, as in FlagEmbedding.
+        opened.append((replace(spec, batch_size=first["batch_size"], type=first["type"]), (store,)))
     bad.check("problem", "in the training data", _ADVICE)
     if same_dataset and small_threshold:
         opened = _merged(opened, small_threshold, drop_threshold, warnings)
@@ -389,19 +384,12 @@ def default_cache() -> Path:
     return Path(HF_HOME) / "bgekit" / "training"
 
 
-def _with_facts(spec: DataSpec, store: RowStore) -> DataSpec:
-    # The first row speaks for all, as in FlagEmbedding.
-    first = store.row(0)
-    return replace(spec, batch_size=first["batch_size"], type=first["type"])
-
-
 def _check_teacher(store: RowStore, same_dataset: bool, bad: BadLines) -> None:
     notes = store.column("notes")
     missing = np.flatnonzero(notes & (HAS_TEACHER | HAS_SCORE) == 0)
     if not len(missing) or (same_dataset and not (notes & HAS_TEACHER).any()):
         return
-    lines = store.column("line")[missing]
-    for line in lines:
+    for line in store.column("line")[missing]:
         bad.add(
             store.source, int(line), "no pos_scores and neg_scores, which knowledge distillation needs (`bge score`)"
         )

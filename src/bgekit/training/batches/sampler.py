@@ -330,11 +330,6 @@ class StepBatches(Dataset[BatchT]):
     def __len__(self) -> int:
         return len(self._plan)
 
-    @property
-    def epoch(self) -> int:
-        """The epoch of items that do not name one."""
-        return self._plan.epoch
-
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of items that do not name one. It does not reach data loader workers that run already."""
         if epoch != self._plan.epoch:

@@ -40,6 +40,14 @@ def option(sentence: str, default: Any = None, *, aliases: Sequence[str] = (), m
     return field(default=default, metadata=metadata)
 
 
+def _check_at_least_1(args: Any, *names: str) -> None:
+    """Check some numbers, as far as they are given."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ArgumentError(f"{option_of(name)} must be at least 1, not {value}")
+
+
 @dataclass
 class ModelArguments:
     """The model that is trained.
@@ -106,10 +114,7 @@ class DataArguments:
     pad_to_multiple_of: int | None = option("has no effect, since nothing is padded; accepted for old commands")
 
     def __post_init__(self) -> None:
-        for name in ("train_group_size", "query_max_len", "passage_max_len", "max_example_num_per_dataset"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ArgumentError(f"{option_of(name)} must be at least 1, not {value}")
+        _check_at_least_1(self, "train_group_size", "query_max_len", "passage_max_len", "max_example_num_per_dataset")
         if not self.train_data:
             raise ArgumentError('--train-data is needed: jsonl files of {"query", "pos", "neg"}, or folders of them')
         if self.dataset_weights and len(self.dataset_weights) != len(self.train_data):
@@ -166,6 +171,16 @@ class TrainerArguments(TrainingArguments):
         """Whether there is data to judge by."""
         return bool(self.eval_data)
 
+    @property
+    def global_batch_size(self) -> int:
+        """Rows of a batch, of all processes together."""
+        return self.per_device_train_batch_size * self.world_size
+
+    @property
+    def order_seed(self) -> int:
+        """Seed of the order of the rows, and of what is drawn of them."""
+        return self.seed if self.data_seed is None else self.data_seed
+
     def __post_init__(self) -> None:
         check_supported(self)
         check_encoding(self.encoding)
@@ -177,8 +192,7 @@ class TrainerArguments(TrainingArguments):
                 raise ArgumentError(f"--warmup-ratio must be from 0 to below 1, not {self.warmup_ratio}")
             # As in transformers: a number of steps counts more than a share.
             own.warmup_steps = own.warmup_steps or self.warmup_ratio
-        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
-            raise ArgumentError(f"--early-stopping-patience must be at least 1, not {self.early_stopping_patience}")
+        _check_at_least_1(self, "early_stopping_patience")
         if self.dry_run:
             own.output_dir = own.output_dir or "."  # Nothing is written.
         if not self.output_dir:
@@ -230,9 +244,9 @@ class TrainerArguments(TrainingArguments):
         """Use the data to judge by: at the start, after each epoch, and to tell which checkpoint is best."""
         own: Any = self
         own.eval_on_start = True
-        if str(getattr(own.eval_strategy, "value", own.eval_strategy)) == "no":
+        if _plain(own.eval_strategy) is None:
             own.eval_strategy = "steps" if own.eval_steps else "epoch"
-        if str(getattr(own.eval_strategy, "value", own.eval_strategy)) == "steps":
+        if _plain(own.eval_strategy) == "steps":
             own.eval_steps = own.eval_steps or own.logging_steps
         own.metric_for_best_model = own.metric_for_best_model or "eval_score"
         if own.greater_is_better is None:
@@ -277,8 +291,7 @@ class EmbedderArguments(TrainerArguments):
     def __post_init__(self) -> None:
         if self.temperature <= 0:
             raise ArgumentError(f"--temperature must be above 0, not {self.temperature}")
-        if self.grad_cache_chunk is not None and self.grad_cache_chunk < 1:
-            raise ArgumentError(f"--grad-cache-chunk must be at least 1, not {self.grad_cache_chunk}")
+        _check_at_least_1(self, "grad_cache_chunk")
         if self.matryoshka_dims and not self.matryoshka:
             self.matryoshka = True
         if min(self.matryoshka_dims, default=1) < 1:
@@ -310,10 +323,7 @@ class RerankerArguments(TrainerArguments):
     grad_cache_chunk: int | None = option("pairs scored at once, with the same gradient", aliases=["--sub-batch-size"])
 
     def __post_init__(self) -> None:
-        for name in ("rerank_top_k", "max_len", "grad_cache_chunk"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ArgumentError(f"{option_of(name)} must be at least 1, not {value}")
+        _check_at_least_1(self, "rerank_top_k", "max_len", "grad_cache_chunk")
         if self.eval_data and not self.first_stage:
             raise ArgumentError(
                 "--eval-data needs --first-stage MODEL: the embedder whose best passages are put in order"
@@ -475,7 +485,7 @@ def check_supported(args: Any) -> None:
     Raises:
         ArgumentError: an argument is set that this kind of training has no use for.
     """
-    defaults = {each.name: _plain(_default(each)) for each in fields(args)}
+    defaults = {each.name: _plain(default_of(each)) for each in fields(args)}
     for refusal in REFUSED:
         if refusal.argument not in defaults or (args.judged and not refusal.reason):
             continue  # Not an argument of this release of transformers, or one that the data give a meaning.
@@ -496,7 +506,8 @@ def check_supported(args: Any) -> None:
         raise ArgumentError(f"--accelerator-config with {unused[0]} is not supported: {_OWN_LOADER}")
 
 
-def _default(field: Field[Any]) -> Any:
+def default_of(field: Field[Any]) -> Any:
+    """The value of a dataclass's field where none is given."""
     made: Any = field.default_factory
     return made() if field.default is MISSING else field.default
 

@@ -124,7 +124,8 @@ def cached_backward(
     del vectors  # Of a large batch as much as the activations of a chunk.
     memory.trim()
 
-    with _RandomState.kept(everything.input_ids):
+    afterwards = _RandomState.now(everything.input_ids)
+    try:
         for number, (piece, state) in enumerate(zip(chunks, states, strict=True), start=1):
             with silent() if number < len(chunks) else contextlib.nullcontext():
                 state.restore()
@@ -132,6 +133,8 @@ def cached_backward(
                 backward((again * gradient[piece.positions]).sum())
             torch.clear_autocast_cache()
             memory.trim()
+    finally:
+        afterwards.restore()
     return value
 
 
@@ -204,16 +207,6 @@ class _RandomState:
     def now(cls, where: Tensor) -> _RandomState:
         devices, states = get_device_states(where)
         return cls(torch.get_rng_state(), where.device.type, list(devices), list(states))
-
-    @classmethod
-    @contextlib.contextmanager
-    def kept(cls, where: Tensor) -> Iterator[None]:
-        """Afterwards the state is what it was."""
-        before = cls.now(where)
-        try:
-            yield
-        finally:
-            before.restore()
 
     def restore(self) -> None:
         torch.set_rng_state(self.cpu)

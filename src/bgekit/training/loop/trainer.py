@@ -10,13 +10,14 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import operator
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 import transformers
@@ -29,11 +30,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ...errors import ArgumentError, MissingExtraError
 from ...networks.cpu_inference import Trimmer
 from ..batches.sampler import StepBatches
-from ..insight.diagnosis import Findings
 from ..losses.distributed import LossValue, by_first, sum_over_processes
 from .checkpoints import ModelFiles, is_whole, keep_best_alone, mark_whole, remove_oldest
+from .diagnosis import Findings
 
 logger = logging.getLogger(__name__)
+#: The only batch of a list, as a loader wants it that puts several together.
+_only_item: Final = operator.itemgetter(0)
 #: Adds the gradient of a batch to the parameters and returns its loss. Takes the network (what it encodes -> vectors,
 #: scores or losses), the batch, what goes back from a scalar, and a context in which processes exchange no gradients.
 Gradient: TypeAlias = Callable[
@@ -134,11 +137,6 @@ class WholeCheckpoints(TrainerCallback):
             keep_best_alone(Path(str(args.output_dir)), state.best_model_checkpoint)
 
 
-def only_item(items: list[Any]) -> Any:
-    """The only item of a list."""
-    return items[0]
-
-
 class StepTrainer(Trainer):
     """Trains a network whose batches are steps, and whose loss is that of the global batch.
 
@@ -183,7 +181,7 @@ class StepTrainer(Trainer):
         self._memory = Trimmer()
         own = [WholeCheckpoints(identity, args.save_total_limit), *([MeasuredAtTheEnd()] if measure else [])]
         super().__init__(
-            model=network, args=args, train_dataset=steps, data_collator=only_item,
+            model=network, args=args, train_dataset=steps, data_collator=_only_item,
             # Trainer wants to see something to evaluate on; `evaluate` knows what.
             eval_dataset=[] if measure is not None else None, callbacks=[*own, *callbacks],
         )  # fmt: skip
@@ -209,7 +207,7 @@ class StepTrainer(Trainer):
         return StepLoader(
             self.steps,
             batch_sampler=StepSampler(self.steps),
-            collate_fn=only_item,
+            collate_fn=_only_item,
             num_workers=workers,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
             persistent_workers=self.args.dataloader_persistent_workers and workers > 0,

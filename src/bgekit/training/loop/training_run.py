@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,11 +25,8 @@ from ...networks.packing import PACKED_ATTENTION
 from ..batches.collator import Batch, Collator, StepDataset
 from ..batches.datasets import TrainingData, load_data
 from ..batches.sampler import PlanOptions, Sampling
-from ..insight.curves import save_curves
-from ..insight.diagnosis import CollapseWatch, Diagnosis
-from ..insight.dry_run import Footprint, dry_run
 from ..losses.distributed import by_first
-from .arguments import WITHOUT_EFFECT, DataArguments, TrainerArguments, parse
+from .arguments import WITHOUT_EFFECT, DataArguments, TrainerArguments, default_of, parse
 from .checkpoints import (
     FIRST_STAGE,
     JUDGING,
@@ -40,6 +37,9 @@ from .checkpoints import (
     prepare_output,
     save_final,
 )
+from .curves import save_curves
+from .diagnosis import CollapseWatch, Diagnosis
+from .dry_run import Footprint, dry_run
 from .trainer import EarlyStoppingCallback, Gradient, StepTrainer
 
 if TYPE_CHECKING:
@@ -124,8 +124,8 @@ def read_data(args: TrainerArguments, data: DataArguments, *, in_batch: bool) ->
 def make_steps(args: TrainerArguments, data: DataArguments, rows: TrainingData, collator: Collator) -> StepDataset:
     """The batches of this process by step."""
     options = PlanOptions(
-        batch_size=args.per_device_train_batch_size * args.world_size,
-        seed=args.data_seed if args.data_seed is not None else args.seed,
+        batch_size=args.global_batch_size,
+        seed=args.order_seed,
         drop_last=args.dataloader_drop_last,
         same_dataset=data.same_dataset_within_batch,
         temperature=data.sampling_temperature,
@@ -348,8 +348,8 @@ def run_identity(
         values |= dict.fromkeys(JUDGING & values.keys())
     return {
         "data": data,
-        "global batch size": args.per_device_train_batch_size * args.world_size,
-        "--data_seed": args.data_seed if args.data_seed is not None else args.seed,
+        "global batch size": args.global_batch_size,
+        "--data_seed": args.order_seed,
         "evaluation data": measured,
         **{f"--{name}": value for name, value in values.items() if name not in _MAY_CHANGE | WITHOUT_EFFECT.keys()},
     }
@@ -359,16 +359,15 @@ def _decisive_arguments(args: TrainerArguments, parts: Sequence[Any]) -> dict[st
     """Arguments that made a model what it is: those that count for `run_identity` and are not as by default."""
     found: dict[str, Any] = {
         "--learning-rate": args.learning_rate,
-        "batch size of all processes": args.per_device_train_batch_size * args.world_size,
+        "batch size of all processes": args.global_batch_size,
         **({"--max-steps": args.max_steps} if args.max_steps > 0 else {"--num-train-epochs": args.num_train_epochs}),
     }
     for part in (*parts, args):
         for each in fields(part):
             value = getattr(part, each.name)
-            default = each.default if each.default_factory is MISSING else each.default_factory()
             counts = each.init and each.name not in _MAY_CHANGE | WITHOUT_EFFECT.keys() | JUDGING
-            if counts and value != default and option_of(each.name) not in found:
-                found[option_of(each.name)] = value
+            if counts and value != default_of(each):
+                found.setdefault(option_of(each.name), value)
     return found
 
 

@@ -1,8 +1,12 @@
-"""The contrastive loss of queries and passages, with the memory of a block of their pairs."""
+"""The contrastive loss of queries and passages, with the memory of a block of their pairs.
+
+What is no negative of a row does not count: known positives, and (`FalseNegatives`) passages that score like one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
@@ -11,9 +15,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...errors import ArgumentError
-from .distributed import LossValue, full_precision, of_global_batch
-from .false_negatives import FalseNegatives, LossBatch, Ranges, Structure, excluded
-from .listwise import CONTRAST, Groups, contrast, contrast_metrics
+from ...inference.similarity import share_of
+from .distributed import LossValue, Pool, full_precision, of_global_batch
+from .listwise import CONTRAST, Groups, KnownPositives, LossBatch, contrast, contrast_metrics
 
 #: Computes the rows of a slice: (rows [b, d], all columns [m, d], slice) -> (sum of their losses, statistics [k]).
 Block: TypeAlias = Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor]]
@@ -79,6 +83,104 @@ class _Blockwise(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         of_rows, of_columns = ctx.saved_tensors
         return of_rows * gradient, of_columns * gradient, None, None, None, None
+
+
+@dataclass(frozen=True)
+class FalseNegatives:
+    """When a negative is taken for an unlabelled positive, and does not count.
+
+    Attributes:
+        margin: When its similarity is above that of the positive minus this.
+        ratio: When its similarity is above this share (`share_of`) of that of the positive, such as 0.95.
+        teacher: When the teacher gives it at least this score.
+    """
+
+    margin: float | None = None
+    ratio: float | None = None
+    teacher: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.ratio is not None and not 0 < self.ratio < math.inf:
+            raise ArgumentError(f"the ratio of false negatives must be above 0, such as 0.95, not {self.ratio}")
+        if self.margin is not None and not math.isfinite(self.margin):
+            raise ArgumentError(f"the margin of false negatives must be a finite number, not {self.margin}")
+
+    def by_similarity(self, similarity: Tensor, positive: Tensor) -> Tensor | None:
+        """Mask of similarities too near to those of the positives, or None if that is not asked.
+
+        Args:
+            similarity: [b, m].
+            positive: [b, 1].
+        """
+        found = None
+        if self.margin is not None:
+            found = similarity > positive - self.margin
+        if self.ratio is not None:
+            above = similarity > share_of(positive, self.ratio)
+            found = above if found is None else found | above
+        return found
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Pairs (row, column), held as ranges of an ordering of the columns: equal texts are one range.
+
+    Attributes:
+        rows: [r] int64, ascending.
+        low: [r] where the range of each begins in `columns`.
+        high: [r] where it ends.
+        columns: Column numbers in the order of their keys.
+    """
+
+    rows: Tensor
+    low: Tensor
+    high: Tensor
+    columns: Tensor
+
+    @classmethod
+    def by_key(cls, rows: Tensor, keys: Tensor, columns: Tensor, column_keys: Tensor) -> Ranges:
+        """Each row with the columns that have its key.
+
+        Args:
+            rows: [r] ascending; a row with several keys stands here as often.
+            keys: [r].
+            columns: [c].
+            column_keys: [c].
+        """
+        ordered, order = column_keys.sort(stable=True)
+        low, high = torch.searchsorted(ordered, keys), torch.searchsorted(ordered, keys, right=True)
+        some = high > low
+        return cls(rows[some], low[some], high[some], columns[order])
+
+    @classmethod
+    def pairs(cls, rows: Tensor, columns: Tensor) -> Ranges:
+        """Single pairs; rows ascending."""
+        place = torch.arange(len(rows), device=rows.device)
+        return cls(rows, place, place + 1, columns)
+
+    def mark(self, mask: Tensor, rows: slice) -> None:
+        """Set the pairs of a slice of rows in its mask [stop - start, columns]."""
+        bounds = torch.tensor([rows.start, rows.stop], device=self.rows.device)
+        first, last = torch.searchsorted(self.rows, bounds).tolist()
+        owner, place = members(self.low[first:last], self.high[first:last])
+        mask[(self.rows[first:last] - rows.start)[owner], self.columns[place]] = True
+
+
+def members(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The members of ranges low..high, one after the other: the number of the range of each, and its place."""
+    counts = high - low
+    total = int(counts.sum())
+    owner = torch.arange(len(low), device=low.device).repeat_interleave(counts, output_size=total)
+    within = torch.arange(total, device=low.device) - (counts.cumsum(0) - counts)[owner]
+    return owner, low[owner] + within
+
+
+def excluded(ranges: Sequence[Ranges], rows: slice, columns: int, targets: Tensor) -> Tensor:
+    """[b, columns] bool: the pairs of a slice of rows, except for their own targets ([b])."""
+    mask = torch.zeros(rows.stop - rows.start, columns, dtype=torch.bool, device=targets.device)
+    for part in ranges:
+        part.mark(mask, rows)
+    return mask.scatter_(1, targets[:, None], False)
 
 
 #: Distillation: cross entropy with the teacher within groups beside the contrastive loss, or the loss of BGE-M3's
@@ -151,35 +253,55 @@ def own_scores(queries: Tensor, passages: Tensor, batch: LossBatch) -> Tensor:
 
 
 class _InBatch:
-    """Sums over the rows of one process, with what it compares them with."""
+    """Sums over the rows of one process, with what it compares them with: a pool of passages or queries.
+
+    Attributes:
+        pool: Rows are sort 0 of it, passages 1.
+        known: What is no negative of which query.
+        first: [n] the first passage of each row among those of this process.
+        targets: [n] column of the positive of each row.
+        ranges: Passages of the pool that are no negatives of the rows.
+        groups: The passages of each row.
+        weights: [n, g] what the teacher says of them.
+        judged: [n, g] bool, passages whose worth the teacher knows.
+        m3: Whether the loss is that of BGE-M3.
+    """
 
     def __init__(self, loss: Contrastive, batch: LossBatch, *, across: bool) -> None:
-        self.loss = loss
-        self.batch = batch
-        self.structure = Structure(batch, across=across)
-        self.ranges = self.structure.of_passages(loss.false_negatives)
-        device = self.structure.targets.device
+        self.loss, self.batch = loss, batch
+        device = batch.passage_keys.device
+        self.sizes = torch.tensor(batch.groups, dtype=torch.long, device=device)
+        self.pool = Pool((len(self.sizes), len(batch.passage_keys)), device, across=across)
+        self.first = self.sizes.cumsum(0) - self.sizes
+        self.targets = self.first + self.pool.offset(1)
+        self.known = KnownPositives.of(batch)
+        self.ranges = self._no_negatives()
         self.groups = Groups(tuple(batch.groups), device)
-        weights, taught = self.groups.teacher(batch.teacher if loss.distillation else None)
-        self.weights = weights
-        self.judged = taught[:, None] & self.groups.valid  # passages whose worth the teacher knows
+        self.weights, taught = self.groups.teacher(batch.teacher if loss.distillation else None)
+        self.judged = taught[:, None] & self.groups.valid
         self.m3 = loss.distillation == "m3_kd_loss"
+
+    def _no_negatives(self) -> list[Ranges]:
+        """Passages of the pool that are no negatives of the rows: known positives, their own or of equal queries."""
+        keys = self.pool.rows(self.batch.passage_keys, 1)
+        owners, known = members(*self.known.of_queries(self.batch.query_keys))
+        found = [Ranges.by_key(owners, self.known.texts[known], torch.arange(len(keys), device=keys.device), keys)]
+        least, teacher = self.loss.false_negatives.teacher, self.batch.teacher
+        if least is not None and teacher is not None:
+            suspects = (teacher >= least).nonzero().squeeze(1)
+            rows = torch.arange(len(self.sizes), device=keys.device)
+            owners = rows.repeat_interleave(self.sizes)[suspects]
+            found.append(Ranges.pairs(owners, suspects + self.pool.offset(1)))
+        return found
 
     def total(self, queries: Tensor, passages: Tensor) -> tuple[Tensor, Tensor]:
         """Against all passages of the pool, blockwise."""
-        pool = self.structure.pool
-        everything = pool.rows(passages, 1)
-        total, sums = blockwise(queries, everything, self._block, statistics=_STATISTICS, entries=self.loss.entries)
+        everything, entries = self.pool.rows(passages, 1), self.loss.entries
+        total, sums = blockwise(queries, everything, self._block, statistics=_STATISTICS, entries=entries)
         if not self.loss.both_ways:
             return total, sums
-        positives = passages[self.structure.first]
-        backwards, _ = blockwise(
-            positives,
-            pool.rows(queries, 0),
-            _Backwards(self.loss, self.structure.of_queries(), pool.offset(0)),
-            statistics=0,
-            entries=self.loss.entries,
-        )
+        positives, asking = passages[self.first], self.pool.rows(queries, 0)
+        backwards, _ = blockwise(positives, asking, self._backwards(), statistics=0, entries=entries)
         return (total + backwards) / 2, sums
 
     def own_groups(self, queries: Tensor, passages: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,20 +331,15 @@ class _InBatch:
         size = max(1, self.loss.entries // max(1, passages))
         for start in range(0, len(found), size):
             rows = slice(start, min(start + size, len(found)))
-            mask = excluded(self.ranges, rows, passages, self.structure.targets[rows])
+            mask = excluded(self.ranges, rows, passages, self.targets[rows])
             found[rows] = mask.gather(1, self.groups.index[rows])
         return found & self.groups.valid
 
     def _block(self, queries: Tensor, passages: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        target = self.structure.targets[rows]
-        similarity = queries @ passages.T
-        positive = similarity.gather(1, target[:, None])
-        outside = excluded(self.ranges, rows, len(passages), target)
-        near = self.loss.false_negatives.by_similarity(similarity.detach(), positive.detach())
-        if near is not None:
-            outside = (outside | near).scatter_(1, target[:, None], False)
+        target = self.targets[rows]
+        similarity, positive, outside = self._compared(queries, passages, self.ranges, rows, target)
         valid, judged = self.groups.valid[rows], self.judged[rows]
-        own = self.groups.index[rows] + self.structure.pool.offset(1)
+        own = self.groups.index[rows] + self.pool.offset(1)
         # A column of the group that a teacher has judged is never outside.
         outside = outside.scatter(1, own, outside.gather(1, own) & ~judged)
         logits = (similarity / self.loss.temperature).masked_fill(outside, -torch.inf)
@@ -233,7 +350,7 @@ class _InBatch:
             rest = logits.masked_fill(members | outside, nothing).logsumexp(1)
             total = _in_turn(logits.gather(1, own), rest, counted, self.weights[rows].to(logits.dtype))
         else:
-            total = (logits.logsumexp(1) - logits.gather(1, target[:, None])[:, 0]).sum()
+            total = _surprise(logits, target)
         negatives = (~outside).scatter_(1, target[:, None], False)
         pairs = [outside.sum(), outside.new_tensor(outside.numel() - len(target), dtype=torch.long)]
         return total, torch.cat([
@@ -241,26 +358,40 @@ class _InBatch:
             torch.stack(pairs).to(similarity.dtype),
         ])  # fmt: skip
 
+    def _backwards(self) -> Block:
+        """The block of positives that look for their query among the queries of the pool.
 
-@dataclass(frozen=True)
-class _Backwards:
-    """Positives that look for their query among the queries of the pool."""
+        No negatives are those queries that have the passage as a positive, too: the row's own and its copies as well.
+        """
+        keys, offset = self.pool.rows(self.batch.query_keys, 0), self.pool.offset(0)
+        rows = torch.arange(len(self.sizes), device=keys.device)
+        asking, known = members(*self.known.of_queries(keys))
+        ranges = [Ranges.by_key(rows, self.batch.passage_keys[self.first], asking, self.known.texts[known])]
 
-    loss: Contrastive
-    ranges: list[Ranges]
-    offset: int
+        def block(passages: Tensor, queries: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+            target = torch.arange(rows.start, rows.stop, device=queries.device) + offset
+            similarity, _, outside = self._compared(passages, queries, ranges, rows, target)
+            logits = (similarity / self.loss.temperature).masked_fill(outside, -torch.inf)
+            return _surprise(logits, target), similarity.new_zeros(0)
 
-    def __call__(self, passages: Tensor, queries: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        target = torch.arange(rows.start, rows.stop, device=queries.device) + self.offset
-        similarity = passages @ queries.T
-        outside = excluded(self.ranges, rows, len(queries), target)
+        return block
+
+    def _compared(
+        self, vectors: Tensor, columns: Tensor, ranges: Sequence[Ranges], rows: slice, target: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Similarities [b, m] of some rows and all columns, those of the targets [b, 1], what is no negative [b, m]."""
+        similarity = vectors @ columns.T
         positive = similarity.gather(1, target[:, None])
+        outside = excluded(ranges, rows, len(columns), target)
         near = self.loss.false_negatives.by_similarity(similarity.detach(), positive.detach())
         if near is not None:
             outside = (outside | near).scatter_(1, target[:, None], False)
-        logits = (similarity / self.loss.temperature).masked_fill(outside, -torch.inf)
-        total = (logits.logsumexp(1) - logits.gather(1, target[:, None])[:, 0]).sum()
-        return total, similarity.new_zeros(0)
+        return similarity, positive, outside
+
+
+def _surprise(logits: Tensor, target: Tensor) -> Tensor:
+    """Sum over rows of the cross entropy of their targets [b] among the logits [b, m]."""
+    return (logits.logsumexp(1) - logits.gather(1, target[:, None])[:, 0]).sum()
 
 
 def _nothing(dtype: torch.dtype) -> float:

@@ -5,7 +5,7 @@ are means over the global batch, so the share of one process is
 
     W / (rows of the global batch) * (sum over its own rows),
 
-and vectors of other processes get the sum of what all processes say about them (the backward of `gather`). The
+and vectors of other processes get the sum of what all processes say about them (the backward of `Pool.rows`). The
 average over processes is then exactly the gradient of one process that holds the whole batch. Without the factor W it
 would be 1/W of it.
 
@@ -57,35 +57,6 @@ def by_first(work: Callable[[], Result]) -> Result:
     return result
 
 
-def gather_counts(counts: Sequence[int], device: torch.device) -> list[tuple[int, ...]]:
-    """A few whole numbers of each process, in the order of ranks."""
-    if world_size() == 1:
-        return [tuple(counts)]
-    own = torch.tensor(counts, dtype=torch.long, device=device)
-    received = [torch.empty_like(own) for _ in range(world_size())]
-    dist.all_gather(received, own)
-    return [tuple(row) for row in torch.stack(received).tolist()]
-
-
-def gather(rows: Tensor, counts: Sequence[int]) -> Tensor:
-    """The rows of all processes, one process after the other; differentiable for floating point.
-
-    The gradient that reaches `rows` is the sum of the gradients that all processes have for them.
-
-    Args:
-        rows: [counts[rank], ...] of this process.
-        counts: Rows of each process.
-
-    Returns:
-        [sum(counts), ...].
-    """
-    if world_size() == 1:
-        return rows
-    if not rows.is_floating_point():
-        return _gather(rows, counts)
-    return _Gather.apply(rows, tuple(counts))
-
-
 class Pool:
     """Rows that count for each other: those of all processes, or those of this one alone.
 
@@ -96,18 +67,24 @@ class Pool:
     """
 
     def __init__(self, counts: Sequence[int], device: torch.device, *, across: bool) -> None:
-        self.counts = gather_counts(counts, device) if across else [tuple(counts)]
-        self.place = rank() if across else 0
+        self.counts, self.place = [tuple(counts)], 0
+        if across and world_size() > 1:
+            own = torch.tensor([counts], dtype=torch.long, device=device)
+            self.counts, self.place = [tuple(row) for row in _gather(own, (1,) * world_size()).tolist()], rank()
 
     def offset(self, sort: int) -> int:
         """Rows of a sort that come before those of this process."""
         return sum(counts[sort] for counts in self.counts[: self.place])
 
     def rows(self, rows: Tensor, sort: int) -> Tensor:
-        """All rows of a sort, those of this process from `offset(sort)` on; differentiable."""
+        """All rows of a sort, one process after the other; differentiable for floating point.
+
+        The gradient that reaches `rows` is the sum of the gradients that all processes have for them.
+        """
         if len(self.counts) == 1:
             return rows
-        return gather(rows, [counts[sort] for counts in self.counts])
+        counts = tuple(each[sort] for each in self.counts)
+        return _Gather.apply(rows, counts) if rows.is_floating_point() else _gather(rows, counts)
 
 
 def sum_over_processes(values: Tensor) -> Tensor:

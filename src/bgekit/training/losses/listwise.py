@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -13,42 +12,33 @@ from ...errors import ArgumentError
 from .distributed import LossValue, Pool, full_precision, of_global_batch
 
 
-class GroupBatch(Protocol):
-    """Fields of a batch that losses read, for the rows of this process, a part of a global batch.
+@dataclass(frozen=True, eq=False)
+class LossBatch:
+    """What losses read of a batch: the rows of this process, a part of a global batch.
 
-    Row i has `groups[i]` passages, its positive first; the passages of all rows lie end to end. A process may have
-    no rows.
+    Row i has `groups[i]` passages, its positive first; the passages of all rows lie end to end. A process may have no
+    rows (n = m = 0): it still takes part in what all processes do together.
+
+    Attributes:
+        groups: Passages of each row, at least 1.
+        query_keys: [n] int64, equal for equal texts, and comparable with `passage_keys`.
+        passage_keys: [m] int64, equal for equal texts.
+        positive_keys: For each row, the int64 keys of all its known positives, whether drawn or not.
+        teacher: [m] float32, what a teacher says of each passage, None without; a row with NaN among its scores has
+            no teacher.
+        scores: [n] float32, labels of scored pairs, None for other rows.
+        in_batch: Whether passages of other rows are negatives; the same on all processes.
+        size: Rows of the global batch, over all processes.
     """
 
-    @property
-    def groups(self) -> tuple[int, ...]:
-        """Passages of each row, at least 1, the positive first."""
-        ...
-
-    @property
-    def teacher(self) -> Tensor | None:
-        """[m] what a teacher says of each passage; a row with NaN among its scores has no teacher."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """Rows of the global batch."""
-        ...
-
-    @property
-    def query_keys(self) -> Tensor:
-        """[n] int64, equal for equal texts, and comparable with `passage_keys`."""
-        ...
-
-    @property
-    def passage_keys(self) -> Tensor:
-        """[m] int64, equal for equal texts."""
-        ...
-
-    @property
-    def positive_keys(self) -> Sequence[Tensor]:
-        """Keys of all known positives of each row, int64."""
-        ...
+    groups: tuple[int, ...]
+    query_keys: Tensor
+    passage_keys: Tensor
+    positive_keys: list[Tensor]
+    teacher: Tensor | None
+    scores: Tensor | None
+    in_batch: bool
+    size: int
 
 
 @dataclass(frozen=True)
@@ -66,7 +56,7 @@ class KnownPositives:
     texts: Tensor
 
     @classmethod
-    def of(cls, batch: GroupBatch) -> KnownPositives:
+    def of(cls, batch: LossBatch) -> KnownPositives:
         """The known positives of a global batch; every process takes part."""
         asked, passages = batch.query_keys, batch.passage_keys
         sizes = torch.tensor(batch.groups, dtype=torch.long, device=passages.device)
@@ -126,7 +116,7 @@ class Groups:
         weights = self.table(scores, -torch.inf).softmax(1)
         return torch.where(taught[:, None], weights, positive.to(weights)), taught
 
-    def known_positives(self, batch: GroupBatch) -> Tensor:
+    def known_positives(self, batch: LossBatch) -> Tensor:
         """[n, g] bool: which places but the first hold what is no negative all the same (see `KnownPositives`).
 
         Every process takes part.
@@ -218,7 +208,7 @@ class GroupLoss:
         if self.temperature <= 0:
             raise ArgumentError(f"the temperature must be above 0, not {self.temperature}")
 
-    def __call__(self, scores: Tensor, batch: GroupBatch) -> LossValue:
+    def __call__(self, scores: Tensor, batch: LossBatch) -> LossValue:
         """The loss of the scores [m] of the pairs of this process."""
         with full_precision(scores) as (scores,):
             groups = Groups(batch.groups, scores.device)

@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 
 from ...errors import ArgumentError
 from .distributed import LossValue, full_precision
-from .false_negatives import LossBatch
+from .listwise import LossBatch
 
 
 class Loss(Protocol):

@@ -12,7 +12,7 @@ from torch.nn.functional import cosine_similarity
 
 from ...errors import DataError
 from .distributed import LossValue, Pool, full_precision, of_global_batch
-from .false_negatives import LossBatch
+from .listwise import LossBatch
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class CoSent:
         with full_precision(queries, passages) as (queries, passages):
             own, labels = _pairs(queries, passages, batch)
             pool = Pool((len(own),), own.device, across=True)
-            # Every process computes the whole loss; `gather` adds up the gradients of all, averaging divides again.
+            # Every process computes the whole loss; `Pool.rows` adds up the gradients of all, averaging divides again.
             cosines, labels = pool.rows(own, 0), pool.rows(labels.to(own), 0)
             labels, order = labels.sort(stable=True)
             scaled = cosines[order] * self.scale

@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from bgekit.inference.tokenization import load_tokenizer
-from bgekit.pretraining.vocabulary import adapt
+from bgekit.pretraining.initial_model import adapt
 
 
 def load(folder):

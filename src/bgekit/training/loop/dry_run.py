@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -15,8 +16,9 @@ from ...display.text import aligned
 from ...models.prompts import Prompt
 from ...networks.packing import Packed
 from ..batches.collator import Batch, Collator, Limit, StepDataset
-from ..batches.datasets import Dataset, TrainingData
+from ..batches.datasets import TrainingData
 from ..batches.sampler import rows_of_epoch
+from .diagnosis import TRUNCATED
 
 #: Rows of each dataset that are tokenised to know its lengths.
 _SAMPLE: Final = 500
@@ -28,8 +30,7 @@ _SHOWN_PASSAGES: Final = 3
 _SHOWN_CHARACTERS: Final = 300
 #: Longer than any text.
 _UNLIMITED: Final = 1 << 20
-#: A share of texts cut, and one of unknown tokens, that is worth a warning.
-_MUCH_TRUNCATION: Final = 0.1
+#: A share of unknown tokens that is worth a warning.
 _MUCH_UNKNOWN: Final = 0.05
 
 
@@ -321,7 +322,7 @@ def _dataset_warnings(steps: StepDataset, number: int, sample: Lengths, idle: in
         rows = f"{copies.negatives:,} rows have a positive among their negatives"
         yield f"{rows}; where it is drawn it does not count as one"
     for limit in limits:
-        if sample.cut(limit) > _MUCH_TRUNCATION:
+        if sample.cut(limit) > TRUNCATED:
             yield f"{sample.cut(limit):.0%} of the {limit.plural} are cut at {limit.tokens} tokens: {limit.remedy}"
     first = limits[0]
     if sample.query_prompt > first.tokens / 2:
@@ -329,7 +330,13 @@ def _dataset_warnings(steps: StepDataset, number: int, sample: Lengths, idle: in
         yield f"the instruction takes {sample.query_prompt} of the {first.tokens} tokens of a {first.what}: {remedy}"
     if sample.unknown > _MUCH_UNKNOWN:
         yield f"{sample.unknown:.0%} of the tokens are unknown to the model: is it meant for this language?"
-    yield from _negatives_warnings(steps, dataset)
+    wanted, counts = steps.sampling.group_size - 1, dataset.column("negative_count")
+    few = int(((counts > 0) & (counts < wanted)).sum())
+    if few and steps.sampling.repeat and dataset.spec.type not in (ONE_NEGATIVE, CLASSES):
+        yield (
+            f"{few:,} rows have fewer than {wanted} negatives (--train-group-size less 1), which are repeated: take a "
+            "smaller group, or mine more (`bge mine`)"
+        )
     if idle:
         yield f"{idle:,} rows have no negatives, and passages of other rows are none: nothing is learnt from them"
     if dataset.spec.batch_size is not None and not steps.options.same_dataset:
@@ -339,24 +346,12 @@ def _dataset_warnings(steps: StepDataset, number: int, sample: Lengths, idle: in
         yield f"its {len(dataset):,} rows do not fill a batch of {own:,}, and incomplete ones are left out"
 
 
-def _negatives_warnings(steps: StepDataset, dataset: Dataset) -> Iterator[str]:
-    wanted, counts = steps.sampling.group_size - 1, dataset.column("negative_count")
-    few = int(((counts > 0) & (counts < wanted)).sum())
-    if few and steps.sampling.repeat and dataset.spec.type not in (ONE_NEGATIVE, CLASSES):
-        yield (
-            f"{few:,} rows have fewer than {wanted} negatives (--train-group-size less 1), which are repeated: take a "
-            "smaller group, or mine more (`bge mine`)"
-        )
-
-
 def _instruction_warnings(data: TrainingData, collator: Collator) -> Iterator[str]:
     """Warnings where rows bring prompts that differ from those that the model puts before queries in use."""
-    prompts: dict[str | None, int] = {}
-    types: dict[str | None, int] = {}
+    prompts, types = Counter[str | None](), Counter[str | None]()
     for dataset in data.datasets:
-        for counts, name in ((prompts, "prompt"), (types, "type")):
-            for value, count in dataset.values(name).items():
-                counts[value] = counts.get(value, 0) + count
+        prompts.update(dataset.values("prompt"))
+        types.update(dataset.values("type"))
     usual = collator.query_prompt
     others = {
         prompt: count

@@ -7,7 +7,7 @@ import pytest
 from bgekit.models.prompts import Prompt
 from bgekit.training.batches.collator import Collator, PairCollator, StepDataset
 from bgekit.training.batches.sampler import PlanOptions, Sampling
-from bgekit.training.insight.dry_run import Footprint, dry_run
+from bgekit.training.loop.dry_run import Footprint, dry_run
 
 from ..conftest import row, scored
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from bgekit.training.batches.collator import Collator, PairCollator, StepDataset
 from bgekit.training.batches.sampler import PlanOptions, Sampling
-from bgekit.training.insight.diagnosis import CollapseWatch, Diagnosis, scores_of_all, scores_of_groups
+from bgekit.training.loop.diagnosis import CollapseWatch, Diagnosis, scores_of_all, scores_of_groups
 
 from ..conftest import row
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -85,7 +85,7 @@ class Diagnosis(Findings):
         Returns:
             The new findings.
         """
-        found = dict(self._of_temperature(candidates))
+        found = self._of_temperature(candidates)
         for limit, share in truncated.items():
             if share > TRUNCATED:
                 found[f"truncated {limit.plural}"] = (
@@ -137,29 +137,25 @@ class Diagnosis(Findings):
             )
         return self.report(found)
 
-    def _of_temperature(self, candidates: int) -> Iterator[tuple[str, str]]:
+    def _of_temperature(self, candidates: int) -> dict[str, str]:
+        found: dict[str, str] = {}
         if not self.normalized or candidates < 2:
-            return
+            return found
         # With similarities in [-1, 1] no model gets below this loss.
         least = math.log1p((candidates - 1) * math.exp(-2 / self.temperature))
         if least > 0.1 * math.log(candidates):
-            yield (
-                "temperature high",
-                (
-                    f"at --temperature {self.temperature} the loss cannot fall below {least:.2f} with {candidates} "
-                    f"passages to choose from (ln {candidates} is {math.log(candidates):.2f}), whatever the model "
-                    "learns: take 0.01 to 0.05"
-                ),
+            found["temperature high"] = (
+                f"at --temperature {self.temperature} the loss cannot fall below {least:.2f} with {candidates} "
+                f"passages to choose from (ln {candidates} is {math.log(candidates):.2f}), whatever the model "
+                "learns: take 0.01 to 0.05"
             )
         if self.temperature < 0.005:
-            yield (
-                "temperature low",
-                (
-                    f"at --temperature {self.temperature} a difference of 0.01 in similarity counts "
-                    f"{math.exp(0.01 / self.temperature):,.0f}-fold: few pairs get all the gradient, and training "
-                    "jumps: take 0.01 to 0.05"
-                ),
+            found["temperature low"] = (
+                f"at --temperature {self.temperature} a difference of 0.01 in similarity counts "
+                f"{math.exp(0.01 / self.temperature):,.0f}-fold: few pairs get all the gradient, and training "
+                "jumps: take 0.01 to 0.05"
             )
+        return found
 
 
 class CollapseWatch(TrainerCallback):
