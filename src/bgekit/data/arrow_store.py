@@ -70,7 +70,9 @@ class ArrowStore:
                 self.notes = json.loads(noted[b"notes"]) if noted else {}
         except (ValueError, OSError) as error:  # ArrowInvalid is a ValueError
             raise DataError(f"{self.path} is damaged: {error}") from error
-        self._batch = lru_cache(OPEN_BATCHES)(self._reader.get_batch)
+        batch = self._batch = lru_cache(OPEN_BATCHES)(self._reader.get_batch)
+        # A batch makes its column anew each time it is asked, which takes as long as reading a value does.
+        self._column = lru_cache(OPEN_BATCHES * len(self._reader.schema))(lambda name, at: batch(at).column(name))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "source": self.source}
@@ -84,7 +86,7 @@ class ArrowStore:
 
     def value(self, name: str, number: int) -> Any:
         """The value of a row in a column."""
-        return self._batch(number // self._batch_rows).column(name)[number % self._batch_rows].as_py()
+        return self._column(name, number // self._batch_rows)[number % self._batch_rows].as_py()
 
     def column(self, name: str) -> Counts:
         """A column of whole numbers, [rows] int64."""
@@ -97,6 +99,7 @@ class ArrowStore:
 
     def close(self) -> None:
         """Free the file."""
+        self._column.cache_clear()
         self._batch.cache_clear()
         self._map.close()
 
