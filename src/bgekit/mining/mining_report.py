@@ -47,8 +47,9 @@ class Tally:
     positives: Counter[int] = field(default_factory=Counter)
     samples: list[dict[str, Any]] = field(default_factory=list)
 
-    def add_row(self, row: Row, draw: Draw, wanted: int, scores: tuple[Sequence[float], Sequence[float]] | None,
-                kept: int, *, sample: bool) -> None:  # fmt: skip
+    def add_row(
+        self, row: Row, draw: Draw, wanted: int, scores: tuple[Sequence[float], Sequence[float]] | None, *, sample: bool
+    ) -> None:
         """Count a row.
 
         Args:
@@ -56,10 +57,9 @@ class Tally:
             draw: Its negatives.
             wanted: How many it was to get.
             scores: Those of its positives, and of its negatives in order: kept ones first.
-            kept: How many it had and keeps.
             sample: Show it in full.
         """
-        mined = draw.accepted
+        mined, kept = draw.accepted, len(draw.kept)
         filled = sum(each.miner == FILL for each in mined)
         self.numbers += Counter(
             rows=1, negatives=len(mined), kept=kept, filled=filled, rows_filled=int(filled > 0),
