@@ -51,6 +51,9 @@ class ArrowStore:
         self.path, self.source = path, source
         self._open()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.source)
+
     def _open(self) -> None:
         import pyarrow
         from pyarrow import ipc
@@ -73,13 +76,6 @@ class ArrowStore:
         batch = self._batch = lru_cache(OPEN_BATCHES)(self._reader.get_batch)
         # A batch makes its column anew each time it is asked, which takes as long as reading a value does.
         self._column = lru_cache(OPEN_BATCHES * len(self._reader.schema))(lambda name, at: batch(at).column(name))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "source": self.source}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.path, self.source = state["path"], state["source"]
-        self._open()
 
     def __len__(self) -> int:
         return self._size
