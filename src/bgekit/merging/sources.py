@@ -422,16 +422,19 @@ def agreed_cards(
     if card_from is not None and not 0 <= card_from < len(sources):
         raise ArgumentError(f"card_from={card_from} must be the number of a model, from 0 to {len(sources) - 1}")
     cards = [card_of(each, kind, card_from in (None, place), pooling) for place, each in enumerate(sources)]
-    chosen = cards[card_from or 0]
+    chosen, name = cards[card_from or 0], sources[card_from or 0].name
     assert chosen is not None
-    for source, card in zip(sources, cards, strict=True):
-        if card is not None:
-            _check_heads(chosen, card, sources[card_from or 0].name, source.name)
-    if card_from is None:
-        for source, card in zip(sources[1:], cards[1:], strict=True):
-            assert card is not None
-            _check_use(chosen, card, sources[0].name, source.name)
-    return chosen, [card or chosen for card in cards]
+    known = [card or chosen for card in cards]
+    for source, card in zip(sources, known, strict=True):
+        if differing := _differences(_heads(chosen), _heads(card)):
+            raise CheckpointError(f"{name} and {source.name} have different heads: {differing}")
+    for source, card in zip(sources, known, strict=True) if card_from is None else ():
+        if differing := _differences(_use(chosen), _use(card)):
+            raise CardError(
+                f"{name} and {source.name} are used differently: {differing}. card_from=0 (--card-from 0) makes the "
+                f"result one to be used as {name}, 1 as {source.name}"
+            )
+    return chosen, known
 
 
 def check_networks(sources: Sequence[Source]) -> None:
@@ -472,25 +475,12 @@ def card_of(source: Source, kind: Kind, needed: bool, pooling: str | None = None
         return None
 
 
-def _check_heads(first: Card, other: Card, a: str, b: str) -> None:
+def _heads(card: Card) -> dict[str, Any]:
     """Layers behind the transformer have weights, so that no choice of a card makes up for a difference."""
-
-    def heads(card: Card) -> dict[str, Any]:
-        if isinstance(card, RerankerCard):
-            return {"labels": card.labels}
-        shapes = [f"{e.in_features} -> {e.out_features} {e.activation}{', bias' * e.bias}" for e in card.dense]
-        return {"dense layers": shapes}
-
-    if differing := _differences(heads(first), heads(other)):
-        raise CheckpointError(f"{a} and {b} have different heads: {differing}")
-
-
-def _check_use(first: Card, other: Card, a: str, b: str) -> None:
-    if differing := _differences(_use(first), _use(other)):
-        raise CardError(
-            f"{a} and {b} are used differently: {differing}. card_from=0 (--card-from 0) makes the result one "
-            f"to be used as {a}, 1 as {b}"
-        )
+    if isinstance(card, RerankerCard):
+        return {"labels": card.labels}
+    shapes = [f"{e.in_features} -> {e.out_features} {e.activation}{', bias' * e.bias}" for e in card.dense]
+    return {"dense layers": shapes}
 
 
 def _use(card: Card) -> dict[str, Any]:

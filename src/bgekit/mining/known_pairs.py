@@ -35,7 +35,7 @@ NEGATIVE_LABELS: Final = ("0", "contradiction")
 _FIRST: Final = ("sentence1", "premise", "text1")
 _SECOND: Final = ("sentence2", "hypothesis", "text2")
 _LABEL: Final = ("label", "gold_label")
-EXAMPLE: Final = '{"sentence1": "a man sleeps", "sentence2": "someone is awake", "label": 0}'
+PAIR_EXAMPLE: Final = '{"sentence1": "a man sleeps", "sentence2": "someone is awake", "label": 0}'
 
 
 class Relevant:
@@ -137,7 +137,7 @@ class Judgements:
         for query, passage in self.pairs:
             keys = self._queries.get(query, set()) | {copy_key(query)}
             text = self._passages.get(passage, copy_key(passage))
-            known = there & keys if store.has(text) else set()
+            known = there & keys if store.first(text) is not None else set()
             missing += not known
             found += [(key, text) for key in known]
         if not found:
@@ -234,7 +234,7 @@ def rows_of_pairs(
         side.setdefault(other, second)
         if other == key:
             del side[other]
-    expected = f"each line is a pair with a label, such as {EXAMPLE}"
+    expected = f"each line is a pair with a label, such as {PAIR_EXAMPLE}"
     bad.check("line", "cannot be used", f"\nWhat is expected: {expected}. Nothing was written.")
     if not any(group.positives for group in groups.values()):
         found = listing(sorted(counts.other_labels)) if counts.pairs else "none, as there are no pairs"

@@ -160,7 +160,8 @@ def mine(
                 judged = judgements.relevant(read_training(task.input, task.dialect), store)
             run = _Run(task, models, store, folder, count, reranker, relevant, judged)
             content = run.all(progress, advance)
-        _publish(Path(task.output), run.parts(), content)
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        write_together([(task.output, _chunks(run.parts())), (report_path(task.output), [text.encode()])])
     if task.work is None:
         shutil.rmtree(work, ignore_errors=True)  # Left behind it takes space, no more.
     return content
@@ -236,12 +237,9 @@ class _Run:
         self, task: Mining, models: Sequence[Embedder], store: TextStore, folder: OutputFolder, count: int,
         reranker: Teacher | None, relevant: Relevant, judged: Relevant,
     ) -> None:  # fmt: skip
-        shares = (
-            task.choice.shares
-            if len(task.choice.shares) > 1
-            else (1,) * len(_sources(task, [model.card.name for model in models]))
-        )
-        self._choice = replace(task.choice, shares=shares)
+        names = [model.card.name for model in models]
+        equal = (1,) * len(_sources(task, names))
+        self._choice = replace(task.choice, shares=task.choice.shares if len(task.choice.shares) > 1 else equal)
         self._task, self._store, self._folder, self._count, self._reranker = task, store, folder, count, reranker
         self._dense = [
             DenseMiner(model, store, folder.path, index=task.index, device=task.search_device) for model in models
@@ -261,7 +259,7 @@ class _Run:
         self._samples = set(generator.permutation(count)[: task.samples].tolist())
         choice_made = {name: value for name, value in asdict(self._choice).items() if name not in ("first", "last")}
         self._settings = {
-            "models": [model.card.name for model in models], "rows": count, "candidates": store.candidates,
+            "models": names, "rows": count, "candidates": store.candidates,
             "range": [self._choice.first, self._choice.last], **choice_made, "miners": list(task.miners),
             "index": task.index, "keep_existing": task.keep_existing, "max_reranker_score": task.max_reranker_score,
         }  # fmt: skip
@@ -407,12 +405,6 @@ class _Run:
         if scores is not None and self._task.scores:
             fields |= {"pos_scores": scores[0], "neg_scores": scores[1]}
         return fields
-
-
-def _publish(output: Path, parts: Iterable[Path], content: dict[str, Any]) -> None:
-    """Put finished lines together under the output's name, and the report beside it."""
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_together([(output, _chunks(parts)), (report_path(output), [text.encode()])])
 
 
 def _chunks(files: Iterable[Path]) -> Iterator[bytes]:

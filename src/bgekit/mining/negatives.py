@@ -75,10 +75,6 @@ class TextStore(ArrowStore):
         """The number of a text of the input."""
         return self._places[_exact(text)]
 
-    def has(self, key: int) -> bool:
-        """Whether one of the texts has this key."""
-        return self.first(key) is not None
-
     def first(self, key: int) -> int | None:
         """The number of the first text with this key, if there is one."""
         place = int(np.searchsorted(self.keys, key, sorter=self._by_key))
