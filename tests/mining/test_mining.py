@@ -286,7 +286,7 @@ def test_copies_are_ranked_by_their_place_wherever_vectors_are_compared(monkeypa
     rows = generator.integers(0, 30, 1203)
     queries = unit(several[:5] + 0.1 * generator.normal(size=(5, 129)))
     expected = [np.lexsort((np.arange(1203), -(several.astype(float) @ query)[rows]))[:70] for query in queries]
-    best = _DeviceTopK.on("cpu")(queries, 70, cosine=False)
+    best = _DeviceTopK(queries, 70, cosine=False, device="cpu")
     for first in range(0, 1203, 64):
         best.add(first, several[rows[first : first + 64]])
     for (scores, found), wanted in zip(best.found(), expected, strict=True):

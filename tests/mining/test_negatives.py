@@ -8,8 +8,7 @@ import pytest
 from bgekit.data.training_rows import Row, copy_key
 from bgekit.errors import ArgumentError
 from bgekit.mining.dedup import jaccard, pieces
-from bgekit.mining.negatives import Choice, Draw, Guards
-from bgekit.mining.text_store import TextStore
+from bgekit.mining.negatives import Choice, Draw, Guards, TextStore
 
 WORDS = "red Blue cat  dog\tnew old 中文 tree".split(" ")
 

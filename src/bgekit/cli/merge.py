@@ -109,7 +109,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _show(task: Merging, result: Merged) -> None:
     from ..display.text import encodable
-    from ..merging.merge_report import PROVENANCE, trials_table, weights_table
+    from ..merging.merge_weights import trials_table, weights_table
+    from ..merging.merged_model import PROVENANCE
 
     if result.trials is not None:
         print(encodable(trials_table(result.trials, task.models)) + "\n")

@@ -141,9 +141,9 @@ def run(args: argparse.Namespace) -> int:
     from .. import load_model
     from ..data.training_rows import check_training
     from ..display.progress import EncodeProgress, RowProgress
+    from ..mining.known_pairs import Judgements
     from ..mining.mining import check_task, mine, report_path
     from ..mining.mining_report import readable
-    from ..mining.relevant import Judgements
 
     task = _task(args)
     if "dense" in task.miners and not args.model:
@@ -213,7 +213,7 @@ def _range(text: str) -> tuple[int, int]:
 
 def _run_pairs(args: argparse.Namespace) -> int:
     from ..data.training_rows import check_output, write_lines
-    from ..mining.labelled_pairs import NEGATIVE_LABELS, POSITIVE_LABELS, PairCounts, rows_of_pairs
+    from ..mining.known_pairs import NEGATIVE_LABELS, POSITIVE_LABELS, PairCounts, rows_of_pairs
 
     unused = [name for name, value in vars(args).items() if name not in _OF_PAIRS and value != args.default_of(name)]
     if unused:

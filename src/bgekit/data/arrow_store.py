@@ -51,6 +51,9 @@ class ArrowStore:
         self.path, self.source = path, source
         self._open()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.source)
+
     def _open(self) -> None:
         import pyarrow
         from pyarrow import ipc
@@ -70,21 +73,16 @@ class ArrowStore:
                 self.notes = json.loads(noted[b"notes"]) if noted else {}
         except (ValueError, OSError) as error:  # ArrowInvalid is a ValueError
             raise DataError(f"{self.path} is damaged: {error}") from error
-        self._batch = lru_cache(OPEN_BATCHES)(self._reader.get_batch)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "source": self.source}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.path, self.source = state["path"], state["source"]
-        self._open()
+        batch = self._batch = lru_cache(OPEN_BATCHES)(self._reader.get_batch)
+        # A batch makes its column anew each time it is asked, which takes as long as reading a value does.
+        self._column = lru_cache(OPEN_BATCHES * len(self._reader.schema))(lambda name, at: batch(at).column(name))
 
     def __len__(self) -> int:
         return self._size
 
     def value(self, name: str, number: int) -> Any:
         """The value of a row in a column."""
-        return self._batch(number // self._batch_rows).column(name)[number % self._batch_rows].as_py()
+        return self._column(name, number // self._batch_rows)[number % self._batch_rows].as_py()
 
     def column(self, name: str) -> Counts:
         """A column of whole numbers, [rows] int64."""
@@ -97,6 +95,7 @@ class ArrowStore:
 
     def close(self) -> None:
         """Free the file."""
+        self._column.cache_clear()
         self._batch.cache_clear()
         self._map.close()
 

@@ -10,24 +10,16 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .merging import (
-        Examples,
-        Merged,
-        Merging,
-        Validation,
-        merge,
-        mix_models,
-        mix_models_by_layers,
-        mix_models_with_data,
-    )
+    from .merge_weights import Examples, Validation
+    from .merging import Merged, Merging, merge, mix_models, mix_models_by_layers, mix_models_with_data
     from .sources import Options
 
 _HOMES = {
-    "Examples": "merging",
+    "Examples": "merge_weights",
     "Merged": "merging",
     "Merging": "merging",
     "Options": "sources",
-    "Validation": "merging",
+    "Validation": "merge_weights",
     "merge": "merging",
     "mix_models": "merging",
     "mix_models_by_layers": "merging",

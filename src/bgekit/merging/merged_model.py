@@ -19,22 +19,24 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from ..display.templates import render
 from ..errors import BgekitError, CheckpointError, NumericalError, OutputError
 from ..files.atomic import atomic_folder, target_folder, write_json
 from ..inference.embedder import make_selftest
 from ..inference.tokenization import load_tokenizer
 from ..models.card import DenseLayer, ModelCard
 from ..models.reranker_card import RerankerCard
+from ..models.sentence_transformers_files import hub_id, short_names, shown_name
 from ..models.weights import read_json, stored_dtype
 from ..networks.encoder import load_trainable
 from ..networks.saving import KEPT_FILES, copy_matching, save_tensors, write_checkpoint, write_reranker, write_tokenizer
-from .compatibility import Card, Kind, card_of
-from .merge_report import PROVENANCE, add_to_readme, save_curve
+from .merge_weights import Trial, save_curve
 from .methods import Average, Method, Rows, Stack
-from .sources import DTYPES, Source, StoredTensor, is_unused
-from .weight_search import Trial
+from .sources import DTYPES, Card, Kind, Source, StoredTensor, card_of, is_optional
 
 logger = logging.getLogger(__name__)
+#: What was merged, how, and with which weights.
+PROVENANCE: Final = "merge.json"
 #: Elements of a block that is merged at a time: 0.5 MB in float64, which caches hold and the heap uses again.
 BLOCK: Final = 1 << 16
 
@@ -59,6 +61,11 @@ class Parts:
     card: Card
     cards: Sequence[Card]
     lead: int
+
+    @property
+    def everyone(self) -> list[Source]:
+        """The models, and the base if there is one."""
+        return [*self.sources, *([self.base] if self.base is not None else [])]
 
     @property
     def title(self) -> str:
@@ -152,10 +159,34 @@ def adapted(parts: Parts, number: int) -> Iterator[Path]:
             yield stage
 
 
+def add_to_readme(file: Path, provenance: Mapping[str, Any]) -> None:
+    """Say in a README what was merged; models of the hub also in its front matter."""
+    from huggingface_hub import metadata_load, metadata_save
+
+    models = provenance["models"]
+    names = [model["name"] for model in models]
+    front = metadata_load(file) or {}
+    front.pop("base_model", None)
+    public = [name for name in names if hub_id(name)]
+    front |= {"base_model": public, "base_model_relation": "merge"} if public else {}
+    front["tags"] = [*front.get("tags", []), *(["merge"] if "merge" not in front.get("tags", []) else [])]
+    metadata_save(file, front)
+    # Where folders lie here is nothing for others.
+    shown = [name if hub_id(name) else short for name, short in zip(names, short_names(names), strict=True)]
+    weights = [(name, f"{model['weight']:.4f}") for name, model in zip(shown, models, strict=True)]
+    settings = ", ".join(
+        f"{name} {value:g}" for name, value in provenance["method"].items() if name not in ("method", "weights")
+    )
+    method = provenance["method"]["method"] + (f" ({settings})" if settings else "")
+    method += f", base {shown_name(provenance['base']['name'])}" if provenance["base"] else ""
+    section = render("merging/merge_report.md.jinja", weights=weights, method=method, provenance=PROVENANCE)
+    file.write_text(file.read_text(encoding="utf-8").rstrip("\n") + "\n\n" + section, encoding="utf-8")
+
+
 def _write_stage(parts: Parts, method: Method, stage: Path) -> None:
     """Merged weights with config and tokenizer: what the network is loaded from."""
     first, lead = parts.sources[0], parts.sources[parts.lead]
-    write_weights(combined_weights(parts.sources, parts.base, parts.kind), method, first, stage)
+    write_weights(combined_weights(parts), method, first, stage)
     config = read_json(first.folder / "config.json")
     dtype = stored_dtype(stage)
     write_json(stage / "config.json", config | {"dtype" if "dtype" in config else "torch_dtype": dtype})
@@ -169,33 +200,27 @@ def _write_stage(parts: Parts, method: Method, stage: Path) -> None:
             # A bare encoder has no card, since nothing says how it pools, and no head.
             card = card_of(parts.base, "encoder", needed=False)
             layers.append(card.dense if isinstance(card, ModelCard) else ())
-        for layer, head in zip(parts.card.dense, merged_dense(parts.sources, parts.base, layers, method), strict=True):
+        for layer, head in zip(parts.card.dense, merged_dense(parts, layers, method), strict=True):
             (stage / layer.folder).mkdir(parents=True)
             save_tensors({f"linear.{name}": value for name, value in head.items()}, stage / layer.folder)
 
 
 def _write_complete(parts: Parts, stage: Path, made: Path, name: str, *, selftest: bool) -> None:
-    options = parts.sources[0].options
+    trusted = parts.sources[0].options.trust_remote_code
     origin = f"Merged from {len(parts.sources)} model{'s' * (len(parts.sources) > 1)} by bgekit."
     dtype = stored_dtype(stage) or parts.card.dtype
     if isinstance(parts.card, RerankerCard):
         card = replace(parts.card, name=name, dtype=dtype)
-        write_reranker(
-            made, card=card, source=stage, origin=origin, remote_code=options.trust_remote_code, title=name
-        )  # fmt: skip
+        write_reranker(made, card=card, source=stage, origin=origin, remote_code=trusted, title=name)
         return
     # Thresholds of the models that were merged say nothing of the result's similarities.
     embedder = replace(parts.card, name=name, dtype=dtype, calibration=None, selftest=None)
-    test = _selftest(stage, embedder, options.trust_remote_code) if selftest else None
-    write_checkpoint(
-        made, card=embedder, source=stage, selftest=test, origin=origin, remote_code=options.trust_remote_code,
-        title=name,
-    )  # fmt: skip
+    test = _selftest(stage, embedder, trusted) if selftest else None
+    write_checkpoint(made, card=embedder, source=stage, selftest=test, origin=origin, remote_code=trusted, title=name)
 
 
 def _selftest(stage: Path, card: ModelCard, trust_remote_code: bool) -> dict[str, Any]:
     # Not the fused network, which would have a second copy of the weights.
-
     network = load_trainable(stage, card, trust_remote_code=trust_remote_code).eval()
     tokenizer = load_tokenizer(stage, lower_case=card.lower_case, trust_remote_code=trust_remote_code)
     return make_selftest(network.encoder, tokenizer, card, torch.device("cpu"))
@@ -216,19 +241,19 @@ class Combined:
     base: StoredTensor | None = None
 
 
-def combined_weights(sources: Sequence[Source], base: Source | None, kind: Kind) -> dict[str, Combined]:
+def combined_weights(parts: Parts) -> dict[str, Combined]:
     """The tensors that are merged, by the first model's names.
 
     Raises:
         CheckpointError: a weight is missing in a model, or has another shape or kind of number there.
     """
-    first, everyone = sources[0], [*sources[1:], *([base] if base is not None else [])]
+    first, *others = parts.everyone
     found = {}
-    used: list[set[str]] = [set() for _ in everyone]
+    used: list[set[str]] = [set() for _ in others]
     for name, stored in first.tensors.items():
-        theirs = [source.find(name) for source in everyone]
-        if lacking := [source.name for source, own in zip(everyone, theirs, strict=True) if own is None]:
-            if not _optional(name, kind):
+        theirs = [source.find(name) for source in others]
+        if lacking := [source.name for source, own in zip(others, theirs, strict=True) if own is None]:
+            if not is_optional(name, parts.kind):
                 raise CheckpointError(f"{lacking[0]} has no weight {name}, which {first.name} has")
             logger.info("%s is taken from %s: %s has no such weight", name, first.name, lacking[0])
             found[name] = Combined(stored, [stored])
@@ -236,13 +261,13 @@ def combined_weights(sources: Sequence[Source], base: Source | None, kind: Kind)
         names = [own for own in theirs if own is not None]
         for seen, own in zip(used, names, strict=True):
             seen.add(own)
-        tensors = [source.tensors[own] for source, own in zip(everyone, names, strict=True)]
-        _check_alike(name, first, stored, everyone, tensors)
-        models = [stored, *tensors[: len(sources) - 1]]
-        found[name] = Combined(stored, models, tensors[-1] if base is not None else None)
-    for source, seen in zip(everyone, used, strict=True):
+        tensors = [stored, *(source.tensors[own] for source, own in zip(others, names, strict=True))]
+        _check_alike(name, parts.everyone, tensors)
+        base = tensors[-1] if parts.base is not None else None
+        found[name] = Combined(stored, tensors[: len(parts.sources)], base)
+    for source, seen in zip(others, used, strict=True):
         extra = [name for name in source.tensors if name not in seen and first.find(name) is None]
-        if wrong := [name for name in extra if not _optional(name, kind)]:
+        if wrong := [name for name in extra if not is_optional(name, parts.kind)]:
             raise CheckpointError(f"{first.name} has no weight {wrong[0]}, which {source.name} has")
     return found
 
@@ -298,29 +323,26 @@ def write_safetensors(file: Path, tensors: Mapping[str, StoredTensor], merged: C
             output.write(merged(name).view(-1).view(torch.uint8).numpy().data)
 
 
-def merged_dense(
-    sources: Sequence[Source], base: Source | None, layers: Sequence[Sequence[DenseLayer]], method: Method
-) -> list[dict[str, Tensor]]:
+def merged_dense(parts: Parts, layers: Sequence[Sequence[DenseLayer]], method: Method) -> list[dict[str, Tensor]]:
     """`weight` and `bias` of each dense layer behind the pooling, merged.
 
     Args:
-        sources: The models.
-        base: The base model; where it lacks a head, as a bare encoder does, the heads are averaged.
+        parts: The models; where the base lacks a head, as a bare encoder does, the heads are averaged.
         layers: The dense layers of each model, and of the base if there is one.
         method: How they are merged.
     """
-    everyone = [*sources, *([base] if base is not None else [])]
-    equal = Average((1 / len(sources),) * len(sources))
+    everyone, count = parts.everyone, len(parts.sources)
+    equal = Average((1 / count,) * count)
     heads = []
     for number, _ in enumerate(layers[0]):
         own = [source.dense(each[number]) for source, each in zip(everyone, layers, strict=True) if number < len(each)]
-        way, with_base = (method, base is not None) if len(own) == len(everyone) else (equal, False)
+        whole = len(own) == len(everyone)
         head = {}
         for name, stored in own[0].items():
             tensors = [each[name] for each in own]
-            _check_alike(f"dense layer {number}, {name}", sources[0], stored, everyone[1 : len(own)], tensors[1:])
-            one = Combined(stored, tensors[: len(sources)], tensors[-1] if with_base else None)
-            head[name] = merged_tensor(f"dense.{number}.{name}", one, way)
+            _check_alike(f"dense layer {number}, {name}", everyone[: len(own)], tensors)
+            one = Combined(stored, tensors[:count], tensors[-1] if whole and parts.base is not None else None)
+            head[name] = merged_tensor(f"dense.{number}.{name}", one, method if whole else equal)
         heads.append(head)
     return heads
 
@@ -354,10 +376,9 @@ def merged_tensor(name: str, weight: Combined, method: Method) -> Tensor:
     return merged.view(stored.shape)
 
 
-def _check_alike(
-    name: str, first: Source, stored: StoredTensor, others: Sequence[Source], tensors: Sequence[StoredTensor]
-) -> None:
-    for source, tensor in zip(others, tensors, strict=True):
+def _check_alike(name: str, sources: Sequence[Source], tensors: Sequence[StoredTensor]) -> None:
+    first, stored = sources[0], tensors[0]
+    for source, tensor in zip(sources[1:], tensors[1:], strict=True):
         if tensor.shape != stored.shape:
             raise CheckpointError(
                 f"{name} has the shape {list(stored.shape)} in {first.name} and {list(tensor.shape)} in {source.name}"
@@ -366,10 +387,6 @@ def _check_alike(
             raise CheckpointError(
                 f"{name} is stored as {stored.dtype} in {first.name} and as {tensor.dtype} in {source.name}"
             )
-
-
-def _optional(name: str, kind: Kind) -> bool:
-    return is_unused(name) if kind == "encoder" else name.endswith("position_ids")
 
 
 def _wide(stored: StoredTensor) -> Rows:

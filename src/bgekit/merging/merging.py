@@ -11,12 +11,12 @@ import os
 import tempfile
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-from ..data.formats import Dialect, Quoting
+from ..data.formats import Dialect
 from ..errors import ArgumentError
 from ..evaluation.evaluator import tasks_of
 from ..files.atomic import scratch_folder, target_folder
@@ -24,17 +24,25 @@ from ..inference.embedder import FlagModel
 from ..inference.reranker import FlagReranker
 from ..models.config import read_config
 from ..models.reranker_card import is_classifier
-from .compatibility import Kind, agreed_cards, check_networks
-from .example_weights import ExampleData, model_loss, read_examples, softmax_weights
+from .merge_weights import (
+    ExampleData,
+    Examples,
+    Trial,
+    Validation,
+    Weights,
+    best,
+    measures,
+    model_loss,
+    read_examples,
+    search,
+    softmax_weights,
+)
 from .merged_model import Parts, adapted, named, save_merged
 from .methods import METHODS, Method, checked_weights, described, finite_weights
-from .sources import Options, open_source
-from .weight_search import Trial, Weights, best, measures, search
+from .sources import Kind, Options, agreed_cards, check_networks, open_source
 
 if TYPE_CHECKING:
     from ..evaluation.tasks.base import Task
-    from ..inference.embedder import FlagModel
-    from ..inference.reranker import FlagReranker
 
 logger = logging.getLogger(__name__)
 Name = str | os.PathLike[str]
@@ -103,18 +111,12 @@ class Merging:
             ArgumentError: they are impossible.
         """
         count = len(self.models)
-        if self.method in _SHARES:
+        if self.method in _SHARES or self.normalize:
             found = checked_weights(weights, count, normalize=self.normalize)
         else:
             found = finite_weights(weights, count)
-            if self.normalize:
-                found = checked_weights(found, count, normalize=True)
-        settings: dict[str, dict[str, Any]] = {
-            "ties": {"density": self.density, "scale": self.scale},
-            "dare": {"density": self.density, "seed": self.seed},
-        }
-        way: Method = METHODS[self.method](weights=found, **settings.get(self.method, {}))
-        return way
+        method = METHODS[self.method]
+        return method(found, **{each.name: getattr(self, each.name) for each in fields(method)[1:]})
 
     def given_weights(self) -> Sequence[float]:
         """The caller's weights, or equal ones where they are shares or votes."""
@@ -125,70 +127,6 @@ class Merging:
                 f"method {self.method} needs weights (--weights): factors of the models' changes, such as 0.5"
             )
         return (1 / len(self.models),) * len(self.models)
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Weights from examples: softmax(-loss / temperature) over the models.
-
-    Attributes:
-        data: A file of JSON lines `{"query", "pos", "neg"}`, or such rows.
-        temperature: Of the softmax; the higher, the more even the weights.
-        batch_size: Examples of a batch, whose passages are each other's negatives (embedders).
-        max_input_length: Tokens where texts are cut, or fewer if the model takes fewer.
-        neg_number: Negatives of each example, drawn at random.
-        encoding: What the file is written in, as in `read_records`.
-        quoting: Of a csv or tsv file, as there.
-
-    Example:
-        >>> from bgekit.merging import Examples, Merging, merge
-        >>> task = Merging(["BAAI/bge-small-en-v1.5", "fine-tuned"])
-        >>> merged = merge(task, "by-examples", examples=Examples("train.jsonl", neg_number=1))
-        >>> len(merged.losses)
-        2
-    """
-
-    data: ExampleData
-    temperature: float = 5.0
-    batch_size: int = 2
-    max_input_length: int = 2048
-    neg_number: int = 7
-    encoding: str | None = None
-    quoting: Quoting = "auto"
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Weights by search: those with the best mean score on tasks.
-
-    Attributes:
-        data: Folders or files in any form that `bgekit.evaluation.read_tasks` knows.
-        split: The split to measure on; by default test where there is one.
-        points: Values that a weight takes, from 0 to 1.
-        first_stage: For rerankers, the embedder whose best passages are put in order.
-        rerank_top_k: Passages of a query that the reranker sees.
-        encoding: What text files are written in, as in `bgekit.evaluation.read_tasks`.
-        quoting: Of csv and tsv files, as there.
-
-    Example:
-        >>> from bgekit.merging import Merging, Validation, merge
-        >>> task = Merging(["BAAI/bge-small-en-v1.5", "fine-tuned"])
-        >>> merged = merge(task, "by-scores", validation=Validation(["scifact"], points=2))
-        >>> len(merged.trials)
-        2
-    """
-
-    data: Sequence[str]
-    split: str | None = None
-    points: int = 11
-    first_stage: str | None = None
-    rerank_top_k: int = 100
-    encoding: str | None = None
-    quoting: Quoting = "auto"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.data, str | os.PathLike) or not self.data:
-            raise ArgumentError("validation data must be a list of folders or files with at least one")
 
 
 @dataclass
@@ -328,10 +266,7 @@ def _losses(parts: Parts, task: Merging, examples: Examples) -> tuple[float, ...
     found = []
     for number, source in enumerate(parts.sources):
         with adapted(parts, number) as folder:
-            loss = model_loss(
-                folder, parts.cards[number], read, batch_size=examples.batch_size,
-                max_input_length=examples.max_input_length, options=task.options, device=task.device,
-            )  # fmt: skip
+            loss = model_loss(folder, parts.cards[number], read, examples, task.options, task.device)
         logger.info("%s: loss %.4f on %d examples", source.name, loss, len(read))
         found.append(loss)
     return tuple(found)
@@ -347,9 +282,8 @@ def _search(parts: Parts, task: Merging, validation: Validation, tasks: Sequence
     target = path.expanduser().resolve()
     with scratch_folder(target) as scratch:
         measure = measures(
-            parts.kind, tasks, scratch / "kept", first_stage=validation.first_stage,
-            rerank_top_k=validation.rerank_top_k, devices=task.device, pooling=task.pooling_method,
-        )  # fmt: skip
+            parts.kind, tasks, scratch / "kept", validation, devices=task.device, pooling=task.pooling_method
+        )
 
         def judge(weights: Weights) -> Trial:
             with named(scratch, parts.title):

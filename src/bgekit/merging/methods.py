@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Final, Protocol, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 import numpy as np
 import torch
@@ -47,29 +48,28 @@ class Stack:
         return self.models[number](rows) - self.base(rows)
 
 
-class Method(Protocol):
-    """A way to merge."""
+@dataclass(frozen=True)
+class Method(ABC):
+    """A way to merge.
 
+    Attributes:
+        weights: Of each model.
+    """
+
+    weights: tuple[float, ...]
     name: ClassVar[str]
-    needs_base: ClassVar[bool]
+    needs_base: ClassVar[bool] = False
 
-    @property
-    def weights(self) -> tuple[float, ...]:
-        """Weight of each model."""
-        ...
-
+    @abstractmethod
     def combine(self, stack: Stack) -> Iterator[Tensor]:
         """The merged rows of each block, in float64."""
-        ...
 
 
 @dataclass(frozen=True)
-class Average:
+class Average(Method):
     """Sum of w_i theta_i, for weights that sum to 1 (model soups, LM-Cocktail)."""
 
-    weights: tuple[float, ...]
-    name: ClassVar[str] = "average"
-    needs_base: ClassVar[bool] = False
+    name = "average"
 
     def combine(self, stack: Stack) -> Iterator[Tensor]:
         """See `Method`."""
@@ -78,16 +78,14 @@ class Average:
 
 
 @dataclass(frozen=True)
-class Slerp:
+class Slerp(Method):
     """Two models, along the arc between them: sin((1-t) a) / sin(a) theta_0 + sin(t a) / sin(a) theta_1.
 
     a is the angle between the two tensors, t the weight of the second. Where the arc is no different from the line
     (sin a < 1e-6), or is none (a tensor of zeros), it is their average.
     """
 
-    weights: tuple[float, ...]
-    name: ClassVar[str] = "slerp"
-    needs_base: ClassVar[bool] = False
+    name = "slerp"
 
     def __post_init__(self) -> None:
         if len(self.weights) != 2:
@@ -111,12 +109,11 @@ class Slerp:
 
 
 @dataclass(frozen=True)
-class TaskArithmetic:
+class TaskArithmetic(Method):
     """theta_base + sum of w_i (theta_i - theta_base) (arXiv:2212.04089)."""
 
-    weights: tuple[float, ...]
-    name: ClassVar[str] = "task_arithmetic"
-    needs_base: ClassVar[bool] = True
+    name = "task_arithmetic"
+    needs_base = True
 
     def combine(self, stack: Stack) -> Iterator[Tensor]:
         """See `Method`."""
@@ -127,7 +124,7 @@ class TaskArithmetic:
 
 
 @dataclass(frozen=True)
-class Ties:
+class Ties(Method):
     """Trim, elect a sign, average those that agree with it (arXiv:2306.01708), tensor by tensor.
 
     Of each model's change only the `density` largest elements are kept (more where equal). The sign of an element is
@@ -139,11 +136,10 @@ class Ties:
         scale: The merged change is multiplied by it.
     """
 
-    weights: tuple[float, ...]
     density: float = 0.2
     scale: float = 1.0
-    name: ClassVar[str] = "ties"
-    needs_base: ClassVar[bool] = True
+    name = "ties"
+    needs_base = True
 
     def __post_init__(self) -> None:
         _check_density(self.density)
@@ -176,7 +172,7 @@ class Ties:
 
 
 @dataclass(frozen=True)
-class Dare:
+class Dare(Method):
     """theta_base + sum of w_i drop(theta_i - theta_base) (arXiv:2311.03099).
 
     `drop` keeps an element with the probability `density` and divides it by it. Draws depend on the seed, on the
@@ -188,11 +184,10 @@ class Dare:
         seed: Of the draws.
     """
 
-    weights: tuple[float, ...]
     density: float = 0.2
     seed: int = 0
-    name: ClassVar[str] = "dare"
-    needs_base: ClassVar[bool] = True
+    name = "dare"
+    needs_base = True
 
     def __post_init__(self) -> None:
         _check_density(self.density)
@@ -212,12 +207,12 @@ class Dare:
             yield merged
 
 
-METHODS: Final[dict[str, type[Any]]] = {each.name: each for each in (Average, Slerp, TaskArithmetic, Ties, Dare)}
+METHODS: Final[dict[str, type[Method]]] = {each.name: each for each in (Average, Slerp, TaskArithmetic, Ties, Dare)}
 
 
 def described(method: Method) -> dict[str, Any]:
     """A method as plain values."""
-    return {"method": method.name, **asdict(method)}  # type: ignore[call-overload]
+    return {"method": method.name, **asdict(method)}
 
 
 def drops(seed: int, number: int, name: str) -> np.random.Generator:

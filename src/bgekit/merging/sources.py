@@ -1,26 +1,33 @@
-"""Models that are merged, their tensors on disk: a checkpoint, or a LoRA adapter together with its base."""
+"""Models that are merged, their tensors on disk: a checkpoint, or a LoRA adapter together with its base.
+
+Whether they can be merged, and what exactly differs where they cannot, is found before any weight is read.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import ArgumentError, CardError, CheckpointError
 from ..files.hashing import file_sha256
-from ..models.card import DenseLayer
+from ..inference.embedder import SELFTEST_TEXT
+from ..inference.tokenization import load_tokenizer
+from ..models.card import DenseLayer, ModelCard
+from ..models.card_reading import read_card
 from ..models.config import read_config
 from ..models.hub import resolve
-from ..models.reranker_card import is_classifier
+from ..models.reranker_card import RerankerCard, is_classifier, read_reranker_card
 from ..models.weights import (
     ADAPTER_CONFIG,
     RENAMED,
@@ -32,11 +39,13 @@ from ..models.weights import (
 )
 from ..networks.cross_encoder import classifier_class
 from ..networks.encoder import encoder_class
-from ..networks.loading import stored_prefix
+from ..networks.loading import quiet_transformers, stored_prefix
 from ..networks.saving import weights_digest
 from .methods import Rows
 
 logger = logging.getLogger(__name__)
+Kind: TypeAlias = Literal["encoder", "reranker"]
+Card: TypeAlias = "ModelCard | RerankerCard"
 #: What a class with a head puts before the names of its transformer's weights.
 _PREFIX: Final = re.compile(
     r"^(bert|roberta|distilbert|mpnet|electra|deberta|ernie|camembert|xlm_roberta|transformer|model)\."
@@ -208,13 +217,16 @@ def open_source(name: str, options: Options) -> Source:
     path = Path(name).expanduser()
     folder = path
     if not is_adapter(path) or (path / "config.json").is_file():
-        folder = resolve(
-            name, revision=options.revision, cache_dir=options.cache_dir, allow_pickle=options.allow_pickle,
-            trust_remote_code=options.trust_remote_code,
-        )  # fmt: skip
+        folder = resolve(name, **vars(options))
     if is_adapter(folder) and not _has_weights(folder):
         return _adapted(name, folder, options)
-    prefix = _prefix(folder, options)
+    prefix = stored_prefix(
+        folder, classifier_class if is_classifier(read_config(folder)) else encoder_class,
+        trust_remote_code=options.trust_remote_code, allow_pickle=options.allow_pickle,
+    )  # fmt: skip
+    if prefix:
+        # A wrapper has put it there; the merged model's names do without.
+        logger.warning("the names of the weights in %s begin with %s, which is left out", folder, prefix)
     found, files = dict[str, StoredTensor](), {}
     for file in weight_files(folder, allow_pickle=options.allow_pickle):
         tensors = {name.removeprefix(prefix): value for name, value in stored_tensors(file).items()}
@@ -224,20 +236,9 @@ def open_source(name: str, options: Options) -> Source:
     return Source(name, folder, options, found, files)
 
 
-def _prefix(folder: Path, options: Options) -> str:
-    """Prefix that a wrapper has put before the names of weights; the merged model's do without."""
-    prefix = stored_prefix(
-        folder, classifier_class if is_classifier(read_config(folder)) else encoder_class,
-        trust_remote_code=options.trust_remote_code, allow_pickle=options.allow_pickle,
-    )  # fmt: skip
-    if prefix:
-        logger.warning("the names of the weights in %s begin with %s, which is left out", folder, prefix)
-    return prefix
-
-
-def is_unused(name: str) -> bool:
-    """Whether no embedding depends on a weight: one model may have it and another not."""
-    return _UNUSED.search(name) is not None
+def is_optional(name: str, kind: Kind) -> bool:
+    """Whether no embedding (of rerankers: score) depends on a weight: one model may have it and another not."""
+    return _UNUSED.search(name) is not None if kind == "encoder" else name.endswith("position_ids")
 
 
 def _core(name: str) -> str:
@@ -256,13 +257,15 @@ def _adapted(name: str, folder: Path, options: Options) -> Source:
         raise CheckpointError(f"{folder} is an adapter, and its adapter_config.json does not name its base model")
     # A path of the time when it was trained; beside the adapter, where both were moved together.
     moved = folder / adapter.base
-    known: dict[str, Any] = {"revision": adapter.config.get("revision") or None}
     try:
-        base = open_source(str(moved) if moved.is_dir() else adapter.base, Options(**{**options.__dict__, **known}))
+        base = open_source(
+            str(moved) if moved.is_dir() else adapter.base,
+            replace(options, revision=adapter.config.get("revision") or None),
+        )
     except CheckpointError as error:
         raise CheckpointError(f"the base model of the adapter {name}: {error}") from error
     return Source(
-        name, base.folder, options, adapter.apply(base.tensors, base.find), base.files, adapter,
+        name, base.folder, options, adapter.apply(base), base.files, adapter,
         (folder, *base.adapters),
     )  # fmt: skip
 
@@ -318,42 +321,35 @@ class Adapter:
             )
         return cls(folder, file, str(config.get("base_model_name_or_path") or ""), config)
 
-    def apply(self, tensors: Mapping[str, StoredTensor], find: Callable[[str], str | None]) -> dict[str, StoredTensor]:
+    def apply(self, base: Source) -> dict[str, StoredTensor]:
         """The tensors of its base with what it adds.
-
-        Args:
-            tensors: The base's.
-            find: A name in the adapter -> the base's name, None where there is no such weight.
 
         Raises:
             CheckpointError: it has weights that do not fit the base.
         """
         own = {name.removeprefix("base_model.model."): value for name, value in stored_tensors(self.file).items()}
-        pairs: dict[str, dict[str, StoredTensor]] = {}
-        merged = dict(tensors)
+        pairs: dict[tuple[str, bool], dict[str, StoredTensor]] = {}
+        merged = dict(base.tensors)
         for name, value in own.items():
             match = _LOW_RANK.match(name)
             if match is not None:
-                side = "embedding" if match["embedding"] else "linear"
-                pairs.setdefault(f"{side} {match['module']}", {})[match["part"]] = value
+                pairs.setdefault((match["module"], bool(match["embedding"])), {})[match["part"]] = value
                 continue
             if ".lora_" in name:
                 raise CheckpointError(f"{self.folder} holds {name}, which is no part of a plain LoRA adapter")
             # A layer that was trained as a whole (modules_to_save, biases) stands in for the base's.
-            target = self._target(re.sub(r"\.(base_layer|modules_to_save(\.default)?)(?=\.)", "", name), find)
-            if value.shape != tensors[target].shape:
-                raise CheckpointError(
-                    f"{target} is {value.shape} in {self.folder}, {tensors[target].shape} in its base"
-                )
+            target = self._target(re.sub(r"\.(base_layer|modules_to_save(\.default)?)(?=\.)", "", name), base)
+            there = base.tensors[target].shape
+            if value.shape != there:
+                raise CheckpointError(f"{target} is {value.shape} in {self.folder}, {there} in its base")
             merged[target] = value
-        for key, pair in pairs.items():
-            side, module = key.split(" ", 1)
-            target = self._target(f"{module}.weight", find)
-            merged[target] = self._sum(module, merged[target], pair, side == "embedding")
+        for (module, embedding), pair in pairs.items():
+            target = self._target(f"{module}.weight", base)
+            merged[target] = self._sum(module, merged[target], pair, embedding)
         return merged
 
-    def _target(self, name: str, find: Callable[[str], str | None]) -> str:
-        found = find(name)
+    def _target(self, name: str, base: Source) -> str:
+        found = base.find(name)
         if found is None:
             raise CheckpointError(f"{self.folder} changes {name}, which its base model does not have")
         return found
@@ -385,9 +381,172 @@ class Adapter:
         return StoredTensor(weight.dtype, weight.shape, opened)
 
     def _scale(self, module: str, rank: int) -> float:
-        alpha = float(self.config.get("lora_alpha") or 8)
-        for pattern, value in (self.config.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                alpha = float(value)
-                break
+        patterns = self.config.get("alpha_pattern") or {}
+        own = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module))
+        alpha = float(next(own, self.config.get("lora_alpha") or 8))
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+
+#: Fields of a config that do not change what the network computes with given weights.
+_IRRELEVANT: Final = frozenset({
+    "architectures", "auto_map", "bgekit_reranker", "dtype", "finetuning_task", "gradient_checkpointing", "id2label",
+    "initializer_factor", "initializer_range", "label2id", "problem_type", "return_dict", "torch_dtype",
+    "transformers_version", "use_cache", "sentence_transformers",
+})  # fmt: skip
+#: Texts that tokenizers of equal vocabularies and different rules split differently.
+_PROBES: Final = (
+    SELFTEST_TEXT,
+    "Ünïcode, ÉCOLE naïve\u3000ＡＢＣ ½",
+    "don't  stop\n\tnow 3.14 🙂",
+    "ﬁn [MASK] <s> </s>",
+)
+
+
+def agreed_cards(
+    sources: Sequence[Source], kind: Kind, card_from: int | None, pooling: str | None = None
+) -> tuple[Card, list[Card]]:
+    """The card of the merged model, and those of the models.
+
+    Args:
+        sources: The models.
+        kind: What they are.
+        card_from: Number of the model whose card is taken, also for models that have none; None if all must say the
+            same.
+        pooling: How embedders pool, None for what each says.
+
+    Raises:
+        CardError: they differ in prompts, pooling, normalisation or maximum length, and nothing says whose count.
+        CheckpointError: their networks or their tokenizers differ.
+        ArgumentError: there is no model of that number.
+    """
+    if card_from is not None and not 0 <= card_from < len(sources):
+        raise ArgumentError(f"card_from={card_from} must be the number of a model, from 0 to {len(sources) - 1}")
+    cards = [card_of(each, kind, card_from in (None, place), pooling) for place, each in enumerate(sources)]
+    chosen, name = cards[card_from or 0], sources[card_from or 0].name
+    assert chosen is not None
+    known = [card or chosen for card in cards]
+    for source, card in zip(sources, known, strict=True):
+        if differing := _differences(_heads(chosen), _heads(card)):
+            raise CheckpointError(f"{name} and {source.name} have different heads: {differing}")
+    for source, card in zip(sources, known, strict=True) if card_from is None else ():
+        if differing := _differences(_use(chosen), _use(card)):
+            raise CardError(
+                f"{name} and {source.name} are used differently: {differing}. card_from=0 (--card-from 0) makes the "
+                f"result one to be used as {name}, 1 as {source.name}"
+            )
+    return chosen, known
+
+
+def check_networks(sources: Sequence[Source]) -> None:
+    """See to it that all networks and tokenizers are those of the first model.
+
+    Raises:
+        CheckpointError: they differ; it names the fields with both values.
+    """
+    first, *others = sources
+    for source in sources:
+        if source.tokenizer_folder != source.folder:
+            _check_own_tokenizer(source)
+    for facts_of, differ in ((_network, "are different networks"), (_tokenizer, "have different tokenizers")):
+        facts = facts_of(first)
+        for other in others:
+            if differing := _differences(facts, facts_of(other)):
+                raise CheckpointError(f"{first.name} and {other.name} {differ}: {differing}")
+
+
+def card_of(source: Source, kind: Kind, needed: bool, pooling: str | None = None) -> Card | None:
+    """The card of a model; an adapter's own side files count more than its base's.
+
+    Args:
+        source: The model.
+        kind: What it is.
+        needed: Whether it must have a card; None is returned otherwise.
+        pooling: How it pools, None for what it says.
+    """
+    read: Callable[..., Card] = read_card if kind == "encoder" else read_reranker_card
+    name = source.name if source.adapter is None else source.adapter.base
+    given = {} if pooling is None else {"pooling": pooling}
+    try:
+        return read(source.folder, name, adapters=source.adapters, **given)
+    except CardError as error:
+        if needed:
+            raise
+        logger.info("%s has no card of its own: %s", source.name, error)
+        return None
+
+
+def _heads(card: Card) -> dict[str, Any]:
+    """Layers behind the transformer have weights, so that no choice of a card makes up for a difference."""
+    if isinstance(card, RerankerCard):
+        return {"labels": card.labels}
+    shapes = [f"{e.in_features} -> {e.out_features} {e.activation}{', bias' * e.bias}" for e in card.dense]
+    return {"dense layers": shapes}
+
+
+def _use(card: Card) -> dict[str, Any]:
+    """Use of a model (pooling, prompts, ...), by the names that users know."""
+    if isinstance(card, RerankerCard):
+        prompts = {"query": card.query, "passage": card.document}
+        facts: dict[str, Any] = {"max_length": card.max_length}
+    else:
+        prompts = dict(card.prompts)
+        names = ("pooling", "normalize", "max_length", "similarity", "lower_case", "include_prompt", "default_prompt")
+        facts = {name: getattr(card, name) for name in (*names, "pretrained_only")}
+    return facts | {f"prompt of a {role}": str(prompt) for role, prompt in prompts.items() if prompt}
+
+
+def _network(source: Source) -> dict[str, Any]:
+    """Fields of its config that decide the computation, with the defaults of its architecture."""
+    from transformers import AutoConfig
+
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(source.folder, trust_remote_code=source.options.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"the config.json in {source.folder} cannot be used: {error}") from error
+    return {
+        key: value
+        for key, value in config.to_dict().items()
+        if key not in _IRRELEVANT and not key.startswith(("_", "output_")) and "dropout" not in key
+    }
+
+
+def _check_own_tokenizer(source: Source) -> None:
+    """An adapter may bring another tokenizer than its base has; the embeddings must have a row for each token."""
+    own, base = _tokenizer(source), _tokenizer(replace(source, adapters=()))
+    if own == base:
+        return
+    tokenizer = load_tokenizer(source.tokenizer_folder, trust_remote_code=source.options.trust_remote_code)
+    rows = read_config(source.folder).get("vocab_size")
+    if isinstance(rows, int) and max(tokenizer.get_vocab().values()) >= rows:
+        raise CheckpointError(
+            f"the adapter {source.name} has a tokenizer of {own['tokens']:,} tokens, its base {rows:,} embeddings: "
+            "merge it with peft first (merge_and_unload) and give the result"
+        )
+    logger.warning("the adapter %s has another tokenizer than its base: the adapter's is used", source.name)
+
+
+def _tokenizer(source: Source) -> dict[str, Any]:
+    tokenizer = load_tokenizer(source.tokenizer_folder, trust_remote_code=source.options.trust_remote_code)
+    vocabulary = tokenizer.get_vocab()
+    digest = hashlib.sha256(repr(sorted(vocabulary.items())).encode("utf-8", "backslashreplace")).hexdigest()
+    backend = tokenizer.backend_tokenizer
+    ids = [backend.encode(text).ids for text in _PROBES]
+    return {
+        "tokens": len(vocabulary),
+        "vocabulary": digest,
+        "special tokens": {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())},
+        "ids of probes": hashlib.sha256(repr(ids).encode()).hexdigest(),
+    }
+
+
+def _differences(a: dict[str, Any], b: dict[str, Any]) -> str:
+    """The names of values that differ, each with both; "" if none do."""
+    return ", ".join(
+        f"{name} {_short(a.get(name))} / {_short(b.get(name))}" for name in {**a, **b} if a.get(name) != b.get(name)
+    )
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else repr(value)
+    return text if len(text) <= 100 else f"{text[:90]}..."

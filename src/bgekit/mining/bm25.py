@@ -62,9 +62,6 @@ class Bm25:
         tf = np.array(counts, dtype=np.float64)[order]
         self._weights = (self._idf[term_of[order]] * _saturated(tf, length[self._rows], self._mean)).astype(np.float32)
 
-    def __len__(self) -> int:
-        return self._size
-
     def rank(self, query: str, top_k: int) -> Rows:
         """The texts that share a word with a query, best first; the earlier of equal ones first."""
         scores = np.zeros(self._size, dtype=np.float32)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -23,7 +24,7 @@ from .bm25 import Rows
 if TYPE_CHECKING:
     from ..display.progress import EncodeProgress
     from ..inference.model import Embedder
-    from .text_store import TextStore
+    from .negatives import TextStore
 
 Floats: TypeAlias = "npt.NDArray[np.float32]"
 IndexKind = Literal["exact", "hnsw", "ivf"]
@@ -102,9 +103,9 @@ class DenseMiner:
         """The candidates nearest to each query; of equal ones the earlier first."""
         if self._index is not None:
             return self._rank_by_index(queries, top_k)
-        make = TopK if self._device is None else _DeviceTopK.on(self._device)
+        make: Callable[..., TopK] = TopK if self._device is None else partial(_DeviceTopK, device=self._device)
         longest = UNIT_LENGTH if self.cosine else None
-        best: list[Any] = [
+        best = [
             make(queries[first : first + QUERIES], top_k, cosine=False, longest=longest)
             for first in range(0, len(queries), QUERIES)
         ]
@@ -146,16 +147,11 @@ class DenseMiner:
 class _DeviceTopK(TopK):
     """`TopK` whose products are computed by torch, most often on a GPU."""
 
-    def __init__(self, queries: Floats, top_k: int, device: str, longest: float | None) -> None:
+    def __init__(self, queries: Floats, top_k: int, *, cosine: bool, device: str, longest: float | None = None) -> None:
         import torch
 
-        super().__init__(queries, top_k, cosine=False, longest=longest)
+        super().__init__(queries, top_k, cosine=cosine, longest=longest)
         self._torch, self._there = torch, torch.as_tensor(self._queries, device=device)
-
-    @classmethod
-    def on(cls, device: str) -> Any:
-        """A maker with the signature of `TopK`."""
-        return lambda queries, top_k, cosine, longest=None: cls(queries, top_k, device, longest)
 
     def _coarseness(self) -> float:
         # A caller may have allowed TF32 or bfloat16 for products of float32.

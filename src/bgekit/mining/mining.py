@@ -28,11 +28,10 @@ from ..files.atomic import OutputFolder, check_place, write_together
 from ..files.hashing import digest, file_sha256
 from .bm25 import Bm25, Rows
 from .dense import DenseMiner, Floats, IndexKind
+from .known_pairs import Judgements, Relevant, distinct_negatives
 from .mining_report import Tally, report, step_of
-from .negatives import RANDOM, Choice, Draw, Similarity
-from .relevant import Judgements, Relevant, distinct_negatives
+from .negatives import RANDOM, Choice, Draw, Similarity, TextStore, store_texts
 from .teacher import Teacher
-from .text_store import TextStore, store_texts
 
 if TYPE_CHECKING:
     from ..display.progress import EncodeProgress
@@ -161,7 +160,8 @@ def mine(
                 judged = judgements.relevant(read_training(task.input, task.dialect), store)
             run = _Run(task, models, store, folder, count, reranker, relevant, judged)
             content = run.all(progress, advance)
-        _publish(Path(task.output), run.parts(), content)
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        write_together([(task.output, _chunks(run.parts())), (report_path(task.output), [text.encode()])])
     if task.work is None:
         shutil.rmtree(work, ignore_errors=True)  # Left behind it takes space, no more.
     return content
@@ -237,17 +237,15 @@ class _Run:
         self, task: Mining, models: Sequence[Embedder], store: TextStore, folder: OutputFolder, count: int,
         reranker: Teacher | None, relevant: Relevant, judged: Relevant,
     ) -> None:  # fmt: skip
-        shares = (
-            task.choice.shares
-            if len(task.choice.shares) > 1
-            else (1,) * len(_sources(task, [model.card.name for model in models]))
-        )
-        self._choice = replace(task.choice, shares=shares)
+        names = [model.card.name for model in models]
+        equal = (1,) * len(_sources(task, names))
+        self._choice = replace(task.choice, shares=task.choice.shares if len(task.choice.shares) > 1 else equal)
         self._task, self._store, self._folder, self._count, self._reranker = task, store, folder, count, reranker
         self._dense = [
             DenseMiner(model, store, folder.path, index=task.index, device=task.search_device) for model in models
         ]
         self._relevant, self._judged = relevant, judged
+        self._step = step_of(bool(self._dense) and self._dense[0].cosine)
         self._bm25: Bm25 | None = None
         content = {
             "version": _VERSION, "input": file_sha256(Path(task.input)), "texts": store.digest,
@@ -261,7 +259,7 @@ class _Run:
         self._samples = set(generator.permutation(count)[: task.samples].tolist())
         choice_made = {name: value for name, value in asdict(self._choice).items() if name not in ("first", "last")}
         self._settings = {
-            "models": [model.card.name for model in models], "rows": count, "candidates": store.candidates,
+            "models": names, "rows": count, "candidates": store.candidates,
             "range": [self._choice.first, self._choice.last], **choice_made, "miners": list(task.miners),
             "index": task.index, "keep_existing": task.keep_existing, "max_reranker_score": task.max_reranker_score,
         }  # fmt: skip
@@ -269,13 +267,10 @@ class _Run:
     def all(self, progress: MakeProgress | None, advance: Callable[[int, int], None] | None) -> dict[str, Any]:
         """Mine what no earlier run has; the report."""
         tally = Tally(step=self._step)
-        done = 0
+        done = number = 0
         prepared = False
         rows = read_training(self._task.input, self._task.dialect)
-        for number in itertools.count():
-            block = list(itertools.islice(rows, BLOCK))
-            if not block:
-                break
+        while block := list(itertools.islice(rows, BLOCK)):
             facts = self._facts(number)
             if facts is None:
                 if not prepared:
@@ -284,7 +279,7 @@ class _Run:
                 facts = self._block(block)
                 self._store_part(number, facts)
             tally.add(Tally.from_json(facts["tally"]))
-            done += len(block)
+            done, number = done + len(block), number + 1
             if advance is not None:
                 advance(done, self._count)
         return report(self._settings, tally)
@@ -292,10 +287,6 @@ class _Run:
     def parts(self) -> Iterator[Path]:
         """Files of finished lines, in order."""
         return (self._part(number, ".jsonl") for number in range(-(-self._count // BLOCK)))
-
-    @property
-    def _step(self) -> float:
-        return step_of(bool(self._dense) and self._dense[0].cosine)
 
     def _part(self, number: int, suffix: str) -> Path:
         return self._folder.path / f"rows-{self._key}-{number:05d}{suffix}"
@@ -329,28 +320,24 @@ class _Run:
         queries = [each.row.query for each in block]
         prompts = [each.row.prompt for each in block]
         vectors = [miner.encode(queries, prompts) for miner in self._dense]
-        rankings: list[list[tuple[str, Rows | None]]] = [[] for _ in block]
+        rankings: list[tuple[str, Sequence[Rows | None]]] = []
         if DENSE in self._task.miners:
             for miner, encoded in zip(self._dense, vectors, strict=True):
-                for row, ranking in enumerate(miner.rank(encoded, self._choice.last)):
-                    rankings[row].append((miner.name, ranking))
-        for row, query in enumerate(queries):
-            if self._bm25 is not None:
-                rankings[row].append((BM25, self._bm25.rank(query, self._choice.last)))
-            if RANDOM in self._task.miners:
-                rankings[row].append((RANDOM, None))
-        drawn = [
-            self._draw(each, ranking, self._similarity(each, vectors, row))
-            for row, (each, ranking) in enumerate(zip(block, rankings, strict=True))
+                rankings.append((miner.name, miner.rank(encoded, self._choice.last)))
+        if self._bm25 is not None:
+            rankings.append((BM25, [self._bm25.rank(query, self._choice.last) for query in queries]))
+        if RANDOM in self._task.miners:
+            rankings.append((RANDOM, [None] * len(block)))
+        draws = [
+            self._draw(each, [(name, of[row]) for name, of in rankings], self._similarity(each, vectors, row))
+            for row, each in enumerate(block)
         ]
-        self._accept([draw for draw, _, _ in drawn], queries)
+        self._accept(draws, queries)
         tally, lines = Tally(step=self._step), []
-        for each, (draw, similarity, kept) in zip(block, drawn, strict=True):
-            scores = None if similarity is None else self._scores(each, draw, similarity, kept)
-            tally.add_row(
-                each.row, draw, self._choice.negatives, scores, len(kept), sample=each.row.index in self._samples
-            )
-            lines.append(line_of(self._fields(each, draw, kept, scores)))
+        for each, draw in zip(block, draws, strict=True):
+            scores = self._scores(each, draw)
+            tally.add_row(each.row, draw, self._choice.negatives, scores, sample=each.row.index in self._samples)
+            lines.append(line_of(self._fields(each, draw, scores)))
         return {"tally": tally.to_json(), "lines": lines}
 
     def _similarity(self, each: InputRow, vectors: Sequence[Floats], row: int) -> Similarity | None:
@@ -361,9 +348,7 @@ class _Run:
             return lambda rows: bm25.scores(each.row.query, [self._store[number] for number in rows.tolist()])
         return None
 
-    def _draw(
-        self, each: InputRow, ranking: list[tuple[str, Rows | None]], similarity: Similarity | None
-    ) -> tuple[Draw, Similarity | None, list[str]]:
+    def _draw(self, each: InputRow, rankings: Sequence[tuple[str, Rows | None]], similarity: Similarity | None) -> Draw:
         row = each.row
         relevant, judged = self._relevant.to(row.query), self._judged.to(row.query)
         kept = distinct_negatives(each, (*relevant, *judged)) if self._task.keep_existing else []
@@ -371,11 +356,10 @@ class _Run:
         if self._choice.guards.need_scores and similarity is not None:
             numbers = [number for key in relevant if (number := self._store.first(key)) is not None]
             lowest = float(similarity(np.array(numbers, dtype=np.int64)).min())
-        draw = Draw(
-            row, self._store, ranking, self._choice, similarity=similarity, positive_score=lowest, kept=kept,
+        return Draw(
+            row, self._store, rankings, self._choice, similarity=similarity, positive_score=lowest, kept=kept,
             relevant=relevant, judged=judged,
         )  # fmt: skip
-        return draw, similarity, kept
 
     def _accept(self, draws: Sequence[Draw], queries: Sequence[str]) -> None:
         """Let all rows draw, with a reranker's consent if there is one."""
@@ -403,34 +387,24 @@ class _Run:
                 if left[row] < 0:
                     draws[row].end()
 
-    def _scores(
-        self, each: InputRow, draw: Draw, similarity: Similarity, kept: Sequence[str]
-    ) -> tuple[list[float], list[float]]:
-        numbers = [candidate.number for candidate in draw.accepted]
-        wanted = np.concatenate([self._numbers(each.row.positives), self._numbers(kept), numbers]).astype(np.int64)
-        found = [round(float(score), 6) for score in similarity(wanted)]
+    def _scores(self, each: InputRow, draw: Draw) -> tuple[list[float], list[float]] | None:
+        """Scores of a row's positives, and of its negatives in order: kept ones first."""
+        if draw.similarity is None:
+            return None
+        known = [self._store.find(text) for text in (*each.row.positives, *draw.kept)]
+        wanted = np.array([*known, *(candidate.number for candidate in draw.accepted)], dtype=np.int64)
+        found = [round(float(score), 6) for score in draw.similarity(wanted)]
         count = len(each.row.positives)
         return found[:count], found[count:]
 
-    def _numbers(self, texts: Sequence[str]) -> Rows:
-        return np.array([self._store.find(text) for text in texts], dtype=np.int64)
-
-    def _fields(
-        self, each: InputRow, draw: Draw, kept: Sequence[str], scores: tuple[list[float], list[float]] | None
-    ) -> dict[str, Any]:
+    def _fields(self, each: InputRow, draw: Draw, scores: tuple[list[float], list[float]] | None) -> dict[str, Any]:
         # Scores that were there belong to other negatives.
         fields = {name: value for name, value in each.fields.items() if name not in ("pos_scores", "neg_scores")}
         fields |= {"query": each.row.query, "pos": list(each.row.positives)}
-        fields["neg"] = [*kept, *(candidate.text for candidate in draw.accepted)]
+        fields["neg"] = [*draw.kept, *(candidate.text for candidate in draw.accepted)]
         if scores is not None and self._task.scores:
             fields |= {"pos_scores": scores[0], "neg_scores": scores[1]}
         return fields
-
-
-def _publish(output: Path, parts: Iterable[Path], content: dict[str, Any]) -> None:
-    """Put finished lines together under the output's name, and the report beside it."""
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_together([(output, _chunks(parts)), (report_path(output), [text.encode()])])
 
 
 def _chunks(files: Iterable[Path]) -> Iterator[bytes]:

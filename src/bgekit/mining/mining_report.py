@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -47,8 +48,9 @@ class Tally:
     positives: Counter[int] = field(default_factory=Counter)
     samples: list[dict[str, Any]] = field(default_factory=list)
 
-    def add_row(self, row: Row, draw: Draw, wanted: int, scores: tuple[Sequence[float], Sequence[float]] | None,
-                kept: int, *, sample: bool) -> None:  # fmt: skip
+    def add_row(
+        self, row: Row, draw: Draw, wanted: int, scores: tuple[Sequence[float], Sequence[float]] | None, *, sample: bool
+    ) -> None:
         """Count a row.
 
         Args:
@@ -56,10 +58,9 @@ class Tally:
             draw: Its negatives.
             wanted: How many it was to get.
             scores: Those of its positives, and of its negatives in order: kept ones first.
-            kept: How many it had and keeps.
             sample: Show it in full.
         """
-        mined = draw.accepted
+        mined, kept = draw.accepted, len(draw.kept)
         filled = sum(each.miner == FILL for each in mined)
         self.numbers += Counter(
             rows=1, negatives=len(mined), kept=kept, filled=filled, rows_filled=int(filled > 0),
@@ -103,17 +104,16 @@ def step_of(cosine: bool) -> float:
 def _sample(
     row: Row, mined: Sequence[Candidate], scores: tuple[Sequence[float], Sequence[float]] | None, kept: int
 ) -> dict[str, Any]:
-    negatives: list[dict[str, Any]] = []
-    for position, each in enumerate(mined):
-        entry: dict[str, Any] = {"text": each.text, "miner": each.miner, "rank": each.rank or None}
-        if scores is not None:
-            entry["score"] = scores[1][kept + position]
-        negatives.append(entry)
-    positives: list[dict[str, Any]] = [{"text": text} for text in row.positives]
+    marks: Iterator[dict[str, Any]] = itertools.repeat({})
     if scores is not None:
-        for entry, score in zip(positives, scores[0], strict=True):
-            entry["score"] = score
-    return {"query": row.query, "positives": positives, "negatives": negatives}
+        marks = ({"score": score} for score in (*scores[0], *scores[1][kept:]))
+    return {
+        "query": row.query,
+        "positives": [{"text": text, **next(marks)} for text in row.positives],
+        "negatives": [
+            {"text": each.text, "miner": each.miner, "rank": each.rank or None, **next(marks)} for each in mined
+        ],
+    }
 
 
 def report(settings: Mapping[str, Any], tally: Tally) -> dict[str, Any]:

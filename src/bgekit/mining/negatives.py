@@ -1,29 +1,45 @@
-"""Negatives of a row, chosen among candidates.
+"""Negatives of a row: the texts that they are drawn from, and the choice among them.
 
-Candidates come from rankings (places counted before anything is excluded) and, at random, from all texts. What is a
+The texts are on disk, and any of them is found by its number. Candidates come from rankings (places counted before
+anything is excluded) and, at random, from all texts. What is a
 copy of the query, of a positive or of a negative of the row never comes in; guards keep out what scores so high that
 it may be an unmarked positive. All draws depend on the seed, the row and the texts alone.
 """
 
 from __future__ import annotations
 
+import array
+import hashlib
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from ..data.arrow_store import ArrowStore, write_batches
+from ..data.encodings import repair
+from ..data.records import Record
 from ..data.training_rows import Row, copy_key
 from ..errors import ArgumentError
 from ..inference.similarity import share_of
 from .bm25 import Rows
 from .dedup import Pieces, check_threshold, jaccard, mixed, pieces
-from .text_store import BLANK, TextStore
 
+if TYPE_CHECKING:
+    from ..data.training_rows import InputRow
+    from ..files.atomic import OutputFolder
+
+_NAME: Final = "texts.arrow"
+#: Texts of a record batch.
+_BATCH_TEXTS: Final = 1024
+#: The key of a blank text.
+BLANK: Final = copy_key("")
 #: [rows] of candidates -> the similarity [n] of each to the query.
 Similarity = Callable[[Rows], npt.NDArray[np.float64]]
 FILL: Final = "fill"
@@ -36,6 +52,111 @@ _ALL: Final = 20_000
 _TRIES: Final = 200
 #: Random candidates drawn at once.
 _CHUNK: Final = 64
+
+
+class TextStore(ArrowStore):
+    """Numbered texts: first the candidates, then texts of the input that are no candidates but need a vector.
+
+    Attributes:
+        candidates: How many of the texts negatives are drawn from; they have the numbers below.
+        keys: [n] int64, equal for texts that differ in case and white space only.
+        digest: sha256 (hex) of all texts.
+    """
+
+    def __init__(self, path: Path, candidates: int, places: dict[int, int], digest: str) -> None:
+        super().__init__(path)
+        self.candidates, self.keys, self.digest = candidates, self.column("key"), digest
+        self._places = places
+
+    def __getitem__(self, number: int) -> str:
+        return str(self.value("text", int(number)))
+
+    def find(self, text: str) -> int:
+        """The number of a text of the input."""
+        return self._places[_exact(text)]
+
+    def first(self, key: int) -> int | None:
+        """The number of the first text with this key, if there is one."""
+        place = int(np.searchsorted(self.keys, key, sorter=self._by_key))
+        if place == len(self.keys) or self.keys[self._by_key[place]] != key:
+            return None
+        return int(self._by_key[place])
+
+    @cached_property
+    def _by_key(self) -> Rows:
+        return np.argsort(self.keys, kind="stable")
+
+    def records(self) -> Iterator[Record]:
+        """All texts, in order."""
+        return (Record(str(number), self[number]) for number in range(len(self)))
+
+
+def store_texts(
+    folder: OutputFolder, rows: Callable[[], Iterable[InputRow]], pool: Iterable[Record] | None, *, negatives: bool
+) -> TextStore:
+    """The texts of a run.
+
+    Args:
+        folder: Where they are kept.
+        rows: Gives the input, from its start.
+        pool: The candidates, each counting as often as it occurs; None for all distinct passages of the input.
+        negatives: Whether the input's own negatives need a vector, too.
+
+    Raises:
+        DataError: the pool or the input cannot be read.
+        OutputError: the folder cannot be written.
+    """
+    import pyarrow
+
+    # Of the pool, only what the input asks for is remembered: it may be far larger.
+    places: dict[int, int] = {}
+    ends, content = array.array("q", [0]), hashlib.sha256()
+    candidates = 0
+
+    def passages() -> Iterator[str]:
+        for each in rows():
+            yield from each.row.positives
+            if negatives or pool is None:
+                yield from each.row.negatives
+
+    def texts() -> Iterator[str]:
+        nonlocal candidates
+        if pool is not None:
+            missing = set(map(_exact, passages()))
+            for record in pool:
+                text = repair(record.text)[0]
+                if missing and (key := _exact(text)) in missing:
+                    missing.remove(key)
+                    places[key] = candidates
+                candidates += 1
+                yield text
+        count = candidates
+        for text in passages():
+            if places.setdefault(_exact(text), count) == count:
+                count += 1
+                yield text
+        if pool is None:
+            candidates = count
+
+    def batches() -> Iterator[Any]:
+        each = texts()
+        while batch := list(itertools.islice(each, _BATCH_TEXTS)):
+            for text in batch:
+                encoded = text.encode()
+                content.update(encoded)
+                ends.append(ends[-1] + len(encoded))
+            keys = pyarrow.array(list(map(copy_key, batch)), pyarrow.int64())
+            yield pyarrow.RecordBatch.from_arrays([pyarrow.array(batch, pyarrow.large_string()), keys], schema=schema)
+
+    schema = pyarrow.schema([("text", pyarrow.large_string()), ("key", pyarrow.int64())])
+    with folder.create(_NAME) as file:
+        write_batches(file, schema, batches(), dict)
+    digest = hashlib.sha256(content.hexdigest().encode() + ends.tobytes()).hexdigest()
+    return TextStore(folder.path / _NAME, candidates, places, digest)
+
+
+def _exact(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 @dataclass(frozen=True)
@@ -151,6 +272,8 @@ class Draw:
     """The negatives of one row, drawn step by step.
 
     Attributes:
+        similarity: Scores of texts for the row, None without.
+        kept: Negatives that the row had and keeps.
         accepted: The negatives so far.
         refused: Why other candidates were left out, counted once each; known when the draw has ended.
     """
@@ -173,12 +296,12 @@ class Draw:
             relevant: Keys of texts that are positives of the same query in any row.
             judged: Keys of texts that judgements call relevant to the query.
         """
+        self.similarity, self.kept = similarity, kept
         self.accepted: list[Candidate] = []
         self.refused: Counter[str] = Counter()
         #: Candidates looked at so far, by number: why each was left out, "" for one that was proposed.
         self._judged: dict[int, str] = {}
         self._row, self._store, self._choice = row, store, choice
-        self._similarity = similarity
         self._ceilings = choice.guards.ceilings(positive_score)
         self._taken = {copy_key(text): "copy of a negative" for text in kept}
         self._taken |= dict.fromkeys(judged, "judged relevant") | dict.fromkeys(relevant, "positive of the same query")
@@ -232,7 +355,7 @@ class Draw:
             # By a hash of the text, not by its place: where two neighbours swap places, the same texts are drawn.
             order = np.argsort(self._priorities(self._store.keys[window]), kind="stable")
             window, ranks = window[order], ranks[order]
-        yield from self._checked(name, window, ranks, top=False)
+        yield from self._checked(name, window, ranks.tolist())
 
     def _priorities(self, keys: Rows) -> npt.NDArray[np.uint64]:
         start = np.array([self._choice.seed, self._row.index], dtype=np.uint64)
@@ -255,20 +378,19 @@ class Draw:
                 near = np.array([key in self._top for key in self._store.keys[chunk].tolist()])
                 passed += chunk[near].tolist()
                 chunk = chunk[~near]
-            yield from self._checked(name, chunk, np.zeros(len(chunk), dtype=np.int64), top=True)
+            yield from self._checked(name, chunk)
         # Sorted by nothing: they keep the random order they came in.
-        rest = np.array(passed, dtype=np.int64)
-        yield from self._checked(name, rest, np.zeros(len(rest), dtype=np.int64), top=True)
+        yield from self._checked(name, np.array(passed, dtype=np.int64))
 
-    def _checked(self, name: str, rows: Rows, ranks: Rows, *, top: bool) -> Iterator[Candidate]:
-        """Those that nothing keeps out; `top` lets in what a miner places before the range."""
-        scores = self._similarity(rows) if self._ceilings and self._similarity is not None and len(rows) else None
+    def _checked(self, name: str, rows: Rows, ranks: Sequence[int] | None = None) -> Iterator[Candidate]:
+        """Those that nothing keeps out. Without ranks they are random, which lets in what is before a range."""
+        scores = self.similarity(rows) if self._ceilings and self.similarity is not None and len(rows) else None
         for position, number in enumerate(rows.tolist()):
             if self._judged.get(number, _BEFORE) != _BEFORE:
                 continue
             key = int(self._store.keys[number])
             reason = self._taken.get(key)
-            if reason is None and not top and key in self._top:
+            if reason is None and ranks is not None and key in self._top:
                 reason = _BEFORE
             if reason is None and scores is not None:
                 reason = next((name for name, most in self._ceilings.items() if scores[position] > most), None)
@@ -278,7 +400,7 @@ class Draw:
             self._judged[number] = reason or ""
             if reason is None:
                 self._taken[key] = "copy of a negative"
-                yield Candidate(number, text, name, int(ranks[position]))
+                yield Candidate(number, text, name, 0 if ranks is None else ranks[position])
 
     def _is_new(self, text: str) -> bool:
         found = pieces(text)

@@ -10,10 +10,10 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 from ..data.formats import Dialect, Quoting, line_of
 from ..data.training_rows import InputRow, check_output, check_training, copy_key, read_training
@@ -21,7 +21,7 @@ from ..errors import OutputError
 from ..files.atomic import OutputFolder
 from ..files.hashing import file_sha256
 from ..search.index import PairScorer
-from .relevant import Relevant
+from .known_pairs import Relevant
 
 logger = logging.getLogger(__name__)
 
@@ -97,12 +97,19 @@ def score(
     path, partial = Path(output), Path(f"{output}.partial")
     # Beside the output, so that the last step is a renaming; the lock keeps a second run out.
     with OutputFolder(f"{output}.scoring") as folder:
-        _begin(folder, partial, facts, output)
+        done, size = _begun(folder, partial, facts, output)
+        counts.resumed = done
+        rows = itertools.islice(read_training(input, dialect), done, None)
         try:
-            with partial.open("r+b" if partial.exists() else "w+b") as file:
-                counts.resumed = _finished(file)
-                _score_rest(teacher, read_training(input, dialect), file, counts, overwrite_scores, normalize, advance)
-                file.flush()
+            with partial.open("ab") as file:
+                file.truncate(size)
+                while group := list(itertools.islice(rows, GROUP)):
+                    file.write(b"".join(map(line_of, _scored(teacher, group, counts, overwrite_scores, normalize))))
+                    # To the system, so that a killed process loses no more than a group.
+                    file.flush()
+                    done += len(group)
+                    if advance is not None:
+                        advance(done, counts.rows)
                 os.fsync(file.fileno())
             os.replace(partial, path)
             (folder.path / _FACTS).unlink()
@@ -134,14 +141,15 @@ def _warn_of_positives(input: str, dialect: Dialect) -> None:
         )  # fmt: skip
 
 
-def _begin(folder: OutputFolder, partial: Path, facts: dict[str, Any], output: str) -> None:
-    """Compare with what an interrupted run was, or note what this one is."""
+def _begun(folder: OutputFolder, partial: Path, facts: dict[str, Any], output: str) -> tuple[int, int]:
+    """Rows and bytes that an interrupted run has finished, if it was this one; without one, note what this one is."""
     path = folder.path / _FACTS
+    rows, size = _finished(partial) if path.exists() and partial.exists() else (0, 0)
     # A run that finished nothing binds nobody.
-    if path.exists() and partial.exists() and _whole(partial):
+    if rows:
         before = json.loads(path.read_bytes())
         if before == facts:
-            return
+            return rows, size
         names = [name for name in facts if before.get(name) != facts[name]]
         raise OutputError(
             f"{partial} was begun by another run ({', '.join(names)} differ): remove it, or give another output"
@@ -149,41 +157,16 @@ def _begin(folder: OutputFolder, partial: Path, facts: dict[str, Any], output: s
     partial.unlink(missing_ok=True)
     with folder.create(_FACTS) as file:
         file.write(json.dumps(facts).encode())
+    return 0, 0
 
 
-def _whole(partial: Path) -> bool:
-    """Whether a partial output has a whole group."""
+def _finished(partial: Path) -> tuple[int, int]:
+    """The rows of whole groups in a partial output, and their bytes."""
+    rows = size = 0
     with partial.open("rb") as file:
-        return sum(line.endswith(b"\n") for line in itertools.islice(file, GROUP)) == GROUP
-
-
-def _finished(file: IO[bytes]) -> int:
-    """The rows of whole groups in a partial output; what is behind them is cut off."""
-    rows = size = whole = 0
-    for line in file:
-        if not line.endswith(b"\n"):
-            break
-        rows, size = rows + 1, size + len(line)
-        if rows % GROUP == 0:
-            whole = size
-    file.seek(whole)
-    file.truncate()
-    return rows // GROUP * GROUP
-
-
-def _score_rest(
-    teacher: Teacher, given: Iterator[InputRow], file: IO[bytes], counts: ScoreCounts, overwrite: bool, normalize: bool,
-    advance: Callable[[int, int], None] | None,
-) -> None:  # fmt: skip
-    rows = itertools.islice(given, counts.resumed, None)
-    done = counts.resumed
-    while group := list(itertools.islice(rows, GROUP)):
-        file.write(b"".join(map(line_of, _scored(teacher, group, counts, overwrite, normalize))))
-        # To the system, so that a killed process loses no more than a group.
-        file.flush()
-        done += len(group)
-        if advance is not None:
-            advance(done, counts.rows)
+        while len(group := list(itertools.islice(file, GROUP))) == GROUP and group[-1].endswith(b"\n"):
+            rows, size = rows + GROUP, size + sum(map(len, group))
+    return rows, size
 
 
 def _scored(
@@ -192,20 +175,20 @@ def _scored(
     wanted = []
     for each in group:
         row = each.row
-        has_some = row.has_teacher
         if row.score is not None:
             counts.scored_pairs += 1
-        elif has_some and not overwrite:
+        elif row.has_teacher and not overwrite:
             counts.had_scores += 1
         else:
             counts.scored += 1
             wanted.append(row)
     pairs = [(row.query, text) for row in wanted for text in (*row.positives, *row.negatives)]
     scores = iter(teacher.compute_score(pairs, normalize=normalize, show_progress=False) if pairs else ())
-    new: dict[int, dict[str, Any]] = {}
-    for row in wanted:
-        new[row.index] = {
+    new = {
+        row.index: {
             "pos_scores": [round(float(next(scores)), 6) for _ in row.positives],
             "neg_scores": [round(float(next(scores)), 6) for _ in row.negatives],
         }
+        for row in wanted
+    }
     return [{**each.fields, **new.get(each.row.index, {})} for each in group]

@@ -9,8 +9,15 @@ import torch
 from bgekit import FlagModel, FlagReranker
 from bgekit.errors import ArgumentError, DataError, NumericalError
 from bgekit.merging import Merging, Validation, merge, mix_models_with_data
-from bgekit.merging.example_weights import group_loss, in_batch_loss, read_examples, softmax_weights
-from bgekit.merging.weight_search import Trial, best, search
+from bgekit.merging.merge_weights import (
+    Trial,
+    best,
+    group_loss,
+    in_batch_loss,
+    read_examples,
+    search,
+    softmax_weights,
+)
 
 
 def test_published_formula():
