@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ArgumentError, CheckpointError
-from ..models.prompts import Prompt
+from ..models.card import Prompt
 from .tokenization import Request, Tokens
 
 if TYPE_CHECKING:

@@ -11,10 +11,9 @@ from typing import Any, Final, Literal, TypeAlias
 from ..errors import ArgumentError, CardError, CheckpointError
 from ..inference.embedder import SELFTEST_TEXT
 from ..inference.tokenization import load_tokenizer
-from ..models.card import ModelCard
-from ..models.card_reading import read_card
-from ..models.config import read_config
-from ..models.reranker_card import RerankerCard, read_reranker_card
+from ..models.card import ModelCard, RerankerCard
+from ..models.card_reading import read_card, read_reranker_card
+from ..models.checkpoint_files import read_config
 from ..networks.loading import quiet_transformers
 from .sources import Source
 

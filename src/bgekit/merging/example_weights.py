@@ -23,8 +23,7 @@ from ..data.formats import USUAL, Dialect
 from ..data.training_rows import EXAMPLE_LINE, Row, row_of
 from ..errors import ArgumentError, DataError, NumericalError
 from ..inference.tokenization import load_tokenizer
-from ..models.card import ModelCard
-from ..models.reranker_card import RerankerCard
+from ..models.card import ModelCard, RerankerCard
 from ..training.batches.collator import Collator, PairCollator
 from ..training.batches.sampler import Example, Sampling
 from .compatibility import Card, Kind

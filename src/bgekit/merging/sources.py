@@ -18,18 +18,18 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..files.hashing import file_sha256
 from ..models.card import DenseLayer
-from ..models.config import read_config
-from ..models.hub import resolve
-from ..models.reranker_card import is_classifier
-from ..models.weights import (
+from ..models.card_reading import is_classifier
+from ..models.checkpoint_files import (
     ADAPTER_CONFIG,
     RENAMED,
+    read_config,
     read_json,
     read_tensors,
     refuse_low_rank,
     safetensors_header,
     weight_files,
 )
+from ..models.hub import resolve
 from ..networks.cross_encoder import classifier_class
 from ..networks.encoder import encoder_class
 from ..networks.loading import stored_prefix

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 import yaml  # type: ignore[import-untyped]
 
-from .prompts import Prompt
+from .card import Prompt
 
 Kind = Literal["embedder", "reranker", "api"]
 

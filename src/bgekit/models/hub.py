@@ -12,7 +12,7 @@ from typing import Final
 
 from ..errors import CheckpointError
 from ..files.hashing import file_sha256
-from .weights import refuse_adapter
+from .checkpoint_files import refuse_adapter
 
 #: Models that Python packages ship: name -> (sha256 of model.safetensors, distributions that carry it).
 PACKAGED: Final[dict[str, tuple[str, tuple[str, ...]]]] = {

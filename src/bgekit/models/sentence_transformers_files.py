@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..display.templates import render
-from .card import SENTENCE_TRANSFORMERS_POOLING, DenseLayer, ModelCard
-from .prompts import Prompt
+from .card import SENTENCE_TRANSFORMERS_POOLING, DenseLayer, ModelCard, Prompt
 
 #: Version of the `bgekit` entry in config_sentence_transformers.json.
 FORMAT: Final = 1

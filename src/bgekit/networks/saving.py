@@ -22,10 +22,9 @@ from ..display.templates import render
 from ..errors import ArgumentError
 from ..files.atomic import atomic_folder, target_folder, write_json
 from ..models.calibration_map import moved
-from ..models.card import DenseLayer, ModelCard
-from ..models.reranker_card import CONFIG_KEY, RerankerCard
+from ..models.card import CONFIG_KEY, DenseLayer, ModelCard, RerankerCard
+from ..models.checkpoint_files import read_json, read_tensors, weight_files
 from ..models.sentence_transformers_files import dense_folder, front_matter, hub_id, readme, side_files
-from ..models.weights import read_json, read_tensors, weight_files
 from .loading import quiet_transformers
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from torch import Tensor
 
-from ..models.config import padding_position
+from ..models.checkpoint_files import padding_position
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -28,8 +28,8 @@ from ..errors import ArgumentError, OutputError, require_extra
 from ..files.atomic import OutputFolder
 from ..files.hashing import file_sha256, file_status
 from ..inference.shards import MANIFEST, SHARD_SIZE, Chunks, EncodeReport, ShardSet, encode_to_shards, load_shards
-from . import approximate
 from .index import SearchIndex
+from .nearest import build_approximate, write_approximate
 from .storage import (
     APPROXIMATE,
     FACTS,
@@ -220,12 +220,12 @@ def _write_search(output: OutputFolder, stored: Stored, facts: Facts, index_type
         _remove(output.path / APPROXIMATE)
         index_type = "exact"
     else:
-        index = approximate.build(
+        index = build_approximate(
             index_type, stored.blocks, stored.count, stored.dimension, cosine=facts.similarity == "cosine",
             normalized=facts.unit_vectors,
         )  # fmt: skip
         with output.create(APPROXIMATE) as file:
-            approximate.write(index, file)
+            write_approximate(index, file)
     write_facts(output, replace(facts, index_type=index_type))
 
 

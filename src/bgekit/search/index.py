@@ -19,7 +19,7 @@ from ..inference.pipeline import Embeddings, Origin
 from ..inference.shards import MANIFEST, load_shards
 from ..inference.similarity import unit
 from ..models.card import UNSET, Unset
-from . import approximate, exact
+from .nearest import QUERIES, UNIT_LENGTH, Floats, Rows, nearest, nearest_approximately, read_approximate
 from .storage import APPROXIMATE, FACTS, Facts, Stored, StoredFiles, StoredShards, facts_of_shards, read_facts
 
 if TYPE_CHECKING:
@@ -213,12 +213,12 @@ class SearchIndex:
         if not np.isfinite(vectors).all():
             raise ArgumentError("a query vector has NaN or infinity")
         found: list[list[Hit]] = []
-        for first in range(0, len(vectors), exact.QUERIES):
-            part = vectors[first : first + exact.QUERIES]
+        for first in range(0, len(vectors), QUERIES):
+            part = vectors[first : first + QUERIES]
             found += self._documents(part, top_k) if self.facts.chunked else self._rows_as_hits(part, top_k)
         return found
 
-    def _rows_as_hits(self, queries: exact.Floats, top_k: int) -> list[list[Hit]]:
+    def _rows_as_hits(self, queries: Floats, top_k: int) -> list[list[Hit]]:
         return [
             [
                 Hit(rank, float(score), *self.stored.row(int(row)))
@@ -227,7 +227,7 @@ class SearchIndex:
             for scores, rows in self._nearest(queries, top_k)
         ]
 
-    def _documents(self, queries: exact.Floats, top_k: int) -> list[list[Hit]]:
+    def _documents(self, queries: Floats, top_k: int) -> list[list[Hit]]:
         """Documents by their best passage: the first of each in the order of passages."""
         answers: list[list[Hit]] = [[] for _ in queries]
         open_queries = list(range(len(queries)))
@@ -241,7 +241,7 @@ class SearchIndex:
             depth *= 4
         return answers
 
-    def _best_passages(self, scores: exact.Floats, rows: exact.Rows, top_k: int) -> list[Hit]:
+    def _best_passages(self, scores: Floats, rows: Rows, top_k: int) -> list[Hit]:
         hits: dict[str, Hit] = {}
         for score, row in zip(scores, rows, strict=True):
             name, text = self.stored.row(int(row))
@@ -252,12 +252,12 @@ class SearchIndex:
                 break
         return list(hits.values())
 
-    def _nearest(self, queries: exact.Floats, top_k: int) -> list[tuple[exact.Floats, exact.Rows]]:
+    def _nearest(self, queries: Floats, top_k: int) -> list[tuple[Floats, Rows]]:
         cosine = self.facts.similarity == "cosine"
         top_k = min(top_k, len(self))
         if top_k == 0:
             return [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in queries]
-        queries = exact.unit(queries) if cosine else queries
+        queries = unit(queries) if cosine else queries
         found = self._candidates(queries, top_k)
         answers = [self._scored(query, rows, cosine) for query, rows in zip(queries, found, strict=True)]
         # All queries of an exact index; of others those whose cells or whose graph did not lead to enough, or to copies
@@ -267,22 +267,22 @@ class SearchIndex:
         if few:
             # Of unit vectors the dot product is the cosine: no need to measure the length of every one again.
             cosine_needed = cosine and not self.facts.unit_vectors
-            longest = exact.UNIT_LENGTH if self.facts.unit_vectors else None
-            complete = exact.nearest(queries[few], self.stored.blocks(), top_k, cosine=cosine_needed, longest=longest)
+            longest = UNIT_LENGTH if self.facts.unit_vectors else None
+            complete = nearest(queries[few], self.stored.blocks(), top_k, cosine=cosine_needed, longest=longest)
             for query, (_, rows) in zip(few, complete, strict=True):
                 answers[query] = self._scored(queries[query], rows, cosine)
         return [(scores[:top_k], rows[:top_k]) for scores, rows in answers]
 
-    def _candidates(self, queries: exact.Floats, top_k: int) -> list[exact.Rows]:
+    def _candidates(self, queries: Floats, top_k: int) -> list[Rows]:
         """Rows that an approximate index finds, some more than wanted.
 
         None without one, or where looking at every vector is no more work.
         """
         if self.facts.index_type == "exact" or top_k > len(self) // 4:
             return [np.empty(0, np.int64) for _ in queries]
-        return approximate.candidates(self._approximate, queries, top_k + _SPARE)
+        return nearest_approximately(self._approximate, queries, top_k + _SPARE)
 
-    def _scored(self, query: exact.Floats, rows: exact.Rows, cosine: bool) -> tuple[exact.Floats, exact.Rows]:
+    def _scored(self, query: Floats, rows: Rows, cosine: bool) -> tuple[Floats, Rows]:
         """Rows in the order of their scores, computed one by one, for a query of length 1 if scores are cosines.
 
         A matrix product rounds a row's score differently depending on its place in a block, so that equal texts
@@ -297,7 +297,7 @@ class SearchIndex:
 
     @cached_property
     def _approximate(self) -> Any:
-        index = approximate.read(self.folder / APPROXIMATE)
+        index = read_approximate(self.folder / APPROXIMATE)
         if index.ntotal != len(self) or index.d != self.dimension:
             raise OutputError(f"{self.folder / APPROXIMATE} belongs to another index; build the index again")
         return index

@@ -15,7 +15,7 @@ from ...data.training_rows import ONE_NEGATIVE, PROMPTED_PASSAGES, Row, hash64
 from ...display.option_names import option_of
 from ...inference.pair_tokenization import PairRequest, PairTokenizer
 from ...inference.tokenization import TextTokenizer
-from ...models.prompts import Prompt
+from ...models.card import Prompt
 from ...networks.packing import Packed
 from .datasets import Copies, TrainingData, count_copies
 from .sampler import Example, GlobalBatch, PlanOptions, Sampling, StepBatch, StepBatches, dataset_shares
