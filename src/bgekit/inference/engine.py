@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ForkError
-from ..networks.cpu_inference import TOKEN_BUDGET, Trimmer, recommended_streams
+from ..networks.cpu_inference import TOKEN_BUDGET, Trimmer
 from ..networks.packing import Packed, plan_batches
 from .pipeline import Encoded
 from .tokenization import Preprocessor, Request, Tokens, merged
@@ -262,9 +262,8 @@ def _limit_threads(device: torch.device, threads: int) -> None:
 
 def _placement(device: torch.device) -> tuple[int, int]:
     """Streams, and CPU threads of each."""
-    if device.type != "cpu":
-        return 1, torch.get_num_threads()
-    return recommended_streams()
+    threads = torch.get_num_threads()
+    return (threads, 1) if device.type == "cpu" else (1, threads)
 
 
 def _token_budget(device: torch.device, network: Network) -> int:

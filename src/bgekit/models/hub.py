@@ -99,10 +99,7 @@ def _packaged(name: str) -> Path:
             files = importlib.metadata.files(distribution) or []
         except importlib.metadata.PackageNotFoundError:
             continue
-        for file in files:
-            if file.name != "model.safetensors":
-                continue
-            path = Path(str(file.locate()))
+        for path in (Path(str(file.locate())) for file in files if file.name == "model.safetensors"):
             if not path.is_file():
                 raise CheckpointError(f"the package {distribution} is damaged: {path} is missing; install it again")
             if file_sha256(path) != digest:

@@ -232,7 +232,8 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         return model
     if model.is_custom_code():
         made = _bodiless(model, dtype)
-        _assign(made, {name: _in(dtype, value) for name, value in _saved(model).items()})
+        saved = _saved(model).items()
+        _assign(made, {name: value.to(dtype) if value.is_floating_point() else value for name, value in saved})
         if not any(tensor.is_meta for tensor in _tensors(made)):
             return made.train(model.training)
     model.to(dtype)  # type: ignore[arg-type]
@@ -293,10 +294,6 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
 def _assign(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
     model.load_state_dict(dict(weights), strict=False, assign=True)
     model.tie_weights()
-
-
-def _in(dtype: torch.dtype, value: Tensor) -> Tensor:
-    return value.to(dtype) if value.is_floating_point() else value
 
 
 def _is_unfilled(tensor: Tensor) -> bool:

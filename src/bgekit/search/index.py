@@ -364,34 +364,26 @@ def check_model(model: Embedder, facts: Facts, stored: Stored) -> None:
     """
     if model.fingerprint == facts.model_fingerprint:
         return
-    problem = _difference(model, facts, stored)
-    if problem is None:
+    difference = _difference(model, facts, stored)
+    if difference is None:
         return
-    name = facts.model_name
+    (what, advice), name = difference, facts.model_name
     if name == model.card.name:
         raise ArgumentError(
-            f"the index was made with {name}, used otherwise than now: {problem.what}. {problem.advice}, or build the "
-            "index anew"
+            f"the index was made with {name}, used otherwise than now: {what}. {advice}, or build the index anew"
         )
     raise ArgumentError(
-        f"the index was made with {name} and cannot be searched with {model.card.name}: {problem.what}. "
+        f"the index was made with {name} and cannot be searched with {model.card.name}: {what}. "
         f"Search with --model {name}, or build an index with {model.card.name}."
     )
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """A difference, and advice where the model is the same one."""
-
-    what: str
-    advice: str
-
-
-def _difference(model: Embedder, facts: Facts, stored: Stored) -> _Problem | None:
+def _difference(model: Embedder, facts: Facts, stored: Stored) -> tuple[str, str] | None:
+    """What differs, and advice where the model is the same one."""
     card = model.card.to_dict()
     if model.dimension != facts.dimension:
         whole = facts.dimension == facts.model_card.get("dimension")
-        return _Problem(
+        return (
             f"its vectors have {facts.dimension} dimensions, the model's have {model.dimension}",
             "Leave out truncate_dim=..." if whole else f"Give truncate_dim={facts.dimension}",
         )
@@ -403,12 +395,12 @@ def _difference(model: Embedder, facts: Facts, stored: Stored) -> _Problem | Non
                 advice = "Leave out normalize_embeddings=False" if before else "Give normalize_embeddings=False"
             elif argument:
                 advice = f"Give {argument}={before}"
-            return _Problem(f"{field} was {before} and is {card[field]} now", advice)
+            return f"{field} was {before} and is {card[field]} now", advice
     if stored.count == 0:
         return None
     row, text = _short_text(stored)
     if not text:
-        return _Problem(
+        return (
             "their fingerprints differ, and the index keeps no texts to compare their vectors by",
             "Give the model's files and options as they were then",
         )
@@ -417,7 +409,7 @@ def _difference(model: Embedder, facts: Facts, stored: Stored) -> _Problem | Non
     encoded = next(iter(model.encode_blocks([[text]], role=role, max_length=length)))
     cosine = float(unit(encoded.vectors[0]) @ unit(stored.vectors(np.asarray([row]))[0]))
     if cosine < _COSINE:
-        return _Problem(
+        return (
             f"a text of the index has another vector now (cosine {cosine:.3f} to the stored one)",
             _of_prompts(card, facts) or "Give the model's files as they were then",
         )
