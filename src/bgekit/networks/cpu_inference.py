@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
@@ -474,6 +474,8 @@ class Int8Projection:
         return result
 
 
+#: The function of glibc that returns it; None with other C libraries.
+_MALLOC_TRIM: Final = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
 #: Seconds between two returns of freed memory: what they cost is then less than a two-hundredth of the whole.
 _TRIM_SECONDS: Final = 5.0
 
@@ -497,14 +499,5 @@ def return_freed_memory() -> None:
     Batches of ever-changing sizes leave holes in its heap, which it keeps: measured with a 6-layer model, the process
     grew by 2.5 MB with every thousand texts, without end and without a single object more. With this it stays flat.
     """
-    trim = _malloc_trim()
-    if trim is not None:
-        trim(0)
-
-
-@cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    if os.name != "posix":
-        return None
-    function: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    return function
+    if _MALLOC_TRIM is not None:
+        _MALLOC_TRIM(0)

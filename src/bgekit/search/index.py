@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.chunking import document_of
-from ..errors import ArgumentError, OutputError
+from ..errors import ArgumentError, OutputError, check_count
 from ..inference.pipeline import Embeddings, Origin
 from ..inference.shards import MANIFEST, load_shards
 from ..inference.similarity import unit
@@ -144,8 +144,7 @@ class SearchIndex:
         Raises:
             ArgumentError: the index was made with another model, or keeps no texts to rerank.
         """
-        if rerank_top_k < 1:
-            raise ArgumentError(f"rerank_top_k must be a positive number, not {rerank_top_k}")
+        check_count("rerank_top_k", rerank_top_k, "documents")
         self._check_model(model)
         vectors = model.encode_queries(list(queries), convert_to_numpy=True, instruction=instruction)
         if reranker is None:
@@ -204,8 +203,7 @@ class SearchIndex:
 
     def _search(self, queries: npt.ArrayLike, top_k: int) -> list[list[Hit]]:
         vectors = np.atleast_2d(np.asarray(queries, dtype=np.float32))
-        if top_k < 1:
-            raise ArgumentError(f"top_k must be a positive number, not {top_k}")
+        check_count("top_k", top_k, "documents")
         if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
             raise ArgumentError(
                 f"query vectors must have {self.dimension} dimensions, these have the shape {vectors.shape}"
