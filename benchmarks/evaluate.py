@@ -132,20 +132,22 @@ def peer_search(size: str) -> dict[str, Any]:
     import faiss
     import numpy as np
 
-    from bgekit.search import exact
+    from bgekit.inference.similarity import unit
+    from bgekit.search.nearest import QUERIES as PART
+    from bgekit.search.nearest import nearest
 
     random = np.random.default_rng(0)
-    vectors = exact.unit(random.standard_normal((int(size), DIMENSION), dtype=np.float32))
-    queries = exact.unit(random.standard_normal((QUERIES, DIMENSION), dtype=np.float32))
+    vectors = unit(random.standard_normal((int(size), DIMENSION), dtype=np.float32))
+    queries = unit(random.standard_normal((QUERIES, DIMENSION), dtype=np.float32))
     blocks = [(first, vectors[first : first + 1024]) for first in range(0, len(vectors), 1024)]
     start = time.perf_counter()
-    for first in range(0, QUERIES, exact.QUERIES):
-        exact.nearest(queries[first : first + exact.QUERIES], blocks, 1000, cosine=False)
+    for first in range(0, QUERIES, PART):
+        nearest(queries[first : first + PART], blocks, 1000, cosine=False)
     ours = time.perf_counter() - start
     start = time.perf_counter()
-    for first in range(0, QUERIES, exact.QUERIES):
+    for first in range(0, QUERIES, PART):
         for _, block in blocks:
-            queries[first : first + exact.QUERIES] @ block.T
+            queries[first : first + PART] @ block.T
     product = time.perf_counter() - start
     index = faiss.IndexFlatIP(DIMENSION)
     index.add(vectors)
@@ -159,8 +161,7 @@ def synthetic_embedder() -> Any:
 
     from bgekit.inference.model import Embedder
     from bgekit.inference.pipeline import Encoded
-    from bgekit.models.card import ModelCard
-    from bgekit.models.prompts import Prompt
+    from bgekit.models.card import ModelCard, Prompt
 
     class Synthetic(Embedder):
         card = ModelCard(

@@ -10,8 +10,7 @@ import numpy as np
 
 from bgekit.inference.model import Embedder
 from bgekit.inference.pipeline import Encoded
-from bgekit.models.card import ModelCard
-from bgekit.models.prompts import Prompt
+from bgekit.models.card import ModelCard, Prompt
 
 
 class TableEmbedder(Embedder):

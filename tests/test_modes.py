@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bgekit.cli.main import main
+from bgekit.models.card import RerankerCard
 from bgekit.models.card_reading import read_card
-from bgekit.models.reranker_card import RerankerCard
 from bgekit.networks.cross_encoder import load_trainable
 from bgekit.networks.saving import write_checkpoint, write_reranker
 from conftest import check_modes

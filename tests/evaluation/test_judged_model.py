@@ -7,7 +7,7 @@ import pytest
 from bgekit.data.records import Record
 from bgekit.evaluation import JudgedModel
 from bgekit.evaluation.judged_model import ITEMS, MTEB_NAMES, TITLES, Kind, role_of
-from bgekit.models.prompts import Prompt
+from bgekit.models.card import Prompt
 
 
 def card_with(embedder, **prompts):

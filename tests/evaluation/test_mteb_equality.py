@@ -30,8 +30,7 @@ from bgekit.evaluation.tasks.retrieval import Corpus, RetrievalTask
 from bgekit.evaluation.tasks.summarization import SummarizationTask, SummaryGroup
 from bgekit.inference.model import Embedder
 from bgekit.inference.pipeline import Encoded
-from bgekit.models.card import ModelCard
-from bgekit.models.prompts import Prompt
+from bgekit.models.card import ModelCard, Prompt
 
 TOLERANCE = 1e-6
 TOPICS = [

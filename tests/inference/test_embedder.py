@@ -255,7 +255,7 @@ def test_a_format_without_an_instruction_is_that_of_the_models_own(make_model: C
 
 def test_a_suffix_survives_truncation(model: FlagModel) -> None:
     from bgekit.inference.tokenization import TextTokenizer
-    from bgekit.models.prompts import Prompt
+    from bgekit.models.card import Prompt
 
     tokenize = TextTokenizer(model.tokenizer, Prompt("[", "]", apart=True), 16)
     left, right, sep, cls = model.tokenizer.convert_tokens_to_ids(["[", "]", "[SEP]", "[CLS]"])

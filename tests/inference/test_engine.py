@@ -16,8 +16,8 @@ from bgekit import FlagModel
 from bgekit.inference.embedder import EmbedderSpec
 from bgekit.inference.engine import Engine, is_out_of_memory
 from bgekit.inference.tokenization import TextRequest
+from bgekit.models.card import Prompt
 from bgekit.models.card_reading import read_card
-from bgekit.models.prompts import Prompt
 from bgekit.networks.packing import Packed
 
 Texts = Callable[..., list[str]]

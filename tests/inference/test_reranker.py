@@ -20,7 +20,7 @@ from bgekit.errors import ArgumentError, BgekitError, CardError, CheckpointError
 from bgekit.inference.engine import Engine
 from bgekit.inference.tokenization import token_windows
 from bgekit.networks.encoder import FusedBackbone, PackedBackbone
-from bgekit.networks.precision import cpu_has_fast_bfloat16
+from bgekit.networks.loading import cpu_has_fast_bfloat16
 from bgekit.search.index import PairScorer
 
 KINDS = ["bert", "roberta", "xlm-roberta", "modernbert", "distilbert", "mpnet"]

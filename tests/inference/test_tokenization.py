@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bgekit.data.encodings import repair
 from bgekit.errors import ArgumentError, CheckpointError
 from bgekit.inference.tokenization import TextTokenizer, Tokens, load_tokenizer, merged
-from bgekit.models.prompts import Prompt
+from bgekit.models.card import Prompt
 
 NONE = Prompt()
 

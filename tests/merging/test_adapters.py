@@ -255,7 +255,7 @@ def test_a_rerankers_adapter_keeps_its_own_length_and_instruction(make_reranker,
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForSequenceClassification
 
-    from bgekit.models.reranker_card import read_reranker_card
+    from bgekit.models.card_reading import read_reranker_card
 
     base = make_reranker("bert", seed=1)
     made = peft.get_peft_model(

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bgekit.models.card import POOLINGS
+from bgekit.models.card import POOLINGS, Prompt
 from bgekit.models.families import FAMILIES, find_family, known_dimension, known_name, model_name
-from bgekit.models.prompts import Prompt
 
 EN = "Represent this sentence for searching relevant passages: "
 ZH = "为这个句子生成表示以用于检索相关文章："

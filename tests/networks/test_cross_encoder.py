@@ -13,8 +13,8 @@ from transformers import AutoModelForSequenceClassification
 
 from bgekit import FlagReranker
 from bgekit.errors import OutputError
-from bgekit.models.prompts import Prompt
-from bgekit.models.reranker_card import RerankerCard, read_reranker_card
+from bgekit.models.card import Prompt, RerankerCard
+from bgekit.models.card_reading import read_reranker_card
 from bgekit.networks.cross_encoder import load_cross_encoder, load_trainable
 from bgekit.networks.encoder import padded_inputs
 from bgekit.networks.packing import Packed

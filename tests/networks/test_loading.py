@@ -1,4 +1,4 @@
-"""Checkpoints as transformers' classes: what is not in a checkpoint, names of weights, and adapters that are none."""
+"""Checkpoints as transformers' classes: what is not in them, names of weights, adapters that are none; precision."""
 
 import builtins
 import json
@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 
 import own_code
 from bgekit import FlagModel, FlagReranker
-from bgekit.errors import CheckpointError, NumericalError
+from bgekit.errors import ArgumentError, CheckpointError, NumericalError
 from bgekit.models.card_reading import read_card
+from bgekit.networks import loading
 from bgekit.networks.cross_encoder import load_trainable
 from bgekit.networks.encoder import load_encoder, load_transformer
+from bgekit.networks.loading import choose_precision, half_precision
 from conftest import write_side_files, write_wordpiece
 
 WEIGHTS = "model.safetensors"
@@ -256,7 +258,7 @@ def test_two_networks_in_one_checkpoint_are_not_chosen_from(tiny_bert, tmp_path)
 
 
 def test_names_that_a_class_of_transformers_puts_before_its_own_are_no_wrapper():
-    from bgekit.models.weights import wrapper_prefix
+    from bgekit.models.checkpoint_files import wrapper_prefix
 
     expected = ["layers.0.weight", "norm.weight"]
     assert wrapper_prefix(["model.layers.0.weight", "model.norm.weight", "lm_head.weight"], expected, "model") == ""
@@ -281,3 +283,54 @@ def test_matrices_that_were_not_merged_are_told(tiny_bert, tmp_path, style):
     with pytest.raises(CheckpointError, match=r"2 LoRA matrices .*lora_A.*merge_and_unload") as caught:
         FlagModel(folder, devices="cpu")
     assert str(folder) in str(caught.value)
+
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("fp32", "float32"),
+        ("bf16", "bfloat16"),
+        ("bfloat16", "bfloat16"),
+        (torch.float32, "float32"),
+        (torch.bfloat16, "bfloat16"),
+        ("int8", "int8"),
+    ],
+)
+def test_names_of_formats(given: str | torch.dtype, name: str) -> None:
+    for use_fp16 in (True, False):  # dtype decides alone
+        assert choose_precision(CPU, dtype=given, use_fp16=use_fp16) == name
+
+
+@pytest.mark.parametrize("wrong", ["float8", "fast", torch.int32])
+def test_an_unknown_format_is_refused_with_the_known_ones(wrong: str | torch.dtype) -> None:
+    with pytest.raises(ArgumentError, match="float32, bfloat16, float16, int8"):
+        choose_precision(CPU, dtype=wrong, use_fp16=True)
+
+
+def test_formats_that_a_device_does_not_do() -> None:
+    for name in ("float16", "fp16", "half", torch.float16):
+        with pytest.raises(ArgumentError, match="bfloat16"):
+            choose_precision(CPU, dtype=name, use_fp16=True)
+    with pytest.raises(ArgumentError, match="CPU only"):
+        choose_precision(CUDA, dtype="int8", use_fp16=True)
+
+
+@pytest.mark.parametrize(("fast", "name"), [(True, "bfloat16"), (False, "float32")])
+def test_half_precision_on_a_cpu_is_what_it_computes_fast(
+    monkeypatch: pytest.MonkeyPatch, fast: bool, name: str
+) -> None:
+    monkeypatch.setattr(loading, "cpu_has_fast_bfloat16", lambda: fast)
+    assert half_precision(CPU) == name
+    assert choose_precision(CPU, dtype=None, use_fp16=True) == name
+    assert choose_precision(CPU, dtype=None, use_fp16=False) == "float32"
+
+
+def test_half_precision_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert half_precision(CUDA, "bert") == "float16"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert half_precision(CUDA, "t5") == "bfloat16"  # its activations overflow float16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert half_precision(CUDA, "t5") == "float32"

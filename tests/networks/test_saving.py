@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from bgekit import FlagModel, read_card
 from bgekit.errors import ArgumentError, CardError, CheckpointError, OutputError
 from bgekit.files import atomic
-from bgekit.models.prompts import Prompt
+from bgekit.models.card import Prompt
 from bgekit.networks import saving
 
 EXPECTED = {

@@ -31,10 +31,10 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the card."""
     from ..errors import CheckpointError
-    from ..models.config import read_config
+    from ..models.card_reading import is_classifier
+    from ..models.checkpoint_files import read_config
     from ..models.families import find_family
     from ..models.hub import resolve
-    from ..models.reranker_card import is_classifier
 
     family = find_family(args.model)
     note = None
@@ -81,7 +81,7 @@ def _card(folder: Path, name: str, pooling: str | None) -> tuple[dict[str, Any],
 
 
 def _reranker_card(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, str]]:
-    from ..models.reranker_card import read_reranker_card
+    from ..models.card_reading import read_reranker_card
 
     card = read_reranker_card(folder, name)
     facts = {

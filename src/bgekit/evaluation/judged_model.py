@@ -18,8 +18,7 @@ from ..errors import ArgumentError, check_count
 from ..files.hashing import digest
 from ..inference.shards import MANIFEST, encode_to_shards, load_shards, read_manifest
 from ..inference.similarity import paired_similarity, unit
-from ..models.card import UNSET, ModelCard, Unset
-from ..models.prompts import Role
+from ..models.card import UNSET, ModelCard, Role, Unset
 
 if TYPE_CHECKING:
     from ..data.records import Record

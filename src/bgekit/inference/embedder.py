@@ -16,16 +16,14 @@ import torch
 from ..errors import ArgumentError, CheckpointError, NumericalError, check_count
 from ..files.atomic import target_folder
 from ..files.hashing import digest
-from ..models.card import UNSET, ModelCard, Pooling, Unset
+from ..models.card import UNSET, ModelCard, Pooling, Prompt, Unset
 from ..models.card_reading import family_of, read_card, refuse_reranker
+from ..models.checkpoint_files import fingerprint
 from ..models.families import find_family, is_hosted
 from ..models.hub import resolve
-from ..models.prompts import Prompt
-from ..models.weights import fingerprint
 from ..networks.encoder import Encoder, encoder_class, load_encoder, load_transformer, loading_dtype
-from ..networks.loading import stored_prefix
+from ..networks.loading import choose_precision, stored_prefix
 from ..networks.packing import Packed
-from ..networks.precision import choose_precision
 from ..networks.saving import weights_digest, write_checkpoint
 from .engine import Spec, WorkerPool, resolve_devices
 from .model import CheckpointModel, Embedder, optional_prompt, set_aside

@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, ForkError, WorkerError
-from ..networks.cpu_inference import TOKEN_BUDGET, Trimmer, recommended_streams
+from ..networks.cpu_inference import TOKEN_BUDGET, Trimmer
 from ..networks.packing import Packed, plan_batches
 from .pipeline import BLOCK_SIZE, Encoded
 from .tokenization import Preprocessor, Request, Tokens, merged
@@ -139,7 +139,8 @@ class Engine(Generic[N_co]):
         self.network: N_co = spec.load_network(self.device)
         self.padded = self.network.padded
         on_cpu = self.device.type == "cpu"
-        self._shares, self.threads_per_stream = recommended_streams() if on_cpu else (1, torch.get_num_threads())
+        threads = torch.get_num_threads()
+        self._shares, self.threads_per_stream = (threads, 1) if on_cpu else (1, threads)
         self.streams = streams or self._shares
         self.token_budget = _token_budget(self.device, self.network)
         self._preprocessors = lru_cache(maxsize=16)(self._new_preprocessor)

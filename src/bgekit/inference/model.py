@@ -21,9 +21,8 @@ import yaml  # type: ignore[import-untyped]
 from ..display.progress import Progress
 from ..errors import ArgumentError, BgekitError, check_count
 from ..models.calibration_map import calibration_map
-from ..models.card import UNSET, ModelCard, Unset
+from ..models.card import UNSET, ModelCard, Prompt, Role, Unset
 from ..models.families import find_family
-from ..models.prompts import Prompt, Role
 from .pipeline import ADVICE, BLOCK_SIZE, Embeddings, Encoded, Origin, Pipeline, not_texts
 from .similarity import similarity
 

@@ -39,10 +39,9 @@ import numpy.typing as npt
 
 from ..errors import ApiError, ArgumentError, CardError
 from ..files.hashing import digest
-from ..models.card import UNSET, ModelCard, Pooling, Unset
+from ..models.card import UNSET, ModelCard, Pooling, Prompt, Unset
 from ..models.card_reading import prompt_doubt
 from ..models.families import find_family, known_dimension, known_name
-from ..models.prompts import Prompt
 from .model import Embedder, optional_prompt
 from .pipeline import Encoded, Origin
 from .similarity import unit

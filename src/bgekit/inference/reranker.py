@@ -19,15 +19,14 @@ from ..data.encodings import repair
 from ..display.progress import Progress
 from ..errors import ArgumentError, TextTypeError, check_count
 from ..files.hashing import digest
-from ..models.card import UNSET, Unset
+from ..models.card import UNSET, RerankerCard, Unset
+from ..models.card_reading import read_reranker_card
+from ..models.checkpoint_files import fingerprint
 from ..models.hub import resolve
-from ..models.reranker_card import RerankerCard, read_reranker_card
-from ..models.weights import fingerprint
 from ..networks.cross_encoder import CrossEncoder, classifier_class, load_classifier, load_cross_encoder
 from ..networks.encoder import loading_dtype
-from ..networks.loading import stored_prefix
+from ..networks.loading import choose_precision, stored_prefix
 from ..networks.packing import Packed
-from ..networks.precision import choose_precision
 from ..networks.saving import write_reranker
 from .engine import Spec, WorkerPool, resolve_devices
 from .model import CheckpointModel, optional_prompt, set_aside

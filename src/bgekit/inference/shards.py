@@ -505,6 +505,22 @@ def load_shards(folder: str | os.PathLike[str]) -> ShardSet:
     return ShardSet(folder)
 
 
+def mapped(path: Path, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """An array in a file, memory-mapped.
+
+    Raises:
+        OutputError: the file is missing or damaged, or the array has another shape.
+    """
+    try:
+        # An empty file cannot be mapped.
+        found: npt.NDArray[Any] = np.load(path, mmap_mode="r" if all(shape) else None, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise OutputError(f"{path} is missing or damaged ({error}); make it again") from error
+    if found.shape != shape:
+        raise OutputError(f"{path} has the shape {found.shape}, not {shape}; make it again")
+    return found
+
+
 class ShardSet:
     """Encoded shards. Vectors are memory-mapped: what is not looked at is not read.
 
@@ -572,14 +588,7 @@ class ShardSet:
         return result
 
     def _vectors(self, shard: dict[str, Any]) -> npt.NDArray[Any]:
-        path = self.folder / shard["vectors"]
-        try:
-            vectors: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise OutputError(f"{path} is missing or damaged: {error}") from error
-        if vectors.shape != (shard["texts"], self.dimension):
-            raise OutputError(f"{path} has the shape {vectors.shape}, not {(shard['texts'], self.dimension)}")
-        return vectors
+        return mapped(self.folder / shard["vectors"], (shard["texts"], self.dimension))
 
     def _rows(self, shard: dict[str, Any]) -> Iterator[dict[str, str]]:
         path, count = self.folder / shard["ids"], 0

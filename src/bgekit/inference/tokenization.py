@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..errors import ArgumentError, CheckpointError
-from ..models.prompts import Prompt
+from ..models.card import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

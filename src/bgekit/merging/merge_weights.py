@@ -30,8 +30,7 @@ from ..errors import ArgumentError, DataError, NumericalError
 from ..evaluation.evaluator import FirstStage, evaluate
 from ..evaluation.tasks.base import check_rerankable
 from ..inference.tokenization import load_tokenizer
-from ..models.card import ModelCard
-from ..models.reranker_card import RerankerCard
+from ..models.card import ModelCard, RerankerCard
 from ..models.sentence_transformers_files import short_names
 from ..networks import cross_encoder, encoder
 from ..training.batches.collator import Batch, Collator, PairCollator

@@ -24,10 +24,9 @@ from ..errors import BgekitError, CheckpointError, NumericalError, OutputError
 from ..files.atomic import atomic_folder, target_folder, write_json
 from ..inference.embedder import make_selftest
 from ..inference.tokenization import load_tokenizer
-from ..models.card import DenseLayer, ModelCard
-from ..models.reranker_card import RerankerCard
+from ..models.card import DenseLayer, ModelCard, RerankerCard
+from ..models.checkpoint_files import read_json, stored_dtype
 from ..models.sentence_transformers_files import hub_id, short_names, shown_name
-from ..models.weights import read_json, stored_dtype
 from ..networks.encoder import load_trainable
 from ..networks.saving import KEPT_FILES, copy_matching, save_tensors, write_checkpoint, write_reranker, write_tokenizer
 from .merge_weights import Trial, save_curve

@@ -22,8 +22,8 @@ from ..evaluation.evaluator import tasks_of
 from ..files.atomic import scratch_folder, target_folder
 from ..inference.embedder import FlagModel
 from ..inference.reranker import FlagReranker
-from ..models.config import read_config
-from ..models.reranker_card import is_classifier
+from ..models.card_reading import is_classifier
+from ..models.checkpoint_files import read_config
 from .merge_weights import (
     ExampleData,
     Examples,

@@ -23,20 +23,19 @@ from ..errors import ArgumentError, CardError, CheckpointError
 from ..files.hashing import file_sha256
 from ..inference.embedder import SELFTEST_TEXT
 from ..inference.tokenization import load_tokenizer
-from ..models.card import DenseLayer, ModelCard
-from ..models.card_reading import read_card
-from ..models.config import read_config
-from ..models.hub import resolve
-from ..models.reranker_card import RerankerCard, is_classifier, read_reranker_card
-from ..models.weights import (
+from ..models.card import DenseLayer, ModelCard, RerankerCard
+from ..models.card_reading import is_classifier, read_card, read_reranker_card
+from ..models.checkpoint_files import (
     ADAPTER_CONFIG,
     RENAMED,
+    read_config,
     read_json,
     read_tensors,
     refuse_low_rank,
     safetensors_header,
     weight_files,
 )
+from ..models.hub import resolve
 from ..networks.cross_encoder import classifier_class
 from ..networks.encoder import encoder_class
 from ..networks.loading import quiet_transformers, stored_prefix

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, require_extra
 from ..files.hashing import digest
 from ..inference.engine import resolve_devices
 from ..inference.shards import encode_to_shards, load_shards
 from ..inference.similarity import unit
-from ..search import approximate
-from ..search.exact import QUERIES, UNIT_LENGTH, TopK
+from ..search.nearest import QUERIES, UNIT_LENGTH, TopK, build_approximate, nearest_approximately
 from ..search.storage import check_similarity
 from .bm25 import Rows
 
@@ -63,7 +62,7 @@ class DenseMiner:
         check_similarity(embedder.card.name, embedder.card.similarity, unit_vectors=embedder.card.normalize)
         # Before hours of encoding, not after them.
         if index != "exact":
-            approximate.load_faiss()
+            require_extra("faiss", "faiss")
         if device is not None:
             if index != "exact":
                 raise ArgumentError(f"search_device {device} is for the exact search; {index} is searched on the CPU")
@@ -79,7 +78,7 @@ class DenseMiner:
         encode_to_shards(self._embedder, self._store.records(), self._folder, shard_size=SHARD, progress=progress)
         self._shards = [vectors for _, vectors in load_shards(self._folder).iter_shards()]
         if self._kind != "exact" and self._store.candidates:
-            self._index = approximate.build(
+            self._index = build_approximate(
                 self._kind, lambda: self._blocks(SHARD), self._store.candidates, self._embedder.dimension,
                 cosine=self.cosine, normalized=self._embedder.card.normalize,
             )  # fmt: skip
@@ -126,7 +125,7 @@ class DenseMiner:
 
     def _rank_by_index(self, queries: Floats, top_k: int) -> list[Rows]:
         rankings = []
-        for query, rows in zip(queries, approximate.candidates(self._index, queries, top_k), strict=True):
+        for query, rows in zip(queries, nearest_approximately(self._index, queries, top_k), strict=True):
             rows = np.sort(rows)
             rankings.append(rows[np.argsort(-self.similarity(query, rows), kind="stable")])
         return rankings

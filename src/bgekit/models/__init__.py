@@ -7,21 +7,19 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .card import ModelCard
-    from .card_reading import read_card
+    from .card import ModelCard, Prompt, RerankerCard
+    from .card_reading import read_card, read_reranker_card
     from .families import Family, find_family
     from .hub import resolve
-    from .prompts import Prompt
-    from .reranker_card import RerankerCard, read_reranker_card
 
 _HOMES = {
     "Family": "families",
     "ModelCard": "card",
-    "Prompt": "prompts",
-    "RerankerCard": "reranker_card",
+    "Prompt": "card",
+    "RerankerCard": "card",
     "find_family": "families",
     "read_card": "card_reading",
-    "read_reranker_card": "reranker_card",
+    "read_reranker_card": "card_reading",
     "resolve": "hub",
 }
 

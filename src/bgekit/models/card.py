@@ -1,4 +1,4 @@
-"""The model card: pooling, prompts, length and all else that using a model rightly takes, with the source of each.
+"""The card of an embedder or a reranker: all that using it rightly takes, such as prompts, with the source of each.
 
 The order of belief is the checkpoint's own files, then the table of families, then the caller; a caller who
 contradicts a known fact is obeyed, with a warning that names both values.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any, Final, Literal, get_args
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias, get_args
 
-from .prompts import Prompt
+from ..errors import ArgumentError
 
 logger = logging.getLogger(__name__)
 Pooling = Literal["cls", "mean", "max", "weighted_mean", "last_token"]
@@ -26,6 +27,8 @@ SENTENCE_TRANSFORMERS_POOLING: Final[Mapping[str, tuple[str, str]]] = {
     "last_token": ("pooling_mode_lasttoken", "lasttoken"),
 }
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
+#: What a text is in a search: a query, a document, or a text as it is, which has the card's default prompt, if any.
+Role: TypeAlias = Literal["query", "document", "plain"]
 
 
 class Unset(Enum):
@@ -38,6 +41,82 @@ class Unset(Enum):
 
 
 UNSET: Final = Unset.UNSET
+
+
+@dataclass(frozen=True)
+class Prompt:
+    r"""Text put before and after an input.
+
+    The suffix survives truncation: a long input is cut so that prefix, text and suffix fit together.
+
+    Attributes:
+        prefix: Text before the input.
+        suffix: Text after it, always tokenised by itself.
+        apart: Tokenise the prefix by itself too, where it could merge with the input's first word (SGPT's brackets).
+
+    Example:
+        >>> from bgekit.models import Prompt
+        >>> str(Prompt("query: "))
+        'query: '
+        >>> Prompt.from_format("Find an answer", "Instruct: {}\\nQuery: {}").prefix
+        'Instruct: Find an answer\nQuery: '
+    """
+
+    prefix: str = ""
+    suffix: str = ""
+    apart: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.prefix or self.suffix)
+
+    def __str__(self) -> str:
+        return f"{self.prefix}{{text}}{self.suffix}" if self.suffix else self.prefix
+
+    @classmethod
+    def from_format(cls, instruction: str | None, template: str = "{}{}") -> Prompt:
+        r"""Prompt of an instruction in a template with two slots: instruction, then text.
+
+        The templates are those of FlagEmbedding (`query_instruction_format`), such as
+        `"Instruct: {}\nQuery: {}"`; a literal backslash-n, as command lines give it, means a line break.
+        No instruction means no prompt, whatever the template.
+
+        Raises:
+            ArgumentError: the template does not have exactly two slots `{}`.
+        """
+        if not instruction:
+            return cls()
+        before, between, after = _template_parts(template)
+        return cls(f"{before}{instruction}{between}", after)
+
+    def in_format(self, template: str, made_with: str | None = None) -> Prompt:
+        """The instruction of this prompt in another template (see `from_format`).
+
+        Args:
+            template: The template.
+            made_with: The template of this prompt; where it has another form, all that it puts before a text is the
+                instruction.
+
+        Raises:
+            ArgumentError: the template does not have exactly two slots `{}`, or this prompt is no instruction.
+        """
+        for known in filter(None, (made_with, template)):
+            before, between, after = _template_parts(known)
+            bare = self.prefix.removeprefix(before).removesuffix(between)
+            if self == Prompt(f"{before}{bare}{between}", after):
+                return Prompt.from_format(bare, template)
+        if self.apart or self.suffix:
+            raise ArgumentError(
+                f"the prompt {str(self)!r} is no instruction to put in the format {template!r}: pass one"
+            )
+        return Prompt.from_format(self.prefix, template)
+
+
+def _template_parts(template: str) -> tuple[str, str, str]:
+    """Texts before, between and after the two slots of a template."""
+    parts = template.replace("\\n", "\n").split("{}")
+    if len(parts) != 3:
+        raise ArgumentError(f"instruction format {template!r} must hold two slots {{}}: the instruction, then the text")
+    return parts[0], parts[1], parts[2]
 
 
 @dataclass(frozen=True)
@@ -54,6 +133,10 @@ class DenseLayer:
     out_features: int
     bias: bool
     activation: str
+
+
+#: Fields of a card that manifests and reports leave out: what they do not depend on, or have elsewhere.
+_NOT_IN_MANIFESTS: Final = ("position_limit", "notice", "sources", "selftest", "calibration", "pretrained_only")
 
 
 @dataclass(frozen=True)
@@ -118,22 +201,59 @@ class ModelCard:
 
     def to_dict(self) -> dict[str, Any]:
         """The card as plain values, for manifests and reports; prompts as [prefix, suffix]."""
-        return {
-            "name": self.name,
-            "pooling": self.pooling,
-            "normalize": self.normalize,
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _NOT_IN_MANIFESTS} | {
             "prompts": {role: [prompt.prefix, prompt.suffix] for role, prompt in self.prompts.items()},
-            "max_length": self.max_length,
-            "dimension": self.dimension,
-            "similarity": self.similarity,
-            "lower_case": self.lower_case,
-            "include_prompt": self.include_prompt,
-            "default_prompt": self.default_prompt,
             "dense": [layer.folder for layer in self.dense],
-            "dtype": self.dtype,
-            "architecture": self.architecture,
-            "family": self.family,
         }
+
+
+#: Key of `config.json` under which `FlagReranker.save` keeps what no field of transformers says.
+CONFIG_KEY: Final = "bgekit_reranker"
+
+
+@dataclass(frozen=True)
+class RerankerCard:
+    """Card of a reranker: all that using it rightly takes.
+
+    Attributes:
+        name: Name or path that the caller gave.
+        labels: Outputs of its head: 1 is the score itself; of 2 the second less the first is.
+        max_length: Longest pair in tokens, special tokens included.
+        query: Text around queries.
+        document: Text around passages.
+        architecture: Model type of transformers, such as `xlm-roberta`.
+        position_limit: Most tokens that the position embeddings allow, None without a fixed limit.
+        dtype: Type of the stored weights.
+        sources: Where each field was found.
+
+    Example:
+        >>> from bgekit import FlagReranker
+        >>> card = FlagReranker("BAAI/bge-reranker-base").card
+        >>> card.labels
+        1
+    """
+
+    name: str
+    labels: int
+    max_length: int
+    query: Prompt = Prompt()
+    document: Prompt = Prompt()
+    architecture: str = ""
+    position_limit: int | None = None
+    dtype: str = "float32"
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def settings(self) -> dict[str, Any]:
+        """The entry `CONFIG_KEY` of the config."""
+        return {
+            "max_length": self.max_length,
+            "query": [self.query.prefix, self.query.suffix],
+            "document": [self.document.prefix, self.document.suffix],
+        }
+
+
+#: Fields whose difference between an adapter and its base is said.
+_SAID: Final = ("pooling", "normalize", "query", "document", "max_length", "similarity", "lower_case", "include_prompt")
 
 
 class Facts:
@@ -150,6 +270,16 @@ class Facts:
             if key not in self.values:
                 self.values[key], self.sources[key] = value, source
 
+    def add_adapter(self, adapter: Path, values: Mapping[str, Any], base: Mapping[str, Any]) -> None:
+        """Take what an adapter's own files say, if no other has said it; differences to its base are logged."""
+        for key, value in values.items():
+            if key in _SAID and key in base and value != base[key] and key not in self.values:
+                logger.warning(
+                    "%s of the adapter %s is %r, that of its base %s is %r: the adapter's is used",
+                    key, adapter, _shown(value), self.name, _shown(base[key]),
+                )  # fmt: skip
+        self.add(f"adapter {adapter}", values)
+
     def override(self, source: str, values: Mapping[str, Any]) -> None:
         """Take the values whatever is known, with a warning that names both where they contradict."""
         for key, value in values.items():
@@ -157,7 +287,7 @@ class Facts:
             if where != "default" and value != known and not _is_off(key, value):
                 logger.warning(
                     "%s of %s is %r according to the %s, but the caller says %r: the caller's is used",
-                    key, self.name, shown(known), where, shown(value),
+                    key, self.name, _shown(known), where, _shown(value),
                 )  # fmt: skip
             self.values[key], self.sources[key] = value, source
 
@@ -167,6 +297,6 @@ def _is_off(key: str, value: Any) -> bool:
     return (key in ("query", "document") and not value) or key == "max_length"
 
 
-def shown(value: Any) -> Any:
+def _shown(value: Any) -> Any:
     """A value as a message has it."""
     return str(value) if isinstance(value, Prompt) else value

@@ -1,18 +1,31 @@
-"""The card of a checkpoint, read from its files, the table of families and the caller's arguments, in this order."""
+"""The card of a checkpoint, read from its files, the table of families and the caller's arguments, in this order.
+
+First that of an embedder, then that of a reranker, then what both need: the length at which texts are cut.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, get_args
 
 from ..errors import CardError, CheckpointError
-from .card import POOLINGS, SENTENCE_TRANSFORMERS_POOLING, UNSET, DenseLayer, Facts, ModelCard, Similarity, shown
-from .config import checked_length, declared_dtype, hidden_size, position_limit, read_config, usable_length
+from .card import (
+    CONFIG_KEY,
+    POOLINGS,
+    SENTENCE_TRANSFORMERS_POOLING,
+    UNSET,
+    DenseLayer,
+    Facts,
+    ModelCard,
+    Prompt,
+    RerankerCard,
+    Similarity,
+)
+from .checkpoint_files import declared_dtype, hidden_size, position_limit, read_config, read_json, stored_dtype
 from .families import Family, find_family, model_name, named_within
-from .prompts import Prompt
-from .weights import read_json, stored_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +57,16 @@ def read_card(folder: Path, name: str | None = None, *, adapters: Sequence[Path]
     family = family_of(name, folder)
     config = read_config(folder)
     _refuse_rerankers(name, config, family)
-    facts = Facts(name)
-    _add_adapters(facts, adapters, folder)
-    _add_declared(facts, folder, family)
-    if (dtype := declared_dtype(config)) is not None:  # of weights that are not here, or in a `.bin`
+    declared, facts = _declared(folder, family), Facts(name)
+    for adapter in adapters:
+        own = _checkpoint_facts(adapter)
+        own.pop("dtype", None)
+        if own.get("max_length") == _tokenizer_length(folder) and not (adapter / _LENGTH_FILE).is_file():
+            own.pop("max_length", None)  # A copy of the base's tokenizer, which is no statement.
+        facts.add_adapter(adapter, own, ChainMap(*declared.values()))
+    for source, values in declared.items():
+        facts.add(source, values)
+    if (dtype := declared_dtype(config)) is not None:  # Of weights that are not here, or in a `.bin`.
         facts.add("config.json", {"dtype": dtype})
     facts.add("default", {"normalize": True, "similarity": "cosine", "include_prompt": True, "lower_case": False})
     facts.add("default", {"default_prompt": None, "dense": (), "dtype": "float32", "selftest": None})
@@ -72,66 +91,45 @@ def read_card(folder: Path, name: str | None = None, *, adapters: Sequence[Path]
         logger.info("no prompts are known for %s: queries are encoded as they are", name)
         if not known["pretrained_only"]:
             notice = prompt_doubt(name, bge_like=known["pooling"] == "cls", config=config)
-    prompts = {**known.get("prompts", {}), "query": known["query"], "document": known["document"]}
     dense = known["dense"]
     return ModelCard(
         name=name,
-        pooling=known["pooling"],
-        normalize=known["normalize"],
-        prompts=prompts,
+        prompts={**known.get("prompts", {}), "query": known["query"], "document": known["document"]},
         max_length=checked_length(known["max_length"], sources["max_length"], config, name),
         dimension=dense[-1].out_features if dense else hidden_size(config),
-        similarity=known["similarity"],
-        lower_case=known["lower_case"],
-        include_prompt=known["include_prompt"],
-        default_prompt=known["default_prompt"],
-        dense=dense,
-        dtype=known["dtype"],
         architecture=str(config.get("model_type", "")),
         position_limit=position_limit(config),
         family=family.title if family else None,
         notice=notice,
         sources=sources,
-        selftest=known["selftest"],
-        calibration=known["calibration"],
-        pretrained_only=known["pretrained_only"],
+        **{field: known[field] for field in _TAKEN},
     )
+
+
+#: Fields of a card that are what the first source says.
+_TAKEN: Final = (
+    "pooling", "normalize", "similarity", "lower_case", "include_prompt", "default_prompt", "dense", "dtype",
+    "selftest", "calibration", "pretrained_only",
+)  # fmt: skip
 
 
 def declared_query(folder: Path, name: str) -> Prompt:
     """The query prompt that a checkpoint's files or the table of families declare, whatever a caller makes of it."""
-    facts = Facts(name)
-    _add_declared(facts, folder, family_of(name, folder))
-    prompt: Prompt = facts.values.get("query", Prompt())
+    prompt: Prompt = ChainMap(*_declared(folder, family_of(name, folder)).values()).get("query", Prompt())
     return prompt
 
 
-def _add_declared(facts: Facts, folder: Path, family: Family | None) -> None:
-    facts.add("checkpoint", _checkpoint_facts(folder))
+def _declared(folder: Path, family: Family | None) -> dict[str, dict[str, Any]]:
+    """What the files of a checkpoint, then the table of families, say of it: by source."""
+    declared = {"checkpoint": _checkpoint_facts(folder)}
     if family is not None:
-        facts.add(f"family table ({family.title})", _family_facts(family))
+        said = {key: getattr(family, key) for key in _OF_FAMILIES}
+        declared[f"family table ({family.title})"] = {key: value for key, value in said.items() if value is not None}
+    return declared
 
 
-def _add_adapters(facts: Facts, adapters: Sequence[Path], folder: Path) -> None:
-    """Add the fields of adapters' own files; differences to their base are logged."""
-    base = Facts(facts.name)
-    _add_declared(base, folder, family_of(facts.name, folder))
-    for adapter in adapters:
-        own = _checkpoint_facts(adapter)
-        own.pop("dtype", None)
-        if own.get("max_length") == _tokenizer_length(folder) and not (adapter / _LENGTH_FILE).is_file():
-            own.pop("max_length", None)  # A copy of the base's tokenizer, which is no statement.
-        for key, value in own.items():
-            if key in _SAID and key in base.values and value != base.values[key] and key not in facts.values:
-                logger.warning(
-                    "%s of the adapter %s is %r, that of its base %s is %r: the adapter's is used",
-                    key, adapter, shown(value), facts.name, shown(base.values[key]),
-                )  # fmt: skip
-        facts.add(f"adapter {adapter}", own)
-
-
-#: Fields whose difference between an adapter and its base is said.
-_SAID: Final = ("pooling", "normalize", "query", "document", "max_length", "similarity", "lower_case", "include_prompt")
+#: Fields of a family that are fields of its models' cards.
+_OF_FAMILIES: Final = ("query", "document", "pooling", "normalize", "max_length", "include_prompt", "similarity")
 
 
 def family_of(name: str, folder: Path) -> Family | None:
@@ -196,11 +194,12 @@ def _refuse_rerankers(name: str, config: Mapping[str, Any], family: Family | Non
 
 
 def _checkpoint_facts(folder: Path) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
-    if (dtype := stored_dtype(folder)) is not None:
-        facts["dtype"] = dtype
-    facts |= _length_facts(folder) | _case_facts(folder)
-    facts |= _prompt_facts(folder)
+    facts = _stored_facts(folder) | _prompt_facts(folder)
+    settings = read_json(folder / _LENGTH_FILE, missing_ok=True)
+    if (length := _length(settings, "max_seq_length") or _tokenizer_length(folder)) is not None:
+        facts["max_length"] = length
+    if "do_lower_case" in settings:
+        facts["lower_case"] = settings["do_lower_case"] is True
     modules = folder / "modules.json"
     if not modules.is_file():
         if (folder / "1_Pooling" / "config.json").is_file():
@@ -210,10 +209,13 @@ def _checkpoint_facts(folder: Path) -> dict[str, Any]:
     facts["normalize"] = False
     for module in read_json(modules, list):
         kind, path = _module(module, modules)
+        file = folder / path / "config.json"
+        if kind in ("Pooling", "Dense") and not file.is_file():
+            raise CheckpointError(f"{file} is missing, but modules.json names it")
         if kind == "Pooling":
-            facts |= _pooling_facts(folder / path / "config.json")
+            facts |= _pooling_facts(file)
         elif kind == "Dense":
-            dense.append(_dense_layer(folder, path))
+            dense.append(_dense_layer(file, path))
         elif kind == "Normalize":
             facts["normalize"] = True
         elif kind not in ("Transformer", "Dropout"):
@@ -235,32 +237,23 @@ def _module(entry: Any, file: Path) -> tuple[str, str]:
 _LENGTH_FILE: Final = "sentence_bert_config.json"
 
 
-def _length_facts(folder: Path) -> dict[str, Any]:
-    length = _stated_length(folder / _LENGTH_FILE, "max_seq_length") or _tokenizer_length(folder)
-    return {} if length is None else {"max_length": length}
+def _stored_facts(folder: Path) -> dict[str, Any]:
+    dtype = stored_dtype(folder)
+    return {} if dtype is None else {"dtype": dtype}
 
 
 def _tokenizer_length(folder: Path) -> int | None:
-    return _stated_length(folder / "tokenizer_config.json", "model_max_length")
+    return _length(read_json(folder / "tokenizer_config.json", missing_ok=True), "model_max_length")
 
 
-def _stated_length(path: Path, key: str) -> int | None:
-    value = read_json(path).get(key) if path.is_file() else None
+def _length(settings: Mapping[str, Any], key: str) -> int | None:
+    value = settings.get(key)
     # Tokenizers without a limit store a huge number here.
     return int(value) if isinstance(value, int | float) and 0 < value < 1_000_000 else None
 
 
-def _case_facts(folder: Path) -> dict[str, Any]:
-    path = folder / "sentence_bert_config.json"
-    content = read_json(path) if path.is_file() else {}
-    return {"lower_case": content["do_lower_case"] is True} if "do_lower_case" in content else {}
-
-
 def _prompt_facts(folder: Path) -> dict[str, Any]:
-    path = folder / "config_sentence_transformers.json"
-    if not path.is_file():
-        return {}
-    content = read_json(path)
+    content = read_json(folder / "config_sentence_transformers.json", missing_ok=True)
     facts: dict[str, Any] = {}
     if content.get("similarity_fn_name") in get_args(Similarity):
         facts["similarity"] = content["similarity_fn_name"]
@@ -280,15 +273,12 @@ def _prompt_facts(folder: Path) -> dict[str, Any]:
         found = next((prompts[name] for name in names if name in prompts), None)
         if found is not None:
             facts[role] = found
-    facts["prompts"] = prompts
-    facts["default_prompt"] = content.get("default_prompt_name")
+    facts |= {"prompts": prompts, "default_prompt": content.get("default_prompt_name")}
     facts |= {name: ours[name] for name in ("selftest", "calibration") if ours.get(name)}
     return facts
 
 
 def _pooling_facts(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing, but modules.json names it")
     content = read_json(path)
     names = {theirs: ours for ours, (_, theirs) in SENTENCE_TRANSFORMERS_POOLING.items()}
     if isinstance(content.get("pooling_mode"), str):
@@ -304,10 +294,7 @@ def _pooling_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _dense_layer(folder: Path, path: str) -> DenseLayer:
-    file = folder / path / "config.json"
-    if not file.is_file():
-        raise CheckpointError(f"{file} is missing, but modules.json names it")
+def _dense_layer(file: Path, path: str) -> DenseLayer:
     content = read_json(file)
     if not all(isinstance(content.get(key), int) for key in ("in_features", "out_features")):
         raise CheckpointError(f"{file} is damaged: it does not say in_features and out_features")
@@ -320,9 +307,123 @@ def _dense_layer(folder: Path, path: str) -> DenseLayer:
     )
 
 
-def _family_facts(family: Family) -> dict[str, Any]:
-    facts: dict[str, Any] = {"query": family.query, "document": family.document}
-    for key in ("pooling", "normalize", "max_length", "include_prompt", "similarity"):
-        if (value := getattr(family, key)) is not None:
-            facts[key] = value
-    return facts
+def read_reranker_card(
+    folder: Path, name: str | None = None, *, adapters: Sequence[Path] = (), **caller: Any
+) -> RerankerCard:
+    """The card of the cross-encoder in `folder`.
+
+    Args:
+        folder: A checkpoint with its `config.json`.
+        name: The name the caller used.
+        adapters: As in `read_card`.
+        caller: Fields that the caller sets: `query`, `document` (prompts), `max_length`; values that are `UNSET`
+            are ignored.
+
+    Raises:
+        CardError: the model is no sequence classifier, or one of more than two classes.
+        CheckpointError: a file is missing or damaged.
+
+    Example:
+        >>> from bgekit.models import read_reranker_card, resolve
+        >>> read_reranker_card(resolve("BAAI/bge-reranker-base")).labels
+        1
+    """
+    name = name or str(folder)
+    config = read_config(folder)
+    declared, facts = _reranker_facts(config), Facts(name)
+    for adapter in adapters:
+        facts.add_adapter(adapter, _reranker_facts(read_json(adapter / "config.json", missing_ok=True)), declared)
+    facts.add("checkpoint", declared | _stored_facts(folder) | {"labels": _label_count(config)})
+    facts.add("config.json", {"dtype": declared_dtype(config) or "float32"})
+    # As in FlagEmbedding, or fewer tokens where the tokenizer or the network takes fewer.
+    length = min(usable_length(config), _tokenizer_length(folder) or DEFAULT_MAX_LENGTH)
+    facts.add("default", {"max_length": length, "query": Prompt(), "document": Prompt()})
+    facts.override("caller", {key: value for key, value in caller.items() if value is not UNSET})
+    known, sources = facts.values, facts.sources
+    _refuse_others(name, config, known["labels"])
+    return RerankerCard(
+        name=name,
+        max_length=checked_length(known["max_length"], sources["max_length"], config, name),
+        architecture=str(config.get("model_type", "")),
+        position_limit=position_limit(config),
+        sources=sources,
+        **{field: known[field] for field in ("labels", "query", "document", "dtype")},
+    )
+
+
+def _label_count(config: Mapping[str, Any]) -> int:
+    """Outputs of a classifier's head by its config; transformers takes 2 where it does not say."""
+    if isinstance(config.get("id2label"), dict):
+        return len(config["id2label"])
+    return int(config.get("num_labels") or 2)
+
+
+_CLASSIFIER: Final = "ForSequenceClassification"
+
+
+def is_classifier(config: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint says that it is a sequence classifier."""
+    return any(_CLASSIFIER in kind for kind in config.get("architectures") or ())
+
+
+def _refuse_others(name: str, config: Mapping[str, Any], labels: int) -> None:
+    architectures = config.get("architectures") or []
+    if architectures and not is_classifier(config):
+        family = find_family(name)
+        if any("ForCausalLM" in kind for kind in architectures) and family is not None and family.kind == "reranker":
+            raise CardError(
+                f"{name!r} is a language model that answers 'Yes' or 'No' ({architectures[0]}); FlagReranker takes "
+                f"cross-encoders with a classification head (...{_CLASSIFIER}), such as BAAI/bge-reranker-v2-m3"
+            )
+        raise CardError(
+            f"{name!r} is no reranker: its config.json says {architectures[0]}, not ...{_CLASSIFIER}. "
+            "For text vectors use FlagModel."
+        )
+    if labels > 2:
+        classes = list((config.get("id2label") or {}).values())[:5]
+        raise CardError(
+            f"{name!r} tells {labels} classes apart ({', '.join(map(str, classes))}): a reranker has one output, "
+            "the score, or two, not relevant and relevant"
+        )
+
+
+def _reranker_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    stored = config.get(CONFIG_KEY)
+    if not isinstance(stored, dict):
+        return {}
+    facts: dict[str, Any] = {"max_length": stored["max_length"]} if "max_length" in stored else {}
+    return facts | {role: Prompt(*stored[role]) for role in ("query", "document") if role in stored}
+
+
+#: Without any stated limit, texts are cut at this many tokens (the default of FlagEmbedding).
+DEFAULT_MAX_LENGTH: Final = 512
+
+
+def usable_length(config: Mapping[str, Any]) -> int:
+    """Length in tokens at which texts are cut when nothing else says it."""
+    return min(DEFAULT_MAX_LENGTH, position_limit(config) or DEFAULT_MAX_LENGTH)
+
+
+def checked_length(length: Any, source: str, config: Mapping[str, Any], name: str) -> int:
+    """A maximum length that the network can take: one from the model's files is lowered to what there is.
+
+    Args:
+        length: The length that was found.
+        source: Where; `caller` is not lowered but told.
+        config: The config.
+        name: The model's name, for messages.
+
+    Raises:
+        CardError: it is no positive number, or a caller asks for more than there is.
+    """
+    limit = position_limit(config)
+    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
+        raise CardError(f"max_length of {name} must be a positive number of tokens, not {length!r}")
+    if limit is None or length <= limit:
+        return length
+    if source == "caller":
+        raise CardError(
+            f"max_length={length} is more than {name} can take: it has position embeddings for {limit} tokens. "
+            "Pass at most that, or split long texts into passages (bge encode --chunk)."
+        )
+    return limit

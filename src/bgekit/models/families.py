@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 import yaml  # type: ignore[import-untyped]
 
-from .prompts import Prompt
+from .card import Prompt
 
 Kind = Literal["embedder", "reranker", "api"]
 
@@ -135,8 +135,7 @@ def known_name(name_or_path: str) -> str | None:
     a branch, format or `:tag` behind it (`BAAI_bge-small-zh-v1___5`, `bge-m3-main`, `baai/bge-m3:free`). Any other
     word makes another model of it: `my-bge-m3` and `bge-m3-legal` may need other prompts.
     """
-    found = _find(name_or_path)
-    return found[1] if found else None
+    return _find(name_or_path)[1]
 
 
 def find_family(name_or_path: str) -> Family | None:
@@ -149,8 +148,7 @@ def find_family(name_or_path: str) -> Family | None:
         >>> find_family("my-own-model") is None
         True
     """
-    found = _find(name_or_path)
-    return found[0] if found else None
+    return _find(name_or_path)[0]
 
 
 def is_hosted(name_or_path: str) -> bool:
@@ -161,8 +159,8 @@ def is_hosted(name_or_path: str) -> bool:
 
 def known_dimension(name_or_path: str) -> int | None:
     """Width of a model's vectors by the table, None where it does not say."""
-    found = _find(name_or_path)
-    return found[0].dimensions.get(found[1]) if found else None
+    family, name = _find(name_or_path)
+    return family.dimensions.get(name) if family and name else None
 
 
 def named_within(name_or_path: str) -> str | None:
@@ -173,8 +171,8 @@ def named_within(name_or_path: str) -> str | None:
     return _BY_KEY[max(known, key=len)][1] if known else None
 
 
-def _find(name_or_path: str) -> tuple[Family, str] | None:
-    return next((_BY_KEY[key] for key in _keys(model_name(name_or_path)) if key in _BY_KEY), None)
+def _find(name_or_path: str) -> tuple[Family, str] | tuple[None, None]:
+    return next((_BY_KEY[key] for key in _keys(model_name(name_or_path)) if key in _BY_KEY), (None, None))
 
 
 def _keys(name: str) -> Iterator[str]:
@@ -185,6 +183,4 @@ def _keys(name: str) -> Iterator[str]:
         while words and words[-1] in _FORMS:
             words = words[:-1]
         yield _key(words)
-        owners = [owner for owner in _OWNER_WORDS if tuple(words[: len(owner)]) == owner]
-        for owner in owners:
-            yield _key(words[len(owner) :])
+        yield from (_key(words[len(owner) :]) for owner in _OWNER_WORDS if tuple(words[: len(owner)]) == owner)

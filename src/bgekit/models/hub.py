@@ -12,7 +12,7 @@ from typing import Final
 
 from ..errors import CheckpointError
 from ..files.hashing import file_sha256
-from .weights import refuse_adapter
+from .checkpoint_files import refuse_adapter
 
 #: Models that Python packages ship: name -> (sha256 of model.safetensors, distributions that carry it).
 PACKAGED: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
@@ -99,10 +99,7 @@ def _packaged(name: str) -> Path:
             files = importlib.metadata.files(distribution) or []
         except importlib.metadata.PackageNotFoundError:
             continue
-        for file in files:
-            if file.name != "model.safetensors":
-                continue
-            path = Path(str(file.locate()))
+        for path in (Path(str(file.locate())) for file in files if file.name == "model.safetensors"):
             if not path.is_file():
                 raise CheckpointError(f"the package {distribution} is damaged: {path} is missing; install it again")
             if file_sha256(path) != digest:

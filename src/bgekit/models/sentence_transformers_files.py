@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..display.templates import render
-from .card import SENTENCE_TRANSFORMERS_POOLING, DenseLayer, ModelCard
-from .prompts import Prompt
+from .card import SENTENCE_TRANSFORMERS_POOLING, ModelCard, Prompt
 
 #: Version of the `bgekit` entry in config_sentence_transformers.json.
 FORMAT: Final = 1
@@ -55,7 +54,13 @@ def side_files(card: ModelCard, selftest: Mapping[str, Any] | None, versions: Ma
         "config_sentence_transformers.json": _main_config(card, selftest, versions),
     }
     for number, layer in enumerate(card.dense):
-        files[f"{dense_folder(number)}/config.json"] = _dense(layer)
+        home = "linear" if layer.activation == "Identity" else "activation"
+        files[f"{dense_folder(number)}/config.json"] = {
+            "in_features": layer.in_features,
+            "out_features": layer.out_features,
+            "bias": layer.bias,
+            "activation_function": f"torch.nn.modules.{home}.{layer.activation}",
+        }
     return files
 
 
@@ -79,16 +84,6 @@ def _pooling(card: ModelCard) -> dict[str, Any]:
         **{each: each == flag for each in [*flags[:3], "pooling_mode_mean_sqrt_len_tokens", *flags[3:]]},
         "include_prompt": card.include_prompt,
     } | {"pooling_mode": name}
-
-
-def _dense(layer: DenseLayer) -> dict[str, Any]:
-    home = "linear" if layer.activation == "Identity" else "activation"
-    return {
-        "in_features": layer.in_features,
-        "out_features": layer.out_features,
-        "bias": layer.bias,
-        "activation_function": f"torch.nn.modules.{home}.{layer.activation}",
-    }
 
 
 def _main_config(card: ModelCard, selftest: Mapping[str, Any] | None, versions: Mapping[str, str]) -> dict[str, Any]:
@@ -208,16 +203,14 @@ def front_matter(source: Path | None, task: str, tags: Sequence[str], base_model
     from huggingface_hub import ModelCardData
 
     known = _front_matter(source)
-    kept = [tag for tag in _strings(known.get("tags")) if tag not in (*tags, PRETRAINED_TAG)]
+    others = known["tags"] if isinstance(known.get("tags"), list) else ()
+    kept = [tag for tag in others if isinstance(tag, str) and tag not in (*tags, PRETRAINED_TAG)]
     front = ModelCardData(
         library_name="sentence-transformers",
         pipeline_tag=task,
         tags=[*tags, *kept],
-        language=known.get("language"),
-        license=known.get("license"),
-        license_name=known.get("license_name"),
-        license_link=known.get("license_link"),
         base_model=base_model or known.get("base_model"),
+        **{name: known.get(name) for name in ("language", "license", "license_name", "license_link")},
     )
     return f"---\n{front.to_yaml()}\n---\n"
 
@@ -233,7 +226,3 @@ def _front_matter(source: Path | None) -> dict[str, Any]:
         return metadata_load(source) or {}
     except (ValueError, UnicodeDecodeError, yaml.YAMLError):
         return {}  # It was written for people; that it cannot be parsed must not stop a save.
-
-
-def _strings(value: Any) -> Sequence[str]:
-    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else ()

@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
@@ -30,28 +30,23 @@ from .packing import roberta_positions
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Select = Literal["all", "first", "last"]
+    from .pooling import Select
+
 #: Published classes with the post-norm BERT layer, and whether their positions start at the padding id.
 _CLASSES: Final = {"BertModel": False, "RobertaModel": True, "XLMRobertaModel": True, "CamembertModel": True}
-#: `config.hidden_act` -> the epilogue that oneDNN computes with the product, and its algorithm.
-_ACTIVATIONS: Final[dict[str, tuple[str, str]]] = {
-    "gelu": ("gelu", "none"),
-    "gelu_new": ("gelu", "tanh"),
-    "gelu_pytorch_tanh": ("gelu", "tanh"),
-    "relu": ("relu", ""),
+#: `config.hidden_act` -> the epilogue that oneDNN computes with the product, its algorithm, and the function itself.
+_ACTIVATIONS: Final[dict[str, tuple[str, str, Callable[[Tensor], Tensor]]]] = {
+    "gelu": ("gelu", "none", gelu),
+    "gelu_new": ("gelu", "tanh", partial(gelu, approximate="tanh")),
+    "gelu_pytorch_tanh": ("gelu", "tanh", partial(gelu, approximate="tanh")),
+    "relu": ("relu", "", relu),
 }
-_IDENTITY: Final = ("none", "")
 #: Tokens that a batch should have.
 TOKEN_BUDGET: Final = 2048
-#: Rows that go through a feed-forward network at a time: what lies between its layers stays in the core's cache.
+#: Rows that go through a feed-forward network, or 8-bit layers, at a time: what lies between stays in the core's cache.
 _BLOCK: Final = 256
 #: Tokens from which on sequences of equal length get attention calls of their own.
 _RUN: Final = 256
-
-
-def recommended_streams() -> tuple[int, int]:
-    """(streams, threads of each): how many batches to compute side by side on this machine."""
-    return torch.get_num_threads(), 1
 
 
 def can_fuse(model: PreTrainedModel) -> bool:
@@ -79,12 +74,10 @@ def _linears(model: Any) -> Iterator[nn.Module]:
 class _Linear:
     """A prepacked linear layer, with what oneDNN applies to its result before writing it."""
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor, dtype: torch.dtype, activation: tuple[str, str] = _IDENTITY
-    ) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, activation: str | None = None) -> None:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), _BLOCK)
         self.bias = bias.to(dtype).contiguous()
-        self.activation, self.algorithm = activation
+        self.activation, self.algorithm = ("none", "") if activation is None else _ACTIVATIONS[activation][:2]
 
     def __call__(self, x: Tensor) -> Tensor:
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.activation, [], self.algorithm)
@@ -110,14 +103,12 @@ class Norm:
 class _Layer:
     """One transformer layer but for its attention: the projections before it and all that follows."""
 
-    def __init__(self, layer: Any, qkv: _Linear, norms: tuple[Norm, Norm], activation: str) -> None:
-        def pack(linear: nn.Linear, epilogue: tuple[str, str] = _IDENTITY) -> _Linear:
-            return _Linear(linear.weight, linear.bias, qkv.bias.dtype, epilogue)
-
+    def __init__(self, layer: Any, qkv: _Linear | Int8Projection, pack: Callable[..., Any], activation: str) -> None:
+        """Copy a layer of the model, whose linear parts `pack` makes ready for the dtype."""
         self.qkv = qkv
-        self.output, self.output_norm = pack(layer.attention.output.dense), norms[0]
-        self.up = pack(layer.intermediate.dense, _ACTIVATIONS[activation])
-        self.down, self.down_norm = pack(layer.output.dense), norms[1]
+        self.output, self.output_norm = pack(layer.attention.output.dense), Norm(layer.attention.output.LayerNorm)
+        self.up = pack(layer.intermediate.dense, activation)
+        self.down, self.down_norm = pack(layer.output.dense), Norm(layer.output.LayerNorm)
 
     def finish(self, x: Tensor, context: Tensor) -> Tensor:
         """The layer's output for its input and the heads' results, all [rows, hidden]."""
@@ -237,16 +228,19 @@ class FusedEncoder:
             #: [types, hidden] what another segment adds to that.
             self.segments = segments - segments[0]
             self.norm = Norm(embeddings.LayerNorm)
-            self.layers = [self._layer(layer, config.hidden_act) for layer in source.encoder.layer]
+            self.layers = []
+            for layer in source.encoder.layer:
+                own = layer.attention.self
+                qkv = self._projection(own.query, own.key, own.value)
+                self.layers.append(_Layer(layer, qkv, self._packed, config.hidden_act))
             last = source.encoder.layer[-1].attention.self
             self.last_query = self._projection(last.query)
             self.last_pair = self._projection(last.key, last.value)
 
-    def _layer(self, layer: Any, activation: str) -> _Layer | Int8Layer:
-        attention = layer.attention.self
-        qkv: Any = self._projection(attention.query, attention.key, attention.value)
-        norms = Norm(layer.attention.output.LayerNorm), Norm(layer.output.LayerNorm)
-        return (Int8Layer if self.int8 else _Layer)(layer, qkv, norms, activation)
+    def _packed(self, linear: nn.Linear, activation: str | None = None) -> _Linear | Int8Linear:
+        if self.int8:
+            return Int8Linear(linear.weight, linear.bias, activation)
+        return _Linear(linear.weight, linear.bias, self.dtype, activation)
 
     def _projection(self, *parts: nn.Linear) -> _Linear | Int8Projection:
         """Linear layers of the same input as one. A query before others or alone brings the scores' scale."""
@@ -414,18 +408,9 @@ def _powers_of_two(count: int, most: int) -> Iterator[slice]:
         start = stop
 
 
-#: Rows that are worked on at a time: their float32 results stay in the core's cache.
-_INT8_BLOCK: Final = 256
 #: Neighbouring float32 of this size are 1 apart: adding it rounds, and leaves a whole number in the lowest byte.
 _WHOLE: Final = 1.5 * (1 << 23)
-_ONES: Final = torch.ones(_INT8_BLOCK, 1)
-#: `config.hidden_act` -> the function.
-ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
-    "gelu": gelu,
-    "gelu_new": lambda x: gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: gelu(x, approximate="tanh"),
-    "relu": relu,
-}
+_ONES: Final = torch.ones(_BLOCK, 1)
 
 
 def has_fast_int8() -> bool:
@@ -451,8 +436,9 @@ class _Rows:
 class Int8Linear:
     """A linear layer with 8-bit weights."""
 
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, activation: str | None = None) -> None:
         weight = weight.detach().float()
+        self.activation = None if activation is None else _ACTIVATIONS[activation][2]
         self.scale = (weight.abs().amax(1) / 127).clamp_(min=1e-30)
         whole = (weight / self.scale[:, None]).round_().to(torch.int8)
         self.weight: Tensor = torch.ops.onednn.qlinear_prepack(whole, None)
@@ -466,7 +452,12 @@ class Int8Linear:
         y: Tensor = torch.ops.onednn.qlinear_pointwise(
             rows.whole, 1.0, 0, self.weight, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        return y.mul_(rows.step).addmm_(rows.offset, self.rest)
+        y = y.mul_(rows.step).addmm_(rows.offset, self.rest)
+        return y if self.activation is None else self.activation(y)
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """The layer's result plus `other`, of rows in any floating type."""
+        return self(x.float()).add_(other)
 
 
 class Int8Projection:
@@ -478,33 +469,13 @@ class Int8Projection:
     def __call__(self, x: Tensor) -> Tensor:
         """[rows, out] for [rows, in] float32."""
         result = x.new_empty(len(x), len(self.linear.scale), dtype=self.dtype)
-        for start in range(0, len(x), _INT8_BLOCK):
-            result[start : start + _INT8_BLOCK] = self.linear(x[start : start + _INT8_BLOCK])
+        for start in range(0, len(x), _BLOCK):
+            result[start : start + _BLOCK] = self.linear(x[start : start + _BLOCK])
         return result
 
 
-class Int8Layer:
-    """One transformer layer but for its attention: see `_Layer`."""
-
-    def __init__(self, layer: Any, qkv: Int8Projection, norms: tuple[Norm, Norm], activation: str) -> None:
-        def pack(linear: nn.Linear) -> Int8Linear:
-            return Int8Linear(linear.weight, linear.bias)
-
-        self.qkv = qkv
-        self.output, self.output_norm = pack(layer.attention.output.dense), norms[0]
-        self.up, self.activation = pack(layer.intermediate.dense), ACTIVATIONS[activation]
-        self.down, self.down_norm = pack(layer.output.dense), norms[1]
-
-    def finish(self, x: Tensor, context: Tensor) -> Tensor:
-        """The layer's output, [rows, hidden] float32, for its input and the heads' results."""
-        result = torch.empty_like(x)
-        for start in range(0, len(x), _INT8_BLOCK):
-            rows = slice(start, start + _INT8_BLOCK)
-            y = self.output_norm(self.output(context[rows].float()).add_(x[rows]))
-            result[rows] = self.down_norm(self.down(self.activation(self.up(y))).add_(y))
-        return result
-
-
+#: The function of glibc that returns it; None with other C libraries.
+_MALLOC_TRIM: Final = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
 #: Seconds between two returns of freed memory: what they cost is then less than a two-hundredth of the whole.
 _TRIM_SECONDS: Final = 5.0
 
@@ -528,14 +499,5 @@ def return_freed_memory() -> None:
     Batches of ever-changing sizes leave holes in its heap, which it keeps: measured with a 6-layer model, the process
     grew by 2.5 MB with every thousand texts, without end and without a single object more. With this it stays flat.
     """
-    trim = _malloc_trim()
-    if trim is not None:
-        trim(0)
-
-
-@cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    if os.name != "posix":
-        return None
-    function: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    return function
+    if _MALLOC_TRIM is not None:
+        _MALLOC_TRIM(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,11 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CardError
-from ..models.config import read_config
-from ..models.reranker_card import is_classifier
+from ..models.card_reading import is_classifier
+from ..models.checkpoint_files import read_config
 from .cpu_training import use_quick_dropout
-from .encoder import Backbone, FusedBackbone, PackedBackbone, can_pack, inference_backbone, loading_dtype, padded_inputs
-from .gradient_checkpointing import Recomputing
+from .encoder import (
+    Backbone,
+    FusedBackbone,
+    PackedBackbone,
+    Trainable,
+    can_pack,
+    inference_backbone,
+    loading_dtype,
+    padded_inputs,
+)
 from .loading import cast, load_published
 from .packing import PACKED_ATTENTION, Packed, register
 from .pooling import pool, rows_needed
@@ -43,28 +51,18 @@ class Head:
     apply: Callable[[Any, Tensor], Tensor]
 
 
-def _pooler_and_classifier(model: Any, first: Tensor) -> Tensor:
-    logits: Tensor = model.classifier(model.dropout(model.base_model.pooler(first[:, None])))
-    return logits
-
-
-def _classifier_of_first_token(model: Any, first: Tensor) -> Tensor:
-    logits: Tensor = model.classifier(first[:, None])
-    return logits
-
-
-def _modernbert(model: Any, pooled: Tensor) -> Tensor:
-    logits: Tensor = model.classifier(model.drop(model.head(pooled)))
-    return logits
-
-
-def _distilbert(model: Any, first: Tensor) -> Tensor:
-    logits: Tensor = model.classifier(model.dropout(torch.relu(model.pre_classifier(first))))
-    return logits
-
-
-_POOLER: Final = Head(("base.pooler", "dropout", "classifier"), _pooler_and_classifier)
-_FIRST: Final = Head(("classifier",), _classifier_of_first_token)
+_POOLER: Final = Head(
+    ("base.pooler", "dropout", "classifier"),
+    lambda model, first: model.classifier(model.dropout(model.base_model.pooler(first[:, None]))),
+)
+_FIRST: Final = Head(("classifier",), lambda model, first: model.classifier(first[:, None]))
+_MODERN_BERT: Final = Head(
+    ("head", "drop", "classifier"), lambda model, pooled: model.classifier(model.drop(model.head(pooled)))
+)
+_DISTIL_BERT: Final = Head(
+    ("pre_classifier", "dropout", "classifier"),
+    lambda model, first: model.classifier(model.dropout(torch.relu(model.pre_classifier(first)))),
+)
 #: Published classes whose head reads one vector a sequence, so that the transformer below it can run unpadded.
 _HEADS: Final = {
     "BertForSequenceClassification": _POOLER,
@@ -75,14 +73,14 @@ _HEADS: Final = {
     "CamembertForSequenceClassification": _FIRST,
     "Data2VecTextForSequenceClassification": _FIRST,
     "ElectraForSequenceClassification": _FIRST,
-    "ModernBertForSequenceClassification": Head(("head", "drop", "classifier"), _modernbert),
-    "DistilBertForSequenceClassification": Head(("pre_classifier", "dropout", "classifier"), _distilbert),
+    "ModernBertForSequenceClassification": _MODERN_BERT,
+    "DistilBertForSequenceClassification": _DISTIL_BERT,
 }
 #: Parts of the names of weights that a checkpoint without a head lacks.
 _NEW: Final = ("pooler", "classifier", "head.", "score.")
 
 
-class CrossEncoder(Recomputing, nn.Module):
+class CrossEncoder(Trainable, nn.Module):
     """Packed pairs -> scores. One class for inference, mining, evaluation and training.
 
     Attributes:
@@ -123,6 +121,11 @@ class CrossEncoder(Recomputing, nn.Module):
         self.token_types = int(getattr(model.config, "type_vocab_size", 0) or 0) if "token_type_ids" in takes else 0
 
     @property
+    def transformer(self) -> Any:
+        """The published class, or the adapters around it."""
+        return self.model
+
+    @property
     def published(self) -> Any:
         """The published class itself, whatever adapters are around it in `model`."""
         return self._published[0]
@@ -153,36 +156,13 @@ class CrossEncoder(Recomputing, nn.Module):
         pooled = pool(backbone(batch, rows_needed(self.pooling)), batch, self.pooling)
         # The head is a thousandth of the work, and half precision would round the scores.
         with torch.autocast(pooled.device.type, enabled=False):
-            weight = next(parameter for name in self.head.modules for parameter in self._part(name).parameters())
+            weight = next(parameter for part in self._head_parts() for parameter in part.parameters())
             return self.head.apply(self.published, pooled.to(weight.dtype)).float()
 
-    def weights(self) -> dict[str, Tensor]:
-        """The weights by their names in a checkpoint; adapters (peft) merged."""
-        if hasattr(self.model, "merge_and_unload"):
-            import copy
-
-            merged: Any = copy.deepcopy(self.model)
-            return dict(merged.merge_and_unload().state_dict())
-        return dict(self.model.state_dict())
-
-    def _recomputed(self) -> Any:
-        return self.model
-
-    def _part(self, name: str) -> nn.Module:
-        model, inside = self.published, name.removeprefix("base.")
-        part: nn.Module = (model if inside == name else model.base_model).get_submodule(inside)
-        return part
-
-    def _keep_head_precise(self) -> None:
+    def _head_parts(self) -> Iterator[nn.Module]:
+        """The modules of the head, which adapters may have replaced by now."""
         for name in self.head.modules if self.head is not None else ():
-            self._part(name).float()
-
-    def _drop_transformer(self) -> None:
-        """Free the weights that the backbone has a copy of."""
-        base: Any = self.model.base_model
-        inside = {name.removeprefix("base.") for name in self.head.modules} if self.head is not None else set()
-        for name in [name for name, _ in base.named_children() if name not in inside]:
-            delattr(base, name)
+            yield self.published.get_submodule(name.replace("base.", f"{self.published.base_model_prefix}."))
 
 
 def head_of(model: PreTrainedModel) -> Head | None:
@@ -233,9 +213,11 @@ def load_cross_encoder(
     else:
         model = cast(model, getattr(torch, precision))
     network = CrossEncoder(model, backbone)
-    network._keep_head_precise()
-    if isinstance(backbone, FusedBackbone):
-        network._drop_transformer()
+    head = [part.float() for part in network._head_parts()]
+    if isinstance(backbone, FusedBackbone):  # It has a copy of the transformer's weights: these are freed.
+        for name, part in list(model.base_model.named_children()):
+            if part not in head:
+                delattr(model.base_model, name)
     logger.debug("%s runs as %s in %s on %s", folder, type(backbone or model).__name__, precision, device)
     return network.to(device).eval()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -14,11 +16,9 @@ from torch.nn.functional import normalize
 
 from ..errors import ArgumentError, CardError, CheckpointError, import_extra
 from ..models.card import DenseLayer, ModelCard
-from ..models.config import padding_position
-from ..models.weights import read_tensors, weight_files
+from ..models.checkpoint_files import padding_position, read_tensors, weight_files
 from .cpu_inference import FusedEncoder, can_fuse
 from .cpu_training import use_quick_dropout
-from .gradient_checkpointing import Recomputing
 from .loading import cast, load_published
 from .packing import PACKED_ATTENTION, Packed
 from .pooling import Select, pool, rows_needed, select_rows
@@ -304,7 +304,50 @@ _POOLER: Final = r"(.*\.)?pooler\..*"
 _POSITIONS = re.compile(r"(^|\.)(position_embeddings|wpe|embed_positions)\.")
 
 
-class TrainableEncoder(Recomputing, nn.Module):
+class Trainable:
+    """What a trainer asks of a network around a model of transformers: checkpointing of activations, weights to save.
+
+    Activations are computed again in the backward pass instead of kept, with `--gradient-checkpointing`. Its reentrant
+    form would find no gradient behind frozen embeddings, so it is off unless asked for.
+    """
+
+    @property
+    def transformer(self) -> Any:
+        """The model of transformers, with its adapters."""
+        raise NotImplementedError
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: Mapping[str, Any] | None = None, **layers: Any
+    ) -> None:
+        """Switch it on, under the name of transformers 5.24; `layers` says which layers and where to keep them."""
+        self._checkpoint("activation", activation_checkpointing_kwargs, layers)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None, **layers: Any
+    ) -> None:
+        """Switch it on, under the name that transformers has up to 5.20."""
+        self._checkpoint("gradient", gradient_checkpointing_kwargs, layers)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Switch it off."""
+        self.transformer.gradient_checkpointing_disable()
+
+    def _checkpoint(self, what: str, given: Mapping[str, Any] | None, layers: Mapping[str, Any]) -> None:
+        options = {f"{what}_checkpointing_kwargs": {"use_reentrant": False, **(given or {})}}
+        try:
+            getattr(self.transformer, f"{what}_checkpointing_enable")(**options, **layers)
+        except ValueError as error:  # So transformers says it, from the class of the model or of a part of it.
+            raise ArgumentError(f"--gradient-checkpointing cannot be used here: {error}") from error
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's weights by their names in a checkpoint; adapters (peft) merged."""
+        model = self.transformer
+        if hasattr(model, "merge_and_unload"):
+            model = copy.deepcopy(model).merge_and_unload()
+        return dict(model.state_dict())
+
+
+class TrainableEncoder(Trainable, nn.Module):
     """The encoder with what a trainer asks of a model."""
 
     def __init__(self, encoder: Encoder) -> None:
@@ -313,25 +356,12 @@ class TrainableEncoder(Recomputing, nn.Module):
 
     @property
     def transformer(self) -> Any:
-        """The Hugging Face model in it."""
+        """The model of transformers in it."""
         return self.encoder.backbone.model  # type: ignore[attr-defined]
 
     def forward(self, batch: Packed) -> Tensor:
         """Vectors [n, d] in float32, differentiable."""
         return self.encoder(batch)
-
-    def _recomputed(self) -> Any:
-        return self.transformer
-
-    def weights(self) -> dict[str, Tensor]:
-        """The transformer's weights by their names in a checkpoint; adapters merged."""
-        model = self.transformer
-        merged = getattr(model, "merge_and_unload", None)
-        if merged is None:
-            return dict(model.state_dict())
-        import copy
-
-        return dict(copy.deepcopy(model).merge_and_unload().state_dict())
 
     def dense(self) -> list[dict[str, Tensor]]:
         """Weights of the dense layers behind pooling."""

@@ -124,7 +124,29 @@ class Packed:
     @cached_property
     def groups(self) -> list[PaddedGroup]:
         """Sequences of nearly equal length, which share one attention call."""
-        return _padded_groups(self)
+        device = self.input_ids.device
+        starts = [0, *itertools.accumulate(self.lengths)]
+        order = sorted(range(len(self.lengths)), key=lambda i: -self.lengths[i])
+        groups = []
+        while order:
+            longest = self.lengths[order[0]]
+            count = sum(1 for i in order if self.lengths[i] >= longest * (1 - _PADDING_SHARE))
+            members, order = order[:count], order[count:]
+            lengths = torch.tensor([self.lengths[i] for i in members])
+            column = torch.arange(longest)
+            valid = column[None, :] < lengths[:, None]
+            first = torch.tensor([starts[i] for i in members])
+            index = first[:, None] + torch.minimum(column[None, :], lengths[:, None] - 1)
+            keep = valid.flatten().nonzero().squeeze(1)
+            groups.append(
+                PaddedGroup(
+                    index.to(device),
+                    None if bool(valid.all()) else valid.to(device),
+                    keep.to(device),
+                    index.flatten()[keep].to(device),
+                )
+            )
+        return groups
 
     def layout(self, heads: int) -> Layout:
         """The batch head by head, as training on the CPU wants it."""
@@ -167,32 +189,6 @@ class PaddedGroup:
     valid: Tensor | None  # [n, L] bool, None when no sequence is padded
     keep: Tensor  # positions of real tokens in the flattened [n * L]
     rows: Tensor  # their rows in the packed batch
-
-
-def _padded_groups(batch: Packed) -> list[PaddedGroup]:
-    device = batch.input_ids.device
-    starts = [0, *itertools.accumulate(batch.lengths)]
-    order = sorted(range(len(batch.lengths)), key=lambda i: -batch.lengths[i])
-    groups = []
-    while order:
-        longest = batch.lengths[order[0]]
-        count = sum(1 for i in order if batch.lengths[i] >= longest * (1 - _PADDING_SHARE))
-        members, order = order[:count], order[count:]
-        lengths = torch.tensor([batch.lengths[i] for i in members])
-        column = torch.arange(longest)
-        valid = column[None, :] < lengths[:, None]
-        first = torch.tensor([starts[i] for i in members])
-        index = first[:, None] + torch.minimum(column[None, :], lengths[:, None] - 1)
-        keep = valid.flatten().nonzero().squeeze(1)
-        groups.append(
-            PaddedGroup(
-                index.to(device),
-                None if bool(valid.all()) else valid.to(device),
-                keep.to(device),
-                index.flatten()[keep].to(device),
-            )
-        )
-    return groups
 
 
 def packed_attention(

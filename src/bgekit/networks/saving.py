@@ -22,10 +22,9 @@ from ..display.templates import render
 from ..errors import ArgumentError
 from ..files.atomic import atomic_folder, target_folder, write_json
 from ..models.calibration_map import moved
-from ..models.card import DenseLayer, ModelCard
-from ..models.reranker_card import CONFIG_KEY, RerankerCard
+from ..models.card import CONFIG_KEY, DenseLayer, ModelCard, RerankerCard
+from ..models.checkpoint_files import read_json, read_tensors, weight_files
 from ..models.sentence_transformers_files import dense_folder, front_matter, hub_id, readme, side_files
-from ..models.weights import read_json, read_tensors, weight_files
 from .loading import quiet_transformers
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from .cross_encoder import CrossEncoder
 
 logger = logging.getLogger(__name__)
+#: The first three are always written.
 _TOKENIZER_FILES: Final = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "chat_template.jinja",
@@ -205,37 +205,26 @@ def write_tokenizer(
 ) -> None:  # fmt: skip
     """The files of `tokenizer`, by default of the source's, for transformers 4 and 5; no question is asked."""
     if tokenizer is None:
-        for name in _TOKENIZER_FILES:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
-    needed = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-    if any(not (folder / name).is_file() for name in needed):
-        _complete_tokenizer(source, folder, tokenizer, needed, trust_remote_code)
+        copy_matching(source, folder, _TOKENIZER_FILES)
+    if any(not (folder / name).is_file() for name in _TOKENIZER_FILES[:3]):
+        # A checkpoint of another age: transformers 5 writes no special_tokens_map.json.
+        from transformers import AutoTokenizer
+
+        # Left to its default, it asks on the terminal whether to trust the code of a checkpoint that has some.
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        with tempfile.TemporaryDirectory(dir=folder) as made:
+            tokenizer.save_pretrained(made)
+            for file in Path(made).iterdir():
+                if file.name in _TOKENIZER_FILES and not (folder / file.name).exists():
+                    shutil.move(file, folder / file.name)
+        specials = folder / "special_tokens_map.json"
+        if not specials.is_file():
+            write_json(specials, {key: str(value) for key, value in tokenizer.special_tokens_map.items()})
     path = folder / "tokenizer_config.json"
     settings = read_json(path)
     mended = _portable(settings) | {"model_max_length": max_length}
     if mended != settings:
         write_json(path, mended)
-
-
-def _complete_tokenizer(
-    source: Path, folder: Path, tokenizer: PreTrainedTokenizerFast | None, needed: Sequence[str],
-    trust_remote_code: bool,
-) -> None:  # fmt: skip
-    """Add what a checkpoint of another age does not have (transformers 5 writes no special_tokens_map.json)."""
-    from transformers import AutoTokenizer
-
-    # Left to its default, it asks on the terminal whether to trust the code of a checkpoint that has some.
-    tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    with tempfile.TemporaryDirectory(dir=folder) as made:
-        tokenizer.save_pretrained(made)
-        names = {each.name for each in Path(made).iterdir()}
-        for name in names & {*needed, *_TOKENIZER_FILES}:
-            if not (folder / name).exists():
-                shutil.move(Path(made) / name, folder / name)
-    specials = folder / "special_tokens_map.json"
-    if not specials.is_file():
-        write_json(specials, {key: str(value) for key, value in tokenizer.special_tokens_map.items()})
 
 
 def _portable(settings: dict[str, Any]) -> dict[str, Any]:
@@ -316,13 +305,10 @@ def write_reranker(
         if remote_code:
             copy_matching(source, folder, ("*.py",))
         write_tokenizer(source, folder, tokenizer, card.max_length, remote_code)
-        front = front_matter(source / "README.md", "text-ranking", _TAGS, hub_id(card.name))
-        (folder / "README.md").write_text(f"{front}\n{_readme(title or path.name, card, origin)}", encoding="utf-8")
-
-
-def _readme(name: str, card: RerankerCard, origin: str) -> str:
-    instructions = {"query_instruction_for_rerank": card.query, "passage_instruction_for_rerank": card.document}
-    return render(
-        "models/reranker_readme.md.jinja", name=name, quoted=json.dumps(name), origin=origin, card=card,
-        instructions=[(argument, prompt.prefix) for argument, prompt in instructions.items() if prompt],
-    )  # fmt: skip
+        name, prompts = title or path.name, {"query": card.query, "passage": card.document}
+        text = render(
+            "models/reranker_readme.md.jinja", name=name, quoted=json.dumps(name), origin=origin, card=card,
+            front_matter=front_matter(source / "README.md", "text-ranking", _TAGS, hub_id(card.name)),
+            instructions=[(f"{role}_instruction_for_rerank", each.prefix) for role, each in prompts.items() if each],
+        )  # fmt: skip
+        (folder / "README.md").write_text(text, encoding="utf-8")

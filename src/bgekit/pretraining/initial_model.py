@@ -19,12 +19,16 @@ from torch import Tensor
 
 from ..errors import ArgumentError, CardError, CheckpointError
 from ..inference.tokenization import load_tokenizer
-from ..models.card import ModelCard
-from ..models.card_reading import read_card
-from ..models.config import hidden_size, padding_position, position_limit, usable_length
+from ..models.card import ModelCard, Prompt
+from ..models.card_reading import read_card, usable_length
+from ..models.checkpoint_files import (
+    hidden_size,
+    padding_position,
+    position_limit,
+    weight_files,
+    weight_names,
+)
 from ..models.hub import resolve
-from ..models.prompts import Prompt
-from ..models.weights import weight_files, weight_names
 from ..networks.encoder import can_pack
 from ..networks.loading import load_published
 from ..networks.packing import PACKED_ATTENTION, register

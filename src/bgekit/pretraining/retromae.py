@@ -32,9 +32,8 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ArgumentError
-from ..models.config import padding_position
-from ..networks.encoder import PackedBackbone, PaddedBackbone, can_pack
-from ..networks.gradient_checkpointing import Recomputing
+from ..models.checkpoint_files import padding_position
+from ..networks.encoder import PackedBackbone, PaddedBackbone, Trainable, can_pack
 from ..networks.packing import Packed
 from ..training.batches.sampler import DatasetShare, GlobalBatch, PlanOptions, StepBatch, StepBatches
 from ..training.loop.diagnosis import Findings
@@ -247,7 +246,7 @@ _LOGITS: Final = 1 << 26
 _PAIRS: Final = 1 << 22
 
 
-class RetroMAE(Recomputing, nn.Module):
+class RetroMAE(Trainable, nn.Module):
     """Encoder, decoder, and the head that both predict tokens with.
 
     Args:
@@ -324,9 +323,6 @@ class RetroMAE(Recomputing, nn.Module):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         right = (logits.detach().argmax(-1) == labels).sum().to(logits.dtype)
         return cross_entropy(logits, labels, reduction="sum"), right
-
-    def _recomputed(self) -> Any:
-        return self.transformer
 
     def weights(self) -> dict[str, Tensor]:
         """The encoder's weights by their names in a checkpoint."""

@@ -11,7 +11,6 @@ building-*/   shards of the encode under way; removed at the end
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -26,10 +25,10 @@ import numpy as np
 from ..data.records import Record, RecordReader
 from ..errors import ArgumentError, OutputError, require_extra
 from ..files.atomic import OutputFolder
-from ..files.hashing import file_sha256, file_status
+from ..files.hashing import digest, file_sha256, file_status
 from ..inference.shards import MANIFEST, SHARD_SIZE, Chunks, EncodeReport, ShardSet, encode_to_shards, load_shards
-from . import approximate
 from .index import SearchIndex
+from .nearest import build_approximate, write_approximate
 from .storage import (
     APPROXIMATE,
     FACTS,
@@ -110,10 +109,11 @@ def index_records(
         **(records.settings if isinstance(records, RecordReader) else {}),
     }
     there = _facts_there(path)
+    kind = index_type or (there.index_type if there else "exact")
     source = _source(records, options, None if there is None else there.input)
     if there is not None and source is not None and there.model_fingerprint == model.fingerprint:
         if _contents(there.input) == _contents(source):
-            with_type(path, index_type or there.index_type)
+            with_type(path, kind)
             return SearchIndex.load(path), None
     with OutputFolder(path) as output:
         building = path / f"{_BUILDING}-{_key(model, source)}"
@@ -123,13 +123,20 @@ def index_records(
                 model, records, building, chunks=chunks, max_length=max_length, batch_size=batch_size,
                 shard_size=shard_size, store_texts=True, overwrite=source is None, progress=shown,
             )  # fmt: skip
-        _write_index(output, load_shards(building), index_type or (there.index_type if there else "exact"), source)
+        _write_index(output, load_shards(building), kind, source)
         _remove_building(path)
     return SearchIndex.load(path), report
 
 
-def index_shards(shards: ShardSet, folder: str | os.PathLike[str], *, index_type: IndexType = "exact") -> SearchIndex:
+def index_shards(
+    shards: ShardSet, folder: str | os.PathLike[str], *, index_type: IndexType | None = "exact"
+) -> SearchIndex:
     """The index of encoded shards in a folder: the one that is there if nothing has changed, else a new one.
+
+    Args:
+        shards: What `encode_to_shards` wrote.
+        folder: Where the index lies or will lie.
+        index_type: As in `index_records`.
 
     Raises:
         OutputError: the folder cannot be written, or another process writes to it.
@@ -149,11 +156,12 @@ def index_shards(shards: ShardSet, folder: str | os.PathLike[str], *, index_type
     path = Path(folder)
     source = {"manifest_sha256": file_sha256(shards.folder / MANIFEST)}
     there = _facts_there(path)
+    kind = index_type or (there.index_type if there else "exact")
     if there is not None and there.input == source:
-        with_type(path, index_type or there.index_type)
+        with_type(path, kind)
     else:
         with OutputFolder(path) as output:
-            _write_index(output, shards, index_type or (there.index_type if there else "exact"), source)
+            _write_index(output, shards, kind, source)
     return SearchIndex.load(path)
 
 
@@ -220,12 +228,12 @@ def _write_search(output: OutputFolder, stored: Stored, facts: Facts, index_type
         _remove(output.path / APPROXIMATE)
         index_type = "exact"
     else:
-        index = approximate.build(
+        index = build_approximate(
             index_type, stored.blocks, stored.count, stored.dimension, cosine=facts.similarity == "cosine",
             normalized=facts.unit_vectors,
         )  # fmt: skip
         with output.create(APPROXIMATE) as file:
-            approximate.write(index, file)
+            write_approximate(index, file)
     write_facts(output, replace(facts, index_type=index_type))
 
 
@@ -257,8 +265,7 @@ def _contents(source: Any) -> Any:
 
 
 def _key(model: Embedder, source: Any) -> str:
-    content = json.dumps([model.fingerprint, _contents(source)], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:12]
+    return digest(json.dumps([model.fingerprint, _contents(source)], sort_keys=True))[:12]
 
 
 def _remove(path: Path) -> None:

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.chunking import document_of
-from ..errors import ArgumentError, OutputError
+from ..errors import ArgumentError, OutputError, check_count
 from ..inference.pipeline import Embeddings, Origin
 from ..inference.shards import MANIFEST, load_shards
 from ..inference.similarity import unit
 from ..models.card import UNSET, Unset
-from . import approximate, exact
+from .nearest import QUERIES, UNIT_LENGTH, Floats, Rows, nearest, nearest_approximately, read_approximate
 from .storage import APPROXIMATE, FACTS, Facts, Stored, StoredFiles, StoredShards, facts_of_shards, read_facts
 
 if TYPE_CHECKING:
@@ -144,8 +144,7 @@ class SearchIndex:
         Raises:
             ArgumentError: the index was made with another model, or keeps no texts to rerank.
         """
-        if rerank_top_k < 1:
-            raise ArgumentError(f"rerank_top_k must be a positive number, not {rerank_top_k}")
+        check_count("rerank_top_k", rerank_top_k, "documents")
         self._check_model(model)
         vectors = model.encode_queries(list(queries), convert_to_numpy=True, instruction=instruction)
         if reranker is None:
@@ -204,8 +203,7 @@ class SearchIndex:
 
     def _search(self, queries: npt.ArrayLike, top_k: int) -> list[list[Hit]]:
         vectors = np.atleast_2d(np.asarray(queries, dtype=np.float32))
-        if top_k < 1:
-            raise ArgumentError(f"top_k must be a positive number, not {top_k}")
+        check_count("top_k", top_k, "documents")
         if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
             raise ArgumentError(
                 f"query vectors must have {self.dimension} dimensions, these have the shape {vectors.shape}"
@@ -213,12 +211,12 @@ class SearchIndex:
         if not np.isfinite(vectors).all():
             raise ArgumentError("a query vector has NaN or infinity")
         found: list[list[Hit]] = []
-        for first in range(0, len(vectors), exact.QUERIES):
-            part = vectors[first : first + exact.QUERIES]
+        for first in range(0, len(vectors), QUERIES):
+            part = vectors[first : first + QUERIES]
             found += self._documents(part, top_k) if self.facts.chunked else self._rows_as_hits(part, top_k)
         return found
 
-    def _rows_as_hits(self, queries: exact.Floats, top_k: int) -> list[list[Hit]]:
+    def _rows_as_hits(self, queries: Floats, top_k: int) -> list[list[Hit]]:
         return [
             [
                 Hit(rank, float(score), *self.stored.row(int(row)))
@@ -227,7 +225,7 @@ class SearchIndex:
             for scores, rows in self._nearest(queries, top_k)
         ]
 
-    def _documents(self, queries: exact.Floats, top_k: int) -> list[list[Hit]]:
+    def _documents(self, queries: Floats, top_k: int) -> list[list[Hit]]:
         """Documents by their best passage: the first of each in the order of passages."""
         answers: list[list[Hit]] = [[] for _ in queries]
         open_queries = list(range(len(queries)))
@@ -241,7 +239,7 @@ class SearchIndex:
             depth *= 4
         return answers
 
-    def _best_passages(self, scores: exact.Floats, rows: exact.Rows, top_k: int) -> list[Hit]:
+    def _best_passages(self, scores: Floats, rows: Rows, top_k: int) -> list[Hit]:
         hits: dict[str, Hit] = {}
         for score, row in zip(scores, rows, strict=True):
             name, text = self.stored.row(int(row))
@@ -252,12 +250,12 @@ class SearchIndex:
                 break
         return list(hits.values())
 
-    def _nearest(self, queries: exact.Floats, top_k: int) -> list[tuple[exact.Floats, exact.Rows]]:
+    def _nearest(self, queries: Floats, top_k: int) -> list[tuple[Floats, Rows]]:
         cosine = self.facts.similarity == "cosine"
         top_k = min(top_k, len(self))
         if top_k == 0:
             return [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in queries]
-        queries = exact.unit(queries) if cosine else queries
+        queries = unit(queries) if cosine else queries
         found = self._candidates(queries, top_k)
         answers = [self._scored(query, rows, cosine) for query, rows in zip(queries, found, strict=True)]
         # All queries of an exact index; of others those whose cells or whose graph did not lead to enough, or to copies
@@ -267,22 +265,22 @@ class SearchIndex:
         if few:
             # Of unit vectors the dot product is the cosine: no need to measure the length of every one again.
             cosine_needed = cosine and not self.facts.unit_vectors
-            longest = exact.UNIT_LENGTH if self.facts.unit_vectors else None
-            complete = exact.nearest(queries[few], self.stored.blocks(), top_k, cosine=cosine_needed, longest=longest)
+            longest = UNIT_LENGTH if self.facts.unit_vectors else None
+            complete = nearest(queries[few], self.stored.blocks(), top_k, cosine=cosine_needed, longest=longest)
             for query, (_, rows) in zip(few, complete, strict=True):
                 answers[query] = self._scored(queries[query], rows, cosine)
         return [(scores[:top_k], rows[:top_k]) for scores, rows in answers]
 
-    def _candidates(self, queries: exact.Floats, top_k: int) -> list[exact.Rows]:
+    def _candidates(self, queries: Floats, top_k: int) -> list[Rows]:
         """Rows that an approximate index finds, some more than wanted.
 
         None without one, or where looking at every vector is no more work.
         """
         if self.facts.index_type == "exact" or top_k > len(self) // 4:
             return [np.empty(0, np.int64) for _ in queries]
-        return approximate.candidates(self._approximate, queries, top_k + _SPARE)
+        return nearest_approximately(self._approximate, queries, top_k + _SPARE)
 
-    def _scored(self, query: exact.Floats, rows: exact.Rows, cosine: bool) -> tuple[exact.Floats, exact.Rows]:
+    def _scored(self, query: Floats, rows: Rows, cosine: bool) -> tuple[Floats, Rows]:
         """Rows in the order of their scores, computed one by one, for a query of length 1 if scores are cosines.
 
         A matrix product rounds a row's score differently depending on its place in a block, so that equal texts
@@ -297,7 +295,7 @@ class SearchIndex:
 
     @cached_property
     def _approximate(self) -> Any:
-        index = approximate.read(self.folder / APPROXIMATE)
+        index = read_approximate(self.folder / APPROXIMATE)
         if index.ntotal != len(self) or index.d != self.dimension:
             raise OutputError(f"{self.folder / APPROXIMATE} belongs to another index; build the index again")
         return index
@@ -364,34 +362,26 @@ def check_model(model: Embedder, facts: Facts, stored: Stored) -> None:
     """
     if model.fingerprint == facts.model_fingerprint:
         return
-    problem = _difference(model, facts, stored)
-    if problem is None:
+    difference = _difference(model, facts, stored)
+    if difference is None:
         return
-    name = facts.model_name
+    (what, advice), name = difference, facts.model_name
     if name == model.card.name:
         raise ArgumentError(
-            f"the index was made with {name}, used otherwise than now: {problem.what}. {problem.advice}, or build the "
-            "index anew"
+            f"the index was made with {name}, used otherwise than now: {what}. {advice}, or build the index anew"
         )
     raise ArgumentError(
-        f"the index was made with {name} and cannot be searched with {model.card.name}: {problem.what}. "
+        f"the index was made with {name} and cannot be searched with {model.card.name}: {what}. "
         f"Search with --model {name}, or build an index with {model.card.name}."
     )
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """A difference, and advice where the model is the same one."""
-
-    what: str
-    advice: str
-
-
-def _difference(model: Embedder, facts: Facts, stored: Stored) -> _Problem | None:
+def _difference(model: Embedder, facts: Facts, stored: Stored) -> tuple[str, str] | None:
+    """What differs, and advice where the model is the same one."""
     card = model.card.to_dict()
     if model.dimension != facts.dimension:
         whole = facts.dimension == facts.model_card.get("dimension")
-        return _Problem(
+        return (
             f"its vectors have {facts.dimension} dimensions, the model's have {model.dimension}",
             "Leave out truncate_dim=..." if whole else f"Give truncate_dim={facts.dimension}",
         )
@@ -403,12 +393,12 @@ def _difference(model: Embedder, facts: Facts, stored: Stored) -> _Problem | Non
                 advice = "Leave out normalize_embeddings=False" if before else "Give normalize_embeddings=False"
             elif argument:
                 advice = f"Give {argument}={before}"
-            return _Problem(f"{field} was {before} and is {card[field]} now", advice)
+            return f"{field} was {before} and is {card[field]} now", advice
     if stored.count == 0:
         return None
     row, text = _short_text(stored)
     if not text:
-        return _Problem(
+        return (
             "their fingerprints differ, and the index keeps no texts to compare their vectors by",
             "Give the model's files and options as they were then",
         )
@@ -417,7 +407,7 @@ def _difference(model: Embedder, facts: Facts, stored: Stored) -> _Problem | Non
     encoded = next(iter(model.encode_blocks([[text]], role=role, max_length=length)))
     cosine = float(unit(encoded.vectors[0]) @ unit(stored.vectors(np.asarray([row]))[0]))
     if cosine < _COSINE:
-        return _Problem(
+        return (
             f"a text of the index has another vector now (cosine {cosine:.3f} to the stored one)",
             _of_prompts(card, facts) or "Give the model's files as they were then",
         )

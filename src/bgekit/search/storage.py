@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..errors import ArgumentError, OutputError
 from ..files.atomic import OutputFolder
-from ..inference.shards import ShardSet, json_bytes
+from ..inference.shards import ShardSet, json_bytes, mapped
 
 VECTORS: Final = "vectors.npy"
 ROWS: Final = "rows.jsonl"
@@ -34,10 +34,6 @@ class Stored(ABC):
     @abstractmethod
     def blocks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """First row and vectors [rows, dimension] of each block, in order."""
-
-    @abstractmethod
-    def lines(self) -> Iterator[bytes]:
-        """The rows as JSON lines, in order."""
 
     @abstractmethod
     def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
@@ -65,8 +61,8 @@ class StoredFiles(Stored):
 
     def __init__(self, folder: Path, count: int, dimension: int) -> None:
         self._folder, self.count, self.dimension = folder, count, dimension
-        self._vectors = _mapped(folder / VECTORS, (count, dimension))
-        self._offsets = _mapped(folder / OFFSETS, (count + 1,))
+        self._vectors = mapped(folder / VECTORS, (count, dimension))
+        self._offsets = mapped(folder / OFFSETS, (count + 1,))
         self._path = folder / ROWS
         size = self._path.stat().st_size if self._path.is_file() else None
         if size != int(self._offsets[-1]):
@@ -76,11 +72,6 @@ class StoredFiles(Stored):
         """Parts of the one array."""
         for first in range(0, self.count, _BLOCK):
             yield first, self._vectors[first : first + _BLOCK]
-
-    def lines(self) -> Iterator[bytes]:
-        """The lines of the one file."""
-        with self._path.open("rb") as file:
-            yield from file
 
     def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Read from the one array."""
@@ -111,7 +102,7 @@ class StoredShards(Stored):
             yield int(self._firsts[shard]), self._mapped(shard)
 
     def lines(self) -> Iterator[bytes]:
-        """The lines of each shard."""
+        """The rows as JSON lines, in order."""
         for shard in range(len(self._entries)):
             yield from self._read_lines(shard)
 
@@ -134,7 +125,7 @@ class StoredShards(Stored):
 
     def _mapped(self, shard: int) -> npt.NDArray[Any]:
         entry = self._entries[shard]
-        return _mapped(self._shards.folder / entry["vectors"], (entry["texts"], self.dimension))
+        return mapped(self._shards.folder / entry["vectors"], (entry["texts"], self.dimension))
 
     def _read_lines(self, shard: int) -> list[bytes]:
         entry = self._entries[shard]
@@ -146,17 +137,6 @@ class StoredShards(Stored):
         if len(lines) != entry["texts"]:
             raise OutputError(f"{path} has {len(lines)} lines, its shard has {entry['texts']} vectors")
         return lines
-
-
-def _mapped(path: Path, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    try:
-        # An empty file cannot be mapped.
-        found: npt.NDArray[Any] = np.load(path, mmap_mode="r" if all(shape) else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise OutputError(f"{path} is missing or damaged ({error}); make it again") from error
-    if found.shape != shape:
-        raise OutputError(f"{path} has the shape {found.shape}, not {shape}; make it again")
-    return found
 
 
 FACTS: Final = "index.json"

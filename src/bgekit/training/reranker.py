@@ -18,10 +18,10 @@ from ..errors import ArgumentError, DataError
 from ..evaluation.evaluator import FirstStage
 from ..evaluation.tasks.base import Task, check_rerankable
 from ..inference.tokenization import load_tokenizer
-from ..models.config import position_limit, read_config
+from ..models.card import Prompt, RerankerCard
+from ..models.card_reading import is_classifier, read_reranker_card
+from ..models.checkpoint_files import position_limit, read_config
 from ..models.hub import resolve
-from ..models.prompts import Prompt
-from ..models.reranker_card import RerankerCard, is_classifier, read_reranker_card
 from ..networks.cross_encoder import CrossEncoder, load_trainable
 from ..networks.saving import write_reranker
 from .batches.collator import Batch, PairCollator, StepDataset

@@ -13,8 +13,7 @@ from bgekit.evaluation.benchmarks.mteb_bridge import HubTask, MtebEncoder, hub_t
 from bgekit.evaluation.judged_model import JudgedModel, Setting
 from bgekit.inference.model import Embedder
 from bgekit.inference.pipeline import Encoded
-from bgekit.models.card import ModelCard
-from bgekit.models.prompts import Prompt
+from bgekit.models.card import ModelCard, Prompt
 
 needs_mteb = pytest.mark.skipif(importlib.util.find_spec("mteb") is None, reason="needs bgekit[mteb]")
 

@@ -22,8 +22,7 @@ from bgekit.evaluation.tasks.retrieval import Corpus, RetrievalTask
 from bgekit.inference.model import Embedder
 from bgekit.inference.pipeline import Encoded
 from bgekit.models.calibration_map import LogisticMap, QuantileMap, read_map
-from bgekit.models.card import ModelCard
-from bgekit.models.prompts import Prompt
+from bgekit.models.card import ModelCard, Prompt
 
 DIMENSION = 24
 

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 from bgekit.data.training_rows import Row
 from bgekit.errors import ArgumentError
 from bgekit.inference.tokenization import TextTokenizer
+from bgekit.models.card import Prompt
 from bgekit.models.card_reading import read_card
-from bgekit.models.prompts import Prompt
 from bgekit.training.batches.collator import Collator, StepDataset
 from bgekit.training.batches.sampler import PlanOptions, Sampling
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bgekit.models.prompts import Prompt
+from bgekit.models.card import Prompt
 from bgekit.training.batches.collator import Collator, PairCollator, StepDataset
 from bgekit.training.batches.sampler import PlanOptions, Sampling
 from bgekit.training.loop.dry_run import Footprint, dry_run

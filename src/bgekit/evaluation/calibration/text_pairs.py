@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ...errors import ArgumentError, DataError
 from ...files.hashing import digest
-from ...models.prompts import Role
+from ...models.card import Role
 from ..judged_model import Kind
 from ..tasks.base import Task
 from ..tasks.bitext import BitextTask

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ...search.exact import QUERIES, TopK
+from ...search.nearest import QUERIES, TopK
 from ..judged_model import JudgedModel, Kind
 from .base import Items, Scores, Task, together
 from .pairs import checked_main, numbered, pair_texts

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ...data.records import Record
 from ...errors import NumericalError
-from ...search.exact import QUERIES, UNIT_LENGTH, TopK
+from ...search.nearest import QUERIES, UNIT_LENGTH, TopK
 from ..judged_model import Floats, JudgedModel, Kind
 from ..metrics import DEPTHS, ranking, ranking_metrics
 from .base import Items, Scores, Task, together

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...data.training_rows import ONE_NEGATIVE, PROMPTED_PASSAGES, Row, hash64
 from ...display.option_names import option_of
 from ...inference.tokenization import PairRequest, PairTokenizer, TextTokenizer
-from ...models.prompts import Prompt
+from ...models.card import Prompt
 from ...networks.packing import Packed
 from ..losses.listwise import LossBatch
 from .datasets import Copies, TrainingData, count_copies

@@ -25,8 +25,8 @@ from ...display.templates import render
 from ...errors import ArgumentError, CheckpointError, OutputError
 from ...files.atomic import atomic_file, remove_leftovers, scratch_folder, usual_modes
 from ...inference.embedder import make_selftest
+from ...models.checkpoint_files import read_tensors, weight_files
 from ...models.sentence_transformers_files import short_names, shown_name
-from ...models.weights import read_tensors, weight_files
 from ...networks.loading import restore_unsaved
 from ...networks.saving import write_checkpoint
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bgekit.inference.similarity import unit
-from bgekit.search.exact import TopK, nearest
+from bgekit.search.nearest import TopK, nearest
 
 
 def blocks(vectors, size):

@@ -1,14 +1,17 @@
-"""The nearest vectors, found by looking at every one of them."""
+"""The nearest vectors: found by looking at every one of them, or most of them by an approximate index of faiss."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from ..inference.similarity import unit as unit
+from ..errors import OutputError, import_extra
+from ..inference.similarity import unit
 
 #: Queries compared at once; with a block of vectors this bounds the memory that scores take.
 QUERIES: Final = 256
@@ -17,6 +20,8 @@ UNIT_LENGTH: Final = 1.001
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
+#: The first row of each block of vectors, and the block [rows, d] in any float type, in order.
+Blocks = Iterable[tuple[int, npt.NDArray[Any]]]
 
 
 class TopK:
@@ -96,7 +101,7 @@ def row_scores(query: Floats, vectors: Floats) -> Floats:
 
 def nearest(
     queries: Floats,
-    blocks: Iterable[tuple[int, npt.NDArray[Any]]],
+    blocks: Blocks,
     top_k: int,
     *,
     cosine: bool,
@@ -106,7 +111,7 @@ def nearest(
 
     Args:
         queries: [n, d] float32, at most `QUERIES` of them.
-        blocks: The first row of each block of vectors, and the block [rows, d] in any float type, in order.
+        blocks: All vectors.
         top_k: Rows wanted; there are fewer when there are fewer vectors.
         cosine: Compare by cosine; otherwise by dot product.
         longest: A length that no vector exceeds, where it is known.
@@ -125,3 +130,85 @@ def _merge(best: tuple[Floats, Rows], scores: Floats, rows: Rows, top_k: int) ->
     scores, rows = np.concatenate([best[0], scores]), np.concatenate([best[1], rows])
     order = np.argsort(-scores, kind="stable")[:top_k]
     return scores[order], rows[order]
+
+
+#: Links of a vector in the HNSW graph, and candidates looked at while it is built and while it is searched.
+_LINKS, _BUILD_WIDTH, _SEARCH_WIDTH = 32, 100, 128
+#: Vectors that the cells are found from, for each cell: faiss asks for 39 at least, and more than 64 take memory.
+_TRAIN_LEAST, _TRAIN_MOST = 39, 64
+#: Share of the cells of an IVF index that a query looks into, and the least number of them.
+_PROBED: Final = 1 / 8
+_PROBED_LEAST: Final = 8
+
+
+def build_approximate(
+    index_type: str, blocks: Callable[[], Blocks], count: int, dimension: int, *, cosine: bool, normalized: bool
+) -> Any:
+    """A faiss index over all blocks, in order.
+
+    Args:
+        index_type: `hnsw` (a graph: fast and accurate, slow to build) or `ivf` (cells: quick to build).
+        blocks: Gives the vectors, in order, each time it is called.
+        count: Number of all vectors.
+        dimension: Their width.
+        cosine: Compare by cosine; otherwise by dot product.
+        normalized: Whether the vectors have unit length already.
+
+    Raises:
+        MissingExtraError: faiss is not installed.
+    """
+    faiss = import_extra("faiss", "faiss")
+
+    def prepared(block: npt.NDArray[Any]) -> Floats:
+        ready = unit(block) if cosine and not normalized else block
+        return np.ascontiguousarray(ready, dtype=np.float32)
+
+    index: Any
+    if index_type == "hnsw":
+        index = faiss.IndexHNSWFlat(dimension, _LINKS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = _BUILD_WIDTH
+    else:
+        cells = max(1, min(round(4 * math.sqrt(count)), count // _TRAIN_LEAST))
+        index = faiss.index_factory(dimension, f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
+        wanted = np.random.default_rng(0).permutation(count)[: cells * _TRAIN_MOST]
+        index.train(np.concatenate([prepared(part) for part in _sample(blocks(), np.sort(wanted))]))
+    for _, block in blocks():
+        index.add(prepared(block))
+    return index
+
+
+def _sample(blocks: Blocks, rows: Rows) -> Iterable[npt.NDArray[Any]]:
+    for first, block in blocks:
+        begin, end = np.searchsorted(rows, (first, first + len(block)))
+        yield np.asarray(block[rows[begin:end] - first])
+
+
+def write_approximate(index: Any, file: Any) -> None:
+    """Write an index of faiss to a file opened for bytes."""
+    faiss = import_extra("faiss", "faiss")
+    faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+
+
+def read_approximate(path: Path) -> Any:
+    """The index of faiss in a file.
+
+    Raises:
+        OutputError: the file is missing or damaged.
+        MissingExtraError: faiss is not installed.
+    """
+    faiss = import_extra("faiss", "faiss")
+    try:
+        return faiss.read_index(str(path))
+    except RuntimeError as error:
+        raise OutputError(f"{path} is missing or damaged; build the index again") from error
+
+
+def nearest_approximately(index: Any, queries: Floats, top_k: int) -> list[Rows]:
+    """Rows that are probably the nearest to each query, in no order; fewer than `top_k` where it found fewer."""
+    faiss = import_extra("faiss", "faiss")
+    if isinstance(index, faiss.IndexHNSW):
+        options = faiss.SearchParametersHNSW(efSearch=max(_SEARCH_WIDTH, 2 * top_k))
+    else:
+        options = faiss.SearchParametersIVF(nprobe=max(_PROBED_LEAST, math.ceil(index.nlist * _PROBED)))
+    _, found = index.search(np.ascontiguousarray(queries, dtype=np.float32), top_k, params=options)
+    return [rows[rows >= 0] for rows in found]

@@ -1,4 +1,4 @@
-"""Weights in files: safetensors, or pickles by consent; their names, types and damage.
+"""The files of a checkpoint: `config.json` and weights, with their names, types and damage; adapters are told apart.
 
 Weights are safetensors; a pickled `.bin` is read only by explicit consent, and then without code execution.
 """
@@ -12,9 +12,9 @@ import re
 import shlex
 import struct
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from ..errors import CheckpointError
 from ..files.hashing import content_sha256
@@ -68,12 +68,19 @@ def refuse_low_rank(folder: Path, names: Iterable[str]) -> None:
         )
 
 
-def read_json(path: Path, kind: type = dict) -> Any:
+def read_json(path: Path, kind: type = dict, *, missing_ok: bool = False) -> Any:
     """The content of a JSON file, which must be an object, or a list if `kind` says so.
+
+    Args:
+        path: The file.
+        kind: What it holds.
+        missing_ok: A file that is not there is an empty one.
 
     Raises:
         CheckpointError: the file is not valid JSON, or holds something else.
     """
+    if missing_ok and not path.is_file():
+        return kind()
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -81,6 +88,70 @@ def read_json(path: Path, kind: type = dict) -> Any:
     if not isinstance(content, kind):
         raise CheckpointError(f"{path} is damaged: it holds a {type(content).__name__} instead of a {kind.__name__}")
     return content
+
+
+#: Model types whose positions start at pad_token_id + 1, and which give all padding tokens the position pad_token_id.
+OFFSET_POSITIONS: Final = frozenset(
+    {
+        "roberta",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "camembert",
+        "mpnet",
+        "roberta-prelayernorm",
+        "data2vec-text",
+    }
+)
+
+_DTYPES: Final = ("float64", "float32", "float16", "bfloat16")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of a checkpoint's `config.json`.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        refuse_adapter(folder)
+        raise CheckpointError(f"{folder} is no model: it has no config.json")
+    return cast(dict[str, Any], read_json(path))
+
+
+def hidden_size(config: Mapping[str, Any]) -> int:
+    """Width of the token vectors.
+
+    Raises:
+        CheckpointError: the config does not say it.
+    """
+    for key in ("hidden_size", "d_model", "n_embd", "dim"):
+        if key in config:
+            return int(config[key])
+    raise CheckpointError("config.json does not say the hidden size")
+
+
+def padding_position(model_type: str, pad_token_id: int | None) -> int | None:
+    """The position that a model of `OFFSET_POSITIONS` gives to padding tokens, which is their id; None for others."""
+    return (pad_token_id or 0) if model_type in OFFSET_POSITIONS else None
+
+
+def position_limit(config: Mapping[str, Any]) -> int | None:
+    """Most tokens that the position embeddings allow, None without a fixed limit."""
+    limit = config.get("max_position_embeddings") or config.get("n_positions")
+    kind = config.get("model_type") or ""
+    if limit is None or kind in ("t5", "mt5", "umt5"):
+        return None
+    padding = padding_position(kind, config.get("pad_token_id"))
+    return int(limit) - (0 if padding is None else padding + 1)
+
+
+def declared_dtype(config: Mapping[str, Any]) -> str | None:
+    """The number format that the weights were saved in, as the config has it; None when it does not say."""
+    for key in ("dtype", "torch_dtype"):  # transformers renamed it in release 5.
+        if config.get(key) in _DTYPES:
+            return str(config[key])
+    return None
 
 
 def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
