@@ -209,8 +209,11 @@ def front_matter(source: Path | None, task: str, tags: Sequence[str], base_model
         library_name="sentence-transformers",
         pipeline_tag=task,
         tags=[*tags, *kept],
+        language=known.get("language"),
+        license=known.get("license"),
+        license_name=known.get("license_name"),
+        license_link=known.get("license_link"),
         base_model=base_model or known.get("base_model"),
-        **{name: known.get(name) for name in ("language", "license", "license_name", "license_link")},
     )
     return f"---\n{front.to_yaml()}\n---\n"
 
