@@ -1,4 +1,8 @@
-"""`bge demo`: the documentation of Python's standard library, searched by meaning."""
+"""`bge demo`: the documentation of Python's standard library, searched by meaning.
+
+Encode the documentation of Python's standard library, which every machine has, and search it by meaning. Nothing is
+downloaded as long as the default model is installed.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import platform
 import sys
 import tempfile
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from . import options
 from .search import ask_on_terminal, show
@@ -44,14 +48,8 @@ This corpus as a file to try things with:  bge demo --write-corpus pydocs.jsonl
 """
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add the verb's parser."""
-    parser = subparsers.add_parser(
-        "demo",
-        help="search the documentation of Python's standard library, to see how it works",
-        description="Encode the documentation of Python's standard library, which every machine has, and search it "
-        "by meaning. Nothing is downloaded as long as the default model is installed.",
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
     options.add_list_option(parser, "-q", "--query", "--queries", metavar="QUERY", help="ask this [a few examples]")
     parser.add_argument("-k", "--top-k", type=options.positive, default=3, metavar="N", help="results a question [3]")
     parser.add_argument("--index", metavar="DIR", help="keep the index here, for bge search --index DIR")

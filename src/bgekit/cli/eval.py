@@ -1,4 +1,18 @@
-"""`bge eval`: models and data -> scores, comparisons and a report."""
+"""`bge eval`: models and data -> scores, comparisons and a report.
+
+Measure models on your own data, or on named benchmarks. Data is a folder or file in the layout of BEIR, of
+FlagEmbedding, or of plain pairs, labels and triples (jsonl, csv, tsv, parquet); what it is, is seen from its content.
+Two or more models, or settings of one model, are compared on the same items: with intervals, p values, and the items
+that they differ on most. OUT gets results.json, report.md, report.html and per_item.jsonl; what was computed once is
+not computed again, and an interrupted run goes on.
+
+Examples:
+  bge eval --data my_data --model BAAI/bge-small-en-v1.5 --output scores
+  bge eval --data my_data --model BAAI/bge-small-en-v1.5 intfloat/e5-small-v2 --output scores
+  bge eval --data my_data --model BAAI/bge-small-en-v1.5 --compare instruction
+  bge eval --benchmark mteb-en --tasks SciFact,STSBenchmark --data-root datasets --model BAAI/bge-small-en-v1.5 --table
+  bge eval --benchmark c-mteb --model BAAI/bge-small-zh-v1.5       # from the hub, through the package mteb
+"""
 
 from __future__ import annotations
 
@@ -17,29 +31,10 @@ if TYPE_CHECKING:
 #: What is said when it is interrupted.
 INTERRUPTED: Final = "with --output, the same command goes on from what is finished; without, it starts anew"
 
-_DESCRIPTION = """\
-Measure models on your own data, or on named benchmarks. Data is a folder or file in the layout of BEIR, of
-FlagEmbedding, or of plain pairs, labels and triples (jsonl, csv, tsv, parquet); what it is, is seen from its content.
-Two or more models, or settings of one model, are compared on the same items: with intervals, p values, and the items
-that they differ on most. OUT gets results.json, report.md, report.html and per_item.jsonl; what was computed once is
-not computed again, and an interrupted run goes on."""
 
-_EPILOG = """\
-examples:
-  bge eval --data my_data --model BAAI/bge-small-en-v1.5 --output scores
-  bge eval --data my_data --model BAAI/bge-small-en-v1.5 intfloat/e5-small-v2 --output scores
-  bge eval --data my_data --model BAAI/bge-small-en-v1.5 --compare instruction
-  bge eval --benchmark mteb-en --tasks SciFact,STSBenchmark --data-root datasets --model BAAI/bge-small-en-v1.5 --table
-  bge eval --benchmark c-mteb --model BAAI/bge-small-zh-v1.5       # from the hub, through the package mteb"""
-
-
-def add_parser(subparsers: Any) -> None:
-    """Add the verb's parser."""
-    parser = subparsers.add_parser(
-        "eval", help="measure and compare models on your data or on named benchmarks", description=_DESCRIPTION,
-        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="bge eval (--data DIR | --benchmark NAME) --model MODEL [MODEL ...] [option ...]",
-    )  # fmt: skip
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
+    parser.usage = "bge eval (--data DIR | --benchmark NAME) --model MODEL [MODEL ...] [option ...]"
     group = parser.add_argument_group("data")
     options.add_list_option(
         group, "--data", metavar="DIR_OR_FILE", help="own data; a folder of data sets gives them all"

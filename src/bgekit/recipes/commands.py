@@ -169,8 +169,7 @@ class _Making:
 
     def _argument(self, name: str, values: tuple[Value, ...]) -> Argument:
         line, verb = self._stage.lines[name], self._stage.verb
-        forms = (name, option_of(name), f"--{name.replace('-', '_')}")
-        action = next((self._options[form] for form in forms if form in self._options), None)
+        action = self._options.get(name) or self._options.get(option_of(name))
         if action is None:
             known = sorted({form.lstrip("-").replace("-", "_") for form in self._options if len(form) > 2})
             near = difflib.get_close_matches(name.replace("-", "_"), known, 1)
