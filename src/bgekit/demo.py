@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .data.records import Record
-from .errors import OutputError
-from .files.atomic import OutputFolder
+from .files.atomic import OutputFolder, failing
 
 logger = logging.getLogger(__name__)
 #: Characters below which a docstring ("See base class.") helps nobody.
@@ -314,10 +313,8 @@ def write_pairs(folder: str) -> dict[str, int]:
     with OutputFolder(folder) as output:
         _write(output, "train.jsonl", map(_line, train))
         _write(output, "texts.jsonl", map(_line, texts))
-        try:
+        with failing(f"write to {folder}"):
             (output.path / "eval" / "qrels").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from error
         corpus = ({"_id": each.id, "title": "", "text": each.passage} for each in found)
         _write(output, "eval/corpus.jsonl", map(_line, corpus))
         _write(output, "eval/queries.jsonl", (_line({"_id": each.id, "text": each.query}) for each in held))

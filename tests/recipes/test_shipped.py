@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bgekit.cli.recipe import VerbGrammar
-from bgekit.recipes.commands import make_steps
+from bgekit.recipes.plan import make_steps
 from bgekit.recipes.spec import read_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"

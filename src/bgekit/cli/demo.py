@@ -90,15 +90,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(records: list[Record], file: str) -> None:
-    from ..errors import OutputError
+    from ..files.atomic import failing
 
-    try:
-        with open(file, "w", encoding="utf-8") as stream:
-            for record in records:
-                text = record.text.removeprefix(f"{record.id} ")
-                stream.write(json.dumps({"_id": record.id, "title": record.id, "text": text}) + "\n")
-    except OSError as error:
-        raise OutputError(f"cannot write {file}: {error.strerror or error}") from error
+    with failing(f"write {file}"), open(file, "w", encoding="utf-8") as stream:
+        for record in records:
+            text = record.text.removeprefix(f"{record.id} ")
+            stream.write(json.dumps({"_id": record.id, "title": record.id, "text": text}) + "\n")
 
 
 def _introduction(model: Embedder) -> str:

@@ -95,15 +95,13 @@ def _setting(text: str) -> tuple[str, str]:
 
 def _dry_run(recipe: Recipe, work: Path, again: Sequence[str]) -> int:
     from ..display.text import encodable
-    from ..recipes.commands import HIDDEN, make_steps
-    from ..recipes.plan import Digests, Folder, plan
+    from ..recipes.plan import HIDDEN, Digests, Folder, make_steps, plan
     from ..recipes.recipe_report import plan_text
     from ..recipes.runner import check_inputs
 
     steps = make_steps(recipe, work, VerbGrammar())
-    folder = Folder(work, Digests(work / HIDDEN))
-    states = plan(steps, folder, recipe.chosen(again))
-    print(encodable(plan_text(steps, states)))
+    folder = Folder(work, Digests(work / HIDDEN), recipe.chosen(again))
+    print(encodable(plan_text(steps, plan(steps, folder))))
     check_inputs(recipe, steps, folder)
     return 0
 

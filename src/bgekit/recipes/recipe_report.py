@@ -14,8 +14,7 @@ from ..display.templates import render, render_page
 from ..display.text import aligned, clipped, printable
 from ..files.atomic import OutputFolder
 from ..files.hashing import file_sha256
-from .commands import Step
-from .plan import CACHED, UNFINISHED, Folder, State, read_json
+from .plan import CACHED, UNFINISHED, Folder, State, Step, read_json
 from .spec import Recipe
 
 _REPORT: Final = "report"
@@ -57,7 +56,7 @@ def write_report(recipe: Recipe, steps: Sequence[Step], folder: Folder, went: Ma
 
 
 def _stage(step: Step, folder: Folder, went: str) -> dict[str, Any]:
-    record = folder.record(step) or {}
+    record = folder.record(step)
     kept = ("command", "started", "seconds", "resumed", "key", "digest", "content", "versions", "platform")
     return {
         "name": step.name, "about": step.stage.about, "verb": step.stage.verb.name, "this_run": _WENT.get(went, "run"),
@@ -68,8 +67,8 @@ def _stage(step: Step, folder: Folder, went: str) -> dict[str, Any]:
 
 def _evaluation(step: Step, work: Path) -> dict[str, Any] | None:
     """Scores of an eval stage, and its comparisons."""
-    found = read_json(step.output / "results.json") if step.stage.verb.name == "eval" else None
-    if found is None:
+    found = read_json(step.output / "results.json") if step.stage.verb.name == "eval" else {}
+    if not found:
         return None
 
     def named(model: str) -> str:
