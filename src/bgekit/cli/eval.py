@@ -118,22 +118,21 @@ def _check(args: argparse.Namespace) -> None:
     """Combinations of options that contradict each other, or of which one would do nothing."""
     if args.table and not args.model and not args.data:
         return
-    if bool(args.data) == bool(args.benchmark):
-        raise ArgumentError("give either --data DIR for your own data, or --benchmark NAME")
-    if args.data_root and not args.benchmark:
-        raise ArgumentError("--data-root goes with --benchmark; your own data is given by --data")
-    if args.split and args.benchmark:
-        raise ArgumentError("--split goes with --data; a benchmark says which split of each task counts")
-    if args.keep_vectors and not args.output:
-        raise ArgumentError("--keep-vectors needs --output: that is where they are kept")
-    if args.rerank_top_k is not None and not args.reranker:
-        raise ArgumentError("--rerank-top-k goes with --reranker")
-    if args.dimensions and args.compare != "dimension":
-        raise ArgumentError("--dimensions goes with --compare dimension")
-    if args.compare == "precision" and (args.fp32 or args.dtype):
-        raise ArgumentError("--compare precision chooses the formats itself: leave out --fp32 and --dtype")
-    if not args.model and not args.table:
-        raise ArgumentError("--model is needed, such as --model BAAI/bge-small-en-v1.5")
+    problems = {
+        "give either --data DIR for your own data, or --benchmark NAME": bool(args.data) == bool(args.benchmark),
+        "--data-root goes with --benchmark; your own data is given by --data": args.data_root and not args.benchmark,
+        "--split goes with --data; a benchmark says which split of each task counts": args.split and args.benchmark,
+        "--keep-vectors needs --output: that is where they are kept": args.keep_vectors and not args.output,
+        "--rerank-top-k goes with --reranker": args.rerank_top_k is not None and not args.reranker,
+        "--dimensions goes with --compare dimension": args.dimensions and args.compare != "dimension",
+        "--compare precision chooses the formats itself: leave out --fp32 and --dtype": (
+            args.compare == "precision" and (args.fp32 or args.dtype)
+        ),
+        "--model is needed, such as --model BAAI/bge-small-en-v1.5": not args.model and not args.table,
+    }
+    for problem, there in problems.items():
+        if there:
+            raise ArgumentError(problem)
 
 
 def _tasks(args: argparse.Namespace) -> tuple[list[Task], list[str]]:

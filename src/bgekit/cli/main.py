@@ -62,12 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is not None:
         return _guarded(list(argv))
-    interrupted = _handle_interrupts()
+    _handle_interrupts()
     try:
         return _guarded(sys.argv[1:])
     except BaseException:
         # Not only KeyboardInterrupt: one that strikes within an import often comes out as another error.
-        if not interrupted.is_set():
+        if not _interrupted.is_set():
             raise
     # Python itself would wait for threads, and in some cases end by the signal instead of with the code.
     _give_up()
@@ -152,13 +152,10 @@ def _give_up() -> NoReturn:
     os._exit(INTERRUPTED)
 
 
-def _handle_interrupts() -> threading.Event:
+def _handle_interrupts() -> None:
     """Ctrl-C ends the program within seconds, even if a thread is deep in a computation; twice ends it at once.
 
     Handled also where SIGINT came ignored, as for background jobs of scripts: whoever sends it means it.
-
-    Returns:
-        What is set once there was one.
     """
 
     def interrupt(number: int, frame: object) -> None:
@@ -172,4 +169,3 @@ def _handle_interrupts() -> threading.Event:
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, interrupt)
-    return _interrupted

@@ -8,7 +8,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -161,14 +161,10 @@ def read_yaml(path: Path) -> Entries:
         raise RecipeError(f"there is no recipe {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read {path}: {error}") from error
-    loader = yaml.SafeLoader(content)
     try:
-        root = loader.get_single_node()
-        value = _Reader(path, loader).value(root) if root is not None else None
+        value = _Reader(path, content).root()
     except yaml.YAMLError as error:
         raise RecipeError(_syntax(path, content, error)) from error
-    finally:
-        loader.dispose()
     if not isinstance(value, Entries):
         raise RecipeError(f"{path} is no recipe: a mapping with `stages` is expected")
     return value
@@ -180,22 +176,23 @@ def parse_scalar(text: str) -> Any:
     Raises:
         RecipeError: it is neither.
     """
-    loader = yaml.SafeLoader(text)
     try:
-        node = loader.get_single_node()
-        value = Text("") if node is None else _Reader(Path("--set"), loader).value(node)
+        value = _Reader(Path("--set"), text).root()
     except yaml.YAMLError:
         return Text(text)  # Such as a text with a colon: it needs no quotes here.
-    finally:
-        loader.dispose()
-    if isinstance(value, Entries):
-        return Text(text)
     return value if isinstance(value, Items) else Text(text, boolean=getattr(value, "boolean", None))
 
 
 class _Reader:
-    def __init__(self, path: Path, loader: Any) -> None:
-        self._path, self._loader, self._count = path, loader, 0
+    def __init__(self, path: Path, content: str) -> None:
+        self._path, self._loader, self._count = path, yaml.SafeLoader(content), 0
+
+    def root(self) -> Any:
+        try:
+            node = self._loader.get_single_node()
+            return None if node is None else self.value(node)
+        finally:
+            self._loader.dispose()
 
     def value(self, node: Any, depth: int = 0) -> Any:
         line = node.start_mark.line + 1
@@ -359,8 +356,7 @@ class Recipe:
         for stage in reversed(self.stages):
             if stage.name in wanted:
                 wanted.update(stage.needs)
-        kept = tuple(each for each in self.stages if each.name in wanted)
-        return Recipe(self.path, self.about, self.variables, kept)
+        return replace(self, stages=tuple(each for each in self.stages if each.name in wanted))
 
 
 def read_recipe(path: str | os.PathLike[str], settings: Mapping[str, str] | None = None) -> Recipe:
@@ -392,11 +388,11 @@ class _Draft:
     content: Entries
     choices: dict[str, list[Text]]
 
-    def chosen(self, fixed: Mapping[str, str] | None = None) -> Iterator[dict[str, Text]]:
+    def chosen(self, fixed: Mapping[str, str]) -> Iterator[dict[str, Text]]:
         """Choices of its `for_each` that agree with those that are made already."""
         for values in itertools.product(*self.choices.values()):
             choice = dict(zip(self.choices, values, strict=True))
-            if all(fixed is None or name not in fixed or fixed[name] == value for name, value in choice.items()):
+            if all(fixed.get(name, value) == value for name, value in choice.items()):
                 yield choice
 
     def name_of(self, choice: Mapping[str, str]) -> str:
@@ -419,7 +415,7 @@ class _Reading:
             raise self._error(self._content.line_of("stages"), "`stages` is a mapping of names to stages")
         for name, content in stages.items():
             self._drafts[name] = self._draft(Text(name, stages.line_of(name)), content)
-        unfolded = [self._stage(draft, choice) for draft in self._drafts.values() for choice in draft.chosen()]
+        unfolded = [self._stage(draft, choice) for draft in self._drafts.values() for choice in draft.chosen({})]
         return Recipe(
             self._path, str(self._content.get("about") or "").strip(), self._variables, tuple(self._ordered(unfolded))
         )
