@@ -248,12 +248,9 @@ def test_an_unknown_pooling_names_the_verbs_option_and_info_takes_it(make_model,
 
 @pytest.mark.parametrize("verb", [verb for verb in cli.VERBS if verb != "recipe"])
 def test_options_have_hyphens_in_the_help_and_are_understood_with_underscores(verb):
-    from bgekit.cli.recipe import VerbGrammar
-    from bgekit.recipes.spec import Verb
+    from bgekit.cli.recipe import parser_of
 
-    grammar = VerbGrammar()
-    grammar.options(Verb(verb))
-    parser = grammar._parser(verb)
+    parser = parser_of(verb)
     names = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
     assert names and not [name for name in names if "_" in name]
     assert not [name for name in re.findall(r"--[\w-]+", parser.format_help()) if "_" in name]

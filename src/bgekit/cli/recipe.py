@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib
 import io
 import sys
@@ -109,12 +110,9 @@ def _dry_run(recipe: Recipe, work: Path, again: Sequence[str]) -> int:
 class VerbGrammar:
     """The parsers of the verbs of this command line."""
 
-    def __init__(self) -> None:
-        self._parsers: dict[str, argparse.ArgumentParser] = {}
-
     def options(self, verb: Verb) -> Mapping[str, argparse.Action]:
         """The arguments of a verb by every name; positional ones by their `dest`."""
-        parser = self._parser(verb.name)
+        parser = parser_of(verb.name)
         positional = {action.dest: action for action in parser._actions if not action.option_strings}
         return {**positional, **parser._option_string_actions}
 
@@ -135,28 +133,26 @@ class VerbGrammar:
 
                     parse(_trained(verb.name), arguments, prog=f"bge {verb.name}", description="")
                 else:
-                    self._parser(verb.name).parse_args(list(arguments))
+                    parser_of(verb.name).parse_args(list(arguments))
         except SystemExit:
             line = (said.getvalue().strip().splitlines() or [""])[-1]
             raise ArgumentError(line.rpartition(": error: ")[2]) from None
 
-    def _parser(self, verb: str) -> argparse.ArgumentParser:
-        if verb not in self._parsers:
-            self._parsers[verb] = self._made(verb)
-        return self._parsers[verb]
 
-    def _made(self, verb: str) -> argparse.ArgumentParser:
-        if verb in TRAINERS:
-            from ..training.loop.arguments import argument_parser
+@functools.cache
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    """The parser of a verb, of one word or two."""
+    if verb in TRAINERS:
+        from ..training.loop.arguments import argument_parser
 
-            return argument_parser(_trained(verb))
-        first, *rest = verb.split()
-        module = importlib.import_module(f".{first.replace('-', '_')}", __package__)
-        parser: argparse.ArgumentParser = options.add_verb(options.Parser(prog="bge").add_subparsers(), first, module)
-        for word in rest:
-            inner = next(each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
-            parser = inner.choices[word]
-        return parser
+        return argument_parser(_trained(verb))
+    first, *rest = verb.split()
+    module = importlib.import_module(f".{first.replace('-', '_')}", __package__)
+    parser: argparse.ArgumentParser = options.add_verb(options.Parser(prog="bge").add_subparsers(), first, module)
+    for word in rest:
+        inner = next(each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
+        parser = inner.choices[word]
+    return parser
 
 
 def _trained(verb: str) -> tuple[type[Any], ...]:

@@ -24,7 +24,7 @@ from ..errors import ArgumentError, CheckpointError
 from ..files.atomic import OutputFolder
 from ..files.hashing import digest, file_sha256, file_status
 from ..models.hub import resolve
-from .spec import DATA, KEPT, MODELS, TALK, Grammar, Recipe, RecipeError, Stage, Value
+from .spec import DATA, KEPT, MODELS, TALK, Grammar, Recipe, RecipeError, Stage, Text
 
 #: Within the work folder: records of what is finished, and outputs on their way.
 HIDDEN: Final = ".recipe"
@@ -55,7 +55,7 @@ class Argument:
     line: int
     action: argparse.Action
     texts: tuple[str, ...]
-    values: tuple[Value, ...]
+    values: tuple[Text, ...]
 
     def given(self) -> list[str]:
         """The argument as it stands on the command line."""
@@ -182,7 +182,7 @@ class _Making:
     def _error(self, line: int, message: str) -> RecipeError:
         return RecipeError(f"{self._recipe.path}, line {line}, stage {self._stage.name}: {message}")
 
-    def _argument(self, name: str, values: tuple[Value, ...]) -> Argument:
+    def _argument(self, name: str, values: tuple[Text, ...]) -> Argument:
         line, verb = self._stage.lines[name], self._stage.verb
         action = self._options.get(name) or self._options.get(option_of(name))
         if action is None:
@@ -195,17 +195,17 @@ class _Making:
         if action.dest in KEPT:
             raise self._error(line, f"leave out {name}: a recipe has no use for it")
         if action.nargs == 0 and (len(values) != 1 or values[0].boolean is None):
-            raise self._error(line, f"{name} is true or false, not {' '.join(each.text for each in values)!r}")
+            raise self._error(line, f"{name} is true or false, not {' '.join(values)!r}")
         if not values:
             raise self._error(line, f"{name} has an empty list")
         if len(values) > 1 and action.nargs not in ("+", "*"):
             raise self._error(line, f"{name} takes one value, not {len(values)}")
         return Argument(name, line, action, tuple(map(self._text, values)), values)
 
-    def _text(self, value: Value) -> str:
+    def _text(self, value: Text) -> str:
         if value.stage is None:
-            return value.text
-        return f"{self._outputs[value.stage] if value.stage else self._working}{value.text}"
+            return value
+        return f"{self._outputs[value.stage] if value.stage else self._working}{value}"
 
     def _line_of(self, message: str, arguments: list[Argument]) -> int:
         """The line of the argument that a message is about, that of the stage if it names none of them."""
@@ -304,7 +304,7 @@ class Folder:
             if text in read:
                 values.append({"content": self.digest_of(read[text])})
             else:
-                values.append(f"${{output}}{value.text}" if value.stage == "" else text)
+                values.append(f"${{output}}{value}" if value.stage == "" else text)
         return values
 
     def digest_of(self, each: Input) -> str | None:

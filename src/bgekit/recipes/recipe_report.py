@@ -48,8 +48,9 @@ def write_report(recipe: Recipe, steps: Sequence[Step], folder: Folder, went: Ma
         "stages": stages,
         "evaluations": [each for step in steps if (each := _evaluation(step, folder.work)) is not None],
     }
+    made_json = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
     with OutputFolder(folder.work) as output:
-        for suffix, made in (("json", as_json(content)), ("md", as_markdown(content)), ("html", as_html(content))):
+        for suffix, made in (("json", made_json), ("md", as_markdown(content)), ("html", as_html(content))):
             with output.create(f"{_REPORT}.{suffix}") as file:
                 file.write(made.encode("utf-8", "replace"))
     return content
@@ -87,11 +88,6 @@ def _evaluation(step: Step, work: Path) -> dict[str, Any] | None:
         for each in [*found.get("mean_comparisons", []), *found["comparisons"]]
     ]
     return {"stage": step.name, "results": results, "comparisons": comparisons}
-
-
-def as_json(content: Mapping[str, Any]) -> str:
-    """The content of report.json."""
-    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
 
 
 def as_markdown(content: Mapping[str, Any]) -> str:

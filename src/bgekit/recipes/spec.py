@@ -116,20 +116,22 @@ class RecipeError(BgekitError, ValueError):
 
 
 class Text(str):
-    """A scalar.
+    """A scalar, as it is written; what follows the output if it refers to one, such as `/train.jsonl`.
 
     Attributes:
         line: Its line in the file, from 1; 0 for what comes from elsewhere.
         boolean: What it means where yes or no is expected, None if it is neither.
+        stage: The stage whose output it refers to, None if it refers to none, "" for the stage's own.
     """
 
     line: int
     boolean: bool | None
+    stage: str | None
 
-    def __new__(cls, value: str, line: int = 0, boolean: bool | None = None) -> Text:
+    def __new__(cls, value: str, line: int = 0, boolean: bool | None = None, stage: str | None = None) -> Text:
         """A text on a line."""
         made = super().__new__(cls, value)
-        made.line, made.boolean = line, boolean
+        made.line, made.boolean, made.stage = line, boolean, stage
         return made
 
 
@@ -260,23 +262,6 @@ _STAGE: Final = ("about", "verb", "for_each", "processes", "arguments")
 
 
 @dataclass(frozen=True)
-class Value:
-    """One value of an argument.
-
-    Attributes:
-        text: As it is written; what follows the output if it refers to one, such as `/train.jsonl`.
-        line: Where it stands in the file.
-        stage: The stage whose output it names, None if it names none, "" for the stage's own.
-        boolean: What it means where yes or no is expected.
-    """
-
-    text: str
-    line: int
-    stage: str | None = None
-    boolean: bool | None = None
-
-
-@dataclass(frozen=True)
 class Stage:
     """A stage, for one choice of its `for_each`.
 
@@ -293,7 +278,7 @@ class Stage:
     name: str
     line: int
     verb: Verb
-    arguments: Mapping[str, tuple[Value, ...]]
+    arguments: Mapping[str, tuple[Text, ...]]
     lines: Mapping[str, int]
     about: str = ""
     processes: int = 1
@@ -525,7 +510,7 @@ class _Reading:
         given = content.get("arguments") or Entries()
         if not isinstance(given, Entries):
             raise self._error(content.line_of("arguments"), "`arguments` is a mapping of names to values", name)
-        arguments: dict[str, tuple[Value, ...]] = {}
+        arguments: dict[str, tuple[Text, ...]] = {}
         lines: dict[str, int] = {}
         for argument, value in given.items():
             lines[argument] = line = given.line_of(argument)
@@ -554,21 +539,21 @@ class _Reading:
             raise self._error(line, "`processes` is for training stages", stage)
         return int(text)
 
-    def _values(self, text: Text, choice: Mapping[str, Text], stage: str) -> Iterator[Value]:
+    def _values(self, text: Text, choice: Mapping[str, Text], stage: str) -> Iterator[Text]:
         """A value; of a stage that `for_each` unfolds, a value for each choice that agrees."""
         references = _REFERENCE.findall(text)
         if not references:
-            yield Value(text, text.line, boolean=text.boolean)
+            yield text
             return
         name, rest = references[0], text[len(references[0]) + 3 :]
         if len(references) > 1 or not text.startswith("${"):
             raise self._error(text.line, f"{text!r}: the output of a stage stands at the beginning, once", stage)
         if name == OUTPUT:
-            yield Value(rest, text.line, "")
+            yield Text(rest, text.line, stage="")
             return
         draft = self._drafts[name]
         for each in draft.chosen(choice):
-            yield Value(rest, text.line, draft.name_of(each))
+            yield Text(rest, text.line, stage=draft.name_of(each))
 
     def _ordered(self, stages: Sequence[Stage]) -> list[Stage]:
         by_name = {stage.name: stage for stage in stages}
