@@ -110,7 +110,7 @@ def _encode(
     args: argparse.Namespace, model: Embedder, records: list[Record], stack: contextlib.ExitStack
 ) -> SearchIndex:
     from ..data.records import read_records
-    from ..display.progress import EncodeProgress
+    from ..display.terminal import EncodeProgress
     from ..inference.shards import Chunks
     from ..search.build import index_records
 

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(OutputFolder(args.output))
         model = stack.enter_context(options.load_model(args))
-        from ..display.progress import EncodeProgress
+        from ..display.terminal import EncodeProgress
         from ..inference.shards import encode_to_shards
 
         show = not (args.no_progress or args.quiet)

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.model:
         _tables(args, ())
         return 0
-    from ..display.text import encodable
+    from ..display.terminal import encodable
     from ..evaluation.evaluator import evaluate
     from ..evaluation.report.console import console
     from ..evaluation.tasks.base import check_rerankable
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _tables(args: argparse.Namespace, results: Sequence[Result]) -> None:
     """Print the published table of the benchmark, or of both that are published, with our results in it."""
-    from ..display.text import encodable
+    from ..display.terminal import encodable
     from ..evaluation.benchmarks.published_tables import render_table
 
     for name in [args.benchmark] if args.benchmark else ["mteb-en", "c-mteb"]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..display.option_names import spoken
-from ..display.text import aligned
+from ..display.terminal import aligned
 from . import options
 
 _RERANKER_USE: Final = "bge rerank --model NAME; in Python FlagReranker(name).compute_score(pairs)"

@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(task: Merging, result: Merged) -> None:
-    from ..display.text import encodable
+    from ..display.terminal import encodable
     from ..merging.merge_report import PROVENANCE, trials_table, weights_table
 
     if result.trials is not None:

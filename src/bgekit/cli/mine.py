@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
         raise ArgumentError("--positive-label and --negative-label go with --labelled-pairs")
     from .. import load_model
     from ..data.training_rows import check_training
-    from ..display.progress import EncodeProgress, RowProgress
+    from ..display.terminal import EncodeProgress, RowProgress
     from ..mining.mining import check_task, mine, report_path
     from ..mining.mining_report import readable
     from ..mining.relevant import Judgements

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..display.option_names import spoken, take_both_spellings
-from ..display.progress import write_line
+from ..display.terminal import write_line
 from ..errors import ArgumentError, require_extra
 
 if TYPE_CHECKING:

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         print(error.tail, file=sys.stderr)
         raise
     if not args.quiet:
-        from ..display.text import encodable
+        from ..display.terminal import encodable
         from ..recipes.recipe_report import scores_text
 
         print(encodable(scores_text(content)), end="")
@@ -95,7 +95,7 @@ def _setting(text: str) -> tuple[str, str]:
 
 
 def _dry_run(recipe: Recipe, work: Path, again: Sequence[str]) -> int:
-    from ..display.text import encodable
+    from ..display.terminal import encodable
     from ..recipes.plan import HIDDEN, Digests, Folder, make_steps, plan
     from ..recipes.recipe_report import plan_text
     from ..recipes.runner import check_inputs

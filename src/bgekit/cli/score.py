@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     options.set_up_logging(args)
     from ..data.formats import Dialect
     from ..data.training_rows import check_output, check_training
-    from ..display.progress import RowProgress
+    from ..display.terminal import RowProgress
     from ..mining.teacher import score
 
     check_output(args.output, args.input)

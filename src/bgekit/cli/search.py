@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ..display.text import encodable, printable, wrapped
+from ..display.terminal import encodable, printable, wrapped
 from ..errors import ArgumentError
 from . import options
 
@@ -143,7 +143,7 @@ def _open_files(
     args: argparse.Namespace, records: RecordReader, stack: contextlib.ExitStack
 ) -> tuple[SearchIndex, Embedder]:
     model = stack.enter_context(options.load_model(args))
-    from ..display.progress import EncodeProgress
+    from ..display.terminal import EncodeProgress
     from ..search.build import index_records
 
     show = not (args.no_progress or args.quiet)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .progress import EncodeProgress
+    from .terminal import EncodeProgress
 
 _HOMES = {
-    "EncodeProgress": "progress",
+    "EncodeProgress": "terminal",
 }
 
 __all__ = [

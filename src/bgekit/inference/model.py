@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
-from ..display.progress import Progress
+from ..display.terminal import Progress
 from ..errors import ArgumentError, BgekitError, check_count
 from ..models.calibration_map import calibration_map
 from ..models.card import UNSET, ModelCard, Unset

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from ..display.plots import drawing, looks, new_figure, save_plot, to_svg
-from ..display.templates import render, render_page
-from ..display.text import aligned
+from ..display.pages import drawing, looks, new_figure, render, render_page, save_plot, to_svg
+from ..display.terminal import aligned
 from ..models.sentence_transformers_files import hub_id, short_names, shown_name
 from .weight_search import Trial, best, rows
 

@@ -35,7 +35,7 @@ from .teacher import Teacher
 from .text_store import TextStore, store_texts
 
 if TYPE_CHECKING:
-    from ..display.progress import EncodeProgress
+    from ..display.terminal import EncodeProgress
     from ..inference.model import Embedder
 
 logger = logging.getLogger(__name__)

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from ..display.progress import Progress, on_terminal, write_line
-from ..display.templates import render, render_page
-from ..display.text import aligned, clipped, printable
+from ..display.pages import render, render_page
+from ..display.terminal import Progress, aligned, clipped, on_terminal, printable, write_line
 from ..files.atomic import OutputFolder
 from ..files.hashing import file_sha256
 from .plan import CACHED, UNFINISHED, Folder, State, Step, read_json
