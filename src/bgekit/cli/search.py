@@ -230,11 +230,16 @@ _WIDEST: Final = 120
 def show(query: str, hits: list[Hit], *, as_json: bool, lines: int = _LINES, typed: bool = False) -> None:
     """Print the results of one query, whose text is on the screen already if it was `typed`."""
     if as_json:
-        print(as_json({"query": query, "results": [hit.to_dict() for hit in hits]}))
+        print(json_line(query, hits))
     else:
         text = readable(query, hits, min(shutil.get_terminal_size((100, 24)).columns, _WIDEST), lines)
         print(text.partition("\n")[2] if typed else text)
     sys.stdout.flush()
+
+
+def json_line(query: str, hits: list[Hit]) -> str:
+    """The results of one query as one line of JSON."""
+    return as_json({"query": query, "results": [hit.to_dict() for hit in hits]})
 
 
 def as_json(content: Any) -> str:

@@ -1,4 +1,4 @@
-"""Display: columns on a terminal, pages and Markdown from templates, plots, progress bars. Knows no model."""
+"""Display: what a terminal shows, pages and Markdown from templates, and plots. Knows no model."""
 
 from __future__ import annotations
 
