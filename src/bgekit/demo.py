@@ -70,7 +70,10 @@ def standard_library() -> Iterator[Record]:
 
 
 def _entries() -> Iterator[tuple[str, str]]:
-    yield from _topics()
+    from pydoc_data.topics import topics
+
+    for name, text in sorted(topics.items()):
+        yield f"topic: {name}", text
     for module, public in _IN_C.items():
         yield from _compiled(module, public)
     root = Path(sysconfig.get_path("stdlib"))
@@ -79,13 +82,6 @@ def _entries() -> Iterator[tuple[str, str]]:
         parts = parts[:-1] if parts[-1] == "__init__" else parts
         if parts and not _SKIPPED.intersection(parts) and not any(part.startswith("_") for part in parts):
             yield from documented(path, ".".join(parts), root)
-
-
-def _topics() -> Iterator[tuple[str, str]]:
-    from pydoc_data.topics import topics
-
-    for name, text in sorted(topics.items()):
-        yield f"topic: {name}", text
 
 
 def _compiled(module: str, public: str) -> Iterator[tuple[str, str]]:

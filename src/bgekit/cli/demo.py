@@ -127,7 +127,7 @@ def _encode(
         max_length=args.max_length,
         batch_size=args.batch_size,
         shard_size=_SHARD,
-        progress=None if args.no_progress or args.quiet else lambda: EncodeProgress(reader.size),
+        progress=None if args.no_progress else lambda: EncodeProgress(reader.size),
     )
     seconds = time.perf_counter() - start
     if report is None:

@@ -59,8 +59,7 @@ def run(args: argparse.Namespace) -> int:
         from ..display.terminal import EncodeProgress
         from ..inference.shards import encode_to_shards
 
-        show = not (args.no_progress or args.quiet)
-        progress = stack.enter_context(EncodeProgress(records.size, show=show))
+        progress = stack.enter_context(EncodeProgress(records.size, show=not args.no_progress))
         start = time.perf_counter()
         report = encode_to_shards(
             model,

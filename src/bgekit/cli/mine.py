@@ -152,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         models = [stack.enter_context(load_model(name, **options.model_arguments(args))) for name in args.model or ()]
         reranker = stack.enter_context(options.load_reranker(args, args.reranker)) if args.reranker else None
-        show = not (args.no_progress or args.quiet)
+        show = not args.no_progress
         advance = stack.enter_context(RowProgress("mine", "rows", show=show))
         content = mine(task, models, reranker=reranker, progress=EncodeProgress if show else None, advance=advance)
     if not args.quiet:

@@ -359,7 +359,9 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
 
 
 def set_up_logging(args: argparse.Namespace) -> None:
-    """Send log lines of bgekit to stderr, as quietly or verbosely as asked for."""
+    """Send log lines of bgekit to stderr, as quietly or verbosely as asked for; who is quiet shows no bar, either."""
+    if args.quiet:
+        args.no_progress = True
     log_to_stderr(logging.ERROR if args.quiet else logging.INFO if args.verbose else logging.WARNING)
 
 

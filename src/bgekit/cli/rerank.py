@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from .search import as_json
 
     with options.load_reranker(args, args.model) as reranker:
-        show = False if args.no_progress or args.quiet else None
+        show = False if args.no_progress else None
         rest = itertools.chain([first], groups)
         for answer in rerank_groups(reranker, rest, args.top_k, normalize=args.normalize, show_progress=show):
             print(as_json(answer))

@@ -48,8 +48,7 @@ def run(args: argparse.Namespace) -> int:
     )  # Before a model is loaded.
     with contextlib.ExitStack() as stack:
         reranker = stack.enter_context(options.load_reranker(args, args.reranker))
-        show = not (args.no_progress or args.quiet)
-        advance = stack.enter_context(RowProgress("score", "rows", show=show))
+        advance = stack.enter_context(RowProgress("score", "rows", show=not args.no_progress))
         counts = score(
             reranker, args.input, args.output, overwrite_scores=args.overwrite_scores, normalize=args.normalize,
             advance=advance, **options.text_arguments(args),

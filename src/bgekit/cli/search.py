@@ -146,7 +146,6 @@ def _open_files(
     from ..display.terminal import EncodeProgress
     from ..search.build import index_records
 
-    show = not (args.no_progress or args.quiet)
     start = time.perf_counter()
     index, report = index_records(
         model,
@@ -155,7 +154,7 @@ def _open_files(
         index_type=args.index_type,
         chunks=options.chosen_chunks(args),
         batch_size=args.batch_size,
-        progress=(lambda: EncodeProgress(records.size)) if show else None,
+        progress=None if args.no_progress else lambda: EncodeProgress(records.size),
     )
     if report is not None:
         parts = [f"encoded {report.texts - report.kept:,} texts in {time.perf_counter() - start:,.1f} s"]
