@@ -21,7 +21,7 @@ MOVED: Final[dict[str, tuple[str, ...]]] = {
     "encoding.base": ("inference", "inference.model"),
     "encoding.chunking": ("data", "data.chunking"),
     "encoding.embedder": ("inference", "inference.embedder"),
-    "encoding.progress": ("display", "display.progress"),
+    "encoding.progress": ("display", "display.terminal"),
     "encoding.records": ("data", "data.records"),
     "encoding.result": ("inference", "inference.pipeline"),
     "encoding.rows": ("data", "data.formats"),

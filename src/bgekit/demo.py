@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .data.records import Record
-from .errors import OutputError
-from .files.atomic import OutputFolder
+from .files.atomic import OutputFolder, failing
 
 logger = logging.getLogger(__name__)
 #: Characters below which a docstring ("See base class.") helps nobody.
@@ -71,7 +70,10 @@ def standard_library() -> Iterator[Record]:
 
 
 def _entries() -> Iterator[tuple[str, str]]:
-    yield from _topics()
+    from pydoc_data.topics import topics
+
+    for name, text in sorted(topics.items()):
+        yield f"topic: {name}", text
     for module, public in _IN_C.items():
         yield from _compiled(module, public)
     root = Path(sysconfig.get_path("stdlib"))
@@ -80,13 +82,6 @@ def _entries() -> Iterator[tuple[str, str]]:
         parts = parts[:-1] if parts[-1] == "__init__" else parts
         if parts and not _SKIPPED.intersection(parts) and not any(part.startswith("_") for part in parts):
             yield from documented(path, ".".join(parts), root)
-
-
-def _topics() -> Iterator[tuple[str, str]]:
-    from pydoc_data.topics import topics
-
-    for name, text in sorted(topics.items()):
-        yield f"topic: {name}", text
 
 
 def _compiled(module: str, public: str) -> Iterator[tuple[str, str]]:
@@ -314,10 +309,8 @@ def write_pairs(folder: str) -> dict[str, int]:
     with OutputFolder(folder) as output:
         _write(output, "train.jsonl", map(_line, train))
         _write(output, "texts.jsonl", map(_line, texts))
-        try:
+        with failing(f"write to {folder}"):
             (output.path / "eval" / "qrels").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from error
         corpus = ({"_id": each.id, "title": "", "text": each.passage} for each in found)
         _write(output, "eval/corpus.jsonl", map(_line, corpus))
         _write(output, "eval/queries.jsonl", (_line({"_id": each.id, "text": each.query}) for each in held))

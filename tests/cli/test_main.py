@@ -11,6 +11,7 @@ import pytest
 
 from bgekit.cli import main as cli
 from bgekit.cli import options
+from bgekit.display.option_names import take_both_spellings
 from bgekit.errors import BgekitError, in_lines
 
 BGE = [sys.executable, "-m", "bgekit"]
@@ -70,7 +71,7 @@ def test_a_verb_s_help_needs_nothing_heavy(verb):
 def run_verb(monkeypatch, run):
     import types
 
-    module = types.SimpleNamespace(add_parser=lambda subparsers: subparsers.add_parser("models"), run=run)
+    module = types.SimpleNamespace(__doc__="`bge models`.", add_options=lambda parser: None, run=run)
     monkeypatch.setattr(cli.importlib, "import_module", lambda *_: module)
     return cli.main(["models"])
 
@@ -108,12 +109,13 @@ def test_of_a_long_list_the_first_ten_and_a_count():
     ],
 )  # fmt: skip
 def test_an_interrupted_verb_says_which_command_goes_on(monkeypatch, capsys, verb, said):
-    module = importlib.import_module(f"bgekit.cli.{verb}")
+    trains = verb in cli.TRAINERS
+    module = importlib.import_module(f"bgekit.cli.{'training' if trains else verb}")
 
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "run_as_given" if hasattr(module, "run_as_given") else "add_parser", stop)
+    monkeypatch.setattr(module, "train" if trains else "add_options", stop)
     assert cli.main([verb]) == 130
     err = capsys.readouterr().err
     assert err.startswith("bge: interrupted; ") and said in err and err.count("\n") == 1
@@ -246,16 +248,13 @@ def test_an_unknown_pooling_names_the_verbs_option_and_info_takes_it(make_model,
 
 @pytest.mark.parametrize("verb", [verb for verb in cli.VERBS if verb != "recipe"])
 def test_options_have_hyphens_in_the_help_and_are_understood_with_underscores(verb):
-    from bgekit.cli.recipe import VerbGrammar
-    from bgekit.recipes.spec import Verb
+    from bgekit.cli.recipe import parser_of
 
-    grammar = VerbGrammar()
-    grammar.options(Verb(verb))
-    parser = grammar._parser(verb)
+    parser = parser_of(verb)
     names = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
     assert names and not [name for name in names if "_" in name]
     assert not [name for name in re.findall(r"--[\w-]+", parser.format_help()) if "_" in name]
+    take_both_spellings(parser)
     for name in names:
         other = name[:2] + name[2:].replace("-", "_")
-        known = getattr(parser, "_known_form", lambda given: given)(other)
-        assert known in parser._option_string_actions
+        assert other in parser._option_string_actions

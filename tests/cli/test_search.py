@@ -9,7 +9,7 @@ import pytest
 
 from bgekit.cli.main import main
 from bgekit.cli.search import readable
-from bgekit.display.text import wrapped
+from bgekit.display.terminal import wrapped
 from bgekit.search.index import Hit
 
 TEXTS = ["the cat is small", "a dog runs fast by the river", "python code and class", "a mountain and a tree house"]

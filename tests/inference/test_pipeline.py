@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from bgekit import FlagModel
 from bgekit.data.encodings import repair
-from bgekit.display.progress import Progress
+from bgekit.display.terminal import Progress
 from bgekit.errors import ArgumentError, NumericalError, TextTypeError
 from bgekit.inference.pipeline import Embeddings, Encoded, Origin, Pipeline
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from bgekit.cli.recipe import VerbGrammar
-from bgekit.recipes.commands import HIDDEN, make_steps
-from bgekit.recipes.plan import Digests, Folder, plan
+from bgekit.recipes.plan import HIDDEN, Digests, Folder, make_steps, plan
 from bgekit.recipes.runner import run_recipe
 from bgekit.recipes.spec import read_recipe
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bgekit.cli.recipe import VerbGrammar
-from bgekit.recipes.commands import make_steps
+from bgekit.recipes.plan import make_steps
 from bgekit.recipes.spec import read_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -39,7 +39,7 @@ def test_the_published_recipe():
     recipe = read_recipe(RECIPES / "bge-large-zh-v1.5.yaml")
     tuned = {name: recipe.stage(name) for name in ("with_instruction", "without_instruction")}
     for stage in tuned.values():
-        said = {name: [value.text for value in values] for name, values in stage.arguments.items()}
+        said = {name: list(values) for name, values in stage.arguments.items()}
         assert [said[name] for name in ("train_group_size", "learning_rate", "num_train_epochs")] == [
             ["2"],
             ["1e-5"],
@@ -47,7 +47,7 @@ def test_the_published_recipe():
         ]
         assert len(stage.arguments["train_data"]) == 8
         assert said["temperature"] == ["0.01"]
-    asked = [stage.arguments["query_instruction_for_retrieval"][0].text for stage in tuned.values()]
+    asked = [stage.arguments["query_instruction_for_retrieval"][0] for stage in tuned.values()]
     assert asked == ["为这个句子生成表示以用于检索相关文章：", ""]
     started = read_recipe(RECIPES / "bge-large-zh-v1.5.yaml", {"start": "BAAI/bge-large-zh"}).only(["final"])
     assert not {"pretrained", "general"} & {stage.name for stage in started.stages}

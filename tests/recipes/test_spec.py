@@ -31,7 +31,7 @@ stages:
 
 
 def values(stage, name):
-    return [(value.text, value.stage) for value in stage.arguments[name]]
+    return [(str(value), value.stage) for value in stage.arguments[name]]
 
 
 def test_variables_stages_and_order(write):

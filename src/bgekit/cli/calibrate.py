@@ -1,10 +1,25 @@
-"""`bge calibrate`: what a model's similarities mean on one's own data, and the threshold to use."""
+"""`bge calibrate`: what a model's similarities mean on one's own data, and the threshold to use.
+
+Measure how similar related and unrelated pairs of texts are to a model, and choose the similarity from which on a
+pair counts as related. The rate that is asked for is promised for pairs that were not seen, if they are like those of
+the data. Without labels, unrelated pairs are random ones. A threshold holds for the model that it was made for.
+
+Pairs that share a text, such as those of one query, err together: they are one group, and a promise rests on the number
+of groups. 1% of unrelated pairs takes 299 queries at the very least, 5% takes 59, however many pairs each has.
+
+Examples:
+  bge calibrate --model BAAI/bge-small-zh-v1.5 --data pairs/ --split validation --precision 0.95
+  bge calibrate --model BAAI/bge-small-en-v1.5 --texts docs.jsonl --false-positive-rate 0.001 --output calibration/
+  bge calibrate --model my-model --data pairs/ --precision 0.9 --prevalence 0.1 --save my-calibrated-model
+
+With --save, similarity(a, b, calibrated=True) of the saved model gives the calibrated scores.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from ..errors import ArgumentError
 from . import options
@@ -12,29 +27,9 @@ from . import options
 #: What is said when it is interrupted.
 INTERRUPTED: Final = "nothing was written, and the same command starts anew"
 
-_DESCRIPTION = """\
-Measure how similar related and unrelated pairs of texts are to a model, and choose the similarity from which on a
-pair counts as related. The rate that is asked for is promised for pairs that were not seen, if they are like those of
-the data. Without labels, unrelated pairs are random ones. A threshold holds for the model that it was made for.
 
-Pairs that share a text, such as those of one query, err together: they are one group, and a promise rests on the number
-of groups. 1% of unrelated pairs takes 299 queries at the very least, 5% takes 59, however many pairs each has."""
-
-_EPILOG = """\
-examples:
-  bge calibrate --model BAAI/bge-small-zh-v1.5 --data pairs/ --split validation --precision 0.95
-  bge calibrate --model BAAI/bge-small-en-v1.5 --texts docs.jsonl --false-positive-rate 0.001 --output calibration/
-  bge calibrate --model my-model --data pairs/ --precision 0.9 --prevalence 0.1 --save my-calibrated-model
-
-With --save, similarity(a, b, calibrated=True) of the saved model gives the calibrated scores."""
-
-
-def add_parser(subparsers: Any) -> None:
-    """Add the verb's parser."""
-    parser = subparsers.add_parser(
-        "calibrate", help="find the similarity threshold of a model on your own data", description=_DESCRIPTION,
-        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", metavar="DIR", help="folder or file, in any form that bge eval reads")
     options.add_list_option(
@@ -97,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
             raise ArgumentError(f"{args.model} is behind an API: there are no weights to --save, use --output")
         calibration = calibrate(
             model, pairs, pairs=args.pairs, related_from=args.related_from, seed=args.seed,
-            show_progress=False if args.no_progress or args.quiet else None, **wish,
+            show_progress=False if args.no_progress else None, **wish,
         )  # fmt: skip
         print(calibration_text(calibration))
         if args.output:

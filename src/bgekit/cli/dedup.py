@@ -1,24 +1,23 @@
-"""`bge dedup`: training data -> the same without rows that are copies, or near copies, of earlier ones."""
+"""`bge dedup`: training data -> the same without rows that are copies, or near copies, of earlier ones.
+
+Leave out rows of training data whose query and positives are those of an earlier row, up to case and white space; with
+--near-duplicates also those that are nearly the same (MinHash, then the Jaccard similarity of their pieces).
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any, Final
+from typing import Final
 
 from . import options
 
 #: What is said when it is interrupted.
 INTERRUPTED: Final = "nothing was written, and the same command starts anew"
 
-_DESCRIPTION = """\
-Leave out rows of training data whose query and positives are those of an earlier row, up to case and white space; with
---near-duplicates also those that are nearly the same (MinHash, then the Jaccard similarity of their pieces)."""
 
-
-def add_parser(subparsers: Any) -> None:
-    """Add the verb's parser."""
-    parser = subparsers.add_parser("dedup", help="leave copies out of training data", description=_DESCRIPTION)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
     parser.add_argument("--input", "--input-file", required=True, metavar="FILE", help="training data")
     parser.add_argument("--output", "--output-file", required=True, metavar="FILE", help="training data without copies")
     parser.add_argument("--near-duplicates", action="store_true", help="leave out near copies, too")

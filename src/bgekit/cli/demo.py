@@ -1,4 +1,8 @@
-"""`bge demo`: the documentation of Python's standard library, searched by meaning."""
+"""`bge demo`: the documentation of Python's standard library, searched by meaning.
+
+Encode the documentation of Python's standard library, which every machine has, and search it by meaning. Nothing is
+downloaded as long as the default model is installed.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import platform
 import sys
 import tempfile
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from . import options
 from .search import ask_on_terminal, show
@@ -44,14 +48,8 @@ This corpus as a file to try things with:  bge demo --write-corpus pydocs.jsonl
 """
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add the verb's parser."""
-    parser = subparsers.add_parser(
-        "demo",
-        help="search the documentation of Python's standard library, to see how it works",
-        description="Encode the documentation of Python's standard library, which every machine has, and search it "
-        "by meaning. Nothing is downloaded as long as the default model is installed.",
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
     options.add_list_option(parser, "-q", "--query", "--queries", metavar="QUERY", help="ask this [a few examples]")
     parser.add_argument("-k", "--top-k", type=options.positive, default=3, metavar="N", help="results a question [3]")
     parser.add_argument("--index", metavar="DIR", help="keep the index here, for bge search --index DIR")
@@ -92,15 +90,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(records: list[Record], file: str) -> None:
-    from ..errors import OutputError
+    from ..files.atomic import failing
 
-    try:
-        with open(file, "w", encoding="utf-8") as stream:
-            for record in records:
-                text = record.text.removeprefix(f"{record.id} ")
-                stream.write(json.dumps({"_id": record.id, "title": record.id, "text": text}) + "\n")
-    except OSError as error:
-        raise OutputError(f"cannot write {file}: {error.strerror or error}") from error
+    with failing(f"write {file}"), open(file, "w", encoding="utf-8") as stream:
+        for record in records:
+            text = record.text.removeprefix(f"{record.id} ")
+            stream.write(json.dumps({"_id": record.id, "title": record.id, "text": text}) + "\n")
 
 
 def _introduction(model: Embedder) -> str:
@@ -115,7 +110,7 @@ def _encode(
     args: argparse.Namespace, model: Embedder, records: list[Record], stack: contextlib.ExitStack
 ) -> SearchIndex:
     from ..data.records import read_records
-    from ..display.progress import EncodeProgress
+    from ..display.terminal import EncodeProgress
     from ..inference.shards import Chunks
     from ..search.build import index_records
 
@@ -132,7 +127,7 @@ def _encode(
         max_length=args.max_length,
         batch_size=args.batch_size,
         shard_size=_SHARD,
-        progress=None if args.no_progress or args.quiet else lambda: EncodeProgress(reader.size),
+        progress=None if args.no_progress else lambda: EncodeProgress(reader.size),
     )
     seconds = time.perf_counter() - start
     if report is None:

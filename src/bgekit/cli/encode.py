@@ -1,11 +1,20 @@
-"""`bge encode`: texts of files -> shards of vectors with a manifest, resumable."""
+"""`bge encode`: texts of files -> shards of vectors with a manifest, resumable.
+
+Encode the texts of jsonl, csv, tsv, parquet or txt files (gzipped or not; - is standard input) into a folder:
+vectors as shard-00000.npy, ..., ids as shard-00000.ids.jsonl, ..., and manifest.json. Memory does not grow with the
+input. An interrupted run goes on where it stopped when the same command is given again, with the same result.
+
+Examples:
+  bge encode corpus.jsonl -o vectors --model BAAI/bge-small-en-v1.5
+  zcat dump.gz | bge encode - -o vectors --model BAAI/bge-m3 --format jsonl --text-field body --chunk
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from . import options
 
@@ -15,24 +24,10 @@ if TYPE_CHECKING:
 #: What is said when it is interrupted.
 INTERRUPTED: Final = "the same command goes on from the shards that are finished (--overwrite starts anew)"
 
-_DESCRIPTION = """\
-Encode the texts of jsonl, csv, tsv, parquet or txt files (gzipped or not; - is standard input) into a folder:
-vectors as shard-00000.npy, ..., ids as shard-00000.ids.jsonl, ..., and manifest.json. Memory does not grow with the
-input. An interrupted run goes on where it stopped when the same command is given again, with the same result."""
 
-_EPILOG = """\
-examples:
-  bge encode corpus.jsonl -o vectors --model BAAI/bge-small-en-v1.5
-  zcat dump.gz | bge encode - -o vectors --model BAAI/bge-m3 --format jsonl --text-field body --chunk"""
-
-
-def add_parser(subparsers: Any) -> None:
-    """Add the verb's parser."""
-    parser = subparsers.add_parser(
-        "encode", help="encode the texts of files into vectors on disk", description=_DESCRIPTION, epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="bge encode FILE... -o DIR --model MODEL [option ...]",
-    )  # fmt: skip
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
+    parser.usage = "bge encode FILE... -o DIR --model MODEL [option ...]"
     parser.add_argument("files", nargs="+", metavar="FILE", help="file of texts, - for standard input")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder of the shards")
     parser.add_argument("--shard-size", type=options.positive, default=1024, metavar="N", help="texts a shard [1024]")
@@ -61,11 +56,10 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(OutputFolder(args.output))
         model = stack.enter_context(options.load_model(args))
-        from ..display.progress import EncodeProgress
+        from ..display.terminal import EncodeProgress
         from ..inference.shards import encode_to_shards
 
-        show = not (args.no_progress or args.quiet)
-        progress = stack.enter_context(EncodeProgress(records.size, show=show))
+        progress = stack.enter_context(EncodeProgress(records.size, show=not args.no_progress))
         start = time.perf_counter()
         report = encode_to_shards(
             model,

@@ -1,4 +1,18 @@
-"""`bge eval`: models and data -> scores, comparisons and a report."""
+"""`bge eval`: models and data -> scores, comparisons and a report.
+
+Measure models on your own data, or on named benchmarks. Data is a folder or file in the layout of BEIR, of
+FlagEmbedding, or of plain pairs, labels and triples (jsonl, csv, tsv, parquet); what it is, is seen from its content.
+Two or more models, or settings of one model, are compared on the same items: with intervals, p values, and the items
+that they differ on most. OUT gets results.json, report.md, report.html and per_item.jsonl; what was computed once is
+not computed again, and an interrupted run goes on.
+
+Examples:
+  bge eval --data my_data --model BAAI/bge-small-en-v1.5 --output scores
+  bge eval --data my_data --model BAAI/bge-small-en-v1.5 intfloat/e5-small-v2 --output scores
+  bge eval --data my_data --model BAAI/bge-small-en-v1.5 --compare instruction
+  bge eval --benchmark mteb-en --tasks SciFact,STSBenchmark --data-root datasets --model BAAI/bge-small-en-v1.5 --table
+  bge eval --benchmark c-mteb --model BAAI/bge-small-zh-v1.5       # from the hub, through the package mteb
+"""
 
 from __future__ import annotations
 
@@ -17,29 +31,10 @@ if TYPE_CHECKING:
 #: What is said when it is interrupted.
 INTERRUPTED: Final = "with --output, the same command goes on from what is finished; without, it starts anew"
 
-_DESCRIPTION = """\
-Measure models on your own data, or on named benchmarks. Data is a folder or file in the layout of BEIR, of
-FlagEmbedding, or of plain pairs, labels and triples (jsonl, csv, tsv, parquet); what it is, is seen from its content.
-Two or more models, or settings of one model, are compared on the same items: with intervals, p values, and the items
-that they differ on most. OUT gets results.json, report.md, report.html and per_item.jsonl; what was computed once is
-not computed again, and an interrupted run goes on."""
 
-_EPILOG = """\
-examples:
-  bge eval --data my_data --model BAAI/bge-small-en-v1.5 --output scores
-  bge eval --data my_data --model BAAI/bge-small-en-v1.5 intfloat/e5-small-v2 --output scores
-  bge eval --data my_data --model BAAI/bge-small-en-v1.5 --compare instruction
-  bge eval --benchmark mteb-en --tasks SciFact,STSBenchmark --data-root datasets --model BAAI/bge-small-en-v1.5 --table
-  bge eval --benchmark c-mteb --model BAAI/bge-small-zh-v1.5       # from the hub, through the package mteb"""
-
-
-def add_parser(subparsers: Any) -> None:
-    """Add the verb's parser."""
-    parser = subparsers.add_parser(
-        "eval", help="measure and compare models on your data or on named benchmarks", description=_DESCRIPTION,
-        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="bge eval (--data DIR | --benchmark NAME) --model MODEL [MODEL ...] [option ...]",
-    )  # fmt: skip
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
+    parser.usage = "bge eval (--data DIR | --benchmark NAME) --model MODEL [MODEL ...] [option ...]"
     group = parser.add_argument_group("data")
     options.add_list_option(
         group, "--data", metavar="DIR_OR_FILE", help="own data; a folder of data sets gives them all"
@@ -84,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.model:
         _tables(args, ())
         return 0
-    from ..display.text import encodable
+    from ..display.terminal import encodable
     from ..evaluation.evaluator import evaluate
     from ..evaluation.report.console import console
     from ..evaluation.tasks.base import check_rerankable
@@ -100,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     candidates = [candidate for name in args.model for candidate in _candidates(name, args, reranker)]
     report = evaluate(
         candidates, tasks, output=args.output, keep_vectors=args.keep_vectors, seed=args.seed, notes=notes,
-        progress=False if args.no_progress or args.quiet else None,
+        progress=False if args.no_progress else None,
     )  # fmt: skip
     print(encodable(console(report)))
     if args.table:
@@ -112,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _tables(args: argparse.Namespace, results: Sequence[Result]) -> None:
     """Print the published table of the benchmark, or of both that are published, with our results in it."""
-    from ..display.text import encodable
+    from ..display.terminal import encodable
     from ..evaluation.benchmarks.published_tables import render_table
 
     for name in [args.benchmark] if args.benchmark else ["mteb-en", "c-mteb"]:
@@ -123,22 +118,21 @@ def _check(args: argparse.Namespace) -> None:
     """Combinations of options that contradict each other, or of which one would do nothing."""
     if args.table and not args.model and not args.data:
         return
-    if bool(args.data) == bool(args.benchmark):
-        raise ArgumentError("give either --data DIR for your own data, or --benchmark NAME")
-    if args.data_root and not args.benchmark:
-        raise ArgumentError("--data-root goes with --benchmark; your own data is given by --data")
-    if args.split and args.benchmark:
-        raise ArgumentError("--split goes with --data; a benchmark says which split of each task counts")
-    if args.keep_vectors and not args.output:
-        raise ArgumentError("--keep-vectors needs --output: that is where they are kept")
-    if args.rerank_top_k is not None and not args.reranker:
-        raise ArgumentError("--rerank-top-k goes with --reranker")
-    if args.dimensions and args.compare != "dimension":
-        raise ArgumentError("--dimensions goes with --compare dimension")
-    if args.compare == "precision" and (args.fp32 or args.dtype):
-        raise ArgumentError("--compare precision chooses the formats itself: leave out --fp32 and --dtype")
-    if not args.model and not args.table:
-        raise ArgumentError("--model is needed, such as --model BAAI/bge-small-en-v1.5")
+    problems = {
+        "give either --data DIR for your own data, or --benchmark NAME": bool(args.data) == bool(args.benchmark),
+        "--data-root goes with --benchmark; your own data is given by --data": args.data_root and not args.benchmark,
+        "--split goes with --data; a benchmark says which split of each task counts": args.split and args.benchmark,
+        "--keep-vectors needs --output: that is where they are kept": args.keep_vectors and not args.output,
+        "--rerank-top-k goes with --reranker": args.rerank_top_k is not None and not args.reranker,
+        "--dimensions goes with --compare dimension": args.dimensions and args.compare != "dimension",
+        "--compare precision chooses the formats itself: leave out --fp32 and --dtype": (
+            args.compare == "precision" and (args.fp32 or args.dtype)
+        ),
+        "--model is needed, such as --model BAAI/bge-small-en-v1.5": not args.model and not args.table,
+    }
+    for problem, there in problems.items():
+        if there:
+            raise ArgumentError(problem)
 
 
 def _tasks(args: argparse.Namespace) -> tuple[list[Task], list[str]]:

@@ -1,4 +1,8 @@
-"""`bge info`: a model's card, and where each field of it is known from."""
+"""`bge info`: a model's card, and where each field of it is known from.
+
+Show a model's card (pooling, prompts, maximum length, dimension, ...) and the source of each field: the checkpoint's
+own files, the table of known families, or a default. No weights are fetched for it.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..display.option_names import spoken
-from ..display.text import aligned
+from ..display.terminal import aligned
 from . import options
 
 _RERANKER_USE: Final = "bge rerank --model NAME; in Python FlagReranker(name).compute_score(pairs)"
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add the verb's parser."""
-    parser = subparsers.add_parser(
-        "info",
-        help="show what a model needs, and where that is known from",
-        description="Show a model's card (pooling, prompts, maximum length, dimension, ...) and the source of each "
-        "field: the checkpoint's own files, the table of known families, or a default. No weights are fetched for it.",
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
     parser.add_argument("model", metavar="MODEL", help="folder, Hugging Face id, packaged:NAME, or a hosted model")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     options.add_pooling_option(parser)

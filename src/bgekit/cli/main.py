@@ -18,7 +18,7 @@ from typing import Final, NoReturn
 from .._version import __version__
 from ..display.option_names import options_of, speak_for, spoken
 from ..errors import ArgumentError, BgekitError, CardError
-from .options import Parser
+from .options import Parser, add_verb
 
 #: The verbs in the order of the help. A verb's module is imported only when it is asked for.
 VERBS: Final = {
@@ -39,6 +39,8 @@ VERBS: Final = {
     "models": "list the model families that bgekit knows",
     "info": "show what a model needs, and where that is known from",
 }
+#: Those whose arguments are those of transformers' Trainer: they are parsed by its own parser, and are one module.
+TRAINERS: Final = ("pretrain", "finetune", "finetune-reranker")
 
 #: Seconds that an interrupted run may take to put things in order before it is ended.
 _GRACE: Final = 2.0
@@ -60,12 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is not None:
         return _guarded(list(argv))
-    interrupted = _handle_interrupts()
+    _handle_interrupts()
     try:
         return _guarded(sys.argv[1:])
     except BaseException:
         # Not only KeyboardInterrupt: one that strikes within an import often comes out as another error.
-        if not interrupted.is_set():
+        if not _interrupted.is_set():
             raise
     # Python itself would wait for threads, and in some cases end by the signal instead of with the code.
     _give_up()
@@ -124,17 +126,15 @@ def _run(arguments: list[str]) -> int:
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
     for verb, summary in VERBS.items():
-        if verb == asked:
-            module = importlib.import_module(f".{verb.replace('-', '_')}", __package__)
-            global _aftermath
-            _aftermath = getattr(module, "INTERRUPTED", "")
-            if hasattr(module, "run_as_given"):
-                # Arguments of transformers' Trainer are parsed by its own parser.
-                return int(module.run_as_given(arguments[arguments.index(verb) + 1 :]))
-            module.add_parser(subparsers)
-            speak_for(partial(options_of, subparsers.choices[verb]))
-        else:
+        if verb != asked:
             subparsers.add_parser(verb, help=summary, add_help=False)
+            continue
+        module = importlib.import_module(f".{'training' if verb in TRAINERS else verb.replace('-', '_')}", __package__)
+        global _aftermath
+        _aftermath = getattr(module, "INTERRUPTED", "")
+        if verb in TRAINERS:
+            return int(module.train(verb, arguments[arguments.index(verb) + 1 :]))
+        speak_for(partial(options_of, add_verb(subparsers, verb, module, summary)))
     args = parser.parse_args(arguments)
     if args.verb is None:
         parser.print_help()
@@ -152,13 +152,10 @@ def _give_up() -> NoReturn:
     os._exit(INTERRUPTED)
 
 
-def _handle_interrupts() -> threading.Event:
+def _handle_interrupts() -> None:
     """Ctrl-C ends the program within seconds, even if a thread is deep in a computation; twice ends it at once.
 
     Handled also where SIGINT came ignored, as for background jobs of scripts: whoever sends it means it.
-
-    Returns:
-        What is set once there was one.
     """
 
     def interrupt(number: int, frame: object) -> None:
@@ -172,4 +169,3 @@ def _handle_interrupts() -> threading.Event:
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, interrupt)
-    return _interrupted

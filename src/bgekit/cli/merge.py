@@ -1,10 +1,23 @@
-"""`bge merge`: several models -> one."""
+"""`bge merge`: several models -> one.
+
+Merge embedders, or rerankers, of one architecture into one model: by weights that you give, by weights from the losses
+on a few examples (--data, LM-Cocktail), or by the weights that score best on validation data (--eval-data). LoRA
+adapters count as their base with what they add. The result is a complete model; merge.json in it says what it was made
+of.
+
+Examples:
+  bge merge --models BAAI/bge-base-en-v1.5 my-finetuned --weights 0.5 0.5 --output merged
+  bge merge --models BAAI/bge-base-en-v1.5 my-finetuned --data examples.jsonl --output merged
+  bge merge --models BAAI/bge-base-en-v1.5 my-finetuned --eval-data my_task other_tasks --output merged
+  bge merge --models tuned-a tuned-b --method ties --base BAAI/bge-base-en-v1.5 --density 0.2 --output merged
+  bge merge --models my-lora-adapter --weights 1 --output merged
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from ..display.option_names import option_of
 from ..errors import ArgumentError
@@ -16,20 +29,6 @@ if TYPE_CHECKING:
 #: What is said when it is interrupted.
 INTERRUPTED: Final = "nothing was written, and the same command starts anew"
 
-_DESCRIPTION = """\
-Merge embedders, or rerankers, of one architecture into one model: by weights that you give, by weights from the losses
-on a few examples (--data, LM-Cocktail), or by the weights that score best on validation data (--eval-data). LoRA
-adapters count as their base with what they add. The result is a complete model; merge.json in it says what it was made
-of."""
-
-_EPILOG = """\
-examples:
-  bge merge --models BAAI/bge-base-en-v1.5 my-finetuned --weights 0.5 0.5 --output merged
-  bge merge --models BAAI/bge-base-en-v1.5 my-finetuned --data examples.jsonl --output merged
-  bge merge --models BAAI/bge-base-en-v1.5 my-finetuned --eval-data my_task other_tasks --output merged
-  bge merge --models tuned-a tuned-b --method ties --base BAAI/bge-base-en-v1.5 --density 0.2 --output merged
-  bge merge --models my-lora-adapter --weights 1 --output merged"""
-
 #: What each way to find weights, and each method, needs of the options.
 _GOES_WITH = {
     "data": ("temperature", "batch_size", "max_input_length", "neg_number"),
@@ -37,12 +36,8 @@ _GOES_WITH = {
 }
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add the verb's parser."""
-    parser = subparsers.add_parser(
-        "merge", help="make one model of several: averages, weights from examples, LoRA", description=_DESCRIPTION,
-        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
     options.add_list_option(
         parser, "--models", "--model-names-or-paths", required=True, metavar="MODEL",
         help="folder, Hugging Face id, packaged:NAME, or folder of a LoRA adapter",
@@ -108,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(task: Merging, result: Merged) -> None:
-    from ..display.text import encodable
+    from ..display.terminal import encodable
     from ..merging.merge_weights import trials_table, weights_table
     from ..merging.merged_model import PROVENANCE
 
@@ -137,14 +132,11 @@ def _check(args: argparse.Namespace) -> None:
 def _task(args: argparse.Namespace) -> Merging:
     from ..merging import Merging, Options
 
-    sources = Options(
-        revision=args.revision, cache_dir=args.cache_dir, trust_remote_code=args.trust_remote_code,
-        allow_pickle=args.allow_pickle,
-    )  # fmt: skip
+    sources = Options(**options.given(args, "revision", "cache_dir", "trust_remote_code", "allow_pickle"))
     return Merging(
         args.models, args.model_type, method=args.method, weights=args.weights, normalize=args.normalize,
         base=args.base, card_from=args.card_from, pooling_method=args.pooling, options=sources, device=args.device,
-        **_given(args, density="density", scale="scale", seed="seed"),
+        **options.given(args, "density", "scale", "seed"),
     )  # fmt: skip
 
 
@@ -153,8 +145,7 @@ def _examples(args: argparse.Namespace) -> Examples | None:
         return None
     from ..merging import Examples
 
-    names = _GOES_WITH["data"]
-    return Examples(args.data, **_given(args, **{name: name for name in names}), **options.text_arguments(args))
+    return Examples(args.data, **options.given(args, *_GOES_WITH["data"]), **options.text_arguments(args))
 
 
 def _validation(args: argparse.Namespace) -> Validation | None:
@@ -162,15 +153,5 @@ def _validation(args: argparse.Namespace) -> Validation | None:
         return None
     from ..merging import Validation
 
-    return Validation(
-        args.eval_data,
-        **options.text_arguments(args),
-        **_given(
-            args, split="eval_split", points="search_points", first_stage="first_stage", rerank_top_k="rerank_top_k"
-        ),
-    )
-
-
-def _given(args: argparse.Namespace, **names: str) -> dict[str, Any]:
-    """Arguments whose options were given; the others keep the defaults of what takes them."""
-    return {name: value for name, option in names.items() if (value := getattr(args, option)) is not None}
+    settings = options.given(args, "first_stage", "rerank_top_k", split=args.eval_split, points=args.search_points)
+    return Validation(args.eval_data, **settings, **options.text_arguments(args))

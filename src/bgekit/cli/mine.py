@@ -1,11 +1,24 @@
-"""`bge mine`: training data -> the same with hard negatives."""
+"""`bge mine`: training data -> the same with hard negatives.
+
+Find hard negatives for training data: passages that a model ranks high for a query and that are not its positives.
+The input are JSON lines {"query": ..., "pos": [...], "neg": [...]}; candidates are the passages of all rows, or those
+of --candidate-pool. Negatives that rows have are replaced (--keep-existing adds to them). Beside the output,
+NAME.report.json says what was mined. An interrupted run goes on when it is started again.
+
+Examples:
+  bge mine --model BAAI/bge-base-en-v1.5 --input train.jsonl --output mined.jsonl --range 10-210 --negatives 15
+  bge mine --model M --input train.jsonl --output mined.jsonl --candidate-pool corpus.jsonl --max-positive-ratio 0.95
+  bge mine --model M --miner dense bm25 --shares 2 1 --input train.jsonl --output mined.jsonl
+  bge mine --random --input train.jsonl --output mined.jsonl --negatives 7
+  bge mine --labelled-pairs --input ocnli.jsonl --output train.jsonl --negative-label contradiction
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from ..display.option_names import option_of
 from ..errors import ArgumentError
@@ -17,20 +30,6 @@ if TYPE_CHECKING:
 #: What is said when it is interrupted.
 INTERRUPTED: Final = "the same command goes on from what is finished"
 
-_DESCRIPTION = """\
-Find hard negatives for training data: passages that a model ranks high for a query and that are not its positives.
-The input are JSON lines {"query": ..., "pos": [...], "neg": [...]}; candidates are the passages of all rows, or those
-of --candidate-pool. Negatives that rows have are replaced (--keep-existing adds to them). Beside the output,
-NAME.report.json says what was mined. An interrupted run goes on when it is started again."""
-
-_EPILOG = """\
-examples:
-  bge mine --model BAAI/bge-base-en-v1.5 --input train.jsonl --output mined.jsonl --range 10-210 --negatives 15
-  bge mine --model M --input train.jsonl --output mined.jsonl --candidate-pool corpus.jsonl --max-positive-ratio 0.95
-  bge mine --model M --miner dense bm25 --shares 2 1 --input train.jsonl --output mined.jsonl
-  bge mine --random --input train.jsonl --output mined.jsonl --negatives 7
-  bge mine --labelled-pairs --input ocnli.jsonl --output train.jsonl --negative-label contradiction"""
-
 
 #: What counts with --labelled-pairs.
 _OF_PAIRS = (
@@ -39,12 +38,8 @@ _OF_PAIRS = (
 )  # fmt: skip
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add the verb's parser."""
-    parser = subparsers.add_parser(
-        "mine", help="find hard negatives for training data", description=_DESCRIPTION, epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
     parser.add_argument("--input", "--input-file", required=True, metavar="FILE", help="training data")
     parser.add_argument("--output", "--output-file", required=True, metavar="FILE", help="training data with negatives")
     options.add_list_option(
@@ -140,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
         raise ArgumentError("--positive-label and --negative-label go with --labelled-pairs")
     from .. import load_model
     from ..data.training_rows import check_training
-    from ..display.progress import EncodeProgress, RowProgress
+    from ..display.terminal import EncodeProgress, RowProgress
     from ..mining.known_pairs import Judgements
     from ..mining.mining import check_task, mine, report_path
     from ..mining.mining_report import readable
@@ -157,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         models = [stack.enter_context(load_model(name, **options.model_arguments(args))) for name in args.model or ()]
         reranker = stack.enter_context(options.load_reranker(args, args.reranker)) if args.reranker else None
-        show = not (args.no_progress or args.quiet)
+        show = not args.no_progress
         advance = stack.enter_context(RowProgress("mine", "rows", show=show))
         content = mine(task, models, reranker=reranker, progress=EncodeProgress if show else None, advance=advance)
     if not args.quiet:

@@ -1,4 +1,8 @@
-"""`bge models`: the table of known model families."""
+"""`bge models`: the table of known model families.
+
+List the model families whose pooling and prompts bgekit knows even where a model's own files do not say them. Other
+models work too, as long as their files or you say how they pool.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,8 @@ from typing import Any
 from ..models.families import Family
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add the verb's parser."""
-    parser = subparsers.add_parser(
-        "models",
-        help="list the model families that bgekit knows",
-        description="List the model families whose pooling and prompts bgekit knows even where a model's own files "
-        "do not say them. Other models work too, as long as their files or you say how they pool.",
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
     parser.add_argument("--filter", metavar="TEXT", help="only families with this in their title or a model's name")
     parser.add_argument("--json", action="store_true", help="one JSON object a family")
 

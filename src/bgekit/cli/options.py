@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ..display.option_names import spoken
-from ..display.progress import write_line
-from ..errors import ArgumentError
+from ..display.option_names import spoken, take_both_spellings
+from ..display.terminal import write_line
+from ..errors import ArgumentError, require_extra
 
 if TYPE_CHECKING:
     from ..data.records import RecordReader
@@ -30,19 +30,29 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override]
-        """As in argparse, after option names are brought to the form they were added in."""
-        arguments = list(sys.argv[1:] if args is None else args)
-        end = arguments.index("--") if "--" in arguments else len(arguments)
-        return super().parse_known_args([*map(self._known_form, arguments[:end]), *arguments[end:]], namespace)
+        """As in argparse, by either spelling of an option."""
+        take_both_spellings(self)
+        return super().parse_known_args(args, namespace)
 
-    def _known_form(self, argument: str) -> str:
-        if not argument.startswith("--"):
-            return argument
-        name, equals, value = argument.partition("=")
-        for form in (name, "--" + name[2:].replace("_", "-"), "--" + name[2:].replace("-", "_")):
-            if form in self._option_string_actions:
-                return form + equals + value
-        return argument
+
+def add_verb(subparsers: Any, verb: str, module: ModuleType, summary: str = "") -> Parser:
+    """Add the parser of a verb: its help page is the docstring of the verb's module, after the first line.
+
+    Args:
+        subparsers: What `add_subparsers` returned.
+        verb: The verb.
+        module: Has `add_options`; what stands in its docstring under "Examples:" follows the options.
+        summary: The verb in the list of all.
+    """
+    description, found, examples = (module.__doc__ or "").partition("\n\n")[2].rstrip().partition("\n\nExample")
+    # Without examples, whose lines must stay, the page is as wide as the terminal.
+    layout = argparse.RawDescriptionHelpFormatter if found else argparse.HelpFormatter
+    epilog = f"example{examples}" if found else None
+    parser: Parser = subparsers.add_parser(
+        verb, help=summary, description=description, epilog=epilog, formatter_class=layout
+    )
+    module.add_options(parser)
+    return parser
 
 
 def add_list_option(parser: argparse._ActionsContainer, *names: str, **options: Any) -> None:
@@ -165,27 +175,31 @@ def load_model(args: argparse.Namespace) -> Embedder:
 
 def model_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `FlagModel` that the options of `add_model_options` stand for, as far as they were given."""
-    given = {
-        "pooling_method": args.pooling,
-        "query_instruction_for_retrieval": args.query_instruction,
-        "query_instruction_format": args.query_instruction_format,
-        "passage_instruction_for_retrieval": args.passage_instruction,
-        "devices": args.devices,
-        "batch_size": args.batch_size,
-        "max_length": args.max_length,
-        "query_max_length": args.query_max_length,
-        "passage_max_length": args.passage_max_length,
-        "truncate_dim": args.truncate_dim,
-        "dtype": args.dtype,
-        "revision": args.revision,
-        "cache_dir": args.cache_dir,
+    return given(
+        args,
+        "devices", "batch_size", "max_length", "query_max_length", "passage_max_length", "truncate_dim", "dtype",
+        "query_instruction_format", "revision", "cache_dir",
+        pooling_method=args.pooling,
+        query_instruction_for_retrieval=args.query_instruction,
+        passage_instruction_for_retrieval=args.passage_instruction,
         # What is off goes unsaid, so that a hosted model is not told of weights it does not have.
-        "use_fp16": False if args.fp32 else None,
-        "normalize_embeddings": False if args.no_normalize else None,
-        "trust_remote_code": args.trust_remote_code or None,
-        "allow_pickle": args.allow_pickle or None,
-    }
-    return {key: value for key, value in given.items() if value is not None}
+        use_fp16=False if args.fp32 else None,
+        normalize_embeddings=False if args.no_normalize else None,
+        trust_remote_code=args.trust_remote_code or None,
+        allow_pickle=args.allow_pickle or None,
+    )  # fmt: skip
+
+
+def given(args: argparse.Namespace, *same: str, **others: Any) -> dict[str, Any]:
+    """Arguments of the library for options that were given; without the rest, the library's defaults count.
+
+    Args:
+        args: What was parsed.
+        same: Options that the library calls the same.
+        others: Values by the library's names; None for what was not given.
+    """
+    values = {name: getattr(args, name) for name in same} | others
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def add_reranker_options(parser: argparse.ArgumentParser, *names: str) -> None:
@@ -242,23 +256,18 @@ def load_reranker(args: argparse.Namespace, name: str) -> FlagReranker:
     """The reranker `name`, with the options of `add_reranker_options`; behind an embedder with those they share."""
     from .. import FlagReranker
 
-    given: dict[str, Any] = {
-        "use_fp16": not args.fp32, "dtype": args.dtype, "devices": args.devices, "cache_dir": args.cache_dir,
-        "trust_remote_code": args.trust_remote_code, "allow_pickle": args.allow_pickle,
-    }  # fmt: skip
+    same = ["dtype", "devices", "cache_dir", "trust_remote_code", "allow_pickle"]
+    others: dict[str, Any] = {}
     if hasattr(args, "reranker_max_length"):
-        given |= {"max_length": args.reranker_max_length, "query_max_length": args.reranker_query_max_length}
+        others = {"max_length": args.reranker_max_length, "query_max_length": args.reranker_query_max_length}
     if hasattr(args, "windows"):  # The embedder's own are not the reranker's.
-        given |= {
-            "revision": args.revision,
-            "max_length": args.max_length,
-            "query_max_length": args.query_max_length,
-            "batch_size": args.batch_size,
+        same += ["revision", "max_length", "query_max_length", "batch_size"]
+        others = {
             "long_passages": "windows" if args.windows else None,
             "query_instruction_for_rerank": args.query_instruction,
             "passage_instruction_for_rerank": args.passage_instruction,
         }
-    return FlagReranker(name, **{key: value for key, value in given.items() if value is not None})
+    return FlagReranker(name, **given(args, *same, use_fp16=not args.fp32, **others))
 
 
 def add_input_options(parser: argparse.ArgumentParser) -> None:
@@ -324,15 +333,11 @@ def chosen_chunks(args: argparse.Namespace) -> Chunks | None:
 
 def require_training() -> None:
     """Name the extra `train` if a package of it is missing, before transformers' Trainer fails without it."""
-    from ..errors import require_extra
-
     require_extra("train", "accelerate", "matplotlib")
 
 
 def require_evaluation() -> None:
     """Name the extra `eval` if a package of it is missing, before stages run whose results it would measure."""
-    from ..errors import require_extra
-
     require_extra("eval", "pytrec_eval", "scipy", "sklearn", "matplotlib")
 
 
@@ -354,7 +359,9 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
 
 
 def set_up_logging(args: argparse.Namespace) -> None:
-    """Send log lines of bgekit to stderr, as quietly or verbosely as asked for."""
+    """Send log lines of bgekit to stderr, as quietly or verbosely as asked for; who is quiet shows no bar, either."""
+    if args.quiet:
+        args.no_progress = True
     log_to_stderr(logging.ERROR if args.quiet else logging.INFO if args.verbose else logging.WARNING)
 
 

@@ -1,9 +1,20 @@
-"""`bge recipe`: a file of stages, each a verb of this command line, run in order and only as far as needed."""
+"""`bge recipe`: a file of stages, each a verb of this command line, run in order and only as far as needed.
+
+Run a recipe: a YAML file of stages (pretrain, mine, finetune, score, merge, calibrate, eval, ...) with their data and
+arguments. What is there already and would come out the same is not run again; a run that was interrupted or killed
+goes on when the same command is given again. The work folder gets the outputs, the log of each stage, and a report.
+
+Examples:
+  bge recipe run recipes/small-demo.yaml --dry-run
+  bge recipe run recipes/small-demo.yaml
+  bge recipe run recipes/small-shared.yaml --set data=/data --set seed=1 --work runs/seed-1
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib
 import io
 import sys
@@ -13,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ArgumentError
 from . import options
+from .main import TRAINERS
 
 if TYPE_CHECKING:
     from ..recipes.spec import Recipe, Verb
@@ -20,29 +32,11 @@ if TYPE_CHECKING:
 #: What is said when it is interrupted.
 INTERRUPTED: Final = "the same command goes on from what is finished"
 
-_DESCRIPTION = """\
-Run a recipe: a YAML file of stages (pretrain, mine, finetune, score, merge, calibrate, eval, ...) with their data and
-arguments. What is there already and would come out the same is not run again; a run that was interrupted or killed
-goes on when the same command is given again. The work folder gets the outputs, the log of each stage, and a report."""
 
-_EPILOG = """\
-examples:
-  bge recipe run recipes/small-demo.yaml --dry-run
-  bge recipe run recipes/small-demo.yaml
-  bge recipe run recipes/small-shared.yaml --set data=/data --set seed=1 --work runs/seed-1"""
-
-#: Verbs whose arguments are parsed as transformers' Trainer does it.
-_TRAINED = ("pretrain", "finetune", "finetune-reranker")
-
-
-def add_parser(subparsers: Any) -> None:
-    """Add the verb's parser."""
-    parser = subparsers.add_parser(
-        "recipe", help="run the stages of a recipe: mine, train, merge, measure", description=_DESCRIPTION,
-        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, title="actions")
-    run = actions.add_parser("run", help="run a recipe", description=_DESCRIPTION)
+    run = actions.add_parser("run", help="run a recipe", description=parser.description)
     run.add_argument("file", metavar="FILE", help="the recipe")
     run.add_argument("--dry-run", action="store_true", help="show what would be run and why, and run nothing")
     options.add_list_option(run, "--set", metavar="NAME=VALUE", help="give a variable of the recipe another value")
@@ -85,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         print(error.tail, file=sys.stderr)
         raise
     if not args.quiet:
-        from ..display.text import encodable
+        from ..display.terminal import encodable
         from ..recipes.recipe_report import scores_text
 
         print(encodable(scores_text(content)), end="")
@@ -101,16 +95,14 @@ def _setting(text: str) -> tuple[str, str]:
 
 
 def _dry_run(recipe: Recipe, work: Path, again: Sequence[str]) -> int:
-    from ..display.text import encodable
-    from ..recipes.commands import HIDDEN, make_steps
-    from ..recipes.plan import Digests, Folder, plan
+    from ..display.terminal import encodable
+    from ..recipes.plan import HIDDEN, Digests, Folder, make_steps, plan
     from ..recipes.recipe_report import plan_text
     from ..recipes.runner import check_inputs
 
     steps = make_steps(recipe, work, VerbGrammar())
-    folder = Folder(work, Digests(work / HIDDEN))
-    states = plan(steps, folder, recipe.chosen(again))
-    print(encodable(plan_text(steps, states)))
+    folder = Folder(work, Digests(work / HIDDEN), recipe.chosen(again))
+    print(encodable(plan_text(steps, plan(steps, folder))))
     check_inputs(recipe, steps, folder)
     return 0
 
@@ -118,12 +110,9 @@ def _dry_run(recipe: Recipe, work: Path, again: Sequence[str]) -> int:
 class VerbGrammar:
     """The parsers of the verbs of this command line."""
 
-    def __init__(self) -> None:
-        self._parsers: dict[str, argparse.ArgumentParser] = {}
-
     def options(self, verb: Verb) -> Mapping[str, argparse.Action]:
         """The arguments of a verb by every name; positional ones by their `dest`."""
-        parser = self._parser(verb.name)
+        parser = parser_of(verb.name)
         positional = {action.dest: action for action in parser._actions if not action.option_strings}
         return {**positional, **parser._option_string_actions}
 
@@ -139,34 +128,31 @@ class VerbGrammar:
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):
-                if verb.name in _TRAINED:
+                if verb.name in TRAINERS:
                     from ..training.loop.arguments import parse
 
                     parse(_trained(verb.name), arguments, prog=f"bge {verb.name}", description="")
                 else:
-                    self._parser(verb.name).parse_args(list(arguments))
+                    parser_of(verb.name).parse_args(list(arguments))
         except SystemExit:
             line = (said.getvalue().strip().splitlines() or [""])[-1]
             raise ArgumentError(line.rpartition(": error: ")[2]) from None
 
-    def _parser(self, verb: str) -> argparse.ArgumentParser:
-        if verb not in self._parsers:
-            self._parsers[verb] = self._made(verb)
-        return self._parsers[verb]
 
-    def _made(self, verb: str) -> argparse.ArgumentParser:
-        if verb in _TRAINED:
-            from ..training.loop.arguments import argument_parser
+@functools.cache
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    """The parser of a verb, of one word or two."""
+    if verb in TRAINERS:
+        from ..training.loop.arguments import argument_parser
 
-            return argument_parser(_trained(verb))
-        first, *rest = verb.split()
-        parsers = options.Parser(prog="bge").add_subparsers()
-        importlib.import_module(f".{first.replace('-', '_')}", __package__).add_parser(parsers)
-        parser: argparse.ArgumentParser = parsers.choices[first]
-        for word in rest:
-            inner = next(each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
-            parser = inner.choices[word]
-        return parser
+        return argument_parser(_trained(verb))
+    first, *rest = verb.split()
+    module = importlib.import_module(f".{first.replace('-', '_')}", __package__)
+    parser: argparse.ArgumentParser = options.add_verb(options.Parser(prog="bge").add_subparsers(), first, module)
+    for word in rest:
+        inner = next(each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
+        parser = inner.choices[word]
+    return parser
 
 
 def _trained(verb: str) -> tuple[type[Any], ...]:

@@ -1,4 +1,14 @@
-"""`bge rerank`: queries with passages -> the passages best first, by a cross-encoder."""
+"""`bge rerank`: queries with passages -> the passages best first, by a cross-encoder.
+
+Score passages for queries with a cross-encoder, which reads both together, and print them best first: a JSON object a
+query and line. The input are JSON lines of {"query": ..., "passages": [...]}, or what `bge search --json` prints; with
+-q, files of texts in any form, all of which are ranked for the query.
+
+Examples:
+  bge rerank --model BAAI/bge-reranker-v2-m3 candidates.jsonl --top-k 10
+  bge search --index docs.index --json -k 100 < questions.txt | bge rerank --model BAAI/bge-reranker-v2-m3
+  bge rerank --model BAAI/bge-reranker-v2-m3 docs.jsonl -q "how do I read a csv file" --normalize
+"""
 
 from __future__ import annotations
 
@@ -6,7 +16,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from ..errors import ArgumentError, DataError
 from . import options
@@ -17,24 +27,9 @@ if TYPE_CHECKING:
 #: What is said when it is interrupted.
 INTERRUPTED: Final = "what was printed is complete, line by line; the same command starts anew"
 
-_DESCRIPTION = """\
-Score passages for queries with a cross-encoder, which reads both together, and print them best first: a JSON object a
-query and line. The input are JSON lines of {"query": ..., "passages": [...]}, or what `bge search --json` prints; with
--q, files of texts in any form, all of which are ranked for the query."""
 
-_EPILOG = """\
-examples:
-  bge rerank --model BAAI/bge-reranker-v2-m3 candidates.jsonl --top-k 10
-  bge search --index docs.index --json -k 100 < questions.txt | bge rerank --model BAAI/bge-reranker-v2-m3
-  bge rerank --model BAAI/bge-reranker-v2-m3 docs.jsonl -q "how do I read a csv file" --normalize"""
-
-
-def add_parser(subparsers: Any) -> None:
-    """Add the verb's parser."""
-    parser = subparsers.add_parser(
-        "rerank", help="put passages in the order of a cross-encoder", description=_DESCRIPTION, epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
     parser.add_argument("files", nargs="*", metavar="FILE", help="input (before -q); - is standard input [-]")
     options.add_list_option(
         parser, "-q", "--query", "--queries", metavar="QUERY", help="rank all texts of the files for these"
@@ -59,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from .search import as_json
 
     with options.load_reranker(args, args.model) as reranker:
-        show = False if args.no_progress or args.quiet else None
+        show = False if args.no_progress else None
         rest = itertools.chain([first], groups)
         for answer in rerank_groups(reranker, rest, args.top_k, normalize=args.normalize, show_progress=show):
             print(as_json(answer))

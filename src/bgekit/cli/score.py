@@ -1,33 +1,28 @@
-"""`bge score`: training data -> the same with a cross-encoder's scores, for distillation."""
+"""`bge score`: training data -> the same with a cross-encoder's scores, for distillation.
+
+Add pos_scores and neg_scores to training data: what a cross-encoder thinks of every query with its passages. An
+interrupted run goes on when it is started again, and the output is the same, byte by byte. Rows that have scores keep
+them unless --overwrite-scores is given (`bge mine` writes similarities there).
+
+Example:
+  bge score --reranker BAAI/bge-reranker-v2-m3 --input mined.jsonl --output scored.jsonl --overwrite-scores
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import sys
-from typing import Any, Final
+from typing import Final
 
 from . import options
 
 #: What is said when it is interrupted.
 INTERRUPTED: Final = "the same command goes on from what is finished"
 
-_DESCRIPTION = """\
-Add pos_scores and neg_scores to training data: what a cross-encoder thinks of every query with its passages. An
-interrupted run goes on when it is started again, and the output is the same, byte by byte. Rows that have scores keep
-them unless --overwrite-scores is given (`bge mine` writes similarities there)."""
 
-_EPILOG = """\
-example:
-  bge score --reranker BAAI/bge-reranker-v2-m3 --input mined.jsonl --output scored.jsonl --overwrite-scores"""
-
-
-def add_parser(subparsers: Any) -> None:
-    """Add the verb's parser."""
-    parser = subparsers.add_parser(
-        "score", help="add a cross-encoder's scores to training data", description=_DESCRIPTION, epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
     parser.add_argument("--input", "--input-file", required=True, metavar="FILE", help="training data")
     parser.add_argument("--output", "--output-file", required=True, metavar="FILE", help="training data with scores")
     parser.add_argument("--overwrite-scores", action="store_true", help="replace scores that rows have [keep them]")
@@ -44,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     options.set_up_logging(args)
     from ..data.formats import Dialect
     from ..data.training_rows import check_output, check_training
-    from ..display.progress import RowProgress
+    from ..display.terminal import RowProgress
     from ..mining.teacher import score
 
     check_output(args.output, args.input)
@@ -53,8 +48,7 @@ def run(args: argparse.Namespace) -> int:
     )  # Before a model is loaded.
     with contextlib.ExitStack() as stack:
         reranker = stack.enter_context(options.load_reranker(args, args.reranker))
-        show = not (args.no_progress or args.quiet)
-        advance = stack.enter_context(RowProgress("score", "rows", show=show))
+        advance = stack.enter_context(RowProgress("score", "rows", show=not args.no_progress))
         counts = score(
             reranker, args.input, args.output, overwrite_scores=args.overwrite_scores, normalize=args.normalize,
             advance=advance, **options.text_arguments(args),

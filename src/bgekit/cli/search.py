@@ -1,4 +1,16 @@
-"""`bge search`: files, encoded shards or an index, and questions -> what fits them by meaning."""
+"""`bge search`: files, encoded shards or an index, and questions -> what fits them by meaning.
+
+Search by meaning. What is searched are files of texts (jsonl, csv, tsv, parquet, txt; gzipped or not), a folder that
+`bge encode` wrote (with --store-texts, if texts are to be shown), or an index that was made before. Without -q,
+questions are read from the terminal, or a line each from standard input.
+
+Examples:
+  bge search docs.jsonl --model BAAI/bge-small-en-v1.5 -q "how do I read a csv file"
+  bge search docs.jsonl --model BAAI/bge-small-en-v1.5 --index docs.index --chunk     # kept for the next time
+  bge search --index docs.index -q "first question" "second question" --json
+  bge search --index docs.index -q "a question" --reranker BAAI/bge-reranker-v2-m3
+  bge search vectors/ --model BAAI/bge-small-en-v1.5 --index big.index --index-type hnsw
+"""
 
 from __future__ import annotations
 
@@ -14,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ..display.text import encodable, printable, wrapped
+from ..display.terminal import encodable, printable, wrapped
 from ..errors import ArgumentError
 from . import options
 
@@ -25,25 +37,10 @@ if TYPE_CHECKING:
 
 #: What is said when it is interrupted.
 INTERRUPTED: Final = "with --index, the same command goes on from what is encoded; without, it starts anew"
-_DESCRIPTION = """\
-Search by meaning. What is searched are files of texts (jsonl, csv, tsv, parquet, txt; gzipped or not), a folder that
-`bge encode` wrote (with --store-texts, if texts are to be shown), or an index that was made before. Without -q,
-questions are read from the terminal, or a line each from standard input."""
-_EPILOG = """\
-examples:
-  bge search docs.jsonl --model BAAI/bge-small-en-v1.5 -q "how do I read a csv file"
-  bge search docs.jsonl --model BAAI/bge-small-en-v1.5 --index docs.index --chunk     # kept for the next time
-  bge search --index docs.index -q "first question" "second question" --json
-  bge search --index docs.index -q "a question" --reranker BAAI/bge-reranker-v2-m3
-  bge search vectors/ --model BAAI/bge-small-en-v1.5 --index big.index --index-type hnsw"""
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add the verb's parser."""
-    parser = subparsers.add_parser(
-        "search", help="search files or encoded vectors by meaning", description=_DESCRIPTION, epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
     parser.add_argument("sources", nargs="*", metavar="FILE_OR_DIR", help="what to search (before -q); - is stdin")
     options.add_list_option(parser, "-q", "--query", "--queries", metavar="QUERY", help="questions to answer")
     parser.add_argument("-k", "--top-k", type=options.positive, default=10, metavar="N", help="results a question [10]")
@@ -146,10 +143,9 @@ def _open_files(
     args: argparse.Namespace, records: RecordReader, stack: contextlib.ExitStack
 ) -> tuple[SearchIndex, Embedder]:
     model = stack.enter_context(options.load_model(args))
-    from ..display.progress import EncodeProgress
+    from ..display.terminal import EncodeProgress
     from ..search.build import index_records
 
-    show = not (args.no_progress or args.quiet)
     start = time.perf_counter()
     index, report = index_records(
         model,
@@ -158,7 +154,7 @@ def _open_files(
         index_type=args.index_type,
         chunks=options.chosen_chunks(args),
         batch_size=args.batch_size,
-        progress=(lambda: EncodeProgress(records.size)) if show else None,
+        progress=None if args.no_progress else lambda: EncodeProgress(records.size),
     )
     if report is not None:
         parts = [f"encoded {report.texts - report.kept:,} texts in {time.perf_counter() - start:,.1f} s"]

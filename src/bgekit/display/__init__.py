@@ -1,4 +1,4 @@
-"""Display: columns on a terminal, pages and Markdown from templates, plots, progress bars. Knows no model."""
+"""Display: what a terminal shows, pages and Markdown from templates, and plots. Knows no model."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .progress import EncodeProgress
+    from .terminal import EncodeProgress
 
 _HOMES = {
-    "EncodeProgress": "progress",
+    "EncodeProgress": "terminal",
 }
 
 __all__ = [

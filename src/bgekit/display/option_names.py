@@ -58,6 +58,15 @@ def option_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def take_both_spellings(parser: argparse.ArgumentParser) -> None:
+    """Let a parser take `--shard_size` for `--shard-size` and the reverse; its help shows what it showed before."""
+    known = parser._option_string_actions
+    for name, action in list(known.items()):
+        if name.startswith("--"):
+            known.setdefault(option_of(name[2:]), action)
+            known.setdefault(f"--{_plain(name)}", action)
+
+
 def _options(parser: argparse.ArgumentParser) -> Iterator[list[str]]:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..display.progress import EncodeProgress
+from ..display.terminal import EncodeProgress
 from ..errors import ArgumentError, check_count
 from ..files.hashing import digest
 from ..inference.shards import MANIFEST, encode_to_shards, load_shards, read_manifest

@@ -67,7 +67,7 @@ class OutputFolder:
         self._created = False
 
     def __enter__(self) -> Self:
-        with _failing(f"write to the folder {self.path}"):
+        with failing(f"write to the folder {self.path}"):
             self._created = not self.path.exists()
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -188,7 +188,7 @@ def atomic_file(path: Path, *, doing: str = "", advice: str = "") -> Iterator[Ha
         OutputError: it cannot be written; what was there is unchanged.
     """
     doing = doing or f"write {path}"
-    with _failing(doing, advice):
+    with failing(doing, advice):
         path.parent.mkdir(parents=True, exist_ok=True)
     with working_names(path) as (working, _), _written(path, working, doing, advice) as file:
         yield file
@@ -197,7 +197,7 @@ def atomic_file(path: Path, *, doing: str = "", advice: str = "") -> Iterator[Ha
 @contextlib.contextmanager
 def _written(path: Path, working: Path, doing: str, advice: str = "") -> Iterator[HashedFile]:
     try:
-        with _failing(doing, advice):
+        with failing(doing, advice):
             with working.open("wb") as file:
                 hashed = HashedFile(file)
                 yield hashed
@@ -210,7 +210,8 @@ def _written(path: Path, working: Path, doing: str, advice: str = "") -> Iterato
 
 
 @contextlib.contextmanager
-def _failing(doing: str, advice: str = "") -> Iterator[None]:
+def failing(doing: str, advice: str = "") -> Iterator[None]:
+    """OutputError "cannot DOING: reason" in the place of an error of the system."""
     try:
         yield
     except OSError as error:
@@ -303,7 +304,7 @@ def scratch_folder(beside: Path) -> Iterator[Path]:
         OutputError: it cannot be made.
     """
     with working_names(beside) as (folder, _):
-        with _failing(f"write to {beside.parent}"):
+        with failing(f"write to {beside.parent}"):
             folder.mkdir(parents=True)
         try:
             yield folder

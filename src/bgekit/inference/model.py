@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml  # type: ignore[import-untyped]
 
-from ..display.progress import Progress
+from ..display.terminal import Progress
 from ..errors import ArgumentError, BgekitError, check_count
 from ..models.calibration_map import calibration_map
 from ..models.card import UNSET, ModelCard, Prompt, Role, Unset

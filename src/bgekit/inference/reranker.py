@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from ..data.encodings import repair
-from ..display.progress import Progress
+from ..display.terminal import Progress
 from ..errors import ArgumentError, TextTypeError, check_count
 from ..files.hashing import digest
 from ..models.card import UNSET, RerankerCard, Unset

@@ -37,7 +37,7 @@ from ..files.atomic import OutputFolder
 from ..files.hashing import file_sha256
 
 if TYPE_CHECKING:
-    from ..display.progress import EncodeProgress
+    from ..display.terminal import EncodeProgress
     from .model import Embedder
     from .pipeline import Encoded
 

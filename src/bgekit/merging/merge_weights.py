@@ -23,9 +23,8 @@ from torch.nn.functional import cross_entropy, normalize
 from ..data.columns import BadLines, Line, read_file
 from ..data.formats import USUAL, Dialect, Quoting
 from ..data.training_rows import EXAMPLE_LINE, Row, row_of
-from ..display.plots import drawing, looks, new_figure, save_plot, to_svg
-from ..display.templates import render_page
-from ..display.text import aligned
+from ..display.pages import drawing, looks, new_figure, render_page, save_plot, to_svg
+from ..display.terminal import aligned
 from ..errors import ArgumentError, DataError, NumericalError
 from ..evaluation.evaluator import FirstStage, evaluate
 from ..evaluation.tasks.base import check_rerankable

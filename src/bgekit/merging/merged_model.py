@@ -19,7 +19,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ..display.templates import render
+from ..display.pages import render
 from ..errors import BgekitError, CheckpointError, NumericalError, OutputError
 from ..files.atomic import atomic_folder, target_folder, write_json
 from ..inference.embedder import make_selftest

@@ -21,7 +21,7 @@ from ..search.storage import check_similarity
 from .bm25 import Rows
 
 if TYPE_CHECKING:
-    from ..display.progress import EncodeProgress
+    from ..display.terminal import EncodeProgress
     from ..inference.model import Embedder
     from .negatives import TextStore
 

@@ -34,7 +34,7 @@ from .negatives import RANDOM, Choice, Draw, Similarity, TextStore, store_texts
 from .teacher import Teacher
 
 if TYPE_CHECKING:
-    from ..display.progress import EncodeProgress
+    from ..display.terminal import EncodeProgress
     from ..inference.model import Embedder
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from ..display.templates import render
+from ..display.pages import render
 from .card import SENTENCE_TRANSFORMERS_POOLING, ModelCard, Prompt
 
 #: Version of the `bgekit` entry in config_sentence_transformers.json.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from .._version import package_versions
-from ..display.templates import render
+from ..display.pages import render
 from ..errors import ArgumentError
 from ..files.atomic import atomic_folder, target_folder, write_json
 from ..models.calibration_map import moved

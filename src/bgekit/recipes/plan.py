@@ -1,24 +1,33 @@
-"""The plan of a recipe: which stages have to run and which are done, by the content of inputs and outputs."""
+"""The plan of a recipe: the command of each stage, and which stages have to run.
+
+A command is checked by the verb's own parser, with every path filled in. A stage has to run unless its output is there
+and the content of its inputs and its arguments are what that output was made of.
+"""
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from .._version import __version__
-from ..errors import CheckpointError
+from ..display.option_names import option_of
+from ..errors import ArgumentError, CheckpointError
 from ..files.atomic import OutputFolder
-from ..files.hashing import file_sha256, file_status
+from ..files.hashing import digest, file_sha256, file_status
 from ..models.hub import resolve
-from .commands import HIDDEN, Argument, Input, Step
-from .spec import TALK
+from .spec import DATA, KEPT, MODELS, TALK, Grammar, Recipe, RecipeError, Stage, Text
 
+#: Within the work folder: records of what is finished, and outputs on their way.
+HIDDEN: Final = ".recipe"
 CACHED: Final = "cached"
 STALE: Final = "stale"
 MISSING: Final = "missing"
@@ -31,6 +40,194 @@ FINISHED: Final = ".finished.json"
 
 
 @dataclass(frozen=True)
+class Argument:
+    """An argument of a command.
+
+    Attributes:
+        name: As in the file.
+        line: Where it stands there.
+        action: What the verb's parser knows of it.
+        texts: Its values on the command line.
+        values: The same as in the recipe.
+    """
+
+    name: str
+    line: int
+    action: argparse.Action
+    texts: tuple[str, ...]
+    values: tuple[Text, ...]
+
+    def given(self) -> list[str]:
+        """The argument as it stands on the command line."""
+        if self.action.nargs == 0:  # It is there or not, without a value.
+            return [self.action.option_strings[0]] if self.values[0].boolean else []
+        if not self.action.option_strings:
+            return list(self.texts)
+        names = self.action.option_strings
+        name = next((each for each in names if each.startswith("--")), names[0])
+        if len(self.texts) == 1 and self.texts[0].startswith("-"):
+            return [f"{name}={self.texts[0]}"]
+        return [name, *self.texts]
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of a stage.
+
+    Attributes:
+        argument: The argument that names it.
+        path: File, folder or model.
+        stage: The stage that makes it, "" if none does.
+        line: Where it stands in the file.
+        is_model: Whether it may be a name instead of a path.
+    """
+
+    argument: str
+    path: str
+    stage: str
+    line: int
+    is_model: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage with its command.
+
+    Attributes:
+        stage: The stage.
+        arguments: Its arguments.
+        inputs: What it reads.
+        output: Where its output will be.
+        working: Where it is written until it is finished.
+    """
+
+    stage: Stage
+    arguments: tuple[Argument, ...]
+    inputs: tuple[Input, ...]
+    output: Path
+    working: Path
+
+    @property
+    def name(self) -> str:
+        """The stage's name."""
+        return self.stage.name
+
+    @property
+    def verb_arguments(self) -> list[str]:
+        """Arguments after the verb."""
+        verb = self.stage.verb
+        ordered = sorted(self.arguments, key=lambda each: bool(each.action.option_strings))  # Positional ones first.
+        given = [text for argument in ordered for text in argument.given()]
+        if verb.output is not None:
+            given += [option_of(verb.output), str(self.working)]
+        return [*given, "--resume-from-checkpoint", "true"] if verb.trains else given
+
+    @property
+    def module_arguments(self) -> list[str]:
+        """Arguments after `python -m`."""
+        verb = self.stage.verb
+        if self.stage.processes == 1:
+            return ["bgekit", *verb.name.split(), *self.verb_arguments]
+        return [
+            "torch.distributed.run", "--standalone", "--nproc_per_node", str(self.stage.processes), "-m", verb.module,
+            *self.verb_arguments,
+        ]  # fmt: skip
+
+    @property
+    def shown(self) -> str:
+        """The command as one would type it."""
+        first, *rest = self.module_arguments
+        command = shlex.join(["bge", *rest] if first == "bgekit" else ["python", "-m", first, *rest])
+        return command if self.stage.verb.output is not None else f"{command} > {shlex.quote(str(self.working))}"
+
+
+def make_steps(recipe: Recipe, work: Path, grammar: Grammar) -> list[Step]:
+    """The commands of all stages, parsed by their verbs; none is run.
+
+    Args:
+        recipe: The recipe.
+        work: The folder of its outputs.
+        grammar: The parsers.
+
+    Raises:
+        RecipeError: an argument is unknown, missing, of a wrong type, or not for a recipe to decide.
+    """
+    outputs = {stage.name: work / stage.output_name for stage in recipe.stages}
+    return [_Making(recipe, stage, outputs, work, grammar).step() for stage in recipe.stages]
+
+
+class _Making:
+    def __init__(self, recipe: Recipe, stage: Stage, outputs: Mapping[str, Path], work: Path, grammar: Grammar) -> None:
+        self._recipe, self._stage, self._outputs, self._grammar = recipe, stage, outputs, grammar
+        self._working = work / HIDDEN / stage.name / stage.output_name
+        self._options = grammar.options(stage.verb)
+
+    def step(self) -> Step:
+        seen: dict[str, str] = {}
+        arguments = []
+        for name, values in self._stage.arguments.items():
+            argument = self._argument(name, values)
+            if argument.action.dest in seen:
+                raise self._error(argument.line, f"{name} and {seen[argument.action.dest]} are the same argument")
+            seen[argument.action.dest] = name
+            arguments.append(argument)
+        inputs = tuple(found for argument in arguments for found in _inputs(argument))
+        step = Step(self._stage, tuple(arguments), inputs, self._outputs[self._stage.name], self._working)
+        try:
+            self._grammar.check(self._stage.verb, step.verb_arguments)
+        except ArgumentError as error:
+            raise self._error(self._line_of(str(error), arguments), str(error)) from error
+        return step
+
+    def _error(self, line: int, message: str) -> RecipeError:
+        return RecipeError(f"{self._recipe.path}, line {line}, stage {self._stage.name}: {message}")
+
+    def _argument(self, name: str, values: tuple[Text, ...]) -> Argument:
+        line, verb = self._stage.lines[name], self._stage.verb
+        action = self._options.get(name) or self._options.get(option_of(name))
+        if action is None:
+            known = sorted({form.lstrip("-").replace("-", "_") for form in self._options if len(form) > 2})
+            near = difflib.get_close_matches(name.replace("-", "_"), known, 1)
+            hint = f"; did you mean {near[0]}?" if near else f"; `bge {verb.name} --help` lists them"
+            raise self._error(line, f"{verb.name} has no argument {name!r}{hint}")
+        if action.dest == verb.output:
+            raise self._error(line, f"leave out {name}: the recipe decides where outputs go")
+        if action.dest in KEPT:
+            raise self._error(line, f"leave out {name}: a recipe has no use for it")
+        if action.nargs == 0 and (len(values) != 1 or values[0].boolean is None):
+            raise self._error(line, f"{name} is true or false, not {' '.join(values)!r}")
+        if not values:
+            raise self._error(line, f"{name} has an empty list")
+        if len(values) > 1 and action.nargs not in ("+", "*"):
+            raise self._error(line, f"{name} takes one value, not {len(values)}")
+        return Argument(name, line, action, tuple(map(self._text, values)), values)
+
+    def _text(self, value: Text) -> str:
+        if value.stage is None:
+            return value
+        return f"{self._outputs[value.stage] if value.stage else self._working}{value}"
+
+    def _line_of(self, message: str, arguments: list[Argument]) -> int:
+        """The line of the argument that a message is about, that of the stage if it names none of them."""
+        named = set(re.findall(r"--?[a-z][\w-]*", message))
+        for argument in arguments:
+            if named.intersection(argument.action.option_strings):
+                return argument.line
+        return self._stage.line
+
+
+def _inputs(argument: Argument) -> list[Input]:
+    """Inputs that an argument names: declared ones, and every output of another stage."""
+    is_model = argument.action.dest in MODELS
+    reads = is_model or argument.action.dest in DATA
+    return [
+        Input(argument.name, text, value.stage or "", value.line or argument.line, is_model)
+        for text, value in zip(argument.texts, argument.values, strict=True)
+        if value.stage or (reads and value.stage is None)
+    ]
+
+
+@dataclass(frozen=True)
 class State:
     """State of a stage before anything is run.
 
@@ -40,14 +237,12 @@ class State:
         reasons: Why.
         key: Of verb, arguments and inputs; None while the content of an input is not known.
         content: What the key is of.
-        digest: Of the output, if it is cached.
     """
 
     status: str
     reasons: tuple[str, ...]
     key: str | None
     content: Mapping[str, Any]
-    digest: str | None = None
 
 
 class Folder:
@@ -56,41 +251,40 @@ class Folder:
     Args:
         work: The folder.
         digests: What knows the content of files.
+        again: Stages whose output counts as another's, though it is there.
     """
 
-    def __init__(self, work: Path, digests: Digests) -> None:
-        self.work, self.digests = work, digests
+    def __init__(self, work: Path, digests: Digests, again: Collection[str] = ()) -> None:
+        self.work, self.digests, self._again = work, digests, again
 
-    def record(self, step: Step) -> dict[str, Any] | None:
-        """The record of the output that is there."""
-        return self._noted(step, RECORD)
-
-    def _noted(self, step: Step, ending: str) -> dict[str, Any] | None:
+    def record(self, step: Step, ending: str = RECORD) -> dict[str, Any]:
+        """The record of the output that is there, or another note of its stage; empty if there is none."""
         return read_json(self.work / HIDDEN / f"{step.name}{ending}")
 
-    def state(self, step: Step, uncertain: Mapping[str, str]) -> State:
+    def state(self, step: Step, uncertain: Collection[str] = ()) -> State:
         """State of a stage before anything is run.
 
         Args:
             step: The stage.
-            uncertain: Stages whose output is not known, with the reason.
+            uncertain: Stages whose output is not known yet.
         """
         record = self.record(step)
         there = self.digests.path(step.output)
-        waits = [name for name in step.stage.needs if name in uncertain]
-        if waits:
-            if record is None or there is None:
-                return State(MISSING, ("never run" if record is None else f"{step.output} is gone",), None, {})
-            return State(WAITS, (f"after {', '.join(waits)}",), None, {})
+        gone = "never run" if not record else f"{step.output} is gone" if there is None else ""
+        if waits := [name for name in step.stage.needs if name in uncertain]:
+            status, reason = (MISSING, gone) if gone else (WAITS, f"after {', '.join(waits)}")
+            return State(status, (reason,), None, {})
         content = self.content(step)
-        key = key_of(content)
-        if record is not None and record.get("key") == key and there is not None and record.get("digest") == there:
-            return State(CACHED, (), key, content, there)
-        if step.stage.verb.resumes and (begun := self._noted(step, STARTED)) and begun.get("key") == key:
+        key = digest(json.dumps(content, sort_keys=True, ensure_ascii=False))
+        same = record.get("key") == key
+        if same and there is not None and record.get("digest") == there:
+            asked = step.name in self._again
+            return State(STALE if asked else CACHED, ("asked for",) if asked else (), key, content)
+        if step.stage.verb.resumes and self.record(step, STARTED).get("key") == key:
             return State(UNFINISHED, ("an earlier run has begun it",), key, content)
-        if record is None or there is None:
-            return State(MISSING, ("never run" if record is None else f"{step.output} is gone",), key, content)
-        if record.get("key") == key:
+        if gone:
+            return State(MISSING, (gone,), key, content)
+        if same:
             return State(STALE, (f"{step.output} was changed since",), key, content)
         return State(STALE, tuple(_differences(record.get("content", {}), content)), key, content)
 
@@ -110,7 +304,7 @@ class Folder:
             if text in read:
                 values.append({"content": self.digest_of(read[text])})
             else:
-                values.append(f"${{output}}{value.text}" if value.stage == "" else text)
+                values.append(f"${{output}}{value}" if value.stage == "" else text)
         return values
 
     def digest_of(self, each: Input) -> str | None:
@@ -128,38 +322,29 @@ class Folder:
                     yield f"line {each.line}, stage {step.name}: {each.argument} {each.path}: there is no such {what}"
 
 
-def key_of(content: Mapping[str, Any]) -> str:
-    """The key of a stage: sha256 (hex) of what decides its output."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def plan(steps: Sequence[Step], folder: Folder, again: Sequence[str] = ()) -> list[State]:
+def plan(steps: Sequence[Step], folder: Folder) -> list[State]:
     """State of each stage before anything is run.
 
     Args:
         steps: The stages, in order.
         folder: The work folder.
-        again: Stages that are to be run whatever is there.
     """
     states: list[State] = []
-    uncertain: dict[str, str] = {}
+    uncertain: set[str] = set()
     for step in steps:
-        state = folder.state(step, uncertain)
-        if step.name in again:
-            state = State(STALE, ("asked for",), state.key, state.content)
-        if state.status != CACHED:
-            uncertain[step.name] = state.status
-        states.append(state)
+        states.append(folder.state(step, uncertain))
+        if states[-1].status != CACHED:
+            uncertain.add(step.name)
     return states
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file, None if there is none or it cannot be read."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file, an empty one if there is none or it cannot be read."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
@@ -193,14 +378,8 @@ class Digests:
     """Digests of files and folders; those of large files are remembered in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = folder / _KEPT
-        self._known: dict[str, Any] = {}
+        self._known = read_json(folder / _KEPT)  # None yet, or damaged: they are computed again.
         self._changed = False
-        try:
-            known = json.loads(self._file.read_bytes())
-            self._known = known if isinstance(known, dict) else {}
-        except (OSError, ValueError):
-            pass  # None yet, or damaged: they are computed again.
 
     def keep(self, folder: OutputFolder) -> None:
         """Write what is remembered."""

@@ -9,13 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from ..display.progress import Progress, on_terminal, write_line
-from ..display.templates import render, render_page
-from ..display.text import aligned, clipped, printable
+from ..display.pages import render, render_page
+from ..display.terminal import Progress, aligned, clipped, on_terminal, printable, write_line
 from ..files.atomic import OutputFolder
 from ..files.hashing import file_sha256
-from .commands import Step
-from .plan import CACHED, UNFINISHED, Folder, State, read_json
+from .plan import CACHED, UNFINISHED, Folder, State, Step, read_json
 from .spec import Recipe
 
 _REPORT: Final = "report"
@@ -49,15 +47,16 @@ def write_report(recipe: Recipe, steps: Sequence[Step], folder: Folder, went: Ma
         "stages": stages,
         "evaluations": [each for step in steps if (each := _evaluation(step, folder.work)) is not None],
     }
+    made_json = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
     with OutputFolder(folder.work) as output:
-        for suffix, made in (("json", as_json(content)), ("md", as_markdown(content)), ("html", as_html(content))):
+        for suffix, made in (("json", made_json), ("md", as_markdown(content)), ("html", as_html(content))):
             with output.create(f"{_REPORT}.{suffix}") as file:
                 file.write(made.encode("utf-8", "replace"))
     return content
 
 
 def _stage(step: Step, folder: Folder, went: str) -> dict[str, Any]:
-    record = folder.record(step) or {}
+    record = folder.record(step)
     kept = ("command", "started", "seconds", "resumed", "key", "digest", "content", "versions", "platform")
     return {
         "name": step.name, "about": step.stage.about, "verb": step.stage.verb.name, "this_run": _WENT.get(went, "run"),
@@ -68,8 +67,8 @@ def _stage(step: Step, folder: Folder, went: str) -> dict[str, Any]:
 
 def _evaluation(step: Step, work: Path) -> dict[str, Any] | None:
     """Scores of an eval stage, and its comparisons."""
-    found = read_json(step.output / "results.json") if step.stage.verb.name == "eval" else None
-    if found is None:
+    found = read_json(step.output / "results.json") if step.stage.verb.name == "eval" else {}
+    if not found:
         return None
 
     def named(model: str) -> str:
@@ -88,11 +87,6 @@ def _evaluation(step: Step, work: Path) -> dict[str, Any] | None:
         for each in [*found.get("mean_comparisons", []), *found["comparisons"]]
     ]
     return {"stage": step.name, "results": results, "comparisons": comparisons}
-
-
-def as_json(content: Mapping[str, Any]) -> str:
-    """The content of report.json."""
-    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
 
 
 def as_markdown(content: Mapping[str, Any]) -> str:

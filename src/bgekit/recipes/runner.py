@@ -4,31 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import platform
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
 from .._version import package_versions
-from ..errors import BgekitError, OutputError, in_lines
-from ..files.atomic import OutputFolder
-from .commands import HIDDEN, Step, make_steps
-from .plan import CACHED, FINISHED, RECORD, STALE, STARTED, UNFINISHED, Digests, Folder, State, read_json
+from ..errors import BgekitError, in_lines
+from ..files.atomic import OutputFolder, failing
+from .plan import (
+    CACHED,
+    FINISHED,
+    HIDDEN,
+    RECORD,
+    STARTED,
+    UNFINISHED,
+    Digests,
+    Folder,
+    State,
+    Step,
+    make_steps,
+)
 from .recipe_report import write_report
 from .spec import LOGS, Grammar, Recipe, RecipeError
 
-logger = logging.getLogger(__name__)
 #: Seconds between two looks at a running stage, and that an interrupted one may take to end.
 _LOOK: Final = 0.1
 _GRACE: Final = 1.5
 _GRACE_OF_LAUNCHERS: Final = 10.0
+#: Seconds that a launcher has whose starter is gone; torchrun kills its processes 30 after it has asked them to end.
+_GRACE_OF_ORPHANS: Final = 35
 #: What is shown of the log of a stage that failed.
 _TAIL_LINES: Final = 20
 _TAIL_BYTES: Final = 8 << 10
@@ -96,17 +109,15 @@ def run_recipe(
         ['clean']
     """
     steps = make_steps(recipe, work, grammar)
-    again = recipe.chosen(again)
+    chosen = recipe.chosen(again)
     with OutputFolder(work / HIDDEN) as hidden:
         digests = Digests(hidden.path)
-        folder = Folder(work, digests)
+        folder = Folder(work, digests, chosen)
         check_inputs(recipe, steps, folder)
         went: dict[str, str] = {}
         for number, step in enumerate(steps, 1):
             _settle(step, folder, hidden)
-            state = folder.state(step, {})
-            if step.name in again and state.status == CACHED:
-                state = State(STALE, ("asked for",), state.key, state.content)
+            state = folder.state(step)
             watcher.begins(step, number, len(steps), state)
             if state.status != CACHED:
                 _check_made(recipe, step, folder)
@@ -140,7 +151,7 @@ def _run(step: Step, state: State, folder: Folder, hidden: OutputFolder, watcher
     log = folder.work / LOGS / f"{step.name}.log"
     resumed = state.status == UNFINISHED
     start, begun = time.perf_counter(), time.gmtime()
-    try:
+    with failing(f"run stage {step.name} in {folder.work}"):
         if not resumed:
             shutil.rmtree(step.working.parent, ignore_errors=True)
         step.working.parent.mkdir(parents=True, exist_ok=True)
@@ -148,10 +159,6 @@ def _run(step: Step, state: State, folder: Folder, hidden: OutputFolder, watcher
         _write(hidden, f"{step.name}{STARTED}", {"key": state.key})
         with log.open("ab" if resumed else "wb") as file:
             code = _wait(step, file, log, watcher)
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(f"cannot run stage {step.name} in {folder.work}: {error.strerror or error}") from error
     digest = folder.digests.path(step.working)
     if code or digest is None:
         raise _failure(step, code, log, folder.work)
@@ -167,11 +174,11 @@ def _run(step: Step, state: State, folder: Folder, hidden: OutputFolder, watcher
 
 def _settle(step: Step, folder: Folder, hidden: OutputFolder) -> None:
     """Give a finished output its name, also where an earlier run was killed while it did so."""
-    record = read_json(hidden.path / f"{step.name}{FINISHED}")
-    if record is None:
+    record = folder.record(step, FINISHED)
+    if not record:
         return
     beside = step.stage.verb.beside
-    try:
+    with failing(f"write {step.output}"):
         for name in (step.output.name, *([f"{step.name}{beside}"] if beside else [])):
             made, target = step.working.with_name(name), step.output.with_name(name)
             if made.exists():
@@ -182,10 +189,6 @@ def _settle(step: Step, folder: Folder, hidden: OutputFolder) -> None:
         _write(hidden, f"{step.name}{RECORD}", record)
         for mark in (FINISHED, STARTED):
             (hidden.path / f"{step.name}{mark}").unlink(missing_ok=True)
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(f"cannot write {step.output}: {error.strerror or error}") from error
     shutil.rmtree(step.working.parent, ignore_errors=True)
 
 
@@ -203,7 +206,7 @@ def _wait(step: Step, log: IO[bytes], path: Path, watcher: Watcher) -> int:
     with contextlib.ExitStack() as stack:
         result = stack.enter_context(step.working.open("wb")) if printed else log
         process = subprocess.Popen(
-            [sys.executable, "-m", "bgekit.recipes.stage_process", *step.module_arguments],
+            [sys.executable, "-m", "bgekit.recipes.runner", *step.module_arguments],
             stdin=subprocess.PIPE, stdout=result, stderr=log, start_new_session=os.name == "posix",
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
@@ -233,20 +236,45 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             process.wait(_GRACE)
             return
         if process.stdin is not None:
-            process.stdin.close()  # See child.py, which goes on with it if we end before it does.
+            process.stdin.close()  # Which goes on with it if we end before it does: see `_end_with`.
         process.wait(_GRACE_OF_LAUNCHERS)
 
 
+def stage_process() -> None:
+    """The process of a stage: run a module as `python -m` does, and end with the process that started it.
+
+    The arguments of the process are the module and its arguments. Its standard input is a pipe that nobody writes to.
+    It ends when the starter ends, however that happens, so that no stage goes on behind the back of the next run.
+
+    It leads a group of processes, which SIGTERM ends as a whole. The processes that torchrun starts lead sessions of
+    their own: torchrun ends them when it gets SIGTERM, and is killed only if it has not done so long after.
+    """
+    pipe = os.dup(0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
+    sys.argv = sys.argv[1:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+def _end_with(pipe: int) -> None:
+    with contextlib.suppress(OSError):
+        while os.read(pipe, 1):
+            pass
+    if hasattr(os, "killpg"):
+        os.killpg(os.getpgrp(), signal.SIGTERM)
+        time.sleep(_GRACE_OF_ORPHANS)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+    os._exit(1)
+
+
 def _failure(step: Step, code: int, log: Path, work: Path) -> StageError:
-    if code < 0:
-        with contextlib.suppress(ValueError):
-            name = signal.Signals(-code).name
-            hint = ": out of memory?" if name == "SIGKILL" else ""
-            how = f"was ended by {name}{hint}"
-            return StageError(f"stage {step.name} {how}; its log is {log}. {_AGAIN}", tail(log))
     how = f"failed with exit code {code}" if code else "ended without writing its output"
-    full = " (the disk is full)" if shutil.disk_usage(work).free < _FULL else ""
-    return StageError(f"stage {step.name} {how}{full}; its log is {log}. {_AGAIN}", tail(log))
+    how += " (the disk is full)" if shutil.disk_usage(work).free < _FULL else ""
+    with contextlib.suppress(ValueError):  # 0 and codes of programs are no signals.
+        name = signal.Signals(-code).name
+        how = f"was ended by {name}{': out of memory?' if name == 'SIGKILL' else ''}"
+    return StageError(f"stage {step.name} {how}; its log is {log}. {_AGAIN}", tail(log))
 
 
 def tail(log: Path) -> str:
@@ -272,3 +300,7 @@ def _last_lines(log: Path) -> list[str]:
 def _write(hidden: OutputFolder, name: str, content: Mapping[str, Any]) -> None:
     with hidden.create(name) as file:
         file.write(json.dumps(content, ensure_ascii=False, indent=1).encode())
+
+
+if __name__ == "__main__":
+    stage_process()

@@ -8,7 +8,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -116,20 +116,22 @@ class RecipeError(BgekitError, ValueError):
 
 
 class Text(str):
-    """A scalar.
+    """A scalar, as it is written; what follows the output if it refers to one, such as `/train.jsonl`.
 
     Attributes:
         line: Its line in the file, from 1; 0 for what comes from elsewhere.
         boolean: What it means where yes or no is expected, None if it is neither.
+        stage: The stage whose output it refers to, None if it refers to none, "" for the stage's own.
     """
 
     line: int
     boolean: bool | None
+    stage: str | None
 
-    def __new__(cls, value: str, line: int = 0, boolean: bool | None = None) -> Text:
+    def __new__(cls, value: str, line: int = 0, boolean: bool | None = None, stage: str | None = None) -> Text:
         """A text on a line."""
         made = super().__new__(cls, value)
-        made.line, made.boolean = line, boolean
+        made.line, made.boolean, made.stage = line, boolean, stage
         return made
 
 
@@ -161,14 +163,10 @@ def read_yaml(path: Path) -> Entries:
         raise RecipeError(f"there is no recipe {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read {path}: {error}") from error
-    loader = yaml.SafeLoader(content)
     try:
-        root = loader.get_single_node()
-        value = _Reader(path, loader).value(root) if root is not None else None
+        value = _Reader(path, content).root()
     except yaml.YAMLError as error:
         raise RecipeError(_syntax(path, content, error)) from error
-    finally:
-        loader.dispose()
     if not isinstance(value, Entries):
         raise RecipeError(f"{path} is no recipe: a mapping with `stages` is expected")
     return value
@@ -180,22 +178,23 @@ def parse_scalar(text: str) -> Any:
     Raises:
         RecipeError: it is neither.
     """
-    loader = yaml.SafeLoader(text)
     try:
-        node = loader.get_single_node()
-        value = Text("") if node is None else _Reader(Path("--set"), loader).value(node)
+        value = _Reader(Path("--set"), text).root()
     except yaml.YAMLError:
         return Text(text)  # Such as a text with a colon: it needs no quotes here.
-    finally:
-        loader.dispose()
-    if isinstance(value, Entries):
-        return Text(text)
     return value if isinstance(value, Items) else Text(text, boolean=getattr(value, "boolean", None))
 
 
 class _Reader:
-    def __init__(self, path: Path, loader: Any) -> None:
-        self._path, self._loader, self._count = path, loader, 0
+    def __init__(self, path: Path, content: str) -> None:
+        self._path, self._loader, self._count = path, yaml.SafeLoader(content), 0
+
+    def root(self) -> Any:
+        try:
+            node = self._loader.get_single_node()
+            return None if node is None else self.value(node)
+        finally:
+            self._loader.dispose()
 
     def value(self, node: Any, depth: int = 0) -> Any:
         line = node.start_mark.line + 1
@@ -263,23 +262,6 @@ _STAGE: Final = ("about", "verb", "for_each", "processes", "arguments")
 
 
 @dataclass(frozen=True)
-class Value:
-    """One value of an argument.
-
-    Attributes:
-        text: As it is written; what follows the output if it refers to one, such as `/train.jsonl`.
-        line: Where it stands in the file.
-        stage: The stage whose output it names, None if it names none, "" for the stage's own.
-        boolean: What it means where yes or no is expected.
-    """
-
-    text: str
-    line: int
-    stage: str | None = None
-    boolean: bool | None = None
-
-
-@dataclass(frozen=True)
 class Stage:
     """A stage, for one choice of its `for_each`.
 
@@ -296,7 +278,7 @@ class Stage:
     name: str
     line: int
     verb: Verb
-    arguments: Mapping[str, tuple[Value, ...]]
+    arguments: Mapping[str, tuple[Text, ...]]
     lines: Mapping[str, int]
     about: str = ""
     processes: int = 1
@@ -359,8 +341,7 @@ class Recipe:
         for stage in reversed(self.stages):
             if stage.name in wanted:
                 wanted.update(stage.needs)
-        kept = tuple(each for each in self.stages if each.name in wanted)
-        return Recipe(self.path, self.about, self.variables, kept)
+        return replace(self, stages=tuple(each for each in self.stages if each.name in wanted))
 
 
 def read_recipe(path: str | os.PathLike[str], settings: Mapping[str, str] | None = None) -> Recipe:
@@ -392,11 +373,11 @@ class _Draft:
     content: Entries
     choices: dict[str, list[Text]]
 
-    def chosen(self, fixed: Mapping[str, str] | None = None) -> Iterator[dict[str, Text]]:
+    def chosen(self, fixed: Mapping[str, str]) -> Iterator[dict[str, Text]]:
         """Choices of its `for_each` that agree with those that are made already."""
         for values in itertools.product(*self.choices.values()):
             choice = dict(zip(self.choices, values, strict=True))
-            if all(fixed is None or name not in fixed or fixed[name] == value for name, value in choice.items()):
+            if all(fixed.get(name, value) == value for name, value in choice.items()):
                 yield choice
 
     def name_of(self, choice: Mapping[str, str]) -> str:
@@ -419,7 +400,7 @@ class _Reading:
             raise self._error(self._content.line_of("stages"), "`stages` is a mapping of names to stages")
         for name, content in stages.items():
             self._drafts[name] = self._draft(Text(name, stages.line_of(name)), content)
-        unfolded = [self._stage(draft, choice) for draft in self._drafts.values() for choice in draft.chosen()]
+        unfolded = [self._stage(draft, choice) for draft in self._drafts.values() for choice in draft.chosen({})]
         return Recipe(
             self._path, str(self._content.get("about") or "").strip(), self._variables, tuple(self._ordered(unfolded))
         )
@@ -529,7 +510,7 @@ class _Reading:
         given = content.get("arguments") or Entries()
         if not isinstance(given, Entries):
             raise self._error(content.line_of("arguments"), "`arguments` is a mapping of names to values", name)
-        arguments: dict[str, tuple[Value, ...]] = {}
+        arguments: dict[str, tuple[Text, ...]] = {}
         lines: dict[str, int] = {}
         for argument, value in given.items():
             lines[argument] = line = given.line_of(argument)
@@ -558,21 +539,21 @@ class _Reading:
             raise self._error(line, "`processes` is for training stages", stage)
         return int(text)
 
-    def _values(self, text: Text, choice: Mapping[str, Text], stage: str) -> Iterator[Value]:
+    def _values(self, text: Text, choice: Mapping[str, Text], stage: str) -> Iterator[Text]:
         """A value; of a stage that `for_each` unfolds, a value for each choice that agrees."""
         references = _REFERENCE.findall(text)
         if not references:
-            yield Value(text, text.line, boolean=text.boolean)
+            yield text
             return
         name, rest = references[0], text[len(references[0]) + 3 :]
         if len(references) > 1 or not text.startswith("${"):
             raise self._error(text.line, f"{text!r}: the output of a stage stands at the beginning, once", stage)
         if name == OUTPUT:
-            yield Value(rest, text.line, "")
+            yield Text(rest, text.line, stage="")
             return
         draft = self._drafts[name]
         for each in draft.chosen(choice):
-            yield Value(rest, text.line, draft.name_of(each))
+            yield Text(rest, text.line, stage=draft.name_of(each))
 
     def _ordered(self, stages: Sequence[Stage]) -> list[Stage]:
         by_name = {stage.name: stage for stage in stages}

@@ -48,7 +48,7 @@ from .storage import (
 )
 
 if TYPE_CHECKING:
-    from ..display.progress import EncodeProgress
+    from ..display.terminal import EncodeProgress
     from ..inference.model import Embedder
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from bgekit.display.plots import DARK, LIGHT, MARKERS, ROLES, looks, save_plot
+from bgekit.display.pages import DARK, LIGHT, MARKERS, ROLES, looks, save_plot
 from bgekit.errors import ArgumentError, OutputError
 from bgekit.evaluation.report import charts as plots
 from bgekit.evaluation.report.summary import View

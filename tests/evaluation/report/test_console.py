@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from bgekit.display.text import columns
+from bgekit.display.terminal import columns
 from bgekit.evaluation.report.console import console
 from bgekit.evaluation.report.page import html
 from bgekit.evaluation.report.report import markdown

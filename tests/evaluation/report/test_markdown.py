@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import re
 
-from bgekit.display.text import escape
+from bgekit.display.pages import escape
 from bgekit.evaluation.report.report import markdown
 
 MODELS = ["org/model_a", "org/model_a [256 dimensions]", "模型|B"]

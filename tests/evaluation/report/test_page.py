@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from bgekit.display.text import printable
+from bgekit.display.terminal import printable
 from bgekit.evaluation.report.page import html
 
 MODELS = ["org/model_a", "org/model_a [256 dimensions]", "模型 <B>"]

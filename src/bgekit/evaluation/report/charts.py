@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ...display.plots import GRID, INK, LIGHT, MUTED, SURFACE, Look, Svg, drawing, new_figure, save_plot, to_svg
-from ...display.text import middle_clipped, printable, wrapped
+from ...display.pages import GRID, INK, LIGHT, MUTED, SURFACE, Look, Svg, drawing, new_figure, save_plot, to_svg
+from ...display.terminal import middle_clipped, printable, wrapped
 from ..comparison import item_values
 from .summary import decided
 

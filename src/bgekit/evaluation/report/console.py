@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Final
 
-from ...display.text import clipped, columns, middle_clipped, padded, printable, wrapped
+from ...display.terminal import clipped, columns, middle_clipped, padded, printable, wrapped
 from .summary import MISSING, View, difference, interval, number, p_value, published, task_name
 
 if TYPE_CHECKING:

@@ -6,9 +6,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from ...display.plots import Look, Svg, looks
-from ...display.templates import render_page
-from ...display.text import clipped, printable
+from ...display.pages import Look, Svg, looks, render_page
+from ...display.terminal import clipped, printable
 from . import charts
 from .summary import (
     TaskView,

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...display.templates import render
+from ...display.pages import render
 from ...files.atomic import OutputFolder
 from ..results import PER_ITEM, RESULTS, ReportContent
 from .page import html

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
-from ...display.text import printable
+from ...display.terminal import printable
 from ..comparison import LEVEL
 from ..judged_model import ITEMS, TITLES
 

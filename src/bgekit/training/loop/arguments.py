@@ -17,7 +17,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from ...data.encodings import check_encoding
-from ...display.option_names import option_of, options_of, speak_for
+from ...display.option_names import option_of, options_of, speak_for, take_both_spellings
 from ...errors import ArgumentError, BgekitError, require_extra
 from ...models.card import Pooling
 from ..losses.sts import ScoredLoss
@@ -356,14 +356,11 @@ class _Repeatable(argparse._StoreAction):
 def argument_parser(kinds: Sequence[type[Any]], **options: Any) -> HfArgumentParser:
     """The parser of dataclasses' fields: options are shown with hyphens, and understood with underscores, too."""
     parser = _Parser(list(kinds), allow_abbrev=False, **options)
-    known = parser._option_string_actions
     for action in parser._actions:
         if isinstance(action, argparse._StoreAction):
             action.__class__ = _Repeatable
-        shown = [name.replace("_", "-") for name in action.option_strings]
-        action.option_strings = list(dict.fromkeys(shown))
-        for name in shown:
-            known[name] = known["--" + name[2:].replace("-", "_")] = action
+        action.option_strings = list(dict.fromkeys(name.replace("_", "-") for name in action.option_strings))
+    take_both_spellings(parser)
     return parser
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ...display.option_names import option_of
-from ...display.templates import render
+from ...display.pages import render
 from ...errors import ArgumentError, CheckpointError, OutputError
 from ...files.atomic import atomic_file, remove_leftovers, scratch_folder, usual_modes
 from ...inference.embedder import make_selftest

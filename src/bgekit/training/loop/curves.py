@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from ...display.plots import drawing, new_figure, save_plot, to_svg
-from ...display.templates import render_page
+from ...display.pages import drawing, new_figure, render_page, save_plot, to_svg
 
 #: What is drawn, as (title, names in the log).
 PANELS: Final = (

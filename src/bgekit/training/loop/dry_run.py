@@ -12,7 +12,7 @@ import numpy as np
 
 from ...data.training_rows import CLASSES, ONE_NEGATIVE, PROMPTED_PASSAGES
 from ...display.option_names import option_of
-from ...display.text import aligned
+from ...display.terminal import aligned
 from ...models.card import Prompt
 from ...networks.packing import Packed
 from ..batches.collator import Batch, Collator, Limit, StepDataset

@@ -1,20 +1,32 @@
-"""The style of plots: one colour and one marker for each model, and SVG whose colours the page can change."""
+"""HTML pages and Markdown from Jinja2 templates, and the plots on them, in the same colours.
+
+A template is a file beside the module that fills it: `*.html.jinja` or `*.md.jinja`. It holds markup only; what is
+shown, and in which words and digits, is decided by the module. Every value is escaped. A plot has one colour and one
+marker for each model, and is an SVG whose colours the page can change.
+"""
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import functools
+import hashlib
+import html
 import io
 import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
+from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ArgumentError, import_extra
 from ..files.atomic import atomic_file
-from .text import printable
+from .terminal import printable
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 #: Colours of models on a light and on a dark page. Found by a search that made the least difference of any two as
 #: large as possible for normal sight and for the three kinds of colour blindness (matrices of Machado et al. 2009,
@@ -41,6 +53,82 @@ ROLES: Final = {
     "surface": ("#fefefe", "#15171b"),
 }
 INK, MUTED, GRID, SURFACE = (ROLES[name][0] for name in ("ink", "muted", "grid", "surface"))
+
+
+def render(template: str, **values: Any) -> str:
+    """The text of a template with its values filled in.
+
+    A value is a text of a document, of data or of a file: it loses control characters and turned directions, and shows
+    itself instead of acting as markup, as HTML or as Markdown does. Markup are results of macros, values with
+    `__html__` (`Svg`), and what a template marks as `safe`; `cell` escapes what would end a cell of a
+    Markdown table, and nothing else.
+
+    Args:
+        template: Path below the package, such as "recipes/recipe_report.md.jinja".
+        values: The template's variables; one that is missing is an error.
+    """
+    return _environment(template.endswith(".html.jinja")).get_template(template).render(values)
+
+
+def render_page(template: str, title: str, *, script: bool = False, **values: Any) -> str:
+    """A page from a template that extends display/page.html.jinja: one file, with colours for light and dark.
+
+    Args:
+        template: Path below the package.
+        title: The title in the browser's tab and at the top.
+        script: Whether tables can be sorted and links unfold their target (page.js).
+        values: The template's variables.
+    """
+    from markupsafe import Markup
+
+    # Nothing is loaded, and no script runs but our own: a text that slipped through escaping could do nothing.
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    code = _asset("page.js") if script else ""
+    if script:
+        policy += f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}'"
+    light, dark = (
+        "".join(f"--{name}:{colors[place]};" for name, colors in ROLES.items())
+        + "".join(f"--s{number}:{color};" for number, color in enumerate(series, 1))
+        for place, series in enumerate((LIGHT, DARK))
+    )
+    style = f":root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}@media print{{:root{{{light}}}}}\n"
+    return render(
+        template, title=title, policy=Markup(policy), style=Markup(style + _asset("page.css")), script=Markup(code),
+        **values,
+    )  # fmt: skip
+
+
+def _asset(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _environment(is_html: bool) -> Environment:
+    """Jinja2 with our escaping: of HTML its own, after control characters are gone; of Markdown ours."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    def shown(value: object) -> object:
+        if hasattr(value, "__html__"):
+            return value
+        return printable(str(value)) if is_html else Markup(escape(str(value)))
+
+    made = Environment(
+        loader=PackageLoader("bgekit", ""), autoescape=True, finalize=shown, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    made.filters["cell"] = lambda value: Markup(str(value).replace("|", "\\|"))
+    return made
+
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$])")
+
+
+def escape(text: str) -> str:
+    """A text that markdown shows as it is, on one line."""
+    return _SPECIAL.sub(r"\\\1", printable(text).replace("&", "&amp;"))
+
+
 #: Matplotlib's settings of all plots; a label is no formula, whatever it contains.
 STYLE: Final = {
     "font.size": 12, "text.parse_math": False, "text.color": INK, "figure.facecolor": SURFACE,
@@ -148,7 +236,7 @@ def to_svg(figure: Any, *, name: str, title: str, standalone: bool = False) -> S
     # Texts hold no "<" or ">", which are escaped there: what lies between them is a tag.
     body = re.sub(r"<[^<>]*>", lambda tag: _themed(tag[0]), body)
     width, height = (f"{72 * inches:g}" for inches in figure.get_size_inches())
-    root = f'viewBox="0 0 {width} {height}" role="img" aria-label="{escape(printable(title))}"'
+    root = f'viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(printable(title))}"'
     if standalone:
         spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
         root = f'{spaces} width="{width}" height="{height}" {root}'
@@ -170,7 +258,7 @@ def save_plot(plot: str | Any, path: str | Path) -> None:
     """Write a plot to a file that is complete or not there.
 
     Args:
-        plot: What a function of `plots` returned, or a figure of matplotlib.
+        plot: What `to_svg` returned, or a figure of matplotlib.
         path: Ends in .svg or .png.
 
     Raises:

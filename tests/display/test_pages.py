@@ -7,9 +7,8 @@ import jinja2
 import pytest
 
 import bgekit
-from bgekit.display import templates
-from bgekit.display.plots import Svg
-from bgekit.display.templates import render, render_page
+from bgekit.display import pages
+from bgekit.display.pages import Svg, render, render_page
 
 EVIL = '<b>|*x*\x1b[31m\u202e\ud800"'
 
@@ -19,7 +18,7 @@ def fill(monkeypatch):
     """`fill(name, text, **values)`: a template of this text, filled in."""
 
     def fill(name, text, **values):
-        environment = templates._environment(name.endswith(".html.jinja"))
+        environment = pages._environment(name.endswith(".html.jinja"))
         monkeypatch.setattr(environment, "loader", jinja2.DictLoader({name: text}))
         return render(name, **values)
 
@@ -60,5 +59,5 @@ def test_every_template_can_be_read():
     names = [path.relative_to(root).as_posix() for path in root.rglob("*.jinja")]
     assert len(names) >= 10
     for name in names:
-        templates._environment(name.endswith(".html.jinja")).get_template(name)
+        pages._environment(name.endswith(".html.jinja")).get_template(name)
         assert re.fullmatch(r".*\.(html|md)\.jinja", name), name
