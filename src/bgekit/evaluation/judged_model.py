@@ -220,7 +220,8 @@ class JudgedModel:
             folder = parent / digest(self.embedder.fingerprint, content, str(role))[:32]
             if not _is_complete(folder):
                 with contextlib.ExitStack() as shown:
-                    bar = shown.enter_context(EncodeProgress(None)) if self._shows_progress else None
+                    shows = sys.stderr.isatty() if self._progress is None else self._progress
+                    bar = shown.enter_context(EncodeProgress(None)) if shows else None
                     encode_to_shards(self.embedder, records, folder, kind=role or "plain", progress=bar)
             yield self._blocks(folder)
 
@@ -244,10 +245,6 @@ class JudgedModel:
         pairs = [(query, text) for query, texts in zip(queries, passages, strict=True) for text in texts]
         scores = np.asarray(self.setting.reranker.compute_score(pairs) if pairs else (), dtype=np.float64)
         return np.split(scores, np.cumsum([len(texts) for texts in passages])[:-1])
-
-    @property
-    def _shows_progress(self) -> bool:
-        return sys.stderr.isatty() if self._progress is None else self._progress
 
     def _encode(self, texts: Sequence[str], kind: Kind, task: str, side: Role) -> Floats:
         role = role_of(self.embedder.card, kind, task, side)

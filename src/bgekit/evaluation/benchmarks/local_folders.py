@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -59,7 +59,7 @@ def find_tasks(
         ArgumentError: there is no such benchmark or task.
         DataError: the folder does not exist, or data in it cannot be read.
     """
-    whole, root = benchmark(name), _Root(Path(data_root), dialect)
+    whole, root = benchmark(name), _Root(Path(data_root))
     places = {wanted: _places(root, wanted, whole.label(wanted)) for wanted in whole.select(tasks)}
     found: list[Task] = []
     for wanted, parts in places.items():
@@ -117,19 +117,14 @@ class _Place:
     task: BenchmarkTask
     label: str
 
-    @property
-    def wanted(self) -> Wanted:
-        """The fields that are known before the data is read."""
-        return Wanted(self.task.name, self.task.kind, self.task.subset)
-
 
 class _Root:
     """The folders below a data root, two deep."""
 
-    def __init__(self, path: Path, dialect: Dialect = USUAL) -> None:
+    def __init__(self, path: Path) -> None:
         if not path.is_dir():
             raise DataError(f"the data root {path} is not a folder; it should hold a folder for each task")
-        self.path, self.dialect = path, dialect
+        self.path = path
 
     @cached_property
     def folders(self) -> list[tuple[Path, dict[str, Any]]]:
@@ -219,10 +214,9 @@ def _mean_task(wanted: BenchmarkTask, parts: Sequence[Task]) -> Task:
 def _read(place: _Place, dialect: Dialect) -> Task:
     """The task in a folder, with the benchmark's name, metric and protocol; what dataset.json says comes before."""
     folder, wanted = place.folder, place.task
-    tasks = read_tasks(
-        folder, split=wanted.split, wanted=place.wanted, encoding=dialect.encoding, quoting=dialect.quoting
-    )
-    read = list(_fitting(tasks, wanted))
+    known = Wanted(wanted.name, wanted.kind, wanted.subset)
+    tasks = read_tasks(folder, split=wanted.split, wanted=known, encoding=dialect.encoding, quoting=dialect.quoting)
+    read = [task for task in tasks if task.kind == wanted.kind]
     if len(read) != 1:
         raise DataError(
             f"{folder} should hold the one {wanted.kind.replace('_', ' ')} task {wanted.key}, split {wanted.split}; "
@@ -238,9 +232,3 @@ def _read(place: _Place, dialect: Dialect) -> Task:
         # SummEval); ours is the mean correlation.
         changes["comparable"] = False
     return replace(read[0], **changes)
-
-
-def _fitting(tasks: Sequence[Task], wanted: BenchmarkTask) -> Iterator[Task]:
-    for task in tasks:
-        if task.kind == wanted.kind:
-            yield task

@@ -6,6 +6,7 @@ what others scored on it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -120,9 +121,7 @@ def _read_tasks(
             if must:
                 raise
             problems.append(problem)
-            logger.warning("left out: %s", first := str(problem).partition("\n")[0])
-            if left_out is not None:
-                left_out.append(f"left out: {first}")
+            _leave_out(str(problem).partition("\n")[0], left_out)
     if not read:
         raise problems[0] if problems else unfit(place, seen_in(Folder.of(place)))
     names = Counter(task.name for _, task in read)
@@ -130,6 +129,12 @@ def _read_tasks(
         replace(task, name=f"{task.name} ({data_set.folder_name})") if names[task.name] > 1 else task
         for data_set, task in read
     ]
+
+
+def _leave_out(what: str, left_out: list[str] | None) -> None:
+    logger.warning("left out: %s", what)
+    if left_out is not None:
+        left_out.append(f"left out: {what}")
 
 
 def _data_sets(place: str, wanted: Wanted, left_out: list[str] | None = None) -> list[DataSet]:
@@ -154,10 +159,7 @@ def _data_sets(place: str, wanted: Wanted, left_out: list[str] | None = None) ->
             found.append(data_set)
         elif each.files or each.folders:
             more = "" if each.files else "; if it holds data sets, name it itself"
-            told = f"left out: {each.path} fits no known form of evaluation data ({listing(seen_in(each))}){more}"
-            logger.warning("%s", told)
-            if left_out is not None:
-                left_out.append(told)
+            _leave_out(f"{each.path} fits no known form of evaluation data ({listing(seen_in(each))}){more}", left_out)
     if not found:
         raise unfit(place, seen_in(folder))
     return found
@@ -250,11 +252,9 @@ def _row_files(folder: Folder) -> list[str]:
     """The files whose rows make a task, by their name without ending."""
     found = []
     for stem in folder.files:
-        try:
+        with contextlib.suppress(DataError):
             if kind_of_rows(folder.file(stem)) is not None:
                 found.append(stem)
-        except DataError:
-            continue
     return found
 
 
@@ -438,8 +438,8 @@ class Described:
             if key not in self.facts or kind not in kinds or name == "query_instruction":
                 continue
             value = self._fact(key, wanted, None)
-            if wanted is int and (isinstance(value, bool) or value < (name != "seed")):
-                raise DataError(f"{self._path}: {key} must be a whole number from {int(name != 'seed')}, not {value!r}")
+            if wanted is int:
+                self._check_whole(key, value, least=int(name != "seed"))
             if stated.setdefault(name, value) != value:
                 raise DataError(f"{self._path}: {key} is {value!r} and {name} is {stated[name]!r}: keep one of the two")
         return protocol_of(self.name) | stated
@@ -448,7 +448,7 @@ class Described:
         """Remarks on keys that could be meant to change a score, and do not."""
         known = _OBEYED | _TOLD | {key for key, (_, _, kinds) in _PROTOCOL.items() if kind in kinds}
         # False is what every kind does without such a key.
-        names = [key for key, value in self.facts.items() if key not in known and not (key in _PROTOCOL and not value)]
+        names = [key for key, value in self.facts.items() if key not in known and (value or key not in _PROTOCOL)]
         if not names:
             return ()
         told = f"{FILE} has {', '.join(names)}: not known for {kind.replace('_', ' ')}, the score does not depend on it"
@@ -461,10 +461,13 @@ class Described:
         for by_split in (self._inner("measured", by_split) for by_split in measured.values()):
             count = self._inner("measured", by_split.get(split, {})).get("samples_per_label")
             if count is not None:
-                if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-                    raise DataError(f"{self._path}: samples_per_label must be a whole number from 1, not {count!r}")
+                self._check_whole("samples_per_label", count, least=1)
                 return {"samples_per_label": count}
         return {}
+
+    def _check_whole(self, name: str, value: object, *, least: int) -> None:
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise DataError(f"{self._path}: {name} must be a whole number from {least}, not {value!r}")
 
     def _inner(self, name: str, value: object) -> dict[str, Any]:
         if not isinstance(value, dict):
