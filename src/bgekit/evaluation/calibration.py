@@ -155,7 +155,7 @@ class Calibration:
         return {
             "model": self.model,
             **self.to_card(),
-            "threshold": self.threshold.to_dict(),
+            "threshold": dataclasses.asdict(self.threshold),
             "unrelated_are": self.unrelated_are,
             "distributions": {name: each.to_dict() for name, each in self.distributions.items()},
             "seed": self.seed,

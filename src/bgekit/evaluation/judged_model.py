@@ -218,7 +218,9 @@ class JudgedModel:
             else:
                 parent = self._folder
             folder = parent / digest(self.embedder.fingerprint, content, str(role))[:32]
-            if not _is_complete(folder):
+            # Its name has the digest of the corpus in it.
+            complete = (folder / MANIFEST).exists() and bool(read_manifest(folder / MANIFEST)["complete"])
+            if not complete:
                 with contextlib.ExitStack() as shown:
                     shows = sys.stderr.isatty() if self._progress is None else self._progress
                     bar = shown.enter_context(EncodeProgress(None)) if shows else None
@@ -281,8 +283,3 @@ class JudgedModel:
             return whole
         part = whole[:, : self.setting.dimension]
         return unit(part) if self.embedder.card.normalize else part
-
-
-def _is_complete(folder: Path) -> bool:
-    """Whether a folder holds all vectors of a corpus; its name has the digest of the corpus in it."""
-    return (folder / MANIFEST).exists() and bool(read_manifest(folder / MANIFEST)["complete"])

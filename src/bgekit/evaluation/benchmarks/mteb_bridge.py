@@ -97,7 +97,8 @@ class MtebEncoder:
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
         """A tensor [n, m] of similarities, as the model's card compares vectors."""
         torch = import_extra("torch", "mteb")
-        left, right = (self._comparable(np.atleast_2d(np.asarray(vectors))) for vectors in (embeddings1, embeddings2))
+        both = (np.atleast_2d(np.asarray(vectors)) for vectors in (embeddings1, embeddings2))
+        left, right = (self.judged.comparable(cast("Floats", vectors)) for vectors in both)
         return torch.from_numpy(left @ right.T)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
@@ -120,9 +121,6 @@ class MtebEncoder:
             "use_instructions": any(card.prompts.values()),
         }
         return meta.create_empty(overwrites=overwrites)
-
-    def _comparable(self, vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return self.judged.comparable(cast("Floats", vectors))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,7 +379,7 @@ def _clustering(task: ClusteringTask) -> tuple[Any, dict[str, Any]]:
 
 
 def _summaries(task: SummarizationTask) -> tuple[Any, dict[str, Any]]:
-    columns = {
+    columns: dict[str, list[Any]] = {
         "text": [group.text for group in task.groups],
         "human_summaries": [list(group.human) for group in task.groups],
         "machine_summaries": [list(group.machine) for group in task.groups],

@@ -68,19 +68,12 @@ class PublishedTable:
     Attributes:
         header: Titles of the columns, as printed.
         rule: The line below them.
-        kinds: What the columns after the average hold.
         rows: In the order printed.
     """
 
     header: tuple[str, ...]
     rule: tuple[str, ...]
-    kinds: tuple[Kind, ...]
     rows: tuple[Row, ...]
-
-    @property
-    def average_column(self) -> int:
-        """Position of the average; dimension (and sequence length) stand before it."""
-        return len(self.header) - len(self.kinds) - 1
 
     def row(self, model: str) -> Row:
         """The row of a model, by its name with or without the organisation, in any case.
@@ -121,7 +114,7 @@ def published_table(name: str) -> PublishedTable | None:
         numbers = [float(plain(cell)) for cell in cells[-len(kinds) - 1 :]]
         scores = dict(zip(kinds, numbers[1:], strict=True))
         rows.append(Row(cells, scores, numbers[0], average(scores, wanted.weights)))
-    return PublishedTable(header, rule, kinds, tuple(rows))
+    return PublishedTable(header, rule, tuple(rows))
 
 
 def plain(cell: str) -> str:

@@ -560,32 +560,21 @@ def reranking_task(
                 left_out.add("unknown documents to be put in order", document)
         ordered[query] = [document for document in wanted if document in known and not (skip and document == query)]
     texts = corpus.texts(document for ids in ordered.values() for document in ids)
-    groups = [
-        _group(group, queries, qrels, ordered, texts)
-        for group in _grouped(ordered, merged=bool(source.protocol.get("merge_subqueries")))
-    ]
+
+    def group(first: str, *others: str) -> RerankingGroup:
+        """The group of one query, or of several that are judged as one: their judgements are the same."""
+        judged = qrels[(first, *others)[-1]]
+        ids = list(dict.fromkeys(document for query in (first, *others) for document in ordered[query]))
+        positives = [(texts[document], judged[document]) for document in ids if judged.get(document, 0) > 0]
+        negatives = [texts[document] for document in ids if judged.get(document, 0) <= 0]
+        missed = [grade for document, grade in judged.items() if grade > 0 and document not in set(ids)]
+        further = [queries[query] for query in others]
+        return graded_group(queries[first], positives, negatives, first, missed=missed, others=further)
+
+    groups = [group(*members) for members in _grouped(ordered, merged=bool(source.protocol.get("merge_subqueries")))]
     if not groups:
         raise source.nothing_left(left_out)
     return RerankingTask(groups=groups, **{"query_instruction": True} | source.fields(left_out))
-
-
-def _group(
-    members: Sequence[str],
-    queries: Mapping[str, str],
-    qrels: Mapping[str, Mapping[str, int]],
-    ordered: Mapping[str, Sequence[str]],
-    texts: Mapping[str, str],
-) -> RerankingGroup:
-    """The group of one query, or of several that are judged as one: their judgements are the same."""
-    judged = qrels[members[-1]]
-    ids = list(dict.fromkeys(document for query in members for document in ordered[query]))
-    positives = [(texts[document], judged[document]) for document in ids if judged.get(document, 0) > 0]
-    negatives = [texts[document] for document in ids if judged.get(document, 0) <= 0]
-    missed = [grade for document, grade in judged.items() if grade > 0 and document not in set(ids)]
-    first, *others = members
-    return graded_group(
-        queries[first], positives, negatives, first, missed=missed, others=[queries[query] for query in others]
-    )
 
 
 def _grouped(ids: Iterable[str], *, merged: bool) -> list[list[str]]:
