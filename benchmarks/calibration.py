@@ -18,12 +18,11 @@ import numpy as np
 
 from bgekit import FlagModel
 from bgekit.errors import DataError
-from bgekit.evaluation.calibration import thresholds
-from bgekit.evaluation.calibration.calibration import QUANTILES, fit_logistic, scored_pairs
-from bgekit.evaluation.calibration.independent_groups import ScoredPairs, independent_groups
-from bgekit.evaluation.calibration.text_pairs import pairs_of_task
-from bgekit.evaluation.calibration.thresholds import choose_threshold, rate
+from bgekit.evaluation import thresholds
+from bgekit.evaluation.calibration import QUANTILES, fit_logistic, scored_pairs
 from bgekit.evaluation.readers.detect import read_tasks
+from bgekit.evaluation.text_pairs import pairs_of_task
+from bgekit.evaluation.thresholds import ScoredPairs, choose_threshold, independent_groups, rate
 
 
 def scored(model: FlagModel, data: str, split: str | None, pairs: int) -> tuple[str, ScoredPairs, ScoredPairs]:

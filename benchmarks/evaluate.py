@@ -94,7 +94,7 @@ def peer_mteb(model: str, data: str) -> dict[str, Any]:
     from sentence_transformers import SentenceTransformer
 
     from bgekit.evaluation import read_tasks
-    from bgekit.evaluation.benchmarks.mteb_local import local_mteb_task
+    from bgekit.evaluation.benchmarks.mteb_bridge import local_mteb_task
     from bgekit.models.card_reading import read_card
 
     loaded = SentenceTransformer(model, device="cpu")

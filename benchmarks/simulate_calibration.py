@@ -24,8 +24,7 @@ from scipy.optimize import brentq
 from scipy.stats import beta, binom, multinomial, norm
 
 from bgekit.errors import DataError
-from bgekit.evaluation.calibration.independent_groups import ScoredPairs, chance
-from bgekit.evaluation.calibration.thresholds import promised
+from bgekit.evaluation.thresholds import ScoredPairs, chance, promised
 
 #: Of each promise.
 CONFIDENCE = 0.95

@@ -32,7 +32,6 @@ MOVED: Final[dict[str, tuple[str, ...]]] = {
     "evaluation.judged": ("evaluation", "evaluation.judged_model"),
     "evaluation.reading": ("evaluation",),
     "evaluation.task": ("evaluation", "evaluation.tasks.base"),
-    "evaluation.thresholds": ("evaluation.calibration.thresholds",),
     "merging.run": ("merging", "merging.merging"),
     "mining.run": ("mining", "mining.mining"),
     "mining.sampling": ("mining", "mining.negatives"),

@@ -154,8 +154,7 @@ def synthetic(kind):
 
 def both(task, embedder, *, exact=True):
     """Metrics from our code and from mteb's."""
-    from bgekit.evaluation.benchmarks.mteb_bridge import MtebEncoder, evaluate_mteb
-    from bgekit.evaluation.benchmarks.mteb_local import local_mteb_task
+    from bgekit.evaluation.benchmarks.mteb_bridge import MtebEncoder, evaluate_mteb, local_mteb_task
 
     ours = task.score(JudgedModel(embedder, progress=False))
     dtype = np.float64 if exact and task.kind in ("sts", "pair_classification", "summarization") else np.float32

@@ -72,8 +72,7 @@ def run(args: argparse.Namespace) -> int:
     options.set_up_logging(args)
     if args.overwrite and not args.save:
         raise ArgumentError("--overwrite goes with --save DIR")
-    from ..evaluation.calibration.calibration import Wish, calibrate, read_pairs
-    from ..evaluation.calibration.calibration_report import calibration_text, save_calibration
+    from ..evaluation.calibration import Wish, calibrate, calibration_text, read_pairs, save_calibration
     from ..inference.embedder import FlagModel
 
     # What can be known at the start is said before a model is loaded.

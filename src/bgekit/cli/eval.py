@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from ..display.terminal import encodable
     from ..evaluation.evaluator import evaluate
-    from ..evaluation.report.console import console
+    from ..evaluation.report.report import console
     from ..evaluation.tasks.base import check_rerankable
     from ..files.atomic import check_place
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .calibration.calibration import Calibration, calibrate
+    from .calibration import Calibration, calibrate
     from .evaluator import Candidate, evaluate
     from .judged_model import JudgedModel, Setting
     from .readers.detect import read_tasks
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .tasks.base import Scores, Task
 
 _HOMES = {
-    "Calibration": "calibration.calibration",
+    "Calibration": "calibration",
     "Candidate": "evaluator",
     "Comparison": "results",
     "JudgedModel": "judged_model",
@@ -28,7 +28,7 @@ _HOMES = {
     "Scores": "tasks.base",
     "Setting": "judged_model",
     "Task": "tasks.base",
-    "calibrate": "calibration.calibration",
+    "calibrate": "calibration",
     "evaluate": "evaluator",
     "read_tasks": "readers.detect",
 }

@@ -102,32 +102,46 @@ def _compared(
     """Pairs of results on one task."""
     if not pairs:
         return []
-    measured = [_checked(*_on_common_items(a, b)) for a, b in pairs]
+    measured = [(a, b, *_common_items(a, b)) for a, b in pairs]
     first = pairs[0][0]
     # Each task has its own: randomisations of different tasks must not go together.
     random = np.random.default_rng([seed, zlib.crc32(f"{first.task}\0{first.split}".encode())])
-    found = contrasts([items for _, _, *items in measured], count, random)  # type: ignore[misc]
+    found = contrasts([(own, other) for _, _, own, other in measured], count, random)
     return [
         (_comparison(a, b, own, other, contrast, task), contrast)
         for (a, b, own, other), contrast in zip(measured, found, strict=True)
     ]
 
 
-def _checked(a: Result, b: Result) -> tuple[Result, Result, Items, Items]:
-    """The two with their items.
+def _common_items(a: Result, b: Result) -> tuple[Items, Items]:
+    """The items that both have: a text may be no item for a model that scores all its parts alike.
 
     Raises:
-        ArgumentError: these are not the same.
+        ArgumentError: the two were not measured on the same items.
     """
+    kept = [items for items in (a.items, b.items) if items is not None]
+    if len(kept) == 2 and list(kept[0].ids) != list(kept[1].ids):
+        common = set(kept[0].ids) & set(kept[1].ids)
+        kept = [_those_of(items, [row for row, item in enumerate(items.ids) if item in common]) for items in kept]
     if (
-        a.items is None
-        or b.items is None
-        or list(a.items.ids) != list(b.items.ids)
-        or a.items.statistic != b.items.statistic
-        or a.items.columns.keys() != b.items.columns.keys()
+        len(kept) < 2
+        or not len(kept[0].ids)
+        or list(kept[0].ids) != list(kept[1].ids)
+        or kept[0].statistic != kept[1].statistic
+        or kept[0].columns.keys() != kept[1].columns.keys()
     ):
         raise ArgumentError(f"{a.label} and {b.label} were not measured on the same items of {a.task}")
-    return a, b, a.items, b.items
+    return kept[0], kept[1]
+
+
+def _those_of(items: Items, rows: list[int]) -> Items:
+    return replace(
+        items,
+        ids=[items.ids[row] for row in rows],
+        columns={name: column[rows] for name, column in items.columns.items()},
+        texts=[items.texts[row] for row in rows] if items.texts else (),
+        groups=[items.groups[row] for row in rows] if items.groups is not None else None,
+    )
 
 
 def _comparison(a: Result, b: Result, own: Items, other: Items, contrast: Contrast, task: Task | None) -> Comparison:
@@ -180,26 +194,6 @@ def _ends(contrast: Contrast) -> tuple[float | None, float | None, str]:
     if contrast.doubt:
         return None, None, contrast.doubt
     return 100 * contrast.low, 100 * contrast.high, ""
-
-
-def _on_common_items(a: Result, b: Result) -> tuple[Result, Result]:
-    """Two results with the items that both have: a text may be no item for a model that scores all its parts alike."""
-    if a.items is None or b.items is None or list(a.items.ids) == list(b.items.ids):
-        return a, b
-    common = set(a.items.ids) & set(b.items.ids)
-    if not common:
-        return a, b
-    kept = []
-    for result in (a, b):
-        items = result.items
-        assert items is not None
-        rows = [row for row, item in enumerate(items.ids) if item in common]
-        columns = {name: column[rows] for name, column in items.columns.items()}
-        texts = [items.texts[row] for row in rows] if items.texts else ()
-        groups = [items.groups[row] for row in rows] if items.groups is not None else None
-        ids = [items.ids[row] for row in rows]
-        kept.append(replace(result, items=replace(items, ids=ids, columns=columns, texts=texts, groups=groups)))
-    return kept[0], kept[1]
 
 
 def item_values(items: Items) -> Doubles:

@@ -276,6 +276,8 @@ def _result(candidate: Candidate, model: JudgedModel, task: Task, cache: ScoreCa
             f"{label} on {task.name}: {task.main_metric} is not a number; the model scores every item alike, or all "
             "labels are equal"
         )
+    # Thresholds are similarities and no scores.
+    thresholds = {name: value for name, value in scores.metrics.items() if name.endswith("_threshold")}
     main = 100 * scores.metrics[task.main_metric]
     logger.info("%s on %s: %s %.2f (%.1f s)", label, task.name, task.main_metric, main, seconds)
     return Result(
@@ -292,7 +294,7 @@ def _result(candidate: Candidate, model: JudgedModel, task: Task, cache: ScoreCa
         language=task.language,
         main_metric=task.main_metric,
         main_score=main,
-        metrics={name: 100 * value for name, value in scores.metrics.items() if not name.endswith("_threshold")},
+        metrics={name: 100 * value for name, value in scores.metrics.items() if name not in thresholds},
         count=len(scores.items.ids),
         exclusions=task.exclusions,
         published=task.published,
@@ -304,15 +306,9 @@ def _result(candidate: Candidate, model: JudgedModel, task: Task, cache: ScoreCa
         seconds=seconds,
         cached=stored is not None,
         items=scores.items,
-        details={**scores.details, **_thresholds(scores)},
+        details={**scores.details, **({"thresholds": thresholds} if thresholds else {})},
         notes=task.notes,
     )
-
-
-def _thresholds(scores: Scores) -> dict[str, Any]:
-    """Thresholds, which are similarities and no scores."""
-    found = {name: value for name, value in scores.metrics.items() if name.endswith("_threshold")}
-    return {"thresholds": found} if found else {}
 
 
 def _reference(name: str, task: Task) -> float | None:
@@ -415,7 +411,10 @@ class ScoreCache:
         path = self._folder.path / self._name(model, task)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return _scores(content), float(content["seconds"])
+            stored = content["items"]
+            columns = {name: np.asarray(values, dtype=np.float64) for name, values in stored["columns"].items()}
+            scores = Scores(content["metrics"], Items(**stored | {"columns": columns}), content["details"])
+            return scores, float(content["seconds"])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -434,12 +433,11 @@ class ScoreCache:
             "metrics": dict(scores.metrics),
             "details": dict(scores.details),
             "items": {
+                **vars(items),
                 "ids": list(items.ids),
-                "statistic": items.statistic,
                 "columns": {name: column.tolist() for name, column in items.columns.items()},
                 "texts": list(items.texts),
                 "groups": None if items.groups is None else list(items.groups),
-                "overlap": items.overlap,
             },
         }
         with self._folder.create(self._name(model, task)) as file:
@@ -456,12 +454,3 @@ class ScoreCache:
         card = model.embedder.card
         roles = [str(role_of(card, task.kind, task.name, side)) for side in ("query", "document", "plain")]
         return f"{digest(PROTOCOL, model.fingerprint, task.fingerprint, task.main_metric, *roles)[:32]}.json"
-
-
-def _scores(content: dict[str, Any]) -> Scores:
-    stored = content["items"]
-    columns = {name: np.asarray(values, dtype=np.float64) for name, values in stored["columns"].items()}
-    items = Items(
-        stored["ids"], stored["statistic"], columns, stored["texts"], stored["groups"], float(stored["overlap"])
-    )
-    return Scores(content["metrics"], items, content["details"])

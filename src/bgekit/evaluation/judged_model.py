@@ -217,9 +217,12 @@ class JudgedModel:
             else:
                 parent = self._folder
             folder = parent / digest(self.embedder.fingerprint, content, str(role))[:32]
-            if not _is_complete(folder):
+            # Its name has the digest of the corpus in it.
+            complete = (folder / MANIFEST).exists() and bool(read_manifest(folder / MANIFEST)["complete"])
+            if not complete:
                 with contextlib.ExitStack() as shown:
-                    bar = shown.enter_context(EncodeProgress(None)) if self._shows_progress else None
+                    shows = sys.stderr.isatty() if self._progress is None else self._progress
+                    bar = shown.enter_context(EncodeProgress(None)) if shows else None
                     encode_to_shards(self.embedder, records, folder, kind=role or "plain", progress=bar)
             yield self._blocks(folder)
 
@@ -243,10 +246,6 @@ class JudgedModel:
         pairs = [(query, text) for query, texts in zip(queries, passages, strict=True) for text in texts]
         scores = np.asarray(self.setting.reranker.compute_score(pairs) if pairs else (), dtype=np.float64)
         return np.split(scores, np.cumsum([len(texts) for texts in passages])[:-1])
-
-    @property
-    def _shows_progress(self) -> bool:
-        return sys.stderr.isatty() if self._progress is None else self._progress
 
     def _encode(self, texts: Sequence[str], kind: Kind, task: str, side: Role) -> Floats:
         role = role_of(self.embedder.card, kind, task, side)
@@ -283,8 +282,3 @@ class JudgedModel:
             return whole
         part = whole[:, : self.setting.dimension]
         return unit(part) if self.embedder.card.normalize else part
-
-
-def _is_complete(folder: Path) -> bool:
-    """Whether a folder holds all vectors of a corpus; its name has the digest of the corpus in it."""
-    return (folder / MANIFEST).exists() and bool(read_manifest(folder / MANIFEST)["complete"])

@@ -18,7 +18,8 @@ Run: TypeAlias = Mapping[str, Mapping[str, float]]
 PerQuery: TypeAlias = dict[str, npt.NDArray[np.float64]]
 #: Depths that MTEB reports.
 DEPTHS: Final = (1, 3, 5, 10, 20, 100, 1000)
-_TREC: Final = {"ndcg_cut": "ndcg", "map_cut": "map", "recall": "recall", "P": "precision", "success": "hit_rate"}
+#: Metrics that pytrec_eval computes: by its name, the one that MTEB reports.
+TREC_NAMES: Final = {"ndcg_cut": "ndcg", "map_cut": "map", "recall": "recall", "P": "precision", "success": "hit_rate"}
 
 
 def ranking_metrics(
@@ -46,13 +47,13 @@ def ranking_metrics(
     """
     pytrec_eval: Any = import_extra("pytrec_eval", "eval")
     cuts = ",".join(map(str, depths))
-    wanted = {f"{name}.{cuts}" for name in _TREC}
+    wanted = {f"{name}.{cuts}" for name in TREC_NAMES}
     judgements = {query: dict(qrels[query]) for query in run}
     evaluated = pytrec_eval.RelevanceEvaluator(judgements, wanted).evaluate(
         {q: dict(found) for q, found in run.items()}
     )
     values: PerQuery = {}
-    for trec, name in _TREC.items():
+    for trec, name in TREC_NAMES.items():
         for depth in depths:
             # A query without any retrieved document is missing from pytrec_eval's answer: it scores 0.
             column = [evaluated.get(query, {}).get(f"{trec}_{depth}", 0.0) for query in run]

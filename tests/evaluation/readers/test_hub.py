@@ -300,8 +300,7 @@ def test_graded_reranking(tmp_path, files, missed):
 
 def test_graded_reranking_scores_as_mteb_loads_and_scores_it(tmp_path, embedder, datasets_cache):
     loaders = pytest.importorskip("mteb.abstasks.retrieval_dataset_loaders")
-    from bgekit.evaluation.benchmarks.mteb_bridge import MtebEncoder, evaluate_mteb
-    from bgekit.evaluation.benchmarks.mteb_local import local_mteb_task
+    from bgekit.evaluation.benchmarks.mteb_bridge import MtebEncoder, evaluate_mteb, local_mteb_task
     from bgekit.evaluation.judged_model import JudgedModel
 
     root = write(tmp_path / "Mine", {**PARTS, "README.md": STATED})

@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 
 from bgekit.display.terminal import columns
-from bgekit.evaluation.report.console import console
 from bgekit.evaluation.report.page import html
-from bgekit.evaluation.report.report import markdown
+from bgekit.evaluation.report.report import console, markdown
 
 LONG = "/data/experiments/2026-11/bge-small-en-v1.5-finetuned-on-support-tickets-with-hard-negatives 模型名字也很长"
 MODELS = ["BAAI/bge-small-en-v1.5", "BAAI/bge-small-en-v1.5 [no instruction]", LONG]

@@ -1,9 +1,4 @@
-"""Definitions of named benchmarks: their tasks, as the published averages count them.
-
-Names, subsets and splits are those of the `mteb` package, so that one list serves local folders and the hub alike. The
-main metrics are those of the time of the published tables: mteb has since renamed `map` to `map_at_1000` and made
-accuracy the main metric of two pair classifications (`mteb_bridge.py` knows the new names).
-"""
+"""Named benchmarks: their tasks, as the published averages count them. Their facts are in benchmarks.yaml."""
 
 from __future__ import annotations
 
@@ -12,26 +7,25 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import resources
 from typing import Any, ClassVar, Final
 
 import numpy as np
+import yaml  # type: ignore[import-untyped]
 
 from ...data.columns import normal
 from ...errors import ArgumentError
 from ..judged_model import JudgedModel, Kind
 from ..tasks.base import Items, Scores, Task
 
+_FACTS: Final = yaml.load(
+    resources.files(__package__).joinpath("benchmarks.yaml").read_text("utf-8"),
+    getattr(yaml, "CSafeLoader", yaml.SafeLoader),
+)
 #: Main metric of each kind in the published tables.
-MAIN_METRICS: Final[Mapping[Kind, str]] = {
-    "retrieval": "ndcg_at_10",
-    "clustering": "v_measure",
-    "pair_classification": "max_ap",
-    "reranking": "map",
-    "sts": "cosine_spearman",
-    "summarization": "cosine_spearman",
-    "classification": "accuracy",
-    "bitext": "f1",
-}
+MAIN_METRICS: Final[Mapping[Kind, str]] = _FACTS["main_metrics"]
+#: The forums of CQADupStack: their mean counts as one dataset.
+CQADUPSTACK: Final = tuple(f"CQADupstack{forum}Retrieval" for forum in _FACTS["cqadupstack"].split())
 
 
 @dataclass(frozen=True)
@@ -124,109 +118,23 @@ def benchmark(name: str) -> Benchmark:
     return found
 
 
-def _tasks(kind: Kind, names: str, *, split: str = "test", language: str) -> tuple[BenchmarkTask, ...]:
-    """Tasks of one kind from their names; `Name:subset` where the mteb package has several subsets."""
-    made = []
-    for entry in names.split():
-        name, _, subset = entry.partition(":")
-        parts = CQADUPSTACK if name == "CQADupstackRetrieval" else ()
-        made.append(BenchmarkTask(name, kind, split, MAIN_METRICS[kind], language, subset, parts))
-    return tuple(made)
-
-
-#: The forums of CQADupStack: their mean counts as one dataset.
-CQADUPSTACK: Final = tuple(
-    f"CQADupstack{forum}Retrieval"
-    for forum in (
-        "Android", "English", "Gaming", "Gis", "Mathematica", "Physics", "Programmers", "Stats", "Tex", "Unix",
-        "Webmasters", "Wordpress",
-    )
-)  # fmt: skip
-#: BEIR as far as it is public: the retrieval column of MTEB. Source: arXiv 2104.08663, 2210.07316.
-_BEIR: Final = (
-    *_tasks(
-        "retrieval",
-        "ArguAna ClimateFEVER CQADupstackRetrieval DBPedia FEVER FiQA2018 HotpotQA",
-        language="en",
-    ),
-    # The test judgements of MS MARCO are not public.
-    *_tasks("retrieval", "MSMARCO", split="dev", language="en"),
-    *_tasks("retrieval", "NFCorpus NQ QuoraRetrieval SCIDOCS SciFact Touche2020 TRECCOVID", language="en"),
-)
-_MTEB_EN: Final = (
-    *_BEIR,
-    *_tasks(
-        "clustering",
-        "ArxivClusteringP2P ArxivClusteringS2S BiorxivClusteringP2P BiorxivClusteringS2S MedrxivClusteringP2P "
-        "MedrxivClusteringS2S RedditClustering RedditClusteringP2P StackExchangeClustering "
-        "StackExchangeClusteringP2P TwentyNewsgroupsClustering",
-        language="en",
-    ),
-    *_tasks("pair_classification", "SprintDuplicateQuestions TwitterSemEval2015 TwitterURLCorpus", language="en"),
-    *_tasks("reranking", "AskUbuntuDupQuestions MindSmallReranking SciDocsRR StackOverflowDupQuestions", language="en"),
-    *_tasks("sts", "BIOSSES SICK-R STS12 STS13 STS14 STS15 STS16 STS17:en-en STS22:en STSBenchmark", language="en"),
-    *_tasks("summarization", "SummEval", language="en"),
-    *_tasks(
-        "classification",
-        "AmazonCounterfactualClassification:en AmazonPolarityClassification AmazonReviewsClassification:en "
-        "Banking77Classification EmotionClassification ImdbClassification MassiveIntentClassification:en "
-        "MassiveScenarioClassification:en MTOPDomainClassification:en MTOPIntentClassification:en "
-        "ToxicConversationsClassification TweetSentimentExtractionClassification",
-        language="en",
-    ),
-)
-#: C-MTEB's own 31 datasets and the four of MTEB with a Chinese part that its average counts too. Source: arXiv
-#: 2309.07597 and the averages of the table itself.
-_C_MTEB: Final = (
-    *_tasks(
-        "retrieval",
-        "T2Retrieval MMarcoRetrieval DuRetrieval CovidRetrieval CmedqaRetrieval EcomRetrieval MedicalRetrieval "
-        "VideoRetrieval",
-        split="dev",
-        language="zh",
-    ),
-    *_tasks("sts", "ATEC BQ LCQMC PAWSX STSB", language="zh"),
-    *_tasks("sts", "AFQMC", split="validation", language="zh"),
-    *_tasks("sts", "QBQTC STS22:zh", language="zh"),
-    *_tasks("pair_classification", "Ocnli Cmnli", split="validation", language="zh"),
-    *_tasks("classification", "TNews IFlyTek MultilingualSentiment", split="validation", language="zh"),
-    *_tasks(
-        "classification",
-        "JDReview OnlineShopping Waimai AmazonReviewsClassification:zh MassiveIntentClassification:zh-CN "
-        "MassiveScenarioClassification:zh-CN",
-        language="zh",
-    ),
-    *_tasks("reranking", "T2Reranking MMarcoReranking", split="dev", language="zh"),
-    *_tasks("reranking", "CMedQAv1-reranking CMedQAv2-reranking", language="zh"),
-    *_tasks("clustering", "CLSClusteringS2S CLSClusteringP2P ThuNewsClusteringS2S ThuNewsClusteringP2P", language="zh"),
-)
-#: The passage task on its development queries and on those of TREC's deep learning tracks.
-_MSMARCO: Final = (
-    *_tasks("retrieval", "MSMARCO", split="dev", language="en"),
-    *_tasks("retrieval", "TRECDL2019 TRECDL2020", language="en"),
-)
-_MIRACL_LANGUAGES: Final = "ar bn de en es fa fi fr hi id ja ko ru sw te th yo zh"
-_MIRACL: Final = tuple(
-    task
-    for language in _MIRACL_LANGUAGES.split()
-    for task in _tasks("retrieval", f"MIRACLRetrieval:{language}", split="dev", language=language)
-)
-
-
-def _named(entries: Sequence[Benchmark]) -> dict[str, Benchmark]:
-    return {entry.name: entry for entry in entries}
+def _tasks(entries: Iterable[Any]) -> Iterator[BenchmarkTask]:
+    """The tasks of entries of the file; a name may have a subset after a colon, an entry may be a list of entries."""
+    for entry in entries:
+        if isinstance(entry, list):
+            yield from _tasks(entry)
+            continue
+        kind: Kind = entry["kind"]
+        for name, _, subset in (named.partition(":") for named in entry["names"].split()):
+            parts = CQADUPSTACK if name == "CQADupstackRetrieval" else ()
+            split, language = entry.get("split", "test"), entry.get("language", subset)
+            yield BenchmarkTask(name, kind, split, MAIN_METRICS[kind], language, subset, parts)
 
 
 #: All named benchmarks by name.
-BENCHMARKS: Final[Mapping[str, Benchmark]] = _named(
-    (
-        Benchmark("mteb-en", "MTEB, English", _MTEB_EN),
-        Benchmark("c-mteb", "C-MTEB, Chinese", _C_MTEB),
-        Benchmark("beir", "BEIR", _BEIR),
-        Benchmark("msmarco", "MS MARCO passages", _MSMARCO),
-        Benchmark("miracl", "MIRACL", _MIRACL),
-    )
-)
+BENCHMARKS: Final[Mapping[str, Benchmark]] = {
+    name: Benchmark(name, entry["title"], tuple(_tasks(entry["tasks"]))) for name, entry in _FACTS["benchmarks"].items()
+}
 _NAMES: Final = frozenset(
     name.lower() for entry in BENCHMARKS.values() for task in entry for name in (task.name, *task.parts)
 )
@@ -237,58 +145,8 @@ def is_named(name: str) -> bool:
     return name.lower() in _NAMES
 
 
-#: A line for each task: its name, and the other names of its data.
-_HUB_NAMES: Final = """
-    TRECCOVID trec-covid trec-covid-v2
-    FiQA2018 fiqa
-    QuoraRetrieval quora
-    ClimateFEVER climate-fever-v2
-    CQADupstackRetrieval cqadupstack
-    DBPedia dbpedia-entity
-    Touche2020 webis-touche2020 touche2020-v2
-    TRECDL2019 trec-dl-2019
-    TRECDL2020 trec-dl-2020
-    SprintDuplicateQuestions sprintduplicatequestions-pairclassification
-    TwitterSemEval2015 twittersemeval2015-pairclassification
-    TwitterURLCorpus twitterurlcorpus-pairclassification
-    AskUbuntuDupQuestions askubuntudupquestions-reranking
-    MindSmallReranking mind_small
-    SciDocsRR scidocs-reranking
-    StackOverflowDupQuestions stackoverflowdupquestions-reranking
-    BIOSSES biosses-sts
-    SICK-R sickr-sts
-    STS12 sts12-sts
-    STS13 sts13-sts
-    STS14 sts14-sts
-    STS15 sts15-sts
-    STS16 sts16-sts
-    STS17 sts17-crosslingual-sts
-    STS22 sts22-crosslingual-sts
-    STSBenchmark stsbenchmark-sts
-    AmazonCounterfactualClassification amazon_counterfactual
-    AmazonPolarityClassification amazon_polarity
-    AmazonReviewsClassification amazon_reviews_multi
-    Banking77Classification banking77
-    EmotionClassification emotion
-    ImdbClassification imdb
-    MassiveIntentClassification amazon_massive_intent
-    MassiveScenarioClassification amazon_massive_scenario
-    MTOPDomainClassification mtop_domain
-    MTOPIntentClassification mtop_intent
-    ToxicConversationsClassification toxic_conversations_50k
-    TweetSentimentExtractionClassification tweet_sentiment_extraction
-    TNews TNews-classification
-    IFlyTek IFlyTek-classification
-    MultilingualSentiment MultilingualSentiment-classification
-    JDReview JDReview-classification
-    OnlineShopping OnlineShopping-classification
-    Waimai waimai-classification
-    MMarcoReranking Mmarco-reranking
-"""
-
-
 _TASKS: Final[Mapping[str, str]] = {
-    **{normal(name): line.split()[0] for line in _HUB_NAMES.strip().splitlines() for name in line.split()},
+    **{normal(name): task for task, names in _FACTS["other_names"].items() for name in (task, *names.split())},
     **{normal(name.removesuffix("Retrieval")): name for name in CQADUPSTACK},
 }
 
@@ -307,50 +165,11 @@ def names_of(task: str) -> set[str]:
     return {normal(task), *(name for name, own in _TASKS.items() if own == task)}
 
 
-#: Texts drawn of each label, where they are not 8.
-_SAMPLES_PER_LABEL: Final = {
-    16: """
-        AngryTweetsClassification CzechProductReviewSentimentClassification CzechSoMeSentimentClassification
-        DKHateClassification DalajClassification DanishPoliticalCommentsClassification EmotionClassification
-        EstonianValenceClassification HUMEEmotionClassification HUMEToxicConversationsClassification
-        LccSentimentClassification ToxicConversationsClassification
-    """,
-    20: "CSFDCZMovieReviewSentimentClassification CSFDSKMovieReviewSentimentClassification",
-    32: """
-        AfriSentiLangClassification AmazonCounterfactualClassification DeepSentiPers DigikalamagClassification
-        DutchGovernmentBiasClassification FaIntentClassification HUMETweetSentimentExtractionClassification IFlyTek
-        IconclassClassification JDReview MultilingualSentiment NLPTwitterAnalysisClassification
-        NordicLangClassification OnlineShopping PerShopDomainClassification PerShopIntentClassification
-        PersianTextEmotion SIDClassification ScalaClassification SentimentDKSF StyleClassification
-        SynPerChatbotConvSAAnger SynPerChatbotConvSAFear SynPerChatbotConvSAFriendship
-        SynPerChatbotConvSAHappiness SynPerChatbotConvSAJealousy SynPerChatbotConvSALove
-        SynPerChatbotConvSASadness SynPerChatbotConvSASatisfaction SynPerChatbotConvSASurprise
-        SynPerChatbotConvSAToneChatbotClassification SynPerChatbotConvSAToneUserClassification
-        SynPerChatbotRAGToneChatbotClassification SynPerChatbotRAGToneUserClassification
-        SynPerChatbotSatisfactionLevelClassification SynPerChatbotToneChatbotClassification
-        SynPerChatbotToneUserClassification SynPerTextToneClassification TNews
-        TweetSentimentExtractionClassification Waimai YahooAnswersTopicsClassification
-        YueOpenriceReviewClassification
-    """,
-    128: "DutchColaClassification YelpReviewFullClassification",
+#: By field of a task's class, and by the name of the task in lower case.
+_PROTOCOL: Final[Mapping[str, Mapping[str, Any]]] = {
+    field: {name: value for value, names in by_value.items() for name in names.lower().split()}
+    for field, by_value in _FACTS["protocol"].items()
 }
-#: Draws, where they are not 10.
-_EXPERIMENTS: Final = {5: "IFlyTek"}
-#: Retrieval in which a document that has the id of the query does not count: most often it is the query itself.
-_SKIP_IDENTICAL_IDS: Final = """
-    ArguAna ArguAna-Fa ArguAna-NL ArguAna-PL BSARDRetrieval DanFEVER EcomRetrieval FEVER FEVER-FaHardNegatives FEVER-NL
-    FEVERHardNegatives FeedbackQARetrieval FiQA-PL FiQA2018 FiQA2018-Fa FiQA2018-NL FiQADecontaminated IFIRFiQA
-    JaCWIRRetrieval JaGovFaqsRetrieval LegalQANLRetrieval MLQuestions MMarcoRetrieval MMarcoRetrievalMultilingual
-    MSMARCO MSMARCO-Fa MSMARCO-FaHardNegatives MSMARCO-PL MSMARCO-PLHardNegatives MSMARCOHardNegatives MedicalRetrieval
-    NLPJournalAbsArticleRetrieval PersianWebDocumentRetrieval Quora-NL QuoraRetrieval QuoraRetrieval-Fa
-    QuoraRetrievalDecontaminated QuoraRetrievalHardNegatives RiaNewsRetrieval RiaNewsRetrievalHardNegatives
-    RuBQRetrieval RuSciBenchCiteRetrieval RuSciBenchCociteRetrieval SynPerChatbotRAGFAQRetrieval
-    SynPerChatbotRAGTopicsRetrieval SynPerChatbotTopicsRetrieval SynPerQARetrieval T2Retrieval TRECDL2019 TRECDL2020
-    VideoRetrieval bBSARDNLRetrieval mMARCO-NL
-"""
-#: Reranking in which queries whose ids differ only behind the last `_` are one: of its scores with each, a document has
-#: the best.
-_MERGE_SUBQUERIES: Final = "MindSmallReranking"
 _VERSION: Final = re.compile(r"\.v\d+$", re.IGNORECASE)
 
 
@@ -364,24 +183,8 @@ def protocol_of(name: str) -> dict[str, Any]:
         `samples_per_label` and `experiments` (classification), `skip_identical_ids` (retrieval) or `merge_subqueries`
         (reranking), each only where it is not the default of the class; empty for a name that MTEB does not know.
     """
-    return dict(_FACTS.get(task_called(_VERSION.sub("", name.strip())).lower(), {}))
-
-
-def _facts() -> dict[str, dict[str, Any]]:
-    facts: dict[str, dict[str, Any]] = {}
-    for field, by_value in (
-        ("samples_per_label", _SAMPLES_PER_LABEL),
-        ("experiments", _EXPERIMENTS),
-        ("skip_identical_ids", {True: _SKIP_IDENTICAL_IDS}),
-        ("merge_subqueries", {True: _MERGE_SUBQUERIES}),
-    ):
-        for value, names in by_value.items():
-            for name in names.lower().split():
-                facts.setdefault(name, {})[field] = value
-    return facts
-
-
-_FACTS: Final = _facts()
+    own = task_called(_VERSION.sub("", name.strip())).lower()
+    return {field: by_name[own] for field, by_name in _PROTOCOL.items() if own in by_name}
 
 
 @dataclass(frozen=True, kw_only=True)

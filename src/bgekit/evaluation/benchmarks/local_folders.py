@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ...data.columns import normal
 from ...data.formats import USUAL, Dialect, Quoting
@@ -59,8 +58,8 @@ def find_tasks(
         ArgumentError: there is no such benchmark or task.
         DataError: the folder does not exist, or data in it cannot be read.
     """
-    whole, root = benchmark(name), _Root(Path(data_root), dialect)
-    places = {wanted: _places(root, wanted, whole.label(wanted)) for wanted in whole.select(tasks)}
+    whole, folders = benchmark(name), _folders(Path(data_root))
+    places = {wanted: _places(folders, wanted, whole.label(wanted)) for wanted in whole.select(tasks)}
     found: list[Task] = []
     for wanted, parts in places.items():
         if parts:
@@ -117,37 +116,30 @@ class _Place:
     task: BenchmarkTask
     label: str
 
-    @property
-    def wanted(self) -> Wanted:
-        """The fields that are known before the data is read."""
-        return Wanted(self.task.name, self.task.kind, self.task.subset)
+
+_Folders: TypeAlias = "list[tuple[Path, dict[str, Any]]]"
 
 
-class _Root:
-    """The folders below a data root, two deep."""
+def _folders(root: Path) -> _Folders:
+    """Each folder below a data root, two deep, with what its dataset.json says; those of an owner stand at the end."""
+    if not root.is_dir():
+        raise DataError(f"the data root {root} is not a folder; it should hold a folder for each task")
+    own = _below(root)
+    inner = [folder for above in own for folder in _below(Path(snapshot_of(str(above))))]
+    return [(folder, _described(folder)) for folder in (*own, *inner)]
 
-    def __init__(self, path: Path, dialect: Dialect = USUAL) -> None:
-        if not path.is_dir():
-            raise DataError(f"the data root {path} is not a folder; it should hold a folder for each task")
-        self.path, self.dialect = path, dialect
 
-    @cached_property
-    def folders(self) -> list[tuple[Path, dict[str, Any]]]:
-        """Each folder with what its dataset.json says; those of an owner stand behind all others."""
-        own = _below(self.path)
-        inner = [folder for above in own for folder in _below(Path(snapshot_of(str(above))))]
-        return [(folder, _described(folder)) for folder in (*own, *inner)]
+def _find(folders: _Folders, task: BenchmarkTask, *, only: bool = True) -> Path | None:
+    """The folder of a task; one that names the subset comes before one that does not.
 
-    def find(self, task: BenchmarkTask, *, only: bool = True) -> Path | None:
-        """The folder of a task; one that names the subset comes before one that does not.
-
-        Args:
-            task: The task.
-            only: Whether data without a word about its subset can only be this one.
-        """
-        fitting = [(_fit(task, folder, facts, only), folder) for folder, facts in self.folders]
-        score, folder = max(fitting, key=lambda pair: pair[0], default=(0, self.path))
-        return folder if score else None
+    Args:
+        folders: All that there are.
+        task: The task.
+        only: Whether data without a word about its subset can only be this one.
+    """
+    fitting = [(_fit(task, folder, facts, only), folder) for folder, facts in folders]
+    score, folder = max(fitting, key=lambda pair: pair[0], default=(0, None))
+    return folder if score else None
 
 
 def _below(path: Path) -> list[Path]:
@@ -191,17 +183,17 @@ def _fit(task: BenchmarkTask, folder: Path, facts: Mapping[str, Any], only: bool
     return 2 if named else 1
 
 
-def _places(root: _Root, wanted: BenchmarkTask, label: str) -> list[_Place]:
+def _places(folders: _Folders, wanted: BenchmarkTask, label: str) -> list[_Place]:
     """Paths of a task or of its parts; empty if one is not there."""
     if not wanted.parts:
-        folder = root.find(wanted, only=label == wanted.name)
+        folder = _find(folders, wanted, only=label == wanted.name)
         return [] if folder is None else [_Place(folder, wanted, label)]
     places = []
     for name in wanted.parts:
-        whole, part = root.find(wanted), replace(wanted, name=name, parts=())
+        whole, part = _find(folders, wanted), replace(wanted, name=name, parts=())
         # As a folder of its own, or as BEIR has it: cqadupstack/android.
         forum = name.removeprefix("CQADupstack").removesuffix("Retrieval")
-        folder = root.find(part) or (_inner(whole, forum) if whole else None)
+        folder = _find(folders, part) or (_inner(whole, forum) if whole else None)
         if folder is None:
             return []
         places.append(_Place(folder, part, name))
@@ -219,10 +211,9 @@ def _mean_task(wanted: BenchmarkTask, parts: Sequence[Task]) -> Task:
 def _read(place: _Place, dialect: Dialect) -> Task:
     """The task in a folder, with the benchmark's name, metric and protocol; what dataset.json says comes before."""
     folder, wanted = place.folder, place.task
-    tasks = read_tasks(
-        folder, split=wanted.split, wanted=place.wanted, encoding=dialect.encoding, quoting=dialect.quoting
-    )
-    read = list(_fitting(tasks, wanted))
+    known = Wanted(wanted.name, wanted.kind, wanted.subset)
+    tasks = read_tasks(folder, split=wanted.split, wanted=known, encoding=dialect.encoding, quoting=dialect.quoting)
+    read = [task for task in tasks if task.kind == wanted.kind]
     if len(read) != 1:
         raise DataError(
             f"{folder} should hold the one {wanted.kind.replace('_', ' ')} task {wanted.key}, split {wanted.split}; "
@@ -238,9 +229,3 @@ def _read(place: _Place, dialect: Dialect) -> Task:
         # SummEval); ours is the mean correlation.
         changes["comparable"] = False
     return replace(read[0], **changes)
-
-
-def _fitting(tasks: Sequence[Task], wanted: BenchmarkTask) -> Iterator[Task]:
-    for task in tasks:
-        if task.kind == wanted.kind:
-            yield task

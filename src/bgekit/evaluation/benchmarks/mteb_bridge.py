@@ -1,14 +1,15 @@
-"""Tasks run through the `mteb` package: our models as its encoders, and its scores as ours.
+"""Tasks run through the `mteb` package: our models as its encoders, its scores as ours, and our data as its tasks.
 
 mteb is imported when it is first needed (`pip install 'bgekit[mteb]'`). Nothing here asks the hub for metadata: only
-the data of a task is fetched, and `mteb_local.local_mteb_task` needs no hub at all.
+the data of a task is fetched, and `local_mteb_task` needs no hub at all: with it one protocol can be checked against
+the other.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -18,7 +19,15 @@ import numpy.typing as npt
 from ...errors import ArgumentError, DataError, import_extra
 from ...models.families import model_name
 from ..judged_model import MTEB_NAMES, Floats, JudgedModel, Kind
+from ..metrics import TREC_NAMES
 from ..tasks.base import Items, Scores, Task
+from ..tasks.bitext import BitextTask
+from ..tasks.classification import ClassificationTask
+from ..tasks.clustering import ClusteringTask
+from ..tasks.pairs import PairClassificationTask, StsTask
+from ..tasks.reranking import RerankingTask
+from ..tasks.retrieval import RetrievalTask
+from ..tasks.summarization import SummarizationTask
 from .definitions import BenchmarkTask, benchmark, mean_scores
 
 if TYPE_CHECKING:
@@ -34,13 +43,10 @@ _KINDS: Final[Mapping[str, Kind]] = {mteb: cast("Kind", ours) for ours, mteb in 
 
 #: Metrics that mteb has renamed since the published tables: today's name by the name of then.
 RENAMED: Final[Mapping[str, tuple[str, ...]]] = {
-    # MIND has several queries a group; mteb keeps the best.
+    # MIND has several queries a group; mteb keeps the best. The last name is that of data without such groups.
     "map": ("max_over_subqueries_map_at_1000", "map_at_1000"),
     "mrr": ("mrr_at_10",),
 }
-
-#: Metrics of a query in mteb's ranking tasks, as pytrec_eval names them, by the name that mteb reports.
-_PER_QUERY: Final = {"ndcg_cut": "ndcg", "map_cut": "map", "recall": "recall", "P": "precision", "success": "hit_rate"}
 
 
 class MtebEncoder:
@@ -91,7 +97,8 @@ class MtebEncoder:
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
         """A tensor [n, m] of similarities, as the model's card compares vectors."""
         torch = import_extra("torch", "mteb")
-        left, right = (self._comparable(np.atleast_2d(np.asarray(vectors))) for vectors in (embeddings1, embeddings2))
+        both = (np.atleast_2d(np.asarray(vectors)) for vectors in (embeddings1, embeddings2))
+        left, right = (self.judged.comparable(cast("Floats", vectors)) for vectors in both)
         return torch.from_numpy(left @ right.T)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
@@ -114,9 +121,6 @@ class MtebEncoder:
             "use_instructions": any(card.prompts.values()),
         }
         return meta.create_empty(overwrites=overwrites)
-
-    def _comparable(self, vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return self.judged.comparable(cast("Floats", vectors))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,9 +258,9 @@ def _columns(per_query: Mapping[str, Mapping[str, float]]) -> dict[str, npt.NDAr
     columns = {}
     for name in next(iter(per_query.values()), {}):
         stem, _, depth = name.rpartition("_")
-        if stem in _PER_QUERY:
+        if stem in TREC_NAMES:
             values = [found[name] for found in per_query.values()]
-            columns[f"{_PER_QUERY[stem]}_at_{depth}"] = np.asarray(values, dtype=np.float64)
+            columns[f"{TREC_NAMES[stem]}_at_{depth}"] = np.asarray(values, dtype=np.float64)
     return columns
 
 
@@ -276,3 +280,136 @@ def _load(task: Any) -> None:
             f"({type(error).__name__}: {told}); without the hub, put it into a folder DIR/{task.metadata.name} and "
             "pass --data-root DIR"
         ) from error
+
+
+#: mteb's codes of languages; what it writes into results depends on them, no score does.
+_LANGUAGES: Final = {"en": "eng-Latn", "zh": "cmn-Hans"}
+
+
+def local_mteb_task(task: Task) -> Any:
+    """An mteb task of the right class whose data is that of a task of ours: loaded, with one subset.
+
+    Raises:
+        ArgumentError: mteb has no such kind of task.
+        MissingExtraError: mteb is not installed.
+    """
+    if type(task) not in _COUNTERPARTS:
+        raise ArgumentError(f"mteb has no counterpart of a {type(task).__name__}")
+    module, name, maker = _COUNTERPARTS[type(task)]
+    base = getattr(import_extra(module, "mteb"), name)
+    data, attributes = maker(task)
+    made = type(f"Local{name}", (base,), {"metadata": _metadata(task), **attributes})()
+    made.dataset = data
+    made.data_loaded = True
+    return made
+
+
+def _metadata(task: Task) -> Any:
+    metadata = import_extra("mteb.abstasks.task_metadata", "mteb").TaskMetadata
+    languages = [_LANGUAGES.get(part, "eng-Latn") for part in (task.language or "en").split("-")[:2]]
+    return metadata(
+        name=task.name,
+        description=f"{task.name} from local files",
+        dataset={"path": "local", "revision": task.fingerprint},
+        type=MTEB_NAMES[task.kind],
+        category="t2t",
+        eval_splits=[task.split],
+        eval_langs=list(dict.fromkeys(languages)),
+        main_score=RENAMED.get(task.main_metric, (task.main_metric,))[-1],
+    )
+
+
+def _dataset(columns: Mapping[str, Iterable[Any]]) -> Any:
+    return import_extra("datasets", "mteb").Dataset.from_dict({name: list(values) for name, values in columns.items()})
+
+
+def _retrieval(task: RetrievalTask) -> tuple[Any, dict[str, Any]]:
+    records = list(task.corpus.read())
+    data = {
+        "corpus": _dataset({"id": [r.id for r in records], "text": [r.text for r in records]}),
+        "queries": _dataset({"id": task.qrels, "text": [task.queries[query] for query in task.qrels]}),
+        "relevant_docs": {query: dict(found) for query, found in task.qrels.items()},
+        "top_ranked": None,
+    }
+    return {"default": {task.split: data}}, {"ignore_identical_ids": task.skip_identical_ids}
+
+
+def _reranking(task: RerankingTask) -> tuple[Any, dict[str, Any]]:
+    ids: list[str] = []
+    texts: list[str] = []
+    relevant: dict[str, dict[str, int]] = {}
+    ranked: dict[str, list[str]] = {}
+    for number, group in enumerate(task.groups):
+        if group.others:
+            raise ArgumentError(f"{task.name} has several queries a group, which mteb scores in one task of its own")
+        judged = {f"{number}-{name}": grade for name, grade in group.judged().items()}
+        passages = [*group.positives, *group.negatives]
+        relevant[str(number)] = judged
+        ranked[str(number)] = list(judged)[: len(passages)]
+        ids += ranked[str(number)]
+        texts += passages
+    data = {
+        "corpus": _dataset({"id": ids, "text": texts}),
+        "queries": _dataset({"id": relevant, "text": [group.query for group in task.groups]}),
+        "relevant_docs": relevant,
+        "top_ranked": ranked,
+    }
+    return {"default": {task.split: data}}, {}
+
+
+def _rows(task: Task, columns: Mapping[str, Iterable[Any]], **attributes: Any) -> tuple[Any, dict[str, Any]]:
+    return {task.split: _dataset(columns)}, attributes
+
+
+def _sts(task: StsTask) -> tuple[Any, dict[str, Any]]:
+    return _rows(task, {"sentence1": task.first, "sentence2": task.second, "score": task.scores})
+
+
+def _pairs(task: PairClassificationTask) -> tuple[Any, dict[str, Any]]:
+    return _rows(task, {"sentence1": task.first, "sentence2": task.second, "labels": task.labels})
+
+
+def _bitext(task: BitextTask) -> tuple[Any, dict[str, Any]]:
+    return _rows(task, {"sentence1": task.first, "sentence2": task.second})
+
+
+def _clustering(task: ClusteringTask) -> tuple[Any, dict[str, Any]]:
+    texts, labels = [list(texts) for texts, _ in task.sets], [list(labels) for _, labels in task.sets]
+    return _rows(task, {"sentences": texts, "labels": labels})
+
+
+def _summaries(task: SummarizationTask) -> tuple[Any, dict[str, Any]]:
+    columns: dict[str, list[Any]] = {
+        "text": [group.text for group in task.groups],
+        "human_summaries": [list(group.human) for group in task.groups],
+        "machine_summaries": [list(group.machine) for group in task.groups],
+        "relevance": [list(map(float, group.scores)) for group in task.groups],
+    }
+    # A rank correlation: any scale will do.
+    return _rows(task, columns, min_score=0, max_score=5)
+
+
+def _classification(task: ClassificationTask) -> tuple[Any, dict[str, Any]]:
+    # mteb wants numbers. The order of the labels is ours, so that the classifier's sums are those of ours too.
+    number = {label: place for place, label in enumerate(sorted({*task.train_labels, *task.labels}))}
+    parts = {"train": (task.train_texts, task.train_labels), task.split: (task.texts, task.labels)}
+    sets = import_extra("datasets", "mteb").DatasetDict({
+        split: _dataset({"text": texts, "label": [number[label] for label in labels]})
+        for split, (texts, labels) in parts.items()
+    })  # fmt: skip
+    return sets, {"samples_per_label": task.samples_per_label, "n_experiments": task.experiments}
+
+
+#: mteb's module and class of each kind, and what makes its data, and further attributes of the class, of a task.
+_COUNTERPARTS: Final[Mapping[type[Task], tuple[str, str, Callable[[Any], tuple[Any, dict[str, Any]]]]]] = {
+    RetrievalTask: ("mteb.abstasks.retrieval", "AbsTaskRetrieval", _retrieval),
+    # mteb reranks by retrieving among given documents.
+    RerankingTask: ("mteb.abstasks.retrieval", "AbsTaskRetrieval", _reranking),
+    StsTask: ("mteb.abstasks.sts", "AbsTaskSTS", _sts),
+    PairClassificationTask: ("mteb.abstasks.pair_classification", "AbsTaskPairClassification", _pairs),
+    ClassificationTask: ("mteb.abstasks.classification", "AbsTaskClassification", _classification),
+    # The first protocol, which the published tables used.
+    ClusteringTask: ("mteb.abstasks.clustering_legacy", "AbsTaskClusteringLegacy", _clustering),
+    BitextTask: ("mteb.abstasks.text.bitext_mining", "AbsTaskBitextMining", _bitext),
+    SummarizationTask: ("mteb.abstasks.text.summarization", "AbsTaskSummarization", _summaries),
+}

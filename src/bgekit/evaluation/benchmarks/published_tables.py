@@ -11,75 +11,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from ...errors import ArgumentError
-from ..judged_model import Kind
+from ..judged_model import MTEB_NAMES, Kind
 from .definitions import Benchmark, BenchmarkTask, benchmark
+
+if TYPE_CHECKING:
+    from ..results import Result
 
 #: Files of the published tables by benchmark.
 PUBLISHED: Final[Mapping[str, str]] = {"mteb-en": "published_mteb_en.md", "c-mteb": "published_c_mteb.md"}
 #: Printed averages are rounded, and so are the columns that they are recomputed from.
 TOLERANCE: Final = 0.02
-_TITLES: Final[Mapping[Kind, str]] = {
-    "retrieval": "Retrieval",
-    "clustering": "Clustering",
-    "pair_classification": "Pair Classification",
-    "reranking": "Reranking",
-    "sts": "STS",
-    "summarization": "Summarization",
-    "classification": "Classification",
-    "bitext": "Bitext Mining",
-}
+#: Between two words that are written as one, as in PairClassification.
+_WORDS: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _LINK: Final = re.compile(r"\[([^\]]*)\]\([^)]*\)")
-
-
-class Scored(Protocol):
-    """Fields of a result that a table needs (`results.Result` has them)."""
-
-    @property
-    def label(self) -> str:
-        """The model, and what differs from its default setting."""
-
-    @property
-    def task(self) -> str:
-        """Name of the task."""
-
-    @property
-    def kind(self) -> str:
-        """Kind of the task."""
-
-    @property
-    def split(self) -> str:
-        """The split that was scored."""
-
-    @property
-    def language(self) -> str:
-        """Language of the data, "" if unknown."""
-
-    @property
-    def main_metric(self) -> str:
-        """Name of the metric that counts."""
-
-    @property
-    def main_score(self) -> float:
-        """Its value, x100."""
-
-    @property
-    def metrics(self) -> Mapping[str, float]:
-        """All metrics, x100."""
-
-    @property
-    def comparable(self) -> bool:
-        """Whether the data is that of the published scores."""
-
-    @property
-    def card(self) -> Mapping[str, Any]:
-        """The model's card."""
-
-    @property
-    def setting(self) -> Mapping[str, Any]:
-        """What differs from it."""
 
 
 @dataclass(frozen=True)
@@ -121,19 +68,12 @@ class PublishedTable:
     Attributes:
         header: Titles of the columns, as printed.
         rule: The line below them.
-        kinds: What the columns after the average hold.
         rows: In the order printed.
     """
 
     header: tuple[str, ...]
     rule: tuple[str, ...]
-    kinds: tuple[Kind, ...]
     rows: tuple[Row, ...]
-
-    @property
-    def average_column(self) -> int:
-        """Position of the average; dimension (and sequence length) stand before it."""
-        return len(self.header) - len(self.kinds) - 1
 
     def row(self, model: str) -> Row:
         """The row of a model, by its name with or without the organisation, in any case.
@@ -174,7 +114,7 @@ def published_table(name: str) -> PublishedTable | None:
         numbers = [float(plain(cell)) for cell in cells[-len(kinds) - 1 :]]
         scores = dict(zip(kinds, numbers[1:], strict=True))
         rows.append(Row(cells, scores, numbers[0], average(scores, wanted.weights)))
-    return PublishedTable(header, rule, kinds, tuple(rows))
+    return PublishedTable(header, rule, tuple(rows))
 
 
 def plain(cell: str) -> str:
@@ -208,14 +148,14 @@ class OurRow:
         return mean, len(there), len(wanted)
 
 
-def our_rows(name: str, results: Iterable[Scored]) -> tuple[list[OurRow], list[str]]:
+def our_rows(name: str, results: Iterable[Result]) -> tuple[list[OurRow], list[str]]:
     """Results in the rows of a benchmark's table, and the names of tasks that are not part of it.
 
     A result counts where its task, its split and (if the task has several subsets) its language are the benchmark's,
     with the metric of the table.
     """
     wanted = benchmark(name)
-    rows: dict[str, tuple[Scored, dict[BenchmarkTask, float], list[str]]] = {}
+    rows: dict[str, tuple[Result, dict[BenchmarkTask, float], list[str]]] = {}
     foreign: list[str] = []
     for result in results:
         _, scores, inexact = rows.setdefault(result.label, (result, {}, []))
@@ -243,7 +183,7 @@ def our_rows(name: str, results: Iterable[Scored]) -> tuple[list[OurRow], list[s
     return made, list(dict.fromkeys(foreign))
 
 
-def render_table(name: str, results: Iterable[Scored] = (), *, markdown: bool = True) -> str:
+def render_table(name: str, results: Iterable[Result] = (), *, markdown: bool = True) -> str:
     """Our results in the form of a benchmark's published table, above the published rows.
 
     The mean of a kind is shown once all its tasks are there, and the average once all kinds are; until then the cell
@@ -268,7 +208,7 @@ def render_table(name: str, results: Iterable[Scored] = (), *, markdown: bool = 
     return "\n".join([*lines, *([""] if notes else []), *(f"- {note}" if markdown else note for note in notes)])
 
 
-def _counts(result: Scored, task: BenchmarkTask) -> bool:
+def _counts(result: Result, task: BenchmarkTask) -> bool:
     if result.kind != task.kind or result.split != task.split or not task.answers_to(result.task):
         return False
     # A name without its subset says nothing about the language: the data has to.
@@ -289,7 +229,8 @@ def _our_cells(row: OurRow, wanted: Benchmark, lengths: int) -> tuple[str, ...]:
 
 
 def _made_header(wanted: Benchmark) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    titles = [f"{_TITLES[kind]} ({count})" for kind, count in wanted.weights.items()]
+    # MTEB's own names of the kinds, in words.
+    titles = [f"{_WORDS.sub(' ', MTEB_NAMES[kind])} ({count})" for kind, count in wanted.weights.items()]
     header = ("Model Name", "Dimension", "Sequence Length", f"Average ({len(wanted)})", *titles)
     return header, tuple(":---:" for _ in header)
 

@@ -1,1 +1,1 @@
-"""Evaluation data of any known form -> tasks. `detect.py` is the entry; each other module knows one form."""
+"""Evaluation data of any known form -> tasks. `detect.py` is the entry, the others know the forms."""

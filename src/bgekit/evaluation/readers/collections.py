@@ -49,6 +49,8 @@ QUERY_IDS = ("query-id", "qid", "query")
 DOCUMENT_IDS = ("corpus-id", "docid", "document-id", "pid", "passage-id")
 _RELEVANCES = ("score", "relevance", "rel", "label")
 _JUDGEMENT = 'query-id, corpus-id, score (or {"qid": "q1", "docid": "d1", "relevance": 1})'
+#: A line of TREC's judgements: query, 0, document, relevance.
+_TREC: Final = re.compile(r"\s*(\S+)\s+\S+\s+(\S+)\s+(-?\d+)\s*")
 #: A file and a line in it.
 Place: TypeAlias = tuple[str, int]
 
@@ -185,20 +187,18 @@ def _is_trec(file: DataFile) -> bool:
             line = next(lines, None)
         except (OSError, DataError):
             return False  # Said by whoever reads it.
-    words = line.text("text").split() if line else []
-    return len(words) == 4 and re.fullmatch(r"-?\d+", words[-1]) is not None
+    return line is not None and _TREC.fullmatch(line.text("text")) is not None
 
 
 def _trec_judgements(file: DataFile) -> list[Judgement]:
     judgements = []
     for path in file.paths:
         for line in read_file(path, format="txt"):
-            words = line.text("text").split()
-            if not words:
-                continue
-            if len(words) != 4 or not re.fullmatch(r"-?\d+", words[-1]):
-                raise line.error(f"no judgement `query 0 document relevance`: {line.text('text')!r:.80}")
-            judgements.append(Judgement(words[0], words[2], int(words[3]), (path, line.number)))
+            text = line.text("text")
+            if found := _TREC.fullmatch(text):
+                judgements.append(Judgement(found[1], found[2], int(found[3]), (path, line.number)))
+            elif text.strip():
+                raise line.error(f"no judgement `query 0 document relevance`: {text!r:.80}")
     return judgements
 
 
@@ -221,15 +221,7 @@ def retrieval_task(
     Raises:
         DataError: two judgements contradict each other, or no query is left.
     """
-    qrels = judged_by_query(source, queries, frozenset(corpus.ids), judgements, left_out)
-    kept = {}
-    for query, found in qrels.items():
-        if not queries[query].strip():
-            left_out.add("queries that are empty", query)
-        elif not any(relevance > 0 for relevance in found.values()):
-            left_out.add("queries without a relevant document", query)
-        else:
-            kept[query] = found
+    kept = judged_by_query(queries, frozenset(corpus.ids), judgements, left_out)
     if not kept:
         raise DataError(
             f"{source.file} leaves nothing to evaluate: {left_out}. Ids of documents are such as "
@@ -244,18 +236,18 @@ def retrieval_task(
 
 
 def judged_by_query(
-    source: Source,
     queries: Mapping[str, str],
     documents: frozenset[str],
     judgements: Iterable[Judgement],
     left_out: Exclusions,
 ) -> dict[str, dict[str, int]]:
-    """Relevance of known documents by known query; what is unknown is counted.
+    """Relevance of known documents by known query that has a relevant one; what is unknown or of no use is counted.
 
     Raises:
         DataError: two judgements contradict each other.
     """
     qrels: dict[str, dict[str, int]] = {}
+    kept = {}
     for judgement in judgements:
         query, document, relevance = judgement.query, judgement.document, judgement.relevance
         place = f"{judgement.place[0]}, line {judgement.place[1]}"
@@ -270,7 +262,14 @@ def judged_by_query(
                 f"{place}: document {document} has the relevance {relevance} to query {query}, in an earlier line it "
                 f"has {found[document]}"
             )
-    return qrels
+    for query, found in qrels.items():
+        if not queries[query].strip():
+            left_out.add("queries that are empty", query)
+        elif not any(relevance > 0 for relevance in found.values()):
+            left_out.add("queries without a relevant document", query)
+        else:
+            kept[query] = found
+    return kept
 
 
 def _again(documents: Documents, ids: Sequence[str]) -> Iterator[Record]:
@@ -348,18 +347,19 @@ class TestCollection:
         left_out = Exclusions()
         for query in self._unjudged(chosen, queries, {judgement.query for judgement in judgements}):
             left_out.add("queries without a judgement", query)
-        documents = Documents(of_split(self.corpus, chosen, "corpus"))
+        documents = of_split(self.corpus, chosen, "corpus")
         ranked = {**self.candidates, **self.ranked}
+        candidates = of_split(ranked, chosen, "candidates") if ranked else None
         if kind == "reranking" or (kind is None and self.ranked):
-            listed = read_candidates(of_split(ranked, chosen, "candidates")) if ranked else None
-            corpus, _ = read_corpus(documents)
+            listed = read_candidates(candidates) if candidates else None
+            corpus, _ = read_corpus(Documents(documents))
             return reranking_task(source, queries, corpus, judgements, listed, left_out)
-        corpus, _ = read_corpus(documents)
-        if ranked:
+        if candidates:
             source = source.remarking(
-                f"{of_split(ranked, chosen, 'candidates')} is not used: the whole corpus is searched; to put those "
-                'passages in order instead, say "task_type": "reranking" in dataset.json'
+                f"{candidates} is not used: the whole corpus is searched; to put those passages in order instead, say "
+                '"task_type": "reranking" in dataset.json'
             )
+        corpus, _ = read_corpus(Documents(documents))
         return retrieval_task(source, queries, corpus, judgements, left_out)
 
     def _unjudged(self, split: str, queries: Mapping[str, str], judged: set[str]) -> list[str]:
@@ -447,21 +447,24 @@ class TextCollection:
         """
         chosen = choose_split(self.queries, split, self.folder.path)
         source = Source(name, chosen, self.queries[chosen], self.folder, protocol=protocol or {})
-        queries, positives, lines = _read_queries(source.file)
+        column = find_column(first_line(source.file).fields, POSITIVES[:1]) or "positive"
+        rows = {str(number): line for number, line in enumerate(read_lines(source.file))}
+        queries = {query: line.text("query") for query, line in rows.items()}
+        positives = {query: list(dict.fromkeys(line.texts(column))) for query, line in rows.items()}
         wanted = {text for texts in positives.values() for text in texts}
         corpus, found = read_corpus(Documents(self.corpus, numbered=True), wanted)
         left_out, judgements = Exclusions(), []
         for query, texts in positives.items():
             for text in texts:
                 if text not in found:
-                    left_out.add("positives that are not in the corpus", f"{text[:60]!r} in line {lines[query]}")
-                judgements += [
-                    Judgement(query, document, 1, (source.file.name, lines[query])) for document in found.get(text, ())
-                ]
+                    where = f"{text[:60]!r} in line {rows[query].number}"
+                    left_out.add("positives that are not in the corpus", where)
+                place = (source.file.name, rows[query].number)
+                judgements += [Judgement(query, document, 1, place) for document in found.get(text, ())]
         judged = {judgement.query for judgement in judgements}
         for query in queries:
             if query not in judged:
-                left_out.add("queries without a relevant document", f"line {lines[query]}")
+                left_out.add("queries without a relevant document", f"line {rows[query].number}")
         return retrieval_task(source, queries, corpus, judgements, left_out)
 
 
@@ -497,18 +500,6 @@ def find_contents(folder: Folder, only: str | None = None) -> TextCollection | N
     if len(splits) < len(queries):
         splits = queries
     return TextCollection(folder, corpora[0], splits)
-
-
-def _read_queries(file: DataFile) -> tuple[dict[str, str], dict[str, list[str]], dict[str, int]]:
-    """Texts, positives and lines of queries, by number from 0."""
-    column = find_column(first_line(file).fields, POSITIVES[:1])
-    queries, positives, lines = {}, {}, {}
-    for number, line in enumerate(read_lines(file)):
-        query = str(number)
-        queries[query] = line.text("query")
-        positives[query] = list(dict.fromkeys(line.texts(column or "positive")))
-        lines[query] = line.number
-    return queries, positives, lines
 
 
 _LISTS: Final = ("corpus-ids", "docids", "document-ids", "pids", "passage-ids")
@@ -556,49 +547,34 @@ def reranking_task(
         DataError: two judgements contradict each other, or no query is left.
     """
     known = frozenset(corpus.ids)
-    qrels = judged_by_query(source, queries, known, judgements, left_out)
+    qrels = judged_by_query(queries, known, judgements, left_out)
     skip = source.protocol.get("skip_identical_ids", False)
     ordered: dict[str, list[str]] = {}
     for query, judged in qrels.items():
-        if not queries[query].strip():
-            left_out.add("queries that are empty", query)
-        elif not any(grade > 0 for grade in judged.values()):
-            left_out.add("queries without a relevant document", query)
-        elif candidates is not None and query not in candidates:
+        if candidates is not None and query not in candidates:
             left_out.add("queries without documents to be put in order", query)
-        else:
-            wanted = list(judged) if candidates is None else candidates[query]
-            for document in wanted:
-                if document not in known:
-                    left_out.add("unknown documents to be put in order", document)
-            ordered[query] = [document for document in wanted if document in known and not (skip and document == query)]
+            continue
+        wanted = list(judged) if candidates is None else candidates[query]
+        for document in wanted:
+            if document not in known:
+                left_out.add("unknown documents to be put in order", document)
+        ordered[query] = [document for document in wanted if document in known and not (skip and document == query)]
     texts = corpus.texts(document for ids in ordered.values() for document in ids)
-    groups = [
-        _group(group, queries, qrels, ordered, texts)
-        for group in _grouped(ordered, merged=bool(source.protocol.get("merge_subqueries")))
-    ]
+
+    def group(first: str, *others: str) -> RerankingGroup:
+        """The group of one query, or of several that are judged as one: their judgements are the same."""
+        judged = qrels[(first, *others)[-1]]
+        ids = list(dict.fromkeys(document for query in (first, *others) for document in ordered[query]))
+        positives = [(texts[document], judged[document]) for document in ids if judged.get(document, 0) > 0]
+        negatives = [texts[document] for document in ids if judged.get(document, 0) <= 0]
+        missed = [grade for document, grade in judged.items() if grade > 0 and document not in set(ids)]
+        further = [queries[query] for query in others]
+        return graded_group(queries[first], positives, negatives, first, missed=missed, others=further)
+
+    groups = [group(*members) for members in _grouped(ordered, merged=bool(source.protocol.get("merge_subqueries")))]
     if not groups:
         raise source.nothing_left(left_out)
     return RerankingTask(groups=groups, **{"query_instruction": True} | source.fields(left_out))
-
-
-def _group(
-    members: Sequence[str],
-    queries: Mapping[str, str],
-    qrels: Mapping[str, Mapping[str, int]],
-    ordered: Mapping[str, Sequence[str]],
-    texts: Mapping[str, str],
-) -> RerankingGroup:
-    """The group of one query, or of several that are judged as one: their judgements are the same."""
-    judged = qrels[members[-1]]
-    ids = list(dict.fromkeys(document for query in members for document in ordered[query]))
-    positives = [(texts[document], judged[document]) for document in ids if judged.get(document, 0) > 0]
-    negatives = [texts[document] for document in ids if judged.get(document, 0) <= 0]
-    missed = [grade for document, grade in judged.items() if grade > 0 and document not in set(ids)]
-    first, *others = members
-    return graded_group(
-        queries[first], positives, negatives, first, missed=missed, others=[queries[query] for query in others]
-    )
 
 
 def _grouped(ids: Iterable[str], *, merged: bool) -> list[list[str]]:

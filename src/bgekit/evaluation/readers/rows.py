@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
@@ -166,6 +166,8 @@ def seen_file(file: DataFile) -> str:
 
 
 Value = TypeVar("Value")
+#: Texts of a clustering problem, and their labels.
+_PROBLEM: Final = (("sentences", "texts"), ("labels",))
 _EMPTY = "pairs with an empty text"
 
 
@@ -175,7 +177,7 @@ def read_sts(source: Source) -> StsTask:
     Raises:
         DataError: a row is not such a pair, or all have the same score.
     """
-    column = _column(source, SCORES, "sts")
+    (column,) = _columns(source.file, "sts", SCORES)
     first, second, scores, left_out = _pairs(source, "sts", lambda line: line.number_of(column), column)
     if len(set(scores)) < 2:
         raise DataError(f"{source.file} has the same score in all {len(scores):,} rows: nothing can be correlated")
@@ -188,7 +190,7 @@ def read_pair_classification(source: Source) -> PairClassificationTask:
     Raises:
         DataError: a row is not such a pair, or all have the same label.
     """
-    column = _column(source, PAIR_LABELS, "pair_classification")
+    (column,) = _columns(source.file, "pair_classification", PAIR_LABELS)
     first, second, labels, left_out = _pairs(source, "pair_classification", lambda line: line.binary(column), column)
     if len(set(labels)) < 2:
         raise DataError(f"{source.file} has the label {labels[0]} in all {len(labels):,} rows: both 0 and 1 are needed")
@@ -226,12 +228,17 @@ def _pair_lines(file: DataFile, columns: Sequence[str]) -> Iterator[tuple[Line, 
             yield replace(line, fields=dict(zip(columns, values, strict=True))), f"line {line.number}, pair {number}"
 
 
-def _column(source: Source, wanted: tuple[str, ...], kind: str) -> str:
-    names = list(first_line(source.file).fields)
-    column = find_column(names, wanted)
-    if column is None:
-        raise mismatch(source.file, names, kind)
-    return column
+def _columns(file: DataFile, kind: str, *wanted: tuple[str, ...]) -> list[str]:
+    """The columns of a file, each by its possible names.
+
+    Raises:
+        DataError: one is not there.
+    """
+    names = list(first_line(file).fields)
+    found = [column for each in wanted if (column := find_column(names, each))]
+    if len(found) < len(wanted):
+        raise mismatch(file, names, kind)
+    return found
 
 
 def _pairs(
@@ -293,13 +300,10 @@ def read_clustering(source: Source) -> ClusteringTask:
     Raises:
         DataError: a row is not such a problem.
     """
-    fields = first_line(source.file).fields
-    texts_column, labels_column = find_column(fields, ("sentences", "texts")), find_column(fields, ("labels",))
-    if texts_column is None or labels_column is None:
-        raise mismatch(source.file, list(fields), "clustering")
+    texts_column, labels_column = columns = _columns(source.file, "clustering", *_PROBLEM)
     sets, left_out = [], Exclusions()
-    if isinstance(fields[texts_column], str):
-        texts, labels = _rows_of_texts(source.file, (texts_column, labels_column), left_out, "texts that are empty")
+    if isinstance(first_line(source.file).fields[texts_column], str):
+        texts, labels = _rows_of_texts(source.file, columns, left_out, "texts that are empty")
         return ClusteringTask(sets=[(texts, labels)], **source.fields(left_out, "seed"))
     for line in read_lines(source.file):
         texts, labels = line.texts(texts_column), line.labels(labels_column)
@@ -321,18 +325,14 @@ def read_clustering(source: Source) -> ClusteringTask:
 
 
 def _labelled(source: Source, file: DataFile, left_out: Exclusions, reason: str) -> tuple[list[str], list[str]]:
-    names = list(first_line(file).fields)
-    text_column, label_column = find_column(names, TEXTS), find_column(names, LABELS)
-    if text_column is None or label_column is None:
-        raise mismatch(file, names, "classification")
-    texts, labels = _rows_of_texts(file, (text_column, label_column), left_out, reason)
+    texts, labels = _rows_of_texts(file, _columns(file, "classification", TEXTS, LABELS), left_out, reason)
     if not texts:
         raise source.nothing_left(left_out)
     return texts, labels
 
 
 def _rows_of_texts(
-    file: DataFile, columns: tuple[str, str], left_out: Exclusions, reason: str
+    file: DataFile, columns: Sequence[str], left_out: Exclusions, reason: str
 ) -> tuple[list[str], list[str]]:
     """Texts and labels of rows with one of each."""
     texts, labels = [], []
@@ -420,15 +420,8 @@ def graded_group(
     """
     grades = [grade for _, grade in positives]
     plain = all(grade == 1 for grade in grades)
-    return RerankingGroup(
-        query,
-        [text for text, _ in positives],
-        list(negatives),
-        own,
-        () if plain else grades,
-        tuple(missed),
-        tuple(others),
-    )
+    texts = [text for text, _ in positives]
+    return RerankingGroup(query, texts, list(negatives), own, () if plain else grades, tuple(missed), tuple(others))
 
 
 @dataclass(frozen=True)
@@ -516,11 +509,8 @@ def read_summarization(source: Source) -> SummarizationTask:
     Raises:
         DataError: a row is not such a group.
     """
-    names = list(first_line(source.file).fields)
-    human, machine, rating = (find_column(names, wanted) for wanted in (HUMAN, MACHINE, _RATINGS))
-    if human is None or machine is None or rating is None:
-        raise mismatch(source.file, names, "summarization")
-    text_column = find_column(names, ("text",))
+    human, machine, rating = _columns(source.file, "summarization", HUMAN, MACHINE, _RATINGS)
+    text_column = find_column(first_line(source.file).fields, ("text",))
     groups, left_out = [], Exclusions()
     for line in read_lines(source.file):
         summaries, ratings = line.texts(machine), line.numbers(rating)
@@ -557,14 +547,14 @@ def kind_of_rows(file: DataFile) -> Kind | None:
     fields = first_line(file).fields
     columns = list(fields)
 
-    def has(wanted: Iterable[str]) -> bool:
-        return find_column(columns, tuple(wanted)) is not None
+    def has(wanted: tuple[str, ...]) -> bool:
+        return find_column(columns, wanted) is not None
 
     if GroupColumns.find(fields) is not None:
         return "reranking"
     if has(HUMAN) and has(MACHINE):
         return "summarization"
-    if has(("sentences", "texts")) and has(("labels",)):
+    if all(map(has, _PROBLEM)):
         return "clustering"
     if find_pair(columns):
         if has(SCORES) and has(PAIR_LABELS):

@@ -58,10 +58,8 @@ def scores_plot(tasks: Sequence[TaskView], looks: Mapping[str, Look], *, name: s
                     result.main_score, y, look.marker, color=look.color, markeredgewidth=0, zorder=4, clip_on=False
                 )
             top += taken
-        axes.set_yticks([])
-        axes.spines["left"].set_visible(False)
+        _without_heights(axes)
         axes.margins(x=0.06)
-        axes.grid(axis="x")
         return to_svg(figure, name=name, title="Main score of each model on each task")
 
 
@@ -80,13 +78,11 @@ def differences_plot(comparisons: Sequence[Comparison], looks: Mapping[str, Look
             if each.ci_low is not None and each.ci_high is not None:
                 axes.plot([each.ci_low, each.ci_high], [y, y], color=color, linewidth=3, solid_capstyle="butt")
             axes.plot(each.difference, y, look.marker if decided(each) else "o", color=color, markersize=8)
-        axes.set_yticks([])
-        axes.spines["left"].set_visible(False)
+        _without_heights(axes)
         ends = [end for each in comparisons for end in (each.ci_low, each.ci_high, each.difference) if end is not None]
         reach = max((abs(end) for end in ends if math.isfinite(end)), default=0.0)
         # Symmetric, so that the line at zero parts the page between the two models.
         axes.set_xlim(-1.08 * (reach or 1), 1.08 * (reach or 1))
-        axes.grid(axis="x")
         axes.set_xlabel("a − b")
         for x, side, said in ((0, "left", "← b is better"), (1, "right", "a is better →")):
             axes.annotate(
@@ -168,9 +164,7 @@ def similarity_plot(results: Sequence[Result], looks: Mapping[str, Look], *, nam
                     axes.stairs(share, edges, color=MUTED, linewidth=1.6)
             axes.set_xlim(edges[0], edges[-1])
             axes.set_ylim(bottom=0)
-            axes.set_yticks([])
-            axes.spines["left"].set_visible(False)
-            axes.grid(axis="x")
+            _without_heights(axes)
             axes.tick_params(labelbottom=place == len(results) - 1)
             _text(axes, 0, 1, result.label, transform=axes.transAxes, va="bottom")
         axes.set_xlabel("similarity")
@@ -269,6 +263,13 @@ def _framed(height: float, *, left: float, right: float, bottom: float, top: flo
     figure = new_figure(WIDTH, height)
     box = (left / WIDTH, bottom / height, 1 - (left + right) / WIDTH, 1 - (bottom + top) / height)
     return figure, figure.add_axes(box)
+
+
+def _without_heights(axes: Any) -> None:
+    """Leave out the vertical axis, which says nothing; lines rise from the horizontal one."""
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
 
 
 def _text(

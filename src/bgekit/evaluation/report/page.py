@@ -60,7 +60,6 @@ def html(report: ReportContent) -> str:
         # The name of the only model is the title already.
         legend=view.labels if len(view.labels) > 1 else (),
         conclusions=_conclusions(view, look),
-        only=_only(view.tasks[0]) if len(view.tasks) == 1 else None,
         sheets=list(_sheets(view, look)),
         tasks=[_task(view, place, look, scattered) for place in range(len(view.tasks))],
         opened=len(view.tasks) <= _OPEN,
@@ -131,15 +130,6 @@ def _won(found: Sequence[Comparison]) -> tuple[int, int]:
     """Tasks on which a is better, and on which b is."""
     gains = [each.difference for each in found if decided(each)]
     return sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
-
-
-def _only(task: TaskView) -> dict[str, Any]:
-    """The models on the only task, each with whether it is the best of several."""
-    several = len(task.results) > 1
-    return {
-        "metric": task.metric,
-        "scores": [(result, several and result.main_score == task.best) for result in task.results],
-    }
 
 
 def _sheets(view: View, look: Mapping[str, Look]) -> Iterator[tuple[Svg, str]]:

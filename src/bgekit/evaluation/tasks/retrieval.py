@@ -48,8 +48,7 @@ class Corpus:
     def texts(self, wanted: Iterable[str]) -> dict[str, str]:
         """The texts of some documents."""
         missing, found = set(wanted), {}
-        records = iter(self.read()) if missing else iter(())
-        for record in records:
+        for record in self.read() if missing else ():
             if record.id in missing:
                 found[record.id] = record.text
                 missing.discard(record.id)

@@ -10,15 +10,22 @@ import pytest
 from bgekit import FlagModel, read_card
 from bgekit.data.records import Record
 from bgekit.errors import ArgumentError, CardError, CheckpointError, DataError
-from bgekit.evaluation.calibration.calibration import calibrate, fit_logistic, scored_pairs
-from bgekit.evaluation.calibration.independent_groups import ScoredPairs, chance, independent_groups
-from bgekit.evaluation.calibration.text_pairs import pairs_of_lists, pairs_of_task
-from bgekit.evaluation.calibration.thresholds import choose_threshold, needed_groups, promised, rate
+from bgekit.evaluation.calibration import calibrate, fit_logistic, scored_pairs
 from bgekit.evaluation.tasks.bitext import BitextTask
 from bgekit.evaluation.tasks.clustering import ClusteringTask
 from bgekit.evaluation.tasks.pairs import PairClassificationTask, StsTask
 from bgekit.evaluation.tasks.reranking import RerankingGroup, RerankingTask
 from bgekit.evaluation.tasks.retrieval import Corpus, RetrievalTask
+from bgekit.evaluation.text_pairs import pairs_of_lists, pairs_of_task
+from bgekit.evaluation.thresholds import (
+    ScoredPairs,
+    chance,
+    choose_threshold,
+    independent_groups,
+    needed_groups,
+    promised,
+    rate,
+)
 from bgekit.inference.model import Embedder
 from bgekit.inference.pipeline import Encoded
 from bgekit.models.calibration_map import LogisticMap, QuantileMap, read_map
@@ -94,7 +101,7 @@ def true_rates(value, share=0.5):
     ("target", "wanted"), [("precision", 0.9), ("precision", 0.96), ("false_positive_rate", 0.02), ("recall", 0.9)]
 )
 def test_the_promise_holds_on_unseen_pairs_as_often_as_it_says(monkeypatch, target, wanted):
-    monkeypatch.setattr("bgekit.evaluation.calibration.thresholds._RESAMPLES", 2)
+    monkeypatch.setattr("bgekit.evaluation.thresholds._RESAMPLES", 2)
     trials, broken, plainly_broken, given = 40, 0, 0, 0
     for seed in range(trials):
         pairs = drawn(1500, np.random.default_rng(seed))
@@ -130,7 +137,7 @@ def test_precision_is_promised_at_the_prevalence_asked_for():
 def test_more_pairs_bring_the_threshold_nearer_to_the_true_one(monkeypatch):
     from scipy.stats import norm
 
-    monkeypatch.setattr("bgekit.evaluation.calibration.thresholds._RESAMPLES", 2)
+    monkeypatch.setattr("bgekit.evaluation.thresholds._RESAMPLES", 2)
 
     def excess(number):
         found = (

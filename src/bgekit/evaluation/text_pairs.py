@@ -9,18 +9,18 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import ArgumentError, DataError
-from ...files.hashing import digest
-from ...models.card import Role
-from ..judged_model import Kind
-from ..tasks.base import Task
-from ..tasks.bitext import BitextTask
-from ..tasks.classification import ClassificationTask
-from ..tasks.clustering import ClusteringTask
-from ..tasks.pairs import PairClassificationTask, StsTask
-from ..tasks.reranking import RerankingTask
-from ..tasks.retrieval import RetrievalTask
-from ..tasks.summarization import SummarizationTask
+from ..errors import ArgumentError, DataError
+from ..files.hashing import digest
+from ..models.card import Role
+from .judged_model import Kind
+from .tasks.base import Task
+from .tasks.bitext import BitextTask
+from .tasks.classification import ClassificationTask
+from .tasks.clustering import ClusteringTask
+from .tasks.pairs import PairClassificationTask, StsTask
+from .tasks.reranking import RerankingTask
+from .tasks.retrieval import RetrievalTask
+from .tasks.summarization import SummarizationTask
 
 Integers = npt.NDArray[np.int64]
 Labelled = tuple[str, str, bool]
