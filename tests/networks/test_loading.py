@@ -228,9 +228,9 @@ def test_the_same_for_rerankers(tiny_reranker, tmp_path, prefix):
     folder = wrapped(tiny_reranker, tmp_path / "wrapped", prefix)
     pair = ["cat", "the river"]
     reranker = FlagReranker(folder, devices="cpu", use_fp16=False)
-    assert reranker.compute_score(pair) == FlagReranker(tiny_reranker, devices="cpu", use_fp16=False).compute_score(
-        pair
-    )
+    # Not to the bit: where a weight lies in its file decides how one thread multiplies it.
+    plain = FlagReranker(tiny_reranker, devices="cpu", use_fp16=False)
+    assert reranker.compute_score(pair) == pytest.approx(plain.compute_score(pair), abs=2e-6)
     reranker.save(tmp_path / "saved")
     assert load_file(tmp_path / "saved" / WEIGHTS).keys() == load_file(tiny_reranker / WEIGHTS).keys()
     trained = load_trainable(folder)
