@@ -12,40 +12,29 @@ from ._moved import install
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .errors import BgekitError
-    from .inference.embedder import FlagModel, load_model
-    from .inference.model import Embedder
-    from .inference.openai import OpenAIEmbedder
-    from .inference.pipeline import Embeddings
-    from .inference.reranker import FlagReranker
-    from .models.card import ModelCard
-    from .models.card_reading import read_card
+    from .errors import BgekitError as BgekitError
+    from .inference.embedder import FlagModel as FlagModel
+    from .inference.embedder import load_model as load_model
+    from .inference.model import Embedder as Embedder
+    from .inference.openai import OpenAIEmbedder as OpenAIEmbedder
+    from .inference.pipeline import Embeddings as Embeddings
+    from .inference.reranker import FlagReranker as FlagReranker
+    from .models.card import ModelCard as ModelCard
+    from .models.card_reading import read_card as read_card
 
 install()
 
-_HOMES = {
-    "BgekitError": "errors",
-    "Embedder": "inference.model",
-    "Embeddings": "inference.pipeline",
-    "FlagModel": "inference.embedder",
-    "FlagReranker": "inference.reranker",
-    "ModelCard": "models.card",
-    "OpenAIEmbedder": "inference.openai",
-    "load_model": "inference.embedder",
-    "read_card": "models.card_reading",
-}
-
-__all__ = [
-    "BgekitError",
-    "Embedder",
-    "Embeddings",
-    "FlagModel",
-    "FlagReranker",
-    "ModelCard",
-    "OpenAIEmbedder",
-    "__version__",
-    "load_model",
-    "read_card",
-]
-
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "errors": ("BgekitError",),
+        "inference.embedder": ("FlagModel", "load_model"),
+        "inference.model": ("Embedder",),
+        "inference.openai": ("OpenAIEmbedder",),
+        "inference.pipeline": ("Embeddings",),
+        "inference.reranker": ("FlagReranker",),
+        "models.card": ("ModelCard",),
+        "models.card_reading": ("read_card",),
+    },
+)
+__all__ += ["__version__"]

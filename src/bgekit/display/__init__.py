@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .terminal import EncodeProgress
+    from .terminal import EncodeProgress as EncodeProgress
 
-_HOMES = {
-    "EncodeProgress": "terminal",
-}
-
-__all__ = [
-    "EncodeProgress",
-]
-
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "terminal": ("EncodeProgress",),
+    },
+)

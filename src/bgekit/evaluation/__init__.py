@@ -10,42 +10,28 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .calibration import Calibration, calibrate
-    from .evaluator import Candidate, evaluate
-    from .judged_model import JudgedModel, Setting
-    from .readers.detect import read_tasks
-    from .report.report import Report
-    from .results import Comparison, Result
-    from .tasks.base import Scores, Task
+    from .calibration import Calibration as Calibration
+    from .calibration import calibrate as calibrate
+    from .evaluator import Candidate as Candidate
+    from .evaluator import evaluate as evaluate
+    from .judged_model import JudgedModel as JudgedModel
+    from .judged_model import Setting as Setting
+    from .readers.detect import read_tasks as read_tasks
+    from .report.report import Report as Report
+    from .results import Comparison as Comparison
+    from .results import Result as Result
+    from .tasks.base import Scores as Scores
+    from .tasks.base import Task as Task
 
-_HOMES = {
-    "Calibration": "calibration",
-    "Candidate": "evaluator",
-    "Comparison": "results",
-    "JudgedModel": "judged_model",
-    "Report": "report.report",
-    "Result": "results",
-    "Scores": "tasks.base",
-    "Setting": "judged_model",
-    "Task": "tasks.base",
-    "calibrate": "calibration",
-    "evaluate": "evaluator",
-    "read_tasks": "readers.detect",
-}
-
-__all__ = [
-    "Calibration",
-    "Candidate",
-    "Comparison",
-    "JudgedModel",
-    "Report",
-    "Result",
-    "Scores",
-    "Setting",
-    "Task",
-    "calibrate",
-    "evaluate",
-    "read_tasks",
-]
-
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "calibration": ("Calibration", "calibrate"),
+        "evaluator": ("Candidate", "evaluate"),
+        "judged_model": ("JudgedModel", "Setting"),
+        "readers.detect": ("read_tasks",),
+        "report.report": ("Report",),
+        "results": ("Comparison", "Result"),
+        "tasks.base": ("Scores", "Task"),
+    },
+)

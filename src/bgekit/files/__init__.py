@@ -7,23 +7,16 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .atomic import OutputFolder, atomic_folder, write_json
-    from .hashing import digest, file_sha256
+    from .atomic import OutputFolder as OutputFolder
+    from .atomic import atomic_folder as atomic_folder
+    from .atomic import write_json as write_json
+    from .hashing import digest as digest
+    from .hashing import file_sha256 as file_sha256
 
-_HOMES = {
-    "OutputFolder": "atomic",
-    "atomic_folder": "atomic",
-    "digest": "hashing",
-    "file_sha256": "hashing",
-    "write_json": "atomic",
-}
-
-__all__ = [
-    "OutputFolder",
-    "atomic_folder",
-    "digest",
-    "file_sha256",
-    "write_json",
-]
-
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "atomic": ("OutputFolder", "atomic_folder", "write_json"),
+        "hashing": ("digest", "file_sha256"),
+    },
+)

@@ -7,37 +7,25 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .embedder import FlagModel, load_model
-    from .model import Embedder
-    from .openai import OpenAIEmbedder
-    from .pipeline import Embeddings
-    from .reranker import FlagReranker
-    from .shards import Chunks, ShardSet, encode_to_shards, load_shards
+    from .embedder import FlagModel as FlagModel
+    from .embedder import load_model as load_model
+    from .model import Embedder as Embedder
+    from .openai import OpenAIEmbedder as OpenAIEmbedder
+    from .pipeline import Embeddings as Embeddings
+    from .reranker import FlagReranker as FlagReranker
+    from .shards import Chunks as Chunks
+    from .shards import ShardSet as ShardSet
+    from .shards import encode_to_shards as encode_to_shards
+    from .shards import load_shards as load_shards
 
-_HOMES = {
-    "Chunks": "shards",
-    "Embedder": "model",
-    "Embeddings": "pipeline",
-    "FlagModel": "embedder",
-    "FlagReranker": "reranker",
-    "OpenAIEmbedder": "openai",
-    "ShardSet": "shards",
-    "encode_to_shards": "shards",
-    "load_model": "embedder",
-    "load_shards": "shards",
-}
-
-__all__ = [
-    "Chunks",
-    "Embedder",
-    "Embeddings",
-    "FlagModel",
-    "FlagReranker",
-    "OpenAIEmbedder",
-    "ShardSet",
-    "encode_to_shards",
-    "load_model",
-    "load_shards",
-]
-
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "embedder": ("FlagModel", "load_model"),
+        "model": ("Embedder",),
+        "openai": ("OpenAIEmbedder",),
+        "pipeline": ("Embeddings",),
+        "reranker": ("FlagReranker",),
+        "shards": ("Chunks", "ShardSet", "encode_to_shards", "load_shards"),
+    },
+)

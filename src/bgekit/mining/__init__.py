@@ -7,29 +7,20 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .dedup import Removed, distinct
-    from .mining import Mining, mine
-    from .negatives import Choice, Guards
-    from .teacher import score
+    from .dedup import Removed as Removed
+    from .dedup import distinct as distinct
+    from .mining import Mining as Mining
+    from .mining import mine as mine
+    from .negatives import Choice as Choice
+    from .negatives import Guards as Guards
+    from .teacher import score as score
 
-_HOMES = {
-    "Choice": "negatives",
-    "Guards": "negatives",
-    "Mining": "mining",
-    "Removed": "dedup",
-    "distinct": "dedup",
-    "mine": "mining",
-    "score": "teacher",
-}
-
-__all__ = [
-    "Choice",
-    "Guards",
-    "Mining",
-    "Removed",
-    "distinct",
-    "mine",
-    "score",
-]
-
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "dedup": ("Removed", "distinct"),
+        "mining": ("Mining", "mine"),
+        "negatives": ("Choice", "Guards"),
+        "teacher": ("score",),
+    },
+)

@@ -7,31 +7,21 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .card import ModelCard, Prompt, RerankerCard
-    from .card_reading import read_card, read_reranker_card
-    from .families import Family, find_family
-    from .hub import resolve
+    from .card import ModelCard as ModelCard
+    from .card import Prompt as Prompt
+    from .card import RerankerCard as RerankerCard
+    from .card_reading import read_card as read_card
+    from .card_reading import read_reranker_card as read_reranker_card
+    from .families import Family as Family
+    from .families import find_family as find_family
+    from .hub import resolve as resolve
 
-_HOMES = {
-    "Family": "families",
-    "ModelCard": "card",
-    "Prompt": "card",
-    "RerankerCard": "card",
-    "find_family": "families",
-    "read_card": "card_reading",
-    "read_reranker_card": "card_reading",
-    "resolve": "hub",
-}
-
-__all__ = [
-    "Family",
-    "ModelCard",
-    "Prompt",
-    "RerankerCard",
-    "find_family",
-    "read_card",
-    "read_reranker_card",
-    "resolve",
-]
-
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "card": ("ModelCard", "Prompt", "RerankerCard"),
+        "card_reading": ("read_card", "read_reranker_card"),
+        "families": ("Family", "find_family"),
+        "hub": ("resolve",),
+    },
+)

@@ -7,31 +7,21 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .cross_encoder import CrossEncoder, load_cross_encoder, load_trainable
-    from .encoder import Encoder, load_encoder
-    from .packing import Packed
-    from .saving import write_checkpoint, write_reranker
+    from .cross_encoder import CrossEncoder as CrossEncoder
+    from .cross_encoder import load_cross_encoder as load_cross_encoder
+    from .cross_encoder import load_trainable as load_trainable
+    from .encoder import Encoder as Encoder
+    from .encoder import load_encoder as load_encoder
+    from .packing import Packed as Packed
+    from .saving import write_checkpoint as write_checkpoint
+    from .saving import write_reranker as write_reranker
 
-_HOMES = {
-    "CrossEncoder": "cross_encoder",
-    "Encoder": "encoder",
-    "Packed": "packing",
-    "load_cross_encoder": "cross_encoder",
-    "load_encoder": "encoder",
-    "load_trainable": "cross_encoder",
-    "write_checkpoint": "saving",
-    "write_reranker": "saving",
-}
-
-__all__ = [
-    "CrossEncoder",
-    "Encoder",
-    "Packed",
-    "load_cross_encoder",
-    "load_encoder",
-    "load_trainable",
-    "write_checkpoint",
-    "write_reranker",
-]
-
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "cross_encoder": ("CrossEncoder", "load_cross_encoder", "load_trainable"),
+        "encoder": ("Encoder", "load_encoder"),
+        "packing": ("Packed",),
+        "saving": ("write_checkpoint", "write_reranker"),
+    },
+)

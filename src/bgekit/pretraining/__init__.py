@@ -7,21 +7,15 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .initial_model import PretrainModelArguments
-    from .run import PretrainArguments, PretrainDataArguments, pretrain
+    from .initial_model import PretrainModelArguments as PretrainModelArguments
+    from .run import PretrainArguments as PretrainArguments
+    from .run import PretrainDataArguments as PretrainDataArguments
+    from .run import pretrain as pretrain
 
-_HOMES = {
-    "PretrainArguments": "run",
-    "PretrainDataArguments": "run",
-    "PretrainModelArguments": "initial_model",
-    "pretrain": "run",
-}
-
-__all__ = [
-    "PretrainArguments",
-    "PretrainDataArguments",
-    "PretrainModelArguments",
-    "pretrain",
-]
-
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "initial_model": ("PretrainModelArguments",),
+        "run": ("PretrainArguments", "PretrainDataArguments", "pretrain"),
+    },
+)

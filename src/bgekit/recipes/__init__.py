@@ -10,18 +10,16 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .runner import StageError, run_recipe
-    from .spec import Recipe, RecipeError, read_recipe
+    from .runner import StageError as StageError
+    from .runner import run_recipe as run_recipe
+    from .spec import Recipe as Recipe
+    from .spec import RecipeError as RecipeError
+    from .spec import read_recipe as read_recipe
 
-__all__ = ["Recipe", "RecipeError", "StageError", "read_recipe", "run_recipe"]
-
-__getattr__, __dir__ = lazy_names(
+__getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "Recipe": "spec",
-        "read_recipe": "spec",
-        "RecipeError": "spec",
-        "StageError": "runner",
-        "run_recipe": "runner",
+        "runner": ("StageError", "run_recipe"),
+        "spec": ("Recipe", "RecipeError", "read_recipe"),
     },
 )

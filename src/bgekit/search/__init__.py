@@ -7,21 +7,15 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .build import index_records, index_shards
-    from .index import Hit, SearchIndex
+    from .build import index_records as index_records
+    from .build import index_shards as index_shards
+    from .index import Hit as Hit
+    from .index import SearchIndex as SearchIndex
 
-_HOMES = {
-    "Hit": "index",
-    "SearchIndex": "index",
-    "index_records": "build",
-    "index_shards": "build",
-}
-
-__all__ = [
-    "Hit",
-    "SearchIndex",
-    "index_records",
-    "index_shards",
-]
-
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "build": ("index_records", "index_shards"),
+        "index": ("Hit", "SearchIndex"),
+    },
+)

@@ -7,34 +7,25 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .embedder import finetune
-    from .loop.arguments import (
-        DataArguments,
-        EmbedderArguments,
-        ModelArguments,
-        RerankerArguments,
-        RerankerDataArguments,
-    )
-    from .reranker import finetune_reranker
+    from .embedder import finetune as finetune
+    from .loop.arguments import DataArguments as DataArguments
+    from .loop.arguments import EmbedderArguments as EmbedderArguments
+    from .loop.arguments import ModelArguments as ModelArguments
+    from .loop.arguments import RerankerArguments as RerankerArguments
+    from .loop.arguments import RerankerDataArguments as RerankerDataArguments
+    from .reranker import finetune_reranker as finetune_reranker
 
-_HOMES = {
-    "DataArguments": "loop.arguments",
-    "EmbedderArguments": "loop.arguments",
-    "ModelArguments": "loop.arguments",
-    "RerankerArguments": "loop.arguments",
-    "RerankerDataArguments": "loop.arguments",
-    "finetune": "embedder",
-    "finetune_reranker": "reranker",
-}
-
-__all__ = [
-    "DataArguments",
-    "EmbedderArguments",
-    "ModelArguments",
-    "RerankerArguments",
-    "RerankerDataArguments",
-    "finetune",
-    "finetune_reranker",
-]
-
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "embedder": ("finetune",),
+        "loop.arguments": (
+            "DataArguments",
+            "EmbedderArguments",
+            "ModelArguments",
+            "RerankerArguments",
+            "RerankerDataArguments",
+        ),
+        "reranker": ("finetune_reranker",),
+    },
+)

@@ -7,25 +7,18 @@ from typing import TYPE_CHECKING
 from ..._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .contrastive import Contrastive
-    from .listwise import GroupLoss
-    from .matryoshka import Matryoshka
-    from .sts import CoSent, ScoredMse
+    from .contrastive import Contrastive as Contrastive
+    from .listwise import GroupLoss as GroupLoss
+    from .matryoshka import Matryoshka as Matryoshka
+    from .sts import CoSent as CoSent
+    from .sts import ScoredMse as ScoredMse
 
-_HOMES = {
-    "CoSent": "sts",
-    "Contrastive": "contrastive",
-    "GroupLoss": "listwise",
-    "Matryoshka": "matryoshka",
-    "ScoredMse": "sts",
-}
-
-__all__ = [
-    "CoSent",
-    "Contrastive",
-    "GroupLoss",
-    "Matryoshka",
-    "ScoredMse",
-]
-
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "contrastive": ("Contrastive",),
+        "listwise": ("GroupLoss",),
+        "matryoshka": ("Matryoshka",),
+        "sts": ("CoSent", "ScoredMse"),
+    },
+)
