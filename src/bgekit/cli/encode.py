@@ -1,8 +1,9 @@
 """`bge encode`: texts of files -> shards of vectors with a manifest, resumable.
 
-Encode the texts of jsonl, csv, tsv, parquet or txt files (gzipped or not; - is standard input) into a folder:
-vectors as shard-00000.npy, ..., ids as shard-00000.ids.jsonl, ..., and manifest.json. Memory does not grow with the
-input. An interrupted run goes on where it stopped when the same command is given again, with the same result.
+Encode the texts of files (jsonl, csv, tsv, parquet, txt, md, html, pdf, docx; gzipped or not; - is standard input), or
+of the files in folders, into a folder: vectors as shard-00000.npy, ..., ids as shard-00000.ids.jsonl, ..., and
+manifest.json. Memory does not grow with the input. An interrupted run goes on where it stopped when the same command is
+given again, with the same result.
 
 Examples:
   bge encode corpus.jsonl -o vectors --model BAAI/bge-small-en-v1.5
@@ -27,8 +28,8 @@ INTERRUPTED: Final = "the same command goes on from the shards that are finished
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.usage = "bge encode FILE... -o DIR --model MODEL [option ...]"
-    parser.add_argument("files", nargs="+", metavar="FILE", help="file of texts, - for standard input")
+    parser.usage = "bge encode FILE_OR_DIR... -o DIR --model MODEL [option ...]"
+    parser.add_argument("files", nargs="+", metavar="FILE_OR_DIR", help="file or folder of texts, - for standard input")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder of the shards")
     parser.add_argument("--shard-size", type=options.positive, default=1024, metavar="N", help="texts a shard [1024]")
     parser.add_argument(
@@ -75,11 +76,11 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
         )
     if not args.quiet:
-        print(_summary(report, args.output, time.perf_counter() - start))
+        print(_summary(report, args.output, time.perf_counter() - start, str(records.skipped)))
     return 0
 
 
-def _summary(report: EncodeReport, output: str, seconds: float) -> str:
+def _summary(report: EncodeReport, output: str, seconds: float, skipped: str) -> str:
     new = report.texts - report.kept
     parts = [f"{report.texts:,} texts in {report.shards:,} {'shard' if report.shards == 1 else 'shards'} in {output}"]
     if report.kept:
@@ -89,6 +90,6 @@ def _summary(report: EncodeReport, output: str, seconds: float) -> str:
         parts.append(f"{report.truncated:,} were cut at the maximum length (--chunk splits them instead)")
     if report.repaired:
         parts.append(f"{report.repaired:,} had lone surrogates, now U+FFFD")
-    if report.skipped:
-        parts.append(f"{report.skipped:,} lines skipped (listed in manifest.json)")
+    if skipped:
+        parts.append(f"{skipped} skipped (listed in manifest.json)")
     return "; ".join(parts)

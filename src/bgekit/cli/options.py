@@ -6,7 +6,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..display.option_names import spoken, take_both_spellings
 from ..display.terminal import write_line
@@ -53,6 +53,10 @@ def add_verb(subparsers: Any, verb: str, module: ModuleType, summary: str = "") 
     )
     module.add_options(parser)
     return parser
+
+
+#: Delimiters that are hard to type.
+_DELIMITERS: Final = {"tab": "\t", "\\t": "\t"}
 
 
 def add_list_option(parser: argparse._ActionsContainer, *names: str, **options: Any) -> None:
@@ -272,11 +276,26 @@ def load_reranker(args: argparse.Namespace, name: str) -> FlagReranker:
 
 def add_input_options(parser: argparse.ArgumentParser) -> None:
     """Options of reading records; `open_records` makes a reader of them."""
+    from ..data.documents import UNITS
     from ..data.formats import FORMATS
+    from ..data.markup import DOCUMENTS
 
     group = parser.add_argument_group("input")
-    group.add_argument("--format", choices=FORMATS, help="of all files [each file's name, or its first bytes]")
+    group.add_argument(
+        "--format", choices=(*FORMATS, *DOCUMENTS), help="of all files [each file's name, or its first bytes]"
+    )
+    add_list_option(
+        group, "--include", metavar="PATTERN", help="files in folders to read, also of other endings, such as '*.rst'"
+    )
+    add_list_option(
+        group, "--exclude", metavar="PATTERN", help="files and folders in folders to pass over, such as 'drafts/'"
+    )
+    group.add_argument(
+        "--records", choices=UNITS,
+        help="what of a text or document is one record [line of txt, with --chunk the file; other documents the file]",
+    )  # fmt: skip
     add_text_options(group)
+    group.add_argument("--delimiter", metavar="C", help="between columns of csv, such as ';' or tab [the header's]")
     group.add_argument("--text-field", metavar="NAME", help="field or column of the text [text, content, contents]")
     group.add_argument("--title-field", metavar="NAME", help='put before the text, "" for none [title]')
     group.add_argument("--id-field", metavar="NAME", help="[_id, id; without one, the number of the row from 0]")
@@ -306,9 +325,13 @@ def open_records(args: argparse.Namespace, files: Sequence[str]) -> RecordReader
     """The records of some files, read as the options of `add_input_options` say; there is at least one."""
     from ..data.records import read_records
 
+    # To cut lines into passages helps nobody. Not every verb cuts.
+    cut = hasattr(args, "chunk") and chosen_chunks(args) is not None
     records = read_records(
         files, text_field=args.text_field, title_field=args.title_field, id_field=args.id_field,
-        on_error=args.on_error, format=args.format, **text_arguments(args),
+        on_error=args.on_error, format=args.format, include=args.include, exclude=args.exclude,
+        records=args.records or ("file" if cut else None), delimiter=_DELIMITERS.get(args.delimiter, args.delimiter),
+        **text_arguments(args),
     )  # fmt: skip
     records.require()
     return records

@@ -1,10 +1,11 @@
 """`bge search`: files, encoded shards or an index, and questions -> what fits them by meaning.
 
-Search by meaning. What is searched are files of texts (jsonl, csv, tsv, parquet, txt; gzipped or not), a folder that
-`bge encode` wrote (with --store-texts, if texts are to be shown), or an index that was made before. Without -q,
-questions are read from the terminal, or a line each from standard input.
+Search by meaning. What is searched are files (jsonl, csv, tsv, parquet, txt, md, html, pdf, docx; gzipped or not),
+folders of such files, a folder that `bge encode` wrote (with --store-texts, if texts are to be shown), or an index that
+was made before. Without -q, questions are read from the terminal, or a line each from standard input.
 
 Examples:
+  bge search notes/ --model BAAI/bge-small-en-v1.5 --chunk -q "what was decided about the roof?"
   bge search docs.jsonl --model BAAI/bge-small-en-v1.5 -q "how do I read a csv file"
   bge search docs.jsonl --model BAAI/bge-small-en-v1.5 --index docs.index --chunk     # kept for the next time
   bge search --index docs.index -q "first question" "second question" --json
@@ -89,12 +90,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> RecordReader | None:
     """Checks before a model is loaded; returns the records of files, None where a folder is searched."""
-    folders = [source for source in args.sources if os.path.isdir(source)]
+    from ..data.documents import made_here
+
+    folders = [source for source in args.sources if made_here(source)]
     if not args.sources and args.index is None:
         hint = _files_among_queries(args.query or [])
         raise ArgumentError(f"nothing to search: give files, a folder of encoded shards, or --index DIR{hint}")
     if folders and len(args.sources) > 1:
-        raise ArgumentError(f"{folders[0]} is a folder: it is searched alone, not beside other files")
+        raise ArgumentError(f"{folders[0]} is encoded already: it is searched alone, not beside other files")
     if (folders or not args.sources) and options.chosen_chunks(args) is not None:
         raise ArgumentError("what is encoded already cannot be split into passages: use --chunk where it is encoded")
     from ..files.atomic import check_place
@@ -160,8 +163,8 @@ def _open_files(
         parts = [f"encoded {report.texts - report.kept:,} texts in {time.perf_counter() - start:,.1f} s"]
         if report.truncated:
             parts.append(f"{report.truncated:,} were cut at the maximum length (--chunk splits them instead)")
-        if report.skipped:
-            parts.append(f"{report.skipped:,} lines skipped")
+        if records.skipped.count:
+            parts.append(f"{records.skipped} skipped")
         if args.index is None:
             parts.append("--index DIR would keep them for the next time")
         _report(args, "; ".join(parts))

@@ -1,7 +1,11 @@
-"""Documents longer than a model takes -> overlapping passages, cut by tokens at the ends of sentences."""
+"""Documents longer than a model takes -> overlapping passages, cut by tokens at the ends of sentences.
+
+What has headings is cut at each of them first, then between paragraphs, and only what is too long alone within them.
+"""
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError, BgekitError
-from .records import Record
+from .markup import PATH, Block, Document, Section, sections
+from .records import Record, titled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -80,6 +85,10 @@ def chunk_records(
 ) -> Iterator[Record]:
     """A record for each passage of each record, its id followed by `#0`, `#1`, ...; arguments as `chunk_text`.
 
+    A document with headings has passages of one section each, that begin with the headings that lead there. Paragraphs,
+    lists, tables and fences stay whole as far as they fit; rows of tables do in any case, and below the first passage
+    of a table stand under its header again. Neighbours within a section share what of these fits the overlap.
+
     Raises:
         ArgumentError: not 0 <= overlap < size.
         BgekitError: what reading the records raises, after the passages of the records before.
@@ -119,9 +128,97 @@ class _Chunker:
 
     def records(self, records: Iterable[Record]) -> Iterator[Record]:
         for batch in _batches(records):
-            for record, spans in zip(batch, self.spans([record.text for record in batch]), strict=True):
-                for number, passage in enumerate(self.passages(record.text, *spans)):
-                    yield Record(f"{record.id}#{number}", passage.text, record.file, record.line)
+            spans = iter(self.spans([record.text for record in batch if record.document is None]))
+            for record in batch:
+                if record.document is None:
+                    texts = [passage.text for passage in self.passages(record.text, *next(spans))]
+                    found = [(text, record.line) for text in texts]
+                else:
+                    found = list(self._of_document(record.document, record.line))
+                for number, (text, line) in enumerate(found):
+                    yield Record(f"{record.id}#{number}", text, record.file, line)
+
+    def _of_document(self, document: Document, line: int) -> Iterator[tuple[str, int]]:
+        """Passages of a document, with the lines of their headings."""
+        for section in sections(document):
+            title = self._title(section.title)
+            room = self._size - self._tokens(title)
+            while True:
+                parts = list(self._sized(room)._parts(section))
+                texts = [titled(title, part) for part, _ in parts]
+                # Beside a title, or cut out of the whole, a text can have more tokens than it had.
+                cut = (text for text, (_, row) in zip(texts, parts, strict=True) if not row)
+                excess = max(map(self._tokens, cut), default=0) - self._size
+                if excess <= 0 or room == 1:
+                    break
+                room = max(1, room - excess)
+            yield from ((text, section.line if document.first_line else line) for text in texts)
+
+    def _parts(self, section: Section) -> Iterator[tuple[str, bool]]:
+        """Parts of a section, without its title, and whether they are a row of a table that is longer than the size."""
+        text = section.text
+        starts, ends = self.spans([text])[0]
+        if len(starts) <= self._size:
+            yield text, False
+            return
+        blocks = list(self._blocks(section.blocks, starts))
+        firsts = np.searchsorted(starts, [block.start for block in blocks])
+        lasts = np.searchsorted(starts, [block.end for block in blocks])
+        heads = {header: self._tokens(header) for header in {block.header for block in blocks}}
+        first = 0
+        while first < len(blocks):
+            head, room = self._head(blocks[first], heads)
+            last = first + 1
+            while last < len(blocks) and lasts[last] - firsts[first] <= room:
+                last += 1
+            start, end = blocks[first].start, blocks[last - 1].end
+            long = bool(lasts[last - 1] - firsts[first] > room)
+            if long and blocks[first].kind != "row":
+                inside = slice(firsts[first], lasts[first])
+                found = self.passages(text[start:end], starts[inside] - start, ends[inside] - start)
+                yield from ((passage.text, False) for passage in found)
+            else:
+                yield head + text[start:end], long
+            if last == len(blocks):
+                return
+            first = next(
+                (
+                    each for each in range(first + 1, last)
+                    if lasts[last - 1] - firsts[each] <= self._overlap
+                    and lasts[last] - firsts[each] <= self._head(blocks[each], heads)[1]
+                ),
+                last,
+            )  # fmt: skip
+
+    def _blocks(self, blocks: Iterable[Block], starts: npt.NDArray[np.int64]) -> Iterator[Block]:
+        """Blocks, those that are longer than the size as the blocks that they consist of."""
+        for block in blocks:
+            first, last = np.searchsorted(starts, [block.start, block.end])
+            if block.parts and last - first > self._size:
+                yield from self._blocks(block.parts, starts)
+            else:
+                yield block
+
+    def _head(self, block: Block, tokens: dict[str, int]) -> tuple[str, int]:
+        """The header of the table that a passage begins in, unless it takes half of the size, and the room below it."""
+        if not block.header or 2 * tokens[block.header] > self._size:
+            return "", self._size
+        return f"{block.header}\n", self._size - tokens[block.header]
+
+    def _title(self, path: str) -> str:
+        """The headings that lead to a section, without the first of them where all take more than half of the size."""
+        names = path.split(PATH)
+        while names and 2 * self._tokens(PATH.join(names)) > self._size:
+            del names[0]
+        return PATH.join(names)
+
+    def _sized(self, size: int) -> _Chunker:
+        sized = copy.copy(self)
+        sized._size, sized._overlap = size, min(self._overlap, size - 1)
+        return sized
+
+    def _tokens(self, text: str) -> int:
+        return len(self._backend.encode(_SURROGATE.sub("\ufffd", text), add_special_tokens=False).ids)
 
     def spans(self, texts: Sequence[str]) -> list[_Spans]:
         """First and last-but-one characters of the tokens of each text."""
@@ -156,8 +253,7 @@ class _Chunker:
             last = self._best_cut(text, starts, ends, first, limit) if limit < len(starts) else len(starts)
             # A part of a text can have more tokens than it had within the whole: half a word, or a word that has
             # lost the space before it.
-            part = _SURROGATE.sub("\ufffd", text[starts[first] : ends[last - 1]])
-            excess = len(self._backend.encode(part, add_special_tokens=False).ids) - self._size
+            excess = self._tokens(text[starts[first] : ends[last - 1]]) - self._size
             if excess <= 0 or last - first == 1:
                 return last
             limit = max(first + 1, last - excess)

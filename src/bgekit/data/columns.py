@@ -231,11 +231,12 @@ class BadLines:
 
     Attributes:
         count: All that were left out.
+        files: Those of them that are files as a whole.
         lines: The first 10,000 of them.
     """
 
     def __init__(self, fate: Literal["raise", "skip", "list"] = "list") -> None:
-        self.count = 0
+        self.count = self.files = 0
         self.lines: list[BadLine] = []
         self._fate = fate
         self._waiting: BadLine | None = None
@@ -253,13 +254,32 @@ class BadLines:
                 raise self._error(self._waiting or bad)
             self._waiting = bad
             return
+        self._count(bad, log=self._fate == "skip")
+
+    def leave_out(self, file: str, reason: object, *, told: bool = False) -> None:
+        """A file as a whole that cannot be used and was not asked for by its name: it is left out in any case.
+
+        Args:
+            file: The file.
+            reason: Why.
+            told: Whether that has been said already.
+        """
+        self.files += 1
+        self._count(BadLine(file, 0, str(reason)), log=not told)
+
+    def _count(self, bad: BadLine, *, log: bool) -> None:
         self.count += 1
         if self.count <= _LISTED:
             self.lines.append(bad)
-        if self._fate == "skip" and self.count <= _LOGGED:
+        if log and self.count <= _LOGGED:
             logger.warning("skipped %s", bad)
-        elif self._fate == "skip" and self.count == _LOGGED + 1:
-            logger.warning("more lines are skipped; from here on they are only counted")
+        elif log and self.count == _LOGGED + 1:
+            logger.warning("more is skipped; from here on it is only counted")
+
+    def __str__(self) -> str:
+        lines = self.count - self.files
+        counts = [(lines, "line"), (self.files, "file")]
+        return " and ".join(f"{count:,} {noun}{'s' if count > 1 else ''}" for count, noun in counts if count)
 
     def good(self) -> None:
         """A line that can be used.

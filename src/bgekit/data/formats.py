@@ -1,4 +1,4 @@
-"""Rows of files by format: JSON lines, CSV, TSV, Parquet, Arrow and plain text, gzipped or not.
+"""Rows of files by format: JSON lines and arrays, CSV, TSV, Parquet, Arrow and plain text, gzipped or not.
 
 A row that cannot be parsed comes as the reason. One row is in memory at a time (of tables a batch).
 """
@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from ..errors import ArgumentError, DataError
@@ -48,6 +48,12 @@ _SUFFIXES: Final = {
     ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".txt": "txt", ".text": "txt",
 }  # fmt: skip
 FORMATS: Final = tuple(dict.fromkeys(_SUFFIXES.values()))
+#: What stands between the columns of tables, the usual one first, and the lines by which it is found out.
+_DELIMITERS: Final = ",;\t|"
+_SNIFFED: Final = 100
+#: The first line of JSON that is not one object per line, and the characters of it that are read at once.
+_SPREAD: Final = re.compile(r"\s*(\[\s*([{\]]|$)|\{\s*$)")
+_SPREAD_READ: Final = 1 << 16
 #: What a file begins with that Git has put in the place of a large one.
 _POINTER: Final = b"version https://git-lfs.github.com/spec/"
 Stream: TypeAlias = "io.BufferedReader[Any]"
@@ -73,23 +79,27 @@ Row: TypeAlias = "Mapping[str, Any] | str | BadRow"
 
 @dataclass(frozen=True)
 class Dialect:
-    """Encoding and quoting of text files.
+    """Encoding, quoting and delimiter of text files.
 
     Attributes:
         encoding: By a name that Python knows; None for UTF-8, with a guess in the error where a file is not.
         quoting: Whether quotes in csv and tsv enclose fields: see `Quoting`.
+        delimiter: Between the columns of csv and tsv; None for a tab in tsv, and in csv what the header shows.
 
     Raises:
-        ArgumentError: there is no such encoding or quoting.
+        ArgumentError: there is no such encoding or quoting, or the delimiter is not one character.
     """
 
     encoding: str | None = None
     quoting: Quoting = "auto"
+    delimiter: str | None = None
 
     def __post_init__(self) -> None:
         check_encoding(self.encoding)
         if self.quoting not in QUOTINGS:
             raise ArgumentError(f"quoting must be one of {', '.join(QUOTINGS)}, not {self.quoting!r}")
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '\r\n"'):
+            raise ArgumentError(f"the delimiter must be one character, such as ; or |, not {self.delimiter!r}")
 
     @property
     def settings(self) -> dict[str, str]:
@@ -242,7 +252,12 @@ def _text_rows(
         return _json_rows(file, lines)
     if form == "txt":
         return _plain_rows(lines)
-    return _table_rows(file, lines, "\t" if form == "tsv" else ",", choose_columns, dialect.quoting)
+    texts: Iterator[str] = iter(lines)
+    delimiter = dialect.delimiter or ("\t" if form == "tsv" else None)
+    if delimiter is None:
+        delimiter, looked_at = _delimiter(texts)
+        texts = chain(looked_at, texts)
+    return _table_rows(file, lines, texts, delimiter, choose_columns, dialect.quoting)
 
 
 def _arrow_rows(file: str, choose_columns: ChooseColumns) -> tuple[int, Iterator[tuple[int, Row]]]:
@@ -327,29 +342,83 @@ def format_of(name: str, stream: Stream, encoding: str | None = None) -> str:
         return "jsonl"
     # A first line that names a column of texts is a table's header.
     header = head.split(b"\n", 1)[0].decode("utf-8", "replace").strip()
-    for form, delimiter in (("tsv", "\t"), ("csv", ",")):
+    for delimiter in _DELIMITERS:
         if delimiter in header and any(part.strip(' "') in TEXT_FIELDS for part in header.split(delimiter)):
-            return form
+            return "tsv" if delimiter == "\t" else "csv"
     return "txt"
 
 
 def _json_rows(file: str, lines: Lines) -> Iterator[tuple[int, Row]]:
-    for line, text in enumerate(lines, 1):
+    rest, first = iter(lines), True
+    for line, text in enumerate(rest, 1):
         if text.isspace():
             continue
+        if first and _SPREAD.match(text):
+            yield from _spread_json(file, lines, chain([text], rest), line)
+            return
+        first = False
         if problem := lines.problem(text):
             yield line, BadRow(problem)
             continue
         try:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
-            if line == 1 and text.strip() in ("[", "[{"):
-                raise DataError(f"{file} is one JSON array; make it JSON lines first (jq -c '.[]')") from error
             yield line, BadRow(f"not valid JSON: {error}")
         else:
-            if line == 1 and isinstance(row, list) and row and isinstance(row[0], dict):
-                raise DataError(f"{file} is one JSON array; make it JSON lines first (jq -c '.[]')")
-            yield line, row if isinstance(row, dict) else BadRow(f"a JSON object is expected, not {shown(row)}")
+            yield line, _object(row)
+
+
+def _object(row: Any) -> Row:
+    return row if isinstance(row, dict) else BadRow(f"a JSON object is expected, not {shown(row)}")
+
+
+def _spread_json(file: str, lines: Lines, texts: Iterable[str], line: int) -> Iterator[tuple[int, Row]]:
+    """Rows of JSON that is not one object per line: of an array, or of objects that take several lines each.
+
+    They are numbered by the line where they begin; in an array that is one line they are counted.
+
+    Args:
+        file: For messages.
+        lines: What the texts are from.
+        texts: The lines from the first that is not blank.
+        line: Its number.
+
+    Raises:
+        DataError: it is no JSON: where the next object would begin cannot be known.
+    """
+    decoder, texts, first, number = json.JSONDecoder(), iter(texts), line, 0
+    buffer, place, reason = "", 0, "it is cut off"
+    array, closed = False, False
+    while True:
+        gap = re.compile(r"[\s,]*" if array and number else r"\s*").match(buffer, place)
+        behind = gap.end() if gap else place
+        line, place = line + buffer.count("\n", place, behind), behind
+        if place < len(buffer):
+            if closed:
+                raise DataError(f"{file}, line {line}: not valid JSON: something follows the array")
+            if (not number and not array and buffer[place] == "[") or (array and buffer[place] == "]"):
+                array, closed, place = True, array, place + 1
+                continue
+            try:
+                row, behind = decoder.raw_decode(buffer, place)
+            except (ValueError, RecursionError) as error:
+                reason = str(error)
+            else:
+                number += 1
+                problem = lines.problem(buffer[place:behind])
+                yield number if line == first else line, BadRow(problem) if problem else _object(row)
+                line, place = line + buffer.count("\n", place, behind), behind
+                continue
+        # Not whole yet. Half of what is looked at is new, so that a long row is not tried at each of its lines.
+        least, added, size = max(_SPREAD_READ, len(buffer) - place), list[str](), 0
+        while size < least and (text := next(texts, None)) is not None:
+            added.append(text)
+            size += len(text)
+        if not added:
+            if place < len(buffer) or (array and not closed):
+                raise DataError(f"{file}, line {line}: not valid JSON: {reason}")
+            return
+        buffer, place = buffer[place:] + "".join(added), 0
 
 
 def _plain_rows(lines: Lines) -> Iterator[tuple[int, Row]]:
@@ -359,10 +428,34 @@ def _plain_rows(lines: Lines) -> Iterator[tuple[int, Row]]:
         yield line, BadRow(problem) if problem else text.removesuffix("\n").removesuffix("\r")
 
 
+def _delimiter(lines: Iterator[str]) -> tuple[str, list[str]]:
+    """The character between the columns of a table, and the lines that were taken to find it out.
+
+    It is one that the header has; of several the one by which the most of the next rows have as many columns.
+    """
+    looked_at = list[str]()
+    for line in lines:
+        looked_at.append(line)
+        if not line.isspace():
+            break
+    there = [each for each in _DELIMITERS if looked_at and each in looked_at[-1]]
+    if len(there) > 1:
+        looked_at += islice(lines, _SNIFFED)
+        there.sort(key=lambda each: -_rows_like_header(looked_at, each))
+    return there[0] if there else ",", looked_at
+
+
+def _rows_like_header(lines: Sequence[str], delimiter: str) -> int:
+    with contextlib.suppress(csv.Error):
+        widths = [len(cells) for cells in csv.reader(lines, delimiter=delimiter) if cells]
+        return widths.count(widths[0]) if widths[0] > 1 else 0
+    return 0
+
+
 def _table_rows(
-    file: str, lines: Lines, delimiter: str, choose_columns: ChooseColumns, quoting: Quoting
+    file: str, lines: Lines, texts: Iterable[str], delimiter: str, choose_columns: ChooseColumns, quoting: Quoting
 ) -> Iterator[tuple[int, Row]]:
-    rows = table_cells(file, lines, delimiter, quoting)
+    rows = table_cells(file, texts, delimiter, quoting)
     first, header = next(rows, (0, None))
     if header is None:
         return

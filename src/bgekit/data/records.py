@@ -1,6 +1,6 @@
-"""Records of input files: JSON lines, CSV, TSV, Parquet, Arrow and plain text, each also gzipped, and standard input.
+"""Records of files: JSON, CSV, TSV, Parquet and Arrow, texts and documents, each also gzipped, folders, standard input.
 
-One record is in memory at a time, whatever the size of the input.
+One record is in memory at a time, whatever the size of the input; of a document the whole document.
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 from ..errors import ArgumentError, DataError
 from .columns import IDS, TITLES, BadLines, Line, OnError
+from .documents import Source, Unit, check_documents, find_sources
 from .formats import (
     STDIN,
     TEXT_FIELDS,
@@ -21,12 +23,12 @@ from .formats import (
     Position,
     Quoting,
     Row,
-    check_format,
     checked_size,
     file_rows,
     file_size,
     listing,
 )
+from .markup import DOCUMENTS, VERSION, Document, Part, parts, read_document
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,13 @@ class Record:
     """One text of the input.
 
     Attributes:
-        id: The record's own id, or the number of its row over the whole input (from 0).
+        id: The record's own id, or the number of its row over the whole input (from 0); a document's path, with
+            `#` and its heading or number where it is a part of it.
         text: Title and text, joined by one space.
-        file: The file as the caller named it, `-` for standard input.
+        file: The file as the caller named it, or found in a folder; `-` for standard input.
         line: Line in that file, from 1 (in Parquet files the row).
+        document: Text and title apart, of a document in which headings, tables and fences count: `chunk_records` cuts
+            it there. None for other texts.
 
     Example:
         >>> from bgekit.data import Record
@@ -49,31 +54,44 @@ class Record:
     text: str
     file: str = ""
     line: int = 0
+    document: Document | None = field(default=None, compare=False, repr=False)
 
 
 class RecordReader(Iterator[Record]):
     """The records of some files, one after another. `read_records` is its name where it is called.
 
     Args:
-        paths: Files, `-` for standard input. What is gzipped is recognised by its content.
+        paths: Files, folders, globs; `-` for standard input. What is gzipped is recognised by its content. Of folders
+            the files of known endings are read, those hidden or named by a .gitignore passed over.
         text_field: Field of the text; by default the first of `text`, `content`, `contents`.
         title_field: Field of the title; by default `title`, if there is one. "" for no title.
         id_field: Field of the id; by default `_id` or `id`. Records without one are numbered by row.
         on_error: `raise` on the first line that cannot be used, or `skip` such lines and list them in `.skipped`.
-            A file that cannot be read as a whole (missing, cut off, without a column of texts) always raises.
-        format: One of `jsonl`, `csv`, `tsv`, `parquet`, `arrow`, `txt` for all files; by default each file's name says
-            it, or else its first bytes.
+            A file that cannot be read as a whole (missing, cut off, without a column of texts) always raises if it is
+            named, and is left out, with a warning, if it was found in a folder.
+        format: One of `jsonl`, `csv`, `tsv`, `parquet`, `arrow`, `txt`, `md`, `html`, `pdf`, `docx` for all files; by
+            default each file's name says it, or else its first bytes.
         encoding: What text files are written in, by a name that Python knows, such as `gb18030`; by default UTF-8.
         quoting: Whether quotes in csv and tsv enclose fields (`csv`) or are characters like any other, every line a
             row (`none`). `auto`: csv files are of the first sort; what a tsv file is, is seen from its lines.
+        delimiter: Character between the columns of csv files; by default the one of comma, semicolon, tab and `|` that
+            their header has.
+        records: What of a text or a document is one record: a `line`, a `paragraph`, a `section` (a heading with the
+            text below it) or the `file`. By default plain text has lines, and every document is one record.
+        include: Patterns, as in a .gitignore, of the files in folders that are read; files of other endings, too, as
+            plain text.
+        exclude: Patterns of files and folders in folders that are passed over.
 
     Attributes:
-        files: The files as the caller named them.
-        skipped: The lines left out so far.
+        files: The files as the caller named them, or as they were found.
+        names: What ids of each file's records begin with; None for files whose records have ids or numbers.
+        skipped: The lines and files left out so far.
         size: Bytes of all files, None when that cannot be known (standard input, pipes).
 
     Raises:
-        DataError: a file cannot be read, or (while iterating) a line cannot be used; it names file and line.
+        DataError: a file cannot be read, or (while iterating) a line cannot be used; it names file and line. A folder
+            has no file that could be read, or a glob matches none.
+        MissingExtraError: a PDF or Word file is named, and the extra `documents` is not installed.
 
     Example:
         >>> from bgekit.data import read_records
@@ -94,16 +112,36 @@ class RecordReader(Iterator[Record]):
         format: str | None = None,
         encoding: str | None = None,
         quoting: Quoting = "auto",
+        delimiter: str | None = None,
+        records: Unit | None = None,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise ArgumentError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
-        check_format(format)
+        check_documents(format, records)
         listed = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-        self.files = [os.fspath(path) for path in listed]
         self.skipped = BadLines(on_error)
+        self._strict = on_error == "raise"
         self._fields = _Fields(text_field, title_field, id_field)
-        self._format, self._dialect = format, Dialect(encoding, quoting)
-        sizes = [checked_size(file) for file in self.files]
+        self._format, self._dialect = format, Dialect(encoding, quoting, delimiter)
+        self._unit, self._chosen = records, {"include": include, "exclude": exclude}
+        self._sources, sizes = list[Source](), list[int | None]()
+        found = find_sources(
+            [os.fspath(path) for path in listed], self.skipped, format=format, encoding=encoding,
+            include=include, exclude=exclude,
+        )  # fmt: skip
+        for source in found:
+            try:
+                sizes.append(checked_size(source.path))
+            except DataError as error:
+                if not source.found:
+                    raise
+                self.skipped.leave_out(source.path, error)
+            else:
+                self._sources.append(source)
+        self.files = [source.path for source in self._sources]
+        self.names = [self._name_of(source) for source in self._sources]
         if self.files.count(STDIN) > 1:
             raise DataError("standard input (-) is given twice; it can be read only once")
         self.size = sum(size for size in sizes if size is not None) if None not in sizes else None
@@ -122,8 +160,8 @@ class RecordReader(Iterator[Record]):
         """
         first = next(self._records, None)
         if first is None:
-            skipped = f" that could be used: {self.skipped.count:,} lines were left out" if self.skipped.count else ""
-            raise DataError(f"{', '.join(self.files)}: there is no text{skipped}")
+            skipped = f" that could be used: {self.skipped} left out" if self.skipped.count else ""
+            raise DataError(f"{listing(self.files)}: there is no text{skipped}")
         self._records = itertools.chain([first], self._records)
 
     @property
@@ -132,26 +170,72 @@ class RecordReader(Iterator[Record]):
         return self._finished_bytes + self._current.bytes()
 
     @property
-    def settings(self) -> dict[str, str | None]:
-        """The options that decide which records a given input has."""
-        fields = {f"{kind}_field": name for kind, name in self._fields.asked.items()}
-        return {**fields, "format": self._format, **self._dialect.settings}
+    def settings(self) -> dict[str, Any]:
+        """The options that decide which records a given input has, further ones only where they are used."""
+        found: dict[str, Any] = {f"{kind}_field": name for kind, name in self._fields.asked.items()}
+        found |= {"format": self._format, **self._dialect.settings}
+        found |= {name: list(chosen) for name, chosen in self._chosen.items() if chosen}
+        texts = [source for source in self._sources if source.is_text]
+        if any((self._unit or source.unit) != "line" for source in texts):
+            found["documents"] = VERSION
+        if self._unit is not None and any(self._unit != source.unit for source in texts):
+            found["records"] = self._unit
+        return found
 
     def _read(self) -> Iterator[Record]:
         row_number = 0
-        for file in self.files:
-            columns = partial(self._fields.columns, file)
-            for line, row in file_rows(file, self._format, columns, self._current, self._dialect):
+        for source, name in zip(self._sources, self.names, strict=True):
+            any_good = False
+            for line, row in self._rows(source):
                 try:
-                    record = self._fields.record(row, row_number, file, line)
+                    if isinstance(row, Part):
+                        record = _record_of_part(row, source, line)
+                    else:
+                        number = row_number if name is None else f"{name}#{line - 1}"
+                        record = self._fields.record(row, number, source.path, line)
                 except BadRow as reason:
-                    self.skipped.add(file, line, reason)
+                    if source.found and self._strict and not any_good:  # Other JSON, say, than records.
+                        self.skipped.leave_out(source.path, reason.reason)
+                        break
+                    self.skipped.add(source.path, line, reason)
                 else:
+                    any_good = True
                     self.skipped.good()
                     yield record
                 row_number += 1
-            self._finished_bytes, self._current = self._finished_bytes + (file_size(file) or 0), Position()
+            self._finished_bytes += file_size(source.path) or 0
+            self._current = Position()
         self.skipped.end()
+
+    def _rows(self, source: Source) -> Iterator[tuple[int, Row | Part]]:
+        """Line numbers and rows of a file, or the parts of a document; nothing more from where it cannot be read."""
+        unit, columns, lines = self._unit or source.unit, partial(self._fields.columns, source.path), list[str]()
+        try:
+            if source.form is not None and source.form in DOCUMENTS and unit != "line":
+                yield from self._parts(read_document(source.path, source.form, self._dialect.encoding), unit)
+                return
+            form = "txt" if source.form in DOCUMENTS else source.form
+            for line, row in file_rows(source.path, form, columns, self._current, self._dialect):
+                if isinstance(row, str) and unit != "line":
+                    lines.append(row)
+                else:
+                    yield line, row
+            if lines:
+                yield from self._parts(Document("\n".join(lines)), unit)
+        except DataError as error:
+            if not source.found:
+                raise
+            self.skipped.leave_out(source.path, error)
+
+    def _parts(self, document: Document, unit: Unit) -> Iterator[tuple[int, Part]]:
+        if self._fields.title == "":
+            document = replace(document, title="", headings=False)
+        return ((part.line, part) for part in parts(document, unit))
+
+    def _name_of(self, source: Source) -> str | None:
+        """What ids of a file's records begin with, where they begin with its name."""
+        named = source.is_text and (source.found or (self._unit or source.unit) != "line")
+        return source.name if named else None
 
 
 #: What callers use; the class is for those who ask what they were given.
@@ -163,6 +247,12 @@ def titled(title: str, text: str) -> str:
     return f"{title} {text}" if title and text else title or text
 
 
+def _record_of_part(part: Part, source: Source, line: int) -> Record:
+    document = part.document
+    text = titled(document.own_title, document.whole)
+    return Record(source.name + part.suffix, text, source.path, line, document if document.marked else None)
+
+
 class _Fields:
     """Names of the fields that hold a row's text, title and id, those first that count most."""
 
@@ -172,7 +262,7 @@ class _Fields:
         self._titles = () if title == "" else (title,) if title else TITLES
         self._ids = (id,) if id else IDS
 
-    def record(self, row: Row, number: int, file: str, line: int) -> Record:
+    def record(self, row: Row, number: int | str, file: str, line: int) -> Record:
         if isinstance(row, BadRow):
             raise row
         if isinstance(row, str):
@@ -210,7 +300,7 @@ class _Fields:
                 return line.text(name)
         return ""
 
-    def _id(self, line: Line, number: int) -> str:
+    def _id(self, line: Line, number: int | str) -> str:
         for name in self._ids:
             if line.fields.get(name) not in (None, ""):
                 return line.identifier(name)

@@ -249,19 +249,20 @@ def _source(records: Iterable[Record], options: dict[str, Any], known: Any) -> d
         return None
     before = {entry["path"]: entry for entry in (known or {}).get("files", [])}
     files = []
-    for file in records.files:
+    for file, name in zip(records.files, records.names, strict=True):
         path = os.path.abspath(file)
         old, status = before.get(path, {}), file_status(Path(file))
         same = status is not None and old.get("status") == status
-        files.append({"path": path, "status": status, "sha256": old["sha256"] if same else file_sha256(Path(file))})
+        entry = {"path": path, "status": status, "sha256": old["sha256"] if same else file_sha256(Path(file))}
+        files.append(entry if name is None else entry | {"name": name})
     return {"options": options, "files": files}
 
 
 def _contents(source: Any) -> Any:
-    """The part of a source that decides what is encoded; where the files lie does not."""
+    """The part of a source that decides what is encoded; where files lie does so where ids are made of their names."""
     if not isinstance(source, dict) or "files" not in source:
         return None
-    return [source["options"], [entry["sha256"] for entry in source["files"]]]
+    return [source["options"], [[entry["sha256"], entry.get("name")] for entry in source["files"]]]
 
 
 def _key(model: Embedder, source: Any) -> str:
