@@ -95,7 +95,7 @@ def test_a_bad_line(corpus, tiny_bert, tmp_path, capsys):
     assert f"bge: error: {corpus}, line 301: the field text must be a string" in capsys.readouterr().err
     assert main([*common, "--on-error", "skip"]) == 0
     said = capsys.readouterr()
-    assert "1 lines skipped" in said.out
+    assert "1 line skipped" in said.out
     assert f"skipped {corpus}, line 301" in said.err
     assert load_shards(tmp_path / "out").manifest["skipped"]["lines"][0]["line"] == 301
 

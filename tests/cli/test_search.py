@@ -135,8 +135,9 @@ def test_quiet(bge, corpus, tiny_bert):
         ([], "nothing to search"),
         (["-q", "x", "CORPUS"], "name it before -q"),
         (["CORPUS", "-q", "x"], "--model is needed"),
-        (["FOLDER", "-q", "x"], "no index and no folder of encoded shards"),
-        (["FOLDER", "CORPUS", "--model", "MODEL", "-q", "x"], "searched alone"),
+        (["FOLDER", "-q", "x"], "--model is needed"),
+        (["FOLDER", "--model", "MODEL", "-q", "x"], "has no files to read"),
+        (["CORPUS", "SHARDS", "--model", "MODEL", "-q", "x"], "searched alone"),
         (["--index", "NOWHERE", "-q", "x"], "does not exist"),
         (["--index", "NOWHERE", "--chunk", "-q", "x"], "--chunk where it is encoded"),
         (["NOFILE", "--model", "MODEL", "-q", "x"], "cannot read"),
@@ -145,8 +146,10 @@ def test_quiet(bge, corpus, tiny_bert):
 )
 def test_mistakes(bge, corpus, tiny_bert, tmp_path, arguments, message):
     (tmp_path / "folder").mkdir()
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "manifest.json").write_text('{"format": "bgekit shards"}')
     places = {
-        "CORPUS": corpus, "MODEL": tiny_bert, "FOLDER": tmp_path / "folder", "NOWHERE": tmp_path / "nowhere",
+        "CORPUS": corpus, "MODEL": tiny_bert, "FOLDER": tmp_path / "folder", "SHARDS": tmp_path / "shards", "NOWHERE": tmp_path / "nowhere",
         "NOFILE": tmp_path / "no.jsonl",
     }  # fmt: skip
     code, out, err = bge(*[places.get(argument, argument) for argument in arguments])

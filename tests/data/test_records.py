@@ -253,10 +253,76 @@ def test_undecodable_text_line(write):
     assert pairs(reader) == [("0", "ok"), ("2", "ok")]
 
 
-def test_a_json_array_is_explained(write):
-    for content in ('[{"text": "x"}]\n', '[\n {"text": "x"}\n]\n'):
-        with pytest.raises(DataError, match="is one JSON array; make it JSON lines"):
-            list(read_records(write("a.json", content), on_error="skip"))
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        ('[{"text": "x"}, {"text": "[y]}"}, {"text": "z"}]\n', [1, 2, 3]),
+        ('[\n {"text": "x"},\n\n {\n  "text": "[y]}"\n },\n {"text": "z"}\n]\n', [2, 4, 7]),
+        ('\n[{"text": "x"},\n{"text": "[y]}"},\n{"text": "z"}]', [1, 3, 4]),
+        ('{\n "text": "x"\n}\n{\n "text": "[y]}"\n}\n{\n "text": "z"\n}\n', [1, 4, 7]),
+    ],
+)
+def test_json_arrays_and_objects_of_several_lines(write, content, lines, suffix):
+    records = list(read_records(write(f"a.json{suffix}", content)))
+    assert [(record.id, record.text, record.line) for record in records] == [
+        ("0", "x", lines[0]), ("1", "[y]}", lines[1]), ("2", "z", lines[2]),
+    ]  # fmt: skip
+
+
+def test_an_array_that_is_larger_than_what_is_read_at_once(write):
+    rows = [{"id": number, "text": "中文 " * (number % 7) * 3_000} for number in range(60)]
+    for indent in (None, 1):
+        records = list(read_records(write("a.json", json.dumps(rows, ensure_ascii=False, indent=indent))))
+        assert [(int(record.id), len(record.text)) for record in records] == [(n, n % 7 * 9_000) for n in range(60)]
+
+
+def test_rows_of_an_array_that_are_no_records(write):
+    path = write("a.json", b'[{"text": "x"}, 5, ["y"],\n{"text": "\xff"},\n{"body": "z"}, {"text": "last"}]')
+    reader = read_records(path, on_error="skip")
+    assert pairs(reader) == [("0", "x"), ("5", "last")]
+    assert [line.line for line in reader.skipped.lines] == [2, 3, 2, 3]
+    assert list(read_records(write("b.json", "[]"))) == list(read_records(write("c.json", "[\n]\n"))) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"text": "x"},\n{"text": "y"}', r"line 2: not valid JSON: it is cut off"),
+        ('[{"text": "x"},\n{"text": "y', r"line 2: not valid JSON: Unterminated string"),
+        ('[{"text": "x"}]\n{"text": "y"}', r"line 2: not valid JSON: something follows the array"),
+        ('[\n{"text": "x"}\nnonsense]', r"line 3: not valid JSON: Expecting value"),
+        ('{\n"text": "x"\n', r"line 1: not valid JSON: Expecting"),
+    ],
+)
+def test_damaged_arrays_are_errors_even_when_skipping(write, content, message):
+    with pytest.raises(DataError, match=rf"a\.json, {message}"):
+        list(read_records(write("a.json", content), on_error="skip"))
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|", ","])
+def test_the_delimiter_of_csv_is_seen_from_its_header(write, delimiter):
+    rows = [["id", "text", "price"], ["1", "a, b", "1,5"], ["2", "c; d | e", "2,5"]]
+    path = write("a.csv", "\n".join(delimiter.join(f'"{cell}"' for cell in row) for row in rows))
+    assert pairs(read_records(path)) == [("1", "a, b"), ("2", "c; d | e")]
+
+
+def test_a_header_with_several_delimiters(write):
+    assert pairs(read_records(write("a.csv", "id;name, first;text\n1;x;y\n2;x, z;w\n"))) == [("1", "y"), ("2", "w")]
+    assert pairs(read_records(write("b.csv", "id;old,text\n1,x\n2,y;z\n"))) == [("0", "x"), ("1", "y;z")]
+    assert pairs(read_records(write("c.csv", "\ntext\nx;y\n"))) == [("0", "x;y")]
+
+
+def test_a_stated_delimiter(write):
+    path = write("a.csv", "id:text\n1:x, y; z\n")
+    assert pairs(read_records(path, delimiter=":")) == [("1", "x, y; z")]
+    with pytest.raises(DataError, match="no column text or content or contents; it has id:text"):
+        list(read_records(path))
+    assert pairs(read_records(write("b.tsv", "id;text\n1;x\n"), delimiter=";")) == [("1", "x")]
+
+
+def test_a_table_without_a_name_by_its_delimiter(write):
+    assert pairs(read_records(write("dump", "id;text\n1;x\n"))) == [("1", "x")]
 
 
 def test_many_bad_lines_are_all_counted_but_logged_only_at_first(write, caplog):
@@ -297,7 +363,7 @@ def test_a_gz_name_on_other_content(tmp_path):
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(DataError, match=r"cannot read .*nope\.jsonl: No such file"):
         read_records(["-", str(tmp_path / "nope.jsonl")])
-    with pytest.raises(DataError, match="it is a folder"):
+    with pytest.raises(DataError, match="has no files to read"):
         read_records(str(tmp_path))
 
 

@@ -187,10 +187,9 @@ def _html(file: str, stream: Stream, encoding: str | None) -> Document:
     text = _decoded(file, _stream(data), encoding or _stated_encoding(data))
     with _damage(file, "HTML"):
         soup = _parsed(text)
-        title = soup.find("title")
-        heading = soup.find("h1")
-        named = "" if title is None or heading is not None else " ".join(title.get_text().split())
-        return Document(_as_markdown(soup), named, marked=True)
+        # A heading says it better: titles often have the name of the site in them.
+        title = "" if soup.find("h1") else _title(soup)
+        return Document(_as_markdown(soup), title, marked=True)
 
 
 def _stated_encoding(data: bytes) -> str | None:
@@ -216,8 +215,8 @@ def _docx(file: str, stream: Stream, encoding: str | None) -> Document:
             style_map="p[style-name='Title'] => title:fresh",
         ).value  # fmt: skip
         soup = _parsed(f"<body>{html}</body>")
-        title = soup.find("title")
-        return Document(_as_markdown(soup), "" if title is None else title.get_text(), marked=True)
+        title = _title(soup)
+        return Document(_as_markdown(soup), title, marked=True)
 
 
 def _pdf(file: str, stream: Stream, encoding: str | None) -> Document:
@@ -282,6 +281,11 @@ def _parsed(html: str) -> BeautifulSoup:
     from bs4 import BeautifulSoup
 
     return BeautifulSoup(html.encode("utf-8", "replace"), "lxml", from_encoding="utf-8")
+
+
+def _title(soup: BeautifulSoup) -> str:
+    title = soup.find("title")
+    return "" if title is None else " ".join(title.get_text().split())
 
 
 def _as_markdown(soup: BeautifulSoup) -> str:

@@ -256,7 +256,7 @@ def test_a_line_of_ten_megabytes(write, load):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", "[\n{}\n]", "is one JSON array"),
+        ("a.jsonl", "[\n{}\n]", "line 2: no field query"),
         ("a.txt", "plain\n", "line 1: no field query"),
         ("a.csv", "query,pos\nq,p\n", "line 2: pos must be a list"),
         ("a.jsonl.gz", "not zipped", "is not gzipped"),
