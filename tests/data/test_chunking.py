@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from bgekit.data import chunking
 from bgekit.data.chunking import Passage, chunk_records, chunk_text, document_of
-from bgekit.data.records import Record
+from bgekit.data.markup import Document
+from bgekit.data.records import Record, titled
 from bgekit.errors import ArgumentError, DataError
 
 SENTENCE = "The cat and the dog read a book by the river. "
@@ -185,3 +186,106 @@ def test_other_kinds_of_tokenizers(kind, text, size):
     for start, end in spans(other, text):
         start += len(text[start:end]) - len(text[start:end].lstrip())
         assert any(passage.start <= start and end <= passage.end for passage in passages), text[start:end]
+
+
+# --- documents
+
+
+def passages_of(tokenizer, text, size, overlap=0, **more):
+    document = Document(text, marked=True, first_line=1, **more)
+    records = chunk_records([Record("a.md", titled(document.title, text), "a.md", 1, document)], tokenizer, size, overlap)
+    return list(records)
+
+
+def test_a_document_is_cut_at_its_headings(tokenizer):
+    text = "The cat.\n\n# Guide\n\nThe dog.\n\n## River\n\nThe bird.\n\n## Tree\n\n### House\n\nThe tree."
+    found = passages_of(tokenizer, text, 40, title="Book")
+    assert [(record.id, record.text, record.line) for record in found] == [
+        ("a.md#0", "Book The cat.", 1),
+        ("a.md#1", "Book > Guide The dog.", 3),
+        ("a.md#2", "Book > Guide > River The bird.", 7),
+        ("a.md#3", "Book > Guide > Tree > House The tree.", 13),
+    ]
+
+
+def test_paragraphs_stay_whole_where_they_fit(tokenizer):
+    paragraphs = [" ".join(["cat"] * length) for length in (6, 5, 9, 3, 14, 2)]
+    found = passages_of(tokenizer, "# tree\n\n" + "\n\n".join(paragraphs), 13)
+    assert [record.text for record in found] == [
+        "tree " + "\n\n".join(paragraphs[:2]), "tree " + "\n\n".join(paragraphs[2:4]),
+        "tree " + " ".join(["cat"] * 12), "tree cat cat", "tree cat cat",
+    ]  # fmt: skip
+
+
+def test_neighbours_share_whole_paragraphs(tokenizer):
+    paragraphs = [" ".join([word] * 4) for word in ("cat", "dog", "bird", "tree")]
+    found = passages_of(tokenizer, "\n\n".join(paragraphs), 12, overlap=5)
+    assert [record.text for record in found] == ["\n\n".join(paragraphs[:3]), "\n\n".join(paragraphs[2:])]
+
+
+def test_tables_are_cut_between_rows_and_keep_their_header(tokenizer):
+    rows = [f"| cat{number} | {'dog ' * 4}|" for number in range(9)]
+    header = "| a | b |\n|---|---|"
+    found = passages_of(tokenizer, "\n".join(["# tree\n\nThe river.\n", header, *rows]), 44)
+    assert len(found) > 2
+    seen = []
+    for record in found:
+        assert count(tokenizer, record.text) <= 44
+        lines = record.text.split("\n")
+        if len(seen) or "The river." not in record.text:
+            assert record.text.startswith(f"tree {header}\n")
+        seen += [line for line in lines if line in rows]
+    assert seen == rows
+
+
+def test_a_row_is_never_cut(tokenizer):
+    rows = [f"| cat | {'dog ' * length}|" for length in (3, 50, 3)]
+    found = passages_of(tokenizer, "\n".join(["| a | b |", "|---|---|", *rows]), 30)
+    assert [[line for line in record.text.split("\n") if line in rows] for record in found] == [[row] for row in rows]
+
+
+def test_a_fence_is_cut_only_where_it_is_too_long(tokenizer):
+    short, long = "\n".join(["dog cat"] * 8), "\n".join(["bird tree"] * 20)
+    text = f"The cat and the dog and the bird.\n\n```\n{short}\n```\n\nThe river.\n\n```\n{long}\n```"
+    found = [record.text for record in passages_of(tokenizer, text, 28)]
+    assert sum(f"```\n{short}\n```" in text for text in found) == 1
+    assert all(text.count("bird") == text.count("tree") for text in found if "bird tree" in text)
+    assert sum(text.count("bird tree") for text in found) == 20
+
+
+def test_long_lists_are_cut_between_items(tokenizer):
+    items = [f"- cat {number}\n  - dog {number}" for number in range(8)]
+    found = passages_of(tokenizer, "\n".join(items), 20)
+    assert len(found) > 2
+    assert all(record.text.startswith("- cat") for record in found)
+    assert "\n".join(record.text for record in found) == "\n".join(items)
+
+
+def test_titles_leave_half_of_a_passage_to_the_text(tokenizer):
+    deep = "\n".join(f"{'#' * level} {'tree ' * 5}" for level in range(1, 7))
+    found = passages_of(tokenizer, f"{deep}\n\n{'cat ' * 40}", 24)
+    assert all(record.text.startswith(f"{' '.join(['tree'] * 5)} > ") for record in found)
+    assert all(count(tokenizer, record.text) <= 24 for record in found)
+    assert sum(record.text.count("cat") for record in found) == 40
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    lines=st.lists(
+        st.sampled_from(
+            ["# cat", "## the dog", "", "", "The river runs.", "| a | b |", "|---|---|", "| 1 | cat dog |", "- bird",
+             "  - tree", "```", "    code", "> small", "中文模型。检索向量", "[a]: b", "***", "<div>", "house " * 9]
+        ),
+        max_size=40,
+    ),
+    size=st.integers(4, 40),
+)  # fmt: skip
+def test_passages_of_documents_cover_every_word(tokenizer, lines, size):
+    text = "\n".join(lines)
+    found = passages_of(tokenizer, text, size, overlap=size // 4)
+    words = [word for word in text.replace("#", "").replace("|", " ").split() if word.isalpha()]
+    joined = " ".join(record.text for record in found)
+    # A word of a heading whose own title was too long is the one thing that may be gone.
+    assert all(word in joined for word in words if word not in ("cat", "the", "dog"))
+    for record in found:
+        assert count(tokenizer, record.text) <= size or "|" in record.text

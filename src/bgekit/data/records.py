@@ -228,7 +228,7 @@ class RecordReader(Iterator[Record]):
             self.skipped.leave_out(source.path, error)
 
     def _parts(self, document: Document, unit: Unit) -> Iterator[tuple[int, Part]]:
-        if self._fields.title == "":
+        if self._fields.asked["title"] == "":
             document = replace(document, title="", headings=False)
         return ((part.line, part) for part in parts(document, unit))
 
