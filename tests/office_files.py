@@ -1,4 +1,4 @@
-"""PDF and Word files as small as they can be: what reads such files is what the tests are about, not what writes them."""
+"""PDF and Word files, as small as they can be: tests are about what reads such files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def docx(*paragraphs: tuple[str, str] | list[list[str]]) -> bytes:
     body, styles = "", {}
     for each in paragraphs:
         if isinstance(each, list):
-            rows = "".join(f"<w:tr>{''.join(f'<w:tc>{_paragraph(cell)}</w:tc>' for cell in row)}</w:tr>" for row in each)
+            rows = "".join(
+                f"<w:tr>{''.join(f'<w:tc>{_paragraph(cell)}</w:tc>' for cell in row)}</w:tr>" for row in each
+            )
             body += f"<w:tbl>{rows}</w:tbl>"
         else:
             style, text = each

@@ -149,8 +149,8 @@ def test_mistakes(bge, corpus, tiny_bert, tmp_path, arguments, message):
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "manifest.json").write_text('{"format": "bgekit shards"}')
     places = {
-        "CORPUS": corpus, "MODEL": tiny_bert, "FOLDER": tmp_path / "folder", "SHARDS": tmp_path / "shards", "NOWHERE": tmp_path / "nowhere",
-        "NOFILE": tmp_path / "no.jsonl",
+        "CORPUS": corpus, "MODEL": tiny_bert, "FOLDER": tmp_path / "folder", "SHARDS": tmp_path / "shards",
+        "NOWHERE": tmp_path / "nowhere", "NOFILE": tmp_path / "no.jsonl",
     }  # fmt: skip
     code, out, err = bge(*[places.get(argument, argument) for argument in arguments])
     assert (code, out) == (1, "")
@@ -203,3 +203,84 @@ def test_documents_cannot_steer_the_terminal():
     assert shown.splitlines()[1] == "  1  0.500  a b  (passage 3)"
     assert len(shown.splitlines()) == 4 + 1 - 1
     assert all(len(line) <= 60 for line in shown.splitlines())
+
+
+@pytest.fixture
+def notes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes" / "sub").mkdir(parents=True)
+    for name, text in zip(("a.md", "b.txt", "sub/c.html", "sub/d.md"), TEXTS, strict=True):
+        (tmp_path / "notes" / name).write_text(f"# tree\n\n{text}\n" if name.endswith("md") else text)
+    return tmp_path / "notes"
+
+
+def best(out):
+    return answers(out)[0]["results"][0]
+
+
+def test_a_folder_of_documents(bge, notes, tiny_bert):
+    code, out, err = bge("notes", "--model", tiny_bert, "-q", TEXTS[2], "--json")
+    assert code == 0
+    assert (best(out)["id"], best(out)["text"]) == ("sub/c.html", TEXTS[2])
+    assert {hit["id"] for hit in answers(out)[0]["results"]} == {"a.md", "b.txt#0", "sub/c.html", "sub/d.md"}
+    assert "encoded 4 texts" in err
+    code, out, _ = bge("notes", "--model", tiny_bert, "-q", f"tree {TEXTS[0]}", "--json", "--records", "section")
+    assert (best(out)["id"], best(out)["text"]) == ("a.md#tree", f"tree {TEXTS[0]}")
+
+
+def test_passages_of_documents(bge, notes, tiny_bert):
+    code, out, err = bge("notes", "--model", tiny_bert, "--chunk", "-q", f"tree {TEXTS[3]}", "--json")
+    assert code == 0
+    assert (best(out)["id"], best(out)["passage"], best(out)["text"]) == ("sub/d.md", 0, f"tree {TEXTS[3]}")
+    assert "4 passages" in err
+    # Plain text, too, is now cut as a file.
+    assert {hit["id"] for hit in answers(out)[0]["results"]} == {"a.md", "b.txt", "sub/c.html", "sub/d.md"}
+
+
+def test_an_index_of_a_folder_sees_what_changes(bge, notes, tiny_bert):
+    def built(*more):
+        code, _, err = bge("notes", "--model", tiny_bert, "--index", "notes/idx", "-q", "x", *more)
+        assert code == 0
+        return "encoded" in err
+
+    assert built()
+    assert not built()
+    (notes / "new.md").write_text("a new file")
+    assert built()
+    assert not built()
+    (notes / "new.md").rename(notes / "renamed.md")
+    assert built()
+    (notes / "sub" / "d.md").unlink()
+    assert built()
+    assert built("--records", "section")
+    assert not built("--records", "section")
+    assert built("--records", "section", "--exclude", "sub/")
+    assert best(bge("notes/idx", "-q", "a new file", "--json")[1])["id"] == "renamed.md"
+
+
+def test_what_cannot_be_read_is_counted(bge, notes, tiny_bert, capsys):
+    (notes / "bad.pdf").write_bytes(b"nothing")
+    code, _, err = bge("notes", "--model", tiny_bert, "-q", "x", "--json")
+    assert code == 0
+    assert "warning: skipped notes/bad.pdf is damaged or no PDF" in err
+    assert "1 file skipped" in err
+    assert main(["encode", "notes", "-o", "v", "--model", str(tiny_bert), "--no-progress"]) == 0
+    assert "1 file skipped (listed in manifest.json)" in capsys.readouterr().out
+    assert (
+        json.loads((notes.parent / "v" / "manifest.json").read_text())["skipped"]["lines"][0]["file"] == "notes/bad.pdf"
+    )
+    code, _, err = bge("notes/bad.pdf", "--model", tiny_bert, "-q", "x")
+    assert (code, len(err.splitlines())) == (1, 1)
+
+
+def test_other_tables(bge, tmp_path, tiny_bert):
+    path = tmp_path / "a.csv"
+    path.write_text("id:text\n1:a cat\n2:a dog\n")
+    code, out, _ = bge(path, "--model", tiny_bert, "-q", "a dog", "--delimiter", ":", "--json")
+    assert (code, best(out)["id"]) == (0, "2")
+    path.write_text("id\ttext\n1\ta cat\n2\ta dog\n")
+    assert bge(path, "--model", tiny_bert, "-q", "a dog", "--delimiter", "tab", "--json")[0] == 0
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"id": "x", "text": "a cat"}, {"id": "y", "text": "a dog"}]))
+    code, out, _ = bge(path, "--model", tiny_bert, "-q", "a dog", "--json")
+    assert (code, best(out)["id"]) == (0, "y")

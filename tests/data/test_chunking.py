@@ -193,7 +193,9 @@ def test_other_kinds_of_tokenizers(kind, text, size):
 
 def passages_of(tokenizer, text, size, overlap=0, **more):
     document = Document(text, marked=True, first_line=1, **more)
-    records = chunk_records([Record("a.md", titled(document.title, text), "a.md", 1, document)], tokenizer, size, overlap)
+    records = chunk_records(
+        [Record("a.md", titled(document.title, text), "a.md", 1, document)], tokenizer, size, overlap
+    )
     return list(records)
 
 

@@ -37,7 +37,9 @@ def ids(*arguments, **options):
 
 
 def test_a_folder_is_all_its_files_in_the_order_of_their_names(notes):
-    folder = notes({"b.md": "b", "a/z.html": "<p>z", "a.md": "a", "c.txt": "one\ntwo\n", "p.png": b"\x89PNG", "s.py": "x"})
+    folder = notes(
+        {"b.md": "b", "a/z.html": "<p>z", "a.md": "a", "c.txt": "one\ntwo\n", "p.png": b"\x89PNG", "s.py": "x"}
+    )
     reader = read_records(folder)
     assert reader.files == [os.path.join("notes", name) for name in ("a.md", "a/z.html", "b.md", "c.txt")]
     assert [record.id for record in reader] == ["a.md", "a/z.html", "b.md", "c.txt#0", "c.txt#1"]
@@ -45,7 +47,9 @@ def test_a_folder_is_all_its_files_in_the_order_of_their_names(notes):
 
 
 def test_records_in_a_folder_keep_their_ids(notes):
-    folder = notes({"a.jsonl": '{"id": "own", "text": "x"}\n{"text": "y"}\n', "b.csv": "text\nz\n", "c.md.gz": gzip.compress(b"w")})
+    folder = notes(
+        {"a.jsonl": '{"id": "own", "text": "x"}\n{"text": "y"}\n', "b.csv": "text\nz\n", "c.md.gz": gzip.compress(b"w")}
+    )
     assert ids(folder) == ["own", "1", "2", "c.md.gz"]
 
 
@@ -61,7 +65,15 @@ def test_what_is_hidden_or_ignored_is_passed_over(notes):
 
 
 def test_a_repository_s_rules_hold_in_its_folders(notes):
-    notes({".gitignore": "build/\n*.bak.md\n", ".git/HEAD": "x", "docs/a.md": "a", "docs/b.bak.md": "x", "docs/build/c.md": "x"})
+    notes(
+        {
+            ".gitignore": "build/\n*.bak.md\n",
+            ".git/HEAD": "x",
+            "docs/a.md": "a",
+            "docs/b.bak.md": "x",
+            "docs/build/c.md": "x",
+        }
+    )
     notes({"build/docs/a.md": "a", "build/docs/b.bak.md": "b"})
     assert ids("notes/docs") == ["a.md"]
     assert ids("notes/build/docs") == ["a.md", "b.bak.md"]  # It was asked for, though it is ignored.
@@ -72,7 +84,8 @@ def test_indexes_and_shards_are_passed_over(notes):
     folder = notes(
         {
             "a.md": "a", "idx/index.json": index, "idx/rows.jsonl": '{"id": "1", "text": "x"}\n',
-            "idx/building-1/manifest.json": shards, "v/manifest.json": shards, "v/shard-00000.ids.jsonl": '{"text": "x"}\n',
+            "idx/building-1/manifest.json": shards, "v/manifest.json": shards,
+            "v/shard-00000.ids.jsonl": '{"text": "x"}\n',
             "site/index.json": json.dumps({"format": "of others"}), "site/a.md": "s",
         }
     )  # fmt: skip

@@ -142,7 +142,9 @@ def test_a_title_is_not_said_twice(read):
     assert document.own_title == ""
 
 
-@pytest.mark.parametrize("text", ["---\nno: [yaml\n---\nx\n", "---\njust text\n---\n", "---\nd: 2024-13-45\n---\n", "---\n"])
+@pytest.mark.parametrize(
+    "text", ["---\nno: [yaml\n---\nx\n", "---\njust text\n---\n", "---\nd: 2024-13-45\n---\n", "---\n"]
+)
 def test_rules_that_enclose_no_front_matter(read, text):
     document = read("a.md", text)
     assert (document.text, document.fields) == (text, {})
@@ -221,7 +223,14 @@ def test_tables_that_arrange_a_page(read):
 
 @pytest.mark.parametrize(
     ("html", "text"),
-    [("", ""), ("only text", "only text"), ("<p>", ""), ("<p>a<p>b", "a\n\nb"), ("</div><b>x", "**x**"), ("<!-- c -->x", "x")],
+    [
+        ("", ""),
+        ("only text", "only text"),
+        ("<p>", ""),
+        ("<p>a<p>b", "a\n\nb"),
+        ("</div><b>x", "**x**"),
+        ("<!-- c -->x", "x"),
+    ],
 )
 def test_broken_html(read, html, text):
     assert read("a.html", html).text == text
@@ -232,7 +241,9 @@ def test_html_says_its_encoding(read):
     assert read("a.html", html.encode("gb18030")).text == "中文镕"
     assert read("b.html", html).text == "中文镕"  # It is UTF-8, whatever it says.
     assert read("c.html", "<p>中文</p>", encoding="big5").text == "中文"
-    xhtml = '<?xml version="1.0" encoding="utf-8"?><html xmlns="http://www.w3.org/1999/xhtml"><body><p>Ü</p></body></html>'
+    xhtml = (
+        '<?xml version="1.0" encoding="utf-8"?><html xmlns="http://www.w3.org/1999/xhtml"><body><p>Ü</p></body></html>'
+    )
     assert read("d.html", xhtml).text == "Ü"
 
 

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import DataError, import_extra
 from .encodings import Lines
@@ -292,8 +292,8 @@ def _as_markdown(soup: BeautifulSoup) -> str:
     """The text of a page as Markdown: of its main part, if it says which that is."""
     from markdownify import MarkdownConverter
 
-    page: Tag = soup.find("main") or soup.find(attrs={"role": "main"}) or soup.body or soup  # type: ignore[assignment]
-    for tag in page.find_all([*_NO_TEXT, "title"]) + page.find_all(attrs={"role": [*_ROLES]}):
+    page: Tag = soup.find("main") or soup.find(role="main") or soup.body or soup  # type: ignore[assignment]
+    for tag in page.find_all([*_NO_TEXT, "title"]) + page.find_all(role=[*_ROLES]):
         tag.decompose()
     for link in page.find_all("a"):
         if link.get_text(strip=True) in _MARKS:
@@ -348,8 +348,8 @@ def sections(document: Document) -> list[Section]:
     return found
 
 
-def parts(document: Document, unit: Literal["paragraph", "section", "file"]) -> Iterator[Part]:
-    """The paragraphs or sections of a document, or the one document; none where there is no text."""
+def parts(document: Document, unit: str) -> Iterator[Part]:
+    """The `paragraph`s or `section`s of a document, or the one `file`; none where there is no text."""
     if unit == "file":
         if document.whole or document.title:
             yield Part("", document, 1)
