@@ -559,7 +559,8 @@ def _quoted(
         except StopIteration:
             return
         except csv.Error as error:
-            reason = f"not valid {'TSV' if delimiter != ',' else 'CSV'}: {error}"
+            form = "TSV" if delimiter == "\t" else "CSV"
+            reason = f"not valid {form}: {error}"
             if len(kept) > 1:
                 reason += (
                     f"; by its quotes it goes on to line {before + rows.line_num:,}. If quotes enclose nothing in this "

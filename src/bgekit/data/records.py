@@ -282,7 +282,8 @@ class _Fields:
             present = [name for name in wanted if name in names]
             if not present and (asked or kind == "text"):
                 lacking = f"{file} has no column {' or '.join(wanted)}"
-                raise DataError(f"{lacking}; it has {listing(names)}. Name it with --{kind}-field.")
+                other = ", or what separates the columns with --delimiter" if len(names) == 1 else ""
+                raise DataError(f"{lacking}; it has {listing(names)}. Name it with --{kind}-field{other}.")
             found += present[: 1 if kind == "text" else None]
         return list(dict.fromkeys(found))
 
