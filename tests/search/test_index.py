@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import gc
 import json
 import pickle
@@ -16,6 +17,7 @@ from bgekit.errors import ArgumentError, OutputError
 from bgekit.inference.shards import load_shards
 from bgekit.search.build import index_records, index_shards
 from bgekit.search.index import SearchIndex
+from bgekit.search.where import Where
 
 TYPES = ["exact", "hnsw", "ivf"]
 
@@ -131,6 +133,105 @@ def test_queries_are_checked(shards_of):
         index.search(np.zeros((1, 24)), 0)
 
 
+class TestWhere:
+    """With a condition, what is found is the nearest of the rows that meet it, whatever the type of index."""
+
+    @pytest.fixture
+    def rows(self):
+        generator = np.random.default_rng(3)
+        parts, langs = generator.integers(0, 100, 3000).tolist(), generator.choice(["en", "fr"], 3000).tolist()
+        return [{"part": part, "lang": lang, "year": None if part == 7 else 2000 + part}
+                for part, lang in zip(parts, langs, strict=True)]  # fmt: skip
+
+    @pytest.mark.parametrize("index_type", TYPES)
+    @pytest.mark.parametrize("most", [1, 5, 30, 80, 100])
+    def test_the_nearest_of_those_that_meet_it(self, shards_of, tmp_path, rows, index_type, most, monkeypatch):
+        monkeypatch.setattr("bgekit.search.nearest._GRAPH_WORK", 0)  # In so small a graph it would be no more work.
+        vectors, queries = random_unit(3000), random_unit(30, seed=1)
+        folder = shards_of(vectors, metadata=rows)
+        index = index_shards(load_shards(folder), tmp_path / "index", index_type=index_type)
+        kept = np.array([row for row, known in enumerate(rows) if known["part"] < most])
+        assert 0 < len(kept) <= 3000
+        answers = index.search(queries, 10, where=f"part < {most}")
+        best = kept[np.argsort(-(queries @ vectors[kept].T), axis=1, kind="stable")[:, :10]]
+        recall = np.mean([len({str(row) for row in wanted} & set(ids(hits))) / len(wanted)
+                          for wanted, hits in zip(best, answers, strict=True)])  # fmt: skip
+        assert recall == 1 if index_type == "exact" else recall > 0.95
+        for query, hits in zip(queries, answers, strict=True):
+            assert [hit.rank for hit in hits] == list(range(1, min(10, len(kept)) + 1))
+            assert all(hit.metadata == rows[int(hit.id)] and hit.metadata["part"] < most for hit in hits)
+            own = [hit.score for hit in hits]
+            np.testing.assert_allclose(own, vectors[[int(hit.id) for hit in hits]] @ query, atol=1e-6)
+
+    @pytest.mark.parametrize("index_type", TYPES)
+    def test_as_many_as_meet_it_are_found(self, shards_of, tmp_path, rows, index_type):
+        index = index_shards(
+            load_shards(shards_of(random_unit(3000), metadata=rows)), tmp_path / "i", index_type=index_type
+        )
+        for condition, count in (("part < 50", 1000), ("part = 3 and lang = 'fr'", 500), ("year is null", 99)):
+            kept = [str(row) for row in np.flatnonzero(Where(condition).rows(index.metadata))]
+            (hits,) = index.search(random_unit(1, seed=8), count, where=condition)
+            assert len(hits) == min(count, len(kept)) > 10
+            assert set(ids(hits)) <= set(kept)
+        assert index.search(random_unit(2, seed=8), 5, where="part > 100") == [[], []]
+
+    def test_shards_are_filtered_where_they_lie(self, shards_of, tmp_path, rows):
+        folder = shards_of(random_unit(3000), metadata=rows, dtype="float16")
+        query, condition = random_unit(1, seed=4), "lang = 'en' and year >= 2090"
+        found = SearchIndex.load(folder).search(query, 7, where=condition)
+        assert found == index_shards(load_shards(folder), tmp_path / "index").search(query, 7, where=condition)
+        assert len(found[0]) == 7
+
+    @pytest.mark.parametrize("index_type", TYPES)
+    def test_of_copies_the_earliest_come(self, shards_of, tmp_path, index_type):
+        vectors = np.concatenate([random_unit(300), np.repeat(random_unit(1, seed=7), 211, axis=0)])
+        folder = shards_of(vectors, metadata=[{"even": row % 2 == 0} for row in range(511)])
+        index = index_shards(load_shards(folder), tmp_path / "index", index_type=index_type)
+        assert ids(index.search(vectors[300], 4, where="even = false")[0]) == ["301", "303", "305", "307"]
+
+    @pytest.mark.parametrize("index_type", TYPES)
+    def test_documents_count_not_passages(self, shards_of, tmp_path, index_type):
+        close, far = np.array([1, 0.01]), np.array([1, 1])
+        names = [f"long#{number}" for number in range(500)] + ["b#0", "c#0", "c#1", "d#0"]
+        vectors = np.array([close] * 500 + [far, far * [1, 3], far * [1, 0.5], far * [1, -1]], np.float32)
+        known = [{"lang": "en"}] * 502 + [{"lang": "en"}, {"lang": "fr"}]
+        folder = shards_of(vectors, ids=names, chunked=True, normalize=False, metadata=known)
+        index = index_shards(load_shards(folder), tmp_path / "i", index_type=index_type)
+        (hits,) = index.search([1, 0], 3, where="lang = 'en'")
+        assert [(hit.id, hit.passage, hit.metadata) for hit in hits] == [
+            ("long", 0, {"lang": "en"}), ("c", 1, {"lang": "en"}), ("b", 0, {"lang": "en"}),
+        ]  # fmt: skip
+
+    def test_hits_as_json(self, shards_of):
+        day = datetime.date(2024, 5, 31)
+        index = SearchIndex.load(shards_of(random_unit(2), metadata=[{"day": day, "tags": ["a"]}, {"day": None}]))
+        hits = {hit.id: hit for hit in index.search(random_unit(1), 2)[0]}
+        assert hits["0"].metadata == {"day": day, "tags": ["a"]}
+        assert hits["0"].to_dict()["metadata"] == {"day": "2024-05-31", "tags": ["a"]}
+        assert hits["1"].to_dict()["metadata"] == {"day": None, "tags": None}
+        assert hash(hits["0"])
+
+    def test_asking_and_reranking(self, embedder, tmp_path):
+        class Longest:
+            def compute_score(self, pairs):
+                return [len(passage) for _, passage in pairs]
+
+        records = [Record(str(row), "x" * row, metadata={"n": row}) for row in range(1, 40)]
+        index, _ = index_records(embedder(), records, tmp_path / "index")
+        assert ids(index.ask(embedder(), ["q"], 2, where="n <= 20", reranker=Longest())[0]) == ["20", "19"]
+        assert {hit.metadata["n"] <= 3 for hit in index.ask(embedder(), ["q"], 3, where="n <= 3")[0]} == {True}
+
+    def test_errors(self, shards_of, rows):
+        index = SearchIndex.load(shards_of(random_unit(3000), metadata=rows))
+        with pytest.raises(ArgumentError, match=r"no column yaer \(did you mean year\?\)"):
+            index.search(random_unit(1), where="yaer = 3")
+        plain = SearchIndex.load(shards_of(random_unit(5)))
+        assert plain.metadata is None
+        assert plain.search(random_unit(1), 1)[0][0].to_dict().keys() == {"rank", "id", "score", "text"}
+        with pytest.raises(ArgumentError, match=r"keeps no metadata .* \(--keep year 'a b'\)"):
+            plain.search(random_unit(1), where='year = 3 and "a b" is null')
+
+
 class TestModels:
     """Vectors of another model are not compared with those of the index."""
 
@@ -236,6 +337,21 @@ class TestDamage:
         index_shards(load_shards(shards_of(random_unit(40))), tmp_path / "other", index_type="hnsw")
         shutil.copy(tmp_path / "other" / "index.faiss", folder)
         with pytest.raises(OutputError, match="another index"):
+            SearchIndex.load(folder)
+
+    @pytest.mark.parametrize("change", ["gone", "short", "empty", "other"])
+    def test_metadata(self, shards_of, tmp_path, change):
+        folder, path = tmp_path / "with", tmp_path / "with" / "metadata.arrow"
+        for number, place in enumerate((folder, tmp_path / "other")):
+            shards = shards_of(random_unit(50), metadata=[{f"column{number}": row} for row in range(50)])
+            index_shards(load_shards(shards), place)
+        content = path.read_bytes()
+        path.unlink()
+        if change == "other":
+            shutil.copy(tmp_path / "other" / "metadata.arrow", path)
+        elif change != "gone":
+            path.write_bytes(content[: len(content) // 2 if change == "short" else 0])
+        with pytest.raises(OutputError, match=r"metadata\.arrow (is missing or damaged|belongs to another index)"):
             SearchIndex.load(folder)
 
     @pytest.mark.parametrize(("key", "value"), [("format", "x"), ("version", 99), ("extra", 1)])

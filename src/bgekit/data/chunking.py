@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -136,7 +136,7 @@ class _Chunker:
                 else:
                     found = list(self._of_document(record.document, record.line))
                 for number, (text, line) in enumerate(found):
-                    yield Record(f"{record.id}#{number}", text, record.file, line)
+                    yield replace(record, id=f"{record.id}#{number}", text=text, line=line, document=None)
 
     def _of_document(self, document: Document, line: int) -> Iterator[tuple[str, int]]:
         """Passages of a document, with the lines of their headings."""

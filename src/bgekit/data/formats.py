@@ -155,8 +155,9 @@ def _without_gz(name: str) -> str:
 
 @dataclass
 class Position:
-    """The bytes of a file that were read so far: by its stream, or by rows where there is no stream."""
+    """The bytes of a file that were read so far: by its stream, or by rows where there is no stream; and its format."""
 
+    form: str = ""
     stream: Stream | None = None
     rows: int = 0
     size: int = 0
@@ -185,7 +186,7 @@ def file_rows(
     try:
         with contextlib.ExitStack() as stack:
             stream, raw, name = open_stream(file, stack)
-            form = form or format_of(name, stream, dialect.encoding)
+            position.form = form = form or format_of(name, stream, dialect.encoding)
             size = file_size(file)
             if form in TABLES:
                 if size is None:

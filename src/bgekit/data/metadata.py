@@ -9,13 +9,13 @@ from __future__ import annotations
 import datetime
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import IO, Any, Final, TypeAlias
 
 from ..errors import ArgumentError, DataError, OutputError
+from .encodings import repair
 from .formats import BadRow, shown
-from .unicode import repair
 
 #: Stands for all columns but those of text, title and id.
 ALL: Final = "*"
@@ -60,6 +60,10 @@ _WORDS: Final = {
 }  # fmt: skip
 
 
+class BadValue(BadRow):
+    """A value that cannot be kept, or is of another type than those of its column before it."""
+
+
 def checked_keep(keep: Keep | None) -> tuple[str, ...]:
     """Names of columns to keep; one name alone is a list of one.
 
@@ -85,7 +89,7 @@ class Kinds:
         """The values of a row as they are kept: strings of valid Unicode, plain numbers, dates, null for no number.
 
         Raises:
-            BadRow: a value cannot be kept, or is of another kind than those of its column before it.
+            BadValue: a value cannot be kept, or is of another kind than those of its column before it.
         """
         return {name: self._checked(name, value, file, line) for name, value in metadata.items()}
 
@@ -104,7 +108,7 @@ class Kinds:
             self._kinds[name] = (kind, file, line)
         elif before[0] != kind and not (kind == "list of " and before[0].startswith("list of ")):
             place = f" in {before[1]}, line {before[2]:,}" if before[1] else " before"
-            raise BadRow(
+            raise BadValue(
                 f"the column {name} is {_WORDS[kind]} here ({value!r:.40}) and {_WORDS[before[0]]}{place}: a column "
                 "that is kept has one type"
             )
@@ -132,7 +136,7 @@ def _kind(name: str, value: Any) -> tuple[str, Any]:
     """Kind of a value, and the value as it is kept; "" for what is the same as null.
 
     Raises:
-        BadRow: it cannot be kept.
+        BadValue: it cannot be kept.
     """
     kind = _TYPES.get(type(value))
     if kind is None:
@@ -143,7 +147,7 @@ def _kind(name: str, value: Any) -> tuple[str, Any]:
         if isinstance(value, float):
             return ("", None) if math.isnan(value) else (kind, value)
         if not -(1 << 63) <= value < 1 << 63:
-            raise BadRow(f"the column {name} has a whole number of more than 64 bits ({value:.6e}): make it a string")
+            raise BadValue(f"the column {name} has a whole number of more than 64 bits ({value:.6e}): make it a string")
     if kind == "time" and value.tzinfo is not None:
         return "zoned", value.astimezone(datetime.timezone.utc)
     return kind, value
@@ -153,7 +157,7 @@ def _further_kind(name: str, value: Any) -> tuple[str, Any]:
     if isinstance(value, list | tuple):
         return _list_kind(name, value)
     if isinstance(value, Mapping):
-        raise BadRow(
+        raise BadValue(
             f"the column {name} is an object ({', '.join(map(str, value))[:40]}), and what is kept has no inner "
             f"fields: make columns of them, or name the columns to keep without {name}"
         )
@@ -168,7 +172,7 @@ def _further_kind(name: str, value: Any) -> tuple[str, Any]:
     for plain in (str, int, float):
         if isinstance(value, plain) and not isinstance(value, bool):
             return _kind(name, plain(value))
-    raise BadRow(f"the column {name} is {shown(value)}, which cannot be kept: make it a string or a number")
+    raise BadValue(f"the column {name} is {shown(value)}, which cannot be kept: make it a string or a number")
 
 
 def _list_kind(name: str, values: Sequence[Any]) -> tuple[str, list[Any]]:
@@ -180,9 +184,9 @@ def _list_kind(name: str, values: Sequence[Any]) -> tuple[str, list[Any]]:
             continue
         kind, plain = _kind(name, element)
         if kind.startswith("list of "):
-            raise BadRow(f"the column {name} is a list of lists, which cannot be kept")
+            raise BadValue(f"the column {name} is a list of lists, which cannot be kept")
         if kind and found and kind != found:
-            raise BadRow(f"the column {name} is a list of {_WORDS[found]} and {_WORDS[kind]}: a list has one type")
+            raise BadValue(f"the column {name} is a list of {_WORDS[found]} and {_WORDS[kind]}: a list has one type")
         found = found or kind
         kept.append(plain)
     return f"list of {found}", kept
@@ -193,7 +197,7 @@ def table_of(rows: Sequence[Metadata], places: Sequence[tuple[str, int]] = ()) -
 
     Args:
         rows: The metadata of each.
-        places: File and line of each, for messages.
+        places: File and line of each, for messages; "" and the number of the record where there is no file.
 
     Raises:
         DataError: a value cannot be kept, or a column has values of different types.
@@ -202,11 +206,11 @@ def table_of(rows: Sequence[Metadata], places: Sequence[tuple[str, int]] = ()) -
 
     kinds, checked = Kinds(), []
     for at, row in enumerate(rows):
-        file, line = places[at] if places else ("", 0)
+        file, line = places[at] if places else ("", at)
         try:
             checked.append(kinds.checked(row, file, line))
-        except BadRow as error:
-            raise DataError(f"{file}, line {line}: {error}" if file else f"record {at:,}: {error}") from error
+        except BadValue as error:
+            raise DataError(f"{file}, line {line:,}: {error}" if file else f"record {line:,}: {error}") from error
     names = dict.fromkeys(name for row in checked for name in row)
     if not names:
         return None
@@ -327,6 +331,33 @@ def _typed(cells: Any, type_: Any) -> Any:
     written = pc.utf8_trim_whitespace(cells)
     written = pc.if_else(pc.equal(written, ""), none, written)
     return pc.equal(pc.ascii_lower(written), "true") if pyarrow.types.is_boolean(type_) else written.cast(type_)
+
+
+#: A table of metadata (None without columns), how messages call it, and its number of rows.
+Part: TypeAlias = "tuple[Any, str, int]"
+
+
+def typed(parts: Callable[[], Iterable[Part]]) -> tuple[Any, Iterator[Any]] | None:
+    """The schema that all parts have together, and each part with these types; None without columns.
+
+    Args:
+        parts: Gives the parts, in order, each time it is called.
+
+    Raises:
+        DataError: a column has different types in them.
+    """
+    columns = Columns()
+    for table, place, _ in parts():
+        if table is not None:
+            columns.add(table, place)
+    schema = columns.schema
+    return (schema, (columns.cast(table, rows) for table, _, rows in parts())) if len(schema) else None
+
+
+def content_of(table: Any) -> bytes:
+    """The content of a table, for fingerprints: it does not depend on how Arrow stores it."""
+    types = [(field.name, str(field.type), field.metadata) for field in table.schema]
+    return repr((types, table.to_pylist())).encode()
 
 
 def write_table(file: IO[bytes] | Any, schema: Any, tables: Iterable[Any]) -> None:

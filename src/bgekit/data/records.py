@@ -6,6 +6,7 @@ One record is in memory at a time, whatever the size of the input; of a document
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,9 @@ from .formats import (
     listing,
 )
 from .markup import DOCUMENTS, VERSION, Document, Part, parts, read_document
+from .metadata import ALL, BadValue, Cell, Keep, Kinds, Metadata, checked_keep
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Record:
         line: Line in that file, from 1 (in Parquet files the row).
         document: Text and title apart, of a document in which headings, tables and fences count: `chunk_records` cuts
             it there. None for other texts.
+        metadata: What else is known of it and kept, by column: strings, numbers, truth values, dates, lists of these.
 
     Example:
         >>> from bgekit.data import Record
@@ -55,6 +60,7 @@ class Record:
     file: str = ""
     line: int = 0
     document: Document | None = field(default=None, compare=False, repr=False)
+    metadata: Metadata = field(default_factory=dict, hash=False)
 
 
 class RecordReader(Iterator[Record]):
@@ -81,6 +87,8 @@ class RecordReader(Iterator[Record]):
         include: Patterns, as in a .gitignore, of the files in folders that are read; files of other endings, too, as
             plain text.
         exclude: Patterns of files and folders in folders that are passed over.
+        keep: Columns that become the records' metadata, by name; "*" for all but those of text, title and id. Each has
+            values of one type (null fits any); what is of another one is a line that cannot be used.
 
     Attributes:
         files: The files as the caller named them, or as they were found.
@@ -116,6 +124,7 @@ class RecordReader(Iterator[Record]):
         records: Unit | None = None,
         include: Sequence[str] | None = None,
         exclude: Sequence[str] | None = None,
+        keep: Keep | None = None,
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise ArgumentError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
@@ -123,7 +132,7 @@ class RecordReader(Iterator[Record]):
         listed = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
         self.skipped = BadLines(on_error)
         self._strict = on_error == "raise"
-        self._fields = _Fields(text_field, title_field, id_field)
+        self._fields = _Fields(text_field, title_field, id_field, checked_keep(keep))
         self._format, self._dialect = format, Dialect(encoding, quoting, delimiter)
         self._unit, self._chosen = records, {"include": include, "exclude": exclude}
         self._sources, sizes = list[Source](), list[int | None]()
@@ -145,7 +154,7 @@ class RecordReader(Iterator[Record]):
         if self.files.count(STDIN) > 1:
             raise DataError("standard input (-) is given twice; it can be read only once")
         self.size = sum(size for size in sizes if size is not None) if None not in sizes else None
-        self._finished_bytes = 0
+        self._finished_bytes, self._begun = 0, False
         self._current = Position()
         self._records: Iterator[Record] = self._read()
 
@@ -164,6 +173,19 @@ class RecordReader(Iterator[Record]):
             raise DataError(f"{listing(self.files)}: there is no text{skipped}")
         self._records = itertools.chain([first], self._records)
 
+    def keep(self, columns: Keep) -> None:
+        """Keep these columns as metadata, and no others.
+
+        Raises:
+            ArgumentError: records have been read already.
+        """
+        names = checked_keep(columns)
+        if names == self._fields.kept:
+            return
+        if self._begun:
+            raise ArgumentError("records have been read without these columns: give keep=... to read_records")
+        self._fields.kept = names
+
     @property
     def position(self) -> int:
         """Bytes of the files that were read so far; compare with `size`."""
@@ -180,21 +202,24 @@ class RecordReader(Iterator[Record]):
             found["documents"] = VERSION
         if self._unit is not None and any(self._unit != source.unit for source in texts):
             found["records"] = self._unit
+        if self._fields.kept:
+            found["keep"] = list(self._fields.kept)
         return found
 
     def _read(self) -> Iterator[Record]:
-        row_number = 0
+        row_number, self._begun = 0, True
         for source, name in zip(self._sources, self.names, strict=True):
             any_good = False
             for line, row in self._rows(source):
                 try:
                     if isinstance(row, Part):
-                        record = _record_of_part(row, source, line)
+                        record = self._fields.record_of_part(row, source, line)
                     else:
                         number = row_number if name is None else f"{name}#{line - 1}"
-                        record = self._fields.record(row, number, source.path, line)
+                        record = self._fields.record(row, number, source.path, line, self._current.form)
                 except BadRow as reason:
-                    if source.found and self._strict and not any_good:  # Other JSON, say, than records.
+                    # Other JSON, say, than records. What is to be kept was asked for.
+                    if source.found and self._strict and not any_good and not isinstance(reason, BadValue):
                         self.skipped.leave_out(source.path, reason.reason)
                         break
                     self.skipped.add(source.path, line, reason)
@@ -206,6 +231,7 @@ class RecordReader(Iterator[Record]):
             self._finished_bytes += file_size(source.path) or 0
             self._current = Position()
         self.skipped.end()
+        self._fields.end()
 
     def _rows(self, source: Source) -> Iterator[tuple[int, Row | Part]]:
         """Line numbers and rows of a file, or the parts of a document; nothing more from where it cannot be read."""
@@ -247,29 +273,61 @@ def titled(title: str, text: str) -> str:
     return f"{title} {text}" if title and text else title or text
 
 
-def _record_of_part(part: Part, source: Source, line: int) -> Record:
-    document = part.document
-    text = titled(document.own_title, document.whole)
-    return Record(source.name + part.suffix, text, source.path, line, document if document.marked else None)
-
-
 class _Fields:
-    """Names of the fields that hold a row's text, title and id, those first that count most."""
+    """Names of the fields that hold a row's text, title and id, those first that count most, and of those kept."""
 
-    def __init__(self, text: str | None, title: str | None, id: str | None) -> None:
+    def __init__(self, text: str | None, title: str | None, id: str | None, kept: tuple[str, ...]) -> None:
+        self.kept = kept
+        self._kinds, self._seen, self._first = Kinds(), set[str](), dict[str, None]()
         self.asked = {"text": text, "title": title, "id": id}
         self._texts = (text,) if text else TEXT_FIELDS
         self._titles = () if title == "" else (title,) if title else TITLES
         self._ids = (id,) if id else IDS
 
-    def record(self, row: Row, number: int | str, file: str, line: int) -> Record:
+    def record(self, row: Row, number: int | str, file: str, line: int, form: str) -> Record:
         if isinstance(row, BadRow):
             raise row
         if isinstance(row, str):
-            return Record(str(number), row, file, line)
+            return Record(str(number), row, file, line, metadata=dict.fromkeys(self._named))
         fields = Line(file, line, row)
-        text = self._text(fields)
-        return Record(self._id(fields, number), titled(self._title(fields), text), file, line)
+        text = titled(self._title(fields), self._text(fields))
+        metadata = self._metadata(fields, cells=form in ("csv", "tsv")) if self.kept else {}
+        return Record(self._id(fields, number), text, file, line, metadata=metadata)
+
+    def record_of_part(self, part: Part, source: Source, line: int) -> Record:
+        """The record of a part of a document, with fields of its front matter."""
+        document = part.document
+        text = titled(document.own_title, document.whole)
+        metadata = self._metadata(Line(source.path, line, document.fields)) if self.kept else {}
+        marked = document if document.marked else None
+        return Record(source.name + part.suffix, text, source.path, line, marked, metadata)
+
+    @property
+    def _named(self) -> list[str]:
+        """Columns that are kept by name."""
+        return [name for name in self.kept if name != ALL]
+
+    def _metadata(self, line: Line, *, cells: bool = False) -> Metadata:
+        named = self._named
+        if len(self._seen) < len(named):
+            self._first = self._first or dict.fromkeys(line.fields)
+            self._seen.update(name for name in named if name in line.fields)
+        if ALL in self.kept:
+            # Of front matter nothing is text or id.
+            text = next((name for name in self._texts if name in line.fields), "")
+            used = {text, *self._titles, *self._ids, ""}
+            named = list(dict.fromkeys([*(name for name in line.fields if name not in used), *named]))
+        values = {name: line.fields.get(name) for name in named}
+        if cells:
+            values = {name: None if value is None else Cell(value) for name, value in values.items()}
+        return self._kinds.checked(values, line.file, line.number)
+
+    def end(self) -> None:
+        """Say which columns that were to be kept no row had."""
+        missing = [name for name in self._named if name not in self._seen]
+        if missing:
+            first = f"; the first row has {listing(list(self._first))}" if self._first else ""
+            logger.warning("no row has a column %s, which was to be kept%s", " or ".join(missing), first)
 
     def columns(self, file: str, names: Sequence[str]) -> list[str]:
         """The columns of a table that are needed.
@@ -285,7 +343,10 @@ class _Fields:
                 other = ", or what separates the columns with --delimiter" if len(names) == 1 else ""
                 raise DataError(f"{lacking}; it has {listing(names)}. Name it with --{kind}-field{other}.")
             found += present[: 1 if kind == "text" else None]
-        return list(dict.fromkeys(found))
+        absent = [name for name in self._named if name not in names]
+        if absent:
+            raise DataError(f"{file} has no column {' or '.join(absent)} to keep; it has {listing(names)}")
+        return list(dict.fromkeys(names if ALL in self.kept else [*found, *self._named]))
 
     def _text(self, line: Line) -> str:
         for name in self._texts:

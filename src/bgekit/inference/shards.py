@@ -2,6 +2,7 @@
 
     shard-00000.npy        vectors [n, dimension]
     shard-00000.ids.jsonl  a line a vector: {"id": ...}, with "text" if texts are stored
+    shard-00000.metadata.arrow  the columns of metadata that records have, if they have any: a row per vector
     shard-00000.json       facts of the shard, with sha256 of its input and files; written last
     manifest.json          how the vectors were made (from the start), and what they are (when all are there)
 
@@ -18,7 +19,7 @@ import json
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,7 @@ import numpy.typing as npt
 from ..data.chunking import chunk_records
 from ..data.columns import BadLines
 from ..data.formats import line_of
+from ..data.metadata import Columns, content_of, read_table, table_of, typed, write_table
 from ..data.records import Record, RecordReader
 from ..errors import ArgumentError, BgekitError, NumericalError, OutputError
 from ..files.atomic import OutputFolder
@@ -194,6 +196,7 @@ class _Shard:
     index: int
     first: int
     records: list[Record]
+    metadata: Any
     input_sha256: str
     position: int
 
@@ -210,6 +213,7 @@ class _Run:
         self._pending: deque[_Shard] = deque()
         #: What the manifest says of each shard; None while it is being encoded.
         self._entries: list[dict[str, Any] | None] = []
+        self._columns = Columns()
         self._input = hashlib.sha256()
         self._kept = 0
         self._failure: BgekitError | None = None
@@ -305,10 +309,22 @@ class _Run:
                     data = value.encode("utf-8", "surrogatepass")
                     digest.update(len(data).to_bytes(8, "little"))
                     digest.update(data)
+            if (metadata := self._metadata(part, first)) is not None:
+                digest.update(content_of(metadata))
             self._input.update(digest.digest())
             position = self._reader.position if self._reader else first + len(part)
-            yield _Shard(index, first, part, digest.hexdigest(), position)
+            yield _Shard(index, first, part, metadata, digest.hexdigest(), position)
             first += len(part)
+
+    def _metadata(self, records: Sequence[Record], first: int) -> Any:
+        """The table of the metadata of a shard; None without."""
+        if not any(record.metadata for record in records):
+            return None
+        places = [(each.file, each.line) if each.file else ("", row) for row, each in enumerate(records, first)]
+        table = table_of([record.metadata for record in records], places)
+        if table is not None:
+            self._columns.add(table, f"records from {first:,} on")
+        return table
 
     def _finished(self, shard: _Shard) -> dict[str, Any] | None:
         """The facts of a shard that an earlier run finished, None when it must be encoded."""
@@ -321,9 +337,9 @@ class _Run:
             raise self._other_run(
                 f"the input has changed in shard {shard.index}, which starts at record {shard.first}{where}"
             )
-        for suffix, key in ((".npy", "vectors_sha256"), (".ids.jsonl", "ids_sha256")):
+        for suffix, key in ((".npy", "vectors_sha256"), (".ids.jsonl", "ids_sha256"), (_METADATA, "metadata_sha256")):
             name = shard_name(shard.index, suffix)
-            if file_sha256(self._folder.path / name) != facts[key]:
+            if key in facts and file_sha256(self._folder.path / name) != facts[key]:
                 logger.warning("%s is missing or was changed: its shard is encoded again", self._folder.path / name)
                 return None
         return facts
@@ -352,17 +368,23 @@ class _Run:
             "vectors_sha256": vectors_sha256,
             "ids_sha256": ids_sha256,
         }
+        if shard.metadata is not None:
+            with self._folder.create(shard_name(shard.index, _METADATA)) as file:
+                write_table(file, shard.metadata.schema, [shard.metadata])
+                facts["metadata_sha256"] = file.sha256
         self._write_json(shard_name(shard.index, ".json"), facts)
         self._folder.sync()
         return facts
 
     def _entry(self, shard: _Shard, facts: dict[str, Any]) -> dict[str, Any]:
+        metadata = {"metadata": shard_name(shard.index, _METADATA)} if "metadata_sha256" in facts else {}
         return {
             "vectors": shard_name(shard.index, ".npy"),
             "ids": shard_name(shard.index, ".ids.jsonl"),
+            **metadata,
             **{key: facts[key] for key in ("texts", "tokens")},
             **{key: len(facts[key]) for key in _CHANGES},
-            **{key: facts[key] for key in ("input_sha256", "vectors_sha256")},
+            **{key: facts[key] for key in ("input_sha256", "vectors_sha256", "metadata_sha256") if key in facts},
         }
 
     def _first_ids(self, entries: list[dict[str, Any]], change: str) -> list[str]:
@@ -383,7 +405,7 @@ class _Run:
             # The manifest first: shards without one are refused, and never mixed with new ones.
             (self._folder.path / MANIFEST).unlink(missing_ok=True)
             for path in self._folder.path.glob("shard-*.*"):
-                if path.name.endswith((".npy", ".ids.jsonl", ".json")):
+                if path.name.endswith((".npy", ".ids.jsonl", _METADATA, ".json")):
                     path.unlink()
         except OSError as error:
             raise OutputError(f"cannot remove the old shards in {self._folder.path}: {error.strerror}") from error
@@ -394,6 +416,7 @@ class _Run:
 
 
 MANIFEST: Final = "manifest.json"
+_METADATA: Final = ".metadata.arrow"
 FORMAT: Final = "bgekit shards"
 VERSION: Final = 1
 _FACTS: Final = frozenset(
@@ -567,6 +590,24 @@ class ShardSet:
         if not self.has_texts:
             return None
         return [row["text"] for shard in self.manifest["shards"] for row in self._rows(shard)]
+
+    @cached_property
+    def metadata(self) -> Any:
+        """The pyarrow table of the metadata of all vectors, in order, each column with one type; None without.
+
+        Raises:
+            OutputError: a file is missing or damaged.
+        """
+        import pyarrow
+
+        whole = typed(self.metadata_parts)
+        return None if whole is None else pyarrow.concat_tables(whole[1])
+
+    def metadata_parts(self) -> Iterator[tuple[Any, str, int]]:
+        """The metadata of each shard as it is stored, its file's name, and the number of its rows."""
+        for shard in self.manifest["shards"]:
+            name = shard.get("metadata")
+            yield None if name is None else read_table(self.folder / name, shard["texts"]), str(name), shard["texts"]
 
     def iter_shards(self) -> Iterator[tuple[list[str], npt.NDArray[Any]]]:
         """Ids and memory-mapped vectors [n, dimension] of each shard.

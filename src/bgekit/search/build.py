@@ -3,6 +3,7 @@
 vectors.npy   vectors [n, dimension]
 rows.jsonl    a line a vector: {"id": ..., "text": ...}
 offsets.npy   where each line begins [n + 1]
+metadata.arrow  columns that were kept, a row per vector; absent without
 index.faiss   the graph or the cells, if the index is approximate
 index.json    how all this was made; written last
 building-*/   shards of the encode under way; removed at the end
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from ..data.metadata import ALL, Keep, checked_keep, typed, write_table
 from ..data.records import Record, RecordReader
 from ..errors import ArgumentError, OutputError, require_extra
 from ..files.atomic import OutputFolder
@@ -33,6 +35,7 @@ from .storage import (
     APPROXIMATE,
     FACTS,
     INDEX_TYPES,
+    METADATA,
     OFFSETS,
     ROWS,
     VECTORS,
@@ -42,6 +45,7 @@ from .storage import (
     StoredFiles,
     StoredShards,
     check_similarity,
+    columns_of,
     facts_of_shards,
     read_facts,
     write_facts,
@@ -65,6 +69,7 @@ def index_records(
     max_length: int | None = None,
     batch_size: int | None = None,
     shard_size: int = SHARD_SIZE,
+    keep: Keep | None = None,
     progress: Callable[[], EncodeProgress] | None = None,
 ) -> tuple[SearchIndex, EncodeReport | None]:
     """The index of some records in a folder: the one that is there if nothing has changed, else a new one.
@@ -80,13 +85,15 @@ def index_records(
         max_length: Cut texts at this many tokens; by default the model's own limit.
         batch_size: Most texts in a batch; by default sized from the device.
         shard_size: Texts encoded between two signs of progress; an interrupted build loses no more than these.
+        keep: Columns of the input that are kept for conditions and results, by name, or "*" for all but text, title and
+            id; by default those that `read_records(..., keep=...)` names, or all that records have been given.
         progress: Makes what is told how far it is, a context manager; called when there is something to encode.
 
     Returns:
         The index, and what was encoded for it; None when it was there.
 
     Raises:
-        DataError: a record cannot be read.
+        DataError: a record cannot be read, or a column that is kept has values of different types.
         OutputError: the folder cannot be written, or another process writes to it.
         MissingExtraError: the index type needs faiss, which is not installed.
         ArgumentError: the model's vectors are not compared by cosine or dot product.
@@ -102,6 +109,8 @@ def index_records(
     check_type(index_type)
     check_similarity(model.card.name, model.card.similarity, unit_vectors=model.card.normalize)
     path = Path(folder)
+    if keep is not None:
+        records = _keeping(records, keep)
     options = {
         "chunks": None if chunks is None else [chunks.size, chunks.overlap],
         "max_length": max_length or model.max_length_of("document"),
@@ -219,6 +228,13 @@ def _write_index(output: OutputFolder, shards: ShardSet, index_type: IndexType, 
             offsets[row] = offsets[row - 1] + file.write(line)
     with output.create(OFFSETS) as file:
         np.save(file, offsets)  # type: ignore[arg-type]
+    if (metadata := typed(shards.metadata_parts)) is not None:
+        schema, tables = metadata
+        with output.create(METADATA) as file:
+            write_table(file, schema, tables)
+            facts = replace(facts, metadata={"sha256": file.sha256, "columns": columns_of(schema)})
+    else:
+        _remove(output.path / METADATA)
     _write_search(output, stored, facts, index_type)
 
 
@@ -235,6 +251,17 @@ def _write_search(output: OutputFolder, stored: Stored, facts: Facts, index_type
         with output.create(APPROXIMATE) as file:
             write_approximate(index, file)
     write_facts(output, replace(facts, index_type=index_type))
+
+
+def _keeping(records: Iterable[Record], keep: Keep) -> Iterable[Record]:
+    """Records with these columns of their metadata alone."""
+    if isinstance(records, RecordReader):
+        records.keep(keep)
+        return records
+    names = checked_keep(keep)
+    if ALL in names:
+        return records
+    return (replace(each, metadata={name: each.metadata.get(name) for name in names}) for each in records)
 
 
 def _source(records: Iterable[Record], options: dict[str, Any], known: Any) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
@@ -14,13 +14,25 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.chunking import document_of
+from ..data.metadata import Metadata, plain, row_of
 from ..errors import ArgumentError, OutputError, check_count
 from ..inference.pipeline import Embeddings, Origin
 from ..inference.shards import MANIFEST, load_shards
 from ..inference.similarity import unit
 from ..models.card import UNSET, Unset
-from .nearest import QUERIES, UNIT_LENGTH, Floats, Rows, nearest, nearest_approximately, read_approximate
+from .nearest import (
+    QUERIES,
+    UNIT_LENGTH,
+    AnyBlocks,
+    Floats,
+    Rows,
+    nearest,
+    nearest_approximately,
+    read_approximate,
+    worthwhile,
+)
 from .storage import APPROXIMATE, FACTS, Facts, Stored, StoredFiles, StoredShards, facts_of_shards, read_facts
+from .where import Where
 
 if TYPE_CHECKING:
     from ..inference.model import Embedder
@@ -43,6 +55,7 @@ class Hit:
         text: Its text, or that passage; None when the index keeps no texts.
         passage: Number of that passage in the document, from 0; None when documents were not split.
         retrieval_score: Its score before a reranker gave it another one; None without a reranker.
+        metadata: Columns that the index keeps of it (`index_records(..., keep=...)`), null as None.
 
     Example:
         >>> from bgekit import FlagModel
@@ -61,11 +74,13 @@ class Hit:
     text: str | None
     passage: int | None = None
     retrieval_score: float | None = None
+    metadata: Metadata = field(default_factory=dict, hash=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """The hit as plain values; `passage` and `retrieval_score` only where there is one."""
+        """The hit as JSON takes it; `passage`, `retrieval_score` and `metadata` only where there is any."""
         content = {"rank": self.rank, "id": self.id, "score": self.score, "text": self.text}
-        further = {"passage": self.passage, "retrieval_score": self.retrieval_score}
+        metadata = {name: plain(value) for name, value in self.metadata.items()} or None
+        further = {"passage": self.passage, "retrieval_score": self.retrieval_score, "metadata": metadata}
         return content | {name: value for name, value in further.items() if value is not None}
 
 
@@ -90,6 +105,7 @@ class SearchIndex:
         self.folder, self.facts, self.stored = folder, facts, stored
         self._checked: set[str] = set()
         self._warned = False
+        self._last: tuple[str, Rows] | None = None
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> SearchIndex:
@@ -102,7 +118,8 @@ class SearchIndex:
         path = Path(folder)
         if (path / FACTS).exists():
             facts = read_facts(path)
-            index = cls(path, facts, StoredFiles(path, facts.count, facts.dimension))
+            columns = None if facts.metadata is None else facts.metadata["columns"]
+            index = cls(path, facts, StoredFiles(path, facts.count, facts.dimension, columns))
             if facts.index_type != "exact":
                 _ = index._approximate  # What is missing or damaged shows now.
             return index
@@ -121,12 +138,18 @@ class SearchIndex:
         """Width of the vectors."""
         return self.facts.dimension
 
+    @property
+    def metadata(self) -> Any:
+        """Columns that were kept, as a pyarrow table with a row per vector; None without."""
+        return self.stored.metadata
+
     def ask(
         self,
         model: Embedder,
         queries: Sequence[str],
         top_k: int = 10,
         *,
+        where: str | None = None,
         instruction: str | Unset | None = UNSET,
         reranker: PairScorer | None = None,
         rerank_top_k: int = 100,
@@ -137,21 +160,26 @@ class SearchIndex:
             model: The model that the index was made with.
             queries: Texts; they get the model's query instruction.
             top_k: Documents wanted for each.
+            where: Condition on metadata that what is found must meet, such as "year >= 2020 and lang = 'en'".
             instruction: Put before queries instead; None or "" for none.
             reranker: Puts the first `rerank_top_k` in its own order; scores are then its scores.
             rerank_top_k: Documents a query that the reranker sees, at least `top_k`.
 
         Raises:
-            ArgumentError: the index was made with another model, or keeps no texts to rerank.
+            ArgumentError: the index was made with another model, keeps no texts to rerank, or the condition has no
+                meaning for its metadata.
         """
         check_count("rerank_top_k", rerank_top_k, "documents")
+        kept = self._kept(where)
         self._check_model(model)
         vectors = model.encode_queries(list(queries), convert_to_numpy=True, instruction=instruction)
         if reranker is None:
-            return self._search(vectors, top_k)
-        return reranked(reranker, list(queries), self._search(vectors, max(top_k, rerank_top_k)), top_k)
+            return self._search(vectors, top_k, kept)
+        return reranked(reranker, list(queries), self._search(vectors, max(top_k, rerank_top_k), kept), top_k)
 
-    def search(self, queries: npt.ArrayLike, top_k: int = 10, *, model: Embedder | None = None) -> list[list[Hit]]:
+    def search(
+        self, queries: npt.ArrayLike, top_k: int = 10, *, where: str | None = None, model: Embedder | None = None
+    ) -> list[list[Hit]]:
         """Nearest rows of each query vector, best first; of equal scores the earlier in the index.
 
         Only vectors of the index's own model can be compared with its vectors. Those that `encode` returned know their
@@ -160,16 +188,33 @@ class SearchIndex:
         Args:
             queries: Vectors [n, dimension], or one [dimension].
             top_k: Documents wanted for each; there are fewer when the index has fewer.
+            where: Condition on metadata, as in `ask`. What is found is the nearest of all rows that meet it.
             model: The model that made them: it is checked as by `ask`, and there is no warning.
 
         Raises:
-            ArgumentError: the vectors, or the model, are of another model than the index.
+            ArgumentError: the vectors, or the model, are of another model than the index, or the condition has no
+                meaning for its metadata.
         """
         if model is not None:
             self._check_model(model)
         for origin in _origins(queries):
             self._check_origin(origin, model)
-        return self._search(queries, top_k)
+        return self._search(queries, top_k, self._kept(where))
+
+    def _kept(self, where: str | None) -> Rows | None:
+        """The rows that meet a condition, in order; None without a condition."""
+        if where is None:
+            return None
+        if self._last is None or self._last[0] != where:
+            condition = Where(where)
+            if self.metadata is None:
+                columns = [each if each.isidentifier() else f"'{each}'" for each in condition.columns]
+                raise ArgumentError(
+                    f"{self.folder} keeps no metadata for a condition: build it again with keep=[...] "
+                    f"(--keep {' '.join(columns)})"
+                )
+            self._last = where, np.flatnonzero(condition.rows(self.metadata))
+        return self._last[1]
 
     def _check_model(self, model: Embedder) -> None:
         if model.fingerprint not in self._checked:
@@ -201,7 +246,7 @@ class SearchIndex:
                 )
             self._check_model(cast("Embedder", origin.model))
 
-    def _search(self, queries: npt.ArrayLike, top_k: int) -> list[list[Hit]]:
+    def _search(self, queries: npt.ArrayLike, top_k: int, kept: Rows | None) -> list[list[Hit]]:
         vectors = np.atleast_2d(np.asarray(queries, dtype=np.float32))
         check_count("top_k", top_k, "documents")
         if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
@@ -213,29 +258,33 @@ class SearchIndex:
         found: list[list[Hit]] = []
         for first in range(0, len(vectors), QUERIES):
             part = vectors[first : first + QUERIES]
-            found += self._documents(part, top_k) if self.facts.chunked else self._rows_as_hits(part, top_k)
+            hits = self._documents if self.facts.chunked else self._rows_as_hits
+            found += hits(part, top_k, kept)
         return found
 
-    def _rows_as_hits(self, queries: Floats, top_k: int) -> list[list[Hit]]:
+    def _metadata_of(self, row: int) -> Metadata:
+        return {} if self.metadata is None else row_of(self.metadata, row)
+
+    def _rows_as_hits(self, queries: Floats, top_k: int, kept: Rows | None) -> list[list[Hit]]:
         return [
             [
-                Hit(rank, float(score), *self.stored.row(int(row)))
+                Hit(rank, float(score), *self.stored.row(int(row)), metadata=self._metadata_of(int(row)))
                 for rank, (score, row) in enumerate(zip(scores, rows, strict=True), 1)
             ]
-            for scores, rows in self._nearest(queries, top_k)
+            for scores, rows in self._nearest(queries, top_k, kept)
         ]
 
-    def _documents(self, queries: Floats, top_k: int) -> list[list[Hit]]:
+    def _documents(self, queries: Floats, top_k: int, kept: Rows | None) -> list[list[Hit]]:
         """Documents by their best passage: the first of each in the order of passages."""
         answers: list[list[Hit]] = [[] for _ in queries]
         open_queries = list(range(len(queries)))
-        depth = _PASSAGES_A_DOCUMENT * top_k
+        depth, most = _PASSAGES_A_DOCUMENT * top_k, len(self) if kept is None else len(kept)
         while open_queries:
-            found = self._nearest(queries[open_queries], depth)
+            found = self._nearest(queries[open_queries], depth, kept)
             for query, (scores, rows) in zip(open_queries, found, strict=True):
                 answers[query] = self._best_passages(scores, rows, top_k)
             # One long document can have all the passages looked at: look at more.
-            open_queries = [query for query in open_queries if len(answers[query]) < top_k and depth < len(self)]
+            open_queries = [query for query in open_queries if len(answers[query]) < top_k and depth < most]
             depth *= 4
         return answers
 
@@ -245,18 +294,19 @@ class SearchIndex:
             name, text = self.stored.row(int(row))
             document, number = document_of(name)
             if document not in hits:
-                hits[document] = Hit(len(hits) + 1, float(score), document, text, number)
+                metadata = self._metadata_of(int(row))
+                hits[document] = Hit(len(hits) + 1, float(score), document, text, number, metadata=metadata)
             if len(hits) == top_k:
                 break
         return list(hits.values())
 
-    def _nearest(self, queries: Floats, top_k: int) -> list[tuple[Floats, Rows]]:
+    def _nearest(self, queries: Floats, top_k: int, kept: Rows | None) -> list[tuple[Floats, Rows]]:
         cosine = self.facts.similarity == "cosine"
-        top_k = min(top_k, len(self))
+        top_k = min(top_k, len(self) if kept is None else len(kept))
         if top_k == 0:
             return [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in queries]
         queries = unit(queries) if cosine else queries
-        found = self._candidates(queries, top_k)
+        found = self._candidates(queries, top_k, kept)
         answers = [self._scored(query, rows, cosine) for query, rows in zip(queries, found, strict=True)]
         # All queries of an exact index; of others those whose cells or whose graph did not lead to enough, or to copies
         # of the last text so many that there may be earlier ones among those left out.
@@ -266,19 +316,21 @@ class SearchIndex:
             # Of unit vectors the dot product is the cosine: no need to measure the length of every one again.
             cosine_needed = cosine and not self.facts.unit_vectors
             longest = UNIT_LENGTH if self.facts.unit_vectors else None
-            complete = nearest(queries[few], self.stored.blocks(), top_k, cosine=cosine_needed, longest=longest)
+            blocks: AnyBlocks = self.stored.blocks() if kept is None else self.stored.gathered(kept)
+            complete = nearest(queries[few], blocks, top_k, cosine=cosine_needed, longest=longest)
             for query, (_, rows) in zip(few, complete, strict=True):
                 answers[query] = self._scored(queries[query], rows, cosine)
         return [(scores[:top_k], rows[:top_k]) for scores, rows in answers]
 
-    def _candidates(self, queries: Floats, top_k: int) -> list[Rows]:
+    def _candidates(self, queries: Floats, top_k: int, kept: Rows | None) -> list[Rows]:
         """Rows that an approximate index finds, some more than wanted.
 
         None without one, or where looking at every vector is no more work.
         """
-        if self.facts.index_type == "exact" or top_k > len(self) // 4:
+        rows = len(self) if kept is None else len(kept)
+        if self.facts.index_type == "exact" or top_k > rows // 4 or not worthwhile(self._approximate, rows):
             return [np.empty(0, np.int64) for _ in queries]
-        return nearest_approximately(self._approximate, queries, top_k + _SPARE)
+        return nearest_approximately(self._approximate, queries, top_k + _SPARE, kept)
 
     def _scored(self, query: Floats, rows: Rows, cosine: bool) -> tuple[Floats, Rows]:
         """Rows in the order of their scores, computed one by one, for a query of length 1 if scores are cosines.
@@ -385,15 +437,15 @@ def _difference(model: Embedder, facts: Facts, stored: Stored) -> tuple[str, str
             f"its vectors have {facts.dimension} dimensions, the model's have {model.dimension}",
             "Leave out truncate_dim=..." if whole else f"Give truncate_dim={facts.dimension}",
         )
-    for field, argument in (("pooling", "pooling_method"), ("normalize", "normalize_embeddings"), ("similarity", "")):
-        before = facts.model_card.get(field)
-        if card[field] != before:
+    for fact, argument in (("pooling", "pooling_method"), ("normalize", "normalize_embeddings"), ("similarity", "")):
+        before = facts.model_card.get(fact)
+        if card[fact] != before:
             advice = "Use the model as it was then"
-            if field == "normalize":
+            if fact == "normalize":
                 advice = "Leave out normalize_embeddings=False" if before else "Give normalize_embeddings=False"
             elif argument:
                 advice = f"Give {argument}={before}"
-            return f"{field} was {before} and is {card[field]} now", advice
+            return f"{fact} was {before} and is {card[fact]} now", advice
     if stored.count == 0:
         return None
     row, text = _short_text(stored)

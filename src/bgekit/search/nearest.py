@@ -22,6 +22,8 @@ Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 #: The first row of each block of vectors, and the block [rows, d] in any float type, in order.
 Blocks = Iterable[tuple[int, npt.NDArray[Any]]]
+#: The same, or with the number of each row where these do not follow one another.
+AnyBlocks = Iterable[tuple[int | Rows, npt.NDArray[Any]]]
 
 
 class TopK:
@@ -49,13 +51,19 @@ class TopK:
         # What a row must exceed to be among the best so far: an equal row comes later, so it loses.
         self._floors = np.full((len(queries), 1), -np.inf, dtype=np.float32)
 
-    def add(self, first: int, block: npt.NDArray[Any]) -> None:
-        """Look at the vectors [rows, d] of a block, of any float type, whose first row has this number."""
+    def add(self, rows: int | Rows, block: npt.NDArray[Any]) -> None:
+        """Look at the vectors [rows, d] of a block, of any float type.
+
+        Args:
+            rows: The number of its first row, if all follow one another, or of each of them, in order.
+            block: Their vectors.
+        """
         vectors = unit(block) if self._cosine else np.asarray(block, dtype=np.float32)
         if not len(vectors):
             return
         for query, columns, scores in self._promising(vectors, self._lengths * self._rounding(vectors)):
-            self._best[query] = _merge(self._best[query], scores, first + columns, self._top_k)
+            found = rows + columns if isinstance(rows, int) else rows[columns]
+            self._best[query] = _merge(self._best[query], scores, found, self._top_k)
             if len(self._best[query][0]) == self._top_k:
                 self._floors[query] = self._best[query][0][-1]
 
@@ -101,7 +109,7 @@ def row_scores(query: Floats, vectors: Floats) -> Floats:
 
 def nearest(
     queries: Floats,
-    blocks: Blocks,
+    blocks: AnyBlocks,
     top_k: int,
     *,
     cosine: bool,
@@ -111,7 +119,7 @@ def nearest(
 
     Args:
         queries: [n, d] float32, at most `QUERIES` of them.
-        blocks: All vectors.
+        blocks: All vectors that are looked at.
         top_k: Rows wanted; there are fewer when there are fewer vectors.
         cosine: Compare by cosine; otherwise by dot product.
         longest: A length that no vector exceeds, where it is known.
@@ -120,8 +128,8 @@ def nearest(
         As `TopK.found`.
     """
     best = TopK(queries, top_k, cosine=cosine, longest=longest)
-    for first, block in blocks:
-        best.add(first, block)
+    for rows, block in blocks:
+        best.add(rows, block)
     return best.found()
 
 
@@ -139,6 +147,8 @@ _TRAIN_LEAST, _TRAIN_MOST = 39, 64
 #: Share of the cells of an IVF index that a query looks into, and the least number of them.
 _PROBED: Final = 1 / 8
 _PROBED_LEAST: Final = 8
+#: Vectors that exact search looks at in the time of a search of the graph.
+_GRAPH_WORK: Final = 8000
 
 
 def build_approximate(
@@ -203,12 +213,40 @@ def read_approximate(path: Path) -> Any:
         raise OutputError(f"{path} is missing or damaged; build the index again") from error
 
 
-def nearest_approximately(index: Any, queries: Floats, top_k: int) -> list[Rows]:
-    """Rows that are probably the nearest to each query, in no order; fewer than `top_k` where it found fewer."""
+def worthwhile(index: Any, rows: int) -> bool:
+    """Whether an index of faiss finds some of its rows with less work than looking at all of them takes.
+
+    To look at as many of them as of all rows, it must look at more rows, in the ratio of all to some: of a graph, which
+    is then searched longer; of cells, until these are all there are.
+
+    Args:
+        index: The index.
+        rows: How many of its rows may be found.
+    """
+    share = rows / max(index.ntotal, 1)
+    return share == 1 or (share > _PROBED if hasattr(index, "nprobe") else rows * share > _GRAPH_WORK)
+
+
+def nearest_approximately(index: Any, queries: Floats, top_k: int, kept: Rows | None = None) -> list[Rows]:
+    """Rows that are probably the nearest to each query, in no order; fewer than `top_k` where it found fewer.
+
+    Args:
+        index: An index of faiss.
+        queries: [n, d] float32.
+        top_k: Rows wanted.
+        kept: The rows that may be found, where these are not all: the search is as much wider as they are fewer.
+    """
     faiss = import_extra("faiss", "faiss")
+    wider, selected = 1.0, None
+    if kept is not None:
+        marks = np.zeros(index.ntotal, dtype=np.bool_)
+        marks[kept] = True
+        wider, selected = index.ntotal / len(kept), faiss.IDSelectorBitmap(np.packbits(marks, bitorder="little"))
     if isinstance(index, faiss.IndexHNSW):
-        options = faiss.SearchParametersHNSW(efSearch=max(_SEARCH_WIDTH, 2 * top_k))
+        width = math.ceil(max(_SEARCH_WIDTH, 2 * top_k) * wider)
+        options = faiss.SearchParametersHNSW(efSearch=width, sel=selected)
     else:
-        options = faiss.SearchParametersIVF(nprobe=max(_PROBED_LEAST, math.ceil(index.nlist * _PROBED)))
+        cells = math.ceil(max(_PROBED_LEAST, index.nlist * _PROBED) * wider)
+        options = faiss.SearchParametersIVF(nprobe=min(cells, index.nlist), sel=selected)
     _, found = index.search(np.ascontiguousarray(queries, dtype=np.float32), top_k, params=options)
     return [rows[rows >= 0] for rows in found]

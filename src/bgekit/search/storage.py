@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ..data.metadata import read_table
 from ..errors import ArgumentError, OutputError
 from ..files.atomic import OutputFolder
 from ..inference.shards import ShardSet, json_bytes, mapped
@@ -21,8 +22,10 @@ from ..inference.shards import ShardSet, json_bytes, mapped
 VECTORS: Final = "vectors.npy"
 ROWS: Final = "rows.jsonl"
 OFFSETS: Final = "offsets.npy"
-#: Vectors compared at once.
+METADATA: Final = "metadata.arrow"
+#: Vectors compared at once, and those that are gathered to be compared: these fit into a processor's cache.
 _BLOCK: Final = 4096
+_GATHERED: Final = 1024
 
 
 class Stored(ABC):
@@ -31,9 +34,20 @@ class Stored(ABC):
     count: int
     dimension: int
 
+    @property
+    @abstractmethod
+    def metadata(self) -> Any:
+        """The pyarrow table of what is known of each row beside id and text; None without."""
+
     @abstractmethod
     def blocks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """First row and vectors [rows, dimension] of each block, in order."""
+
+    def gathered(self, rows: npt.NDArray[np.int64]) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]]:
+        """Rows and vectors of blocks of some rows, which are given in order."""
+        for first in range(0, len(rows), _GATHERED):
+            part = rows[first : first + _GATHERED]
+            yield part, self.vectors(part)
 
     @abstractmethod
     def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
@@ -55,11 +69,17 @@ class Stored(ABC):
 class StoredFiles(Stored):
     """An index folder's own files: one of vectors, one of rows, and one of where each row begins.
 
+    Args:
+        folder: The folder.
+        count: Vectors in it.
+        dimension: Their width.
+        columns: Names and types of its metadata; None if it has none, or none is needed.
+
     Raises:
         OutputError: a file is missing, damaged, or not the size it should have.
     """
 
-    def __init__(self, folder: Path, count: int, dimension: int) -> None:
+    def __init__(self, folder: Path, count: int, dimension: int, columns: dict[str, str] | None = None) -> None:
         self._folder, self.count, self.dimension = folder, count, dimension
         self._vectors = mapped(folder / VECTORS, (count, dimension))
         self._offsets = mapped(folder / OFFSETS, (count + 1,))
@@ -67,6 +87,16 @@ class StoredFiles(Stored):
         size = self._path.stat().st_size if self._path.is_file() else None
         if size != int(self._offsets[-1]):
             raise OutputError(f"{self._path} is missing or damaged; build the index again")
+        self._metadata: Any = None
+        if columns is not None:
+            self._metadata = read_table(folder / METADATA, count)
+            if columns_of(self._metadata.schema) != columns:
+                raise OutputError(f"{folder / METADATA} belongs to another index; build the index again")
+
+    @property
+    def metadata(self) -> Any:
+        """The one table, mapped."""
+        return self._metadata
 
     def blocks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """Parts of the one array."""
@@ -94,6 +124,11 @@ class StoredShards(Stored):
         sizes = [entry["texts"] for entry in self._entries]
         self._firsts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
         self._lines = lru_cache(maxsize=8)(self._read_lines)
+
+    @property
+    def metadata(self) -> Any:
+        """The tables of all shards as one, in memory."""
+        return self._shards.metadata
 
     def blocks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """The shards."""
@@ -160,6 +195,7 @@ class Facts:
         precision: Number format that it computed in.
         settings: Of the encode: kind, maximum length, chunk size, fields of the input...
         input: What was encoded, to see whether it has changed; None when that cannot be told.
+        metadata: sha256 of the file of metadata, and its columns with their types; None without.
     """
 
     index_type: IndexType
@@ -170,6 +206,7 @@ class Facts:
     precision: str
     settings: dict[str, Any]
     input: Any = field(default=None)
+    metadata: dict[str, Any] | None = field(default=None)
 
     @property
     def model_name(self) -> str:
@@ -190,6 +227,11 @@ class Facts:
     def chunked(self) -> bool:
         """Whether documents were split into passages."""
         return self.settings.get("chunk_size") is not None
+
+
+def columns_of(schema: Any) -> dict[str, str]:
+    """Names and types of the columns of a schema of pyarrow."""
+    return {field.name: str(field.type) for field in schema}
 
 
 def check_similarity(name: str, similarity: str, *, unit_vectors: bool) -> None:
@@ -239,13 +281,17 @@ def read_facts(folder: Path) -> Facts:
     version = content.pop("version", None)
     if version != VERSION:
         raise OutputError(f"{path} has version {version}; this bgekit knows version {VERSION}. Build the index again")
-    if content.keys() != {each.name for each in dataclasses.fields(Facts)}:
+    # Written where there is any, so that indexes without stay what they were.
+    if content.keys() | {"metadata"} != {each.name for each in dataclasses.fields(Facts)}:
         raise OutputError(f"{path} is damaged (other fields than it should have); build the index again")
     return Facts(**content)
 
 
 def write_facts(folder: OutputFolder, facts: Facts) -> None:
     """Write index.json, the last file of an index."""
+    content = dataclasses.asdict(facts)
+    if facts.metadata is None:
+        del content["metadata"]
     with folder.create(FACTS) as file:
-        file.write(json_bytes({"format": FORMAT, "version": VERSION, **dataclasses.asdict(facts)}))
+        file.write(json_bytes({"format": FORMAT, "version": VERSION, **content}))
     folder.sync()
