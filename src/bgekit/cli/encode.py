@@ -40,6 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--output-dtype", choices=("float32", "float16"), default="float32", help="of the vectors on disk [float32]"
     )
     parser.add_argument("--store-texts", action="store_true", help="keep the texts beside the ids (for bge search)")
+    options.add_keep_option(parser)
     parser.add_argument("--overwrite", action="store_true", help="remove shards that are there and start anew")
     options.add_model_options(parser)
     options.add_input_options(parser)

@@ -103,9 +103,15 @@ def _guarded(arguments: list[str]) -> int:
 
 
 def readable(message: str) -> str:
-    """A message in one line, but for the items of a list, which are indented and have a line each."""
+    """A message in one line, but for the items of a list, which are indented and have a line each.
+
+    What is indented by four is left as it is: a mark in it points at the line above.
+    """
     lines: list[str] = []
     for line in message.strip().splitlines():
+        if line.startswith("    "):
+            lines.append(line)
+            continue
         indented, text = line.startswith("  "), " ".join(line.split())
         if indented:
             lines.append(f"  {text}")

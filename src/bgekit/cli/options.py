@@ -305,6 +305,14 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_keep_option(group: argparse._ActionsContainer) -> None:
+    """The option of columns that are kept as metadata; `open_records` obeys it."""
+    group.add_argument(
+        "--keep", nargs="*", action="extend", metavar="COLUMN",
+        help="columns to keep for results and conditions, '*' for all but text, title and id [none]",
+    )  # fmt: skip
+
+
 def add_text_options(group: argparse._ActionsContainer) -> None:
     """Options of how text files are written; `text_arguments` are arguments of whatever reads them."""
     from ..data.formats import QUOTINGS
@@ -331,7 +339,7 @@ def open_records(args: argparse.Namespace, files: Sequence[str]) -> RecordReader
         files, text_field=args.text_field, title_field=args.title_field, id_field=args.id_field,
         on_error=args.on_error, format=args.format, include=args.include, exclude=args.exclude,
         records=args.records or ("file" if cut else None), delimiter=_DELIMITERS.get(args.delimiter, args.delimiter),
-        **text_arguments(args),
+        keep=getattr(args, "keep", None), **text_arguments(args),
     )  # fmt: skip
     records.require()
     return records
@@ -340,7 +348,9 @@ def open_records(args: argparse.Namespace, files: Sequence[str]) -> RecordReader
 def add_chunk_options(parser: argparse.ArgumentParser) -> None:
     """Options of splitting long documents; `chosen_chunks` reads them."""
     group = parser.add_argument_group("long documents")
-    group.add_argument("--chunk", action="store_true", help="split into overlapping passages instead of cutting")
+    group.add_argument(
+        "--chunk", action=argparse.BooleanOptionalAction, help="split into overlapping passages instead of cutting"
+    )
     group.add_argument("--chunk-size", type=positive, metavar="TOKENS", help="of a passage [what the model takes]")
     group.add_argument("--chunk-overlap", type=not_negative, metavar="TOKENS", help="of neighbours [size / 8]")
 

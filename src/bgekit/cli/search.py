@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..display.terminal import encodable, printable, wrapped
-from ..errors import ArgumentError
+from ..errors import ArgumentError, OutputError
 from . import options
 
 if TYPE_CHECKING:
@@ -36,6 +37,13 @@ if TYPE_CHECKING:
     from ..inference.model import Embedder
     from ..search.index import Hit, SearchIndex
 
+#: Options of which records files have; an index keeps those that it was built with.
+_READING: Final = (
+    "format", "encoding", "quoting", "delimiter", "records", "include", "exclude", "text_field", "title_field",
+    "id_field", "keep",
+)  # fmt: skip
+#: What is said where nothing is found, without a condition and with one.
+_EMPTY: Final = ("nothing: the index is empty", "nothing meets the condition")
 #: What is said when it is interrupted.
 INTERRUPTED: Final = "with --index, the same command goes on from what is encoded; without, it starts anew"
 
@@ -57,6 +65,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--index-type", choices=("exact", "hnsw", "ivf"),
         help="exact looks at every vector; hnsw and ivf are faster on millions [that of the index in DIR, else exact]",
     )  # fmt: skip
+    group = parser.add_argument_group("metadata")
+    options.add_keep_option(group)
+    group.add_argument(
+        "--where", metavar="EXPR", help="only what meets this condition, such as \"year >= 2020 and lang = 'en'\""
+    )
     group = parser.add_argument_group("second stage")
     group.add_argument("--reranker", metavar="MODEL", help="a cross-encoder that puts what was found in a new order")
     group.add_argument(
@@ -73,18 +86,21 @@ def run(args: argparse.Namespace) -> int:
     """Search."""
     options.set_up_logging(args)
     with contextlib.ExitStack() as stack:
-        asked: dict[str, Any] = {"instruction": None} if args.no_instruction else {}
+        asked: dict[str, Any] = {"where": args.where} | ({"instruction": None} if args.no_instruction else {})
         records = _check(args)
         if args.reranker:  # Before files are encoded: if it cannot be loaded, that work would be lost.
             reranker = stack.enter_context(options.load_reranker(args, args.reranker))
             asked |= {"reranker": reranker, "rerank_top_k": args.rerank_top_k}
         index, model = _open(args, records, stack)
         _report(args, f"{_size(index)} in {index.folder}" if args.index or not args.sources else _size(index))
+        if args.where is not None:
+            _report(args, f"{len(index.rows_where(args.where)):,} of {_counted(index)} meet the condition")
 
         for queries in _queries(args):
             found = index.ask(model, queries, args.top_k, **asked)
             for query, hits in zip(queries, found, strict=True):
-                show(query, hits, as_json=args.json, typed=not args.query and sys.stdin.isatty())
+                typed = not args.query and sys.stdin.isatty()
+                show(query, hits, as_json=args.json, typed=typed, empty=_EMPTY[args.where is not None])
     return 0
 
 
@@ -102,17 +118,49 @@ def _check(args: argparse.Namespace) -> RecordReader | None:
         raise ArgumentError("what is encoded already cannot be split into passages: use --chunk where it is encoded")
     from ..files.atomic import check_place
     from ..search.build import check_type
+    from ..search.where import Where
 
     check_type(args.index_type)
     if args.index and args.sources:
         check_place(args.index, folder=True)
+    where = None if args.where is None else Where(args.where)
     if folders or not args.sources:
+        if args.keep:
+            raise ArgumentError("what is encoded already has the columns it has: use --keep where it is encoded")
         return None
+    _read_as_before(args)
+    lacking = [name for name in where.columns if name not in (args.keep or [])] if where else []
+    if lacking and "*" not in (args.keep or []):
+        raise ArgumentError(f"--where looks at columns that are not kept: add --keep {shlex.join(lacking)}")
     if not args.model:
         raise ArgumentError("--model is needed to encode files, such as --model BAAI/bge-small-en-v1.5")
     if "-" in args.sources and not args.query:
         raise ArgumentError("standard input holds the texts, so the questions must come with -q")
     return options.open_records(args, args.sources)
+
+
+def _read_as_before(args: argparse.Namespace) -> None:
+    """Take options of reading that are not given from the index that is there, and say so."""
+    from ..search.storage import FACTS, read_facts
+
+    if not args.index or not (Path(args.index) / FACTS).exists():
+        return
+    try:
+        known = (read_facts(Path(args.index)).input or {}).get("options", {})
+    except OutputError:  # Said where it is built again.
+        return
+    taken: list[str] = []
+    for name in _READING:
+        value = known.get(name)
+        if value is not None and getattr(args, name, value) in (None, "auto"):
+            setattr(args, name, value)
+            taken += ["--" + name.replace("_", "-"), *(value if isinstance(value, list) else [value])]
+    if known.get("chunks") is not None and args.chunk is None and args.chunk_size is args.chunk_overlap is None:
+        args.chunk, (args.chunk_size, args.chunk_overlap) = True, known["chunks"]
+        sizes = (("--chunk-size", args.chunk_size), ("--chunk-overlap", args.chunk_overlap))
+        taken += ["--chunk", *(str(each) for size in sizes if size[1] is not None for each in size)]
+    if taken:
+        _report(args, f"as {args.index} was built: {shlex.join(taken)}")
 
 
 def _open(
@@ -123,6 +171,8 @@ def _open(
         return _open_files(args, records, stack)
     index = _open_folder(args, args.sources[0] if args.sources else args.index, stack)
     args.model = args.model or index.facts.model_name
+    if args.where is not None:
+        index.rows_where(args.where)  # What has no meaning for it shows before a model is loaded.
     return index, stack.enter_context(options.load_model(args))
 
 
@@ -215,8 +265,14 @@ def _report(args: argparse.Namespace, message: str) -> None:
 
 
 def _size(index: SearchIndex) -> str:
-    what = "passages" if index.facts.chunked else "texts"
-    return f"{len(index):,} {what}, {index.dimension} dimensions, {index.facts.index_type} search"
+    from ..data.formats import listing
+
+    kept = "" if index.metadata is None else f"; metadata: {listing(index.metadata.column_names)}"
+    return f"{_counted(index)}, {index.dimension} dimensions, {index.facts.index_type} search{kept}"
+
+
+def _counted(index: SearchIndex) -> str:
+    return f"{len(index):,} {'passages' if index.facts.chunked else 'texts'}"
 
 
 def _files_among_queries(queries: list[str]) -> str:
@@ -229,12 +285,15 @@ _LINES: Final = 2
 _WIDEST: Final = 120
 
 
-def show(query: str, hits: list[Hit], *, as_json: bool, lines: int = _LINES, typed: bool = False) -> None:
+def show(
+    query: str, hits: list[Hit], *, as_json: bool, lines: int = _LINES, typed: bool = False, empty: str = _EMPTY[0]
+) -> None:
     """Print the results of one query, whose text is on the screen already if it was `typed`."""
     if as_json:
         print(json_line(query, hits))
     else:
-        text = readable(query, hits, min(shutil.get_terminal_size((100, 24)).columns, _WIDEST), lines)
+        width = min(shutil.get_terminal_size((100, 24)).columns, _WIDEST)
+        text = readable(query, hits, width, lines, empty=empty)
         print(text.partition("\n")[2] if typed else text)
     sys.stdout.flush()
 
@@ -254,17 +313,29 @@ def as_json(content: Any) -> str:
     return line
 
 
-def readable(query: str, hits: list[Hit], width: int, lines: int = _LINES) -> str:
+def readable(query: str, hits: list[Hit], width: int, lines: int = _LINES, *, empty: str = _EMPTY[0]) -> str:
     """The results of one query for a screen `width` columns wide."""
     shown = [f"? {printable(query)}"]
     if not hits:
-        shown.append("  nothing: the index is empty")
+        shown.append(f"  {empty}")
     margin = " " * 5
     for hit in hits:
         part = f"  (passage {hit.passage + 1})" if hit.passage else ""
         shown.append(f"{hit.rank:>3}  {hit.score:.3f}  {printable(hit.id)}{part}")
+        if known := _known_of(hit):
+            shown += [margin + line for line in wrapped(known, max(width - len(margin), 20), lines=lines)]
         if hit.text:
             # A title that is the id stands above already.
             text = printable(hit.text.removeprefix(f"{hit.id} "))
             shown += [margin + line for line in wrapped(text, max(width - len(margin), 20), lines=lines)]
     return encodable("\n".join(shown) + "\n")
+
+
+def _known_of(hit: Hit) -> str:
+    """The metadata of a result on one line, such as `price=3 year=2020`; what is null is left out."""
+    found = []
+    for name, value in hit.to_dict().get("metadata", {}).items():
+        if value is not None and value != []:
+            values = value if isinstance(value, list) else [value]
+            found.append(f"{name}={','.join(each if isinstance(each, str) else json.dumps(each) for each in values)}")
+    return printable(" ".join(found))

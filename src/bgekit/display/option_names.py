@@ -88,6 +88,9 @@ def spoken(message: str, *, arguments: bool = False) -> str:
         arguments: Whether it is about arguments, so that a name that is an option's means the option; in what is said
             about data it can be a field's.
     """
+    if "\n    " in message:  # Quoted, as it was written.
+        return "\n".join(line if line.startswith("    ") else spoken(line, arguments=arguments)
+                         for line in message.split("\n"))  # fmt: skip
     if not re.search(r"[a-z]=|[a-z]_[a-z]| --[a-z]|\(--", message):
         return message
     known = _known()

@@ -170,7 +170,7 @@ class SearchIndex:
                 meaning for its metadata.
         """
         check_count("rerank_top_k", rerank_top_k, "documents")
-        kept = self._kept(where)
+        kept = None if where is None else self.rows_where(where)
         self._check_model(model)
         vectors = model.encode_queries(list(queries), convert_to_numpy=True, instruction=instruction)
         if reranker is None:
@@ -199,12 +199,14 @@ class SearchIndex:
             self._check_model(model)
         for origin in _origins(queries):
             self._check_origin(origin, model)
-        return self._search(queries, top_k, self._kept(where))
+        return self._search(queries, top_k, None if where is None else self.rows_where(where))
 
-    def _kept(self, where: str | None) -> Rows | None:
-        """The rows that meet a condition, in order; None without a condition."""
-        if where is None:
-            return None
+    def rows_where(self, where: str) -> Rows:
+        """The rows that meet a condition on metadata, in order.
+
+        Raises:
+            ArgumentError: it is not written as conditions are, or has no meaning for the metadata of the index.
+        """
         if self._last is None or self._last[0] != where:
             condition = Where(where)
             if self.metadata is None:

@@ -27,7 +27,7 @@ from typing import Any, Final, NoReturn, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..display.text import columns as columns_taken
+from ..display.terminal import columns as columns_taken
 from ..errors import ArgumentError
 
 #: Parentheses and `not` within one another, which cost stack.
