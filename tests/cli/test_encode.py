@@ -323,3 +323,11 @@ def test_an_unquoted_tsv_keeps_its_lines(tiny_bert, tmp_path, capsys):
     assert "3 texts in 1 shard" in capsys.readouterr().out
     assert run(path, "-o", tmp_path / "csv", "--model", tiny_bert, "--quoting", "csv") == 1
     assert "--quoting none" in capsys.readouterr().err
+
+
+def test_columns_are_kept(tiny_bert, tmp_path):
+    path, shards = tmp_path / "a.csv", tmp_path / "v"
+    path.write_text("text,year\na cat,2020\na dog,\n")
+    arguments = ["encode", str(path), "-o", str(shards), "--model", str(tiny_bert), "--no-progress", "--keep", "year"]
+    assert main(arguments) == 0
+    assert load_shards(shards).metadata.to_pylist() == [{"year": 2020}, {"year": None}]

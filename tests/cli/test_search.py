@@ -284,3 +284,72 @@ def test_other_tables(bge, tmp_path, tiny_bert):
     path.write_text(json.dumps([{"id": "x", "text": "a cat"}, {"id": "y", "text": "a dog"}]))
     code, out, _ = bge(path, "--model", tiny_bert, "-q", "a dog", "--json")
     assert (code, best(out)["id"]) == (0, "y")
+
+
+@pytest.fixture
+def books(tmp_path):
+    path = tmp_path / "books.jsonl"
+    rows = [{"id": f"b{row}", "text": text, "year": 2018 + row, "lang": "en" if row % 2 else "fr", "tags": ["x"] * row}
+            for row, text in enumerate(TEXTS)]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_condition(bge, books, tiny_bert, tmp_path):
+    asked = ("-q", TEXTS[0], "--where", "year >= 2019 and lang = 'en'", "--json")
+    index = tmp_path / "index"
+    code, out, err = bge(books, "--model", tiny_bert, "--index", index, "--keep", "year", "lang", "tags", *asked)
+    assert code == 0
+    assert "metadata: year, lang, tags" in err and "2 of 4 texts meet the condition" in err
+    (answer,) = answers(out)
+    assert {hit["id"]: hit["metadata"] for hit in answer["results"]} == {
+        "b1": {"year": 2019, "lang": "en", "tags": ["x"]}, "b3": {"year": 2021, "lang": "en", "tags": ["x"] * 3},
+    }  # fmt: skip
+    assert answers(bge("--index", index, *asked)[1]) == [answer]
+    code, out, _ = bge("--index", index, "-q", TEXTS[0], "--where", "tags is not null and year < 2019")
+    assert out.splitlines()[2] == "     year=2018 lang=fr"
+    assert "nothing meets the condition" in bge("--index", index, "-q", "x", "--where", "year = 1")[1]
+
+
+def test_conditions_without_their_columns(bge, books, tiny_bert, tmp_path, monkeypatch):
+    index = tmp_path / "index"
+    bge(books, "--model", tiny_bert, "--index", index, "-q", "x")
+    # Nothing is loaded before.
+    monkeypatch.setattr("bgekit.cli.options.load_model", lambda *_: pytest.fail("loaded"))
+    files = (books, "--model", tiny_bert, "-q", "x", "--where")
+    for arguments, message in (
+        ((*files, "year > 2019 and lang = 'en'"), "not kept: add --keep year lang"),
+        ((*files, "year > 2019 and lang = 'en'", "--keep", "year"), "not kept: add --keep lang"),
+        ((*files, "year >"), "where: a value is expected"),
+        (("--index", index, "-q", "x", "--where", "year > 2019"), "keeps no metadata for a condition: build it again "
+         "with --keep year"),
+        (("--index", index, "-q", "x", "--keep", "year"), "use --keep where it is encoded"),
+    ):  # fmt: skip
+        code, _, err = bge(*arguments)
+        assert code == 1 and message in err, err
+
+
+def test_a_condition_that_is_wrong_is_pointed_at(bge, books, tiny_bert, tmp_path):
+    index = tmp_path / "index"
+    bge(books, "--model", tiny_bert, "--index", index, "--keep", "*", "-q", "x")
+    _, _, err = bge("--index", index, "-q", "x", "--where", "yaer=2020 and  max_length=3")
+    assert err.splitlines()[-3:] == [
+        "bge: error: where: there is no column yaer (did you mean year?); there are year, lang, tags",
+        "    yaer=2020 and  max_length=3",
+        "    ^^^^",
+    ]
+
+
+def test_files_are_read_as_their_index_was_built(bge, tiny_bert, tmp_path):
+    path, index = tmp_path / "a.csv", tmp_path / "index"
+    path.write_text("body;n\n" + "the cat is small. " * 30 + ";5\n")
+    first = ("--text-field", "body", "--keep", "n", "--chunk", "--chunk-size", 16, "--delimiter", ";")
+    bge(path, "--model", tiny_bert, "--index", index, *first, "-q", "x")
+    _, out, err = bge(path, "--model", tiny_bert, "--index", index, "-q", "x", "--where", "n = 5", "--json")
+    said = f"as {index} was built: --delimiter ';' --text-field body --keep n --chunk --chunk-size 16"
+    assert said in err and "encoded" not in err
+    assert answers(out)[0]["results"][0]["metadata"] == {"n": 5}
+    # What is given counts.
+    _, out, err = bge(path, "--model", tiny_bert, "--index", index, "-q", "x", "--keep", "--no-chunk", "--json")
+    assert "--text-field body\n" in err and "encoded 1 texts" in err
+    assert "metadata" not in answers(out)[0]["results"][0]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import datetime
 import io
+import json
 from decimal import Decimal
 
 import numpy as np
 import pyarrow
 import pytest
+from pyarrow import parquet
 
+from bgekit.data import chunk_records, read_records
 from bgekit.data.metadata import Cell, Columns, Kinds, checked_keep, plain, read_table, row_of, table_of, write_table
 from bgekit.errors import ArgumentError, DataError, OutputError
 
@@ -189,3 +192,96 @@ def test_keep():
 def test_json():
     assert plain([DAY, 1, None]) == ["2024-05-31", 1, None]
     assert plain(NOON) == "2024-05-31T12:00:00"
+
+
+# --- as records bring it
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, content):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def kept(path, keep, **options):
+    return [dict(record.metadata) for record in read_records(path, keep=keep, **options)]
+
+
+def test_json_lines(write):
+    path = write("a.jsonl", '{"id": 1, "title": "T", "text": "a", "n": 1, "tags": ["x"]}\n{"text": "b", "n": 2.5}\n')
+    assert kept(path, ["n", "tags"]) == [{"n": 1, "tags": ["x"]}, {"n": 2.5, "tags": None}]
+    assert kept(path, "*") == [{"n": 1, "tags": ["x"]}, {"n": 2.5}]
+    assert kept(path, ["*", "title"]) == [{"n": 1, "tags": ["x"], "title": "T"}, {"n": 2.5, "title": None}]
+    assert kept(path, "*", title_field="") == [{"title": "T", "n": 1, "tags": ["x"]}, {"n": 2.5}]
+    assert kept(path, None) == [{}, {}]
+    assert "keep" not in read_records(path).settings
+    assert read_records(path, keep="n").settings["keep"] == ["n"]
+
+
+def test_cells(write):
+    for name, delimiter in (("a.csv", ","), ("a.tsv", "\t"), ("b.csv", ";")):
+        path = write(name, "id,text,n\n1,a,5\n2,b,\n".replace(",", delimiter))
+        assert [type(row["n"]) for row in kept(path, "*")] == [Cell, Cell]
+        assert kept(path, ["n", "id"]) == [{"n": "5", "id": "1"}, {"n": "", "id": "2"}]
+
+
+def test_tables_keep_their_types(tmp_path):
+    table = pyarrow.table({"text": ["a"], "day": [DAY], "price": [Decimal("1.50")], "tags": [["x"]], "other": [1]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert kept(tmp_path / "a.parquet", ["day", "price", "tags"]) == [{"day": DAY, "price": 1.5, "tags": ["x"]}]
+    assert kept(tmp_path / "a.parquet", "*") == [{"day": DAY, "price": 1.5, "tags": ["x"], "other": 1}]
+
+
+def test_front_matter_and_plain_lines(write, tmp_path):
+    write("notes/a.md", "---\ntitle: A\nyear: 2020\nday: 2024-05-31\ntags: [x]\n---\n# One\ntext\n\n# Two\nmore\n")
+    write("notes/b.md", "no front matter\n")
+    first = {"year": 2020, "day": DAY, "tags": ["x"]}
+    assert kept(str(tmp_path / "notes"), "*") == [first, {}]
+    assert kept(str(tmp_path / "notes"), "year", records="section") == [{"year": 2020}, {"year": 2020}, {"year": None}]
+    assert kept(write("a.txt", "x\n"), "year") == [{"year": None}]
+
+
+def test_mixed_columns_are_bad_lines(write, tmp_path):
+    path = write("a.jsonl", '{"text": "a", "n": 1}\n{"text": "b", "n": "x"}\n{"text": "c", "n": 2}\n')
+    reason = r"a.jsonl, line 2: the column n is a string here \('x'\) and a number in .*a.jsonl, line 1: .* one type"
+    with pytest.raises(DataError, match=reason):
+        kept(path, "n")
+    assert kept(path, "n", on_error="skip") == [{"n": 1}, {"n": 2}]
+    write("notes/a.md", "---\nyear: 2020\n---\na\n")
+    write("notes/b.md", "---\nyear: unknown\n---\nb\n")
+    with pytest.raises(DataError, match=r"b\.md, line 1: the column year is a string here"):
+        kept(str(tmp_path / "notes"), "year")
+    with pytest.raises(DataError, match=r"object \(a\).*make columns of them, or name the columns to keep without o"):
+        kept(write("o.jsonl", '{"text": "a", "o": {"a": 1}}\n'), "*")
+
+
+def test_a_column_that_is_not_there(write, tmp_path, caplog):
+    with pytest.raises(DataError, match=r"a.csv has no column prcie to keep; it has text, price"):
+        kept(write("a.csv", "text,price\nx,1\n"), "prcie")
+    assert kept(write("a.jsonl", '{"text": "x", "price": 1}\n'), "prcie") == [{"prcie": None}]
+    assert "no row has a column prcie, which was to be kept; the first row has text, price" in caplog.text
+
+
+def test_keeping_is_settled_before_reading(write):
+    records = read_records(write("a.jsonl", '{"text": "x", "n": 1}\n'))
+    records.keep("n")
+    assert next(records).metadata == {"n": 1}
+    records.keep(["n"])
+    with pytest.raises(ArgumentError, match=r"give keep=\.\.\. to read_records"):
+        records.keep("*")
+
+
+def test_passages_share_the_metadata_of_their_document(tiny_bert, write):
+    from bgekit import FlagModel
+
+    lines = write("a.jsonl", json.dumps({"text": "one cat. " * 30, "year": 2021}))
+    notes = write("notes/a.md", "---\nyear: 2020\n---\n# One\n" + "the cat. " * 30)
+    records = [*read_records(lines, keep="year"), *read_records(notes, keep="year")]
+    passages = list(chunk_records(records, FlagModel(tiny_bert).tokenizer, size=16, overlap=2))
+    assert len(passages) > 4
+    assert {(each.file, each.metadata["year"]) for each in passages} == {(lines, 2021), (notes, 2020)}

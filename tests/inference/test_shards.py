@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from bgekit.data.records import Record, read_records
 from bgekit.errors import ArgumentError, DataError, NumericalError, OutputError
 from bgekit.files import atomic as outputs
 from bgekit.files.atomic import OutputFolder
+from bgekit.files.hashing import file_sha256
 from bgekit.inference.shards import encode_to_shards, load_shards
 
 PROGRAM = Path(__file__).with_name("fake_encoder.py")
@@ -470,3 +472,72 @@ def test_leftovers_of_a_killed_run_are_removed(corpus, whole, tmp_path):
     (out / "shard-00004.npy.tmp").write_bytes(b"half")
     encode_to_shards(FakeEncoder(), read_records(corpus), out, shard_size=10)
     assert contents(out) == whole
+
+
+class TestMetadata:
+    """Columns of metadata are stored beside the vectors, a file per shard."""
+
+    @pytest.fixture
+    def rows(self):
+        return [Record(str(row), f"text {row}", metadata={"n": row, "tags": ["x"] * (row % 2)}) for row in range(25)]
+
+    def encoded(self, embedder, records, folder, **options):
+        return encode_to_shards(embedder(), records, folder, shard_size=10, **options)
+
+    def test_files(self, embedder, rows, tmp_path):
+        self.encoded(embedder, rows, tmp_path / "v")
+        shards = load_shards(tmp_path / "v")
+        assert shards.metadata.to_pylist() == [dict(record.metadata) for record in rows]
+        entries = shards.manifest["shards"]
+        assert [entry["metadata"] for entry in entries] == [f"shard-{n:05d}.metadata.arrow" for n in range(3)]
+        for entry in entries:
+            assert file_sha256(tmp_path / "v" / entry["metadata"]) == entry["metadata_sha256"]
+
+    def test_absent_without(self, embedder, tmp_path):
+        self.encoded(embedder, [Record("a", "x"), Record("b", "y", metadata={})], tmp_path / "v")
+        assert load_shards(tmp_path / "v").metadata is None
+        assert not list((tmp_path / "v").glob("*.arrow"))
+        assert "metadata" not in (tmp_path / "v" / "manifest.json").read_text()
+
+    def test_some_shards_have_none(self, embedder, tmp_path):
+        records = [Record(str(row), "x", metadata={"n": row} if row >= 20 else {}) for row in range(25)]
+        self.encoded(embedder, records, tmp_path / "v")
+        assert load_shards(tmp_path / "v").metadata.column("n").to_pylist() == [None] * 20 + list(range(20, 25))
+
+    def test_a_rerun_keeps_what_is_the_same(self, embedder, rows, tmp_path):
+        self.encoded(embedder, rows, tmp_path / "v")
+        before = {path.name: path.read_bytes() for path in (tmp_path / "v").iterdir()}
+        assert self.encoded(embedder, rows, tmp_path / "v").kept == 25
+        (tmp_path / "v" / "shard-00001.metadata.arrow").write_bytes(b"x")
+        assert self.encoded(embedder, rows, tmp_path / "v").kept == 15
+        assert {path.name: path.read_bytes() for path in (tmp_path / "v").iterdir()} == before
+        changed = [*rows[:-1], replace(rows[-1], metadata={"n": 0})]
+        with pytest.raises(OutputError, match="the input has changed in shard 2"):
+            self.encoded(embedder, changed, tmp_path / "v")
+        self.encoded(embedder, [Record("a", "x")], tmp_path / "v", overwrite=True)
+        assert not list((tmp_path / "v").glob("*.arrow"))
+
+    def test_other_columns_are_another_run(self, embedder, tmp_path):
+        path = tmp_path / "a.jsonl"
+        path.write_text('{"text": "x", "n": 1}\n')
+        self.encoded(embedder, read_records(path), tmp_path / "v")
+        with pytest.raises(OutputError, match=r"keep was None and is \['n'\] now"):
+            self.encoded(embedder, read_records(path, keep="n"), tmp_path / "v")
+
+    def test_mixed_types_stop_the_run(self, embedder, rows, tmp_path):
+        mixed = [*rows, *(Record(f"m{row}", "y", metadata={"n": "x"}) for row in range(10))]
+        with pytest.raises(DataError, match=r"record 25: the column n is a string here \('x'\) and a number before"):
+            self.encoded(embedder, mixed, tmp_path / "v")
+        mixed = [*rows[:20], *(Record(f"m{row}", "y", metadata={"n": "x"}) for row in range(10))]
+        with pytest.raises(DataError, match="records from 20 on: the column n is of the type string here and int64"):
+            self.encoded(embedder, mixed, tmp_path / "w")
+
+    @pytest.mark.parametrize("content", [None, b"", b"x" * 1000])
+    def test_damage(self, embedder, rows, tmp_path, content):
+        self.encoded(embedder, rows, tmp_path / "v")
+        path = tmp_path / "v" / "shard-00001.metadata.arrow"
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(OutputError, match=r"shard-00001\.metadata\.arrow is missing or damaged"):
+            _ = load_shards(tmp_path / "v").metadata

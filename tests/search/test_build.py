@@ -12,6 +12,7 @@ import pytest
 from bgekit.data.records import Record, read_records
 from bgekit.errors import ArgumentError, DataError, MissingExtraError, OutputError
 from bgekit.files.atomic import OutputFolder
+from bgekit.files.hashing import file_sha256
 from bgekit.inference.shards import Chunks, load_shards
 from bgekit.search import build as building
 from bgekit.search.build import index_records, index_shards
@@ -244,3 +245,49 @@ def test_passages_of_a_real_model(tiny_bert, tmp_path):
     (hits,) = index.ask(model, ["dog runs fast"], 5)
     assert sorted(hit.id for hit in hits) == ["long", "other", "short"]
     assert all(hit.text in long for hit in hits if hit.id == "long")
+
+
+def test_columns_are_kept_and_others_are_another_index(tmp_path, embedder):
+    path = tmp_path / "a.csv"
+    path.write_text("id,text,year,lang,code\n1,x,2020,en,007\n2,y,,fr,12\n3,z,2021.5,,1\n")
+    index, _ = index_records(embedder(), read_records(path), tmp_path / "index", keep=["year", "code"])
+    assert names(tmp_path / "index") == ["index.json", "metadata.arrow", "offsets.npy", "rows.jsonl", "vectors.npy"]
+    facts = json.loads((tmp_path / "index" / "index.json").read_text())
+    assert facts["metadata"]["columns"] == {"year": "double", "code": "string"}
+    assert facts["metadata"]["sha256"] == file_sha256(tmp_path / "index" / "metadata.arrow")
+    assert facts["input"]["options"]["keep"] == ["year", "code"]
+    assert [hit.id for hit in index.ask(embedder(), ["q"], where="year > 2020 and code = '1'")[0]] == ["3"]
+    again = read_records(path, keep=["year", "code"])
+    assert index_records(embedder(), again, tmp_path / "index")[1] is None
+    index, report = index_records(embedder(), read_records(path), tmp_path / "index", keep="*")
+    assert report is not None
+    assert index.metadata.to_pylist()[0] == {"year": 2020.0, "lang": "en", "code": "007"}
+    index, report = index_records(embedder(), read_records(path), tmp_path / "index")
+    assert (index.metadata, report.texts) == (None, 3)
+    assert names(tmp_path / "index") == ["index.json", "offsets.npy", "rows.jsonl", "vectors.npy"]
+    assert "metadata" not in (tmp_path / "index" / "index.json").read_text()
+
+
+def test_columns_of_records_without_files(tmp_path, embedder):
+    records = [Record("a", "x", metadata={"n": 1, "m": 2}), Record("b", "y", metadata={"n": 3})]
+    for keep, expected in ((None, ["n", "m"]), ("*", ["n", "m"]), (["n"], ["n"]), ([], None)):
+        index, _ = index_records(embedder(), records, tmp_path / "index", keep=keep)
+        assert (index.metadata and index.metadata.column_names) == expected
+
+
+def test_the_type_changes_and_metadata_stays(tmp_path, embedder):
+    pytest.importorskip("faiss", reason="approximate indexes need the extra faiss")
+    records = [Record(str(row), f"text {row}", metadata={"n": row}) for row in range(500)]
+    index_records(embedder(), records, tmp_path / "index")
+    for index_type in ("hnsw", "ivf", "exact"):
+        building.with_type(tmp_path / "index", index_type)
+        index = SearchIndex.load(tmp_path / "index")
+        assert index.facts.index_type == index_type
+        assert [hit.id for hit in index.ask(embedder(), ["text 7"], 3, where="n in (7, 8)")[0]][:1] == ["7"]
+
+
+def test_many_rows_are_stored_in_few_batches(tmp_path, shards_of):
+    rows = [{"n": row} for row in range(1000)]
+    index_shards(load_shards(shards_of(np.eye(1000, 8, dtype=np.float32) + 1, metadata=rows)), tmp_path / "index")
+    table = SearchIndex.load(tmp_path / "index").metadata
+    assert (table.column("n").num_chunks, table.column("n").to_pylist()) == (1, list(range(1000)))
