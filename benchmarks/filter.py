@@ -24,13 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bgekit.models.prompts import Prompt
 
 from bgekit.data import Record
 from bgekit.inference import encode_to_shards, load_shards
 from bgekit.inference.model import Embedder
 from bgekit.inference.pipeline import Encoded
-from bgekit.models.card import ModelCard
+from bgekit.models.card import ModelCard, Prompt
 from bgekit.search import SearchIndex, index_shards
 from bgekit.search.build import with_type
 
