@@ -92,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
             reranker = stack.enter_context(options.load_reranker(args, args.reranker))
             asked |= {"reranker": reranker, "rerank_top_k": args.rerank_top_k}
         index, model = _open(args, records, stack)
-        _report(args, f"{_size(index)} in {index.folder}" if args.index or not args.sources else _size(index))
+        place = f" in {index.folder}" if args.index or not args.sources else ""
+        _report(args, f"{_size(index)}{place}{_columns(index)}")
         if args.where is not None:
             _report(args, f"{len(index.rows_where(args.where)):,} of {_counted(index)} meet the condition")
 
@@ -265,10 +266,13 @@ def _report(args: argparse.Namespace, message: str) -> None:
 
 
 def _size(index: SearchIndex) -> str:
+    return f"{_counted(index)}, {index.dimension} dimensions, {index.facts.index_type} search"
+
+
+def _columns(index: SearchIndex) -> str:
     from ..data.formats import listing
 
-    kept = "" if index.metadata is None else f"; metadata: {listing(index.metadata.column_names)}"
-    return f"{_counted(index)}, {index.dimension} dimensions, {index.facts.index_type} search{kept}"
+    return "" if index.metadata is None else f"; metadata: {listing(index.metadata.column_names)}"
 
 
 def _counted(index: SearchIndex) -> str:

@@ -382,7 +382,7 @@ class _Evaluation:
         """
         if self._arrow.types.is_null(type_):  # There is no value in it, so nothing is known.
             return lambda array: array.cast(self._arrow.bool_())
-        called = f"the column {condition.column.name} is one of {lists}"
+        called = f"the column {condition.column.name} holds {lists}"
         type_, kind = self._kind(condition, type_, called)
         if isinstance(condition, _Comparison):
             if kind == "bool" and condition.operator not in ("=", "!="):
