@@ -68,21 +68,22 @@ def _conclusions(content: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
     kept = f", besides {content['kept']:,} that were there" if content["kept"] else ""
     yield f"{negatives:,} negatives were mined for {rows:,} rows{kept}.", True
     if suspected["share"] is not None:
-        said = f"{suspected['count']:,} of them ({suspected['share']:.1%}) score at least as high as a positive of their row"
+        share = f"{suspected['count']:,} of them ({suspected['share']:.1%})"
+        said = f"{share} score at least as high as a positive of their row"
         if suspected["share"] > _SUSPICIOUS:
-            said += ": many of these are relevant. --max-positive-ratio 0.95 or --margin leaves such passages out"
+            said += ": some of these are probably relevant. --max-positive-ratio 0.95 leaves such passages out"
         yield f"{said}.", True
     if content["filled"]:
+        rows_filled = content["rows_filled"]
         yield (
-            (
-                f"{content['filled']:,} were drawn at random, in {content['rows_filled']:,} rows, as the range had too few: a"
-                " wider --range, or a larger --candidate-pool, finds harder ones."
-            ),
+            f"{content['filled']:,} were drawn at random, in {rows_filled:,} rows whose range had too few: a wider --range"
+            " or a larger --candidate-pool finds harder ones.",
             True,
         )
     if content["rows_with_too_few"]:
         none = content["rows_without_negatives"]
-        yield f"{content['rows_with_too_few']:,} rows have fewer than were asked for, {none:,} of them none.", True
+        few = content["rows_with_too_few"]
+        yield f"{few:,} rows have fewer than were asked for, {none:,} of them none.", True
 
 
 def _plots(content: Mapping[str, Any]) -> Iterator[tuple[Svg, str]]:

@@ -162,8 +162,9 @@ def readable(content: Mapping[str, Any]) -> str:
             f"suspected false     {suspected['count']:,} ({suspected['share']:.2%}) score as high as a positive"
         )
     names = short_miners(content)
-    miners = {names.get(miner, miner): count for miner, count in content["miners"].items()}
-    lines += _counts("found by", miners) + _counts("left out", content["left_out"])
+    miners = {miner: names.get(miner, miner) for miner in content["miners"]}
+    found = {miners[miner]: count for miner, count in content["miners"].items()}
+    lines += _counts("found by", found) + _counts("left out", content["left_out"])
     lines += _histogram("places", [(f"{low:.0f}-{high:.0f}", n) for low, high, n in content["ranks"]])
     for name in ("positive_scores", "negative_scores"):
         lines += _histogram(name.replace("_", " "), [(f"{low:.2f}", n) for low, _, n in content[name]])
@@ -171,7 +172,7 @@ def readable(content: Mapping[str, Any]) -> str:
         lines += ["", f"query     {_short(sample['query'])}"]
         lines += [f"positive  {_scored(entry)}{'':>9}  {_short(entry['text'])}" for entry in sample["positives"]]
         lines += [
-            f"negative  {_scored(entry)}{_rank(entry)}  {_short(entry['text'])}{_found_by(entry, names)}"
+            f"negative  {_scored(entry)}{_rank(entry)}  {_short(entry['text'])}{_found_by(entry, miners)}"
             for entry in sample["negatives"]
         ]
     return "\n".join(lines)
@@ -190,16 +191,16 @@ def _histogram(title: str, bars: Sequence[tuple[str, float]]) -> list[str]:
 
 
 def _scored(entry: Mapping[str, Any]) -> str:
-    return f"{entry['score']:.3f} " if "score" in entry else ""
+    return f"{entry['score']:7.3f}  " if "score" in entry else ""
 
 
 def _rank(entry: Mapping[str, Any]) -> str:
     return f"rank {entry['rank']:>4}" if entry["rank"] else " " * 9
 
 
-def _found_by(entry: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """Who found a negative, where that could be several."""
-    return f" ({names.get(entry['miner'], entry['miner'])})" if len(names) != 1 or entry["miner"] not in names else ""
+def _found_by(entry: Mapping[str, Any], miners: Mapping[str, str]) -> str:
+    """Who found a negative, where several did."""
+    return f" ({miners[entry['miner']]})" if len(miners) > 1 else ""
 
 
 def _short(text: str) -> str:
