@@ -76,8 +76,8 @@ def _conclusions(content: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
     if content["filled"]:
         rows_filled = content["rows_filled"]
         yield (
-            f"{content['filled']:,} were drawn at random, in {rows_filled:,} rows whose range had too few: a wider --range"
-            " or a larger --candidate-pool finds harder ones.",
+            f"{content['filled']:,} were drawn at random, in {rows_filled:,} rows whose range had too few: a wider"
+            " --range or a larger --candidate-pool finds harder ones.",
             True,
         )
     if content["rows_with_too_few"]:

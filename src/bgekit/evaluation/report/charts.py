@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ...display.pages import GRID, INK, LIGHT, MUTED, SURFACE, Look, Svg, drawing, new_figure, save_plot, to_svg
 from ...display.terminal import middle_clipped, printable, wrapped
 from ..comparison import item_values
-from .summary import decided
+from .summary import decided, score_interval
 
 if TYPE_CHECKING:
     from ..results import Comparison, Result
@@ -33,7 +33,7 @@ _CELLS: Final = 32
 
 def scores_plot(tasks: Sequence[TaskView], looks: Mapping[str, Look], *, name: str) -> Svg:
     """The main score of each model on each task; a hollow marker is the published score of the same model."""
-    lane, head = 9.0, 24.0
+    lane, head = 11.0, 24.0
     heights = [head + lane * len(task.results) for task in tasks]
     margin = 34.0
     height = sum(heights) + margin
@@ -48,6 +48,10 @@ def scores_plot(tasks: Sequence[TaskView], looks: Mapping[str, Look], *, name: s
                 axes.axhline(y, color=GRID, linewidth=1, zorder=0)
                 if not math.isfinite(result.main_score):
                     continue
+                if ends := score_interval(result):
+                    axes.plot(
+                        ends, [y, y], color=look.color, linewidth=2.4, alpha=0.45, solid_capstyle="butt", zorder=1
+                    )
                 if result.reference is not None and result.comparable:
                     axes.plot([result.main_score, result.reference], [y, y], color=look.color, linewidth=1, zorder=2)
                     axes.plot(
