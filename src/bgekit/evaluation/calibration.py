@@ -336,7 +336,7 @@ def calibrate(
         groups["random"] = random.similarity
     if not scored.related.any():
         share = None
-    measured = {
+    measured: dict[str, Any] = {
         "model": model.card.name, "data": texts.name, "split": texts.split,
         "distributions": {name: Distribution.of(values) for name, values in groups.items() if len(values)},
         "unrelated_are": "labelled" if known else "random",

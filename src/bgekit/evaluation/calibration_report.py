@@ -41,7 +41,10 @@ def save_calibration(calibration: Calibration | Shortfall, folder: str | os.Path
         OutputError: the folder cannot be written.
     """
     content = {"bgekit": __version__, **calibration.to_dict()}
-    found = isinstance(calibration, Calibration)
+    if isinstance(calibration, Calibration):
+        threshold, lines = calibration.threshold.value, list(_threshold(calibration))[:2]
+    else:
+        threshold, lines = None, [_best(calibration)]
     with OutputFolder(folder) as output:
         with output.create("calibration.json") as file:
             file.write(json.dumps(content, ensure_ascii=False, indent=1).encode() + b"\n")
@@ -49,8 +52,7 @@ def save_calibration(calibration: Calibration | Shortfall, folder: str | os.Path
             file.write(_page(calibration).encode())
         shown = {name: each.similarity for name, each in calibration.distributions.items()}
         calibration_plot(
-            shown["unrelated"], shown.get("related"), calibration.threshold.value if found else None,
-            title=_title(calibration), lines=list(_threshold(calibration))[:2] if found else [_best(calibration)],
+            shown["unrelated"], shown.get("related"), threshold, title=_title(calibration), lines=lines,
             path=output.path / "calibration.png",
         )  # fmt: skip
 
@@ -74,7 +76,7 @@ def _page(calibration: Calibration | Shortfall) -> str:
         ),
         (_reached(shown, value), "Share of the pairs, as they were measured, that are at least as similar."),
     ]
-    rates = [] if threshold is None else list(_rate_cells(calibration))
+    rates = list(_rate_cells(calibration)) if isinstance(calibration, Calibration) else []
     sections = [
         *(
             [

@@ -108,10 +108,7 @@ def save_page(
                 "Scores while training",
                 "x100, of the model as it is saved at that step. They are of one run, without intervals: what is "
                 "better by little may be better by chance, which bge eval --model BASE RESULT tells.",
-                plots=[
-                    (plot.svg(f"score{place}"), "Mean of the tasks." if score.is_mean else "")
-                    for place, (plot, score) in enumerate(zip(judged, scores, strict=False))
-                ],
+                plots=[(plot.svg(f"score{place}"), "") for place, plot in enumerate(judged)],
                 table=Table(
                     ("Score", *scores[0].head),
                     [score.cells for score in scores],
@@ -153,9 +150,9 @@ def save_page(
 class _Score:
     """A score that was measured while training."""
 
-    def __init__(self, name: str, curve: Curve, kept: float, alone: float | None, is_mean: bool) -> None:
+    def __init__(self, name: str, curve: Curve, kept: float, alone: float | None) -> None:
         steps, values = curve
-        self.name, self.curve, self.alone, self.is_mean = name, curve, alone, is_mean
+        self.name, self.curve, self.alone = name, curve, alone
         self.before = values[0] if steps[0] == 0 else None
         found = [value for step, value in zip(steps, values, strict=True) if step == kept]
         self.after = found[-1] if found else values[-1]
@@ -197,7 +194,7 @@ def _scores(history: Log, kept: int | None, first_stage: str) -> Iterator[_Score
         step = curve[0][-1] if kept is None else float(kept)
         mean = name == "eval_score" and len(tasks) > 1
         shown = f"Mean of {len(tasks)} tasks" if mean else _spoken(name.removeprefix("eval_"))
-        yield _Score(shown, curve, step, alone[0] if alone else None, mean)
+        yield _Score(shown, curve, step, alone[0] if alone else None)
 
 
 def _spoken(name: str) -> str:
