@@ -21,7 +21,7 @@ import importlib.util
 from collections.abc import Sequence
 from numbers import Integral
 from types import ModuleType
-from typing import Final
+from typing import Any, Final
 
 
 class BgekitError(Exception):
@@ -55,6 +55,18 @@ class ArgumentError(BgekitError, TypeError):
 
 class DataError(BgekitError, ValueError):
     """A record of an input file cannot be used."""
+
+
+class NoGuaranteeError(DataError):
+    """No threshold has the guarantee that was asked for on these pairs.
+
+    Attributes:
+        measured: What was measured nonetheless (`bgekit.evaluation.calibration.Shortfall`).
+    """
+
+    def __init__(self, message: str, measured: Any = None) -> None:
+        super().__init__(message)
+        self.measured = measured
 
 
 class OutputError(BgekitError, OSError):

@@ -1,6 +1,7 @@
 """`bge calibrate`: what it prints, what it writes, what it refuses."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -40,7 +41,26 @@ def test_prints_a_threshold_and_writes_everything(tiny_bert, data, tmp_path, cap
     assert (content["meaning"], content["prevalence"]) == ("probability", 0.5)
     assert f"promised by {content['threshold']['groups']:,} groups" in printed
     assert (out / "calibration.png").read_bytes().startswith(b"\x89PNG")
-    assert {path.name for path in out.iterdir()} == {"calibration.json", "calibration.png"}
+    assert {path.name for path in out.iterdir()} == {"calibration.json", "calibration.html", "calibration.png"}
+
+
+def test_what_was_measured_is_shown_also_where_nothing_can_be_guaranteed(tiny_bert, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("--model", tiny_bert, "--data", data, "--precision", 0.999, "--output", out) == 1
+    shown = capsys.readouterr()
+    assert "unrelated (labelled)" in shown.out and "<- threshold" not in shown.out
+    said = r"best that these pairs can guarantee, with 95% confidence: threshold (\S+), at least (\S+)%"
+    best = re.search(said, shown.out)
+    assert "too few" in shown.err and shown.err.count("\n") == 1
+    content = json.loads((out / "calibration.json").read_text("utf-8"))
+    assert content["threshold"] is None and content["wanted"] == 0.999
+    assert content["best_guarantee"]["value"] == pytest.approx(float(best[1]), abs=1e-4)
+    page = (out / "calibration.html").read_text("utf-8")
+    assert page.count("<figure") == 2 and f"at least {best[2]}% of the pairs" in page
+    # The guarantee that was named is one that the verb gives.
+    rate = content["best_guarantee"]["wanted"]
+    assert run("--model", tiny_bert, "--data", data, "--precision", rate) == 0
+    assert f"threshold {best[1]}:" in capsys.readouterr().out
 
 
 def test_the_saved_model_gives_calibrated_scores(tiny_bert, data, tmp_path, capsys):

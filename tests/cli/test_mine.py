@@ -54,7 +54,11 @@ def test_mine(bge, data, tiny_bert):
     assert report["negatives"] == 60
     assert "negatives           60 mined" in err
     assert "positive  " in err
-    assert sorted(path.name for path in data.iterdir() if "out" in path.name) == ["out.jsonl", "out.report.json"]
+    assert sorted(path.name for path in data.iterdir() if "out" in path.name) == [
+        "out.jsonl",
+        "out.report.html",
+        "out.report.json",
+    ]
 
 
 def test_names_of_upstream_and_any_batch_size(bge, data, tiny_bert):

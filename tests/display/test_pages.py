@@ -8,7 +8,7 @@ import pytest
 
 import bgekit
 from bgekit.display import pages
-from bgekit.display.pages import Svg, render, render_page
+from bgekit.display.pages import Section, Svg, Table, render, render_page, render_report
 
 EVIL = '<b>|*x*\x1b[31m\u202e\ud800"'
 
@@ -47,11 +47,21 @@ def test_a_missing_value_is_an_error(fill):
 
 
 def test_a_page_without_a_script_lets_none_run():
-    values = {"svg": "", "head": ["<a>"], "rows": [["<b>"]], "numbers": ()}
-    page = render_page("display/chart.html.jinja", "<Title>", **values)
+    values = {"about": "", "findings": (), "notes": ["<b>"], "notes_are": "<a>", "sections": ()}
+    page = render_page("display/report.html.jinja", "<Title>", **values)
     assert "script-src" not in page and "<script" not in page
     assert "default-src 'none'; style-src 'unsafe-inline'" in page
     assert page.count("&lt;Title&gt;") == 2 and "&lt;b&gt;" in page
+
+
+def test_a_report_says_what_was_found_before_its_sections_and_escapes_all_of_it():
+    table = Table(("a", "<b>"), [("<c>", "1")], numbers=(1,), sortable=True)
+    sections = [Section("One", "text", facts=[("<name>", "value")]), Section("<Two>", table=table, folded=True)]
+    page = render_report("T", about="<about>", findings=[("<sure>", True), ("seen", False)], sections=sections)
+    assert page.index("&lt;sure&gt;") < page.index('<li class="open">seen') < page.index("<h2>One</h2>")
+    assert page.count("<details") == 1 and 'class="sortable"' in page and '<th scope="col" class="n">&lt;b&gt;' in page
+    for raw in ("<about>", "<name>", "<c>", "<Two>"):
+        assert raw not in page
 
 
 def test_every_template_can_be_read():

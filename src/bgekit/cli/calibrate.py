@@ -21,11 +21,13 @@ import argparse
 from pathlib import Path
 from typing import Final
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, NoGuaranteeError
 from . import options
 
 #: What is said when it is interrupted.
 INTERRUPTED: Final = "nothing was written, and the same command starts anew"
+
+_FILES: Final = "calibration.json, calibration.html, calibration.png"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +39,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", metavar="NAME", help="such as validation [test where there is one]")
     options.add_text_options(parser)
-    parser.add_argument("--output", "-o", metavar="DIR", help="write calibration.json and calibration.png here")
+    parser.add_argument(
+        "--output", "-o", metavar="DIR", help="write calibration.json, calibration.html and calibration.png here"
+    )
     parser.add_argument("--save", metavar="DIR", help="save a copy of the model with the calibration in its card here")
     parser.add_argument(
         "--overwrite", action="store_true", help="let --save replace a model that is there; it may be --model itself"
@@ -72,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
     options.set_up_logging(args)
     if args.overwrite and not args.save:
         raise ArgumentError("--overwrite goes with --save DIR")
-    from ..evaluation.calibration import Wish, calibrate, calibration_text, read_pairs, save_calibration
+    from ..evaluation.calibration import Wish, calibrate, read_pairs
+    from ..evaluation.calibration_report import calibration_text, save_calibration, shortfall_text
     from ..inference.embedder import FlagModel
 
     # What can be known at the start is said before a model is loaded.
@@ -89,14 +94,21 @@ def run(args: argparse.Namespace) -> int:
     with options.load_model(args) as model:
         if args.save and not isinstance(model, FlagModel):
             raise ArgumentError(f"{args.model} is behind an API: there are no weights to --save, use --output")
-        calibration = calibrate(
-            model, pairs, pairs=args.pairs, related_from=args.related_from, seed=args.seed,
-            show_progress=False if args.no_progress else None, **wish,
-        )  # fmt: skip
+        try:
+            calibration = calibrate(
+                model, pairs, pairs=args.pairs, related_from=args.related_from, seed=args.seed,
+                show_progress=False if args.no_progress else None, **wish,
+            )  # fmt: skip
+        except NoGuaranteeError as error:
+            print(shortfall_text(error.measured))
+            if args.output:
+                save_calibration(error.measured, args.output)
+                print(f"\nwritten to {args.output}: {_FILES}")
+            raise
         print(calibration_text(calibration))
         if args.output:
             save_calibration(calibration, args.output)
-            print(f"\nwritten to {args.output}: calibration.json, calibration.png")
+            print(f"\nwritten to {args.output}: {_FILES}")
         if args.save and isinstance(model, FlagModel):
             calibration.attach(model)
             model.save(args.save, overwrite=args.overwrite)

@@ -3,7 +3,7 @@
 Find hard negatives for training data: passages that a model ranks high for a query and that are not its positives.
 The input are JSON lines {"query": ..., "pos": [...], "neg": [...]}; candidates are the passages of all rows, or those
 of --candidate-pool. Negatives that rows have are replaced (--keep-existing adds to them). Beside the output,
-NAME.report.json says what was mined. An interrupted run goes on when it is started again.
+NAME.report.html (and .json) says what was mined. An interrupted run goes on when it is started again.
 
 Examples:
   bge mine --model BAAI/bge-base-en-v1.5 --input train.jsonl --output mined.jsonl --range 10-210 --negatives 15
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
     from ..data.training_rows import check_training
     from ..display.terminal import EncodeProgress, RowProgress
     from ..mining.known_pairs import Judgements
-    from ..mining.mining import check_task, mine, report_path
+    from ..mining.mining import check_task, mine, page_path
     from ..mining.mining_report import readable
 
     task = _task(args)
@@ -157,7 +157,7 @@ def run(args: argparse.Namespace) -> int:
         content = mine(task, models, reranker=reranker, progress=EncodeProgress if show else None, advance=advance)
     if not args.quiet:
         print(readable(content), file=sys.stderr)
-        print(f"\nwrote {args.output} and {report_path(args.output)}", file=sys.stderr)
+        print(f"\nwrote {args.output}; what was mined is in {page_path(args.output)}", file=sys.stderr)
     return 0
 
 

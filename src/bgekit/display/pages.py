@@ -98,6 +98,71 @@ def render_page(template: str, title: str, *, script: bool = False, **values: An
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table of a page.
+
+    Attributes:
+        head: Of each column.
+        rows: Cells; the first one of a row is its head.
+        numbers: Places of columns of numbers.
+        sortable: A click on a column's head sorts by it.
+    """
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: Sequence[int] = ()
+    sortable: bool = False
+
+    @property
+    def cls(self) -> str:
+        """Its class in the style sheet."""
+        return "sortable" if self.sortable else ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report: its text, then facts, plots and a table, where there are any.
+
+    Attributes:
+        title: The heading.
+        text: Below it.
+        facts: Names and values.
+        plots: Each with its caption.
+        table: Of numbers or texts.
+        folded: Readers unfold it; it belongs to the section above.
+        about: Beside the heading of a folded one.
+    """
+
+    title: str
+    text: str = ""
+    facts: Sequence[tuple[str, str]] = ()
+    plots: Sequence[tuple[Svg, str]] = ()
+    table: Table | None = None
+    folded: bool = False
+    about: str = ""
+
+
+def render_report(
+    title: str, *, about: str, findings: Sequence[tuple[str, bool]], sections: Sequence[Section],
+    notes: Sequence[str] = (), notes_are: str = "Notes",
+) -> str:  # fmt: skip
+    """A page that says what was found, then on what that rests.
+
+    Args:
+        title: The heading.
+        about: One line below it.
+        findings: Sentences, and whether each is sure or only seen.
+        sections: In order.
+        notes: What a reader should know.
+        notes_are: Heading of the notes.
+    """
+    return render_page(
+        "display/report.html.jinja", title, script=True, about=about, findings=findings, sections=sections,
+        notes=notes, notes_are=notes_are,
+    )  # fmt: skip
+
+
 def _asset(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 

@@ -7,27 +7,33 @@ like those that it will be used for.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from .._version import __version__
 from ..data.formats import Quoting
-from ..errors import ArgumentError, DataError, import_extra
-from ..files.atomic import OutputFolder
+from ..errors import ArgumentError, DataError, NoGuaranteeError, import_extra
 from ..files.hashing import digest
 from ..models.calibration_map import FORMAT, LogisticMap, QuantileMap, nearness
 from .judged_model import JudgedModel, role_of
 from .readers.detect import read_tasks
-from .report.charts import calibration_plot
 from .tasks.base import Task
 from .text_pairs import TextPairs, pairs_of_lists, pairs_of_task
-from .thresholds import Booleans, Floats, Integers, ScoredPairs, Target, Threshold, choose_threshold, odds_factor
+from .thresholds import (
+    Booleans,
+    Floats,
+    Integers,
+    ScoredPairs,
+    Target,
+    Threshold,
+    best_guarantee,
+    choose_threshold,
+    odds_factor,
+)
 
 if TYPE_CHECKING:
     from ..inference.model import Embedder
@@ -82,7 +88,58 @@ class Distribution:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Measurement:
+    """Similarities of a model on some data.
+
+    Attributes:
+        model: The model's name.
+        data: Name of the data.
+        split: Of the data.
+        distributions: Of `unrelated` pairs (labelled, or else random), of `related` and of `random` pairs where both
+            are known.
+        unrelated_are: `labelled` or `random`.
+    """
+
+    model: str
+    data: str
+    split: str
+    distributions: Mapping[str, Distribution]
+    unrelated_are: str
+
+
+@dataclass(frozen=True)
+class Shortfall(Measurement):
+    """What was measured where no threshold has the guarantee that was asked for.
+
+    Attributes:
+        target: Which rate was to be guaranteed.
+        wanted: The rate.
+        confidence: Of the guarantee.
+        prevalence: Share of related pairs that precision refers to, None where it is unknown.
+        best: The rate nearest to `wanted` that these pairs can guarantee, and its threshold; None if there is none.
+        reason: Why `wanted` cannot be guaranteed.
+    """
+
+    target: Target
+    wanted: float
+    confidence: float
+    prevalence: float | None
+    best: tuple[float, float] | None
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values for JSON."""
+        best = None if self.best is None else {"wanted": self.best[0], "value": self.best[1]}
+        return {
+            "model": self.model, "data": {"name": self.data, "split": self.split}, "threshold": None,
+            "target": self.target, "wanted": self.wanted, "confidence": self.confidence, "prevalence": self.prevalence,
+            "best_guarantee": best, "reason": self.reason, "unrelated_are": self.unrelated_are,
+            "distributions": {name: each.to_dict() for name, each in self.distributions.items()},
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Calibration(Measurement):
     """Meaning of a model's similarities on some data. Called with similarities, it gives calibrated scores.
 
     Attributes:
@@ -110,11 +167,6 @@ class Calibration:
         (2,)
     """
 
-    model: str
-    data: str
-    split: str
-    distributions: Mapping[str, Distribution]
-    unrelated_are: str
     threshold: Threshold
     score_map: LogisticMap | QuantileMap
     meaning: str
@@ -205,7 +257,7 @@ class Wish:
         if target == "precision" and share is None:
             raise ArgumentError(
                 f"{texts.name} names related pairs only, so their share is unknown, and precision depends on it: give "
-                "the share that is expected where the threshold is used (prevalence, such as 0.5), or use a "
+                "the share that is expected where the threshold is used, such as prevalence=0.5, or use a "
                 "false-positive rate"
             )
         return cls(target, wanted, share)
@@ -256,8 +308,9 @@ def calibrate(
 
     Raises:
         ArgumentError: wishes contradict each other or are impossible.
-        DataError: the data cannot be read, has too few groups of pairs for the promise, or does not allow the
-            precision.
+        DataError: the data cannot be read.
+        NoGuaranteeError: the data has too few groups of pairs for the promise, or does not allow the precision; it
+            holds what was measured and the best guarantee that is possible.
 
     Example:
         >>> from bgekit import FlagModel
@@ -283,14 +336,23 @@ def calibrate(
         groups["random"] = random.similarity
     if not scored.related.any():
         share = None
+    measured: dict[str, Any] = {
+        "model": model.card.name, "data": texts.name, "split": texts.split,
+        "distributions": {name: Distribution.of(values) for name, values in groups.items() if len(values)},
+        "unrelated_are": "labelled" if known else "random",
+    }  # fmt: skip
+    try:
+        threshold = choose_threshold(scored, target, wanted, confidence=confidence, prevalence=share, seed=seed)
+    except DataError as error:
+        best = best_guarantee(scored, target, wanted, confidence=confidence, prevalence=share)
+        raise NoGuaranteeError(
+            str(error), Shortfall(**measured, target=target, wanted=wanted, confidence=confidence, prevalence=share,
+                                  best=best, reason=str(error)),
+        ) from None  # fmt: skip
     bounded = model.card.similarity == "cosine" or (model.card.similarity == "dot" and model.card.normalize)
     return Calibration(
-        model=model.card.name,
-        data=texts.name,
-        split=texts.split,
-        distributions={name: Distribution.of(values) for name, values in groups.items() if len(values)},
-        unrelated_are="labelled" if known else "random",
-        threshold=choose_threshold(scored, target, wanted, confidence=confidence, prevalence=share, seed=seed),
+        **measured,
+        threshold=threshold,
         score_map=_quantile_map(groups["unrelated"]) if share is None else fit_logistic(scored, share, bounded=bounded),
         meaning="probability" if share is not None else "percentile",
         prevalence=share,
@@ -410,108 +472,3 @@ def _made_for(model: Embedder, texts: TextPairs) -> dict[str, Any]:
         if role is not None:
             facts[f"prompt {role}"] = str(model.card.prompt(role))
     return facts
-
-
-#: Rows and columns of the histogram.
-_ROWS: Final = 16
-_WIDTH: Final = 30
-#: What a threshold promises, by its target.
-_PROMISES: Final = {
-    "precision": "at least {} of the pairs from here on are related",
-    "false_positive_rate": "at most {} of unrelated pairs reach it",
-    "recall": "at least {} of related pairs reach it",
-}
-
-
-def save_calibration(calibration: Calibration, folder: str | os.PathLike[str]) -> None:
-    """Write calibration.json and calibration.png into a folder.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        OutputError: the folder cannot be written.
-    """
-    content = {"bgekit": __version__, **calibration.to_dict()}
-    with OutputFolder(folder) as output:
-        with output.create("calibration.json") as file:
-            file.write(json.dumps(content, ensure_ascii=False, indent=1).encode() + b"\n")
-        shown = {name: each.similarity for name, each in calibration.distributions.items()}
-        calibration_plot(
-            shown["unrelated"], shown.get("related"), calibration.threshold.value, title=_title(calibration),
-            lines=list(_threshold(calibration))[:2], path=output.path / "calibration.png",
-        )  # fmt: skip
-
-
-def calibration_text(calibration: Calibration) -> str:
-    """Quantiles, a histogram, the threshold with its promise, and the rates at it, in lines for a terminal."""
-    parts = (_quantiles(calibration), _histogram(calibration), _threshold(calibration), _rates(calibration))
-    return "\n\n".join([_title(calibration), *map("\n".join, parts), _score(calibration)])
-
-
-def _title(calibration: Calibration) -> str:
-    return f"{calibration.model} on {calibration.data}" + (f" ({calibration.split})" if calibration.split else "")
-
-
-def _quantiles(calibration: Calibration) -> Iterator[str]:
-    first = next(iter(calibration.distributions.values()))
-    names = {0: "min", 100: "max"}
-    head = "".join(f"{names.get(each, f'{each}%'):>8}" for each in first.quantiles)
-    yield f"{'similarity of pairs':<22}{'number':>8}{head}"
-    for name, each in calibration.distributions.items():
-        label = f"unrelated ({calibration.unrelated_are})" if name == "unrelated" else name
-        yield f"{label:<22}{each.count:>8,}" + "".join(f"{value:>8.3f}" for value in each.quantiles.values())
-
-
-def _histogram(calibration: Calibration) -> Iterator[str]:
-    """Bars of the share of pairs in ranges of similarity, unrelated ones to the left."""
-    groups = [calibration.distributions[name] for name in ("unrelated", "related") if name in calibration.distributions]
-    low, high = min(each.quantiles[0] for each in groups), max(each.quantiles[100] for each in groups)
-    edges = np.linspace(low, high + 1e-9, _ROWS + 1)
-    shares = [np.histogram(each.similarity, edges)[0] / each.count for each in groups]
-    unit = max(float(share.max()) for share in shares) / _WIDTH
-    yield " " * 18 + f"{'unrelated':<{_WIDTH + 2}}" + ("related" if len(groups) > 1 else "")
-    for row in reversed(range(_ROWS)):
-        bars = "  ".join(f"{'#' * round(share[row] / unit):<{_WIDTH}}" for share in shares)
-        mark = "  <- threshold" if edges[row] <= calibration.threshold.value < edges[row + 1] else ""
-        yield f"{edges[row]:>7.3f} - {edges[row + 1]:<6.3f} |{bars}{mark}".rstrip()
-
-
-def _threshold(calibration: Calibration) -> Iterator[str]:
-    threshold = calibration.threshold
-    promise, confidence = _PROMISES[threshold.target].format(_per_cent(threshold.wanted)), threshold.confidence
-    yield f"threshold {threshold.value:.4f}: {promise}, with {_per_cent(confidence)} confidence"
-    yield (
-        f"just reaching it on these pairs: {threshold.plain:.4f} ({_per_cent(confidence)} interval "
-        f"{threshold.low:.4f} to {threshold.high:.4f})"
-    )
-    yield f"promised by {threshold.groups:,} groups: pairs that share a text are one, and each group counts alike"
-
-
-def _rates(calibration: Calibration) -> Iterator[str]:
-    threshold = calibration.threshold
-    yield f"at the threshold, on these pairs ({_per_cent(threshold.confidence)} intervals):"
-    for name, rate, note in (
-        ("precision", threshold.precision, f", where {_per_cent(threshold.prevalence or 0)} of all pairs are related"),
-        ("recall", threshold.recall, ""),
-        ("false-positive rate", threshold.false_positive_rate, ""),
-    ):
-        if rate is not None:
-            groups = f" in {rate.groups:,} groups" if rate.groups < rate.of else ""
-            yield (
-                f"  {name:<20} {_per_cent(rate.value)} ({_per_cent(rate.low)} to {_per_cent(rate.high)}), "
-                f"{rate.count:,} of {rate.of:,} pairs{groups}{note}"
-            )
-
-
-def _score(calibration: Calibration) -> str:
-    value = float(calibration(calibration.threshold.value))
-    if calibration.meaning == "probability":
-        return (
-            "calibrated score: probability that a pair is related, where "
-            f"{_per_cent(calibration.prevalence or 0)} are; {value:.3f} at the threshold"
-        )
-    return f"calibrated score: share of unrelated pairs that are less similar; {value:.4f} at the threshold"
-
-
-def _per_cent(share: float) -> str:
-    """A share as 95%, 0.1% or 99.95%."""
-    return f"{100 * share:.3g}%" if share < 0.99 else f"{100 * share:.4g}%"

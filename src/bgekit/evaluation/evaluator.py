@@ -28,6 +28,7 @@ from ..errors import ArgumentError, NumericalError
 from ..files.atomic import OutputFolder
 from ..files.hashing import digest
 from ..models.families import known_name, model_name
+from ..models.sentence_transformers_files import short_names, shown_name
 from .comparison import compare_all
 from .judged_model import JudgedModel, Setting, role_of
 from .readers.detect import read_tasks
@@ -72,11 +73,13 @@ class Candidate:
     settings: Sequence[Setting] = (Setting(),)
     note: str = ""
     again: int = field(default=0, init=False)
+    shown: str = field(default="", init=False)
 
     def label(self, setting: Setting) -> str:
         """The name and what differs from the model's defaults."""
         parts = [part for part in (self.note, str(setting)) if part]
-        shown = f"{self.name} [{', '.join(parts)}]" if parts else self.name
+        name = self.shown or self.name
+        shown = f"{name} [{', '.join(parts)}]" if parts else name
         return f"{shown}{AGAIN} {self.again + 1}" if self.again else shown
 
     def opened(self) -> Embedder:
@@ -146,7 +149,8 @@ def evaluate(
     start = time.perf_counter()
     candidates = [_candidate(each, settings, options) for each in _listed(model)]
     seen: Counter[str] = Counter()
-    for candidate in candidates:
+    for candidate, shown in zip(candidates, _shown_names([each.name for each in candidates]), strict=True):
+        candidate.shown = shown
         # The same model twice is a fair question: the answer must be that it does not differ from itself.
         candidate.again = seen[candidate.label(candidate.settings[0])]
         seen.update(candidate.label(setting) for setting in candidate.settings)
@@ -248,6 +252,14 @@ def _judge(
                 yield _result(candidate, model, task, cache)
 
 
+def _shown_names(names: Sequence[str]) -> list[str]:
+    """Names of models as reports show them: of folders the last part, as far as that tells them apart."""
+    folders = list(dict.fromkeys(name for name in names if shown_name(name) != name))
+    short = dict(zip(folders, short_names(folders), strict=True)) if folders else {}
+    taken = set(names)
+    return [name if short.get(name, name) in taken else short[name] for name in names]
+
+
 def _not_reranked(tasks: Sequence[Task]) -> list[str]:
     """Message on the tasks that are measured without the reranker.
 
@@ -305,6 +317,7 @@ def _result(candidate: Candidate, model: JudgedModel, task: Task, cache: ScoreCa
         fingerprints={"model": model.fingerprint, "data": task.fingerprint},
         seconds=seconds,
         cached=stored is not None,
+        reused=stored is None and model.reused,
         items=scores.items,
         details={**scores.details, **({"thresholds": thresholds} if thresholds else {})},
         notes=task.notes,

@@ -140,6 +140,7 @@ class JudgedModel:
         embedder: What encodes.
         setting: How it is used.
         cosine: Whether similarity is the cosine; otherwise the dot product.
+        reused: Whether vectors that were asked for were there already, of another setting or an earlier run.
 
     Example:
         >>> from bgekit import FlagModel
@@ -168,6 +169,8 @@ class JudgedModel:
         self.cosine = card.similarity == "cosine" or (card.similarity == "euclidean" and card.normalize)
         self._folder, self._progress = folder, progress
         self._memo = memo if memo is not None else {}
+        self._own: set[str] = set()
+        self.reused = False
         wanted = self.setting.dimension
         if wanted is not None and not 1 <= wanted <= embedder.dimension:
             raise ArgumentError(f"dimension {wanted} is not among the {embedder.dimension} of {embedder.card.name}")
@@ -219,6 +222,7 @@ class JudgedModel:
             folder = parent / digest(self.embedder.fingerprint, content, str(role))[:32]
             # Its name has the digest of the corpus in it.
             complete = (folder / MANIFEST).exists() and bool(read_manifest(folder / MANIFEST)["complete"])
+            self.reused |= complete
             if not complete:
                 with contextlib.ExitStack() as shown:
                     shows = sys.stderr.isatty() if self._progress is None else self._progress
@@ -260,6 +264,9 @@ class JudgedModel:
 
     def _remembered(self, how: str, texts: Sequence[str], encode: Callable[..., Any], **options: Any) -> Floats:
         key = digest(how, *map(repr, texts))
+        # What this task has asked for before, such as both sides of equal pairs, is its own work.
+        self.reused |= key in self._memo and key not in self._own
+        self._own.add(key)
         if key not in self._memo:
             self._memo[key] = encode(list(texts), convert_to_numpy=True, show_progress=self._progress, **options)
         return self._cut(self._memo[key])

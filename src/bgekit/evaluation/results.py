@@ -44,6 +44,7 @@ class Result:
         fingerprints: sha256 of `model` (weights, card, precision, setting) and `data` (content and protocol).
         seconds: Wall time; of the run that computed it, if it came from the cache.
         cached: Whether it came from the cache.
+        reused: Whether vectors came from another setting or an earlier run, so that the seconds are not the whole work.
         items: What each item contributed.
         details: Further findings.
         notes: What else decided the score, such as which documents do not count.
@@ -74,6 +75,7 @@ class Result:
     fingerprints: Mapping[str, str]
     seconds: float
     cached: bool = False
+    reused: bool = False
     items: Items | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -407,6 +407,33 @@ def promised(
     return _promised(GroupedPairs.of(pairs), target, wanted, 1.0 - confidence, prevalence)
 
 
+def best_guarantee(
+    pairs: ScoredPairs, target: Target, wanted: float, *, confidence: float, prevalence: float | None
+) -> tuple[float, float] | None:
+    """The rate nearest to `wanted` that these pairs can guarantee, and its threshold; None if they guarantee nothing.
+
+    Arguments are those of `choose_threshold`, which refused `wanted`.
+    """
+
+    def threshold(rate: float) -> float | None:
+        try:
+            return promised(pairs, target, rate, confidence=confidence, prevalence=prevalence)
+        except DataError:
+            return None
+
+    # Thousandths, as a finer rate is nothing that anybody would ask for; a stricter one never passes where one fails.
+    strict, loose = round(1000 * wanted), 1000 if target == "false_positive_rate" else 0
+    found: tuple[float, float] | None = None
+    while abs(strict - loose) > 1:
+        middle = (strict + loose) // 2
+        value = threshold(middle / 1000)
+        if value is None:
+            strict = middle
+        else:
+            loose, found = middle, (middle / 1000, value)
+    return found
+
+
 def _promised(used: GroupedPairs, target: Target, wanted: float, allowed: float, prevalence: float | None) -> float:
     if target == "precision":
         if prevalence is None:
@@ -486,7 +513,7 @@ def _precise(pairs: GroupedPairs, at_prevalence: float, prevalence: float, allow
     wanted = _shifted(at_prevalence, prevalence, pairs.share)
     promise = f"a precision of {at_prevalence:g} cannot be promised with {100 * (1 - allowed):.4g}% confidence"
     if not math.isclose(wanted, at_prevalence, rel_tol=0.01):
-        promise += f" (at the given prevalence it means {wanted:.6g} among these pairs)"
+        promise += f" (where {prevalence:.3g} of all pairs are related, it means {wanted:.6g} among these pairs)"
     related = len(np.unique(pairs.group[pairs.related]))
     level = allowed / _STARTS
     least = needed_groups(1 - wanted, level)

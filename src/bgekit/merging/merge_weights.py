@@ -23,7 +23,6 @@ from torch.nn.functional import cross_entropy, normalize
 from ..data.columns import BadLines, Line, read_file
 from ..data.formats import USUAL, Dialect, Quoting
 from ..data.training_rows import EXAMPLE_LINE, Row, row_of
-from ..display.pages import drawing, looks, new_figure, render_page, save_plot, to_svg
 from ..display.terminal import aligned
 from ..errors import ArgumentError, DataError, NumericalError
 from ..evaluation.evaluator import FirstStage, evaluate
@@ -46,7 +45,6 @@ TAU: Final = 0.05
 #: Sweeps over all models, at most; each one costs as many evaluations as there are models and points.
 SWEEPS: Final = 3
 Weights: TypeAlias = tuple[float, ...]
-_WIDTH, _HEIGHT = 900, 380
 
 
 @dataclass(frozen=True)
@@ -383,32 +381,3 @@ def weights_table(names: Sequence[str], weights: Sequence[float], losses: Sequen
 def trials_table(trials: Sequence[Trial], names: Sequence[str]) -> str:
     """The trials of a search in lines for a terminal."""
     return "\n".join(aligned(list(_trial_cells(trials, short_names(names)))))
-
-
-def save_curve(trials: Sequence[Trial], names: Sequence[str], folder: Path) -> None:
-    """Write merge.html and, of two models, merge.png: scores over the weight of the second."""
-    labels, svg = short_names(names), ""
-    if len(names) == 2:
-        ordered = sorted(trials, key=lambda trial: trial.weights[1])
-        lines = {"score": [trial.score for trial in ordered]}
-        if len(trials[0].scores) > 1:
-            lines |= {task: [trial.scores[task] for trial in ordered] for task in trials[0].scores}
-        with drawing():
-            figure = new_figure(_WIDTH, _HEIGHT)
-            figure.subplots_adjust(left=0.07, right=0.72, bottom=0.15, top=0.9)
-            axis = figure.subplots()
-            for name, look in looks(list(lines)).items():
-                style = {"linewidth": 2.6} if name == "score" else {"linewidth": 1.4}
-                weights = [trial.weights[1] for trial in ordered]
-                axis.plot(weights, lines[name], color=look.color, marker=look.marker, label=name, **style)
-            axis.axvline(best(trials).weights[1], linestyle=":", linewidth=1)
-            axis.grid(axis="y")
-            axis.set_xlabel(f"weight of {labels[1]} (the rest is {labels[0]})")
-            axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1.03))
-            svg = to_svg(figure, name="merge", title="Scores over the weight of the second model")
-            save_plot(svg, folder / "merge.png")
-    head, *body = _trial_cells(trials, labels)
-    page = render_page(
-        "display/chart.html.jinja", "Weights of a merge", svg=svg, head=head, rows=body, numbers=range(len(head))
-    )
-    (folder / "merge.html").write_text(page, encoding="utf-8")

@@ -29,7 +29,8 @@ from ..models.checkpoint_files import read_json, stored_dtype
 from ..models.sentence_transformers_files import hub_id, short_names, shown_name
 from ..networks.encoder import load_trainable
 from ..networks.saving import KEPT_FILES, copy_matching, save_tensors, write_checkpoint, write_reranker, write_tokenizer
-from .merge_weights import Trial, save_curve
+from .merge_page import save_page
+from .merge_weights import Trial
 from .methods import Average, Method, Rows, Stack
 from .sources import DTYPES, Card, Kind, Source, StoredTensor, card_of, is_optional
 
@@ -106,8 +107,8 @@ def save_merged(
             if provenance is not None:
                 write_json(made / PROVENANCE, provenance)
                 add_to_readme(made / "README.md", provenance)
-            if trials is not None:
-                save_curve(trials, [source.name for source in parts.sources], made)
+            if trials is not None and provenance is not None:
+                save_page(trials, made, name=target.name, provenance=provenance)
             for each in list(made.iterdir()):
                 os.replace(each, folder / each.name)
             shutil.rmtree(scratch)

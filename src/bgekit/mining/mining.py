@@ -29,6 +29,7 @@ from ..files.hashing import digest, file_sha256
 from .bm25 import Bm25, Rows
 from .dense import DenseMiner, Floats, IndexKind
 from .known_pairs import Judgements, Relevant, distinct_negatives
+from .mining_page import page
 from .mining_report import Tally, report, step_of
 from .negatives import RANDOM, Choice, Draw, Similarity, TextStore, store_texts
 from .teacher import Teacher
@@ -118,7 +119,7 @@ def mine(
     progress: MakeProgress | None = None,
     advance: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Mine negatives, and write them and a report (`OUTPUT.report.json` with the output's own ending left out).
+    """Mine negatives, and write them and a report: for `mined.jsonl` as `mined.report.json` and `mined.report.html`.
 
     Args:
         task: What to do.
@@ -161,7 +162,11 @@ def mine(
             run = _Run(task, models, store, folder, count, reranker, relevant, judged)
             content = run.all(progress, advance)
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        write_together([(task.output, _chunks(run.parts())), (report_path(task.output), [text.encode()])])
+        shown = page(content, Path(task.output).name)
+        write_together([
+            (task.output, _chunks(run.parts())), (report_path(task.output), [text.encode()]),
+            (page_path(task.output), [shown.encode()]),
+        ])  # fmt: skip
     if task.work is None:
         shutil.rmtree(work, ignore_errors=True)  # Left behind it takes space, no more.
     return content
@@ -171,6 +176,11 @@ def report_path(output: str | os.PathLike[str]) -> Path:
     """Path of the report of an output: `mined.report.json` for `mined.jsonl`."""
     path = Path(output)
     return path.with_name(f"{path.stem if path.suffix in ('.jsonl', '.json') else path.name}.report.json")
+
+
+def page_path(output: str | os.PathLike[str]) -> Path:
+    """Path of the report as a page: `mined.report.html` for `mined.jsonl`."""
+    return report_path(output).with_suffix(".html")
 
 
 def check_task(task: Mining, *, models: int, reranker: bool) -> None:
@@ -189,6 +199,7 @@ def check_task(task: Mining, *, models: int, reranker: bool) -> None:
     """
     check_output(task.output, task.input, *task.pool)
     check_place(report_path(task.output))
+    check_place(page_path(task.output))
     check_place(_work_folder(task), folder=True)
     if task.queries is not None and not task.qrels:
         raise ArgumentError("queries are texts of judgements by id, and no judgements (qrels) are given")

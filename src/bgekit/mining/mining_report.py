@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ..data.training_rows import Row
+from ..models.sentence_transformers_files import short_names
 from .negatives import FILL, Candidate, Draw
 
 #: Width of a bar of the score histogram; scores of BM25 are not bounded as cosines are.
@@ -141,6 +142,12 @@ def _bars(counts: Counter[int], step: float) -> list[list[float]]:
     return [[round(place * step, 6), round((place + 1) * step, 6), count] for place, count in sorted(counts.items())]
 
 
+def short_miners(content: Mapping[str, Any]) -> dict[str, str]:
+    """Names of the models that found negatives, as they are shown: of folders the last part."""
+    models = content["settings"].get("models", [])
+    return dict(zip(models, short_names(models), strict=True)) if models else {}
+
+
 def readable(content: Mapping[str, Any]) -> str:
     """The report as text for a terminal."""
     suspected = content["suspected_false"]
@@ -154,15 +161,18 @@ def readable(content: Mapping[str, Any]) -> str:
         lines.append(
             f"suspected false     {suspected['count']:,} ({suspected['share']:.2%}) score as high as a positive"
         )
-    lines += _counts("found by", content["miners"]) + _counts("left out", content["left_out"])
+    names = short_miners(content)
+    miners = {miner: names.get(miner, miner) for miner in content["miners"]}
+    found = {miners[miner]: count for miner, count in content["miners"].items()}
+    lines += _counts("found by", found) + _counts("left out", content["left_out"])
     lines += _histogram("places", [(f"{low:.0f}-{high:.0f}", n) for low, high, n in content["ranks"]])
     for name in ("positive_scores", "negative_scores"):
         lines += _histogram(name.replace("_", " "), [(f"{low:.2f}", n) for low, _, n in content[name]])
     for sample in content["samples"]:
         lines += ["", f"query     {_short(sample['query'])}"]
-        lines += [f"positive  {_scored(entry)}{_short(entry['text'])}" for entry in sample["positives"]]
+        lines += [f"positive  {_scored(entry)}{'':>9}  {_short(entry['text'])}" for entry in sample["positives"]]
         lines += [
-            f"negative  {_scored(entry)}{entry['miner']} {entry['rank'] or '-'}: {_short(entry['text'])}"
+            f"negative  {_scored(entry)}{_rank(entry)}  {_short(entry['text'])}{_found_by(entry, miners)}"
             for entry in sample["negatives"]
         ]
     return "\n".join(lines)
@@ -181,7 +191,16 @@ def _histogram(title: str, bars: Sequence[tuple[str, float]]) -> list[str]:
 
 
 def _scored(entry: Mapping[str, Any]) -> str:
-    return f"{entry['score']:.3f} " if "score" in entry else ""
+    return f"{entry['score']:7.3f}  " if "score" in entry else ""
+
+
+def _rank(entry: Mapping[str, Any]) -> str:
+    return f"rank {entry['rank']:>4}" if entry["rank"] else " " * 9
+
+
+def _found_by(entry: Mapping[str, Any], miners: Mapping[str, str]) -> str:
+    """Who found a negative, where several did."""
+    return f" ({miners[entry['miner']]})" if len(miners) > 1 else ""
 
 
 def _short(text: str) -> str:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ...display.pages import GRID, INK, LIGHT, MUTED, SURFACE, Look, Svg, drawing, new_figure, save_plot, to_svg
 from ...display.terminal import middle_clipped, printable, wrapped
 from ..comparison import item_values
-from .summary import decided
+from .summary import decided, score_interval
 
 if TYPE_CHECKING:
     from ..results import Comparison, Result
@@ -33,7 +33,7 @@ _CELLS: Final = 32
 
 def scores_plot(tasks: Sequence[TaskView], looks: Mapping[str, Look], *, name: str) -> Svg:
     """The main score of each model on each task; a hollow marker is the published score of the same model."""
-    lane, head = 9.0, 24.0
+    lane, head = 11.0, 24.0
     heights = [head + lane * len(task.results) for task in tasks]
     margin = 34.0
     height = sum(heights) + margin
@@ -48,6 +48,10 @@ def scores_plot(tasks: Sequence[TaskView], looks: Mapping[str, Look], *, name: s
                 axes.axhline(y, color=GRID, linewidth=1, zorder=0)
                 if not math.isfinite(result.main_score):
                     continue
+                if ends := score_interval(result):
+                    axes.plot(
+                        ends, [y, y], color=look.color, linewidth=2.4, alpha=0.45, solid_capstyle="butt", zorder=1
+                    )
                 if result.reference is not None and result.comparable:
                     axes.plot([result.main_score, result.reference], [y, y], color=look.color, linewidth=1, zorder=2)
                     axes.plot(
@@ -206,18 +210,20 @@ def scatter_plot(a: Result, b: Result, looks: Mapping[str, Look], *, name: str) 
 
 
 def calibration_plot(
-    unrelated: npt.ArrayLike, related: npt.ArrayLike | None, threshold: float, *, title: str,
-    lines: Sequence[str] = (), path: str | Path | None = None,
+    unrelated: npt.ArrayLike, related: npt.ArrayLike | None, threshold: float | None, *, title: str,
+    lines: Sequence[str] = (), path: str | Path | None = None, standalone: bool = True,
 ) -> Svg:  # fmt: skip
     """Histograms of the similarities of unrelated and of related pairs, and the threshold between them.
 
     Args:
         unrelated: [n] similarities.
         related: [m] similarities, None where no labels tell.
-        threshold: From which on a pair counts as related.
+        threshold: From which on a pair counts as related, None where there is none.
         title: Above the plot, such as model and data.
         lines: What else to say, below the title, each on lines of its own.
         path: Also write it to this file (.svg or .png).
+
+        standalone: For a file of its own; otherwise for a page, which has title and lines in its text.
 
     Returns:
         A whole SVG file; `save_plot` writes it, as PNG too.
@@ -227,32 +233,38 @@ def calibration_plot(
         ArgumentError: `path` has another ending.
         OutputError: `path` cannot be written.
     """
-    width, plot = 640.0, 260.0
+    width, plot = (640.0, 260.0) if standalone else (float(WIDTH), 156.0)
     said = [each for line in lines for each in wrapped(printable(line), 84)]
-    height = plot + 104 + 17 * len(said)
+    height = plot + (104 + 17 * len(said) if standalone else 74)
     groups = [("unrelated pairs", _finite(unrelated), MUTED)]
     if related is not None:
         groups.append(("related pairs", _finite(related), LIGHT[0]))
-    edges = _edges(np.concatenate([*(values for _, values, _ in groups), [threshold]]))
+    edges = _edges(np.concatenate([*(values for _, values, _ in groups), [] if threshold is None else [threshold]]))
     with drawing():
         figure = new_figure(width, height)
         axes = figure.add_axes((56 / width, 48 / height, 1 - 76 / width, plot / height))
-        figure.text(16 / width, 1 - 26 / height, middle_clipped(printable(title), 76), size=16)
+        if standalone:
+            figure.text(16 / width, 1 - 26 / height, middle_clipped(printable(title), 76), size=16)
         for place, line in enumerate(said):
             figure.text(16 / width, 1 - (46 + 17 * place) / height, line, color=MUTED)
         for label, values, color in groups:
             share = 100 * np.histogram(values, edges)[0] / max(len(values), 1)
             axes.stairs(share, edges, fill=True, color=color, alpha=0.4, label=f"{label} ({len(values):,})")
             axes.stairs(share, edges, color=color, linewidth=1.2)
-        axes.axvline(threshold, color=INK, linewidth=1.6, linestyle=(0, (5, 3)), label=f"threshold {threshold:.3f}")
+        if threshold is not None:
+            said_here = f"threshold {threshold:.3f}"
+            axes.axvline(threshold, color=INK, linewidth=1.6, linestyle=(0, (5, 3)), label=said_here)
         axes.set_xlim(edges[0], edges[-1])
         axes.set_ylim(bottom=0)
         axes.grid(axis="y")
         axes.set_xlabel("similarity")
         axes.set_ylabel("pairs, %")
         # Above the axes: no histogram leaves the same corner free each time.
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2, handlelength=1.6)
-        svg = to_svg(figure, name="calibration", title=title, standalone=True)
+        corner, ncols = ("lower right", 3) if standalone else ("lower left", 2)
+        axes.legend(
+            loc=corner, bbox_to_anchor=(1 if standalone else 0, 1), ncols=ncols, borderaxespad=0.2, handlelength=1.6
+        )  # fmt: skip
+        svg = to_svg(figure, name="calibration", title=title, standalone=standalone)
     if path is not None:
         save_plot(svg, path)
     return svg

@@ -21,6 +21,8 @@ from .summary import (
     metric_name,
     number,
     published,
+    score_interval,
+    seconds,
     setting_text,
     small_details,
     task_name,
@@ -139,6 +141,11 @@ def _sheets(view: View, look: Mapping[str, Look]) -> Iterator[tuple[Svg, str]]:
     caption = "Main score of each task."
     if view.has_published:
         caption += " A hollow marker is the published score of the same model."
+    if any(score_interval(result) for result in view.report.results):
+        caption += (
+            " Bars are 95\u00a0% intervals of each score by itself; whether two models differ, their comparison says,"
+            " which is sharper."
+        )
     # A sheet of rows is read from top to bottom; beyond some length two beside each other are easier.
     half = (len(view.tasks) + 1) // 2 if len(view.tasks) > 5 else len(view.tasks)
     for place, part in enumerate((view.tasks[:half], view.tasks[half:])):
@@ -171,12 +178,11 @@ def _task(view: View, place: int, look: Mapping[str, Look], scattered: set[int])
     rows, cells = [], []
     for result in task.results:
         compared = [published(result), number(difference(result), signed=True)] if with_published else []
-        seconds = number(result.seconds, digits=1) + (" (cached)" if result.cached else "")
-        rows.append((result.label, [number(result.main_score), *compared, seconds]))
+        rows.append((result.label, [number(result.main_score), *compared, seconds(result)]))
     for label in view.labels:
         one = task.result(label)
         change = f"({number(difference(one), signed=True)})" if one and one.comparable else ""
-        cells.append((one, one and len(view.labels) > 1 and one.main_score == task.best, change))
+        cells.append((one, one is not None and label == task.best, change))
     details = [("data fingerprint", as_text(task.results[0].fingerprints.get("data")))]
     return {
         "view": task, "anchor": anchor, "cells": cells, "rows": rows,
@@ -254,5 +260,14 @@ def _comparison(task: TaskView, comparison: Comparison, look: Mapping[str, Look]
 
 def _change(item: ItemChange) -> tuple[ItemChange, str, list[tuple[str, str]]]:
     """An item with its text and details, as much of them as is shown."""
-    details = [(key, clipped(value, _TEXT)) for key, value in facts(item.detail)]
+    details = [(key, clipped(value, _TEXT)) for key, value in facts(_told_once(item.detail))]
     return item, clipped(printable(item.text or item.id), _TEXT), details
+
+
+def _told_once(detail: Mapping[str, Any]) -> dict[str, Any]:
+    """What models found, without the text of what was to be found where they found that."""
+    relevant = detail.get("relevant")
+    return {
+        key: "the relevant one" if relevant and key != "relevant" and value == relevant else value
+        for key, value in detail.items()
+    }

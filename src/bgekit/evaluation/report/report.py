@@ -24,6 +24,7 @@ from .summary import (
     number,
     p_value,
     published,
+    seconds,
     setting_text,
     small_details,
     task_name,
@@ -120,7 +121,7 @@ def _task(task: TaskView) -> dict[str, Any]:
     return {
         "view": task,
         "labels": [result.label for result in task.results],
-        "metrics": [*metrics, ["seconds", *(number(result.seconds, digits=1) for result in task.results)]],
+        "metrics": [*metrics, ["seconds", *(seconds(result) for result in task.results)]],
         "published": [(name, number(score)) for name, score in task.published.items()],
         "comparable": all(result.comparable for result in task.results),
         "details": [(result.label, details) for result in task.results if (details := small_details(result))],

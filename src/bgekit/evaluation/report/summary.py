@@ -11,7 +11,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from ...display.terminal import printable
-from ..comparison import LEVEL
+from ..comparison import LEVEL, item_values
+from ..evidence import FEWEST_ITEMS
 from ..judged_model import ITEMS, TITLES
 
 if TYPE_CHECKING:
@@ -82,9 +83,15 @@ class TaskView:
         return all(result.comparable for result in self.results if result.reference is not None)
 
     @property
-    def best(self) -> float:
-        """The highest score, NaN if there is none."""
-        return max((each.main_score for each in self.results if math.isfinite(each.main_score)), default=math.nan)
+    def best(self) -> str | None:
+        """The model that is significantly better than every other one, None if there is none."""
+        won: dict[str, set[str]] = {}
+        for each in self.comparisons:
+            if decided(each):
+                better, worse = (each.a, each.b) if each.difference > 0 else (each.b, each.a)
+                won.setdefault(better, set()).add(worse)
+        others = len(self.results) - 1
+        return next((label for label, worse in won.items() if len(worse) == others), None)
 
     def result(self, label: str) -> Result | None:
         """The result of a model."""
@@ -197,6 +204,29 @@ def p_value(value: float) -> str:
 def published(result: Result) -> str:
     """The published score of the same model; a star says that it is of other data."""
     return number(result.reference) + ("*" if result.reference is not None and not result.comparable else "")
+
+
+def seconds(result: Result) -> str:
+    """The time that a score took, with what it leaves out."""
+    said = " (earlier run)" if result.cached else " (vectors reused)" if result.reused else ""
+    return number(result.seconds, digits=1) + said
+
+
+def score_interval(result: Result) -> tuple[float, float] | None:
+    """The 95 % interval of a score by itself, x100, where the score is a mean over items or a rank correlation."""
+    items = result.items
+    if items is None or len(items.ids) < FEWEST_ITEMS or not math.isfinite(result.main_score) or items.overlap:
+        return None
+    if items.statistic == "mean" and "draws" not in items.columns:
+        values = 100 * item_values(items)
+        reach = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values))
+        return max(result.main_score - reach, 0.0), min(result.main_score + reach, 100.0)
+    if items.statistic == "spearman" and abs(result.main_score) < 100:
+        # Fisher's transformation with the variance of Bonett and Wright (2000).
+        score = result.main_score / 100
+        reach = 1.96 * math.sqrt((1 + score**2 / 2) / (len(items.ids) - 3))
+        return 100 * math.tanh(math.atanh(score) - reach), 100 * math.tanh(math.atanh(score) + reach)
+    return None
 
 
 def difference(result: Result) -> float | None:

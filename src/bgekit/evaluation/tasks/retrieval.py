@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...data.records import Record
+from ...display.terminal import clipped
 from ...errors import NumericalError
 from ...search.nearest import QUERIES, UNIT_LENGTH, TopK
 from ..judged_model import Floats, JudgedModel, Kind
@@ -167,7 +168,7 @@ class RetrievalTask(Task):
             }
         texts = self.corpus.texts(document for names in named.values() for document in names.values())
         return {
-            query: {name: f"{document}: {texts.get(document, '')[:_SHOWN]}" for name, document in names.items()}
+            query: {name: f"{document}: {clipped(texts.get(document, ''), _SHOWN)}" for name, document in names.items()}
             for query, names in named.items()
         }
 

@@ -404,7 +404,8 @@ def add_training(
         "training/loop/training_readme.md.jinja",
         data=[(name + others, f"{rows:,}") for name, others, (_, rows) in zip(names, more, datasets, strict=True)],
         arguments=[
-            (f"`{name}`" if name.startswith("--") else name, f"`{_value(value)}`") for name, value in arguments.items()
+            (f"`{name}`" if name.startswith("--") else name, f"`{as_written(value)}`")
+            for name, value in arguments.items()
         ],
         scores_are=("score", "before", "after", "first stage alone")[:width],
         scores=[(*row, *("",) * (width - len(row))) for row in scores],
@@ -430,10 +431,10 @@ def _scores(history: Sequence[Mapping[str, Any]], kept: int | None) -> Iterator[
         yield (plain, *("" if value is None else f"{value:.4g}" for value in values))
 
 
-def _value(value: Any) -> str:
+def as_written(value: Any) -> str:
     """A value as the command line has it; of a file its name, not where it lies here."""
     value = getattr(value, "value", value)
     if isinstance(value, list):
-        return " ".join(map(_value, value))
+        return " ".join(map(as_written, value))
     local = isinstance(value, str) and (Path(value).is_absolute() or Path(value).exists())
     return shown_name(value) if local else str(value)

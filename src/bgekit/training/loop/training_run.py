@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from ..._version import package_versions
 from ...display.option_names import option_of, spoken
 from ...errors import BgekitError
 from ...evaluation.evaluator import tasks_of
+from ...models.sentence_transformers_files import short_names
 from ...networks.cpu_training import keep_few_kernels
 from ...networks.packing import PACKED_ATTENTION
 from ..batches.collator import Batch, Collator, StepDataset
@@ -32,15 +34,16 @@ from .checkpoints import (
     JUDGING,
     ModelFiles,
     add_training,
+    as_written,
     check_optimizer,
     check_same_run,
     prepare_output,
     save_final,
 )
-from .curves import save_curves
 from .diagnosis import CollapseWatch, Diagnosis
 from .dry_run import Footprint, dry_run
 from .trainer import EarlyStoppingCallback, Gradient, StepTrainer
+from .training_page import save_page
 
 if TYPE_CHECKING:
     from ...evaluation.results import Result
@@ -207,10 +210,16 @@ def train_and_save(
         best = trainer.state.best_global_step if provenance["best_checkpoint"] else None
 
         def write(folder: Path) -> None:
-            trainer.files.write(folder, output.resolve().name)
+            name = output.resolve().name
+            trainer.files.write(folder, name)
+            drawn = save_page(
+                folder, name=name, base=parts[0].model_name_or_path, datasets=data, facts=_page_facts(provenance),
+                arguments={each: as_written(value) for each, value in arguments.items()}, history=history, kept=best,
+                first_stage=FIRST_STAGE, findings=findings,
+            )  # fmt: skip
             add_training(
                 folder / "README.md", datasets=data, arguments=arguments, history=history, kept=best,
-                findings=findings, drawn=bool(save_curves(history, folder)),
+                findings=findings, drawn=drawn,
             )  # fmt: skip
 
         save_final(output, write, provenance)
@@ -369,6 +378,19 @@ def _decisive_arguments(args: TrainerArguments, parts: Sequence[Any]) -> dict[st
             if counts and value != default_of(each):
                 found.setdefault(option_of(each.name), value)
     return found
+
+
+def _page_facts(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """What a run's page says beside model, data and arguments."""
+    seconds, arguments = provenance["seconds"], provenance["arguments"]
+    time_taken = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    return {
+        "evaluation data": ", ".join(short_names(arguments.get("eval_data") or [])),
+        "steps": f"{provenance['steps']:,}",
+        "time": f"{time_taken}, evaluations included; {provenance['threads']} threads",
+        "command": shlex.join(["bge", *provenance["command"][1:]]),
+        "versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
+    }
 
 
 def show_dry_run(steps: StepDataset, network: nn.Module, config: Any, args: Any) -> None:
