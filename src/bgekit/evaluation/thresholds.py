@@ -566,7 +566,8 @@ def _why_not(pairs: GroupedPairs, counts: list[int], wanted: float, level: float
     most = max(counts, key=lambda count: shares[count - 1])
     return (
         f"the most that is seen is {shares[most - 1]:.1%}, from a similarity of {pairs.similarity[most - 1]:.4f} on, "
-        "where enough pairs reach it. The model does not tell these pairs apart well enough: wish for less, or use a better or fine-tuned model"
+        "where enough pairs reach it. The model does not tell these pairs apart well enough: wish for less, or use a "
+        "better or fine-tuned model"
     )
 
 
