@@ -39,7 +39,7 @@ def test_prints_a_threshold_and_writes_everything(tiny_bert, data, tmp_path, cap
     assert content["threshold"]["precision"]["value"] >= 0.8
     assert content["distributions"]["unrelated"]["count"] == content["distributions"]["related"]["count"] == 600
     assert (content["meaning"], content["prevalence"]) == ("probability", 0.5)
-    assert f"promised by {content['threshold']['groups']:,} groups" in printed
+    assert f"guaranteed by {content['threshold']['groups']:,} groups" in printed
     assert (out / "calibration.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in out.iterdir()} == {"calibration.json", "calibration.html", "calibration.png"}
 
@@ -103,7 +103,7 @@ def test_pairs_of_few_queries_are_told_how_many_are_needed(tiny_bert, tmp_path, 
     assert "at least 59 are needed" in error and "other queries" in error and "0.259 at the very best" in error
     assert run("--model", tiny_bert, "--data", tmp_path, "--false-positive-rate", 0.3) == 0
     printed = capsys.readouterr().out
-    assert "promised by 10 groups" in printed and "of 590 pairs in 10 groups" in printed
+    assert "guaranteed by 10 groups" in printed and "of 590 pairs in 10 groups" in printed
 
 
 @pytest.mark.parametrize(

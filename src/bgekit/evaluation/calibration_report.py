@@ -222,7 +222,7 @@ def _threshold(calibration: Calibration) -> Iterator[str]:
         f"just reaching it on these pairs: {threshold.plain:.4f} ({_per_cent(confidence)} interval "
         f"{threshold.low:.4f} to {threshold.high:.4f})"
     )
-    yield f"promised by {threshold.groups:,} groups: pairs that share a text are one, and each group counts alike"
+    yield f"guaranteed by {threshold.groups:,} groups: pairs that share a text are one, and each group counts alike"
 
 
 def _rates(calibration: Calibration) -> Iterator[str]:

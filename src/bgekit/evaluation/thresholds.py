@@ -513,7 +513,7 @@ def _precise(pairs: GroupedPairs, at_prevalence: float, prevalence: float, allow
     wanted = _shifted(at_prevalence, prevalence, pairs.share)
     promise = f"a precision of {at_prevalence:g} cannot be promised with {100 * (1 - allowed):.4g}% confidence"
     if not math.isclose(wanted, at_prevalence, rel_tol=0.01):
-        promise += f" (where {prevalence:.3g} of all pairs are related, it means {wanted:.6g} among these pairs)"
+        promise += f" (for a share of related pairs of {prevalence:.3g} it means {wanted:.4g} among these pairs)"
     related = len(np.unique(pairs.group[pairs.related]))
     level = allowed / _STARTS
     least = needed_groups(1 - wanted, level)
@@ -565,8 +565,9 @@ def _why_not(pairs: GroupedPairs, counts: list[int], wanted: float, level: float
     shares = np.cumsum(pairs.weight * pairs.related) / np.cumsum(pairs.weight)
     most = max(counts, key=lambda count: shares[count - 1])
     return (
-        f"the most that is seen is {shares[most - 1]:.1%}, from a similarity of {pairs.similarity[most - 1]:.4f} on. "
-        "The model does not tell these pairs apart well enough: wish for less, or use a better or fine-tuned model"
+        f"the most that is seen is {shares[most - 1]:.1%}, from a similarity of {pairs.similarity[most - 1]:.4f} on, "
+        "where enough pairs reach it. The model does not tell these pairs apart well enough: wish for less, or use a "
+        "better or fine-tuned model"
     )
 
 

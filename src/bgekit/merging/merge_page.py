@@ -39,10 +39,8 @@ def save_page(trials: Sequence[Trial], folder: Path, *, name: str, provenance: M
             "Scores of the weights that were tried", "Of the tasks' main metrics, x100.",
             plots=[(plot.svg(f"merge{place}"), "") for place, plot in enumerate(plots)],
             table=Table(
-                (*(f"weight of {label}" for label in labels), "mean" if len(tasks) > 1 else tasks[0],
-                 *(tasks if len(tasks) > 1 else ()), "which"),
-                list(_rows(trials, labels, tasks)), range(len(labels) + 1 + (len(tasks) if len(tasks) > 1 else 0)),
-                sortable=True,
+                (" : ".join(labels), "mean" if len(tasks) > 1 else tasks[0], *(tasks if len(tasks) > 1 else ())),
+                list(_rows(trials, tasks)), range(1, 2 + (len(tasks) if len(tasks) > 1 else 0)), sortable=True,
             ),
         ),
         Section(
@@ -110,10 +108,10 @@ def _plots(trials: Sequence[Trial], labels: Sequence[str]) -> Iterator[LinePlot]
         )  # fmt: skip
 
 
-def _rows(trials: Sequence[Trial], labels: Sequence[str], tasks: Sequence[str]) -> Iterator[list[str]]:
+def _rows(trials: Sequence[Trial], tasks: Sequence[str]) -> Iterator[list[str]]:
+    """Weights with their scores; of the best ones the head says so."""
     chosen = best(trials)
     for trial in sorted(trials, key=lambda each: each.weights, reverse=True):
         scores = (trial.score, *((trial.scores[task] for task in tasks) if len(tasks) > 1 else ()))
-        alone = labels[trial.weights.index(1)] + " alone" if max(trial.weights) == 1 else ""
-        said = ", ".join(filter(None, ("best" if trial is chosen else "", alone)))
-        yield [*(f"{weight:.3f}" for weight in trial.weights), *(f"{score:.2f}" for score in scores), said]
+        head = " : ".join(f"{weight:.3g}" for weight in trial.weights) + (" (best)" if trial is chosen else "")
+        yield [head, *(f"{score:.2f}" for score in scores)]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import re
 from html import unescape
@@ -12,6 +13,7 @@ pytest.importorskip("matplotlib")
 
 from bgekit.display.terminal import printable
 from bgekit.evaluation.report.page import html
+from bgekit.evaluation.report.summary import score_interval
 
 MODELS = ["org/model_a", "org/model_a [256 dimensions]", "模型 <B>"]
 TASKS = ["SciFact", "中文<检索>", "Ocnli", "Rerank", "Reviews"]
@@ -166,3 +168,24 @@ def test_the_order_of_models_decides_their_colours_everywhere(page):
     _, text, _ = page
     legend = re.search(r'<ul class="legend">(.*?)</ul>', text, flags=re.DOTALL)
     assert re.findall(r"--s(\d)", legend[1]) == ["1", "2", "3"]
+
+
+def test_only_a_score_that_is_significantly_best_is_bold_and_no_column_is_empty(make_report):
+    report = make_report(["one", "two"], ["SciFact"])
+    for p_value, bold in ((0.001, 1), (0.4, 0)):
+        compared = [dataclasses.replace(each, p_adjusted=p_value) for each in report.comparisons]
+        results = [dataclasses.replace(each, reference=None, reused=each.label == "two") for each in report.results]
+        page = html(dataclasses.replace(report, results=results, comparisons=compared))
+        assert page.count('class="best"') == bold
+        assert ">Published</" not in page and "12.3 (vectors reused)" in page
+        # With one task and two models the conclusion stands once.
+        assert page.count(compared[0].conclusion) == 1
+
+
+def test_the_interval_of_a_score_holds_it_and_needs_items(make_one_result):
+    retrieval, sts = (make_one_result("m", "t", kind) for kind in ("retrieval", "sts"))
+    for result in (retrieval, sts):
+        low, high = score_interval(result)
+        assert low < result.main_score < high and high - low < 15
+    assert score_interval(make_one_result("m", "t", "retrieval", count=20)) is None
+    assert score_interval(dataclasses.replace(retrieval, items=None)) is None

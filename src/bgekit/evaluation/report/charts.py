@@ -260,9 +260,10 @@ def calibration_plot(
         axes.set_xlabel("similarity")
         axes.set_ylabel("pairs, %")
         # Above the axes: no histogram leaves the same corner free each time.
-        corner, ncols = ("lower right", 3) if standalone else ("lower left", 2)
+        corner, space = ("lower right", 2.0) if standalone else ("lower left", 0.9)
         axes.legend(
-            loc=corner, bbox_to_anchor=(1 if standalone else 0, 1), ncols=ncols, borderaxespad=0.2, handlelength=1.6
+            loc=corner, bbox_to_anchor=(1 if standalone else -0.12, 1), ncols=3, borderaxespad=0.2, handlelength=1.6,
+            columnspacing=space, handletextpad=0.5,
         )  # fmt: skip
         svg = to_svg(figure, name="calibration", title=title, standalone=standalone)
     if path is not None:

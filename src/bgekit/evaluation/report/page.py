@@ -265,9 +265,9 @@ def _change(item: ItemChange) -> tuple[ItemChange, str, list[tuple[str, str]]]:
 
 
 def _told_once(detail: Mapping[str, Any]) -> dict[str, Any]:
-    """What models found, without the text of what was to be found where they found that."""
-    relevant = detail.get("relevant")
-    return {
-        key: "the relevant one" if relevant and key != "relevant" and value == relevant else value
-        for key, value in detail.items()
-    }
+    """What is known of an item, where a text that stood above is only named."""
+    shown: dict[str, Any] = {}
+    for key, value in detail.items():
+        before = next((name for name, told in detail.items() if name in shown and told == value), None)
+        shown[key] = value if before is None else f"the {before} one" if before == "relevant" else f"what {before}"
+    return shown

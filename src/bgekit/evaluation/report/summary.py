@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from ...display.terminal import printable
 from ..comparison import LEVEL, item_values
 from ..evidence import FEWEST_ITEMS
@@ -215,16 +217,23 @@ def seconds(result: Result) -> str:
 def score_interval(result: Result) -> tuple[float, float] | None:
     """The 95 % interval of a score by itself, x100, where the score is a mean over items or a rank correlation."""
     items = result.items
-    if items is None or len(items.ids) < FEWEST_ITEMS or not math.isfinite(result.main_score) or items.overlap:
+    if items is None or not math.isfinite(result.main_score) or items.overlap or "draws" in items.columns:
         return None
-    if items.statistic == "mean" and "draws" not in items.columns:
-        values = 100 * item_values(items)
-        reach = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values))
-        return max(result.main_score - reach, 0.0), min(result.main_score + reach, 100.0)
-    if items.statistic == "spearman" and abs(result.main_score) < 100:
+    # Items that stand or fall together, such as pairs with a common text, count as one.
+    numbers: dict[int | str, int] = {}
+    keys = items.ids if items.groups is None else items.groups
+    units = np.array([numbers.setdefault(key, len(numbers)) for key in keys])
+    count = len(numbers)
+    if count < FEWEST_ITEMS:
+        return None
+    score = result.main_score / 100
+    if items.statistic == "mean":
+        apart = np.bincount(units, item_values(items) - score)
+        reach = 1.96 * math.sqrt(float(apart @ apart) * count / (count - 1)) / len(items.ids)
+        return 100 * max(score - reach, 0.0), 100 * min(score + reach, 1.0)
+    if items.statistic == "spearman" and abs(score) < 1:
         # Fisher's transformation with the variance of Bonett and Wright (2000).
-        score = result.main_score / 100
-        reach = 1.96 * math.sqrt((1 + score**2 / 2) / (len(items.ids) - 3))
+        reach = 1.96 * math.sqrt((1 + score**2 / 2) / (count - 3))
         return 100 * math.tanh(math.atanh(score) - reach), 100 * math.tanh(math.atanh(score) + reach)
     return None
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...data.records import Record
-from ...display.terminal import clipped
+from ...display.terminal import printable, wrapped
 from ...errors import NumericalError
 from ...search.nearest import QUERIES, UNIT_LENGTH, TopK
 from ..judged_model import Floats, JudgedModel, Kind
@@ -168,7 +168,7 @@ class RetrievalTask(Task):
             }
         texts = self.corpus.texts(document for names in named.values() for document in names.values())
         return {
-            query: {name: f"{document}: {clipped(texts.get(document, ''), _SHOWN)}" for name, document in names.items()}
+            query: {name: f"{document}: {_beginning(texts.get(document, ''))}" for name, document in names.items()}
             for query, names in named.items()
         }
 
@@ -232,3 +232,8 @@ class RetrievalTask(Task):
             self.qrels[ids[row]].get(self.corpus.ids[column], 0) <= 0 for row, column in zip(rows, columns, strict=True)
         ]
         return np.einsum("nd,nd->n", queries[rows[kept]], documents[columns[kept]])
+
+
+def _beginning(text: str) -> str:
+    """The first words of a text, with an ellipsis where there are more."""
+    return "".join(wrapped(printable(text), _SHOWN, lines=1))

@@ -49,6 +49,8 @@ _DRAWN: Final = 8
 _LEAST: Final = 2.0
 #: Share of what was logged that the loss at the beginning and at the end is a mean over.
 _END: Final = 0.1
+#: Logged values from which on the way of the loss is told beside scores.
+_ENOUGH: Final = 20
 
 
 def series(history: Log, name: str) -> Curve:
@@ -255,7 +257,8 @@ def _conclusions(history: Log, scores: Sequence[_Score], kept: int | None) -> It
     for name, what in (("loss", "The loss"), ("encoder_loss", "The encoder's loss")):
         _, values = series(history, name)
         width = max(1, min(len(values) // 3, max(3, int(len(values) * _END))))
-        if len(values) > 1:
+        # The mean of a few steps says what was in them, no more.
+        if len(values) >= (_ENOUGH if scores else 2):
             first_mean, last_mean = sum(values[:width]) / width, sum(values[-width:]) / width
             over = f" (means over the first and the last {width} values)" if width > 1 else ""
             yield f"{what} went from {first_mean:.4g} to {last_mean:.4g}{over}.", False
