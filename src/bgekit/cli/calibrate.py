@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
             raise ArgumentError(f"{args.model} is behind an API: there are no weights to --save, use --output")
         calibration = calibrate(
             model, pairs, pairs=args.pairs, related_from=args.related_from, seed=args.seed,
-            show_progress=False if args.no_progress else None, **wish,
+            show_progress=not args.no_progress, **wish,
         )  # fmt: skip
         print(calibration_text(calibration))
         if args.output:

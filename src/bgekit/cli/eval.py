@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     candidates = [candidate for name in args.model for candidate in _candidates(name, args, reranker)]
     report = evaluate(
         candidates, tasks, output=args.output, keep_vectors=args.keep_vectors, seed=args.seed, notes=notes,
-        progress=False if args.no_progress else None,
+        progress=not args.no_progress,
     )  # fmt: skip
     print(encodable(console(report)))
     if args.table:

@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
         raise ArgumentError("--positive-label and --negative-label go with --labelled-pairs")
     from .. import load_model
     from ..data.training_rows import check_training
-    from ..display.terminal import EncodeProgress, RowProgress
+    from ..display.terminal import EncodeProgress, RowProgress, loading
     from ..mining.known_pairs import Judgements
     from ..mining.mining import check_task, mine, report_path
     from ..mining.mining_report import readable
@@ -150,7 +150,10 @@ def run(args: argparse.Namespace) -> int:
     check_training(args.input, dialect=task.dialect)
     Judgements.read(task.qrels, task.queries, task.dialect)
     with contextlib.ExitStack() as stack:
-        models = [stack.enter_context(load_model(name, **options.model_arguments(args))) for name in args.model or ()]
+        models = []
+        for name in args.model or ():
+            with loading(name, show=not args.no_progress):
+                models.append(stack.enter_context(load_model(name, **options.model_arguments(args))))
         reranker = stack.enter_context(options.load_reranker(args, args.reranker)) if args.reranker else None
         show = not args.no_progress
         advance = stack.enter_context(RowProgress("mine", "rows", show=show))

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..display.option_names import spoken, take_both_spellings
-from ..display.terminal import write_line
+from ..display.terminal import loading, write_line
 from ..errors import ArgumentError, require_extra
 
 if TYPE_CHECKING:
@@ -168,9 +168,10 @@ def add_hub_options(group: argparse._ActionsContainer) -> None:
 
 def load_model(args: argparse.Namespace) -> Embedder:
     """The model that the options of `add_model_options` describe."""
-    from ..inference import load_model as load
+    with loading(args.model, show=not args.no_progress):
+        from ..inference import load_model as load
 
-    return load(args.model, **model_arguments(args))
+        return load(args.model, **model_arguments(args))
 
 
 def model_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -254,8 +255,6 @@ def add_pair_length_options(group: argparse._ActionsContainer, *own: str) -> Non
 
 def load_reranker(args: argparse.Namespace, name: str) -> FlagReranker:
     """The reranker `name`, with the options of `add_reranker_options`; behind an embedder with those they share."""
-    from .. import FlagReranker
-
     same = ["dtype", "devices", "cache_dir", "trust_remote_code", "allow_pickle"]
     others: dict[str, Any] = {}
     if hasattr(args, "reranker_max_length"):
@@ -267,7 +266,10 @@ def load_reranker(args: argparse.Namespace, name: str) -> FlagReranker:
             "query_instruction_for_rerank": args.query_instruction,
             "passage_instruction_for_rerank": args.passage_instruction,
         }
-    return FlagReranker(name, **given(args, *same, use_fp16=not args.fp32, **others))
+    with loading(name, show=not args.no_progress):
+        from .. import FlagReranker
+
+        return FlagReranker(name, **given(args, *same, use_fp16=not args.fp32, **others))
 
 
 def add_input_options(parser: argparse.ArgumentParser) -> None:

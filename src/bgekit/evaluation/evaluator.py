@@ -24,6 +24,7 @@ import numpy as np
 
 from .._version import package_versions
 from ..data.formats import Quoting
+from ..display.terminal import loading
 from ..errors import ArgumentError, NumericalError
 from ..files.atomic import OutputFolder
 from ..files.hashing import digest
@@ -165,9 +166,14 @@ def evaluate(
         if output is not None:
             cache = ScoreCache(stack.enter_context(OutputFolder(Path(output) / CACHE)))
         # All are opened before one is used: what is wrong with the last costs no work of the first.
-        waiting = deque((candidate, candidate.opened()) for candidate in candidates)
+        waiting = deque[tuple[Candidate, Embedder]]()
+        for candidate in candidates:
+            with loading(candidate.name, show=progress is not False):
+                waiting.append((candidate, candidate.opened()))
         while waiting:
-            results += _judge(*waiting.popleft(), found, cache, progress)
+            number = len(candidates) - len(waiting) + 1
+            place = f"model {number} of {len(candidates)}" if len(candidates) > 1 else ""
+            results += _judge(*waiting.popleft(), found, cache, progress, place)
         # As a reader wants them: task by task, models in the order given.
         places = {label: place for place, label in enumerate(labels)}
         order = {(task.name, task.split): place for place, task in enumerate(found)}
@@ -234,8 +240,9 @@ class FirstStage:
 
 
 def _judge(
-    candidate: Candidate, embedder: Embedder, tasks: Sequence[Task], cache: ScoreCache | None, progress: bool | None
-) -> Iterator[Result]:
+    candidate: Candidate, embedder: Embedder, tasks: Sequence[Task], cache: ScoreCache | None, progress: bool | None,
+    place: str,
+) -> Iterator[Result]:  # fmt: skip
     """The results of one model in all its settings; one that was opened here is closed afterwards."""
     with contextlib.nullcontext() if candidate.embedder is not None else embedder:
         for task in tasks:
@@ -244,7 +251,7 @@ def _judge(
                 if setting.reranker is not None and not task.rerankable:
                     continue
                 folder = cache.vectors() if cache is not None else None
-                model = JudgedModel(embedder, setting, folder=folder, progress=progress, memo=memo)
+                model = JudgedModel(embedder, setting, folder=folder, progress=progress, memo=memo, place=place)
                 yield _result(candidate, model, task, cache)
 
 
