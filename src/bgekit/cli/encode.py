@@ -49,6 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Encode."""
     options.set_up_logging(args)
+    options.count_changes_itself()
     from ..files.atomic import OutputFolder
 
     # What can fail at once does, before a model is loaded: a missing input, an output that another process holds.

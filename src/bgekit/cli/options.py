@@ -379,7 +379,35 @@ def log_to_stderr(level: int) -> None:
 
 
 class _StderrHandler(logging.Handler):
-    """Writes to stderr without breaking a progress bar that stands there."""
+    """Writes to stderr without breaking a progress bar that stands there; what was warned of once is not repeated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+        #: Lines for the end.
+        self.held: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        write_line(spoken(self.format(record)))
+        line = spoken(self.format(record))
+        if record.levelno < logging.WARNING:
+            write_line(line)
+        elif line not in self._said:
+            self._said.add(line)
+            if getattr(record, "at_end", False):
+                self.held.append(line)
+            else:
+                write_line(line)
+
+
+def say_what_was_held_back() -> None:
+    """Write what was kept for the end of a verb: texts that were cut or mended."""
+    for handler in logging.getLogger("bgekit").handlers:
+        if isinstance(handler, _StderrHandler):
+            while handler.held:
+                write_line(handler.held.pop(0))
+
+
+def count_changes_itself() -> None:
+    """Leave that to the verb, whose last sentence counts the texts of earlier runs, too."""
+    for handler in logging.getLogger("bgekit").handlers:
+        handler.addFilter(lambda record: not getattr(record, "at_end", False))

@@ -117,6 +117,8 @@ _EVERY: Final = 30.0
 _LEAST: Final = 26
 #: Seconds that what takes no longer than them is passed over in silence.
 _SOON: Final = 1.0
+#: Marks a record of the log (`extra=`) that a verb says once, when it is done.
+AT_END: Final = {"at_end": True}
 _title: ContextVar[str] = ContextVar("title", default="")
 
 
@@ -152,6 +154,11 @@ def titled(title: str) -> Iterator[None]:
         yield
     finally:
         _title.reset(token)
+
+
+def title_now() -> str:
+    """The title of the block of code that runs; empty without one."""
+    return _title.get()
 
 
 @contextlib.contextmanager
@@ -197,7 +204,7 @@ class Progress:
 
     def __init__(
         self, verb: str = "", unit: str = "", total: int | None = None, *, show: bool | None = True,
-        layout: str | None = None, leave: bool = True,
+        layout: str | None = None, leave: bool = True, first: int = 0,
     ) -> None:  # fmt: skip
         """A bar that appears when it is entered.
 
@@ -207,6 +214,7 @@ class Progress:
             total: How many of these there are, None if nobody knows.
             show: The switch; None for a bar on a terminal, from a few thousand things on.
             layout: tqdm's `bar_format`, for another look.
+            first: How many were done before; they do not count in the rate.
             leave: Keep the bar where it ended; within `titled`, where many follow each other, it always goes.
         """
         self._shown = on_terminal() and (total is None or total >= _MANY) if show is None else show
@@ -216,7 +224,7 @@ class Progress:
         self._moves = _can_redraw()
         #: Of many bars those of work that is soon done need not be seen.
         self._wait = _SOON if title else 0.0
-        self._done, self._tokens, self._first = 0.0, 0, 0.0
+        self._done, self._tokens, self._first = float(first), 0, float(first)
         self._start = self._drawn = time.perf_counter()
         self._lock = threading.RLock()
         self._bar: Any = None
@@ -299,7 +307,7 @@ class Progress:
 
     def _things(self) -> float:
         """Units that were done in this run."""
-        return self._done
+        return self._done - self._first
 
     def _left(self) -> str:
         """The time left, if it can be reckoned."""

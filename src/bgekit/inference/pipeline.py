@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.encodings import repair
+from ..display.terminal import AT_END, title_now
 from ..errors import ArgumentError, BgekitError, NumericalError, TextTypeError
 
 logger = logging.getLogger(__name__)
@@ -239,12 +240,17 @@ class Pipeline(Generic[T]):
             yield self._gather(waiting.popleft(), encoded, across)
         while waiting:
             yield self._gather(waiting.popleft(), nothing, across)
+        about = f"{title}: " if (title := title_now()) else ""
         if self._cut:
             logger.warning(
-                "%d of %d %s were too long for %s and were cut", self._cut, self._count, self._noun, self._model
-            )
+                "%s%d of %d %s were too long for %s and were cut", about, self._cut, self._count, self._noun,
+                self._model, extra=AT_END,
+            )  # fmt: skip
         if self._mended:
-            logger.warning("%d of %d %s held lone surrogates, now U+FFFD", self._mended, self._count, self._noun)
+            logger.warning(
+                "%s%d of %d %s held lone surrogates, now U+FFFD", about, self._mended, self._count, self._noun,
+                extra=AT_END,
+            )  # fmt: skip
 
     def _read(
         self, blocks: Iterable[list[Any]], across: bool, key: Callable[[T], object] | None, waiting: deque[Block[T]]

@@ -18,6 +18,7 @@ from transformers import set_seed
 
 from ..._version import package_versions
 from ...display.option_names import option_of, spoken
+from ...display.terminal import write_line
 from ...errors import BgekitError
 from ...evaluation.evaluator import tasks_of
 from ...networks.cpu_training import keep_few_kernels
@@ -41,6 +42,7 @@ from .curves import save_curves
 from .diagnosis import CollapseWatch, Diagnosis
 from .dry_run import Footprint, dry_run
 from .trainer import EarlyStoppingCallback, Gradient, StepTrainer
+from .training_log import outcome
 
 if TYPE_CHECKING:
     from ...evaluation.results import Result
@@ -157,15 +159,17 @@ def train_and_save(
     resume: Path | None,
     data: Sequence[tuple[Sequence[str], int]],
     parts: Sequence[Any],
+    following: Callable[[Path], str],
     more: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Train, save the model into the output folder itself, draw the curves.
+    """Train, save the model into the output folder itself, draw the curves, and say what it brought.
 
     Args:
         trainer: Ready to train.
         resume: A checkpoint to go on from.
         data: Files and rows of each dataset.
         parts: The arguments of the model and of the data.
+        following: A command that uses the model in a folder.
         more: Further content of training.json.
 
     Returns:
@@ -214,6 +218,12 @@ def train_and_save(
             )  # fmt: skip
 
         save_final(output, write, provenance)
+        sentence = outcome(
+            history, output, steps=result.global_step, measure=_best_metric(args), kept=best,
+            higher=args.greater_is_better is not False, drawn=(output / "training.html").exists(),
+            following=following(output),
+        )  # fmt: skip
+        write_line(sentence)
     if args.world_size > 1:
         torch.distributed.barrier()
     return output
@@ -232,6 +242,7 @@ def train_on_rows(
     measure: Callable[[Path], Mapping[str, float]],
     resume: Path | None,
     parts: Sequence[Any],
+    following: Callable[[Path], str],
     more: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train an embedder or a reranker, see `train_and_save`.
@@ -248,6 +259,7 @@ def train_on_rows(
         measure: Scores of a saved model on them.
         resume: A checkpoint to go on from.
         parts: The arguments of the model and of the data.
+        following: A command that uses the model in a folder.
         more: Further content of training.json.
 
     Returns:
@@ -262,6 +274,7 @@ def train_on_rows(
     )  # fmt: skip
     return train_and_save(
         trainer, resume=resume, data=[(each.spec.files, len(each)) for each in rows.datasets], parts=parts, more=more,
+        following=following,
     )  # fmt: skip
 
 
