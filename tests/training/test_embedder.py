@@ -82,7 +82,7 @@ def test_a_run_says_what_it_brought_in_words(start, rows, tmp_path, capsys, monk
     said = shown.err.splitlines()
     assert not shown.out and ".tmp" not in shown.err and "scratch" not in shown.err and "{" not in shown.err
     (last,) = [line for line in said if "next: " in line]
-    assert last.startswith("task nDCG@10 ") and " -> " in last and "best at step" in last or "no better" in last
+    assert last.startswith("task nDCG@10 ") and " -> " in last and ("best at step" in last or "no better" in last)
     assert last.endswith("model in tuned; curves in tuned/training.html; next: bge eval --data task --model tuned")
     assert sum(line.startswith("step 2/4: loss ") for line in said) == 1
     assert sum("evaluation: task nDCG@10" in line for line in said) == 3
