@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -76,7 +77,9 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
         )
     if not args.quiet:
-        print(_summary(report, args.output, time.perf_counter() - start))
+        following = f'bge search {shlex.quote(args.output)} --model {shlex.quote(args.model)} -q "..."'
+        next_step = f"; next: {following}" if args.kind == "document" else ""
+        print(_summary(report, args.output, time.perf_counter() - start) + next_step)
     return 0
 
 
@@ -85,7 +88,8 @@ def _summary(report: EncodeReport, output: str, seconds: float) -> str:
     parts = [f"{report.texts:,} texts in {report.shards:,} {'shard' if report.shards == 1 else 'shards'} in {output}"]
     if report.kept:
         parts.append(f"{report.kept:,} kept from an earlier run")
-    parts.append(f"{new:,} encoded in {seconds:,.1f} s ({new / max(seconds, 1e-9):,.0f} texts/s)")
+    if new or not report.kept:
+        parts.append(f"{new:,} encoded in {seconds:,.1f} s ({new / max(seconds, 1e-9):,.0f} texts/s)")
     if report.truncated:
         parts.append(f"{report.truncated:,} were cut at the maximum length (--chunk splits them instead)")
     if report.repaired:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -160,7 +161,11 @@ def run(args: argparse.Namespace) -> int:
         content = mine(task, models, reranker=reranker, progress=EncodeProgress if show else None, advance=advance)
     if not args.quiet:
         print(readable(content), file=sys.stderr)
-        print(f"\nwrote {args.output} and {report_path(args.output)}", file=sys.stderr)
+        print(
+            f"\nwrote {args.output} and {report_path(args.output)}; next: bge finetune --model MODEL --train-data "
+            f"{shlex.quote(args.output)} --output-dir DIR",
+            file=sys.stderr,
+        )
     return 0
 
 
