@@ -101,7 +101,9 @@ def run(args: argparse.Namespace) -> int:
     if args.table:
         _tables(args, report.results)
     if args.output and not args.quiet:
-        print(f"\nwritten to {args.output}: results.json, report.md, report.html, per_item.jsonl")
+        cached = sum(result.cached for result in report.results)
+        known = f"; {cached} of {len(report.results)} scores came from its cache" if cached else ""
+        print(f"\nwritten to {args.output}: results.json, report.md, report.html, per_item.jsonl{known}")
     return 0
 
 
