@@ -147,6 +147,12 @@ def test_off_a_terminal_a_plain_line_now_and_then_says_it(capsys, monkeypatch):
     ]
 
 
+def test_slow_things_are_told_in_seconds_each():
+    assert [terminal._rate(value, "steps") for value in (250.4, 3.14, 0.04, 0.0)] == [
+        "250 steps/s", "3.1 steps/s", "25 s/step", "0.0 steps/s"
+    ]  # fmt: skip
+
+
 def test_a_bar_says_what_the_terminal_has_room_for(capsys, on_terminal, monkeypatch):
     for width in (40, 60, 80, 100, 140):
         monkeypatch.setenv("COLUMNS", str(width))

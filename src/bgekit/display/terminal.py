@@ -299,7 +299,7 @@ class Progress:
         """What is said beside the share that is done; what matters most comes first."""
         seconds = max(time.perf_counter() - self._start, 1e-9)
         tokens = f"{self._tokens / seconds:,.0f} tokens/s" if self._tokens else ""
-        return self._left(), self._counts(), f"{_rate(self._things() / seconds)} {self._unit}/s", tokens
+        return self._left(), self._counts(), _rate(self._things() / seconds, self._unit), tokens
 
     def _counts(self) -> str:
         """What is done, in words."""
@@ -320,8 +320,11 @@ class Progress:
         return f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
 
 
-def _rate(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+def _rate(value: float, unit: str) -> str:
+    """So many units per second; of slow ones the seconds that each takes."""
+    if 0 < value < 0.5:
+        return f"{1 / value:,.0f} s/{unit.removesuffix('s')}"
+    return f"{value:,.0f} {unit}/s" if value >= 10 else f"{value:.1f} {unit}/s"
 
 
 class RowProgress(Progress):

@@ -42,7 +42,7 @@ from .curves import save_curves
 from .diagnosis import CollapseWatch, Diagnosis
 from .dry_run import Footprint, dry_run
 from .trainer import EarlyStoppingCallback, Gradient, StepTrainer
-from .training_log import outcome
+from .training_log import outcome, shown_score
 
 if TYPE_CHECKING:
     from ...evaluation.results import Result
@@ -283,6 +283,10 @@ def _best_metric(args: TrainerArguments) -> str:
     return f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
 
 
+def _shown(name: str) -> str:
+    return shown_score(name.removeprefix("eval_"))
+
+
 def _compare_with_first_stage(trainer: StepTrainer) -> None:
     """Say so where the reranker makes the order of the first stage worse, however well it has been trained."""
     name = _best_metric(trainer.args)
@@ -291,10 +295,9 @@ def _compare_with_first_stage(trainer: StepTrainer) -> None:
     if not scores:
         return
     step, best, alone = max(scores, key=lambda row: row[1])
-    logger.info("%s: %.2f with the reranker at best (step %d), %.2f without it", name, best, step, alone)
     if best < alone:
         trainer.diagnosis.report({
-            "first stage": f"the reranker makes the first stage's order worse: {name} is {best:.2f} at best (step "
+            "first stage": f"the reranker makes the first stage's order worse: {_shown(name)} is {best:.2f} at best (step "
             f"{step}), and {alone:.2f} without a reranker. It is no use behind this first stage: train longer, "
             "on more rows or with negatives of this first stage (bge mine), or start from a model that is a reranker"
         })  # fmt: skip
@@ -313,7 +316,9 @@ def _compare_with_start(trainer: StepTrainer) -> None:
         return
     back = args.load_best_model_at_end and trainer.state.best_global_step == 0
     kept = "; the result has the weights that it began with" if back else ""
-    logger.warning("training made it no better: %s was %.2f before it, %.2f at best%s", name, at_start, best, kept)
+    logger.warning(
+        "training made it no better: %s was %.2f before it, %.2f at best%s", _shown(name), at_start, best, kept
+    )
 
 
 #: Arguments that a run which goes on may change; all others, whoever's they are, have to be as they were.
