@@ -297,8 +297,8 @@ def _compare_with_first_stage(trainer: StepTrainer) -> None:
     step, best, alone = max(scores, key=lambda row: row[1])
     if best < alone:
         trainer.diagnosis.report({
-            "first stage": f"the reranker makes the first stage's order worse: {_shown(name)} is {best:.2f} at best (step "
-            f"{step}), and {alone:.2f} without a reranker. It is no use behind this first stage: train longer, "
+            "first stage": f"the reranker makes the first stage's order worse: {_shown(name)} is {best:.2f} at best "
+            f"(step {step}), and {alone:.2f} without a reranker. It is no use behind this first stage: train longer, "
             "on more rows or with negatives of this first stage (bge mine), or start from a model that is a reranker"
         })  # fmt: skip
 
