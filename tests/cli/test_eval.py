@@ -54,6 +54,9 @@ def test_own_data_in_one_command(model, beir, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "animals" in shown and f"{content['results'][0]['main_score']:.2f}" in shown
     assert {path.name for path in out.iterdir()} >= {"results.json", "report.md", "report.html", "per_item.jsonl"}
+    capsys.readouterr()
+    assert run("--data", beir, pairs(tmp_path / "pairs"), "--model", model, "--output", out) == 0
+    assert "2 of 2 scores came from its cache" in capsys.readouterr().out
 
 
 def test_compare_instruction_is_one_command(model, beir, tmp_path):

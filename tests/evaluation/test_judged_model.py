@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from bgekit.data.records import Record
+from bgekit.display.terminal import Progress
 from bgekit.evaluation import JudgedModel
 from bgekit.evaluation.judged_model import ITEMS, MTEB_NAMES, TITLES, Kind, role_of
 from bgekit.models.card import Prompt
@@ -41,6 +42,28 @@ def test_queries_like_documents_get_no_instruction_from_english_bge(embedder, ta
     assert role_of(card, "retrieval", task, "query") is None
     assert role_of(card, "retrieval", "SciFact", "query") == "query"
     assert role_of(replace(card, family="BGE v1.5, Chinese"), "retrieval", task, "query") == "query"
+
+
+def test_bars_say_task_side_and_model(embedder, tmp_path, monkeypatch):
+    seen = []
+    original = Progress.__init__
+
+    def noted(self, *given, **more):
+        original(self, *given, **more)
+        seen.append((self._verb, self._total, self._shown))
+
+    monkeypatch.setattr(Progress, "__init__", noted)
+    judged = JudgedModel(embedder(), folder=tmp_path, progress=True, place="model 2 of 2")
+    judged.queries(["a question"], "retrieval", "SciFact")
+    judged.plain(["a text", "another"], "sts", "STSB")
+    records = [Record(str(i), f"text {i}") for i in range(7)]
+    with judged.corpus(records, "digest", "retrieval", "SciFact", count=7) as blocks:
+        list(blocks)
+    assert seen == [
+        ("SciFact: queries, model 2 of 2", 1, True),
+        ("STSB: texts, model 2 of 2", 2, True),
+        ("SciFact: documents, model 2 of 2", 7, True),
+    ]
 
 
 def test_a_corpus_is_read_in_blocks_and_kept_on_disk(embedder, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from bgekit import FlagModel
 from bgekit.data.encodings import repair
+from bgekit.display import terminal
 from bgekit.display.terminal import Progress
 from bgekit.errors import ArgumentError, NumericalError, TextTypeError
 from bgekit.inference.pipeline import Embeddings, Encoded, Origin, Pipeline
@@ -235,17 +236,20 @@ def test_what_happened_to_texts_is_logged_once(caplog: pytest.LogCaptureFixture,
     ]
 
 
-def test_progress_counts_texts_and_tokens(capsys: pytest.CaptureFixture[str]) -> None:
-    told: list[tuple[int, int]] = []
-    pipeline(on_block=lambda *counts: told.append(counts)).collect(["a", "b", "a"] * 20, size=6)
+def test_progress_counts_texts_and_tokens(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[float, int]] = []
+    pipeline(progress=lambda *counts: told.append(counts)).collect(["a", "b", "a"] * 20, size=6)
     assert told == [(6, 2)] + [(6, 0)] * 9
+    monkeypatch.setattr(terminal, "on_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "120")
     with Progress("encode", "texts", 60, show=True) as bar:
-        pipeline(on_block=bar.advance).collect(["a", "b", "a"] * 20, size=6)
+        pipeline(progress=bar.advance).collect(["a", "b", "a"] * 20, size=6)
     shown = capsys.readouterr().err
     assert "60/60" in shown and "texts/s" in shown and "tokens/s" in shown
-    for show in (False, None):  # not a terminal
+    monkeypatch.setattr(terminal, "on_terminal", lambda: False)
+    for show in (False, None):
         with Progress("encode", "texts", 60, show=show) as bar:
-            pipeline(on_block=bar.advance).collect(["a", "b"])
+            pipeline(progress=bar.advance).collect(["a", "b"])
     assert capsys.readouterr().err == ""
 
 

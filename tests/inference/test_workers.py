@@ -51,6 +51,18 @@ def test_two_workers_give_what_one_gives(tiny_bert: Path, texts: Texts) -> None:
     assert process.poll() is not None  # closed with the model
 
 
+@pytest.mark.parametrize("devices", ["cpu", ["cpu", "cpu"]])
+def test_progress_is_told_within_a_block(tiny_bert: Path, texts: Texts, devices: str | list[str]) -> None:
+    """Also by a worker, through its pipe; in sum it is all texts and all tokens."""
+    some = [texts(2048), texts(2048, seed=7), texts(100, seed=8)]
+    told: list[tuple[float, int]] = []
+    with FlagModel(tiny_bert, use_fp16=False, devices=devices) as model:
+        results = list(model.encode_blocks(some, progress=lambda *each: told.append(each)))
+    assert len(told) > 2 * len(some) and all(count >= -1e-6 and tokens >= 0 for count, tokens in told)
+    assert sum(count for count, _ in told) == pytest.approx(sum(map(len, some)))
+    assert sum(tokens for _, tokens in told) == sum(result.tokens for result in results)
+
+
 def test_shards_have_the_same_bytes_whichever_device_makes_them(
     make_model: Callable[..., Path], texts: Texts, tmp_path: Path
 ) -> None:

@@ -65,6 +65,46 @@ def finetune(*given: str) -> int:
     return main(["finetune", *given])
 
 
+def test_a_run_says_what_it_brought_in_words(start, rows, tmp_path, capsys, monkeypatch):
+    """No dictionaries, and no name of a folder that is gone; long texts are said once."""
+    monkeypatch.chdir(tmp_path)
+    task = tmp_path / "task"
+    (task / "qrels").mkdir(parents=True)
+    documents = [{"_id": str(number), "text": f"the {passage} " * 40} for number, (_, passage) in enumerate(PAIRS)]
+    queries = [{"_id": f"q{number}", "text": f"a {query}"} for number, (query, _) in enumerate(PAIRS)]
+    for name, lines in (("corpus", documents), ("queries", queries)):
+        (task / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    judged = "".join(f"q{number}\t{number}\t1\n" for number in range(len(PAIRS)))
+    (task / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    given = arguments(start, rows, Path("tuned"), "--max-steps", "4", "--eval-data", "task", "--eval-steps", "2")
+    assert finetune(*given, "--load-best-model-at-end", "true", "--save-steps", "2") == 0
+    shown = capsys.readouterr()
+    said = shown.err.splitlines()
+    assert not shown.out and ".tmp" not in shown.err and "scratch" not in shown.err and "{" not in shown.err
+    (last,) = [line for line in said if "next: " in line]
+    assert last.startswith("task nDCG@10 ") and " -> " in last and ("best at step" in last or "no better" in last)
+    assert last.endswith("model in tuned; curves in tuned/training.html; next: bge eval --data task --model tuned")
+    assert sum(line.startswith("step 2/4: loss ") for line in said) == 1
+    assert sum("evaluation: task nDCG@10" in line for line in said) == 3
+    assert sum("too long for tuned" in line for line in said) <= 1
+
+
+def test_tensorboard_gets_every_number(start, rows, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    given = arguments(start, rows, tmp_path / "tuned", "--max-steps", "4")
+    given[given.index("--report-to") + 1] = "tensorboard"
+    assert finetune(*given) == 0
+    (file,) = (tmp_path / "tuned" / "runs").rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(file)).Reload()
+    assert {"train/loss", "train/gap", "train/learning_rate"} <= set(events.Tags()["scalars"])
+    history = json.loads((tmp_path / "tuned" / "training.json").read_text())["history"]
+    losses = {row["step"]: row["loss"] for row in history if "loss" in row}
+    found = {each.step: each.value for each in events.Scalars("train/loss")}
+    assert found == pytest.approx(losses)
+
+
 def weights(folder: Path) -> dict:
     from safetensors.numpy import load_file
 

@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             calibration = calibrate(
                 model, pairs, pairs=args.pairs, related_from=args.related_from, seed=args.seed,
-                show_progress=False if args.no_progress else None, **wish,
+                show_progress=not args.no_progress, **wish,
             )  # fmt: skip
         except NoGuaranteeError as error:
             print(shortfall_text(error.measured))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -51,6 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Encode."""
     options.set_up_logging(args)
+    options.count_changes_itself()
     from ..files.atomic import OutputFolder
 
     # What can fail at once does, before a model is loaded: a missing input, an output that another process holds.
@@ -77,7 +79,9 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
         )
     if not args.quiet:
-        print(_summary(report, args.output, time.perf_counter() - start, str(records.skipped)))
+        following = f'bge search {shlex.quote(args.output)} --model {shlex.quote(args.model)} -q "..."'
+        next_step = f"; next: {following}" if args.kind == "document" else ""
+        print(_summary(report, args.output, time.perf_counter() - start, str(records.skipped)) + next_step)
     return 0
 
 
@@ -86,7 +90,8 @@ def _summary(report: EncodeReport, output: str, seconds: float, skipped: str) ->
     parts = [f"{report.texts:,} texts in {report.shards:,} {'shard' if report.shards == 1 else 'shards'} in {output}"]
     if report.kept:
         parts.append(f"{report.kept:,} kept from an earlier run")
-    parts.append(f"{new:,} encoded in {seconds:,.1f} s ({new / max(seconds, 1e-9):,.0f} texts/s)")
+    if new or not report.kept:
+        parts.append(f"{new:,} encoded in {seconds:,.1f} s ({new / max(seconds, 1e-9):,.0f} texts/s)")
     if report.truncated:
         parts.append(f"{report.truncated:,} were cut at the maximum length (--chunk splits them instead)")
     if report.repaired:

@@ -95,13 +95,15 @@ def run(args: argparse.Namespace) -> int:
     candidates = [candidate for name in args.model for candidate in _candidates(name, args, reranker)]
     report = evaluate(
         candidates, tasks, output=args.output, keep_vectors=args.keep_vectors, seed=args.seed, notes=notes,
-        progress=False if args.no_progress else None,
+        progress=not args.no_progress,
     )  # fmt: skip
     print(encodable(console(report)))
     if args.table:
         _tables(args, report.results)
     if args.output and not args.quiet:
-        print(f"\nwritten to {args.output}: results.json, report.md, report.html, per_item.jsonl")
+        cached = sum(result.cached for result in report.results)
+        known = f"; {cached} of {len(report.results)} scores came from its cache" if cached else ""
+        print(f"\nwritten to {args.output}: results.json, report.md, report.html, per_item.jsonl{known}")
     return 0
 
 

@@ -18,7 +18,7 @@ from typing import Final, NoReturn
 from .._version import __version__
 from ..display.option_names import options_of, speak_for, spoken
 from ..errors import ArgumentError, BgekitError, CardError
-from .options import Parser, add_verb
+from .options import Parser, add_verb, say_what_was_held_back
 
 #: The verbs in the order of the help. A verb's module is imported only when it is asked for.
 VERBS: Final = {
@@ -80,6 +80,7 @@ def _guarded(arguments: list[str]) -> int:
     try:
         code = _run(arguments)
         sys.stdout.flush()
+        say_what_was_held_back()
         return code
     except BgekitError as error:
         if _interrupted.is_set():

@@ -16,6 +16,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -110,7 +111,10 @@ def _show(task: Merging, result: Merged) -> None:
     if result.trials is not None:
         print(encodable(trials_table(result.trials, task.models)) + "\n")
     print(encodable(weights_table(task.models, result.weights, result.losses)))
-    print(f"\nwrote {result.path} ({PROVENANCE} says how it was made)", file=sys.stderr)
+    following = ""
+    if result.model_type == "encoder":
+        following = f"; next: bge eval --data DATA --model {shlex.join(map(str, (*task.models, result.path)))}"
+    print(f"\nwrote {result.path} ({PROVENANCE} says how it was made){following}", file=sys.stderr)
 
 
 def _check(args: argparse.Namespace) -> None:

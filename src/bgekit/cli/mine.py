@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -135,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
         raise ArgumentError("--positive-label and --negative-label go with --labelled-pairs")
     from .. import load_model
     from ..data.training_rows import check_training
-    from ..display.terminal import EncodeProgress, RowProgress
+    from ..display.terminal import EncodeProgress, RowProgress, loading
     from ..mining.known_pairs import Judgements
     from ..mining.mining import check_task, mine, page_path
     from ..mining.mining_report import readable
@@ -150,14 +151,21 @@ def run(args: argparse.Namespace) -> int:
     check_training(args.input, dialect=task.dialect)
     Judgements.read(task.qrels, task.queries, task.dialect)
     with contextlib.ExitStack() as stack:
-        models = [stack.enter_context(load_model(name, **options.model_arguments(args))) for name in args.model or ()]
+        models = []
+        for name in args.model or ():
+            with loading(name, show=not args.no_progress):
+                models.append(stack.enter_context(load_model(name, **options.model_arguments(args))))
         reranker = stack.enter_context(options.load_reranker(args, args.reranker)) if args.reranker else None
         show = not args.no_progress
         advance = stack.enter_context(RowProgress("mine", "rows", show=show))
         content = mine(task, models, reranker=reranker, progress=EncodeProgress if show else None, advance=advance)
     if not args.quiet:
         print(readable(content), file=sys.stderr)
-        print(f"\nwrote {args.output}; what was mined is in {page_path(args.output)}", file=sys.stderr)
+        print(
+            f"\nwrote {args.output}; what was mined is in {page_path(args.output)}; next: bge finetune --model MODEL "
+            f"--train-data {shlex.quote(args.output)} --output-dir DIR",
+            file=sys.stderr,
+        )
     return 0
 
 

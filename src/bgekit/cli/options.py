@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from ..display.option_names import spoken, take_both_spellings
-from ..display.terminal import write_line
+from ..display.terminal import loading, write_line
 from ..errors import ArgumentError, require_extra
 
 if TYPE_CHECKING:
@@ -172,9 +172,10 @@ def add_hub_options(group: argparse._ActionsContainer) -> None:
 
 def load_model(args: argparse.Namespace) -> Embedder:
     """The model that the options of `add_model_options` describe."""
-    from ..inference import load_model as load
+    with loading(args.model, show=not args.no_progress):
+        from ..inference import load_model as load
 
-    return load(args.model, **model_arguments(args))
+        return load(args.model, **model_arguments(args))
 
 
 def model_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -258,8 +259,6 @@ def add_pair_length_options(group: argparse._ActionsContainer, *own: str) -> Non
 
 def load_reranker(args: argparse.Namespace, name: str) -> FlagReranker:
     """The reranker `name`, with the options of `add_reranker_options`; behind an embedder with those they share."""
-    from .. import FlagReranker
-
     same = ["dtype", "devices", "cache_dir", "trust_remote_code", "allow_pickle"]
     others: dict[str, Any] = {}
     if hasattr(args, "reranker_max_length"):
@@ -271,7 +270,10 @@ def load_reranker(args: argparse.Namespace, name: str) -> FlagReranker:
             "query_instruction_for_rerank": args.query_instruction,
             "passage_instruction_for_rerank": args.passage_instruction,
         }
-    return FlagReranker(name, **given(args, *same, use_fp16=not args.fp32, **others))
+    with loading(name, show=not args.no_progress):
+        from .. import FlagReranker
+
+        return FlagReranker(name, **given(args, *same, use_fp16=not args.fp32, **others))
 
 
 def add_input_options(parser: argparse.ArgumentParser) -> None:
@@ -410,7 +412,35 @@ def log_to_stderr(level: int) -> None:
 
 
 class _StderrHandler(logging.Handler):
-    """Writes to stderr without breaking a progress bar that stands there."""
+    """Writes to stderr without breaking a progress bar that stands there; what was warned of once is not repeated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+        #: Lines for the end.
+        self.held: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        write_line(spoken(self.format(record)))
+        line = spoken(self.format(record))
+        if record.levelno < logging.WARNING:
+            write_line(line)
+        elif line not in self._said:
+            self._said.add(line)
+            if getattr(record, "at_end", False):
+                self.held.append(line)
+            else:
+                write_line(line)
+
+
+def say_what_was_held_back() -> None:
+    """Write what was kept for the end of a verb: texts that were cut or mended."""
+    for handler in logging.getLogger("bgekit").handlers:
+        if isinstance(handler, _StderrHandler):
+            while handler.held:
+                write_line(handler.held.pop(0))
+
+
+def count_changes_itself() -> None:
+    """Leave that to the verb, whose last sentence counts the texts of earlier runs, too."""
+    for handler in logging.getLogger("bgekit").handlers:
+        handler.addFilter(lambda record: not getattr(record, "at_end", False))

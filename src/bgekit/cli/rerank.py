@@ -50,11 +50,12 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(f"{', '.join(args.files)}: there is no query with passages")
     if first is None:
         return 0  # A pipe through which nothing came.
+    from ..display.terminal import titled
     from ..search.candidates import rerank_groups
     from .search import as_json
 
-    with options.load_reranker(args, args.model) as reranker:
-        show = False if args.no_progress else None
+    with options.load_reranker(args, args.model) as reranker, titled("rerank"):
+        show = not args.no_progress
         rest = itertools.chain([first], groups)
         for answer in rerank_groups(reranker, rest, args.top_k, normalize=args.normalize, show_progress=show):
             print(as_json(answer))

@@ -201,6 +201,7 @@ def _open_files(
     from ..search.build import index_records
 
     start = time.perf_counter()
+    options.count_changes_itself()
     index, report = index_records(
         model,
         records,

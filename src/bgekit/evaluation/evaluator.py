@@ -16,7 +16,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -24,6 +24,7 @@ import numpy as np
 
 from .._version import package_versions
 from ..data.formats import Quoting
+from ..display.terminal import loading
 from ..errors import ArgumentError, NumericalError
 from ..files.atomic import OutputFolder
 from ..files.hashing import digest
@@ -169,9 +170,14 @@ def evaluate(
         if output is not None:
             cache = ScoreCache(stack.enter_context(OutputFolder(Path(output) / CACHE)))
         # All are opened before one is used: what is wrong with the last costs no work of the first.
-        waiting = deque((candidate, candidate.opened()) for candidate in candidates)
+        waiting: deque[tuple[Candidate, Embedder]] = deque()
+        for candidate in candidates:
+            with loading(candidate.name, show=progress is not False):
+                waiting.append((candidate, candidate.opened()))
         while waiting:
-            results += _judge(*waiting.popleft(), found, cache, progress)
+            number = len(candidates) - len(waiting) + 1
+            place = f"model {number} of {len(candidates)}" if len(candidates) > 1 else ""
+            results += _judge(*waiting.popleft(), found, cache, progress, place)
         # As a reader wants them: task by task, models in the order given.
         places = {label: place for place, label in enumerate(labels)}
         order = {(task.name, task.split): place for place, task in enumerate(found)}
@@ -217,19 +223,22 @@ class FirstStage:
         """Scores of the embedder without a reranker."""
         return self._measured(Setting())
 
-    def reranked_by(self, reranker: str | os.PathLike[str], top_k: int) -> Report:
+    def reranked_by(self, reranker: str | os.PathLike[str], top_k: int, name: str | None = None) -> Report:
         """Scores with a reranker.
 
         Args:
             reranker: Name or folder of the reranker; what is in a folder may be another one in the next call.
             top_k: Passages a query that it sees.
+            name: As messages name it, where it lies in the folder for a while only.
         """
         from ..inference.reranker import FlagReranker
 
         self._rerankers += 1
         with FlagReranker(reranker, use_fp16=True, devices=self.devices) as opened:
-            name = f"reranker {self._rerankers}"  # Results are kept by it.
-            return self._measured(Setting(reranker=opened, reranker_name=name, rerank_top_k=top_k))
+            if name is not None:
+                opened.card = replace(opened.card, name=name)
+            label = f"{name or 'reranker'}, evaluation {self._rerankers}"  # Results are kept by it.
+            return self._measured(Setting(reranker=opened, reranker_name=label, rerank_top_k=top_k))
 
     def _measured(self, setting: Setting) -> Report:
         options = {"devices": self.devices} | ({} if self.pooling is None else {"pooling_method": self.pooling})
@@ -238,8 +247,9 @@ class FirstStage:
 
 
 def _judge(
-    candidate: Candidate, embedder: Embedder, tasks: Sequence[Task], cache: ScoreCache | None, progress: bool | None
-) -> Iterator[Result]:
+    candidate: Candidate, embedder: Embedder, tasks: Sequence[Task], cache: ScoreCache | None, progress: bool | None,
+    place: str,
+) -> Iterator[Result]:  # fmt: skip
     """The results of one model in all its settings; one that was opened here is closed afterwards."""
     with contextlib.nullcontext() if candidate.embedder is not None else embedder:
         for task in tasks:
@@ -248,8 +258,9 @@ def _judge(
                 if setting.reranker is not None and not task.rerankable:
                     continue
                 folder = cache.vectors() if cache is not None else None
-                model = JudgedModel(embedder, setting, folder=folder, progress=progress, memo=memo)
-                yield _result(candidate, model, task, cache)
+                model = JudgedModel(embedder, setting, folder=folder, progress=progress, memo=memo, place=place)
+                # Who wants no progress has words of his own for the scores, as training has.
+                yield _result(candidate, model, task, cache, logging.DEBUG if progress is False else logging.INFO)
 
 
 def _shown_names(names: Sequence[str]) -> list[str]:
@@ -272,7 +283,7 @@ def _not_reranked(tasks: Sequence[Task]) -> list[str]:
     return [f"not measured with a reranker: {', '.join(task.name for task in others)}"] if others else []
 
 
-def _result(candidate: Candidate, model: JudgedModel, task: Task, cache: ScoreCache | None) -> Result:
+def _result(candidate: Candidate, model: JudgedModel, task: Task, cache: ScoreCache | None, level: int) -> Result:
     stored = cache.get(model, task) if cache is not None else None
     if stored is not None:
         scores, seconds = stored
@@ -291,7 +302,7 @@ def _result(candidate: Candidate, model: JudgedModel, task: Task, cache: ScoreCa
     # Thresholds are similarities and no scores.
     thresholds = {name: value for name, value in scores.metrics.items() if name.endswith("_threshold")}
     main = 100 * scores.metrics[task.main_metric]
-    logger.info("%s on %s: %s %.2f (%.1f s)", label, task.name, task.main_metric, main, seconds)
+    logger.log(level, "%s on %s: %s %.2f (%.1f s)", label, task.name, task.main_metric, main, seconds)
     return Result(
         model=candidate.name,
         setting={

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..display.terminal import EncodeProgress
+from ..display.terminal import EncodeProgress, titled
 from ..errors import ArgumentError, check_count
 from ..files.hashing import digest
 from ..inference.shards import MANIFEST, encode_to_shards, load_shards, read_manifest
@@ -52,6 +52,8 @@ _ALIKE: Final = frozenset({
     "ArguAna", "QuoraRetrieval", "AskUbuntuDupQuestions", "MindSmallReranking", "SciDocsRR", "StackOverflowDupQuestions"
 })  # fmt: skip
 _ENGLISH_BGE: Final = frozenset({"BGE v1, English", "BGE v1.5, English"})
+#: What bars say of the sides of a task.
+_SIDES: Final = {"query": "queries", "document": "documents", "plain": "texts", "rerank": "reranking"}
 #: Vectors compared at once.
 _BLOCK: Final = 16_384
 
@@ -152,7 +154,7 @@ class JudgedModel:
 
     def __init__(
         self, embedder: Embedder, setting: Setting | None = None, *, folder: Path | None = None,
-        progress: bool | None = None, memo: dict[str, Floats] | None = None,
+        progress: bool | None = None, memo: dict[str, Floats] | None = None, place: str = "",
     ) -> None:  # fmt: skip
         """A model in a setting.
 
@@ -162,12 +164,13 @@ class JudgedModel:
             folder: Where vectors of corpora are kept; by default in a temporary folder while they are needed.
             progress: Show progress bars; by default on a terminal.
             memo: Vectors that settings of one model share, so that they are computed once.
+            place: Which of the models it is, such as `model 2 of 2`, for the bars.
         """
         self.embedder, self.setting = embedder, setting or Setting()
         card = embedder.card
         # Of vectors of length 1 the Euclidean distance has the order of the cosine.
         self.cosine = card.similarity == "cosine" or (card.similarity == "euclidean" and card.normalize)
-        self._folder, self._progress = folder, progress
+        self._folder, self._progress, self._place = folder, progress, place
         self._memo = memo if memo is not None else {}
         self._own: set[str] = set()
         self.reused = False
@@ -189,9 +192,10 @@ class JudgedModel:
         instruction = self.setting.instruction
         if isinstance(instruction, Unset):
             return self._encode(texts, kind, task, "query")
-        return self._remembered(
-            f"instruction {instruction}", texts, self.embedder.encode_queries, instruction=instruction
-        )
+        with titled(self._title(task, "query")):
+            return self._remembered(
+                f"instruction {instruction}", texts, self.embedder.encode_queries, instruction=instruction
+            )
 
     def documents(self, texts: Sequence[str], kind: Kind, task: str) -> Floats:
         """Vectors [n, d] of passages."""
@@ -203,7 +207,7 @@ class JudgedModel:
 
     @contextlib.contextmanager
     def corpus(
-        self, records: Iterable[Record], content: str, kind: Kind, task: str
+        self, records: Iterable[Record], content: str, kind: Kind, task: str, *, count: int | None = None
     ) -> Iterator[Iterable[tuple[int, Floats]]]:
         """The first row of each block of a corpus, and its vectors [rows, d]; not more than a block is in memory.
 
@@ -212,6 +216,7 @@ class JudgedModel:
             content: Digest of its texts.
             kind: Kind of the task.
             task: Name of the task.
+            count: Number of the records, for the bar; None if nobody knows.
         """
         role = role_of(self.embedder.card, kind, task, "document")
         with contextlib.ExitStack() as stack:
@@ -226,7 +231,8 @@ class JudgedModel:
             if not complete:
                 with contextlib.ExitStack() as shown:
                     shows = sys.stderr.isatty() if self._progress is None else self._progress
-                    bar = shown.enter_context(EncodeProgress(None)) if shows else None
+                    shown.enter_context(titled(self._title(task, "document")))
+                    bar = shown.enter_context(EncodeProgress(count)) if shows else None
                     encode_to_shards(self.embedder, records, folder, kind=role or "plain", progress=bar)
             yield self._blocks(folder)
 
@@ -243,24 +249,35 @@ class JudgedModel:
         """Similarity [n] of the vectors a[i] and b[i], as the model's card compares them."""
         return paired_similarity(a, b, self.embedder.card.similarity)
 
-    def rerank(self, queries: Sequence[str], passages: Sequence[Sequence[str]]) -> list[npt.NDArray[np.float64]]:
+    def rerank(
+        self, queries: Sequence[str], passages: Sequence[Sequence[str]], task: str
+    ) -> list[npt.NDArray[np.float64]]:
         """The reranker's scores of the passages of each query, all of them in one call."""
         if self.setting.reranker is None:
             raise ArgumentError("this setting has no reranker")
         pairs = [(query, text) for query, texts in zip(queries, passages, strict=True) for text in texts]
-        scores = np.asarray(self.setting.reranker.compute_score(pairs) if pairs else (), dtype=np.float64)
+        # What is given as a reranker need not know of bars.
+        shown = {"show_progress": self._progress} if hasattr(self.setting.reranker, "rank") else {}
+        with titled(self._title(task, "rerank")):
+            found = self.setting.reranker.compute_score(pairs, **shown) if pairs else ()
+        scores = np.asarray(found, dtype=np.float64)
         return np.split(scores, np.cumsum([len(texts) for texts in passages])[:-1])
 
     def _encode(self, texts: Sequence[str], kind: Kind, task: str, side: Role) -> Floats:
         role = role_of(self.embedder.card, kind, task, side)
-        if role == "query":
-            return self._remembered("role query", texts, self.embedder.encode_queries)
-        if role == "document":
-            return self._remembered("role document", texts, self.embedder.encode_corpus)
-        options: dict[str, Any] = {}
-        if role != self.embedder.card.default_prompt:
-            options = {"prompt_name": role} if role else {"prompt": None}
-        return self._remembered(f"role {role}", texts, self.embedder.encode, **options)
+        with titled(self._title(task, side)):
+            if role == "query":
+                return self._remembered("role query", texts, self.embedder.encode_queries)
+            if role == "document":
+                return self._remembered("role document", texts, self.embedder.encode_corpus)
+            options: dict[str, Any] = {}
+            if role != self.embedder.card.default_prompt:
+                options = {"prompt_name": role} if role else {"prompt": None}
+            return self._remembered(f"role {role}", texts, self.embedder.encode, **options)
+
+    def _title(self, task: str, side: str) -> str:
+        """What a bar says: task, side and model."""
+        return ", ".join(filter(None, (f"{task}: {_SIDES[side]}", self._place)))
 
     def _remembered(self, how: str, texts: Sequence[str], encode: Callable[..., Any], **options: Any) -> Floats:
         key = digest(how, *map(repr, texts))

@@ -42,7 +42,7 @@ from torch import Tensor
 from ..errors import ArgumentError, ForkError, WorkerError
 from ..networks.cpu_inference import TOKEN_BUDGET, Trimmer
 from ..networks.packing import Packed, plan_batches
-from .pipeline import BLOCK_SIZE, Encoded
+from .pipeline import BLOCK_SIZE, Encoded, Inputs
 from .tokenization import Preprocessor, Request, Tokens, merged
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ _SMALL: Final = 512
 _BLOCKS_AHEAD: Final = 2
 #: Blocks that wait for a device, for each device.
 _QUEUED: Final = 2
+#: Takes the share of a block that a batch is of it, and the tokens of the batch.
+Told = Callable[[float, int], None]
 
 
 class Network(Protocol):
@@ -155,7 +157,7 @@ class Engine(Generic[N_co]):
         """One result for each block, in order.
 
         Args:
-            blocks: Lists of inputs that `request` can make tokens of, not empty.
+            blocks: Lists of inputs that `request` can make tokens of, not empty. `Inputs` are told batch by batch.
             request: How to compute them.
             stop: Once set, by another thread, no further batch is computed and CancelledError ends the call.
 
@@ -190,12 +192,16 @@ class Engine(Generic[N_co]):
         all_threads = torch.get_num_threads()
         trimmer = Trimmer()
 
-        def forward(tokens: Tokens, batch: list[int], threads: int) -> Tensor:
+        def forward(tokens: Tokens, batch: list[int], threads: int, told: Told | None, total: int) -> Tensor:
             if stop is not None and stop.is_set():
                 raise CancelledError
             if self.device.type == "cpu":  # torch keeps this number for each thread.
                 torch.set_num_threads(threads)
-            return self._forward_or_split(tokens, batch)
+            vectors = self._forward_or_split(tokens, batch)
+            if told is not None:
+                size = sum(len(tokens.ids[row]) for row in batch)
+                told(size / total, size)
+            return vectors
 
         def start(block: Sequence[Any], tokens: Tokens | None) -> _Job:
             if tokens is None:
@@ -203,7 +209,9 @@ class Engine(Generic[N_co]):
             batches = self._plan(tokens, request)
             # Sums are rounded otherwise with more threads: a small block must not get other bytes when it comes alone.
             threads = all_threads if _is_small(tokens) else self.threads_per_stream
-            return _Job(tokens, batches, [compute.submit(forward, tokens, batch, threads) for batch in batches])
+            told, total = getattr(block, "told", None), sum(map(len, tokens.ids))
+            vectors = [compute.submit(forward, tokens, batch, threads, told, total) for batch in batches]
+            return _Job(tokens, batches, vectors)
 
         ahead: deque[Future[_Job]] = deque()
         try:
@@ -476,8 +484,13 @@ class Worker:
 
     def compute(self, block: Sequence[Any], request: Request) -> Encoded:
         """The result of a block, computed by the process."""
-        self._send((list(block), request))
+        told: Told | None = getattr(block, "told", None)
+        self._send((list(block), request, told is not None))
         answer = self._receive()
+        while isinstance(answer, tuple):  # Of a batch; the result comes last.
+            if told is not None:
+                told(*answer)
+            answer = self._receive()
         if isinstance(answer, BaseException):
             raise answer
         return answer  # type: ignore[no-any-return]
@@ -543,11 +556,20 @@ def serve() -> None:
         return
     engine: Engine[Any] | None = None
     trimmer = Trimmer()
+    lock = threading.Lock()
+
+    def tell(share: float, size: int) -> None:
+        with lock:
+            pickle.dump((share, size), answers, protocol=5)
+            answers.flush()
+
     while True:
         try:
-            block, request = pickle.load(tasks)
+            inputs, request, wanted = pickle.load(tasks)
         except EOFError:
             return
+        block: Inputs[Any] = Inputs(inputs)
+        block.told = tell if wanted else None
         try:
             if engine is None:
                 torch.set_num_threads(threads)
@@ -561,8 +583,9 @@ def serve() -> None:
                 pickle.loads(message)  # Some exceptions can be written but not read back.
         except Exception:
             message = pickle.dumps(RuntimeError(f"{type(answer).__name__}: {answer}"))
-        answers.write(message)
-        answers.flush()
+        with lock:
+            answers.write(message)
+            answers.flush()
         trimmer.trim()
 
 

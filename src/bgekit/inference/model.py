@@ -327,6 +327,7 @@ class Embedder(Model, abc.ABC):
         role: Role | str = "document",
         max_length: int | None = None,
         batch_size: int | None = None,
+        progress: Callable[[float, int], None] | None = None,
     ) -> Generator[Encoded, None, None]:
         """One result for each block of texts, in order, tokenisation and computation overlapped.
 
@@ -338,9 +339,11 @@ class Embedder(Model, abc.ABC):
                 prompt of the card by its name, or (`plain`) those of the card's default prompt, if it has one.
             max_length: Cut texts at this many tokens; the role's by default.
             batch_size: Most texts in a batch; by default batches are sized from the device.
+            progress: Called with the texts (a share of a block counts) and tokens of each batch, from any thread.
         """
         prompt = self.card.default_prompt if role == "plain" else role
-        return self._pipeline(self.card.prompt(prompt), self._length(prompt, max_length), batch_size).run(blocks)
+        length = self._length(prompt, max_length)
+        return self._pipeline(self.card.prompt(prompt), length, batch_size, progress).run(blocks)
 
     def encode_windows(
         self, windows: Iterable[list[str]], *, kind: str = "document", max_length: int | None = None,
@@ -433,7 +436,7 @@ class Embedder(Model, abc.ABC):
         prompt: Prompt,
         max_length: int | None,
         batch_size: int | None,
-        on_block: Callable[[int, int], None] | None = None,
+        progress: Callable[[float, int], None] | None = None,
     ) -> Pipeline[str]:
         check_count("batch_size", batch_size, "texts")
         check_count("max_length", max_length, "tokens")
@@ -441,7 +444,7 @@ class Embedder(Model, abc.ABC):
         def compute(blocks: Iterator[list[str]]) -> Iterator[Encoded]:
             return self._compute(blocks, prompt, max_length, batch_size)
 
-        return Pipeline(compute, self.dimension, model=self.card.name, advice=self._advice, on_block=on_block)
+        return Pipeline(compute, self.dimension, model=self.card.name, advice=self._advice, progress=progress)
 
 
 def optional_prompt(instruction: str | Unset | None, template: str) -> Prompt | Unset:

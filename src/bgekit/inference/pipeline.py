@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
@@ -23,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.encodings import repair
+from ..display.terminal import AT_END, title_now
 from ..errors import ArgumentError, BgekitError, NumericalError, TextTypeError
 
 logger = logging.getLogger(__name__)
@@ -79,6 +81,17 @@ class Encoded:
         return cls(vectors, tokens, places("truncated"), places("repaired"), places("split"))
 
 
+class Inputs(list[T], Generic[T]):
+    """Inputs that are planned and computed together, as an engine gets them.
+
+    Attributes:
+        told: Whom to tell that a batch of them is computed, by its share of their tokens and its number of tokens; from
+            any thread. None if nobody wants to know.
+    """
+
+    told: Callable[[float, int], None] | None = None
+
+
 @dataclass
 class Block(Generic[T]):
     """Inputs that are planned and computed together.
@@ -90,13 +103,15 @@ class Block(Generic[T]):
             d - len(inputs) in earlier blocks, then those of `inputs`.
         inverse: int64 [n]. For each of its inputs the place in `rows` of the one that is equal to it.
         repaired: Which of its inputs had lone surrogates replaced, from 0, ascending.
+        told: The share of it, and the tokens, that were told to be computed so far.
     """
 
     first: int
-    inputs: list[T]
+    inputs: Inputs[T]
     rows: npt.NDArray[np.int64]
     inverse: npt.NDArray[np.int64]
     repaired: list[int]
+    told: tuple[float, int] = (0.0, 0)
 
     @property
     def earlier(self) -> npt.NDArray[np.int64]:
@@ -137,7 +152,7 @@ class Pipeline(Generic[T]):
         noun: str = "texts",
         result: str = "the vector of the text",
         advice: str = ADVICE,
-        on_block: Callable[[int, int], None] | None = None,
+        progress: Callable[[float, int], None] | None = None,
     ) -> None:
         """Prepare a call.
 
@@ -149,10 +164,12 @@ class Pipeline(Generic[T]):
             noun: What the inputs are, for messages.
             result: What is computed of an input, for messages.
             advice: What to do where a result has NaN or infinity.
-            on_block: Called with the number of inputs and of tokens when a block is done.
+            progress: Called with the number of inputs and of tokens that were computed, batch by batch where the
+                engine tells it, from any thread; of inputs a share counts. When a block is done, all of it was told.
         """
         self._compute, self._width, self._model, self._valid = compute, width, model, valid
-        self._noun, self._result, self._advice, self._on_block = noun, result, advice, on_block
+        self._noun, self._result, self._advice, self._progress = noun, result, advice, progress
+        self._lock = threading.Lock()
         # Inputs so far, and how many of them were cut and repaired.
         self._count = self._cut = self._mended = 0
         # What `collect` has written, and which rows of it are special.
@@ -223,12 +240,17 @@ class Pipeline(Generic[T]):
             yield self._gather(waiting.popleft(), encoded, across)
         while waiting:
             yield self._gather(waiting.popleft(), nothing, across)
+        about = f"{title}: " if (title := title_now()) else ""
         if self._cut:
             logger.warning(
-                "%d of %d %s were too long for %s and were cut", self._cut, self._count, self._noun, self._model
-            )
+                "%s%d of %d %s were too long for %s and were cut", about, self._cut, self._count, self._noun,
+                self._model, extra=AT_END,
+            )  # fmt: skip
         if self._mended:
-            logger.warning("%d of %d %s held lone surrogates, now U+FFFD", self._mended, self._count, self._noun)
+            logger.warning(
+                "%s%d of %d %s held lone surrogates, now U+FFFD", about, self._mended, self._count, self._noun,
+                extra=AT_END,
+            )  # fmt: skip
 
     def _read(
         self, blocks: Iterable[list[Any]], across: bool, key: Callable[[T], object] | None, waiting: deque[Block[T]]
@@ -239,7 +261,7 @@ class Pipeline(Generic[T]):
         for items in blocks:
             if not across:
                 seen.clear()
-            inputs: list[T] = []
+            inputs: Inputs[T] = Inputs()
             sources: list[int] = []
             repaired: list[int] = []
             for row, item in enumerate(items, first):
@@ -255,7 +277,9 @@ class Pipeline(Generic[T]):
                 rows, inverse = np.unique(rows, return_inverse=True)
             else:
                 inverse = np.arange(len(items))
-            waiting.append(Block(first, inputs, rows, inverse, repaired))
+            waiting.append(block := Block(first, inputs, rows, inverse, repaired))
+            if self._progress is not None:
+                inputs.told = partial(self._tell, block)
             first += len(items)
             if inputs:
                 yield inputs
@@ -300,9 +324,16 @@ class Pipeline(Generic[T]):
             self._truncated.update(block.first + row for row in encoded.truncated)
             self._split.update(block.first + row for row in encoded.split)
             self._repaired += [block.first + row for row in block.repaired]
-        if self._on_block is not None:
-            self._on_block(len(block.inverse), encoded.tokens)
+        share, tokens = block.told
+        self._tell(block, 1 - share, encoded.tokens - tokens)
         return replace(encoded, repaired=block.repaired)
+
+    def _tell(self, block: Block[T], share: float, tokens: int) -> None:
+        """A share of a block, and so many tokens, were computed."""
+        if self._progress is not None:
+            with self._lock:
+                block.told = (block.told[0] + share, block.told[1] + tokens)
+            self._progress(share * len(block.inverse), tokens)
 
     def _take_width(self, width: int) -> None:
         """Make room for vectors of another width than was expected: a server may know better than a table."""

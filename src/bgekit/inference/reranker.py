@@ -345,7 +345,7 @@ class FlagReranker(CheckpointModel):
         with Progress("rerank", "pairs", total, show=show_progress) as bar:
             pipeline = Pipeline(
                 compute, 1, model=self.card.name, valid=valid_pair, noun="pairs", result="the score of the pair",
-                on_block=bar.advance,
+                progress=bar.advance,
             )  # fmt: skip
             encoded = pipeline.collect(pairs)
         column = encoded.vectors[:, 0]

@@ -164,7 +164,11 @@ def encode_to_shards(
         run.begin(resume=resume, overwrite=overwrite)
         blocks = run.blocks(texts)
         # Closed, an interrupted generator ends its threads now, not when it happens to be collected.
-        with closing(model.encode_blocks(blocks, role=kind, max_length=max_length, batch_size=batch_size)) as results:
+        told = None if progress is None else run.tell
+        encoding = model.encode_blocks(
+            blocks, role=kind, max_length=max_length, batch_size=batch_size, progress=told,
+        )  # fmt: skip
+        with closing(encoding) as results:
             for encoded in results:
                 run.store(encoded)
         return run.finish()
@@ -217,6 +221,8 @@ class _Run:
         self._input = hashlib.sha256()
         self._kept = 0
         self._failure: BgekitError | None = None
+        #: Where the last shard ends in the input, and how much of that a text takes, for the bar.
+        self._read, self._size_of_text = 0, 0.0
 
     def begin(self, *, resume: bool, overwrite: bool) -> None:
         """Compare with an earlier run, or remove it; write the manifest."""
@@ -245,6 +251,8 @@ class _Run:
         """The texts of each shard that is not finished yet."""
         try:
             for shard in self._shards(records):
+                self._size_of_text = (shard.position - self._read) / len(shard.records)
+                self._read = shard.position
                 if (facts := self._finished(shard)) is not None:
                     self._entries.append(self._entry(shard, facts))
                     self._kept += len(shard.records)
@@ -259,6 +267,11 @@ class _Run:
         except BgekitError as error:
             # Raised in `finish`: the shards that are under way come first, so a rerun need not make them again.
             self._failure = error
+
+    def tell(self, texts: float, tokens: int) -> None:
+        """Texts were computed, a share of the shards under way."""
+        if self._progress is not None:
+            self._progress.computed(texts, tokens, texts * self._size_of_text)
 
     def store(self, encoded: Encoded) -> None:
         """Write the vectors of the oldest shard under way."""

@@ -23,6 +23,7 @@ import numpy as np
 from ..data.formats import STDIN, Dialect, Quoting, line_of
 from ..data.records import Record, RecordReader, read_records
 from ..data.training_rows import InputRow, check_output, check_training, read_training
+from ..display.terminal import titled
 from ..errors import ArgumentError, DataError, require_extra
 from ..files.atomic import OutputFolder, check_place, write_together
 from ..files.hashing import digest, file_sha256
@@ -320,8 +321,12 @@ class _Run:
         self._folder.sync()
 
     def _prepare(self, progress: MakeProgress | None) -> None:
-        for miner in self._dense:
-            with contextlib.nullcontext() if progress is None else progress(len(self._store)) as shown:
+        for number, miner in enumerate(self._dense, 1):
+            place = f", model {number} of {len(self._dense)}" if len(self._dense) > 1 else ""
+            with (
+                titled(f"mine: passages{place}"),
+                contextlib.nullcontext() if progress is None else progress(len(self._store)) as shown,
+            ):
                 miner.prepare(shown)
         if BM25 in self._task.miners:
             self._bm25 = Bm25(self._store[number] for number in range(self._store.candidates))

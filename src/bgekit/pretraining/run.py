@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -139,7 +140,7 @@ def pretrain(model: PretrainModelArguments, data: PretrainDataArguments, args: P
         >>> args = PretrainArguments("pretrained", max_steps=1, per_device_train_batch_size=2, report_to="none")
         >>> data = PretrainDataArguments(train_data=["corpus.jsonl"], cache_path="cache")
         >>> pretrain(PretrainModelArguments("BAAI/bge-small-en-v1.5"), data, args).name
-        {'loss': ...'pretrained'
+        'pretrained'
     """
     resume = prepare_run(args)
     with initial_model(model, data.max_seq_length) as start:
@@ -173,6 +174,7 @@ def pretrain(model: PretrainModelArguments, data: PretrainDataArguments, args: P
         return train_and_save(
             trainer, resume=resume, data=texts.counts, parts=(model, data),
             more={"method": "RetroMAE", "texts": asdict(texts.facts)},
+            following=lambda output: f"bge finetune --model {shlex.quote(str(output))} --train-data FILE ...",
         )  # fmt: skip
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ..display.option_names import option_of
 from ..errors import ArgumentError, DataError
-from ..evaluation.evaluator import evaluate
+from ..evaluation.evaluator import Candidate, evaluate
 from ..inference.embedder import FlagModel
 from ..models.card import UNSET, ModelCard, Unset
 from ..models.card_reading import declared_query
@@ -71,7 +72,7 @@ def finetune(model: ModelArguments, data: DataArguments, args: EmbedderArguments
         >>> args = EmbedderArguments(output_dir="trained", max_steps=1, per_device_train_batch_size=2, report_to="none")
         >>> data = DataArguments(train_data=["train.jsonl"], train_group_size=2, cache_path="cache")
         >>> finetune(ModelArguments("BAAI/bge-small-en-v1.5"), data, args).name
-        {'loss': ...'trained'
+        'trained'
     """
     resume = prepare_run(args)
     tasks = evaluation_tasks(args)
@@ -96,9 +97,13 @@ def finetune(model: ModelArguments, data: DataArguments, args: EmbedderArguments
     if args.process_index == 0:
         _diagnose(diagnosis, steps, start, data, idle)
 
+    name = str(args.output_dir)  # Where it is saved for a while to be measured concerns nobody.
+
     def measure(folder: Path) -> dict[str, float]:
         # On the device of this process alone: the others' memory is taken.
-        report = evaluate(str(folder), tasks, compare=False, progress=False, devices=str(args.device))
+        with FlagModel(str(folder), devices=str(args.device), use_fp16=True) as trained:
+            trained.card = replace(trained.card, name=name)
+            report = evaluate(Candidate(name, trained), tasks, compare=False, progress=False)
         return scores_by_name(report.results)
 
     def table(batch: Batch) -> Tensor:
@@ -108,6 +113,7 @@ def finetune(model: ModelArguments, data: DataArguments, args: EmbedderArguments
         network, args, steps,
         PackedGradient(lambda batch: (batch.queries, batch.passages), objective, args.grad_cache_chunk),
         files=files, diagnosis=diagnosis, table=table, tasks=tasks, measure=measure, resume=resume, parts=(model, data),
+        following=functools.partial(_following, args.eval_data),
     )  # fmt: skip
 
 
@@ -115,6 +121,13 @@ main = functools.partial(
     train_as_given, finetune, (ModelArguments, DataArguments, EmbedderArguments), _DESCRIPTION,
     prog="python -m bgekit.training.embedder",
 )  # fmt: skip
+
+
+def _following(data: Sequence[str], output: Path) -> str:
+    """A command that uses the trained model."""
+    if data:
+        return f"bge eval --data {shlex.join(data)} --model {shlex.quote(str(output))}"
+    return f'bge search FILE --model {shlex.quote(str(output))} -q "..."'
 
 
 def _start(model: ModelArguments, data: DataArguments, args: EmbedderArguments) -> FlagModel:

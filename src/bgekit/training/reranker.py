@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -68,7 +69,7 @@ def finetune_reranker(model: ModelArguments, data: DataArguments, args: Reranker
         >>> args = RerankerArguments("reranker", max_steps=1, per_device_train_batch_size=2, report_to="none")
         >>> data = RerankerDataArguments(train_data=["train.jsonl"], train_group_size=2, cache_path="cache")
         >>> finetune_reranker(ModelArguments("BAAI/bge-reranker-base"), data, args).name
-        {'loss': ...'reranker'
+        'reranker'
     """
     if model.use_lora:
         raise ArgumentError("--use-lora is for embedders; a reranker is trained as a whole")
@@ -121,6 +122,7 @@ def finetune_reranker(model: ModelArguments, data: DataArguments, args: Reranker
             network, args, steps, PackedGradient(lambda batch: (batch.passages,), loss_of, args.grad_cache_chunk),
             files=ModelFiles(network, write, {"": "model."}), diagnosis=diagnosis, table=table, tasks=tasks,
             measure=_measure(args, tasks, kept), resume=resume, parts=(model, data), more={"kind": "reranker"},
+            following=functools.partial(_following, args),
         )  # fmt: skip
 
 
@@ -178,9 +180,19 @@ def _measure(args: RerankerArguments, tasks: Sequence[Task], kept: str) -> Calla
 
     def measure(folder: Path) -> dict[str, float]:
         alone = {f"{FIRST_STAGE}_{name}": score for name, score in scores_by_name(first_stage.alone.results).items()}
-        return scores_by_name(first_stage.reranked_by(folder, args.rerank_top_k).results) | alone
+        report = first_stage.reranked_by(folder, args.rerank_top_k, name=str(args.output_dir))
+        return scores_by_name(report.results) | alone
 
     return measure
+
+
+def _following(args: RerankerArguments, output: Path) -> str:
+    """A command that uses the trained reranker."""
+    folder = shlex.quote(str(output))
+    if args.eval_data:
+        stage = shlex.quote(str(args.first_stage))
+        return f"bge eval --data {shlex.join(args.eval_data)} --model {stage} --reranker {folder}"
+    return f"bge rerank CANDIDATES.jsonl --model {folder}"
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ class RerankingTask(Task):
         ]
         passages = [texts for _, _, texts in pairs]
         if model.setting.reranker is not None:
-            found = model.rerank([query for _, query, _ in pairs], passages)
+            found = model.rerank([query for _, query, _ in pairs], passages, self.name)
         else:
             encode = model.queries if self.query_instruction else model.plain
             queries = encode([query for _, query, _ in pairs], self.kind, self.name)

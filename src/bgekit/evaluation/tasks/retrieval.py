@@ -133,7 +133,8 @@ class RetrievalTask(Task):
             for first in range(0, len(ids), QUERIES)
         ]
         unrelated: npt.NDArray[np.float32] = np.empty(0, np.float32)
-        with model.corpus(self.corpus.read(), self.corpus.digest, self.kind, self.name) as blocks:
+        records = self.corpus.read()
+        with model.corpus(records, self.corpus.digest, self.kind, self.name, count=len(self.corpus)) as blocks:
             for first, block in blocks:
                 documents = model.comparable(block)
                 if not np.isfinite(documents).all():
@@ -201,7 +202,7 @@ class RetrievalTask(Task):
         heads = {query: ranking(scores, model.setting.rerank_top_k) for query, scores in run.items()}
         texts = self.corpus.texts(document for head in heads.values() for document in head)
         passages = [[texts[document] for document in head] for head in heads.values()]
-        orders = model.rerank([self.queries[query] for query in heads], passages)
+        orders = model.rerank([self.queries[query] for query in heads], passages, self.name)
         reranked = {}
         for (query, head), order in zip(heads.items(), orders, strict=True):
             tail = [document for document in ranking(run[query], len(run[query])) if document not in set(head)]

@@ -148,6 +148,10 @@ class RerankerDataArguments(DataArguments):
         super().__post_init__()
 
 
+#: Values of `--report-to` whose package has the same name.
+_TRACKERS: Final = frozenset({"tensorboard", "wandb", "mlflow", "trackio", "swanlab", "clearml"})
+
+
 @dataclass
 class TrainerArguments(TrainingArguments):
     """Arguments of transformers' Trainer, with the names that its earlier releases had."""
@@ -228,7 +232,8 @@ class TrainerArguments(TrainingArguments):
             raise ArgumentError("--fp16 needs a GPU; --bf16 works on a CPU, too")
         known = get_available_reporting_integrations()
         if missing := [name for name in own.report_to if name in INTEGRATION_TO_CALLBACK and name not in known]:
-            raise ArgumentError(f"--report-to {missing[0]} needs a package that is not installed")
+            remedy = f": pip install {missing[0]}" if missing[0] in _TRACKERS else ""
+            raise ArgumentError(f"--report-to {missing[0]} needs a package that is not installed{remedy}")
         plugin = own.deepspeed_plugin
         if plugin is None:
             return

@@ -24,7 +24,7 @@ import transformers
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ...errors import ArgumentError, MissingExtraError
@@ -33,6 +33,7 @@ from ..batches.sampler import StepBatches
 from ..losses.distributed import LossValue, by_first, sum_over_processes
 from .checkpoints import ModelFiles, is_whole, keep_best_alone, mark_whole, remove_oldest
 from .diagnosis import Findings
+from .training_log import ReadableLog
 
 logger = logging.getLogger(__name__)
 #: The only batch of a list, as a loader wants it that puts several together.
@@ -185,6 +186,10 @@ class StepTrainer(Trainer):
             # Trainer wants to see something to evaluate on; `evaluate` knows what.
             eval_dataset=[] if measure is not None else None, callbacks=[*own, *callbacks],
         )  # fmt: skip
+        # Trainer's own print dictionaries.
+        for shown in (ProgressCallback, PrinterCallback):
+            self.remove_callback(shown)
+        self.add_callback(ReadableLog())
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; but Trainer itself removes no checkpoint, which it would before the new one is whole."""
@@ -321,5 +326,5 @@ class StepTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
-        logger.info("going back to %s, the best by %s", best, self.args.metric_for_best_model)
+        logger.debug("going back to %s, the best by %s", best, self.args.metric_for_best_model)
         self.files.load(Path(best))

@@ -19,6 +19,7 @@ from transformers import set_seed
 
 from ..._version import package_versions
 from ...display.option_names import option_of, spoken
+from ...display.terminal import write_line
 from ...errors import BgekitError
 from ...evaluation.evaluator import tasks_of
 from ...models.sentence_transformers_files import short_names
@@ -43,6 +44,7 @@ from .checkpoints import (
 from .diagnosis import CollapseWatch, Diagnosis
 from .dry_run import Footprint, dry_run
 from .trainer import EarlyStoppingCallback, Gradient, StepTrainer
+from .training_log import outcome, shown_score
 from .training_page import save_page
 
 if TYPE_CHECKING:
@@ -160,15 +162,17 @@ def train_and_save(
     resume: Path | None,
     data: Sequence[tuple[Sequence[str], int]],
     parts: Sequence[Any],
+    following: Callable[[Path], str],
     more: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Train, save the model into the output folder itself, draw the curves.
+    """Train, save the model into the output folder itself, draw the curves, and say what it brought.
 
     Args:
         trainer: Ready to train.
         resume: A checkpoint to go on from.
         data: Files and rows of each dataset.
         parts: The arguments of the model and of the data.
+        following: A command that uses the model in a folder.
         more: Further content of training.json.
 
     Returns:
@@ -223,6 +227,12 @@ def train_and_save(
             )  # fmt: skip
 
         save_final(output, write, provenance)
+        sentence = outcome(
+            history, output, steps=result.global_step, measure=_best_metric(args), kept=best,
+            higher=args.greater_is_better is not False, drawn=(output / "training.html").exists(),
+            following=following(output),
+        )  # fmt: skip
+        write_line(sentence)
     if args.world_size > 1:
         torch.distributed.barrier()
     return output
@@ -241,6 +251,7 @@ def train_on_rows(
     measure: Callable[[Path], Mapping[str, float]],
     resume: Path | None,
     parts: Sequence[Any],
+    following: Callable[[Path], str],
     more: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train an embedder or a reranker, see `train_and_save`.
@@ -257,6 +268,7 @@ def train_on_rows(
         measure: Scores of a saved model on them.
         resume: A checkpoint to go on from.
         parts: The arguments of the model and of the data.
+        following: A command that uses the model in a folder.
         more: Further content of training.json.
 
     Returns:
@@ -271,12 +283,17 @@ def train_on_rows(
     )  # fmt: skip
     return train_and_save(
         trainer, resume=resume, data=[(each.spec.files, len(each)) for each in rows.datasets], parts=parts, more=more,
+        following=following,
     )  # fmt: skip
 
 
 def _best_metric(args: TrainerArguments) -> str:
     """The name in the log of the metric that says which model is the best."""
     return f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
+
+
+def _shown(name: str) -> str:
+    return shown_score(name.removeprefix("eval_"))
 
 
 def _compare_with_first_stage(trainer: StepTrainer) -> None:
@@ -287,11 +304,10 @@ def _compare_with_first_stage(trainer: StepTrainer) -> None:
     if not scores:
         return
     step, best, alone = max(scores, key=lambda row: row[1])
-    logger.info("%s: %.2f with the reranker at best (step %d), %.2f without it", name, best, step, alone)
     if best < alone:
         trainer.diagnosis.report({
-            "first stage": f"the reranker makes the first stage's order worse: {name} is {best:.2f} at best (step "
-            f"{step}), and {alone:.2f} without a reranker. It is no use behind this first stage: train longer, "
+            "first stage": f"the reranker makes the first stage's order worse: {_shown(name)} is {best:.2f} at best "
+            f"(step {step}), and {alone:.2f} without a reranker. It is no use behind this first stage: train longer, "
             "on more rows or with negatives of this first stage (bge mine), or start from a model that is a reranker"
         })  # fmt: skip
 
@@ -309,7 +325,9 @@ def _compare_with_start(trainer: StepTrainer) -> None:
         return
     back = args.load_best_model_at_end and trainer.state.best_global_step == 0
     kept = "; the result has the weights that it began with" if back else ""
-    logger.warning("training made it no better: %s was %.2f before it, %.2f at best%s", name, at_start, best, kept)
+    logger.warning(
+        "training made it no better: %s was %.2f before it, %.2f at best%s", _shown(name), at_start, best, kept
+    )
 
 
 #: Arguments that a run which goes on may change; all others, whoever's they are, have to be as they were.
