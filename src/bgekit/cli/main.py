@@ -17,7 +17,7 @@ from typing import Final, NoReturn
 
 from .._version import __version__
 from ..display.option_names import options_of, speak_for, spoken
-from ..errors import ArgumentError, BgekitError, CardError
+from ..errors import ArgumentError, BgekitError, CardError, UsageError
 from .options import Parser, add_verb
 
 #: The verbs in the order of the help. A verb's module is imported only when it is asked for.
@@ -87,7 +87,7 @@ def _guarded(arguments: list[str]) -> int:
         # What is wrong with data may name its fields; anything else names arguments.
         said = spoken(str(error), arguments=isinstance(error, ArgumentError | CardError))
         print(f"bge: error: {readable(said)}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         if _interrupted.is_set():
             raise

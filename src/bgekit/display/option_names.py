@@ -7,9 +7,10 @@ nothing in the library knows of the command line; the verb's own parser says whi
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 #: What is no matter of an argument's name.
@@ -56,6 +57,23 @@ def options_of(parser: argparse.ArgumentParser) -> dict[str, str]:
 def option_of(name: str) -> str:
     """The option of an argument as help and documentation write it: `--learning-rate` of `learning_rate`."""
     return "--" + name.replace("_", "-")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message on an unknown name: the known one that it is most like, or nothing where none is.
+
+    Args:
+        name: What was typed.
+        known: All that could have been meant; options in both spellings count as one.
+    """
+    spelled = {_bare(each): each for each in sorted(known, key=len, reverse=True) if "_" not in each.lstrip("-")}
+    near = difflib.get_close_matches(_bare(name), spelled, 1)
+    return f"; did you mean {spelled[near[0]]}?" if near else ""
+
+
+def _bare(name: str) -> str:
+    """A name as far as typing mistakes go: dashes, underscores and capitals are none."""
+    return re.sub("[-_ ]", "", name.lower())
 
 
 def take_both_spellings(parser: argparse.ArgumentParser) -> None:

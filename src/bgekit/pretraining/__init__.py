@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .initial_model import PretrainModelArguments
-    from .run import PretrainArguments, PretrainDataArguments, pretrain
+    from .options import PretrainDataArguments, PretrainModelArguments
+    from .run import PretrainArguments, pretrain
 
 _HOMES = {
     "PretrainArguments": "run",
-    "PretrainDataArguments": "run",
-    "PretrainModelArguments": "initial_model",
+    "PretrainDataArguments": "options",
+    "PretrainModelArguments": "options",
     "pretrain": "run",
 }
 

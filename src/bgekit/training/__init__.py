@@ -8,21 +8,16 @@ from .._lazy import lazy_names
 
 if TYPE_CHECKING:
     from .embedder import finetune
-    from .loop.arguments import (
-        DataArguments,
-        EmbedderArguments,
-        ModelArguments,
-        RerankerArguments,
-        RerankerDataArguments,
-    )
+    from .loop.arguments import EmbedderArguments, RerankerArguments
+    from .loop.options import DataArguments, ModelArguments, RerankerDataArguments
     from .reranker import finetune_reranker
 
 _HOMES = {
-    "DataArguments": "loop.arguments",
+    "DataArguments": "loop.options",
     "EmbedderArguments": "loop.arguments",
-    "ModelArguments": "loop.arguments",
+    "ModelArguments": "loop.options",
     "RerankerArguments": "loop.arguments",
-    "RerankerDataArguments": "loop.arguments",
+    "RerankerDataArguments": "loop.options",
     "finetune": "embedder",
     "finetune_reranker": "reranker",
 }

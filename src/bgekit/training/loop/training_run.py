@@ -26,7 +26,7 @@ from ..batches.collator import Batch, Collator, StepDataset
 from ..batches.datasets import TrainingData, load_data
 from ..batches.sampler import PlanOptions, Sampling
 from ..losses.distributed import by_first
-from .arguments import WITHOUT_EFFECT, DataArguments, TrainerArguments, default_of, parse
+from .arguments import TrainerArguments
 from .checkpoints import (
     FIRST_STAGE,
     JUDGING,
@@ -37,9 +37,11 @@ from .checkpoints import (
     prepare_output,
     save_final,
 )
+from .command_line import Command, parse
 from .curves import save_curves
 from .diagnosis import CollapseWatch, Diagnosis
 from .dry_run import Footprint, dry_run
+from .options import WITHOUT_EFFECT, DataArguments, default_of
 from .trainer import EarlyStoppingCallback, Gradient, StepTrainer
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ logger = logging.getLogger(__name__)
 def train_as_given(
     train: Callable[..., Any],
     kinds: Sequence[type[Any]],
-    description: str,
+    command: Command,
     arguments: Sequence[str] | None = None,
     *,
     prog: str,
@@ -62,7 +64,7 @@ def train_as_given(
     Args:
         train: Takes an instance of each kind of arguments.
         kinds: Dataclasses of arguments.
-        description: Of the command, for `--help`.
+        command: The same on the command line.
         arguments: Those of the command line; by default those of this process.
         prog: The command, for `--help`.
 
@@ -72,7 +74,7 @@ def train_as_given(
     Raises:
         BgekitError: what `train` raises, or an argument cannot be parsed.
     """
-    train(*parse(kinds, sys.argv[1:] if arguments is None else arguments, prog=prog, description=description))
+    train(*parse(command, sys.argv[1:] if arguments is None else arguments, prog=prog, kinds=kinds))
     return 0
 
 
