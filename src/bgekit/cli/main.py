@@ -16,9 +16,9 @@ from functools import partial
 from typing import Final, NoReturn
 
 from .._version import __version__
-from ..display.option_names import options_of, speak_for, spoken
+from ..display.option_names import did_you_mean, options_of, speak_for, spoken
 from ..errors import ArgumentError, BgekitError, CardError, UsageError
-from .options import Parser, add_verb
+from .options import Parser, add_verb, check_model_names
 
 #: The verbs in the order of the help. A verb's module is imported only when it is asked for.
 VERBS: Final = {
@@ -125,6 +125,8 @@ def _run(arguments: list[str]) -> int:
     parser.add_argument("--version", action="version", version=f"bgekit {__version__}")
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if asked is not None and asked not in VERBS:
+        parser.error(f"there is no verb {asked}{did_you_mean(asked, VERBS)}")
     for verb, summary in VERBS.items():
         if verb != asked:
             subparsers.add_parser(verb, help=summary, add_help=False)
@@ -139,6 +141,8 @@ def _run(arguments: list[str]) -> int:
     if args.verb is None:
         parser.print_help()
         return 0
+    if asked != "info":  # Which knows of families without any file.
+        check_model_names(args)
     code: int = module.run(args)
     return code
 

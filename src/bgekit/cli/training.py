@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from ..errors import ArgumentError, UsageError
-from .options import log_to_stderr, require_training
+from .options import check_model_names, log_to_stderr, require_training
 
 if TYPE_CHECKING:
     from ..training.loop.command_line import Command
@@ -26,15 +26,18 @@ def train(verb: str, arguments: Sequence[str]) -> int:
     Raises:
         UsageError: the arguments are wrong, as far as this can be said without transformers.
     """
-    from ..recipes.spec import VERBS
     from ..training.loop.command_line import parse
 
     log_to_stderr(logging.INFO)
     try:
-        parse(command_of(verb), arguments, prog=f"bge {verb}")
+        parts = parse(command_of(verb), arguments, prog=f"bge {verb}")
     except ArgumentError as error:
         raise UsageError(str(error)) from error
+    for part in parts:
+        check_model_names(part)
     require_training()
+    from ..recipes.spec import VERBS
+
     return int(importlib.import_module(VERBS[verb].module).main(arguments, prog=f"bge {verb}"))
 
 

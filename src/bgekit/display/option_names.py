@@ -66,7 +66,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         name: What was typed.
         known: All that could have been meant; options in both spellings count as one.
     """
-    spelled = {_bare(each): each for each in sorted(known, key=len, reverse=True) if "_" not in each.lstrip("-")}
+    # Of several spellings the longest without underscores is the one that the help shows.
+    spelled = {_bare(each): each for each in sorted(known, key=len) if "_" not in each.lstrip("-")}
     near = difflib.get_close_matches(_bare(name), spelled, 1)
     return f"; did you mean {spelled[near[0]]}?" if near else ""
 
@@ -76,13 +77,27 @@ def _bare(name: str) -> str:
     return re.sub("[-_ ]", "", name.lower())
 
 
+def with_nearest(message: str) -> str:
+    """A message of argparse with, where a value is no choice, the choice that it is most like."""
+    found = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+    if found is None:
+        return message
+    return message + did_you_mean(found[1], [each.strip(" '") for each in found[2].split(",")])
+
+
 def take_both_spellings(parser: argparse.ArgumentParser) -> None:
-    """Let a parser take `--shard_size` for `--shard-size` and the reverse; its help shows what it showed before."""
+    """Let a parser take `--shard_size` for `--shard-size` and the reverse, and `--topk` for `--top-k`.
+
+    Its help shows what it showed before.
+    """
     known = parser._option_string_actions
     for name, action in list(known.items()):
         if name.startswith("--"):
             known.setdefault(option_of(name[2:]), action)
             known.setdefault(f"--{_plain(name)}", action)
+    for name, action in list(known.items()):
+        if name.startswith("--"):
+            known.setdefault(f"--{_bare(name)}", action)
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[list[str]]:

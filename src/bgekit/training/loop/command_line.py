@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, NoReturn
 
-from ...display.option_names import did_you_mean, option_of, options_of, speak_for, take_both_spellings
+from ...display.option_names import did_you_mean, option_of, options_of, speak_for, take_both_spellings, with_nearest
 from ...errors import ArgumentError, BgekitError, require_extra
 
 #: The names of an argument where they are not its own: those that every verb has for the same thing stand first.
@@ -135,7 +135,7 @@ def argument_parser(kinds: Sequence[type[Any]], **options: Any) -> argparse.Argu
 
 
 def _refuse(message: str) -> NoReturn:
-    raise ArgumentError(message)
+    raise ArgumentError(with_nearest(message))
 
 
 def parse(
