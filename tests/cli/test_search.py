@@ -200,3 +200,14 @@ def test_documents_cannot_steer_the_terminal():
     assert shown.splitlines()[1] == "  1  0.500  a b  (passage 3)"
     assert len(shown.splitlines()) == 4 + 1 - 1
     assert all(len(line) <= 60 for line in shown.splitlines())
+
+
+def test_a_snippet_shows_the_part_that_the_question_is_about():
+    from bgekit.cli.search import snippet
+
+    text = "The house is old. " * 20 + "Glaciers melt in summer. " + "The garden is green. " * 20
+    assert snippet(text, "when do glaciers melt?", 100).startswith("… Glaciers melt in summer. The garden")
+    assert snippet(text, "a question of something else", 100) == text
+    assert snippet("Glaciers melt.", "glaciers", 100) == "Glaciers melt."
+    endless = "word " * 200 + "glacier " + "word " * 200
+    assert "glacier" in snippet(endless, "glacier", 100)[:100]

@@ -198,7 +198,7 @@ def check_model_names(args: Any) -> None:
                 raise UsageError(f"{name} is no folder here, and a name on the hub has an owner; did you mean {near}?")
             from ..models.hub import resolve
 
-            same = {each: getattr(args, each, None) for each in ("revision", "cache_dir")}
+            same: dict[str, Any] = {each: getattr(args, each, None) for each in ("revision", "cache_dir")}
             try:  # A model of that name may be there all the same.
                 resolve(name, card_only=True, **same)
             except CheckpointError as error:

@@ -18,10 +18,12 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -44,6 +46,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", nargs="*", metavar="FILE_OR_DIR", help="what to search (before -q); - is stdin")
     options.add_list_option(parser, "-q", "--query", "--queries", metavar="QUERY", help="questions to answer")
     parser.add_argument("-k", "--top-k", type=options.positive, default=10, metavar="N", help="results a question [10]")
+    parser.add_argument(
+        "--min-score", type=float, metavar="X", help="only results with at least this score (the reranker's, with one)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a question and line")
     parser.add_argument(
         "--no-instruction", action="store_true", help="encode questions without the model's instruction"
@@ -83,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
         for queries in _queries(args):
             found = index.ask(model, queries, args.top_k, **asked)
             for query, hits in zip(queries, found, strict=True):
+                if args.min_score is not None:
+                    hits = [hit for hit in hits if hit.score >= args.min_score]
                 show(query, hits, as_json=args.json, typed=not args.query and sys.stdin.isatty())
     return 0
 
@@ -255,7 +262,7 @@ def readable(query: str, hits: list[Hit], width: int, lines: int = _LINES) -> st
     """The results of one query for a screen `width` columns wide."""
     shown = [f"? {printable(query)}"]
     if not hits:
-        shown.append("  nothing: the index is empty")
+        shown.append("  nothing: no text scores high enough, or the index is empty")
     margin = " " * 5
     for hit in hits:
         part = f"  (passage {hit.passage + 1})" if hit.passage else ""
@@ -263,5 +270,40 @@ def readable(query: str, hits: list[Hit], width: int, lines: int = _LINES) -> st
         if hit.text:
             # A title that is the id stands above already.
             text = printable(hit.text.removeprefix(f"{hit.id} "))
-            shown += [margin + line for line in wrapped(text, max(width - len(margin), 20), lines=lines)]
+            room = max(width - len(margin), 20)
+            shown += [margin + line for line in wrapped(snippet(text, query, room * lines), room, lines=lines)]
     return encodable("\n".join(shown) + "\n")
+
+
+def snippet(text: str, query: str, room: int) -> str:
+    """The part of a long text that has most of a query's words, from the beginning of a sentence or word on.
+
+    Args:
+        text: On one line.
+        query: The question. Of its words those count most that the text has seldom.
+        room: Characters that are shown.
+
+    Returns:
+        The text where it is short or has none of the words; otherwise its end from that part on, after an ellipsis.
+    """
+    if len(text) <= room:
+        return text
+    asked = {word for word in _words(query) if len(word) > 2}
+    found = [(match.start(), word) for match in re.finditer(r"\w+", text) if (word := match[0].lower()) in asked]
+    if not found:
+        return text
+    counts = Counter(word for _, word in found)
+
+    def worth(start: int) -> float:
+        return sum(1 / counts[word] for word in {word for place, word in found if start <= place < start + room * 0.9})
+
+    sentences = [0, *(match.end() for match in re.finditer(r"[.!?]\s+", text))]
+    starts = [max(each for each in sentences if each <= place) for place, _ in found]
+    # Where a sentence is longer than what is shown, it begins shortly before the word.
+    near = [max(text.rfind(" ", 0, max(place - room // 4, 0)) + 1, 0) for place, _ in found]
+    best = max([0, *starts, *near], key=worth)
+    return text if best == 0 else f"… {text[best:]}"
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
