@@ -38,6 +38,7 @@ VERBS: Final = {
     "demo": "search the documentation of Python's standard library, to see how it works",
     "models": "list the model families that bgekit knows",
     "info": "show what a model needs, and where that is known from",
+    "completion": "print a script that lets a shell complete this command",
 }
 #: Those whose arguments are those of transformers' Trainer: they are parsed by its own parser, and are one module.
 TRAINERS: Final = ("pretrain", "finetune", "finetune-reranker")
