@@ -37,6 +37,8 @@ class Family:
         notice: One line that loading such a model logs once.
         source: Where the facts stand.
         owners: Who publishes a model on the Hugging Face hub, by model name.
+        languages: `en`, `zh` or `multilingual`, None where no source at hand says it.
+        parameters: Number of parameters by model name, where it was counted.
 
     Example:
         >>> from bgekit.models import find_family
@@ -60,6 +62,8 @@ class Family:
     notice: str | None = None
     source: str = ""
     owners: dict[str, str] = field(default_factory=dict)
+    languages: str | None = None
+    parameters: dict[str, int] = field(default_factory=dict)
 
     def id_of(self, name: str) -> str:
         """What `--model` takes for a model of the family: its hub id, or its name where it is hosted."""
