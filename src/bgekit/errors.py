@@ -5,6 +5,7 @@ BgekitError
 ├── CheckpointError      (OSError)       a model cannot be found, read or written
 ├── TextTypeError        (TypeError)     an element of the input is not a string
 ├── ArgumentError        (TypeError)     an unknown or impossible argument
+│   └── UsageError                       the same of a command line: its exit code is 2
 ├── DataError            (ValueError)    a record of an input file cannot be used
 ├── OutputError          (OSError)       an output cannot be written, or belongs to another run
 ├── NumericalError       (ArithmeticError)  NaN or infinity in a vector
@@ -51,6 +52,10 @@ class TextTypeError(BgekitError, TypeError):
 
 class ArgumentError(BgekitError, TypeError):
     """An argument is unknown or has an impossible value."""
+
+
+class UsageError(ArgumentError):
+    """A command line has an unknown option, lacks one, or gives one an impossible value."""
 
 
 class DataError(BgekitError, ValueError):

@@ -27,7 +27,8 @@ def test_models_shows_every_family_and_name(capsys):
 def test_models_filter(capsys):
     assert main(["models", "--filter", "BGE-small-zh-v1.5"]) == 0
     out = capsys.readouterr().out
-    assert "bge-small-zh-v1.5 (512)" in out
+    assert "BAAI/bge-small-zh-v1.5 (512, 24 million parameters)" in " ".join(out.split())
+    assert "57.82 (c-mteb)" in out and "languages zh" in out
     assert "cls, unit length" in out
     assert "为这个句子生成表示以用于检索相关文章：" in out
     assert "e5" not in out
@@ -38,7 +39,11 @@ def test_models_json(capsys):
     assert main(["models", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["title"] for row in rows] == [family.title for family in FAMILIES]
-    row = next(row for row in rows if {"name": "bge-base-en-v1.5", "dimension": 768} in row["models"])
+    row = next(row for row in rows if row["title"] == "BGE v1.5, English")
+    assert row["models"][1] == {
+        "name": "bge-base-en-v1.5", "id": "BAAI/bge-base-en-v1.5", "dimension": 768, "parameters": None,
+        "published": {"mteb-en": 63.55},
+    }  # fmt: skip
     assert row["pooling"] == "cls"
     assert row["query_prompt"] == ["Represent this sentence for searching relevant passages: ", ""]
 

@@ -49,6 +49,51 @@ def test_wrong_usage_is_exit_code_2(arguments, capsys):
     assert "usage: bge" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["serach", "a.txt"], "there is no verb serach; did you mean search?"),
+        (["search", "a.txt", "--text-feild", "x"], "there is no option --text-feild; did you mean --text-field?"),
+        (["encode", "a.txt", "--modle", "x"], "there is no option --modle; did you mean --model?"),
+        (["search", "--index-type", "hnws"], "did you mean hnsw?"),
+        (["mine", "--inptu", "x"], "did you mean --input?"),
+        (["recipe", "run", "a.yaml", "--dryrnu"], "did you mean --dry-run?"),
+    ],
+)
+def test_wrong_usage_names_what_was_meant(arguments, said, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["info", "bge-small-en-v1.5"], None),  # Which the table of families answers.
+        (["search", "a.txt", "-q", "a", "-m", "bge-small-en-v1.5"], "BAAI/bge-small-en-v1.5"),
+        (["search", "a.txt", "-q", "a", "-m", "BAAI/bge-smal-en-v1.5"], "BAAI/bge-small-en-v1.5"),
+        (["eval", "--data", "a", "--model", "intfloat/e5-smal-v2"], "intfloat/e5-small-v2"),
+        (["rerank", "a.jsonl", "--model", "bge-reranker-v2-m4"], "BAAI/bge-reranker-v2-m3"),
+        (["finetune", "-m", "BAAI/bge-bsae-en-v1.5", "--train-data", "a", "-o", "b"], "BAAI/bge-base-en-v1.5"),
+    ],
+)
+def test_a_mistyped_model_names_the_one_that_was_meant(arguments, meant, tmp_path):
+    (tmp_path / "a.txt").write_text("a\n")
+    done = bge(*arguments, cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")})
+    assert done.returncode == (0 if meant is None else 2)
+    assert meant is None or f"; did you mean {meant}?" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["encode", "eval", "calibrate", "mine", "score", "dedup", "merge", *cli.TRAINERS])
+def test_every_verb_with_an_output_takes_it_as_o_and_output(verb):
+    from bgekit.cli.recipe import parser_of
+
+    known = parser_of(verb)._option_string_actions
+    assert known["-o"] is known["--output"]
+
+
 @pytest.mark.parametrize("verb", list(cli.VERBS))
 def test_every_verb_has_help(verb, capsys):
     with pytest.raises(SystemExit) as end:

@@ -353,3 +353,14 @@ def test_files_are_read_as_their_index_was_built(bge, tiny_bert, tmp_path):
     _, out, err = bge(path, "--model", tiny_bert, "--index", index, "-q", "x", "--keep", "--no-chunk", "--json")
     assert "--text-field body\n" in err and "encoded 1 texts" in err
     assert "metadata" not in answers(out)[0]["results"][0]
+
+
+def test_a_snippet_shows_the_part_that_the_question_is_about():
+    from bgekit.cli.search import snippet
+
+    text = "The house is old. " * 20 + "Glaciers melt in summer. " + "The garden is green. " * 20
+    assert snippet(text, "when do glaciers melt?", 100).startswith("… Glaciers melt in summer. The garden")
+    assert snippet(text, "a question of something else", 100) == text
+    assert snippet("Glaciers melt.", "glaciers", 100) == "Glaciers melt."
+    endless = "word " * 200 + "glacier " + "word " * 200
+    assert "glacier" in snippet(endless, "glacier", 100)[:100]

@@ -326,3 +326,24 @@ def test_every_name_of_the_table_is_known_with_what_stands_around_it(owner: str,
 def test_another_word_makes_it_another_model(name: str):
     assert known_name(name) is None
     assert find_family(name) is None
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("bge-small-en-v1.5", "BAAI/bge-small-en-v1.5"), ("BAAI/bge-smal-en-v1.5", "BAAI/bge-small-en-v1.5"),
+        ("baai/bge-m4", "BAAI/bge-m3"), ("BAAI/bge-small-en-v1.5", None), ("my-own-model", None),
+        ("text-embedding-3-small", None), ("text-embedding-3-smal", "text-embedding-3-small"),
+        ("UAE-Large-V1", "WhereIsAI/UAE-Large-V1"),
+    ],
+)  # fmt: skip
+def test_the_id_that_was_meant(typed, meant):
+    from bgekit.models.families import nearest_id
+
+    assert nearest_id(typed) == meant
+
+
+def test_owners_are_of_models_that_there_are():
+    from bgekit.models.families import FAMILIES
+
+    assert not [name for family in FAMILIES for name in family.owners if name not in family.names]

@@ -16,9 +16,9 @@ from functools import partial
 from typing import Final, NoReturn
 
 from .._version import __version__
-from ..display.option_names import options_of, speak_for, spoken
-from ..errors import ArgumentError, BgekitError, CardError
-from .options import Parser, add_verb, say_what_was_held_back
+from ..display.option_names import did_you_mean, options_of, speak_for, spoken
+from ..errors import ArgumentError, BgekitError, CardError, UsageError
+from .options import Parser, add_verb, check_model_names, say_what_was_held_back
 
 #: The verbs in the order of the help. A verb's module is imported only when it is asked for.
 VERBS: Final = {
@@ -38,6 +38,7 @@ VERBS: Final = {
     "demo": "search the documentation of Python's standard library, to see how it works",
     "models": "list the model families that bgekit knows",
     "info": "show what a model needs, and where that is known from",
+    "completion": "print a script that lets a shell complete this command",
 }
 #: Those whose arguments are those of transformers' Trainer: they are parsed by its own parser, and are one module.
 TRAINERS: Final = ("pretrain", "finetune", "finetune-reranker")
@@ -88,7 +89,7 @@ def _guarded(arguments: list[str]) -> int:
         # What is wrong with data may name its fields; anything else names arguments.
         said = spoken(str(error), arguments=isinstance(error, ArgumentError | CardError))
         print(f"bge: error: {readable(said)}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         if _interrupted.is_set():
             raise
@@ -132,6 +133,8 @@ def _run(arguments: list[str]) -> int:
     parser.add_argument("--version", action="version", version=f"bgekit {__version__}")
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if asked is not None and asked not in VERBS:
+        parser.error(f"there is no verb {asked}{did_you_mean(asked, VERBS)}")
     for verb, summary in VERBS.items():
         if verb != asked:
             subparsers.add_parser(verb, help=summary, add_help=False)
@@ -146,6 +149,8 @@ def _run(arguments: list[str]) -> int:
     if args.verb is None:
         parser.print_help()
         return 0
+    if asked != "info":  # Which knows of families without any file.
+        check_model_names(args)
     code: int = module.run(args)
     return code
 

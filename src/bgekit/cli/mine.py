@@ -42,7 +42,9 @@ _OF_PAIRS = (
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
     parser.add_argument("--input", "--input-file", required=True, metavar="FILE", help="training data")
-    parser.add_argument("--output", "--output-file", required=True, metavar="FILE", help="training data with negatives")
+    parser.add_argument(
+        "--output", "-o", "--output-file", required=True, metavar="FILE", help="training data with negatives"
+    )
     options.add_list_option(
         parser, "--candidate-pool", metavar="FILE", help='lines {"text"} to draw from [all pos and neg of the input]'
     )

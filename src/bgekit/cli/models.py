@@ -1,4 +1,4 @@
-"""`bge models`: the table of known model families.
+"""`bge models`: the table of known model families, and which model to take for what.
 
 List the model families whose pooling and prompts bgekit knows even where a model's own files do not say them. Other
 models work too, as long as their files or you say how they pool.
@@ -7,9 +7,11 @@ models work too, as long as their files or you say how they pool.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import shutil
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from ..models.families import Family
@@ -34,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
             print(json.dumps(describe(family), ensure_ascii=False))
         return 0
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
+    if not args.filter:
+        print(_advice(width), end="\n\n")
     print("\n\n".join(_block(family, width) for family in found))
     return 0
 
@@ -43,7 +47,17 @@ def describe(family: Family) -> dict[str, Any]:
     return {
         "title": family.title,
         "kind": family.kind,
-        "models": [{"name": name, "dimension": family.dimensions.get(name)} for name in family.names],
+        "models": [
+            {
+                "name": name,
+                "id": family.id_of(name),
+                "dimension": family.dimensions.get(name),
+                "parameters": family.parameters.get(name),
+                "published": published().get(name),
+            }
+            for name in family.names
+        ],
+        "languages": family.languages,
         "pooling": family.pooling,
         "normalize": family.normalize,
         "similarity": family.similarity,
@@ -53,6 +67,34 @@ def describe(family: Family) -> dict[str, Any]:
         "notice": family.notice,
         "source": family.source,
     }
+
+
+@functools.cache
+def published() -> dict[str, dict[str, float]]:
+    """Averages of the score tables that the BGE README printed, by model and benchmark."""
+    from ..evaluation.benchmarks.published_tables import PUBLISHED, published_table
+
+    found: dict[str, dict[str, float]] = {}
+    for name in PUBLISHED:
+        table = published_table(name)
+        for row in table.rows if table else ():
+            found.setdefault(row.model.rpartition("/")[2], {})[name] = row.average
+    return found
+
+
+def _advice(width: int) -> str:
+    def scored(benchmark: str, *names: str) -> str:
+        return ", ".join(f"BAAI/{name} ({published()[name][benchmark]})" for name in names)
+
+    english = [f"bge-{size}-en-v1.5" for size in ("small", "base", "large")]
+    chinese = [f"bge-{size}-zh-v1.5" for size in ("small", "base", "large")]
+    rows = [
+        ("English", f"{scored('mteb-en', *english)}: the average on MTEB; the smaller, the faster"),
+        ("Chinese", f"{scored('c-mteb', *chinese)}: the average on C-MTEB"),
+        ("others", "BAAI/bge-m3: many languages, and texts of up to 8,192 tokens"),
+        ("reranker", "BAAI/bge-reranker-v2-m3, for the best results of a search (--reranker)"),
+    ]
+    return "\n".join(["Which to take, with the scores that the BGE README published", *_rows(rows, width)])
 
 
 def _matches(family: Family, text: str | None) -> bool:
@@ -73,14 +115,29 @@ def _block(family: Family, width: int) -> str:
         rows.append(("tokens", f"at most {family.max_length:,}"))
     if family.notice:
         rows.append(("note", family.notice))
-    lines = [family.title + kinds.get(family.kind, "")]
+    if family.languages:
+        rows.insert(1, ("languages", family.languages))
+    scores = [f"{name} {score}" for name in family.names for score in _scores(name)]
+    if scores:
+        rows.append(("published", ", ".join(scores)))
+    return "\n".join([family.title + kinds.get(family.kind, ""), *_rows(rows, width)])
+
+
+def _scores(name: str) -> list[str]:
+    return [f"{average} ({benchmark})" for benchmark, average in published().get(name, {}).items()]
+
+
+def _rows(rows: Sequence[tuple[str, str]], width: int) -> list[str]:
+    lines: list[str] = []
     for label, text in rows:
         lines += textwrap.wrap(
             text, width, initial_indent=f"  {label:<9} ", subsequent_indent=" " * 12, break_on_hyphens=False
         )
-    return "\n".join(lines)
+    return lines
 
 
 def _named(family: Family, name: str) -> str:
-    dimension = family.dimensions.get(name)
-    return f"{name} ({dimension})" if dimension else name
+    facts = [str(family.dimensions[name])] if name in family.dimensions else []
+    if name in family.parameters:
+        facts.append(f"{family.parameters[name] / 1e6:.0f} million parameters")
+    return f"{family.id_of(name)} ({', '.join(facts)})" if facts else family.id_of(name)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import re
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from ..display.option_names import spoken, take_both_spellings
+from ..display.option_names import did_you_mean, spoken, take_both_spellings, with_nearest
 from ..display.terminal import loading, write_line
-from ..errors import ArgumentError, require_extra
+from ..errors import ArgumentError, CheckpointError, UsageError, require_extra
 
 if TYPE_CHECKING:
     from ..data.records import RecordReader
@@ -30,9 +32,21 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override]
-        """As in argparse, by either spelling of an option."""
+        """As in argparse, by either spelling of an option; one that is unknown is what the error is about."""
         take_both_spellings(self)
+        known = self._option_string_actions
+        verbs = any(isinstance(action, argparse._SubParsersAction) for action in self._actions)
+        for argument in () if verbs else args or ():
+            name = argument.partition("=")[0]
+            if argument == "--":
+                break
+            if re.fullmatch(r"--[A-Za-z][\w-]*", name) and name not in known:
+                self.error(f"there is no option {name}{did_you_mean(name, known)}")
         return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """The message and where the options are shown, without all of them."""
+        self.exit(2, f"usage: {self.prog} --help shows the options\n{self.prog}: error: {with_nearest(message)}\n")
 
 
 def add_verb(subparsers: Any, verb: str, module: ModuleType, summary: str = "") -> Parser:
@@ -168,6 +182,31 @@ def add_hub_options(group: argparse._ActionsContainer) -> None:
     """Options of fetching files from the hub."""
     group.add_argument("--revision", metavar="REV", help="branch, tag or commit on the hub")
     group.add_argument("--cache-dir", metavar="DIR", help="where files from the hub are kept")
+
+
+def check_model_names(args: Any) -> None:
+    """Check, before torch is imported, the models of a verb whose names are nearly those of known ones.
+
+    Raises:
+        UsageError: there is no such model, and a known one was meant.
+    """
+    from ..models.families import nearest_id
+
+    for option in ("model", "models", "model_name_or_path", "reranker", "first_stage"):
+        given = getattr(args, option, None) or ()
+        for name in (given,) if isinstance(given, str) else given:
+            if os.path.exists(os.path.expanduser(name)) or name.startswith("packaged:") or nearest_id(name) is None:
+                continue
+            if "/" not in name and "/" in (near := nearest_id(name) or "") and near.endswith(f"/{name}"):
+                # Names without an owner are those of a few models of the hub's first days, and none of the table.
+                raise UsageError(f"{name} is no folder here, and a name on the hub has an owner; did you mean {near}?")
+            from ..models.hub import resolve
+
+            same: dict[str, Any] = {each: getattr(args, each, None) for each in ("revision", "cache_dir")}
+            try:  # A model of that name may be there all the same.
+                resolve(name, card_only=True, **same)
+            except CheckpointError as error:
+                raise UsageError(str(error)) from error
 
 
 def load_model(args: argparse.Namespace) -> Embedder:

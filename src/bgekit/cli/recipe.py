@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..errors import ArgumentError
 from . import options
 from .main import TRAINERS
+from .training import command_of
 
 if TYPE_CHECKING:
     from ..recipes.spec import Recipe, Verb
@@ -129,9 +130,10 @@ class VerbGrammar:
         try:
             with contextlib.redirect_stderr(said):
                 if verb.name in TRAINERS:
-                    from ..training.loop.arguments import parse
+                    from ..training.loop.command_line import parse
 
-                    parse(_trained(verb.name), arguments, prog=f"bge {verb.name}", description="")
+                    kinds = _trained(verb.name)  # Those that know what this machine can do, too.
+                    parse(command_of(verb.name), arguments, prog=f"bge {verb.name}", kinds=kinds)
                 else:
                     parser_of(verb.name).parse_args(list(arguments))
         except SystemExit:
@@ -143,9 +145,9 @@ class VerbGrammar:
 def parser_of(verb: str) -> argparse.ArgumentParser:
     """The parser of a verb, of one word or two."""
     if verb in TRAINERS:
-        from ..training.loop.arguments import argument_parser
+        from ..training.loop.command_line import argument_parser
 
-        return argument_parser(_trained(verb))
+        return argument_parser(command_of(verb).plain_kinds(), prog=f"bge {verb}")
     first, *rest = verb.split()
     module = importlib.import_module(f".{first.replace('-', '_')}", __package__)
     parser: argparse.ArgumentParser = options.add_verb(options.Parser(prog="bge").add_subparsers(), first, module)
@@ -158,11 +160,11 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
 def _trained(verb: str) -> tuple[type[Any], ...]:
     """The dataclasses that have the arguments of a verb which transformers' Trainer does."""
     options.require_training()
+    *plain, _ = command_of(verb).kinds
     if verb == "pretrain":
-        from ..pretraining import pretrain_arguments as pretraining
+        from ..pretraining.run import PretrainArguments
 
-        return pretraining.PretrainModelArguments, pretraining.PretrainDataArguments, pretraining.PretrainArguments
-    from ..training.loop import arguments as training
+        return *plain, PretrainArguments
+    from ..training.loop.arguments import EmbedderArguments, RerankerArguments
 
-    kind = training.EmbedderArguments if verb == "finetune" else training.RerankerArguments
-    return training.ModelArguments, training.DataArguments, kind
+    return *plain, EmbedderArguments if verb == "finetune" else RerankerArguments

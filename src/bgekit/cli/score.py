@@ -24,7 +24,9 @@ INTERRUPTED: Final = "the same command goes on from what is finished"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
     parser.add_argument("--input", "--input-file", required=True, metavar="FILE", help="training data")
-    parser.add_argument("--output", "--output-file", required=True, metavar="FILE", help="training data with scores")
+    parser.add_argument(
+        "--output", "-o", "--output-file", required=True, metavar="FILE", help="training data with scores"
+    )
     parser.add_argument("--overwrite-scores", action="store_true", help="replace scores that rows have [keep them]")
     parser.add_argument("--normalize", action="store_true", help="scores from 0 to 1, by a sigmoid [as they are]")
     options.add_reranker_options(

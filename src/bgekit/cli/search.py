@@ -19,11 +19,13 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -44,6 +46,7 @@ _READING: Final = (
 )  # fmt: skip
 #: What is said where nothing is found, without a condition and with one.
 _EMPTY: Final = ("nothing: the index is empty", "nothing meets the condition")
+_TOO_LOW: Final = "nothing scores as much as --min-score asks for"
 #: What is said when it is interrupted.
 INTERRUPTED: Final = "with --index, the same command goes on from what is encoded; without, it starts anew"
 
@@ -53,6 +56,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", nargs="*", metavar="FILE_OR_DIR", help="what to search (before -q); - is stdin")
     options.add_list_option(parser, "-q", "--query", "--queries", metavar="QUERY", help="questions to answer")
     parser.add_argument("-k", "--top-k", type=options.positive, default=10, metavar="N", help="results a question [10]")
+    parser.add_argument(
+        "--min-score", type=float, metavar="X", help="only results with at least this score (the reranker's, with one)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a question and line")
     parser.add_argument(
         "--no-instruction", action="store_true", help="encode questions without the model's instruction"
@@ -100,8 +106,11 @@ def run(args: argparse.Namespace) -> int:
         for queries in _queries(args):
             found = index.ask(model, queries, args.top_k, **asked)
             for query, hits in zip(queries, found, strict=True):
+                if args.min_score is not None:
+                    hits = [hit for hit in hits if hit.score >= args.min_score]
                 typed = not args.query and sys.stdin.isatty()
-                show(query, hits, as_json=args.json, typed=typed, empty=_EMPTY[args.where is not None])
+                empty = _EMPTY[args.where is not None] if args.min_score is None else _TOO_LOW
+                show(query, hits, as_json=args.json, typed=typed, empty=empty)
     return 0
 
 
@@ -332,7 +341,8 @@ def readable(query: str, hits: list[Hit], width: int, lines: int = _LINES, *, em
         if hit.text:
             # A title that is the id stands above already.
             text = printable(hit.text.removeprefix(f"{hit.id} "))
-            shown += [margin + line for line in wrapped(text, max(width - len(margin), 20), lines=lines)]
+            room = max(width - len(margin), 20)
+            shown += [margin + line for line in wrapped(snippet(text, query, room * lines), room, lines=lines)]
     return encodable("\n".join(shown) + "\n")
 
 
@@ -344,3 +354,37 @@ def _known_of(hit: Hit) -> str:
             values = value if isinstance(value, list) else [value]
             found.append(f"{name}={','.join(each if isinstance(each, str) else json.dumps(each) for each in values)}")
     return printable(" ".join(found))
+
+
+def snippet(text: str, query: str, room: int) -> str:
+    """The part of a long text that has most of a query's words, from the beginning of a sentence or word on.
+
+    Args:
+        text: On one line.
+        query: The question. Of its words those count most that the text has seldom.
+        room: Characters that are shown.
+
+    Returns:
+        The text where it is short or has none of the words; otherwise its end from that part on, after an ellipsis.
+    """
+    if len(text) <= room:
+        return text
+    asked = {word for word in _words(query) if len(word) > 2}
+    found = [(match.start(), word) for match in re.finditer(r"\w+", text) if (word := match[0].lower()) in asked]
+    if not found:
+        return text
+    counts = Counter(word for _, word in found)
+
+    def worth(start: int) -> float:
+        return sum(1 / counts[word] for word in {word for place, word in found if start <= place < start + room * 0.9})
+
+    sentences = [0, *(match.end() for match in re.finditer(r"[.!?]\s+", text))]
+    starts = [max(each for each in sentences if each <= place) for place, _ in found]
+    # Where a sentence is longer than what is shown, it begins shortly before the word.
+    near = [max(text.rfind(" ", 0, max(place - room // 4, 0)) + 1, 0) for place, _ in found]
+    best = max([0, *starts, *near], key=worth)
+    return text if best == 0 else f"… {text[best:]}"
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())

@@ -7,9 +7,10 @@ nothing in the library knows of the command line; the verb's own parser says whi
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 #: What is no matter of an argument's name.
@@ -58,13 +59,45 @@ def option_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message on an unknown name: the known one that it is most like, or nothing where none is.
+
+    Args:
+        name: What was typed.
+        known: All that could have been meant; options in both spellings count as one.
+    """
+    # Of several spellings the longest without underscores is the one that the help shows.
+    spelled = {_bare(each): each for each in sorted(known, key=len) if "_" not in each.lstrip("-")}
+    near = difflib.get_close_matches(_bare(name), spelled, 1)
+    return f"; did you mean {spelled[near[0]]}?" if near else ""
+
+
+def _bare(name: str) -> str:
+    """A name as far as typing mistakes go: dashes, underscores and capitals are none."""
+    return re.sub("[-_ ]", "", name.lower())
+
+
+def with_nearest(message: str) -> str:
+    """A message of argparse with, where a value is no choice, the choice that it is most like."""
+    found = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+    if found is None:
+        return message
+    return message + did_you_mean(found[1], [each.strip(" '") for each in found[2].split(",")])
+
+
 def take_both_spellings(parser: argparse.ArgumentParser) -> None:
-    """Let a parser take `--shard_size` for `--shard-size` and the reverse; its help shows what it showed before."""
+    """Let a parser take `--shard_size` for `--shard-size` and the reverse, and `--topk` for `--top-k`.
+
+    Its help shows what it showed before.
+    """
     known = parser._option_string_actions
     for name, action in list(known.items()):
         if name.startswith("--"):
             known.setdefault(option_of(name[2:]), action)
             known.setdefault(f"--{_plain(name)}", action)
+    for name, action in list(known.items()):
+        if name.startswith("--"):
+            known.setdefault(f"--{_bare(name)}", action)
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,9 @@ class Family:
         dimensions: Vector width by model name; models that are not listed say it in their config.
         notice: One line that loading such a model logs once.
         source: Where the facts stand.
+        owners: Who publishes a model on the Hugging Face hub, by model name.
+        languages: `en`, `zh` or `multilingual`, None where no source at hand says it.
+        parameters: Number of parameters by model name, where it was counted.
 
     Example:
         >>> from bgekit.models import find_family
@@ -57,6 +61,13 @@ class Family:
     dimensions: dict[str, int] = field(default_factory=dict)
     notice: str | None = None
     source: str = ""
+    owners: dict[str, str] = field(default_factory=dict)
+    languages: str | None = None
+    parameters: dict[str, int] = field(default_factory=dict)
+
+    def id_of(self, name: str) -> str:
+        """What `--model` takes for a model of the family: its hub id, or its name where it is hosted."""
+        return f"{self.owners[name]}/{name}" if name in self.owners else name
 
 
 def _read(fields: dict[str, Any]) -> Family:
@@ -66,6 +77,8 @@ def _read(fields: dict[str, Any]) -> Family:
     fields |= {side: _prompt(fields[side]) for side in ("query", "document") if side in fields}
     if instruction is not None:
         fields["query"] = Prompt.from_format(instruction, fields["template"])
+    owner = fields.pop("owner", {})
+    fields["owners"] = dict.fromkeys(models, owner) if isinstance(owner, str) else owner
     widths = {name: width for name, width in models.items() if width is not None}
     return Family(names=tuple(models), dimensions=widths, **fields)
 
@@ -149,6 +162,22 @@ def find_family(name_or_path: str) -> Family | None:
         True
     """
     return _find(name_or_path)[0]
+
+
+def nearest_id(name: str) -> str | None:
+    """The id of the known model that a name was meant for: of one without its owner, or with a typing mistake.
+
+    Returns:
+        None where the name is a known id, or like none.
+    """
+    family, known = _find(name)
+    if family is not None and known is not None:
+        return family.id_of(known) if "/" not in name and "/" in family.id_of(known) else None
+    ids = {each.lower(): each for family in FAMILIES for each in map(family.id_of, family.names)}
+    bare = {each.rpartition("/")[2]: whole for each, whole in ids.items()}
+    by_name = ids if "/" in name else bare
+    near = difflib.get_close_matches(name.lower(), by_name, 1, 0.8)
+    return by_name[near[0]] if near else None
 
 
 def is_hosted(name_or_path: str) -> bool:

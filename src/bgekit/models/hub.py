@@ -84,6 +84,14 @@ def resolve(
     return _from_hub(name_or_path, revision, cache_dir, list(_CARD_FILES) if card_only else patterns)
 
 
+def _meant(name: str) -> str:
+    """The end of a message on a model that is not found."""
+    from .families import nearest_id
+
+    near = nearest_id(name)
+    return f"; did you mean {near}?" if near else ""
+
+
 def _listing(folder: Path) -> str:
     names = sorted(entry.name for entry in folder.iterdir())
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"
@@ -124,7 +132,9 @@ def _from_hub(name: str, revision: str | None, cache_dir: str | None, patterns: 
     try:
         return Path(snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=patterns))
     except HFValidationError:
-        raise CheckpointError(f"{name!r} is neither a folder here nor a possible Hugging Face id") from None
+        raise CheckpointError(
+            f"{name!r} is neither a folder here nor a possible Hugging Face id{_meant(name)}"
+        ) from None
     except GatedRepoError:
         raise CheckpointError(f"{known} needs its licence accepted on {constants.ENDPOINT} and HF_TOKEN set") from None
     except RevisionNotFoundError:
@@ -132,12 +142,13 @@ def _from_hub(name: str, revision: str | None, cache_dir: str | None, patterns: 
     except RepositoryNotFoundError:
         raise CheckpointError(
             f"{known} is neither a folder here nor a model on {constants.ENDPOINT} (private ones need HF_TOKEN)"
+            f"{_meant(name)}"
         ) from None
     except LocalEntryNotFoundError:
         state = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
         raise CheckpointError(
             f"{known} is neither a folder here nor in the local cache, and {state}: give a folder, "
-            "or a mirror by HF_ENDPOINT"
+            f"or a mirror by HF_ENDPOINT{_meant(name)}"
         ) from None
     except OSError as error:
         # Every network fault of the hub's client derives from OSError; its text names the address.

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .initial_model import PretrainModelArguments as PretrainModelArguments
+    from .options import PretrainDataArguments as PretrainDataArguments
+    from .options import PretrainModelArguments as PretrainModelArguments
     from .run import PretrainArguments as PretrainArguments
-    from .run import PretrainDataArguments as PretrainDataArguments
     from .run import pretrain as pretrain
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "initial_model": ("PretrainModelArguments",),
-        "run": ("PretrainArguments", "PretrainDataArguments", "pretrain"),
+        "options": ("PretrainDataArguments", "PretrainModelArguments"),
+        "run": ("PretrainArguments", "pretrain"),
     },
 )

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from ..networks.encoder import can_pack
 from ..networks.loading import load_published
 from ..networks.packing import PACKED_ATTENTION, register
 from ..networks.saving import KEPT_FILES, copy_matching, write_tokenizer
-from ..training.loop.arguments import option
+from .options import PretrainModelArguments
 from .retromae import head_of
 
 if TYPE_CHECKING:
@@ -46,42 +46,6 @@ BESIDE: Final = "retromae.safetensors"
 _HEADS: Final = ("cls.", "lm_head.", "vocab_transform.", "vocab_layer_norm.", "vocab_projector.", "head.", "decoder.")
 #: Special tokens that keep their vectors by what they are for.
 _ROLES: Final = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
-
-
-@dataclass
-class PretrainModelArguments:
-    """The model that is pre-trained.
-
-    Example:
-        >>> from bgekit.pretraining import PretrainModelArguments
-        >>> PretrainModelArguments("BAAI/bge-small-en-v1.5").model_name_or_path
-        'BAAI/bge-small-en-v1.5'
-    """
-
-    model_name_or_path: str = option("checkpoint to start from: folder, hub id, packaged:NAME", "", aliases=["--model"])
-    config_name: str | None = option(
-        "start from random weights instead: a folder or hub id with a config.json, or a type such as bert"
-    )
-    config_overrides: str | None = option("with --config-name: hidden_size=256,num_hidden_layers=4,...")
-    tokenizer_name: str | None = option(
-        "another tokenizer than the checkpoint's; tokens that both have keep their embeddings, new ones begin as the "
-        "mean of the old pieces that spell them"
-    )
-    pooling: Literal["cls"] | None = option(
-        "accepted as everywhere; cls is what is trained, whatever the model pooled before",
-        aliases=["--pooling-method", "--sentence-pooling-method"],
-    )
-    cache_dir: str | None = option("where files from the hub are kept")
-    revision: str | None = option("branch, tag or commit on the hub")
-    allow_pickle: bool = option("read weights in .bin files", False)
-
-    def __post_init__(self) -> None:
-        if bool(self.model_name_or_path) == bool(self.config_name):
-            raise ArgumentError(
-                "give either --model, the checkpoint to start from, or --config-name, to start from random weights"
-            )
-        if self.config_overrides and not self.config_name:
-            raise ArgumentError("--config-overrides needs --config-name: a checkpoint has its sizes already")
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,16 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from safetensors.torch import save
 
-from ..display.option_names import option_of
 from ..errors import ArgumentError, CheckpointError
 from ..networks.cpu_training import use_quick_dropout
 from ..networks.encoder import Encoder
 from ..training.batches.sampler import PlanOptions
-from ..training.loop.arguments import TrainerArguments, option
+from ..training.loop.arguments import TrainerArguments
 from ..training.loop.checkpoints import ModelFiles, origin, save_encoder
 from ..training.loop.training_run import (
     launched,
@@ -29,7 +28,8 @@ from ..training.loop.training_run import (
     train_and_save,
     train_as_given,
 )
-from .initial_model import BESIDE, InitialModel, PretrainModelArguments, initial_model
+from .initial_model import BESIDE, InitialModel, initial_model
+from .options import PRETRAIN, PretrainDataArguments, PretrainModelArguments, PretrainOptions
 from .retromae import (
     MaskedBatch,
     Masking,
@@ -51,45 +51,10 @@ _MEASURED: Final = 1 << 31
 #: Sequences, and characters of them, that a dry run shows.
 _SHOWN: Final = 2
 _CHARACTERS: Final = 300
-_DESCRIPTION: Final = """\
-Pre-train an encoder on plain texts with RetroMAE, before it is fine-tuned with `bge finetune`.
-Arguments are those of transformers' Trainer, those of FlagEmbedding by their names, and the ones below."""
 
 
 @dataclass
-class PretrainDataArguments:
-    """Texts of pre-training.
-
-    Example:
-        >>> from bgekit.pretraining import PretrainDataArguments
-        >>> PretrainDataArguments(train_data=["corpus.jsonl"]).encoder_mlm_probability
-        0.3
-    """
-
-    train_data: list[str] = option(  # noqa: RUF009
-        'texts: jsonl of {"text"}, csv, tsv, parquet, txt (a text a line), folders', many=True
-    )
-    text_field: str | None = option("field of the text; by default text, content or contents")
-    title_field: str | None = option('field of a title put before it; by default title, "" for none')
-    on_error: Literal["raise", "skip"] = option("what happens to lines that cannot be used", "raise")
-    max_seq_length: int = option("tokens of a sequence, special tokens included", 512)
-    long_texts: Literal["split", "cut"] = option(
-        "texts beyond that become several sequences, or lose their end", "split"
-    )
-    encoder_mlm_probability: float = option("share of the tokens that the encoder does not see", 0.3)
-    decoder_mlm_probability: float = option("share of the tokens that a position of the decoder does not see", 0.5)
-    cache_path: str | None = option("where tokenised texts are kept; by default beside transformers' cache")
-
-    def __post_init__(self) -> None:
-        if not self.train_data:
-            raise ArgumentError('--train-data is needed: files of texts (jsonl of {"text"}, txt, ...), or folders')
-        for name in ("encoder_mlm_probability", "decoder_mlm_probability"):
-            if not 0 < getattr(self, name) < 1:
-                raise ArgumentError(f"{option_of(name)} must be between 0 and 1, not {getattr(self, name)}")
-
-
-@dataclass
-class PretrainArguments(TrainerArguments):
+class PretrainArguments(PretrainOptions, TrainerArguments):
     """Training of an encoder on texts.
 
     Example:
@@ -97,28 +62,6 @@ class PretrainArguments(TrainerArguments):
         >>> PretrainArguments("pretrained", max_steps=1, report_to="none").max_steps
         1
     """
-
-    judged_by: ClassVar[str] = "--eval-data or --validation-split: texts to measure the losses on"
-
-    eval_data: list[str] = option("texts like --train-data, measured while training", many=True)  # noqa: RUF009
-    validation_split: float = option("share of the texts of --train-data that is held out for that instead", 0.0)
-
-    @property
-    def judged(self) -> bool:
-        """Whether there are texts to judge by."""
-        return bool(self.eval_data or self.validation_split)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.validation_split < 1:
-            raise ArgumentError(f"--validation-split must be from 0 to below 1, not {self.validation_split}")
-        if self.eval_data and self.validation_split:
-            raise ArgumentError("give --eval-data or --validation-split, not both")
-        if self.eval_split is not None:
-            raise ArgumentError("--eval-split is for `bge eval` data; here --validation-split holds texts out")
-        own: Any = self
-        if self.judged and own.metric_for_best_model is None:
-            own.metric_for_best_model = "eval_loss"
-        super().__post_init__()
 
 
 def pretrain(model: PretrainModelArguments, data: PretrainDataArguments, args: PretrainArguments) -> Path | None:
@@ -179,7 +122,7 @@ def pretrain(model: PretrainModelArguments, data: PretrainDataArguments, args: P
 
 
 main = functools.partial(
-    train_as_given, pretrain, (PretrainModelArguments, PretrainDataArguments, PretrainArguments), _DESCRIPTION,
+    train_as_given, pretrain, (PretrainModelArguments, PretrainDataArguments, PretrainArguments), PRETRAIN,
     prog="python -m bgekit.pretraining.run",
 )  # fmt: skip
 

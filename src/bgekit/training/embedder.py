@@ -26,11 +26,12 @@ from ..networks.encoder import TrainableEncoder, add_lora, load_trainable
 from ..networks.saving import as_stored
 from .batches.collator import Batch, Collator, StepDataset
 from .batches.datasets import check_cosines
-from .loop.arguments import DataArguments, EmbedderArguments, ModelArguments
+from .loop.arguments import EmbedderArguments
 from .loop.checkpoints import ModelFiles, origin, save_encoder
 from .loop.diagnosis import Diagnosis, scores_of_all
 from .loop.dry_run import Lengths
 from .loop.gradient_cache import PackedGradient
+from .loop.options import FINETUNE, DataArguments, ModelArguments
 from .loop.training_run import (
     evaluation_tasks,
     launched,
@@ -51,9 +52,6 @@ from .losses.sts import SCORED_LOSSES
 logger = logging.getLogger(__name__)
 
 _ADAPTERS: Final = "adapters.safetensors"
-_DESCRIPTION: Final = """\
-Fine-tune an embedding model on jsonl of {"query", "pos", "neg"}, with in-batch, hard and cross-device negatives.
-Arguments are those of transformers' Trainer, those of FlagEmbedding by their names, and the ones below."""
 
 
 def finetune(model: ModelArguments, data: DataArguments, args: EmbedderArguments) -> Path | None:
@@ -118,7 +116,7 @@ def finetune(model: ModelArguments, data: DataArguments, args: EmbedderArguments
 
 
 main = functools.partial(
-    train_as_given, finetune, (ModelArguments, DataArguments, EmbedderArguments), _DESCRIPTION,
+    train_as_given, finetune, (ModelArguments, DataArguments, EmbedderArguments), FINETUNE,
     prog="python -m bgekit.training.embedder",
 )  # fmt: skip
 

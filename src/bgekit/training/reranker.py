@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,10 +27,11 @@ from ..networks.cross_encoder import CrossEncoder, load_trainable
 from ..networks.saving import write_reranker
 from .batches.collator import Batch, PairCollator, StepDataset
 from .batches.datasets import TrainingData
-from .loop.arguments import DataArguments, ModelArguments, RerankerArguments, RerankerDataArguments
+from .loop.arguments import RerankerArguments
 from .loop.checkpoints import FIRST_STAGE, ModelFiles, origin
 from .loop.diagnosis import Diagnosis, scores_of_groups
 from .loop.gradient_cache import PackedGradient
+from .loop.options import FINETUNE_RERANKER, DataArguments, ModelArguments, RerankerDataArguments
 from .loop.training_run import (
     evaluation_tasks,
     launched,
@@ -46,10 +47,6 @@ from .losses.distributed import LossValue
 from .losses.listwise import GroupLoss
 
 logger = logging.getLogger(__name__)
-
-_DESCRIPTION: Final = """\
-Train a cross-encoder on jsonl of {"query", "pos", "neg"}: from a reranker, or from a bare encoder, which gets a new
-head. Arguments are those of transformers' Trainer, those of FlagEmbedding by their names, and the ones below."""
 
 
 def finetune_reranker(model: ModelArguments, data: DataArguments, args: RerankerArguments) -> Path | None:
@@ -127,7 +124,7 @@ def finetune_reranker(model: ModelArguments, data: DataArguments, args: Reranker
 
 
 main = functools.partial(
-    train_as_given, finetune_reranker, (ModelArguments, RerankerDataArguments, RerankerArguments), _DESCRIPTION,
+    train_as_given, finetune_reranker, (ModelArguments, RerankerDataArguments, RerankerArguments), FINETUNE_RERANKER,
     prog="python -m bgekit.training.reranker",
 )  # fmt: skip
 

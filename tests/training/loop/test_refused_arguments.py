@@ -7,12 +7,14 @@ import pytest
 from transformers import TrainingArguments
 
 from bgekit.errors import ArgumentError, BgekitError
-from bgekit.training.loop.arguments import WITHOUT_EFFECT, EmbedderArguments, parse
+from bgekit.training.loop.arguments import EmbedderArguments
+from bgekit.training.loop.command_line import parse
+from bgekit.training.loop.options import FINETUNE, WITHOUT_EFFECT
 
 
 def arguments(output: Path, *given: str) -> EmbedderArguments:
     (args,) = parse(
-        (EmbedderArguments,), ["--output-dir", str(output), "--use-cpu", *given], prog="bge", description=""
+        FINETUNE, ["--output-dir", str(output), "--use-cpu", *given], prog="bge", kinds=(EmbedderArguments,)
     )
     return args
 

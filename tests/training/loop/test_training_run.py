@@ -9,15 +9,9 @@ from typing import Any
 import pytest
 
 from bgekit.errors import ArgumentError
-from bgekit.training.loop.arguments import (
-    WITHOUT_EFFECT,
-    DataArguments,
-    EmbedderArguments,
-    ModelArguments,
-    RerankerArguments,
-    RerankerDataArguments,
-)
+from bgekit.training.loop.arguments import EmbedderArguments, RerankerArguments
 from bgekit.training.loop.checkpoints import JUDGING, check_same_run, mark_whole
+from bgekit.training.loop.options import WITHOUT_EFFECT, DataArguments, ModelArguments, RerankerDataArguments
 from bgekit.training.loop.training_run import _MAY_CHANGE, run_identity
 
 DATA = "fingerprint of the rows"

@@ -29,7 +29,7 @@ from ..batches.collator import Batch, Collator, StepDataset
 from ..batches.datasets import TrainingData, load_data
 from ..batches.sampler import PlanOptions, Sampling
 from ..losses.distributed import by_first
-from .arguments import WITHOUT_EFFECT, DataArguments, TrainerArguments, default_of, parse
+from .arguments import TrainerArguments
 from .checkpoints import (
     FIRST_STAGE,
     JUDGING,
@@ -41,8 +41,10 @@ from .checkpoints import (
     prepare_output,
     save_final,
 )
+from .command_line import Command, parse
 from .diagnosis import CollapseWatch, Diagnosis
 from .dry_run import Footprint, dry_run
+from .options import WITHOUT_EFFECT, DataArguments, default_of
 from .trainer import EarlyStoppingCallback, Gradient, StepTrainer
 from .training_log import outcome, shown_score
 from .training_page import save_page
@@ -57,7 +59,7 @@ logger = logging.getLogger(__name__)
 def train_as_given(
     train: Callable[..., Any],
     kinds: Sequence[type[Any]],
-    description: str,
+    command: Command,
     arguments: Sequence[str] | None = None,
     *,
     prog: str,
@@ -67,7 +69,7 @@ def train_as_given(
     Args:
         train: Takes an instance of each kind of arguments.
         kinds: Dataclasses of arguments.
-        description: Of the command, for `--help`.
+        command: The same on the command line.
         arguments: Those of the command line; by default those of this process.
         prog: The command, for `--help`.
 
@@ -77,7 +79,7 @@ def train_as_given(
     Raises:
         BgekitError: what `train` raises, or an argument cannot be parsed.
     """
-    train(*parse(kinds, sys.argv[1:] if arguments is None else arguments, prog=prog, description=description))
+    train(*parse(command, sys.argv[1:] if arguments is None else arguments, prog=prog, kinds=kinds))
     return 0
 
 

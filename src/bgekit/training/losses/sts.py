@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from ...errors import DataError
+from ..loop.options import ScoredLoss
 from .distributed import LossValue, Pool, full_precision, of_global_batch
 from .listwise import LossBatch
 
@@ -69,7 +70,6 @@ class ScoredMse:
 
 
 #: A loss for rows with a `score`, by its name in `--scored-loss`.
-ScoredLoss: TypeAlias = Literal["cosent", "mse"]
 SCORED_LOSSES: Final[Mapping[ScoredLoss, Callable[[], CoSent | ScoredMse]]] = {"cosent": CoSent, "mse": ScoredMse}
 
 
