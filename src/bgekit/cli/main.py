@@ -24,6 +24,7 @@ from .options import Parser, add_verb, check_model_names, say_what_was_held_back
 VERBS: Final = {
     "encode": "encode the texts of files into vectors on disk",
     "search": "search files or encoded vectors by meaning",
+    "map": "map the vectors of texts: neighbours, near copies, lone texts, a picture",
     "rerank": "put passages in the order of a cross-encoder",
     "eval": "measure and compare models on your data or on named benchmarks",
     "calibrate": "find the similarity threshold of a model on your own data",

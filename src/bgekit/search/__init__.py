@@ -1,4 +1,4 @@
-"""Search by meaning: exact and approximate indexes over vectors with the ids and texts they belong to."""
+"""Search by meaning: exact and approximate indexes over vectors with their ids and texts, and maps of them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ if TYPE_CHECKING:
     from .build import index_shards as index_shards
     from .index import Hit as Hit
     from .index import SearchIndex as SearchIndex
+    from .map_plot import draw_map as draw_map
+    from .vector_map import MapReport as MapReport
+    from .vector_map import write_map as write_map
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "build": ("index_records", "index_shards"),
         "index": ("Hit", "SearchIndex"),
+        "map_plot": ("draw_map",),
+        "vector_map": ("MapReport", "write_map"),
     },
 )
