@@ -262,7 +262,7 @@ def test_what_cannot_be_read_is_counted(bge, notes, tiny_bert, capsys):
     (notes / "bad.pdf").write_bytes(b"nothing")
     code, _, err = bge("notes", "--model", tiny_bert, "-q", "x", "--json")
     assert code == 0
-    assert "warning: skipped notes/bad.pdf is damaged or no PDF" in err
+    assert "warning: skipped notes/bad.pdf cannot be read as PDF" in err
     assert "1 file skipped" in err
     assert main(["encode", "notes", "-o", "v", "--model", str(tiny_bert), "--no-progress"]) == 0
     assert "1 file skipped (listed in manifest.json)" in capsys.readouterr().out

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import io
 import json
 import os
+import sys
 
 import pytest
 
@@ -187,6 +189,20 @@ def test_a_document_by_its_stated_format(notes):
     notes({"README": "# A\n\ntext\n"})
     assert ids("notes/README", format="md", records="section") == ["notes/README#a"]
     assert ids("notes/README") == ["0", "1", "2"]
+
+
+def test_a_document_from_standard_input(monkeypatch):
+    def feed():
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(b"# A\n\ntext\n\nmore\n"))))
+
+    feed()
+    assert ids("-", format="md") == ["-"]
+    feed()
+    assert ids("-", format="md", records="section") == ["-#a"]
+    feed()
+    assert ids("-", records="paragraph") == ["-#0", "-#1", "-#2"]
+    feed()
+    assert ids("-") == ["0", "1", "2", "3", "4"]
 
 
 def test_pdf_and_docx(notes):

@@ -194,6 +194,8 @@ def test_html(read):
         <ul><li>one<ul><li>nested<li>more</ul><li>two</ul>
         <table><tr><th>a<th>b<tr><td>1<td>2<br>3</table>
         <pre><code># no heading
+
+
   indented</code></pre>
         <h2>Sub <em>em</em></h2>unclosed <b>bold <i>x</b></i> <img src="data:image/png;base64,AAAA" alt="a picture">
         """,
@@ -204,7 +206,7 @@ def test_html(read):
     assert first.startswith("snake_case <tag> a link 中文\n")
     assert "- one\n  - nested\n  - more\n- two" in first
     assert "| a | b |\n| --- | --- |\n| 1 | 2 3 |" in first
-    assert "```\n# no heading\n  indented\n```" in first
+    assert "```\n# no heading\n\n  indented\n```" in first
     assert second == "unclosed **bold *x*** a picture"
     assert not any(word in document.text for word in ("Home", "no text", "¶", "base64", "href"))
 
@@ -258,7 +260,11 @@ def test_pdf(read):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "damaged or no PDF"), (b"%PDF-1.4 nothing", "damaged or no PDF"), (pdf(""), "its page is a picture")],
+    [
+        (b"", "cannot be read as PDF"),
+        (b"%PDF-1.4 nothing", "cannot be read as PDF"),
+        (pdf(""), "its page is a picture"),
+    ],
 )
 def test_bad_pdf(read, content, message, caplog, recwarn):
     with pytest.raises(DataError, match=rf"a\.pdf .*{message}"):
@@ -276,5 +282,5 @@ def test_docx(read):
 
 
 def test_bad_docx(read):
-    with pytest.raises(DataError, match=r"a\.docx is damaged or no Word file"):
+    with pytest.raises(DataError, match=r"a\.docx cannot be read as a Word file"):
         read("a.docx", b"PK\x03\x04 nothing")

@@ -33,7 +33,7 @@ PATH: Final = " > "
 #: Version of how files become text: an index that was made with another one is made again.
 VERSION: Final = 1
 _FRONT_MATTER: Final = re.compile(r"---[ \t]*\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
-_BLANK_LINES: Final = re.compile(r"\n[ \t]*\n\s*")
+_BLANK_LINES: Final = re.compile(r"\n(?:[ \t]*\n)+")
 #: What surrounds a page's text, is not shown, or is no text.
 _NO_TEXT: Final = (
     "script", "style", "nav", "noscript", "template", "iframe", "svg", "math", "button", "select", "dialog",
@@ -208,7 +208,7 @@ def _stated_encoding(data: bytes) -> str | None:
 
 def _docx(file: str, stream: Stream, encoding: str | None) -> Document:
     mammoth = import_extra("mammoth", "documents")
-    with _damage(file, "Word file"):
+    with _damage(file, "a Word file"):
         # Pictures as nothing: in text they are long rows of letters. A paragraph of the style Title is the title.
         html = mammoth.convert_to_html(
             io.BytesIO(stream.read()), convert_image=lambda image: [],
@@ -254,7 +254,7 @@ def _damage(file: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{file} is damaged or no {what}: {reason:.200}") from error
+        raise DataError(f"{file} cannot be read as {what}: {reason:.200}") from error
     finally:
         told.setLevel(level)
 

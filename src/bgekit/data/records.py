@@ -241,8 +241,12 @@ class RecordReader(Iterator[Record]):
                 yield from self._parts(read_document(source.path, source.form, self._dialect.encoding), unit)
                 return
             form = "txt" if source.form in DOCUMENTS else source.form
-            for line, row in file_rows(source.path, form, columns, self._current, self._dialect):
-                if isinstance(row, str) and unit != "line":
+            rows = file_rows(source.path, form, columns, self._current, self._dialect)
+            if unit == "line":
+                yield from rows
+                return
+            for line, row in rows:
+                if isinstance(row, str):
                     lines.append(row)
                 else:
                     yield line, row

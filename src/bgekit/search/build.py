@@ -289,7 +289,8 @@ def _contents(source: Any) -> Any:
     """The part of a source that decides what is encoded; where files lie does so where ids are made of their names."""
     if not isinstance(source, dict) or "files" not in source:
         return None
-    return [source["options"], [[entry["sha256"], entry.get("name")] for entry in source["files"]]]
+    files = [[entry["name"], entry["sha256"]] if "name" in entry else entry["sha256"] for entry in source["files"]]
+    return [source["options"], files]
 
 
 def _key(model: Embedder, source: Any) -> str:

@@ -156,7 +156,7 @@ def test_unfit_data_is_told_what_would_fit(tree, files, name, seen):
     [
         ("", r"test.jsonl is empty: it has no rows"),
         ("[1, 2]\n", r"test.jsonl, line 1: a JSON object is expected"),
-        ('[{"a": 1}', r"test.jsonl, line 1: not valid JSON: it is cut off"),
+        ('[{"a": 1', r"test.jsonl, line 1: not valid JSON: Expecting"),
         (b"\x1f\x8b\x08\x00", r"test.jsonl is damaged or cut off after line 0"),
         (b'{"text": "\xff"}\n', r"test.jsonl, line 1: not valid UTF-8"),
     ],
