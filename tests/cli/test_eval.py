@@ -45,7 +45,8 @@ def run(*arguments: str) -> int:
 
 def test_own_data_in_one_command(model, beir, tmp_path, capsys):
     out = tmp_path / "out"
-    assert run("--data", beir, pairs(tmp_path / "pairs"), "--model", model, "--output", out) == 0
+    given = ("--data", beir, pairs(tmp_path / "pairs"), "--model", model, "--output", out)
+    assert run(*given) == 0
     content = json.loads((out / "results.json").read_text())
     assert [(r["model"], r["task"], r["split"], r["main_metric"]) for r in content["results"]] == [
         (model, "animals", "test", "ndcg_at_10"), (model, "pairs", "test", "cosine_spearman"),
@@ -55,7 +56,7 @@ def test_own_data_in_one_command(model, beir, tmp_path, capsys):
     assert "animals" in shown and f"{content['results'][0]['main_score']:.2f}" in shown
     assert {path.name for path in out.iterdir()} >= {"results.json", "report.md", "report.html", "per_item.jsonl"}
     capsys.readouterr()
-    assert run("--data", beir, pairs(tmp_path / "pairs"), "--model", model, "--output", out) == 0
+    assert run(*given) == 0
     assert "2 of 2 scores came from its cache" in capsys.readouterr().out
 
 
