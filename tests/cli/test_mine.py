@@ -51,6 +51,9 @@ def test_mine(bge, data, tiny_bert):
         assert len(row["neg"]) == len(row["neg_scores"]) == 6
         assert row["pos"][0].casefold() not in [text.casefold() for text in row["neg"]]
     report = json.loads((data / "out.report.json").read_text())
+    page = (data / "out.report.html").read_text("utf-8")
+    assert f"{report['negatives']:,} negatives were mined for {report['rows']:,} rows." in page
+    assert page.count("<details") >= len(report["samples"]) and "/bge" not in page.partition("path of")[0]
     assert report["negatives"] == 60
     assert "negatives           60 mined" in err
     assert "positive  " in err
