@@ -54,6 +54,10 @@ class Stored(ABC):
         """The vectors of some rows."""
 
     @abstractmethod
+    def lines(self) -> Iterator[bytes]:
+        """The rows as JSON lines, in order."""
+
+    @abstractmethod
     def line(self, row: int) -> bytes:
         """One row as a JSON line: `id`, and `text` if texts are kept."""
 
@@ -106,6 +110,11 @@ class StoredFiles(Stored):
     def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Read from the one array."""
         return np.asarray(self._vectors[rows])
+
+    def lines(self) -> Iterator[bytes]:
+        """Read from the one file, from its beginning."""
+        with self._path.open("rb") as file:
+            yield from file
 
     def line(self, row: int) -> bytes:
         """Read from its place in the one file."""
