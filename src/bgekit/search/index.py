@@ -304,6 +304,7 @@ class SearchIndex:
 
     def _nearest(self, queries: Floats, top_k: int, kept: Rows | None) -> list[tuple[Floats, Rows]]:
         cosine = self.facts.similarity == "cosine"
+        kept = None if kept is not None and len(kept) == len(self) else kept
         top_k = min(top_k, len(self) if kept is None else len(kept))
         if top_k == 0:
             return [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in queries]
