@@ -72,8 +72,8 @@ class _Points:
 def draw_map(file: str | os.PathLike[str], *, color: str | None = None, points: int = POINTS) -> Any:
     """The matplotlib figure of a map that `write_map` wrote.
 
-    The same map gives the same picture. Near copies have a ring (a colour, where no column colours), lone texts a cross.
-    Of more than `points` texts, so many are drawn by lot, and the title says so.
+    The same map gives the same picture. Near copies have a ring (a colour, where no column colours), lone texts a
+    cross. Of more than `points` texts, so many are drawn by lot, and the title says so.
 
     Args:
         file: The map.

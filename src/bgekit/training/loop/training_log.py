@@ -60,7 +60,6 @@ def log_line(logs: Mapping[str, Any], step: int, steps: int) -> str:
         steps: All of them.
 
     Example:
-        >>> from bgekit.training.loop.training_log import log_line
         >>> log_line({"loss": 0.51234, "grad_norm": 2.5, "learning_rate": 1e-05, "epoch": 0.1}, 10, 100)
         'step 10/100: loss 0.5123, gradient norm 2.5, learning rate 1e-05'
     """
@@ -105,7 +104,6 @@ def shown_score(name: str) -> str:
         name: As the log has it.
 
     Example:
-        >>> from bgekit.training.loop.training_log import shown_score
         >>> shown_score("SciFact_ndcg_at_10"), shown_score("score")
         ('SciFact nDCG@10', 'mean score')
     """
