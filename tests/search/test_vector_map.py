@@ -106,13 +106,14 @@ def test_what_cannot_be_mapped(shards_of, tmp_path):
     assert not file.exists()
 
 
-def test_an_error_leaves_what_was_there(shards_of, tmp_path, monkeypatch):
+def test_an_error_leaves_what_was_there(shards_of, tmp_path):
     file = tmp_path / "map.parquet"
     file.write_bytes(b"before")
     folder = shards_of(clustered()[:50])
     index = SearchIndex.load(folder)
-    monkeypatch.setattr("bgekit.search.vector_map.repair", lambda text: (_ for _ in ()).throw(KeyError("id")))
-    with pytest.raises(OutputError, match="row 0 of the index is damaged"):
+    names = folder / "shard-00000.ids.jsonl"
+    names.write_bytes(names.read_bytes().replace(b'"id": "33"', b'"no": "33"'))
+    with pytest.raises(OutputError, match="row 33 of the index is damaged"):
         write_map(index, file)
     assert file.read_bytes() == b"before"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([folder.name, "map.parquet"])
