@@ -324,6 +324,7 @@ def test_conditions_without_their_columns(bge, books, tiny_bert, tmp_path, monke
         (("--index", index, "-q", "x", "--where", "year > 2019"), "keeps no metadata for a condition: build it again "
          "with --keep year"),
         (("--index", index, "-q", "x", "--keep", "year"), "use --keep where it is encoded"),
+        (("--keep", "year", books, "-q", "x"), "books.jsonl was taken for a column: name it before --keep"),
     ):  # fmt: skip
         code, _, err = bge(*arguments)
         assert code == 1 and message in err, err

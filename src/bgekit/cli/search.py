@@ -9,6 +9,7 @@ Examples:
   bge search docs.jsonl --model BAAI/bge-small-en-v1.5 -q "how do I read a csv file"
   bge search docs.jsonl --model BAAI/bge-small-en-v1.5 --index docs.index --chunk     # kept for the next time
   bge search --index docs.index -q "first question" "second question" --json
+  bge search docs.jsonl --model BAAI/bge-small-en-v1.5 --keep year lang -q "..." --where "year >= 2020 and lang = 'en'"
   bge search --index docs.index -q "a question" --reranker BAAI/bge-reranker-v2-m3
   bge search vectors/ --model BAAI/bge-small-en-v1.5 --index big.index --index-type hnsw
 """
@@ -120,7 +121,7 @@ def _check(args: argparse.Namespace) -> RecordReader | None:
 
     folders = [source for source in args.sources if made_here(source)]
     if not args.sources and args.index is None:
-        hint = _files_among_queries(args.query or [])
+        hint = _files_among("question", "-q", args.query) or _files_among("column", "--keep", args.keep)
         raise ArgumentError(f"nothing to search: give files, a folder of encoded shards, or --index DIR{hint}")
     if folders and len(args.sources) > 1:
         raise ArgumentError(f"{folders[0]} is encoded already: it is searched alone, not beside other files")
@@ -289,9 +290,10 @@ def _counted(index: SearchIndex) -> str:
     return f"{len(index):,} {'passages' if index.facts.chunked else 'texts'}"
 
 
-def _files_among_queries(queries: list[str]) -> str:
-    found = [query for query in queries if os.path.exists(query)]
-    return f" ({found[0]} was taken for a question: name it before -q)" if found else ""
+def _files_among(what: str, option: str, values: list[str] | None) -> str:
+    """A hint where values of an option that takes several are names of files."""
+    found = [value for value in values or [] if os.path.exists(value)]
+    return f" ({found[0]} was taken for a {what}: name it before {option})" if found else ""
 
 
 #: Lines of text shown of each result, and the widest they get on a wide terminal.
