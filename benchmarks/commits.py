@@ -25,7 +25,7 @@ from encode import QUIET, TRIES, Worker, _cpu, count_tokens, model_folder, real_
 from train import copied, cost, take_turn, training_rows, write_batches
 
 #: Words of the texts that are encoded alone; turns of a round, and texts of a turn, of which the first do not count.
-WORDS, BLOCKS, SINGLE, WARM = (8, 80), 16, 12, 2
+WORDS, BLOCKS, SINGLE, WARM = (8, 80), 10, 12, 2
 
 
 def run(args: argparse.Namespace) -> None:

@@ -53,11 +53,14 @@ def error_classes() -> dict[str, type[BaseException]]:
 
 
 def test_the_tree_of_errors_is_the_one_that_is_drawn() -> None:
-    drawn = dict(re.findall(r"[├└]── (\w+) +\((\w+)\)", errors.__doc__ or ""))
+    drawn = re.findall(r"^(│ +)?[├└]── (\w+) +(?:\((\w+)\))?", errors.__doc__ or "", re.MULTILINE)
     found = error_classes()
-    assert drawn.keys() | {"BgekitError"} == found.keys()
-    for name, builtin in drawn.items():
-        assert found[name].__bases__ == (errors.BgekitError, getattr(builtins, builtin)), name
+    assert {name for _, name, _ in drawn} | {"BgekitError"} == found.keys()
+    above = ""
+    for below, name, builtin in drawn:
+        bases = (found[above],) if below else (errors.BgekitError, getattr(builtins, builtin))
+        assert found[name].__bases__ == bases, name
+        above = above if below else name
 
 
 @pytest.mark.parametrize("name", sorted(error_classes()))

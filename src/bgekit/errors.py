@@ -7,6 +7,7 @@ BgekitError
 ├── ArgumentError        (TypeError)     an unknown or impossible argument
 │   └── UsageError                       the same of a command line: its exit code is 2
 ├── DataError            (ValueError)    a record of an input file cannot be used
+│   └── NoGuaranteeError                 no threshold has the guarantee that was asked for
 ├── OutputError          (OSError)       an output cannot be written, or belongs to another run
 ├── NumericalError       (ArithmeticError)  NaN or infinity in a vector
 ├── WorkerError          (RuntimeError)  a worker process died or answered with an error

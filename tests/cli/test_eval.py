@@ -69,7 +69,9 @@ def test_compare_instruction_is_one_command(model, beir, tmp_path):
     content = json.loads((out / "results.json").read_text())
     assert [r["setting"].get("instruction", "own") for r in content["results"]] == ["own", None]
     (comparison,) = content["comparisons"]
-    assert (comparison["a"], comparison["b"]) == (model, f"{model} [no instruction]")
+    name = Path(model).name
+    assert (comparison["a"], comparison["b"]) == (name, f"{name} [no instruction]")
+    assert {result["model"] for result in content["results"]} == {model}
     assert isinstance(comparison["p_value"], float)
 
 

@@ -331,7 +331,10 @@ def test_many_threads_at_once(server: Server):
     assert server.most_active <= 4
 
 
-def test_progress_bar_counts_every_text(server: Server, capsys: pytest.CaptureFixture[str]):
+def test_progress_bar_counts_every_text(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("bgekit.display.terminal.on_terminal", lambda: True)
     hosted().encode(["a", "b", "a"], show_progress=True)
     assert "3/3" in capsys.readouterr().err
     hosted().encode(["a"])

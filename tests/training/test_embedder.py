@@ -479,7 +479,8 @@ def test_another_run_is_not_gone_on_with(start, rows, tmp_path, capsys):
     ],
 )
 def test_arguments_that_cannot_work_are_one_line(start, rows, tmp_path, capsys, given, says):
-    assert finetune(*arguments(start, rows, tmp_path / "out", *given)) == 1
+    code = 1 if says == "/nowhere" else 2  # All but that folder are wrong usage.
+    assert finetune(*arguments(start, rows, tmp_path / "out", *given)) == code
     error = capsys.readouterr().err
     assert says in error and "Traceback" not in error
 
