@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import logging
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from bgekit.cli import main as cli
 from bgekit.cli import options
 from bgekit.display.option_names import take_both_spellings
+from bgekit.display.terminal import AT_END
 from bgekit.errors import BgekitError, in_lines
 
 BGE = [sys.executable, "-m", "bgekit"]
@@ -127,6 +129,17 @@ def test_our_errors_are_one_line_and_exit_code_1(monkeypatch, capsys):
 
     assert run_verb(monkeypatch, run) == 1
     assert capsys.readouterr().err == "bge: error: something is wrong\n"
+
+
+def test_what_is_kept_for_the_end_is_said_when_a_verb_fails(monkeypatch, capsys):
+    def fail(arguments):
+        options.log_to_stderr(logging.WARNING)
+        logging.getLogger("bgekit.inference").warning("3 of 9 texts were cut", extra=AT_END)
+        raise BgekitError("then it failed")
+
+    monkeypatch.setattr(cli, "_run", fail)
+    assert cli.main([]) == 1
+    assert capsys.readouterr().err == "bge: warning: 3 of 9 texts were cut\nbge: error: then it failed\n"
 
 
 def test_items_of_a_list_have_a_line_each(monkeypatch, capsys):

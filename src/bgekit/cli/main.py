@@ -80,9 +80,11 @@ def _guarded(arguments: list[str]) -> int:
     logger = logging.getLogger("bgekit")
     handlers, level = logger.handlers[:], logger.level
     try:
-        code = _run(arguments)
-        sys.stdout.flush()
-        say_what_was_held_back()
+        try:
+            code = _run(arguments)
+            sys.stdout.flush()
+        finally:
+            say_what_was_held_back()
         return code
     except BgekitError as error:
         if _interrupted.is_set():

@@ -92,7 +92,7 @@ def _advice(width: int) -> str:
         ("English", f"{scored('mteb-en', *english)}: the average on MTEB; the smaller, the faster"),
         ("Chinese", f"{scored('c-mteb', *chinese)}: the average on C-MTEB"),
         ("others", "BAAI/bge-m3: many languages, and texts of up to 8,192 tokens"),
-        ("reranker", "BAAI/bge-reranker-v2-m3, for the best results of a search (--reranker)"),
+        ("reranker", "BAAI/bge-reranker-v2-m3, as the second stage of a search (--reranker)"),
     ]
     return "\n".join(["Which to take, with the scores that the BGE README published", *_rows(rows, width)])
 

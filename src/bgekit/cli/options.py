@@ -195,9 +195,12 @@ def check_model_names(args: Any) -> None:
     for option in ("model", "models", "model_name_or_path", "reranker", "first_stage"):
         given = getattr(args, option, None) or ()
         for name in (given,) if isinstance(given, str) else given:
-            if os.path.exists(os.path.expanduser(name)) or name.startswith("packaged:") or nearest_id(name) is None:
+            if os.path.exists(os.path.expanduser(name)) or name.startswith("packaged:"):
                 continue
-            if "/" not in name and "/" in (near := nearest_id(name) or "") and near.endswith(f"/{name}"):
+            near = nearest_id(name)
+            if near is None:
+                continue
+            if near.endswith(f"/{name}"):
                 # Names without an owner are those of a few models of the hub's first days, and none of the table.
                 raise UsageError(f"{name} is no folder here, and a name on the hub has an owner; did you mean {near}?")
             from ..models.hub import resolve

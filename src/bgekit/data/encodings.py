@@ -15,13 +15,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
 from itertools import chain
 from typing import Any, Final, Generic, TypeVar
 
-import yaml  # type: ignore[import-untyped]
-
 from ..errors import ArgumentError, DataError
+from ..files.yaml_tables import packaged_yaml
 
 #: Bytes that a guess is made from.
 _SAMPLE: Final = 1 << 16
@@ -85,7 +83,7 @@ class _Narrow(Guess):
 @lru_cache
 def _known() -> tuple[list[_Wide], list[_Narrow]]:
     """The encodings of encodings.yaml, which is read when there is something to guess."""
-    table = yaml.safe_load(resources.files(__package__).joinpath("encodings.yaml").read_text("utf-8"))
+    table = packaged_yaml(__package__, "encodings.yaml")
     return [_Wide(**fields) for fields in table["wide"]], [_Narrow(**fields) for fields in table["narrow"]]
 
 

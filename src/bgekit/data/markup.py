@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import DataError, import_extra
+from ..files.yaml_tables import read_yaml
 from .encodings import Lines
 from .formats import Stream, open_stream
 
@@ -174,7 +175,7 @@ def _front_matter(text: str) -> tuple[dict[str, Any], str]:
     import yaml  # type: ignore[import-untyped]
 
     try:
-        fields = yaml.load(match[1], Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        fields = read_yaml(match[1])
     except (yaml.YAMLError, ValueError):  # ValueError: a date such as 2024-13-01.
         fields = None
     if not isinstance(fields, dict):  # Text between two rules.

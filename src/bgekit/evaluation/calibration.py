@@ -106,6 +106,13 @@ class Measurement:
     distributions: Mapping[str, Distribution]
     unrelated_are: str
 
+    def _measured(self) -> dict[str, Any]:
+        """What was measured, as plain values for JSON."""
+        return {
+            "unrelated_are": self.unrelated_are,
+            "distributions": {name: each.to_dict() for name, each in self.distributions.items()},
+        }
+
 
 @dataclass(frozen=True)
 class Shortfall(Measurement):
@@ -133,8 +140,7 @@ class Shortfall(Measurement):
         return {
             "model": self.model, "data": {"name": self.data, "split": self.split}, "threshold": None,
             "target": self.target, "wanted": self.wanted, "confidence": self.confidence, "prevalence": self.prevalence,
-            "best_guarantee": best, "reason": self.reason, "unrelated_are": self.unrelated_are,
-            "distributions": {name: each.to_dict() for name, each in self.distributions.items()},
+            "best_guarantee": best, "reason": self.reason, **self._measured(),
         }  # fmt: skip
 
 
@@ -143,13 +149,7 @@ class Calibration(Measurement):
     """Meaning of a model's similarities on some data. Called with similarities, it gives calibrated scores.
 
     Attributes:
-        model: The model's name.
-        data: Name of the data.
-        split: Of the data.
-        distributions: Of `unrelated` pairs (labelled, or else random), of `related` and of `random` pairs where both
-            are known.
-        unrelated_are: `labelled` or `random`.
-        threshold: The threshold that was asked for.
+        threshold: The threshold that was asked for; what was measured beside it is that of `Measurement`.
         score_map: From similarity to a calibrated score.
         meaning: Of calibrated scores: `probability` that a pair is related, or `percentile`, the share of unrelated
             pairs with less similarity.
@@ -208,8 +208,7 @@ class Calibration(Measurement):
             "model": self.model,
             **self.to_card(),
             "threshold": dataclasses.asdict(self.threshold),
-            "unrelated_are": self.unrelated_are,
-            "distributions": {name: each.to_dict() for name, each in self.distributions.items()},
+            **self._measured(),
             "seed": self.seed,
         }
 

@@ -10,16 +10,15 @@ import logging
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
-import yaml  # type: ignore[import-untyped]
 
 from ..display.terminal import Progress
 from ..errors import ArgumentError, BgekitError, check_count
+from ..files.yaml_tables import packaged_yaml
 from ..models.calibration_map import calibration_map
 from ..models.card import UNSET, ModelCard, Prompt, Role, Unset
 from ..models.families import find_family
@@ -466,7 +465,7 @@ class NotHereError(BgekitError, AttributeError):
 @lru_cache
 def _originals() -> Mapping[str, Any]:
     """By class or function its keywords, and the attributes -> what holds or is there instead."""
-    names: Mapping[str, Any] = yaml.safe_load(resources.files(__package__).joinpath(_ORIGINALS).read_text("utf-8"))
+    names: Mapping[str, Any] = packaged_yaml(__package__, _ORIGINALS)
     return names
 
 

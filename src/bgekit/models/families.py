@@ -6,11 +6,9 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import Any, Final, Literal
 
-import yaml  # type: ignore[import-untyped]
-
+from ..files.yaml_tables import packaged_yaml
 from .card import Prompt
 
 Kind = Literal["embedder", "reranker", "api"]
@@ -87,11 +85,7 @@ def _prompt(given: str | dict[str, Any]) -> Prompt:
     return Prompt(given) if isinstance(given, str) else Prompt(**given)
 
 
-#: The parser in C where PyYAML was built with it: 12 ms instead of 96.
-_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-FAMILIES: Final[tuple[Family, ...]] = tuple(
-    map(_read, yaml.load(resources.files(__package__).joinpath("families.yaml").read_text("utf-8"), _LOADER))
-)
+FAMILIES: Final[tuple[Family, ...]] = tuple(map(_read, packaged_yaml(__package__, "families.yaml")))
 #: Who publishes the models of the table, or copies of them: downloads put it before a model's name.
 _OWNERS: Final = (
     "BAAI", "AI-ModelScope", "Xorbits", "intfloat", "sentence-transformers", "thenlper", "Alibaba-NLP", "iic", "Qwen",

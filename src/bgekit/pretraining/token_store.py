@@ -22,6 +22,7 @@ from ..data.formats import STDIN, Quoting, stem_and_format
 from ..data.records import RecordReader
 from ..errors import ArgumentError, DataError
 from ..files.hashing import HashedFile
+from ..inference.tokenization import backend_of
 from ..training.batches.datasets import default_cache
 
 if TYPE_CHECKING:
@@ -303,11 +304,7 @@ class Tokenization:
         Raises:
             ArgumentError: it has no mask token, or puts nothing before a text whose vector could be learnt.
         """
-        from tokenizers import Tokenizer
-
-        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        backend.no_padding()
-        backend.no_truncation()
+        backend = backend_of(tokenizer)
         if tokenizer.mask_token_id is None:
             raise ArgumentError(f"the tokenizer of {name} has no mask token: RetroMAE cannot train a model without one")
         whole, plain = backend.encode("a").ids, backend.encode("a", add_special_tokens=False).ids

@@ -63,11 +63,20 @@ class Stored(ABC):
 
     def row(self, row: int) -> tuple[str, str | None]:
         """Id of a row, and its text if texts are kept."""
-        try:
-            content = json.loads(self.line(row))
-            return content["id"], content.get("text")
-        except (ValueError, KeyError, TypeError) as error:
-            raise OutputError(f"row {row} of the index is damaged ({error}); build the index again") from error
+        return _read_row(row, self.line(row))
+
+    def rows(self) -> Iterator[tuple[str, str | None]]:
+        """The same of all rows, in order."""
+        for row, line in enumerate(self.lines()):
+            yield _read_row(row, line)
+
+
+def _read_row(row: int, line: bytes) -> tuple[str, str | None]:
+    try:
+        content = json.loads(line)
+        return content["id"], content.get("text")
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"row {row} of the index is damaged ({error}); build the index again") from error
 
 
 class StoredFiles(Stored):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -128,7 +127,7 @@ def write_map(
         raise DataError(f"{opened.folder} holds no vectors: there is nothing to map")
     if opened.stored.row(0)[1] is None:
         raise DataError(f"{opened.folder} keeps no texts: encode with --store-texts, or map the files themselves")
-    table = metadata_of(opened) if metadata is None else metadata
+    table = opened.metadata if metadata is None else metadata
     if table is not None and table.num_rows != len(opened):
         raise ArgumentError(f"metadata must have a row per text, {len(opened):,}, not {table.num_rows:,}")
     path = Path(output)
@@ -147,14 +146,9 @@ def write_map(
     return report
 
 
-def metadata_of(index: SearchIndex) -> Any:
-    """The pyarrow table of the metadata that an index keeps, a row per text; None where it keeps none."""
-    return index.metadata
-
-
 def columns_of_map(index: SearchIndex) -> list[str]:
     """Names of the columns that the map of an index has."""
-    table = metadata_of(index)
+    table = index.metadata
     return [*COLUMNS, *([] if table is None else _free_names(table.column_names))]
 
 
@@ -220,7 +214,8 @@ def _write(
     fields = [("id", pa.string()), ("text", pa.string()), *kept, *marks, ("neighbors", neighbors), ("vector", vectors)]
     facts = {FACTS_KEY: json.dumps(report.__dict__)}
     schema = pa.schema(fields, metadata=facts)
-    lines = _rows(stored)
+    # As Arrow takes them: a lone surrogate becomes U+FFFD.
+    rows = ((repair(key)[0], repair(text or "")[0]) for key, text in stored.rows())
     # Numbers that hardly ever come twice gain nothing by a dictionary, which takes time.
     repeated = [field.name for field in kept]
     with (
@@ -229,7 +224,7 @@ def _write(
     ):
         for first in range(0, stored.count, _ROWS):
             end = min(first + _ROWS, stored.count)
-            ids, texts = zip(*itertools.islice(lines, end - first), strict=True)
+            ids, texts = zip(*itertools.islice(rows, end - first), strict=True)
             width = found.ids.shape[1]
             starts = pa.array(np.arange(0, (end - first) * width + 1, width, dtype=np.int32))
             lists = [
@@ -248,13 +243,3 @@ def _write(
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
             bar.advance(end - first)
-
-
-def _rows(stored: Stored) -> Iterator[tuple[str, str]]:
-    """Id and text of each row, as Arrow takes them: a lone surrogate becomes U+FFFD."""
-    for number, line in enumerate(stored.lines()):
-        try:
-            content = json.loads(line)
-            yield repair(content["id"])[0], repair(content.get("text") or "")[0]
-        except (ValueError, KeyError, TypeError) as error:
-            raise OutputError(f"row {number} of the index is damaged ({error}); build the index again") from error

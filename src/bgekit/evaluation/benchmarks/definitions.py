@@ -7,21 +7,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 from typing import Any, ClassVar, Final
 
 import numpy as np
-import yaml  # type: ignore[import-untyped]
 
 from ...data.columns import normal
 from ...errors import ArgumentError
+from ...files.yaml_tables import packaged_yaml
 from ..judged_model import JudgedModel, Kind
 from ..tasks.base import Items, Scores, Task
 
-_FACTS: Final = yaml.load(
-    resources.files(__package__).joinpath("benchmarks.yaml").read_text("utf-8"),
-    getattr(yaml, "CSafeLoader", yaml.SafeLoader),
-)
+_FACTS: Final = packaged_yaml(__package__, "benchmarks.yaml")
 #: Main metric of each kind in the published tables.
 MAIN_METRICS: Final[Mapping[Kind, str]] = _FACTS["main_metrics"]
 #: The forums of CQADupStack: their mean counts as one dataset.

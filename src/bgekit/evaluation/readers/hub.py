@@ -13,6 +13,7 @@ import yaml  # type: ignore[import-untyped]
 from ...data.columns import LANGUAGE, first_line
 from ...data.splits import KNOWN_SPLITS, DataFile, Folder, owned_by, repository_name, split_in
 from ...errors import DataError
+from ...files.yaml_tables import read_yaml
 
 #: What mteb's loader calls the parts of a test collection, each a configuration of its own.
 CORPUS_PART: Final = ("corpus",)
@@ -174,7 +175,7 @@ def _listed(folder: Folder) -> list[Any]:
     try:
         with open(os.path.join(folder.root, "README.md"), encoding="utf-8", errors="replace") as file:
             _, _, rest = file.read().partition("---\n")
-        head = yaml.safe_load(rest.partition("\n---")[0]) if rest else None
+        head = read_yaml(rest.partition("\n---")[0]) if rest else None
     except (OSError, yaml.YAMLError):
         return []  # A README is for people; its head is of use where it can be read.
     configs = head.get("configs") if isinstance(head, dict) else None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...data.training_rows import ONE_NEGATIVE, PROMPTED_PASSAGES, Row, hash64
 from ...display.option_names import option_of
-from ...inference.tokenization import PairRequest, PairTokenizer, TextTokenizer
+from ...inference.tokenization import PairRequest, PairTokenizer, TextTokenizer, backend_of
 from ...models.card import Prompt
 from ...networks.packing import Packed
 from ..losses.listwise import LossBatch
@@ -187,13 +187,7 @@ class Collator:
 
     @cached_property
     def _plain(self) -> Any:
-        """The tokenizer, cutting nothing. A copy through its serialised form: the original's settings stay."""
-        from tokenizers import Tokenizer
-
-        backend: Any = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
-        backend.no_padding()
-        backend.no_truncation()
-        return backend
+        return backend_of(self.tokenizer)
 
     def limits(self) -> tuple[Limit, ...]:
         """Limits of texts: queries first, passages last."""
