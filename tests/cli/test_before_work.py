@@ -177,3 +177,35 @@ def test_what_is_wrong_shows_before_a_model_is_loaded(folder, capsys, command, w
 )
 def test_merging_and_dedup_look_at_their_files_first(folder, capsys, command, wrong):
     assert wrong in said(capsys, *command.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "there"),
+    [
+        ("mine --input train.jsonl --output out.jsonl --model /nowhere/model", "out.jsonl"),
+        ("mine --random --input train.jsonl --output out.jsonl", "out.jsonl"),
+        ("mine --labelled-pairs --input pairs.jsonl --output out.jsonl", "out.jsonl"),
+        ("score --input train.jsonl --output out.jsonl --model /nowhere/model", "out.jsonl"),
+        ("dedup --input train.jsonl --output out.jsonl", "out.jsonl"),
+        ("map docs.jsonl --output out.parquet --model /nowhere/model", "out.parquet"),
+        ("map docs.jsonl --output new.parquet --plot out.png --model /nowhere/model", "out.png"),
+        ("calibrate --data scored.jsonl --output out --model /nowhere/model", "out/calibration.json"),
+        ("merge --models /nowhere/model /nowhere/other --output full", "full"),
+        ("calibrate --data scored.jsonl --save full --model /nowhere/model", "full"),
+    ],
+)
+def test_what_is_there_is_replaced_only_where_that_is_asked_for(folder, capsys, command, there):
+    for name in ("out.jsonl", "out.parquet", "out.png", "out/calibration.json"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("of an earlier run")
+    _write("pairs.jsonl", [{"sentence1": "a", "sentence2": "b", "label": 1}])
+    assert f"{there} exists; pass --overwrite to replace " in said(capsys, *command.split())
+    if not Path(there).is_dir():
+        assert Path(there).read_text() == "of an earlier run"
+
+
+@pytest.mark.parametrize("command", ["dedup --input train.jsonl", "mine --random --input train.jsonl --negatives 1"])
+def test_what_is_there_is_replaced_where_that_is_asked_for(folder, capsys, command):
+    Path("out.jsonl").write_text("of an earlier run")
+    assert main([*command.split(), "--output", "out.jsonl", "--overwrite", "--quiet"]) == 0
+    assert len(Path("out.jsonl").read_text().splitlines()) == 6

@@ -43,9 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--output", "-o", metavar="DIR", help="write calibration.json, calibration.html and calibration.png here"
     )
     parser.add_argument("--save", metavar="DIR", help="save a copy of the model with the calibration in its card here")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="let --save replace a model that is there; it may be --model itself"
-    )
+    options.add_overwrite_option(parser, "a calibration, and with --save a model (which may be --model itself)")
     wish = parser.add_argument_group("threshold").add_mutually_exclusive_group()
     wish.add_argument("--precision", type=float, metavar="P", help="at least this share of accepted pairs is related")
     wish.add_argument(
@@ -74,8 +72,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Calibrate, print, write."""
     options.set_up_logging(args)
-    if args.overwrite and not args.save:
-        raise ArgumentError("--overwrite goes with --save DIR")
+    if args.overwrite and not (args.output or args.save):
+        raise ArgumentError("--overwrite goes with --output DIR or --save DIR")
     from ..evaluation.calibration import Wish, calibrate, read_pairs
     from ..evaluation.calibration_report import calibration_text, save_calibration, shortfall_text
     from ..inference.embedder import FlagModel
@@ -118,11 +116,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_outputs(args: argparse.Namespace) -> None:
     from ..errors import require_extra
-    from ..files.atomic import check_place, target_folder
+    from ..evaluation.calibration_report import RESULT
+    from ..files.atomic import check_free, check_place, target_folder
 
     require_extra("eval", "scipy", "sklearn", *(("matplotlib",) if args.output else ()))
     if args.output:
         check_place(args.output, folder=True)
+        check_free(Path(args.output, RESULT), overwrite=args.overwrite)
     if args.save:
         target_folder(Path(args.save), args.overwrite)
 

@@ -22,6 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", "-o", "--output-file", required=True, metavar="FILE", help="training data without copies"
     )
+    options.add_overwrite_option(parser)
     parser.add_argument("--near-duplicates", action="store_true", help="leave out near copies, too")
     parser.add_argument(
         "--near-threshold", type=float, metavar="X",
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from ..data.training_rows import check_output, check_training, read_training, write_lines
     from ..mining.dedup import Removed, distinct
 
-    check_output(args.output, args.input)
+    check_output(args.output, args.input, overwrite=args.overwrite)
     dialect = Dialect(**options.text_arguments(args))
     check_training(args.input, scored_pairs=True, dialect=dialect)
     removed = Removed()

@@ -39,6 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.usage = "bge map SOURCE... -o FILE.parquet [--model MODEL] [--plot FILE.png] [option ...]"
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="files of texts, encoded shards, or an index")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the map, a .parquet file")
+    options.add_overwrite_option(parser, "a map or picture")
     parser.add_argument(
         "--neighbors", type=options.positive, default=15, metavar="N", help="other texts kept of each text [15]"
     )
@@ -88,9 +89,11 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> RecordReader | None:
     """Checks before a model is loaded; returns the records of files, None where what is mapped is encoded."""
     from ..data.documents import made_here
+    from ..files.atomic import check_free
     from ..search.vector_map import COLUMNS, check_map_file, check_near_threshold
 
     check_map_file(args.output)
+    check_free(args.output, overwrite=args.overwrite)
     check_near_threshold(args.near_threshold)
     if os.path.abspath(args.output) in map(os.path.abspath, args.sources):
         raise ArgumentError(f"--output {args.output} would replace what is mapped; give the map another name")
@@ -118,9 +121,10 @@ def _check_plot(args: argparse.Namespace) -> None:
     if Path(args.plot).suffix.lower() not in (".png", ".svg"):
         raise ArgumentError(f"--plot {args.plot}: a picture is saved as .png or .svg; give a name that ends so")
     from ..errors import require_extra
-    from ..files.atomic import check_place
+    from ..files.atomic import check_free, check_place
 
     check_place(args.plot, doing="write the plot")
+    check_free(args.plot, overwrite=args.overwrite)
     require_extra("map", "matplotlib")
 
 

@@ -44,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="folder, Hugging Face id, packaged:NAME, or folder of a LoRA adapter",
     )  # fmt: skip
     parser.add_argument("--output", "--output-path", "-o", required=True, metavar="DIR", help="folder to make")
-    parser.add_argument("--overwrite", action="store_true", help="replace a model that is there")
+    options.add_overwrite_option(parser, "a model")
     parser.add_argument("--model-type", choices=("encoder", "reranker"), help="[what the first model is]")
     parser.add_argument(
         "--card-from", type=options.not_negative, metavar="N",

@@ -35,7 +35,7 @@ INTERRUPTED: Final = "the same command goes on from what is finished"
 #: What counts with --labelled-pairs.
 _OF_PAIRS = (
     "verb", "default_of", "input", "output", "labelled_pairs", "positive_label", "negative_label", "no_progress",
-    "quiet", "verbose", "encoding", "quoting",
+    "overwrite", "quiet", "verbose", "encoding", "quoting",
 )  # fmt: skip
 
 
@@ -45,6 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", "-o", "--output-file", required=True, metavar="FILE", help="training data with negatives"
     )
+    options.add_overwrite_option(parser)
     options.add_list_option(
         parser, "--candidate-pool", metavar="FILE", help='lines {"text"} to draw from [all pos and neg of the input]'
     )
@@ -137,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
     if args.positive_label or args.negative_label:
         raise ArgumentError("--positive-label and --negative-label go with --labelled-pairs")
     from .. import load_model
-    from ..data.training_rows import check_training
+    from ..data.training_rows import check_output, check_training
     from ..display.terminal import EncodeProgress, RowProgress, loading
     from ..mining.known_pairs import Judgements
     from ..mining.mining import check_task, mine, page_path
@@ -149,6 +150,7 @@ def run(args: argparse.Namespace) -> int:
             "--model is needed, such as --model BAAI/bge-base-en-v1.5; --miner bm25 and --random need none"
         )
     # Before a model is loaded.
+    check_output(args.output, args.input, *task.pool, overwrite=args.overwrite)
     check_task(task, models=len(args.model or ()), reranker=args.reranker is not None)
     check_training(args.input, dialect=task.dialect)
     Judgements.read(task.qrels, task.queries, task.dialect)
@@ -226,7 +228,7 @@ def _run_pairs(args: argparse.Namespace) -> int:
             f"--labelled-pairs mines nothing, so {option_of(unused[0])} is not used: run bge mine on its output, with "
             "--keep-existing"
         )
-    check_output(args.output, args.input)
+    check_output(args.output, args.input, overwrite=args.overwrite)
     counts = PairCounts()
     rows = rows_of_pairs(
         args.input, counts, positive_labels=tuple(args.positive_label or POSITIVE_LABELS),

@@ -427,6 +427,11 @@ def near_threshold(args: argparse.Namespace) -> float | None:
     return None
 
 
+def add_overwrite_option(group: argparse._ActionsContainer, what: str = "an output") -> None:
+    """The option that lets a verb replace what is there; without it every verb refuses to."""
+    group.add_argument("--overwrite", action="store_true", help=f"replace {what} that is there")
+
+
 def add_report_options(parser: argparse.ArgumentParser) -> None:
     """Options of what is said while a verb runs; `set_up_logging` obeys them."""
     group = parser.add_argument_group("messages")

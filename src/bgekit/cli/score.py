@@ -27,6 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", "-o", "--output-file", required=True, metavar="FILE", help="training data with scores"
     )
+    options.add_overwrite_option(parser)
     parser.add_argument("--overwrite-scores", action="store_true", help="replace scores that rows have [keep them]")
     parser.add_argument("--normalize", action="store_true", help="scores from 0 to 1, by a sigmoid [as they are]")
     options.add_reranker_options(
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from ..display.terminal import RowProgress
     from ..mining.teacher import score
 
-    check_output(args.output, args.input)
+    check_output(args.output, args.input, overwrite=args.overwrite)
     check_training(
         args.input, scored_pairs=True, dialect=Dialect(**options.text_arguments(args))
     )  # Before a model is loaded.

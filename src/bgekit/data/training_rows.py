@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError, DataError
-from ..files.atomic import check_place, write_together
+from ..files.atomic import check_free, check_place, write_together
 from ..files.hashing import HashedFile
 from .arrow_store import ArrowStore, content_digest, stored, write_batches
 from .columns import BadLines, Line, read_file
@@ -359,12 +359,17 @@ def _mean_bytes(texts: tuple[str, ...]) -> int:
     return sum(len(text.encode()) for text in texts) // len(texts) if texts else 0
 
 
-def check_output(output: str, *inputs: str) -> None:
+def check_output(output: str, *inputs: str, overwrite: bool = True) -> None:
     """See to it that an output is a file of JSON lines by its name, not also an input, and can be written.
+
+    Args:
+        output: The file.
+        inputs: Files that are read.
+        overwrite: Whether one that is there may be replaced.
 
     Raises:
         ArgumentError: it is not.
-        OutputError: it cannot be written.
+        OutputError: it cannot be written, or is there.
     """
     if output.lower().endswith(".gz") or stem_and_format(output)[1] not in (None, "jsonl"):
         raise ArgumentError(f"the output is JSON lines, and {output} would be read as something else: call it .jsonl")
@@ -376,6 +381,7 @@ def check_output(output: str, *inputs: str) -> None:
         raise ArgumentError(
             f"{output} is a folder; the output is a file, such as {os.path.join(output, 'mined.jsonl')}"
         )
+    check_free(output, overwrite=overwrite)
 
 
 def write_lines(output: str, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -33,6 +33,10 @@ _PROMISES: Final = {
 _POINTS: Final = 120
 
 
+#: The file by which a folder is known to hold a calibration.
+RESULT: Final = "calibration.json"
+
+
 def save_calibration(calibration: Calibration | Shortfall, folder: str | os.PathLike[str]) -> None:
     """Write calibration.json, calibration.html and calibration.png into a folder.
 
@@ -46,7 +50,7 @@ def save_calibration(calibration: Calibration | Shortfall, folder: str | os.Path
     else:
         threshold, lines = None, [_best(calibration)]
     with OutputFolder(folder) as output:
-        with output.create("calibration.json") as file:
+        with output.create(RESULT) as file:
             file.write(json.dumps(content, ensure_ascii=False, indent=1).encode() + b"\n")
         with output.create("calibration.html") as file:
             file.write(_page(calibration).encode())

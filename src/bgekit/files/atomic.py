@@ -156,6 +156,20 @@ def check_place(path: str | os.PathLike[str], *, folder: bool = False, doing: st
             raise OutputError(f"cannot {doing} {path}: no permission to write to {there}")
 
 
+def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """See to it, before work is done, that a file which is there is replaced only by those who ask for it.
+
+    Args:
+        path: The file.
+        overwrite: Whether they do.
+
+    Raises:
+        OutputError: it is there, and they do not.
+    """
+    if not overwrite and Path(path).expanduser().exists():
+        raise OutputError(f"{path} exists; pass overwrite=True to replace it, or give another file")
+
+
 def target_folder(path: Path, overwrite: bool) -> Path:
     """The folder to make, links resolved: a link to it stays one."""
     path = path.expanduser().resolve()

@@ -120,6 +120,7 @@ class Step:
         given = [text for argument in ordered for text in argument.given()]
         if verb.output is not None:
             given += [option_of(verb.output), str(self.working)]
+        given += ["--overwrite"] if verb.replaces else []
         return [*given, "--resume-from-checkpoint", "true"] if verb.trains else given
 
     @property

@@ -28,6 +28,7 @@ class Verb:
         module: What launchers of several processes run; "" where one process does the work.
         beside: Ending of a further file beside the output.
         resumes: Whether it goes on with what an interrupted run has left; otherwise that is removed first.
+        replaces: Whether it has to be asked to replace its output, which such a run may have finished.
         measures: Whether it needs the extra `eval`; others do where they are given `--eval-data`.
     """
 
@@ -37,6 +38,7 @@ class Verb:
     module: str = ""
     beside: str = ""
     resumes: bool = False
+    replaces: bool = False
     measures: bool = False
 
     @property
@@ -50,8 +52,8 @@ VERBS: Final[Mapping[str, Verb]] = {
     for verb in (
         Verb("recipe pydocs"),
         Verb("pretrain", "output_dir", module="bgekit.pretraining.run", resumes=True),
-        Verb("mine", suffix=".jsonl", beside=".report.json", resumes=True),
-        Verb("score", suffix=".jsonl", resumes=True),
+        Verb("mine", suffix=".jsonl", beside=".report.json", resumes=True, replaces=True),
+        Verb("score", suffix=".jsonl", resumes=True, replaces=True),
         Verb("dedup", suffix=".jsonl"),
         Verb("finetune", "output_dir", module="bgekit.training.embedder", resumes=True),
         Verb("finetune-reranker", "output_dir", module="bgekit.training.reranker", resumes=True),
