@@ -39,7 +39,7 @@ MISTAKES: Final = (
     ("rerank docs.jsonl --model BAAI/bge-reranker-v2-m4", "did you mean BAAI/bge-reranker-v2-m3?"),
     ("finetune --model BAAI/bge-m3 --train-data train.jsonl -o tuned --learning-rat 1e-5", "mean --learning-rate?"),
     ("finetune --model BAAI/bge-m3 --train-data train.jsonl -o tuned --lr fast", "invalid float value: 'fast'"),
-    ("finetune --model BAAI/bge-m3 --train-data train.jsonl", "--output-dir is needed"),
+    ("finetune --model BAAI/bge-m3 --train-data train.jsonl", "--output is needed"),
     ("finetune --model BAAI/bge-m3 --train-data a -o b --lr-scheduler-type cosin", "did you mean cosine?"),
     ("finetune --model BAAI/bge-smal-en-v1.5 --train-data a -o b", "did you mean BAAI/bge-small-en-v1.5?"),
 )  # fmt: skip

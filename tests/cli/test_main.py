@@ -282,11 +282,70 @@ def test_a_caller_within_the_process_keeps_its_logging(monkeypatch):
 
 @pytest.mark.parametrize("verb", ["encode", "search", "eval", "calibrate", "mine", "merge", "info", "demo"])
 def test_every_verb_takes_the_pooling_of_its_model_by_the_same_names(verb, capsys):
+    from bgekit.cli.recipe import parser_of
+
+    known = parser_of(verb)._option_string_actions
+    assert known["--pooling"] is known["--pooling-method"] is known["--sentence-pooling-method"]
     with pytest.raises(SystemExit):
         cli.main([verb, "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "--pooling {cls," in text
-    assert "--pooling-method {" in text and "--sentence-pooling-method {" in text
+    assert "-pooling-method" not in text
+
+
+#: Concepts and the names that they had in some verb: all are understood, and the first is the one that is listed.
+ONE_NAME = {
+    "--model": ("--model-name-or-path", "--models", "--model-names-or-paths", "--embedder-name-or-path"),
+    "--output": ("--output-dir", "--output-file", "--output-path"),
+    "--overwrite": ("--overwrite-output-dir",),
+    "--input": ("--input-file",),
+    "--max-length": ("--max-input-length", "--max-len", "--max-seq-length"),
+    "--query-max-length": ("--query-max-len", "--embedder-query-max-length"),
+    "--passage-max-length": ("--passage-max-len", "--embedder-passage-max-length"),
+    "--batch-size": (), "--split": ("--eval-split",), "--devices": ("--device",), "--index-type": (),
+    "--pooling": ("--pooling-method", "--sentence-pooling-method"),
+    "--query-instruction": ("--query-instruction-for-retrieval", "--query-instruction-for-rerank"),
+    "--passage-instruction": ("--passage-instruction-for-retrieval", "--passage-instruction-for-rerank"),
+    "--query": ("--queries",), "--no-progress": (), "--quiet": (),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", list(cli.VERBS))
+def test_a_concept_has_one_name_in_the_help_of_all_verbs(verb, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    listed = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
+    for name, others in ONE_NAME.items():
+        if verb == "mine" and name == "--query":
+            continue  # Its --queries is a file.
+        assert not listed.intersection(others), f"{verb} lists another name of {name}"
+
+
+@pytest.mark.parametrize(
+    ("verb", "old", "listed"),
+    [
+        ("merge", "--models", "--model"), ("merge", "--model-names-or-paths", "-m"), ("merge", "--device", "--devices"),
+        ("merge", "--max-input-length", "--max-length"), ("merge", "--eval-split", "--split"),
+        ("merge", "--normalize", "--normalize-weights"), ("mine", "--index", "--index-type"),
+        ("mine", "--range-for-sampling", "--range"), ("mine", "--negative-number", "--negatives"),
+        ("score", "--reranker", "--model"), ("score", "--reranker-batch-size", "--batch-size"),
+        ("search", "--queries", "--query"), ("finetune", "--eval-split", "--split"),
+        ("finetune", "--output-dir", "-o"), ("pretrain", "--max-seq-length", "--max-length"),
+        ("finetune-reranker", "--max-len", "--max-length"), ("finetune", "--overwrite-output-dir", "--overwrite"),
+    ],
+)  # fmt: skip
+def test_a_name_that_an_option_had_is_still_understood(verb, old, listed):
+    from bgekit.cli.recipe import parser_of
+
+    known = parser_of(verb)._option_string_actions
+    assert known[old] is known[listed]
+
+
+def test_what_flagembedding_calls_flat_is_exact():
+    from bgekit.cli.recipe import parser_of
+
+    args = ["--input", "a", "--output", "b", "--index", "flat"]
+    assert parser_of("mine").parse_args(args).index == "exact"
 
 
 def test_an_unknown_pooling_names_the_verbs_option_and_info_takes_it(make_model, tmp_path, capsys):

@@ -87,7 +87,9 @@ def test_search_of_rerankers(pair, make_reranker, task, tmp_path, capsys):
         (["--search-points", "3"], "--search-points goes with --eval-data"),
         (["--density", "0.5"], "--density does nothing for the method average"),
         (["--method", "ties"], "needs a base (--base)"),
-        (["--normalize"], "--normalize goes with --weights"),
+        (["--normalize"], "--normalize-weights goes with --weights"),
+        (["--max-input-length", "9"], "--max-length goes with --data"),
+        (["--eval-split", "dev"], "--split goes with --eval-data"),
     ],
 )
 def test_errors(pair, tmp_path, capsys, extra, words):

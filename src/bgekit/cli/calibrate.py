@@ -40,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", metavar="NAME", help="such as validation [test where there is one]")
     options.add_text_options(parser)
     parser.add_argument(
-        "--output", "-o", metavar="DIR", help="write calibration.json, calibration.html and calibration.png here"
+        "-o", "--output", metavar="DIR", help="write calibration.json, calibration.html and calibration.png here"
     )
     parser.add_argument("--save", metavar="DIR", help="save a copy of the model with the calibration in its card here")
     options.add_overwrite_option(parser, "a calibration, and with --save a model (which may be --model itself)")

@@ -18,11 +18,7 @@ INTERRUPTED: Final = "nothing was written, and the same command starts anew"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("--input", "--input-file", required=True, metavar="FILE", help="training data")
-    parser.add_argument(
-        "--output", "-o", "--output-file", required=True, metavar="FILE", help="training data without copies"
-    )
-    options.add_overwrite_option(parser)
+    options.add_training_files(parser, "training data without copies")
     parser.add_argument("--near-duplicates", action="store_true", help="leave out near copies, too")
     parser.add_argument(
         "--near-threshold", type=float, metavar="X",

@@ -63,11 +63,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=options.not_negative, default=0, metavar="N", help="of the resampling [0]")
     group = parser.add_argument_group("output")
     group.add_argument(
-        "--output", "-o", metavar="OUT", help="folder for the results, the report and what a rerun can use"
+        "-o", "--output", metavar="OUT", help="folder for the results, the report and what a rerun can use"
     )
     group.add_argument("--keep-vectors", action="store_true", help="leave the vectors of documents in OUT")
     group.add_argument("--table", action="store_true", help="print the published tables with these models in them")
-    options.add_model_options(parser, several=True)
+    options.add_model_options(parser, several="several are compared")
     options.add_report_options(parser)
 
 

@@ -50,9 +50,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_keep_option(parser)
     group = parser.add_argument_group("picture")
     group.add_argument("--plot", metavar="FILE", help="draw the map as .png or .svg (UMAP: extra map)")
-    group.add_argument(
-        "--color", "--colour", metavar="COLUMN", help="column that colours the points; of files, it is kept"
-    )
+    options.add_option(
+        group, "--color", old=["--colour"], metavar="COLUMN",
+        help="column that colours the points; of files, it is kept",
+    )  # fmt: skip
     # The model of what is encoded is known: only files need the option.
     options.add_model_options(parser, default="")
     options.add_input_options(parser)

@@ -6,11 +6,11 @@ adapters count as their base with what they add. The result is a complete model;
 of.
 
 Examples:
-  bge merge --models BAAI/bge-base-en-v1.5 my-finetuned --weights 0.5 0.5 --output merged
-  bge merge --models BAAI/bge-base-en-v1.5 my-finetuned --data examples.jsonl --output merged
-  bge merge --models BAAI/bge-base-en-v1.5 my-finetuned --eval-data my_task other_tasks --output merged
-  bge merge --models tuned-a tuned-b --method ties --base BAAI/bge-base-en-v1.5 --density 0.2 --output merged
-  bge merge --models my-lora-adapter --weights 1 --output merged
+  bge merge --model BAAI/bge-base-en-v1.5 my-finetuned --weights 0.5 0.5 --output merged
+  bge merge --model BAAI/bge-base-en-v1.5 my-finetuned --data examples.jsonl --output merged
+  bge merge --model BAAI/bge-base-en-v1.5 my-finetuned --eval-data my_task other_tasks --output merged
+  bge merge --model tuned-a tuned-b --method ties --base BAAI/bge-base-en-v1.5 --density 0.2 --output merged
+  bge merge --model my-lora-adapter --weights 1 --output merged
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Final
 
-from ..display.option_names import option_of
+from ..display.option_names import listed_option
 from ..errors import ArgumentError
 from . import options
 
@@ -40,10 +40,12 @@ _GOES_WITH = {
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
     options.add_list_option(
-        parser, "--models", "--model-names-or-paths", required=True, metavar="MODEL",
-        help="folder, Hugging Face id, packaged:NAME, or folder of a LoRA adapter",
+        parser, "-m", "--model", old=["--models", "--model-names-or-paths"], dest="models", required=True,
+        metavar="MODEL", help="folders, Hugging Face ids, packaged:NAME, or folders of LoRA adapters",
     )  # fmt: skip
-    parser.add_argument("--output", "--output-path", "-o", required=True, metavar="DIR", help="folder to make")
+    options.add_option(
+        parser, "-o", "--output", old=["--output-path"], required=True, metavar="DIR", help="folder to make"
+    )
     options.add_overwrite_option(parser, "a model")
     parser.add_argument("--model-type", choices=("encoder", "reranker"), help="[what the first model is]")
     parser.add_argument(
@@ -54,21 +56,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_list_option(
         group, "--weights", type=float, metavar="W", help="one for each model; of an average they sum to 1 [equal]"
     )
-    group.add_argument("--normalize", action="store_true", help="divide weights by their sum")
-    group.add_argument(
-        "--data",
-        "--example-data",
-        metavar="FILE",
+    options.add_option(
+        group, "--normalize-weights", old=["--normalize"], dest="normalize", action="store_true",
+        help="divide weights by their sum",
+    )  # fmt: skip
+    options.add_option(
+        group, "--data", old=["--example-data"], metavar="FILE",
         help='find them on examples {"query", "pos", "neg"}: softmax(-loss/T)',
-    )
+    )  # fmt: skip
     group.add_argument("--temperature", type=float, metavar="T", help="with --data [5]")
     group.add_argument("--batch-size", type=options.positive, metavar="N", help="examples of a batch [2]")
-    group.add_argument("--max-input-length", type=options.positive, metavar="TOKENS", help="[2048, or the model's]")
+    options.add_option(
+        group, "--max-length", old=["--max-input-length"], dest="max_input_length", type=options.positive,
+        metavar="TOKENS", help="cut texts of examples here [2048, or the model's limit]",
+    )  # fmt: skip
     group.add_argument("--neg-number", type=options.not_negative, metavar="N", help="negatives of an example [7]")
     options.add_list_option(
         group, "--eval-data", metavar="DIR_OR_FILE", help="find them by their scores on these (extra eval)"
     )
-    group.add_argument("--eval-split", metavar="NAME", help="[test, else dev or validation]")
+    options.add_option(
+        group, "--split", old=["--eval-split"], dest="eval_split", metavar="NAME",
+        help="of --eval-data [test, else dev or validation]",
+    )  # fmt: skip
     group.add_argument("--search-points", type=options.positive, metavar="N", help="values of a weight [11]")
     group.add_argument("--first-stage", metavar="MODEL", help="for rerankers: embedder whose passages are reordered")
     group.add_argument("--rerank-top-k", type=options.positive, metavar="N", help="passages a query [100]")
@@ -82,12 +91,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--scale", type=float, metavar="X", help="of ties: factor of the merged change [1]")
     group.add_argument("--seed", type=options.not_negative, metavar="N", help="of dare and --data [0]")
     group = parser.add_argument_group("model")
-    group.add_argument("--device", metavar="DEVICE", default="cpu", help="of losses and validation, such as cuda [cpu]")
+    options.add_option(
+        group, "--devices", old=["--device"], dest="device", metavar="DEVICE", default="cpu",
+        help="one, of losses and validation, such as cuda [cpu]",
+    )  # fmt: skip
     options.add_pooling_option(group, of=", of rerankers that of --first-stage")
     options.add_checkpoint_options(group)
-    group = parser.add_argument_group("messages")
-    group.add_argument("--quiet", action="store_true", help="nothing but errors")
-    group.add_argument("--verbose", action="store_true", help="say more")
+    options.add_report_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -121,16 +131,16 @@ def _check(args: argparse.Namespace) -> None:
     """Options that would do nothing."""
     for needed, names in _GOES_WITH.items():
         if idle := [name for name in names if getattr(args, name) is not None and getattr(args, needed) is None]:
-            raise ArgumentError(f"{option_of(idle[0])} goes with {option_of(needed)}")
+            raise ArgumentError(f"{listed_option(idle[0])} goes with {listed_option(needed)}")
     wrong = {
         "density": args.method not in ("ties", "dare"),
         "scale": args.method != "ties",
         "seed": args.method != "dare" and args.data is None,
     }
     if idle := [name for name, off in wrong.items() if off and getattr(args, name) is not None]:
-        raise ArgumentError(f"{option_of(idle[0])} does nothing for the method {args.method}")
+        raise ArgumentError(f"{listed_option(idle[0])} does nothing for the method {args.method}")
     if args.normalize and args.weights is None:
-        raise ArgumentError("--normalize goes with --weights")
+        raise ArgumentError("--normalize-weights goes with --weights")
 
 
 def _task(args: argparse.Namespace) -> Merging:

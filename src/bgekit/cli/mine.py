@@ -21,7 +21,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Final
 
-from ..display.option_names import option_of
+from ..display.option_names import listed_option
 from ..errors import ArgumentError
 from . import options
 
@@ -41,11 +41,7 @@ _OF_PAIRS = (
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("--input", "--input-file", required=True, metavar="FILE", help="training data")
-    parser.add_argument(
-        "--output", "-o", "--output-file", required=True, metavar="FILE", help="training data with negatives"
-    )
-    options.add_overwrite_option(parser)
+    options.add_training_files(parser, "training data with negatives")
     options.add_list_option(
         parser, "--candidate-pool", metavar="FILE", help='lines {"text"} to draw from [all pos and neg of the input]'
     )
@@ -62,14 +58,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_list_option(group, "--positive-label", metavar="LABEL", help="of positives [1, entailment]")
     options.add_list_option(group, "--negative-label", metavar="LABEL", help="of negatives [0, contradiction]")
     group = parser.add_argument_group("search")
-    group.add_argument(
-        "--index", choices=("exact", "flat", "hnsw", "ivf"), default="exact",
-        help="hnsw and ivf are faster on millions and need faiss; flat is exact [exact]",
+    # What FlagEmbedding calls flat is exact.
+    options.add_option(
+        group, "--index-type", old=["--index"], dest="index", choices=("exact", "hnsw", "ivf"), default="exact",
+        type=lambda name: "exact" if name == "flat" else name,
+        help="exact looks at every vector; hnsw and ivf are faster on millions and need faiss [exact]",
     )  # fmt: skip
     group.add_argument("--search-device", metavar="DEVICE", help="compare vectors there, such as cuda [cpu]")
-    group.add_argument("--use-gpu-for-searching", action="store_true", help="the same as --search-device cuda")
+    group.add_argument("--use-gpu-for-searching", action="store_true", help=argparse.SUPPRESS)  # FlagEmbedding's
     group.add_argument("--work-folder", metavar="DIR", help="keep vectors here [beside the output, until it is done]")
-    options.add_model_options(parser, several=True)
+    options.add_model_options(parser, several="several take turns")
     group = parser.add_argument_group("report")
     group.add_argument("--samples", type=options.not_negative, default=5, metavar="N", help="rows shown in full [5]")
     options.add_report_options(parser)
@@ -78,13 +76,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("choice")
-    group.add_argument(
-        "--range", "--range-for-sampling", default="10-210", metavar="FIRST-LAST",
+    options.add_option(
+        group, "--range", old=["--range-for-sampling"], default="10-210", metavar="FIRST-LAST",
         help="places in the ranking: pass over FIRST, look as far as LAST [10-210]",
     )  # fmt: skip
-    group.add_argument(
-        "--negatives", "--negative-number", type=options.positive, default=15, metavar="N", help="a row [15]"
-    )
+    options.add_option(
+        group, "--negatives", old=["--negative-number"], type=options.positive, default=15, metavar="N",
+        help="per row [15]",
+    )  # fmt: skip
     group.add_argument("--seed", type=options.not_negative, default=0, metavar="N", help="of all draws [0]")
     group.add_argument(
         "--sampling", choices=("random", "top"), default="random", help="within the range, or its top [random]"
@@ -117,9 +116,10 @@ def _add_guards(parser: argparse.ArgumentParser) -> None:
         "--max-positive-ratio", type=float, metavar="X", help="at most X of the positive's score, such as 0.95"
     )
     group.add_argument("--max-score", type=float, metavar="X", help="at most X")
-    group.add_argument(
-        "--reranker", "--reranker-name-or-path", metavar="MODEL", help="a cross-encoder that judges candidates"
-    )
+    options.add_option(
+        group, "--reranker", old=["--reranker-name-or-path"], metavar="MODEL",
+        help="a cross-encoder that judges candidates",
+    )  # fmt: skip
     options.add_pair_length_options(group)
     group.add_argument(
         "--max-reranker-score", type=float, metavar="X", help="at most X by the reranker, as its network gives it"
@@ -167,7 +167,7 @@ def run(args: argparse.Namespace) -> int:
         print(readable(content), file=sys.stderr)
         print(
             f"\nwrote {args.output}; what was mined is in {page_path(args.output)}; next: bge finetune --model MODEL "
-            f"--train-data {shlex.quote(args.output)} --output-dir DIR",
+            f"--train-data {shlex.quote(args.output)} --output DIR",
             file=sys.stderr,
         )
     return 0
@@ -199,7 +199,7 @@ def _task(args: argparse.Namespace) -> Mining:
             shares=tuple(args.shares or (1,)), fill=not args.no_fill, seed=args.seed, guards=guards,
         ),
         miners=("random",) if args.random else tuple(dict.fromkeys(args.miner or ("dense",))),
-        index="exact" if args.index == "flat" else args.index,
+        index=args.index,
         search_device=args.search_device or ("cuda" if args.use_gpu_for_searching else None),
         keep_existing=args.keep_existing,
         scores=not args.no_scores,
@@ -225,8 +225,8 @@ def _run_pairs(args: argparse.Namespace) -> int:
     unused = [name for name, value in vars(args).items() if name not in _OF_PAIRS and value != args.default_of(name)]
     if unused:
         raise ArgumentError(
-            f"--labelled-pairs mines nothing, so {option_of(unused[0])} is not used: run bge mine on its output, with "
-            "--keep-existing"
+            f"--labelled-pairs mines nothing, so {listed_option(unused[0])} is not used: run bge mine on its output, "
+            "with --keep-existing"
         )
     check_output(args.output, args.input, overwrite=args.overwrite)
     counts = PairCounts()

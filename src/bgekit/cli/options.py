@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from ..display.option_names import did_you_mean, spoken, take_both_spellings, with_nearest
+from ..display.option_names import add_option, did_you_mean, spoken, take_both_spellings, with_nearest
 from ..display.terminal import loading, write_line
 from ..errors import ArgumentError, CheckpointError, UsageError, require_extra
 
@@ -73,9 +73,9 @@ def add_verb(subparsers: Any, verb: str, module: ModuleType, summary: str = "") 
 _DELIMITERS: Final = {"tab": "\t", "\\t": "\t"}
 
 
-def add_list_option(parser: argparse._ActionsContainer, *names: str, **options: Any) -> None:
+def add_list_option(group: argparse._ActionsContainer, *names: str, **options: Any) -> None:
     """An option that takes several values, after one another or by being repeated: `--x a b` is `--x a --x b`."""
-    parser.add_argument(*names, nargs="+", action="extend", **options)
+    add_option(group, *names, nargs="+", action="extend", **options)
 
 
 def positive(text: str) -> int:
@@ -94,50 +94,49 @@ def not_negative(text: str) -> int:
     return 0 if text.strip() == "0" else positive(text)
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, default: str | None = None, several: bool = False) -> None:
+def add_model_options(parser: argparse.ArgumentParser, *, default: str | None = None, several: str = "") -> None:
     """Options of the model and how it computes; `load_model` makes a model of them.
 
     Args:
         parser: The verb's parser.
         default: The model used without `--model`; None makes the option required.
-        several: Take several models, all with the same options; `args.model` is then a list, or None.
+        several: Take several models, all with the same options; `args.model` is then a list, or None. What becomes of
+            them, for the help.
     """
     group = parser.add_argument_group("model")
-    names, what = (
-        ("--model", "--model-name-or-path", "--embedder-name-or-path", "-m"),
-        "folder, Hugging Face id, packaged:NAME, or a hosted model",
-    )
+    what = "folder, Hugging Face id, packaged:NAME, or a hosted model"
+    old = ("--model-name-or-path", "--embedder-name-or-path")
     if several:
-        add_list_option(group, *names, metavar="MODEL", help=f"{what}; several are compared")
+        add_list_option(group, "-m", "--model", old=old, metavar="MODEL", help=f"{what}; {several}")
     else:
-        group.add_argument(
-            *names, required=default is None, default=default, metavar="MODEL",
+        add_option(
+            group, "-m", "--model", old=old, required=default is None, default=default, metavar="MODEL",
             help=what + (f" [{default}]" if default else ""),
         )  # fmt: skip
     _add_compute_options(group)
     group.add_argument("--max-length", type=positive, metavar="TOKENS", help="cut texts here [the model's limit]")
-    group.add_argument(
-        "--query-max-length", "--embedder-query-max-length", type=positive, metavar="TOKENS",
+    add_option(
+        group, "--query-max-length", old=["--embedder-query-max-length"], type=positive, metavar="TOKENS",
         help="cut queries here [--max-length]",
     )  # fmt: skip
-    group.add_argument(
-        "--passage-max-length", "--embedder-passage-max-length", type=positive, metavar="TOKENS",
+    add_option(
+        group, "--passage-max-length", old=["--embedder-passage-max-length"], type=positive, metavar="TOKENS",
         help="cut documents here [--max-length]",
     )  # fmt: skip
     group.add_argument("--batch-size", type=positive, metavar="N", help="most texts in a batch [from the device]")
     group.add_argument("--truncate-dim", type=positive, metavar="N", help="keep the first N dimensions (Matryoshka)")
     add_pooling_option(group)
     group.add_argument("--no-normalize", action="store_true", help="leave vectors at their length [the model's card]")
-    group.add_argument(
-        "--query-instruction", "--query-instruction-for-retrieval", metavar="TEXT",
+    add_option(
+        group, "--query-instruction", old=["--query-instruction-for-retrieval"], metavar="TEXT",
         help='text before queries, "" for none [the model\'s card]',
     )  # fmt: skip
-    group.add_argument(
-        "--query-instruction-format", "--query-instruction-format-for-retrieval", metavar="FORMAT",
+    add_option(
+        group, "--query-instruction-format", old=["--query-instruction-format-for-retrieval"], metavar="FORMAT",
         help="instruction and query in two slots {} [{}{}]",
     )  # fmt: skip
-    group.add_argument(
-        "--passage-instruction", "--passage-instruction-for-retrieval", metavar="TEXT",
+    add_option(
+        group, "--passage-instruction", old=["--passage-instruction-for-retrieval"], metavar="TEXT",
         help='text before documents, "" for none [the model\'s card]',
     )  # fmt: skip
     add_checkpoint_options(group)
@@ -152,9 +151,8 @@ def add_pooling_option(group: argparse._ActionsContainer, *, of: str = "") -> No
     """
     from ..models.card import POOLINGS  # Not at the top: `bge --help` has no use for it.
 
-    group.add_argument(
-        "--pooling", "--pooling-method", "--sentence-pooling-method",
-        choices=POOLINGS,
+    add_option(
+        group, "--pooling", old=["--pooling-method", "--sentence-pooling-method"], choices=POOLINGS,
         help=f"how token vectors become one{of} [what the model says]",
     )  # fmt: skip
 
@@ -162,7 +160,7 @@ def add_pooling_option(group: argparse._ActionsContainer, *, of: str = "") -> No
 def _add_compute_options(group: argparse._ActionsContainer) -> None:
     """Options of where and in which number format a model computes."""
     add_list_option(
-        group, "--devices", "--device", metavar="DEVICE",
+        group, "--devices", old=["--device"], metavar="DEVICE",
         help="such as cpu, cuda:0, mps; several share the work [all visible GPUs, else the CPU]",
     )  # fmt: skip
     group.add_argument("--fp32", action="store_true", help="compute in float32 [the device's fastest 16-bit format]")
@@ -249,33 +247,28 @@ def given(args: argparse.Namespace, *same: str, **others: Any) -> dict[str, Any]
     return {name: value for name, value in values.items() if value is not None}
 
 
-def add_reranker_options(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Options of a reranker and how it computes; `load_reranker` makes one of them.
-
-    Args:
-        parser: The verb's parser.
-        names: Names of the option that names it; `--model` and its aliases by default.
-    """
+def add_reranker_options(parser: argparse.ArgumentParser) -> None:
+    """Options of a reranker and how it computes; `load_reranker` makes one of them."""
     group = parser.add_argument_group("model")
-    group.add_argument(
-        *(names or ("--model", "--model-name-or-path", "-m")), required=True, metavar="MODEL",
-        help="a cross-encoder: folder, Hugging Face id, or packaged:NAME",
+    add_option(
+        group, "-m", "--model", old=["--model-name-or-path", "--reranker", "--reranker-name-or-path"], required=True,
+        metavar="MODEL", help="a cross-encoder: folder, Hugging Face id, or packaged:NAME",
     )  # fmt: skip
     _add_compute_options(group)
     add_pair_length_options(group, "--max-length", "--query-max-length")
-    group.add_argument(
-        "--batch-size", "--reranker-batch-size", type=positive, metavar="N",
+    add_option(
+        group, "--batch-size", old=["--reranker-batch-size"], type=positive, metavar="N",
         help="most pairs in a batch [from the device]",
     )  # fmt: skip
     group.add_argument(
         "--windows", action="store_true", help="score long passages in overlapping windows, the best counts [cut them]"
     )
-    group.add_argument(
-        "--query-instruction", "--query-instruction-for-rerank", metavar="TEXT",
+    add_option(
+        group, "--query-instruction", old=["--query-instruction-for-rerank"], metavar="TEXT",
         help='text before queries, "" for none [what the model says]',
     )  # fmt: skip
-    group.add_argument(
-        "--passage-instruction", "--passage-instruction-for-rerank", metavar="TEXT",
+    add_option(
+        group, "--passage-instruction", old=["--passage-instruction-for-rerank"], metavar="TEXT",
         help='text before passages, "" for none [what the model says]',
     )  # fmt: skip
     add_checkpoint_options(group)
@@ -286,17 +279,12 @@ def add_pair_length_options(group: argparse._ActionsContainer, *own: str) -> Non
 
     Args:
         group: The verb's parser, or a part of it.
-        own: Shorter names of the two, where no embedder has them.
+        own: Names of the two where no embedder has them.
     """
-    whole, query = own or ("", "")
-    group.add_argument(
-        *filter(None, (whole, "--reranker-max-length")), type=positive, metavar="TOKENS",
-        help="of query and passage [512, if it can]",
-    )  # fmt: skip
-    group.add_argument(
-        *filter(None, (query, "--reranker-query-max-length")), type=positive, metavar="TOKENS",
-        help="of a query [3/4 of that]",
-    )  # fmt: skip
+    usual = ("--reranker-max-length", "--reranker-query-max-length")
+    sentences = ("of query and passage [512, if it can]", "of a query [3/4 of that]")
+    for name, old, sentence in zip(own or usual, usual, sentences, strict=True):
+        add_option(group, name, old=[old] if own else [], type=positive, metavar="TOKENS", help=sentence)
 
 
 def load_reranker(args: argparse.Namespace, name: str) -> FlagReranker:
@@ -425,6 +413,18 @@ def near_threshold(args: argparse.Namespace) -> float | None:
     if args.near_threshold is not None:
         raise ArgumentError("--near-threshold goes with --near-duplicates")
     return None
+
+
+def add_training_files(parser: argparse.ArgumentParser, made: str) -> None:
+    """Options of the file of training data that a verb reads, and of the one that it makes.
+
+    Args:
+        parser: The verb's parser.
+        made: What is made, for the help.
+    """
+    add_option(parser, "-i", "--input", old=["--input-file"], required=True, metavar="FILE", help="training data")
+    add_option(parser, "-o", "--output", old=["--output-file"], required=True, metavar="FILE", help=made)
+    add_overwrite_option(parser)
 
 
 def add_overwrite_option(group: argparse._ActionsContainer, what: str = "an output") -> None:

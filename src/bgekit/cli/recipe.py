@@ -50,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         description="Write pairs of the first sentence of a docstring and the rest of it: train.jsonl, texts.jsonl for "
         "pre-training, and eval/, a retrieval task of modules that are held out.",
     )  # fmt: skip
-    data.add_argument("--output", "-o", required=True, metavar="DIR", help="folder to write")
+    data.add_argument("-o", "--output", required=True, metavar="DIR", help="folder to write")
 
 
 def run(args: argparse.Namespace) -> int:

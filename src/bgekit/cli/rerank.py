@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
     parser.add_argument("files", nargs="*", metavar="FILE", help="input (before -q); - is standard input [-]")
     options.add_list_option(
-        parser, "-q", "--query", "--queries", metavar="QUERY", help="rank all texts of the files for these"
+        parser, "-q", "--query", old=["--queries"], metavar="QUERY", help="rank all texts of the files for these"
     )
     parser.add_argument("-k", "--top-k", type=options.positive, metavar="N", help="passages a query [all]")
     parser.add_argument("--normalize", action="store_true", help="scores from 0 to 1, by a sigmoid [as they are]")

@@ -5,7 +5,7 @@ interrupted run goes on when it is started again, and the output is the same, by
 them unless --overwrite-scores is given (`bge mine` writes similarities there).
 
 Example:
-  bge score --reranker BAAI/bge-reranker-v2-m3 --input mined.jsonl --output scored.jsonl --overwrite-scores
+  bge score --model BAAI/bge-reranker-v2-m3 --input mined.jsonl --output scored.jsonl --overwrite-scores
 """
 
 from __future__ import annotations
@@ -23,16 +23,10 @@ INTERRUPTED: Final = "the same command goes on from what is finished"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("--input", "--input-file", required=True, metavar="FILE", help="training data")
-    parser.add_argument(
-        "--output", "-o", "--output-file", required=True, metavar="FILE", help="training data with scores"
-    )
-    options.add_overwrite_option(parser)
+    options.add_training_files(parser, "training data with scores")
     parser.add_argument("--overwrite-scores", action="store_true", help="replace scores that rows have [keep them]")
     parser.add_argument("--normalize", action="store_true", help="scores from 0 to 1, by a sigmoid [as they are]")
-    options.add_reranker_options(
-        parser, "--reranker", "--reranker-name-or-path", "--model", "--model-name-or-path", "-m"
-    )
+    options.add_reranker_options(parser)
     options.add_text_options(parser)
     options.add_report_options(parser)
 
@@ -50,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         args.input, scored_pairs=True, dialect=Dialect(**options.text_arguments(args))
     )  # Before a model is loaded.
     with contextlib.ExitStack() as stack:
-        reranker = stack.enter_context(options.load_reranker(args, args.reranker))
+        reranker = stack.enter_context(options.load_reranker(args, args.model))
         advance = stack.enter_context(RowProgress("score", "rows", show=not args.no_progress))
         counts = score(
             reranker, args.input, args.output, overwrite_scores=args.overwrite_scores, normalize=args.normalize,

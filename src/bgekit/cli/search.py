@@ -55,7 +55,7 @@ INTERRUPTED: Final = "with --index, the same command goes on from what is encode
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
     parser.add_argument("sources", nargs="*", metavar="FILE_OR_DIR", help="what to search (before -q); - is stdin")
-    options.add_list_option(parser, "-q", "--query", "--queries", metavar="QUERY", help="questions to answer")
+    options.add_list_option(parser, "-q", "--query", old=["--queries"], metavar="QUERY", help="questions to answer")
     parser.add_argument("-k", "--top-k", type=options.positive, default=10, metavar="N", help="results a question [10]")
     parser.add_argument(
         "--min-score", type=float, metavar="X", help="only results with at least this score (the reranker's, with one)"

@@ -10,8 +10,9 @@ import argparse
 import difflib
 import re
 import shlex
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 #: What is no matter of an argument's name.
 _PHRASES: Final = (
@@ -59,6 +60,11 @@ def option_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def listed_option(name: str) -> str:
+    """The option of an argument as the help of the verb at hand lists it: `--split` of `eval_split`."""
+    return _known().get(name, option_of(name))
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a message on an unknown name: the known one that it is most like, or nothing where none is.
 
@@ -85,6 +91,25 @@ def with_nearest(message: str) -> str:
     return message + did_you_mean(found[1], [each.strip(" '") for each in found[2].split(",")])
 
 
+def add_option(group: argparse._ActionsContainer, *names: str, old: Iterable[str] = (), **options: Any) -> None:
+    """Add an option to a parser, or to a part of it.
+
+    Args:
+        group: The parser.
+        names: Names that its help lists, the short one first.
+        old: Names that are understood and not listed: those of FlagEmbedding, and earlier ones.
+        options: As `add_argument` takes them.
+    """
+    action = group.add_argument(*names, **options)
+    for name in old:
+        group._option_string_actions[name] = action
+    _old_names[action] = tuple(old)
+
+
+#: Names of options that are understood and not listed.
+_old_names: Final[weakref.WeakKeyDictionary[argparse.Action, tuple[str, ...]]] = weakref.WeakKeyDictionary()
+
+
 def take_both_spellings(parser: argparse.ArgumentParser) -> None:
     """Let a parser take `--shard_size` for `--shard-size` and the reverse, and `--topk` for `--top-k`.
 
@@ -106,7 +131,7 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[list[str]]:
             for inner in action.choices.values():
                 yield from _options(inner)
         elif named := [name for name in action.option_strings if name.startswith("--")]:
-            yield named
+            yield [*named, *_old_names.get(action, ())]
 
 
 def _plain(option: str) -> str:

@@ -237,8 +237,7 @@ def checked_weights(weights: Sequence[float], count: int, *, normalize: bool = F
     total = math.fsum(found)
     if total <= 0 or (not normalize and abs(total - 1) > TOLERANCE):
         raise ArgumentError(
-            f"the weights {_listed(found)} sum to {total:g}, not to 1; normalize=True (--normalize) divides them by "
-            "their sum"
+            f"the weights {_listed(found)} sum to {total:g}, not to 1; normalize=True divides them by their sum"
         )
     # Weights as exact as numbers can be stay as they are: they are shown, and compared with those that were found.
     return found if abs(total - 1) < 1e-12 else tuple(weight / total for weight in found)

@@ -230,7 +230,7 @@ def _check_head(config: Any, name: str) -> None:
 def _check(lm: Any, tokenizer: PreTrainedTokenizerFast, name: str, max_length: int) -> None:
     limit = position_limit(lm.config.to_dict())
     if limit is not None and max_length > limit:
-        raise ArgumentError(f"--max-seq-length {max_length} is more than {name} can take: {limit} tokens")
+        raise ArgumentError(f"--max-length {max_length} is more than {name} can take: {limit} tokens")
     rows = lm.get_input_embeddings().weight.shape[0]
     if max(tokenizer.get_vocab().values()) >= rows:
         raise ArgumentError(f"the tokenizer of {name} has more tokens than its {rows:,} embeddings")

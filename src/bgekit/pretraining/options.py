@@ -100,7 +100,7 @@ class PretrainOptions(TrainerOptions):
         if self.eval_data and self.validation_split:
             raise ArgumentError("give --eval-data or --validation-split, not both")
         if self.eval_split is not None:
-            raise ArgumentError("--eval-split is for `bge eval` data; here --validation-split holds texts out")
+            raise ArgumentError("--split is for `bge eval` data; here --validation-split holds texts out")
         own: Any = self
         if self.judged and own.metric_for_best_model is None:
             own.metric_for_best_model = "eval_loss"

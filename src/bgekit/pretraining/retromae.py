@@ -546,7 +546,7 @@ class PretrainDiagnosis(Findings):
         found = {}
         if cut and facts.long > 0.1 * facts.texts:
             found["cut"] = (
-                f"{facts.long / facts.texts:.0%} of the texts are longer than --max-seq-length {max_length} and lose "
+                f"{facts.long / facts.texts:.0%} of the texts are longer than --max-length {max_length} and lose "
                 "their end: raise it, or --long-texts split"
             )
         if facts.unknown > 0.02 * facts.tokens:

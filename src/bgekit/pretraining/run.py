@@ -138,9 +138,7 @@ def _reading(data: PretrainDataArguments, args: PretrainArguments, tokens: Token
     """The options of reading texts."""
     room = data.max_seq_length - tokens.special
     if room < 1:
-        raise ArgumentError(
-            f"--max-seq-length {data.max_seq_length} leaves no room beside {tokens.special} special tokens"
-        )
+        raise ArgumentError(f"--max-length {data.max_seq_length} leaves no room beside {tokens.special} special tokens")
     return Reading(room, data.long_texts, data.text_field, data.title_field, data.on_error, args.encoding, args.quoting)
 
 

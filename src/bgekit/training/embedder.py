@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ..display.option_names import option_of
 from ..errors import ArgumentError, DataError
 from ..evaluation.evaluator import Candidate, evaluate
 from ..inference.embedder import FlagModel
@@ -28,6 +27,7 @@ from .batches.collator import Batch, Collator, StepDataset
 from .batches.datasets import check_cosines
 from .loop.arguments import EmbedderArguments
 from .loop.checkpoints import ModelFiles, origin, save_encoder
+from .loop.command_line import first_name
 from .loop.diagnosis import Diagnosis, scores_of_all
 from .loop.dry_run import Lengths
 from .loop.gradient_cache import PackedGradient
@@ -272,7 +272,7 @@ def _warn_of_cuts(collator: Collator, data: DataArguments) -> None:
         if asked > limit.tokens:
             logger.warning(
                 "%s %d is more than the model takes: %s are cut at %d tokens",
-                option_of(limit.name), asked, limit.plural, limit.tokens,
+                first_name(limit.name), asked, limit.plural, limit.tokens,
             )  # fmt: skip
 
 

@@ -82,7 +82,7 @@ def finetune_reranker(model: ModelArguments, data: DataArguments, args: Reranker
     network = load_trainable(source, trust_remote_code=model.trust_remote_code, allow_pickle=model.allow_pickle)
     limit = position_limit(read_config(source))
     if limit is not None and args.max_len > limit:
-        raise ArgumentError(f"--max-len {args.max_len} is more than the model can take: {limit} tokens")
+        raise ArgumentError(f"--max-length {args.max_len} is more than the model can take: {limit} tokens")
     card = _card(source, network, model, data, args.max_len)
     collator = PairCollator(
         load_tokenizer(source, trust_remote_code=model.trust_remote_code), card.query, card.document,

@@ -80,7 +80,7 @@ WHOLE = ["--model", "none", "--train-data", "none.jsonl", "--output", "out"]
         ("finetune", [*WHOLE, "--eval-steps", "5"], "--eval-steps needs --eval-data"),
         ("finetune", WHOLE[2:], "--model is needed"),
         ("finetune", WHOLE[:2], "--train-data is needed"),
-        ("finetune", WHOLE[:4], "--output-dir is needed"),
+        ("finetune", WHOLE[:4], "--output is needed"),
         ("finetune-reranker", [*WHOLE, "--eval-data", "x"], "--eval-data needs --first-stage"),
         ("finetune-reranker", [*WHOLE, "--query-max-len", "9"], "--query-max-len is for embedders"),
         ("pretrain", WHOLE[2:], "give either --model"),

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ...data.training_rows import ONE_NEGATIVE, PROMPTED_PASSAGES, Row, hash64
-from ...display.option_names import option_of
 from ...inference.tokenization import PairRequest, PairTokenizer, TextTokenizer, backend_of
 from ...models.card import Prompt
 from ...networks.packing import Packed
+from ..loop.command_line import first_name
 from ..losses.listwise import LossBatch
 from .datasets import Copies, TrainingData, count_copies
 from .sampler import Example, GlobalBatch, PlanOptions, Sampling, StepBatch, StepBatches, dataset_shares
@@ -89,7 +89,7 @@ class Limit:
         """Advice about texts that are cut."""
         if self.final:
             return "the model takes no more; split the texts, or take a model for longer ones"
-        return f"raise {option_of(self.name)}"
+        return f"raise {first_name(self.name)}"
 
 
 @dataclass

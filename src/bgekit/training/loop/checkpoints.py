@@ -116,7 +116,7 @@ def check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
     if differing:
         raise ArgumentError(
             f"{folder} is of another run, which differs in {', '.join(differing)}. Give the arguments of that run; "
-            f"--overwrite-output-dir to start anew; or --model {folder} and another --output-dir to start from its "
+            f"--overwrite to start anew; or --model {folder} and another --output to start from its "
             "weights"
         )
 
@@ -171,14 +171,14 @@ def resume_point(output: Path, resume: str | bool | None, overwrite: bool) -> Pa
         if not is_whole(Path(str(resume))):
             raise ArgumentError(
                 f"--resume-from-checkpoint {resume} is no finished checkpoint of bgekit; `true` takes the last one "
-                "that --output-dir has"
+                "that --output has"
             )
         return Path(str(resume))
     if not wanted:
         if output.is_dir() and any(output.iterdir()) and not overwrite:
             raise ArgumentError(
-                f"--output-dir {output} holds something already: give --resume-from-checkpoint true to go on with what "
-                "is there, or --overwrite-output-dir to start anew"
+                f"--output {output} holds something already: give --resume-from-checkpoint true to go on with what "
+                "is there, or --overwrite to start anew"
             )
         return None
     found = last_whole_checkpoint(output)
@@ -207,7 +207,7 @@ def prepare_output(folder: str, resume: str | bool | None, overwrite: bool) -> P
     """
     output = Path(folder)
     if output.exists() and not output.is_dir():
-        raise OutputError(f"--output-dir {folder} is a file; it must be a folder")
+        raise OutputError(f"--output {folder} is a file; it must be a folder")
     remove_leftovers(output)
     checkpoint = resume_point(output, resume, overwrite)
     try:
@@ -215,7 +215,7 @@ def prepare_output(folder: str, resume: str | bool | None, overwrite: bool) -> P
         with tempfile.TemporaryFile(dir=output):
             pass
     except OSError as error:
-        raise OutputError(f"cannot write to --output-dir {folder}: {error.strerror or error}") from error
+        raise OutputError(f"cannot write to --output {folder}: {error.strerror or error}") from error
     if overwrite and str(resume or False).lower() == "false":
         for old in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
             shutil.rmtree(old, ignore_errors=True)

@@ -25,21 +25,23 @@ from typing import Any, Final, NoReturn
 from ...display.option_names import did_you_mean, option_of, options_of, speak_for, take_both_spellings, with_nearest
 from ...errors import ArgumentError, BgekitError, require_extra
 
-#: The names of an argument where they are not its own: those that every verb has for the same thing stand first.
+#: The names of an argument that its help lists, where its own is not the one that every verb has for the same thing.
+#: Its own name is understood, too.
 NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "model_name_or_path": ("-m", "--model"),
-    "output_dir": ("-o", "--output", "--output-dir"),
-    "overwrite_output_dir": ("--overwrite", "--overwrite-output-dir"),
+    "output_dir": ("-o", "--output"),
+    "overwrite_output_dir": ("--overwrite",),
     "learning_rate": ("--learning-rate", "--lr"),
     "num_train_epochs": ("--epochs", "--num-train-epochs"),
     "per_device_train_batch_size": ("--batch-size", "--per-device-train-batch-size"),
-    "query_max_len": ("--query-max-length", "--query-max-len"),
-    "passage_max_len": ("--passage-max-length", "--passage-max-len"),
-    "max_len": ("--max-length", "--max-len"),
-    "max_seq_length": ("--max-length", "--max-seq-length"),
+    "query_max_len": ("--query-max-length",),
+    "passage_max_len": ("--passage-max-length",),
+    "max_len": ("--max-length",),
+    "max_seq_length": ("--max-length",),
     "query_instruction_for_retrieval": ("--query-instruction",),
     "passage_instruction_for_retrieval": ("--passage-instruction",),
     "sentence_pooling_method": ("--pooling",),
+    "eval_split": ("--split",),
 }
 #: What stands for a value in the help, where its type says too little.
 _VALUES: Final = {
@@ -72,6 +74,11 @@ _SENTENCES: Final = {
     "seed": "random seed",
     "dataloader_num_workers": "processes that prepare batches",
 }
+
+
+def first_name(name: str) -> str:
+    """The option of an argument by the name that its help lists first, such as `--output` of `output_dir`."""
+    return next((each for each in NAMES.get(name, ()) if each.startswith("--")), option_of(name))
 
 
 @dataclass(frozen=True)

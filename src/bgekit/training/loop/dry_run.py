@@ -11,13 +11,13 @@ from typing import Any, Final
 import numpy as np
 
 from ...data.training_rows import CLASSES, ONE_NEGATIVE, PROMPTED_PASSAGES
-from ...display.option_names import option_of
 from ...display.terminal import aligned
 from ...models.card import Prompt
 from ...networks.packing import Packed
 from ..batches.collator import Batch, Collator, Limit, StepDataset
 from ..batches.datasets import TrainingData
 from ..batches.sampler import rows_of_epoch
+from .command_line import first_name
 from .diagnosis import TRUNCATED
 
 #: Rows of each dataset that are tokenised to know its lengths.
@@ -326,7 +326,7 @@ def _dataset_warnings(steps: StepDataset, number: int, sample: Lengths, idle: in
             yield f"{sample.cut(limit):.0%} of the {limit.plural} are cut at {limit.tokens} tokens: {limit.remedy}"
     first = limits[0]
     if sample.query_prompt > first.tokens / 2:
-        remedy = "shorten it" if first.final else f"raise {option_of(first.name)}"
+        remedy = "shorten it" if first.final else f"raise {first_name(first.name)}"
         yield f"the instruction takes {sample.query_prompt} of the {first.tokens} tokens of a {first.what}: {remedy}"
     if sample.unknown > _MUCH_UNKNOWN:
         yield f"{sample.unknown:.0%} of the tokens are unknown to the model: is it meant for this language?"

@@ -14,7 +14,7 @@ from ...data.encodings import check_encoding
 from ...display.option_names import option_of
 from ...errors import ArgumentError, require_extra
 from ...models.card import Pooling
-from .command_line import Command
+from .command_line import Command, first_name
 
 #: Losses for rows with a score, by name: those of `SCORED_LOSSES` in losses/sts.py.
 ScoredLoss: TypeAlias = Literal["cosent", "mse"]
@@ -40,7 +40,7 @@ def check_at_least_1(args: Any, *names: str) -> None:
     for name in names:
         value = getattr(args, name)
         if value is not None and value < 1:
-            raise ArgumentError(f"{option_of(name)} must be at least 1, not {value}")
+            raise ArgumentError(f"{first_name(name)} must be at least 1, not {value}")
 
 
 @dataclass
@@ -130,15 +130,15 @@ class RerankerDataArguments(DataArguments):
         8
     """
 
-    query_max_len: int | None = option("not for rerankers: see --max-len")  # type: ignore[assignment]
-    passage_max_len: int | None = option("not for rerankers: see --max-len")  # type: ignore[assignment]
+    query_max_len: int | None = option("not for rerankers: see --max-length")  # type: ignore[assignment]
+    passage_max_len: int | None = option("not for rerankers: see --max-length")  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         for name in ("query_max_len", "passage_max_len"):
             if getattr(self, name) is not None:
                 raise ArgumentError(
-                    f"{option_of(name)} is for embedders: a reranker reads query and passage together, so give the "
-                    "tokens of both in all as --max-len"
+                    f"{first_name(name)} is for embedders: a reranker reads query and passage together, so give the "
+                    "tokens of both in all as --max-length"
                 )
         super().__post_init__()
 
@@ -179,7 +179,7 @@ class TrainerOptions:
             raise ArgumentError(f"--warmup-ratio must be from 0 to below 1, not {self.warmup_ratio}")
         check_at_least_1(self, "early_stopping_patience")
         if not own.output_dir and not self.dry_run:
-            raise ArgumentError("--output-dir is needed: where the trained model is saved")
+            raise ArgumentError("--output is needed: where the trained model is saved")
 
 
 @dataclass
