@@ -127,3 +127,22 @@ def test_two_wishes_are_wrong_usage(capsys):
         run("--model", "m", "--data", "d", "--precision", 0.9, "--recall", 0.9)
     assert stop.value.code == 2
     assert "not allowed with" in capsys.readouterr().err
+
+
+def test_texts_from_documents(tiny_bert, tmp_path, texts, capsys):
+    notes = tmp_path / "notes"
+    (notes / "drafts").mkdir(parents=True)
+    (notes / "a.md").write_text("\n\n".join(f"# {n}\n\n{text}" for n, text in enumerate(texts(300, longest=12))))
+    (notes / "drafts" / "b.md").write_text("not this")
+    command = ["--model", tiny_bert, "--texts", notes, "--exclude", "drafts/", "--false-positive-rate", 0.1]
+    assert run(*command) == 1, "one document makes no pairs"
+    assert run(*command, "--records", "section") == 0
+    assert "unrelated" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "option", [("--records", "file"), ("--include", "*.md"), ("--delimiter", ";"), ("--text-field", "body")]
+)
+def test_options_of_texts_are_for_texts(data, option, capsys):
+    assert run("--model", "/nowhere/model", "--data", data, *option) == 1
+    assert f"{option[0]} goes with --texts" in capsys.readouterr().err

@@ -97,6 +97,27 @@ def test_judgements_keep_texts_out(bge, data):
     assert code == 1 and "judgements" in err
 
 
+def test_candidates_from_documents(bge, data):
+    notes = data / "notes"
+    (notes / "drafts").mkdir(parents=True)
+    (notes / "a.md").write_text("# One\n\nfirst text\n\n# Two\n\nsecond text\n")
+    (notes / "b.csv").write_text("text^year\nthird text^2020\n")
+    (notes / "c.rst").write_text("fourth text")
+    (notes / "drafts" / "d.md").write_text("not this")
+    common = ["mine", "--random", "--input", data / "train.jsonl", "--output", data / "o.jsonl", "--negatives", 9,
+              "--candidate-pool", notes, "--exclude", "drafts/", "--overwrite", "--no-fill"]  # fmt: skip
+    assert bge(*common, "--records", "section", "--delimiter", "^")[0] == 0
+    assert {tuple(sorted(row["neg"])) for row in read(data / "o.jsonl")} == {
+        ("One first text", "Two second text", "third text")
+    }
+    assert bge(*common, "--include", "*.rst")[0] == 0
+    assert all(row["neg"] == ["fourth text"] for row in read(data / "o.jsonl"))
+    code, err = bge(
+        "mine", "--random", "--input", data / "train.jsonl", "--output", data / "2.jsonl", "--records", "file"
+    )
+    assert code == 1 and "--records is for --candidate-pool, which is not given" in err
+
+
 def test_random_and_labelled_pairs(bge, data):
     assert (
         bge("mine", "--random", "--input", data / "train.jsonl", "--output", data / "r.jsonl", "--negatives", 3)[0] == 0

@@ -46,6 +46,23 @@ def test_all_forms_and_folders(read, tokens, tmp_path):
     assert again.fingerprint == data.fingerprint
 
 
+def test_documents_of_a_folder(read, tokens, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.md").write_text("# The house\n\na red bird\n\n## A tree\n\nthe cat\n")
+    (folder / "b.rst").write_text("blue river\n\nsmall tree\n")
+    (folder / "c.csv").write_text("id^text\n1^the dog\n")
+    (folder / "ignored.txt").write_text("not this\n")
+    (folder / ".gitignore").write_text("ignored.txt\n")
+    (folder / "dataset.json").write_text('{"text": "not this"}')
+    common = {"delimiter": "^"}
+    assert decoded(tokens, read(folder, **common))[1:] == ["the dog"]
+    parts = decoded(tokens, read(folder, records="section", exclude=("c.csv",)))
+    assert len(parts) == 2 and parts[1].endswith("the cat")
+    assert decoded(tokens, read(folder, include=("*.rst",), records="paragraph")) == ["blue river", "small tree"]
+    assert decoded(tokens, read(folder, include=("*.rst",))) == ["blue river small tree"]
+
+
 def test_long_texts_are_split_at_words_or_cut(read, tmp_path, texts):
     path = tmp_path / "a.txt"
     lines = texts(40, longest=60, seed=3)

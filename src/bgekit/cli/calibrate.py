@@ -21,6 +21,7 @@ import argparse
 from pathlib import Path
 from typing import Final
 
+from ..display.option_names import option_of
 from ..errors import ArgumentError, NoGuaranteeError
 from . import options
 
@@ -38,7 +39,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         source, "--texts", metavar="FILE", help="texts without labels instead, in any form that bge encode reads"
     )
     parser.add_argument("--split", metavar="NAME", help="such as validation [test where there is one]")
-    options.add_text_options(parser)
     parser.add_argument(
         "-o", "--output", metavar="DIR", help="write calibration.json, calibration.html and calibration.png here"
     )
@@ -66,6 +66,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--seed", type=options.not_negative, default=0, metavar="N", help="of drawing pairs [0]")
     options.add_model_options(parser)
+    options.add_input_options(parser, title="--texts (--encoding and --quoting are of --data, too)", ids=False)
     options.add_report_options(parser)
 
 
@@ -78,6 +79,9 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluation.calibration_report import calibration_text, save_calibration, shortfall_text
     from ..inference.embedder import FlagModel
 
+    of_texts = (*options.DOCUMENT_OPTIONS, "text_field", "title_field")
+    if args.texts is None and (idle := [name for name in of_texts if getattr(args, name) is not None]):
+        raise ArgumentError(f"{option_of(idle[0])} goes with --texts: what --data is, is seen from its content")
     # What can be known at the start is said before a model is loaded.
     _check_outputs(args)
     pairs = read_pairs(
@@ -128,8 +132,4 @@ def _check_outputs(args: argparse.Namespace) -> None:
 
 
 def _texts(args: argparse.Namespace) -> list[str]:
-    from ..data.records import read_records
-
-    records = read_records(args.texts, **options.text_arguments(args))
-    records.require()
-    return [record.text for record in records]
+    return [record.text for record in options.open_records(args, args.texts)]

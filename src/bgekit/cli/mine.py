@@ -42,12 +42,15 @@ _OF_PAIRS = (
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
     options.add_training_files(parser, "training data with negatives")
-    options.add_list_option(
-        parser, "--candidate-pool", metavar="FILE", help='lines {"text"} to draw from [all pos and neg of the input]'
-    )
-    parser.add_argument("--text-field", metavar="NAME", help="field of the pool's texts [text, content, contents]")
-    parser.add_argument("--id-field", metavar="NAME", help="field of the pool's ids, for --qrels [_id, id]")
     options.add_text_options(parser)
+    group = parser.add_argument_group("candidates")
+    options.add_list_option(
+        group, "--candidate-pool", metavar="FILE_OR_DIR",
+        help="texts to draw from, in any form that bge encode reads [all pos and neg of the input]",
+    )  # fmt: skip
+    group.add_argument("--text-field", metavar="NAME", help="field of the pool's texts [text, content, contents]")
+    group.add_argument("--id-field", metavar="NAME", help="field of the pool's ids, for --qrels [_id, id]")
+    options.add_document_options(group)
     _add_choice(parser)
     _add_guards(parser)
     group = parser.add_argument_group("labelled pairs")
@@ -178,8 +181,9 @@ def _task(args: argparse.Namespace) -> Mining:
     from ..mining.negatives import Choice, Guards
 
     first, last = _range(args.range)
-    if args.text_field is not None and not args.candidate_pool:
-        raise ArgumentError("--text-field is a field of --candidate-pool, which is not given")
+    of_pool = ("text_field", *options.DOCUMENT_OPTIONS)
+    if not args.candidate_pool and (idle := [name for name in of_pool if getattr(args, name) is not None]):
+        raise ArgumentError(f"{listed_option(idle[0])} is for --candidate-pool, which is not given")
     if args.random and args.miner:
         raise ArgumentError("--random stands for --miner random: give one of the two")
     guards = Guards(
@@ -206,6 +210,7 @@ def _task(args: argparse.Namespace) -> Mining:
         max_reranker_score=args.max_reranker_score,
         work=args.work_folder,
         samples=args.samples,
+        **options.document_arguments(args),
         **options.text_arguments(args),
     )  # fmt: skip
 

@@ -69,8 +69,8 @@ def add_verb(subparsers: Any, verb: str, module: ModuleType, summary: str = "") 
     return parser
 
 
-#: Delimiters that are hard to type.
-_DELIMITERS: Final = {"tab": "\t", "\\t": "\t"}
+#: Options of which files of texts and documents are read, and what of them is a record.
+DOCUMENT_OPTIONS: Final = ("format", "include", "exclude", "records", "delimiter")
 
 
 def add_list_option(group: argparse._ActionsContainer, *names: str, **options: Any) -> None:
@@ -306,13 +306,12 @@ def load_reranker(args: argparse.Namespace, name: str) -> FlagReranker:
         return FlagReranker(name, **given(args, *same, use_fp16=not args.fp32, **others))
 
 
-def add_input_options(parser: argparse.ArgumentParser) -> None:
-    """Options of reading records; `open_records` makes a reader of them."""
+def add_document_options(group: argparse._ActionsContainer) -> None:
+    """Options of which texts and documents are read, and what of them is a record; see `document_arguments`."""
     from ..data.documents import UNITS
     from ..data.formats import FORMATS
     from ..data.markup import DOCUMENTS
 
-    group = parser.add_argument_group("input")
     group.add_argument(
         "--format", choices=(*FORMATS, *DOCUMENTS), help="of all files [each file's name, or its first bytes]"
     )
@@ -326,11 +325,29 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         "--records", choices=UNITS,
         help="what of a text or document is one record [line of txt, with --chunk the file; other documents the file]",
     )  # fmt: skip
-    add_text_options(group)
     group.add_argument("--delimiter", metavar="C", help="between columns of csv, such as ';' or tab [the header's]")
+
+
+def document_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `read_records` from the options of `add_document_options`."""
+    return {name: getattr(args, name) for name in DOCUMENT_OPTIONS}
+
+
+def add_input_options(parser: argparse.ArgumentParser, *, title: str = "input", ids: bool = True) -> None:
+    """Options of which records files have; `open_records` obeys them.
+
+    Args:
+        parser: The verb's parser.
+        title: Of the options in the help.
+        ids: Whether ids matter.
+    """
+    group = parser.add_argument_group(title)
+    add_document_options(group)
+    add_text_options(group)
     group.add_argument("--text-field", metavar="NAME", help="field or column of the text [text, content, contents]")
     group.add_argument("--title-field", metavar="NAME", help='put before the text, "" for none [title]')
-    group.add_argument("--id-field", metavar="NAME", help="[_id, id; without one, the number of the row from 0]")
+    if ids:
+        group.add_argument("--id-field", metavar="NAME", help="[_id, id; without one, the number of the row from 0]")
     group.add_argument(
         "--on-error", choices=("raise", "skip"), default="raise",
         help="stop at a line that cannot be used, or leave it out and list it [raise]",
@@ -367,12 +384,10 @@ def open_records(args: argparse.Namespace, files: Sequence[str]) -> RecordReader
 
     # To cut lines into passages helps nobody. Not every verb cuts.
     cut = hasattr(args, "chunk") and chosen_chunks(args) is not None
-    records = read_records(
-        files, text_field=args.text_field, title_field=args.title_field, id_field=args.id_field,
-        on_error=args.on_error, format=args.format, include=args.include, exclude=args.exclude,
-        records=args.records or ("file" if cut else None), delimiter=_DELIMITERS.get(args.delimiter, args.delimiter),
-        keep=getattr(args, "keep", None), **text_arguments(args),
-    )  # fmt: skip
+    # Calibration has no use for ids.
+    fields = {name: getattr(args, name, None) for name in ("text_field", "title_field", "id_field", "keep")}
+    reading = document_arguments(args) | text_arguments(args) | fields | {"on_error": args.on_error}
+    records = read_records(files, **reading | {"records": args.records or ("file" if cut else None)})
     records.require()
     return records
 

@@ -51,6 +51,8 @@ FORMATS: Final = tuple(dict.fromkeys(_SUFFIXES.values()))
 #: What stands between the columns of tables, the usual one first, and the lines by which it is found out.
 _DELIMITERS: Final = ",;\t|"
 _SNIFFED: Final = 100
+#: Words for a delimiter that is hard to type.
+_WORDS_OF_DELIMITERS: Final = {"tab": "\t", "\\t": "\t"}
 #: The first line of JSON that is not one object per line, and the characters of it that are read at once.
 _SPREAD: Final = re.compile(r"\s*(\[\s*([{\]]|$)|\{\s*$)")
 _SPREAD_READ: Final = 1 << 16
@@ -84,7 +86,8 @@ class Dialect:
     Attributes:
         encoding: By a name that Python knows; None for UTF-8, with a guess in the error where a file is not.
         quoting: Whether quotes in csv and tsv enclose fields: see `Quoting`.
-        delimiter: Between the columns of csv and tsv; None for a tab in tsv, and in csv what the header shows.
+        delimiter: Between the columns of csv and tsv; None for a tab in tsv, and in csv what the header shows. `tab`
+            is a tab.
 
     Raises:
         ArgumentError: there is no such encoding or quoting, or the delimiter is not one character.
@@ -98,6 +101,8 @@ class Dialect:
         check_encoding(self.encoding)
         if self.quoting not in QUOTINGS:
             raise ArgumentError(f"quoting must be one of {', '.join(QUOTINGS)}, not {self.quoting!r}")
+        if self.delimiter in _WORDS_OF_DELIMITERS:
+            object.__setattr__(self, "delimiter", _WORDS_OF_DELIMITERS[self.delimiter])
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '\r\n"'):
             raise ArgumentError(f"the delimiter must be one character, such as ; or |, not {self.delimiter!r}")
 

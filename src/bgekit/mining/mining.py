@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from ..data.documents import Unit
 from ..data.formats import STDIN, Dialect, Quoting, line_of
 from ..data.records import Record, RecordReader, read_records
 from ..data.training_rows import InputRow, check_output, check_training, read_training
@@ -62,14 +63,19 @@ class Mining:
     Attributes:
         input: File of training data.
         output: File of training data with negatives; one that is there is replaced.
-        pool: Files of candidates, `{"text"}` a line, to which a title is not added, as it is not to positives; by
-            default all passages of the input are candidates.
+        pool: Files and folders of candidates, in any form that `read_records` takes. A title is not added to them, as
+            it is not to positives. By default all passages of the input are candidates.
         text_field: Field of the pool's texts; by default `text`, `content` or `contents`.
         id_field: Field of the pool's ids, which judgements name; by default `_id` or `id`, else the number of the row.
         qrels: Files of judgements: what they call relevant to a query is no negative of it.
         queries: A file of the texts of the judgements' queries by id; by default rows have these ids, as `query_id`.
         encoding: What input and pool are written in, as in `read_records`.
         quoting: Of input and pool, as in `read_records`.
+        format: Of the pool, as in `read_records`; so are the next four.
+        records: What of a text or document is one candidate.
+        include: Patterns of files in folders that are read.
+        exclude: Patterns of files and folders in folders that are passed over.
+        delimiter: Between columns of csv.
         choice: How negatives are drawn.
         miners: Of `dense` (every model), `bm25` and `random`; the shares of `choice` are in the order of all models
             and then the others.
@@ -105,6 +111,11 @@ class Mining:
     samples: int = 5
     encoding: str | None = None
     quoting: Quoting = "auto"
+    format: str | None = None
+    records: Unit | None = None
+    include: Sequence[str] | None = None
+    exclude: Sequence[str] | None = None
+    delimiter: str | None = None
 
     @property
     def dialect(self) -> Dialect:
@@ -231,7 +242,8 @@ def check_task(task: Mining, *, models: int, reranker: bool) -> None:
 def _read_pool(task: Mining) -> RecordReader:
     return read_records(
         task.pool, text_field=task.text_field, title_field="", id_field=task.id_field, encoding=task.encoding,
-        quoting=task.quoting,
+        quoting=task.quoting, format=task.format, records=task.records, include=task.include, exclude=task.exclude,
+        delimiter=task.delimiter,
     )  # fmt: skip
 
 

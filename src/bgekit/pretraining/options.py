@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
 
+from ..data.documents import Unit
 from ..display.option_names import option_of
 from ..errors import ArgumentError
 from ..training.loop.command_line import Command
@@ -57,12 +58,16 @@ class PretrainDataArguments:
         0.3
     """
 
-    train_data: list[str] = option(
-        'texts: jsonl of {"text"}, csv, tsv, parquet, txt (a text a line), folders', many=True
-    )
+    train_data: list[str] = option("files and folders of texts, in any form that bge encode reads", many=True)
     text_field: str | None = option("field of the text; by default text, content or contents")
     title_field: str | None = option('field of a title put before it; by default title, "" for none')
     on_error: Literal["raise", "skip"] = option("what happens to lines that cannot be used", "raise")
+    records: Unit | None = option(
+        "what of a text or document is one text; by default a line of txt, and the whole of other documents"
+    )
+    include: list[str] = option("files in folders to read, also of other endings, such as '*.rst'", many=True)
+    exclude: list[str] = option("files and folders in folders to pass over, such as 'drafts/'", many=True)
+    delimiter: str | None = option("between columns of csv, such as ';' or tab; by default the header's")
     max_seq_length: int = option("tokens of a sequence, special tokens included", 512)
     long_texts: Literal["split", "cut"] = option(
         "texts beyond that become several sequences, or lose their end", "split"
@@ -115,7 +120,7 @@ PRETRAIN: Final = Command(
     {
         "model and data": (
             "model_name_or_path", "config_name", "tokenizer_name", "train_data", "text_field", "title_field",
-            "on_error", "max_seq_length", "long_texts",
+            "on_error", "records", "include", "exclude", "delimiter", "max_seq_length", "long_texts",
         ),
         "loss": ("encoder_mlm_probability", "decoder_mlm_probability"),
         "measuring": ("eval_data", "validation_split", "eval_steps", "load_best_model_at_end"),

@@ -139,7 +139,10 @@ def _reading(data: PretrainDataArguments, args: PretrainArguments, tokens: Token
     room = data.max_seq_length - tokens.special
     if room < 1:
         raise ArgumentError(f"--max-length {data.max_seq_length} leaves no room beside {tokens.special} special tokens")
-    return Reading(room, data.long_texts, data.text_field, data.title_field, data.on_error, args.encoding, args.quoting)
+    return Reading(
+        room, data.long_texts, data.text_field, data.title_field, data.on_error, args.encoding, args.quoting,
+        records=data.records, delimiter=data.delimiter, include=tuple(data.include), exclude=tuple(data.exclude),
+    )  # fmt: skip
 
 
 def _read(

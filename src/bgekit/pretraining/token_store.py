@@ -17,8 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.arrow_store import OPEN_BATCHES, ArrowStore, content_digest, stored, write_batches
+from ..data.columns import BadLines
+from ..data.documents import Source, Unit, find_sources, form_of_name
 from ..data.encodings import repair
-from ..data.formats import STDIN, Quoting, stem_and_format
+from ..data.formats import STDIN, Quoting
 from ..data.records import RecordReader
 from ..errors import ArgumentError, DataError
 from ..files.hashing import HashedFile
@@ -95,6 +97,8 @@ _VERSION: Final = 1
 _WINDOW: Final = 1024
 #: The bit of a stored token that says that it begins a word.
 _BEGINS: Final = 1 << 31
+#: File of a folder that is no text.
+_ABOUT: Final = "dataset.json"
 #: Sequences of a record batch.
 _BATCH_SEQUENCES: Final = 4096
 
@@ -111,6 +115,10 @@ class Reading:
         on_error: As in `read_records`.
         encoding: As in `read_records`.
         quoting: As in `read_records`.
+        records: As in `read_records`.
+        delimiter: As in `read_records`.
+        include: As in `read_records`.
+        exclude: As in `read_records`.
     """
 
     room: int
@@ -120,6 +128,21 @@ class Reading:
     on_error: Literal["raise", "skip"] = "raise"
     encoding: str | None = None
     quoting: Quoting = "auto"
+    records: Unit | None = None
+    delimiter: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def of(self, source: Source) -> dict[str, Any]:
+        """Settings that decide what becomes of one file; those that 0.1.0 did not know only where they are used."""
+        settings = {name: value for name, value in asdict(self).items() if name not in _FURTHER}
+        further = {"encoding": self.encoding, "quoting": self.quoting, "delimiter": self.delimiter}
+        further["records"] = unit if (unit := self.records or source.unit) != "line" else None
+        return settings | {name: value for name, value in further.items() if value not in (None, "auto")}
+
+
+#: Settings of reading that 0.1.0 did not know: names go on from its own.
+_FURTHER: Final = frozenset({"encoding", "quoting", "records", "delimiter", "include", "exclude"})
 
 
 @dataclass(frozen=True)
@@ -183,7 +206,7 @@ class TokenStore(ArrowStore):
         return self._gathered(lambda batch: batch.column("tokens").value_lengths().to_numpy()).astype(np.int64)
 
 
-def open_store(source: str, cache: Path, backend: Any, unknown: int | None, reading: Reading) -> TokenStore:
+def open_store(source: Source | str, cache: Path, backend: Any, unknown: int | None, reading: Reading) -> TokenStore:
     """The sequences of a file of texts, tokenised and stored unless that was done before.
 
     Args:
@@ -197,33 +220,35 @@ def open_store(source: str, cache: Path, backend: Any, unknown: int | None, read
         DataError: the file cannot be read, or (unless they are skipped) a line cannot be used.
         OutputError: the folder cannot be written.
     """
-    if source == STDIN:
+    if isinstance(source, str):
+        source = Source.of(source, source, form_of_name(source))
+    file = source.path
+    if file == STDIN:
         raise DataError("standard input (-) is read once, training data more often: write it to a file first")
     try:
-        content = content_digest(source)
+        content = content_digest(file)
     except OSError as error:
-        raise DataError(f"cannot read {source}: {error.strerror or error}") from error
-    usual = {"encoding": None, "quoting": "auto"}  # 0.1.0 knew no other, and names go on from its own.
-    options = {name: value for name, value in asdict(reading).items() if name not in usual or value != usual[name]}
-    way = json.dumps([_VERSION, content, options, hashlib.sha256(backend.to_str().encode()).hexdigest()])
+        raise DataError(f"cannot read {file}: {error.strerror or error}") from error
+    way = json.dumps([_VERSION, content, reading.of(source), hashlib.sha256(backend.to_str().encode()).hexdigest()])
     # The name that 0.1.0 gave a folder is a part of its checkpoints' identity: the file's stem is still that.
     path = cache / f"{hashlib.sha256(way.encode()).hexdigest()[:40]}.tokens.arrow"
     return stored(
         path,
-        lambda: TokenStore(path, source),
-        lambda file: _write(source, file, backend, unknown, reading),
+        lambda: TokenStore(path, file),
+        lambda written: _write(source, written, backend, unknown, reading),
         "tokenised texts",
     )
 
 
-def _write(source: str, file: HashedFile, backend: Any, unknown: int | None, reading: Reading) -> None:
+def _write(source: Source, file: HashedFile, backend: Any, unknown: int | None, reading: Reading) -> None:
     import pyarrow
 
     records = RecordReader(
-        source, text_field=reading.text_field, title_field=reading.title_field, on_error=reading.on_error,
-        encoding=reading.encoding, quoting=reading.quoting,
+        source.path, text_field=reading.text_field, title_field=reading.title_field, on_error=reading.on_error,
+        encoding=reading.encoding, quoting=reading.quoting, delimiter=reading.delimiter, format=source.form,
+        records=reading.records or source.unit,
     )  # fmt: skip
-    logger.info("tokenising %s", source)
+    logger.info("tokenising %s", source.path)
     words = Words(backend)
     counts = dict.fromkeys(Facts.__dataclass_fields__, 0)
     schema = pyarrow.schema([("tokens", pyarrow.list_(pyarrow.uint32())), ("text", pyarrow.int64())])
@@ -395,7 +420,7 @@ def read_texts(paths: Sequence[str], tokens: Tokenization, reading: Reading, cac
     """The sequences of some files and folders.
 
     Args:
-        paths: Files, and folders whose files count in the order of their names, those of sub-folders too.
+        paths: Files, folders and globs; the files of a folder count in the order of their names.
         tokens: The tokenizer.
         reading: How texts become sequences.
         cache: Folder of tokenised texts, by default beside the cache of Hugging Face.
@@ -405,23 +430,12 @@ def read_texts(paths: Sequence[str], tokens: Tokenization, reading: Reading, cac
         OutputError: the cache cannot be written.
     """
     folder = Path(cache) if cache is not None else default_cache()
-    files = [file for path in paths for file in (_files_in(path) if os.path.isdir(path) else [path])]
-    texts = Texts([open_store(file, folder, tokens.backend, tokens.unknown, reading) for file in files])
+    found = find_sources(
+        paths, BadLines(reading.on_error), encoding=reading.encoding, include=reading.include, exclude=reading.exclude
+    )
+    # A folder of training data may say of itself what it is.
+    sources = [each for each in found if not (each.found and os.path.basename(each.path) == _ABOUT)]
+    texts = Texts([open_store(each, folder, tokens.backend, tokens.unknown, reading) for each in sources])
     if not len(texts):
         raise DataError(f"there is no text in {', '.join(paths)}")
     return texts
-
-
-def _files_in(folder: str) -> list[str]:
-    found = [
-        str(path)
-        for path in sorted(Path(folder).rglob("*"))
-        if path.is_file() and stem_and_format(path.name)[1] and not _hidden(path.relative_to(folder))
-    ]
-    if not found:
-        raise DataError(f"the folder {folder} has no texts (*.jsonl, *.txt, *.csv, *.tsv, *.parquet, also .gz)")
-    return found
-
-
-def _hidden(path: Path) -> bool:
-    return path.name == "dataset.json" or any(part.startswith(".") for part in path.parts)

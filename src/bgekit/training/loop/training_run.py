@@ -336,6 +336,7 @@ def _compare_with_start(trainer: StepTrainer) -> None:
 _MAY_CHANGE: Final = frozenset({
     # Where things lie. Data count by their content, the weights are those of the checkpoint.
     "model_name_or_path", "cache_dir", "revision", "trust_remote_code", "allow_pickle", "train_data", "eval_data",
+    "records", "include", "exclude", "delimiter",
     "cache_path", "output_dir", "logging_dir", "overwrite_output_dir", "resume_from_checkpoint", "first_stage",
     # When it ends.
     "num_train_epochs", "max_steps", "early_stopping_patience", "load_best_model_at_end",
