@@ -87,7 +87,7 @@ def test_judgements_keep_texts_out(bge, data):
     (data / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n7\td3\t1\n7\td4\t0\n")
     (data / "x.trec").write_text("x 0 d5 2\n")
     common = ["mine", "--random", "--input", data / "in.jsonl", "--candidate-pool", data / "ids.jsonl",
-              "--negatives", 9, "--output", data / "o.jsonl"]  # fmt: skip
+              "--negatives", 9, "--overwrite", "--output", data / "o.jsonl"]  # fmt: skip
     assert bge(*common, "--qrels", data / "qrels.tsv", data / "x.trec", "--queries", data / "queries.jsonl")[0] == 0
     for row in read(data / "o.jsonl"):
         assert sorted(row["neg"]) == [f"text {number}" for number in (2, 4, 6, 7, 8)]
@@ -108,7 +108,7 @@ def test_candidates_from_documents(bge, data):
               "--candidate-pool", notes, "--exclude", "drafts/", "--overwrite", "--no-fill"]  # fmt: skip
     assert bge(*common, "--records", "section", "--delimiter", "^")[0] == 0
     assert {tuple(sorted(row["neg"])) for row in read(data / "o.jsonl")} == {
-        ("One first text", "Two second text", "third text")
+        ("# One\n\nfirst text", "# Two\n\nsecond text", "third text")
     }
     assert bge(*common, "--include", "*.rst")[0] == 0
     assert all(row["neg"] == ["fourth text"] for row in read(data / "o.jsonl"))
@@ -127,7 +127,7 @@ def test_random_and_labelled_pairs(bge, data):
     assert code == 0
     assert read(data / "p.jsonl") == [{"query": "a cat", "pos": ["an animal"], "neg": ["a dog"]}]
     assert "1 of label neutral" in err
-    bge("mine", "--labelled-pairs", "--input", data / "pairs.jsonl", "--output", data / "p.jsonl",
+    bge("mine", "--labelled-pairs", "--input", data / "pairs.jsonl", "--output", data / "p.jsonl", "--overwrite",
         "--negative-label", "contradiction", "neutral")  # fmt: skip
     assert read(data / "p.jsonl")[0]["neg"] == ["a dog", "a small cat"]
 

@@ -89,6 +89,23 @@ def test_a_run_says_what_it_brought_in_words(start, rows, tmp_path, capsys, monk
     assert sum("too long for tuned" in line for line in said) <= 1
 
 
+@pytest.mark.parametrize("shown", [True, False])
+def test_an_evaluation_while_training_says_how_far_it_is(start, rows, tmp_path, capsys, monkeypatch, shown):
+    from bgekit.display import terminal
+
+    monkeypatch.setattr(terminal, "_EVERY", 0.0)  # A line for each step instead of one every 30 seconds.
+    pairs = [{"sentence1": f"a {first}", "sentence2": f"the {second}", "score": n} for n, (first, second) in
+             enumerate(PAIRS * 3)]  # fmt: skip
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    given = arguments(start, rows, tmp_path / "tuned", "--max-steps", "1", "--eval-data", str(data), "--eval-steps", "1")
+    given[given.index("--disable-tqdm") + 1] = "false" if shown else "true"
+    assert finetune(*given) == 0
+    err = capsys.readouterr().err
+    assert ("\npairs: texts: " in err) == shown
+    assert "evaluation: pairs " in err and "INFO" not in err
+
+
 def test_tensorboard_gets_every_number(start, rows, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -105,6 +105,7 @@ def evaluate(
     compare: bool = True,
     seed: int = 0,
     progress: bool | None = None,
+    log_scores: bool = True,
     notes: Sequence[str] = (),
     encoding: str | None = None,
     quoting: Quoting = "auto",
@@ -126,6 +127,7 @@ def evaluate(
         compare: Compare every pair of models and settings on every task.
         seed: Of the comparisons' randomisations.
         progress: Show progress bars; by default on a terminal.
+        log_scores: Log each score when it is there, unless there is no progress; a caller may have words of its own.
         notes: Put into the report.
         encoding: What text files of data are written in, by a name that Python knows; by default UTF-8.
         quoting: Whether quotes in csv and tsv enclose fields: `auto`, `csv` or `none`, see `read_records`.
@@ -177,7 +179,8 @@ def evaluate(
         while waiting:
             number = len(candidates) - len(waiting) + 1
             place = f"model {number} of {len(candidates)}" if len(candidates) > 1 else ""
-            results += _judge(*waiting.popleft(), found, cache, progress, place)
+            said = logging.INFO if log_scores and progress is not False else logging.DEBUG
+            results += _judge(*waiting.popleft(), found, cache, progress, place, said)
         # As a reader wants them: task by task, models in the order given.
         places = {label: place for place, label in enumerate(labels)}
         order = {(task.name, task.split): place for place, task in enumerate(found)}
@@ -209,6 +212,7 @@ class FirstStage:
         folder: A folder where the embedder's vectors stay from one reranker to the next.
         devices: Where to compute, as `FlagModel` takes it.
         pooling: How the embedder pools, None for what it says.
+        progress: Show progress bars.
     """
 
     model: str
@@ -216,6 +220,7 @@ class FirstStage:
     folder: Path
     devices: Any = None
     pooling: str | None = None
+    progress: bool = False
     _rerankers: int = field(default=0, init=False)
 
     @functools.cached_property
@@ -243,12 +248,15 @@ class FirstStage:
     def _measured(self, setting: Setting) -> Report:
         options = {"devices": self.devices} | ({} if self.pooling is None else {"pooling_method": self.pooling})
         candidate = Candidate(self.model, options=options, settings=[setting])
-        return evaluate(candidate, self.tasks, output=self.folder, keep_vectors=True, compare=False, progress=False)
+        return evaluate(
+            candidate, self.tasks, output=self.folder, keep_vectors=True, compare=False, progress=self.progress,
+            log_scores=False,
+        )  # fmt: skip
 
 
 def _judge(
     candidate: Candidate, embedder: Embedder, tasks: Sequence[Task], cache: ScoreCache | None, progress: bool | None,
-    place: str,
+    place: str, said: int,
 ) -> Iterator[Result]:  # fmt: skip
     """The results of one model in all its settings; one that was opened here is closed afterwards."""
     with contextlib.nullcontext() if candidate.embedder is not None else embedder:
@@ -259,8 +267,7 @@ def _judge(
                     continue
                 folder = cache.vectors() if cache is not None else None
                 model = JudgedModel(embedder, setting, folder=folder, progress=progress, memo=memo, place=place)
-                # Who wants no progress has words of his own for the scores, as training has.
-                yield _result(candidate, model, task, cache, logging.DEBUG if progress is False else logging.INFO)
+                yield _result(candidate, model, task, cache, said)
 
 
 def _shown_names(names: Sequence[str]) -> list[str]:

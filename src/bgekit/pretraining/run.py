@@ -7,7 +7,7 @@ import logging
 import math
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from safetensors.torch import save
 
+from ..display.terminal import Progress, titled
 from ..errors import ArgumentError, CheckpointError
 from ..networks.cpu_training import use_quick_dropout
 from ..networks.encoder import Encoder
@@ -104,8 +105,10 @@ def pretrain(model: PretrainModelArguments, data: PretrainDataArguments, args: P
         files = _files(start, network, origin(base, len(texts), verb="Pre-trained (RetroMAE)", unit="sequences"))
 
         def measure(held_out: Texts) -> Mapping[str, float]:
-            batches = _batches(held_out, masking, args.per_device_train_batch_size)
-            return measured_losses(network, batches, trainer.compute_loss_context_manager())
+            size = args.per_device_train_batch_size
+            with titled("evaluation"), Progress("", "sequences", len(held_out), show=not args.disable_tqdm) as bar:
+                batches = _batches(held_out, masking, size, bar.advance)
+                return measured_losses(network, batches, trainer.compute_loss_context_manager())
 
         trainer = PretrainingTrainer(
             network, args, steps, whole_gradient, files=files, diagnosis=diagnosis,
@@ -127,11 +130,12 @@ main = functools.partial(
 )  # fmt: skip
 
 
-def _batches(texts: Texts, masking: Masking, size: int) -> Iterator[MaskedBatch]:
-    """Batches of sequences that are measured, masked in the same way each time."""
+def _batches(texts: Texts, masking: Masking, size: int, advance: Callable[[int], None]) -> Iterator[MaskedBatch]:
+    """Batches of sequences that are measured, masked in the same way each time; `advance` is told of each when done."""
     for first in range(0, len(texts), size):
         rows = range(first, min(first + size, len(texts)))
         yield masking(texts, rows, [_MEASURED] * len(rows))
+        advance(len(rows))
 
 
 def _reading(data: PretrainDataArguments, args: PretrainArguments, tokens: Tokenization) -> Reading:

@@ -101,7 +101,9 @@ def finetune(model: ModelArguments, data: DataArguments, args: EmbedderArguments
         # On the device of this process alone: the others' memory is taken.
         with FlagModel(str(folder), devices=str(args.device), use_fp16=True) as trained:
             trained.card = replace(trained.card, name=name)
-            report = evaluate(Candidate(name, trained), tasks, compare=False, progress=False)
+            report = evaluate(
+                Candidate(name, trained), tasks, compare=False, progress=not args.disable_tqdm, log_scores=False
+            )
         return scores_by_name(report.results)
 
     def table(batch: Batch) -> Tensor:

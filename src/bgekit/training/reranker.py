@@ -173,7 +173,10 @@ def _idle(steps: StepDataset) -> dict[str, int]:
 def _measure(args: RerankerArguments, tasks: Sequence[Task], kept: str) -> Callable[[Path], dict[str, float]]:
     """Scores of the first stage's best passages in the reranker's order, beside those of the first stage alone."""
     # On the device of this process alone: the others' memory is taken.
-    first_stage = FirstStage(str(args.first_stage), tasks, Path(kept), devices=str(args.device), pooling=args.pooling)
+    first_stage = FirstStage(
+        str(args.first_stage), tasks, Path(kept), devices=str(args.device), pooling=args.pooling,
+        progress=not args.disable_tqdm,
+    )  # fmt: skip
 
     def measure(folder: Path) -> dict[str, float]:
         alone = {f"{FIRST_STAGE}_{name}": score for name, score in scores_by_name(first_stage.alone.results).items()}

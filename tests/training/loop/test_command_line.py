@@ -82,7 +82,7 @@ WHOLE = ["--model", "none", "--train-data", "none.jsonl", "--output", "out"]
         ("finetune", WHOLE[:2], "--train-data is needed"),
         ("finetune", WHOLE[:4], "--output is needed"),
         ("finetune-reranker", [*WHOLE, "--eval-data", "x"], "--eval-data needs --first-stage"),
-        ("finetune-reranker", [*WHOLE, "--query-max-len", "9"], "--query-max-len is for embedders"),
+        ("finetune-reranker", [*WHOLE, "--query-max-len", "9"], "--query-max-length is for embedders"),
         ("pretrain", WHOLE[2:], "give either --model"),
         ("pretrain", [*WHOLE, "--validation-split", "2"], "--validation-split must be"),
     ],
