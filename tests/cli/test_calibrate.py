@@ -146,3 +146,17 @@ def test_texts_from_documents(tiny_bert, tmp_path, texts, capsys):
 def test_options_of_texts_are_for_texts(data, option, capsys):
     assert run("--model", "/nowhere/model", "--data", data, *option) == 1
     assert f"{option[0]} goes with --texts" in capsys.readouterr().err
+
+
+def test_the_last_sentence_says_what_came_out(tiny_bert, data, tmp_path, capsys):
+    command = ["calibrate", "--model", str(tiny_bert), "--data", str(data), "--precision", "0.8", "--fp32"]
+    assert main([*command, "--no-progress"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.match(
+        r"threshold 0\.\d+: at least 80% of the pairs from here on are related, with 95% confidence; ", last
+    )
+    assert last.endswith("next: --save DIR saves the model with this calibration in its card")
+    assert main([*command, "--no-progress", "--output", str(tmp_path / "out"), "--save", str(tmp_path / "saved")]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert f"written to {tmp_path / 'out'}: calibration.json, " in last
+    assert last.endswith(f'next: FlagModel("{tmp_path / "saved"}").similarity(a, b, calibrated=True)')

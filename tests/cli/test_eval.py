@@ -60,6 +60,19 @@ def test_own_data_in_one_command(model, beir, tmp_path, capsys):
     assert "2 of 2 scores came from its cache" in capsys.readouterr().out
 
 
+def test_the_last_sentence_says_what_came_out(model, beir, tmp_path, capsys):
+    assert run("--data", beir, "--model", model) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("animals nDCG@10 ") and last.endswith("next: the same command with --output DIR keeps the "
+                                                                 "scores and writes a report")  # fmt: skip
+    assert run("--data", beir, pairs(tmp_path / "pairs"), "--model", model, "--output", tmp_path / "out") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("mean over 2 tasks ") and f"; written to {tmp_path / 'out'}: report.html, " in last
+    assert "next: the same command with a second --model" in last
+    assert run("--data", beir, "--model", model, "--compare", "instruction") == 0
+    assert "; next: " in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_compare_instruction_is_one_command(model, beir, tmp_path):
     out = tmp_path / "out"
     assert (

@@ -138,7 +138,12 @@ def test_score(bge, data, tiny_reranker):
     )
     code, err = bge("score", "--reranker", tiny_reranker, "--input", data / "in.jsonl", "--output", data / "out.jsonl")
     assert code == 0
-    assert "1 of 1 rows scored" in err
+    assert "1 of 1 rows scored; " in err
+    last = err.splitlines()[-1]
+    assert f"wrote {data / 'out.jsonl'}; next: bge finetune --model MODEL --train-data {data / 'out.jsonl'} " in last
+    assert ("in 1 a negative scores as high as a positive" in last) == any(
+        score >= row["pos_scores"][0] for row in read(data / "out.jsonl") for score in row["neg_scores"]
+    )
     (row,) = read(data / "out.jsonl")
     assert (len(row["pos_scores"]), len(row["neg_scores"])) == (1, 2)
     code, err = bge("score", "--reranker", tiny_reranker, "--input", data / "out.jsonl", "--output", data / "2.jsonl")
@@ -188,6 +193,7 @@ def test_dedup(bge, data):
     assert read(data / "out.jsonl") == [{"query": "Q", "pos": ["a"], "x": 1}]
     assert "1 copies" in err
     assert "line 2 is like line 1" in err
+    assert f"wrote the 1 others to {data / 'out.jsonl'}; next: bge mine --model MODEL" in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,8 @@ def test_an_evaluation_while_training_says_how_far_it_is(start, rows, tmp_path, 
              enumerate(PAIRS * 3)]  # fmt: skip
     data = tmp_path / "pairs.jsonl"
     data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    given = arguments(start, rows, tmp_path / "tuned", "--max-steps", "1", "--eval-data", str(data), "--eval-steps", "1")
+    more = ["--max-steps", "1", "--eval-data", str(data), "--eval-steps", "1"]
+    given = arguments(start, rows, tmp_path / "tuned", *more)
     given[given.index("--disable-tqdm") + 1] = "false" if shown else "true"
     assert finetune(*given) == 0
     err = capsys.readouterr().err

@@ -19,11 +19,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..display.option_names import option_of
 from ..errors import ArgumentError, NoGuaranteeError
 from . import options
+
+if TYPE_CHECKING:
+    from ..evaluation.calibration import Calibration
 
 #: What is said when it is interrupted.
 INTERRUPTED: Final = "nothing was written, and the same command starts anew"
@@ -110,12 +113,27 @@ def run(args: argparse.Namespace) -> int:
         print(calibration_text(calibration))
         if args.output:
             save_calibration(calibration, args.output)
-            print(f"\nwritten to {args.output}: {_FILES}")
         if args.save and isinstance(model, FlagModel):
             calibration.attach(model)
             model.save(args.save, overwrite=args.overwrite)
-            print(f"\nmodel with this calibration saved to {args.save}")
+    if not args.quiet:
+        print(f"\n{_brought(args, calibration)}")
     return 0
+
+
+def _brought(args: argparse.Namespace, calibration: Calibration) -> str:
+    """The last sentence: the threshold, where it is written, and what can be done next."""
+    from ..evaluation.calibration_report import guarantee
+
+    parts = [guarantee(calibration)]
+    if args.output:
+        parts.append(f"written to {args.output}: {_FILES}")
+    if args.save:
+        parts.append(f"model with this calibration saved to {args.save}")
+        parts.append(f'next: FlagModel("{args.save}").similarity(a, b, calibrated=True)')
+    else:
+        parts.append("next: --save DIR saves the model with this calibration in its card")
+    return "; ".join(parts)
 
 
 def _check_outputs(args: argparse.Namespace) -> None:

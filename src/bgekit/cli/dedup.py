@@ -7,6 +7,7 @@ Leave out rows of training data whose query and positives are those of an earlie
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from typing import Final
 
@@ -43,11 +44,12 @@ def run(args: argparse.Namespace) -> int:
     write_lines(args.output, (each.fields for each in rows))
     if not args.quiet:
         left = removed.rows - removed.copies - removed.near
-        print(
-            f"{removed.rows:,} rows: {removed.copies:,} copies, {removed.near:,} near copies left out; {left:,} stay",
-            file=sys.stderr,
-        )
         for line, earlier in removed.samples:
             print(f"  line {line} is like line {earlier}", file=sys.stderr)
-        print(f"wrote {args.output}", file=sys.stderr)
+        print(
+            f"{removed.rows:,} rows: {removed.copies:,} copies, {removed.near:,} near copies left out; wrote the "
+            f"{left:,} others to {args.output}; next: bge mine --model MODEL --input {shlex.quote(args.output)} "
+            "--output FILE",
+            file=sys.stderr,
+        )
     return 0

@@ -50,7 +50,9 @@ This corpus as a file to try things with:  bge demo --write-corpus pydocs.jsonl
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    options.add_list_option(parser, "-q", "--query", old=["--queries"], metavar="QUERY", help="ask this [a few examples]")
+    options.add_list_option(
+        parser, "-q", "--query", old=["--queries"], metavar="QUERY", help="ask this [a few examples]"
+    )
     parser.add_argument("-k", "--top-k", type=options.positive, default=3, metavar="N", help="results a question [3]")
     parser.add_argument("--index", metavar="DIR", help="keep the index here, for bge search --index DIR")
     parser.add_argument("--write-corpus", metavar="FILE", help="write the corpus as JSON lines, and do nothing else")

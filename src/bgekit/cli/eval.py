@@ -25,7 +25,7 @@ from ..errors import ArgumentError
 from . import options
 
 if TYPE_CHECKING:
-    from ..evaluation import Candidate, Result, Task
+    from ..evaluation import Candidate, Report, Result, Task
     from ..inference.reranker import FlagReranker
 
 #: What is said when it is interrupted.
@@ -100,11 +100,24 @@ def run(args: argparse.Namespace) -> int:
     print(encodable(console(report)))
     if args.table:
         _tables(args, report.results)
-    if args.output and not args.quiet:
-        cached = sum(result.cached for result in report.results)
-        known = f"; {cached} of {len(report.results)} scores came from its cache" if cached else ""
-        print(f"\nwritten to {args.output}: results.json, report.md, report.html, per_item.jsonl{known}")
+    if not args.quiet:
+        print(encodable(f"\n{_brought(args, report)}"))
     return 0
+
+
+def _brought(args: argparse.Namespace, report: Report) -> str:
+    """The last sentence: what was found, where it is written, and what can be done next."""
+    from ..evaluation.report.report import in_short
+
+    said = in_short(report)
+    if not args.output:
+        return f"{said}; next: the same command with --output DIR keeps the scores and writes a report"
+    cached = sum(result.cached for result in report.results)
+    known = f"; {cached} of {len(report.results)} scores came from its cache" if cached else ""
+    where = f"written to {args.output}: report.html, report.md, results.json, per_item.jsonl{known}"
+    alone = len({result.label for result in report.results}) == 1
+    following = "; next: the same command with a second --model compares the two on the same items" if alone else ""
+    return f"{said}; {where}{following}"
 
 
 def _tables(args: argparse.Namespace, results: Sequence[Result]) -> None:

@@ -246,7 +246,8 @@ def _run_pairs(args: argparse.Namespace) -> int:
             f"{counts.pairs:,} pairs -> {counts.rows:,} rows with {counts.negatives:,} negatives\n"
             f"left out: {counts.without_positives:,} first sentences without a positive, {counts.copies:,} copies, "
             f"{counts.conflicts:,} negatives that are also positives{', ' + others if others else ''}\n"
-            f"wrote {args.output}",
+            f"wrote {args.output}; next: bge mine --model MODEL --input {shlex.quote(args.output)} --keep-existing "
+            "--output FILE",
             file=sys.stderr,
         )
     return 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import sys
 from typing import Final
 
@@ -56,5 +57,12 @@ def run(args: argparse.Namespace) -> int:
         parts += [f"{counts.scored_pairs:,} scored pairs left as they are"] if counts.scored_pairs else []
         if counts.had_scores:
             parts.append(f"{counts.had_scores:,} had scores and keep them (--overwrite-scores replaces them)")
-        print(f"{'; '.join(parts)}\nwrote {args.output}", file=sys.stderr)
+        if counts.above:
+            parts.append(f"in {counts.above:,} a negative scores as high as a positive")
+        parts.append(f"wrote {args.output}")
+        parts.append(
+            f"next: bge finetune --model MODEL --train-data {shlex.quote(args.output)} --knowledge-distillation "
+            "--output DIR"
+        )
+        print("; ".join(parts), file=sys.stderr)
     return 0

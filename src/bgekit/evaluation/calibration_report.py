@@ -218,10 +218,16 @@ def _histogram(calibration: Measurement, threshold: float | None) -> Iterator[st
         yield f"{edges[row]:>7.3f} - {edges[row + 1]:<6.3f} |{bars}{mark}".rstrip()
 
 
-def _threshold(calibration: Calibration) -> Iterator[str]:
+def guarantee(calibration: Calibration) -> str:
+    """The threshold and what holds from there on, in a sentence."""
     threshold = calibration.threshold
-    promise, confidence = _PROMISES[threshold.target].format(_per_cent(threshold.wanted)), threshold.confidence
-    yield f"threshold {threshold.value:.4f}: {promise}, with {_per_cent(confidence)} confidence"
+    promise = _PROMISES[threshold.target].format(_per_cent(threshold.wanted))
+    return f"threshold {threshold.value:.4f}: {promise}, with {_per_cent(threshold.confidence)} confidence"
+
+
+def _threshold(calibration: Calibration) -> Iterator[str]:
+    threshold, confidence = calibration.threshold, calibration.threshold.confidence
+    yield guarantee(calibration)
     yield (
         f"just reaching it on these pairs: {threshold.plain:.4f} ({_per_cent(confidence)} interval "
         f"{threshold.low:.4f} to {threshold.high:.4f})"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ class ScoreCounts:
         scored: Rows that this run scored.
         had_scores: Rows of this run that had scores and keep them.
         scored_pairs: Rows of this run with `score`, which are handed on as they are.
+        above: Rows that this run scored in which a negative scores at least as much as a positive.
     """
 
     rows: int = 0
@@ -59,6 +61,7 @@ class ScoreCounts:
     scored: int = 0
     had_scores: int = 0
     scored_pairs: int = 0
+    above: int = 0
 
 
 def score(
@@ -191,4 +194,5 @@ def _scored(
         }
         for row in wanted
     }
+    counts.above += sum(max(each["neg_scores"], default=-math.inf) >= min(each["pos_scores"]) for each in new.values())
     return [{**each.fields, **new.get(each.row.index, {})} for each in group]

@@ -18,6 +18,7 @@ from .summary import (
     View,
     as_text,
     comparison_figures,
+    decided,
     difference,
     facts,
     interval,
@@ -160,6 +161,25 @@ def console(report: ReportContent, width: int | None = None) -> str:
         lines += ["Notes", ""]
         lines += [line for each in report.notes for line in _item("- ", printable(each), width)]
     return "\n".join(line.rstrip() for line in lines).rstrip() + "\n"
+
+
+def in_short(report: ReportContent) -> str:
+    """What was found, in a sentence: the score of one model, or what can be concluded of several."""
+    view = View(report)
+    compared = report.means or report.comparisons
+    if len(compared) == 1:
+        return printable(compared[0].conclusion).rstrip(".")
+    if compared:
+        better = sum(map(decided, compared))
+        return f"{better} of {len(compared)} differences between {len(view.labels)} models are significant"
+    shown = [printable(label) for label in view.labels]
+    if len(view.tasks) == 1:
+        task = view.tasks[0]
+        scores = [number(result.main_score) if result else MISSING for result in map(task.result, view.labels)]
+        what = f"{printable(task.name)} {task.metric}"
+    else:
+        scores, what = list(map(number, view.means().values())), f"mean over {len(view.tasks)} tasks"
+    return f"{what} {', '.join(f'{score} ({label})' for score, label in zip(scores, shown, strict=True))}"
 
 
 def _scores(task: TaskView, width: int, *, with_published: bool) -> list[str]:
