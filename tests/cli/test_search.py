@@ -365,3 +365,75 @@ def test_a_snippet_shows_the_part_that_the_question_is_about():
     assert snippet("Glaciers melt.", "glaciers", 100) == "Glaciers melt."
     endless = "word " * 200 + "glacier " + "word " * 200
     assert "glacier" in snippet(endless, "glacier", 100)[:100]
+
+
+@pytest.fixture
+def dated(bge, tmp_path, tiny_bert):
+    """An index with metadata of several types, one column of which has the name of a column of results."""
+    rows = [
+        {"_id": f"d{row}", "text": text, "year": 2020 + row, "price": row / 2 or None, "tags": ["a", "b"][: row + 1],
+         "rank": f"r{row}", "new": row > 1} for row, text in enumerate(TEXTS)
+    ]  # fmt: skip
+    (tmp_path / "dated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    index = tmp_path / "dated.index"
+    assert bge(tmp_path / "dated.jsonl", "--model", tiny_bert, "--keep", "*", "--index", index, "-q", "x")[0] == 0
+    return index
+
+
+def test_results_as_parquet_have_typed_metadata(bge, dated, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    out = tmp_path / "results.parquet"
+    code, shown, err = bge(dated, "-q", TEXTS[1], "one more", "-k", 3, "-o", out)
+    assert code == 0 and shown == "" and f"wrote 6 results of 2 questions to {out}" in err
+    table = parquet.read_table(out)
+    types = {field.name: str(field.type) for field in table.schema}
+    assert types == {
+        "query": "string", "rank": "int32", "id": "string", "score": "float", "text": "string", "passage": "int32",
+        "retrieval_score": "float", "year": "int64", "price": "double", "tags": types["tags"], "rank_1": "string",
+        "new": "bool",
+    }  # fmt: skip
+    assert types["tags"].startswith("list<")
+    code, shown, _ = bge(dated, "-q", TEXTS[1], "one more", "-k", 3, "--json")
+    for answer, rows in zip(answers(shown), (table.slice(0, 3), table.slice(3)), strict=True):
+        for hit, row in zip(answer["results"], rows.to_pylist(), strict=True):
+            assert (row["query"], row["rank"], row["id"], row["text"]) == (
+                answer["query"], hit["rank"], hit["id"], hit["text"],
+            )  # fmt: skip
+            assert row["score"] == pytest.approx(hit["score"]) and row["passage"] is row["retrieval_score"] is None
+            known = {name.removesuffix("_1"): row[name] for name in ("year", "price", "tags", "rank_1", "new")}
+            assert known == hit["metadata"]
+
+
+def test_results_as_json_and_csv(bge, dated, tmp_path):
+    import csv
+
+    command = (dated, "-q", *TEXTS[:2], "-k", 2)
+    printed = answers(bge(*command, "--json")[1])
+    assert bge(*command, "-o", tmp_path / "r.jsonl")[0] == bge(*command, "-o", tmp_path / "r.json")[0] == 0
+    assert answers((tmp_path / "r.jsonl").read_text()) == json.loads((tmp_path / "r.json").read_text()) == printed
+    assert bge(*command, "-o", tmp_path / "r.csv")[0] == 0
+    with (tmp_path / "r.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == [hit["id"] for answer in printed for hit in answer["results"]]
+    assert json.loads(rows[0]["tags"]) == printed[0]["results"][0]["metadata"]["tags"]
+    assert bge(dated, "-q", "x", "--min-score", 2, "-o", tmp_path / "none.json")[0] == 0
+    assert json.loads((tmp_path / "none.json").read_text()) == [{"query": "x", "results": []}]
+    assert bge(dated, "-o", tmp_path / "nothing.json", stdin="")[0] == 0
+    assert json.loads((tmp_path / "nothing.json").read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("-o", "results.txt"), ".parquet, .jsonl, .json, .csv"), (("-o", "r.json", "--json"), "one of the two"),
+        (("-o", "there.json"), "there.json exists; pass --overwrite"), (("--overwrite",), "goes with --output"),
+        (("-o", "nowhere.txt/r.json"), "cannot write the results to"),
+    ],
+)  # fmt: skip
+def test_a_file_of_results_is_checked_before_work(bge, corpus, tmp_path, monkeypatch, more, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.json").write_text("[]")
+    (tmp_path / "nowhere.txt").write_text("")
+    code, _, err = bge(corpus, "--model", "/nowhere/model", "-q", "x", *more)
+    assert code == 1 and says in err and "/nowhere/model" not in err
+    assert (tmp_path / "there.json").read_text() == "[]"

@@ -10,6 +10,7 @@ Examples:
   bge search docs.jsonl --model BAAI/bge-small-en-v1.5 --index docs.index --chunk     # kept for the next time
   bge search --index docs.index -q "first question" "second question" --json
   bge search docs.jsonl --model BAAI/bge-small-en-v1.5 --keep year lang -q "..." --where "year >= 2020 and lang = 'en'"
+  bge search --index docs.index -o results.parquet < questions.txt
   bge search --index docs.index -q "a question" --reranker BAAI/bge-reranker-v2-m3
   bge search vectors/ --model BAAI/bge-small-en-v1.5 --index big.index --index-type hnsw
 """
@@ -60,7 +61,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--min-score", type=float, metavar="X", help="only results with at least this score (the reranker's, with one)"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object a question and line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per question and line")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE",
+        help="write the results to a .parquet, .csv, .jsonl or .json file instead of printing them",
+    )  # fmt: skip
+    options.add_overwrite_option(parser, "a file of results")
     parser.add_argument(
         "--no-instruction", action="store_true", help="encode questions without the model's instruction"
     )
@@ -104,15 +110,47 @@ def run(args: argparse.Namespace) -> int:
         if args.where is not None:
             _report(args, f"{len(index.rows_where(args.where)):,} of {_counted(index)} meet the condition")
 
-        for queries in _queries(args):
-            found = index.ask(model, queries, args.top_k, **asked)
-            for query, hits in zip(queries, found, strict=True):
-                if args.min_score is not None:
-                    hits = [hit for hit in hits if hit.score >= args.min_score]
-                typed = not args.query and sys.stdin.isatty()
-                empty = _EMPTY[args.where is not None] if args.min_score is None else _TOO_LOW
-                show(query, hits, as_json=args.json, typed=typed, empty=empty)
+        answers = _answers(args, index, model, asked)
+        typed = not args.query and sys.stdin.isatty()
+        if args.output:
+            _write(args, answers, index, typed)
+            return 0
+        for query, hits in answers:
+            show(query, hits, as_json=args.json, typed=typed, empty=_nothing(args))
     return 0
+
+
+def _answers(
+    args: argparse.Namespace, index: SearchIndex, model: Embedder, asked: dict[str, Any]
+) -> Iterator[tuple[str, list[Hit]]]:
+    """The questions with what was found for each."""
+    for queries in _queries(args):
+        for query, hits in zip(queries, index.ask(model, queries, args.top_k, **asked), strict=True):
+            yield query, hits if args.min_score is None else [hit for hit in hits if hit.score >= args.min_score]
+
+
+def _nothing(args: argparse.Namespace) -> str:
+    """What is said where nothing is found."""
+    return _EMPTY[args.where is not None] if args.min_score is None else _TOO_LOW
+
+
+def _write(args: argparse.Namespace, answers: Iterator[tuple[str, list[Hit]]], index: SearchIndex, typed: bool) -> None:
+    """Write the results to a file; those of questions that are typed are shown, too."""
+    from ..search.results import write_results
+
+    questions = 0
+
+    def counted() -> Iterator[tuple[str, list[Hit]]]:
+        nonlocal questions
+        for query, hits in answers:
+            questions += 1
+            if typed:
+                show(query, hits, as_json=False, typed=True, empty=_nothing(args))
+            yield query, hits
+
+    schema = None if index.metadata is None else index.metadata.schema
+    results = write_results(args.output, counted(), metadata=schema, overwrite=args.overwrite)
+    _report(args, f"wrote {results:,} results of {questions:,} questions to {args.output}")
 
 
 def _check(args: argparse.Namespace) -> RecordReader | None:
@@ -129,8 +167,15 @@ def _check(args: argparse.Namespace) -> RecordReader | None:
         raise ArgumentError("what is encoded already cannot be split into passages: use --chunk where it is encoded")
     from ..files.atomic import check_place
     from ..search.build import check_type
+    from ..search.results import check_results_file
     from ..search.where import Where
 
+    if args.output:
+        if args.json:
+            raise ArgumentError("--json prints the results, and --output writes them: give one of the two")
+        check_results_file(args.output, overwrite=args.overwrite)
+    elif args.overwrite:
+        raise ArgumentError("--overwrite goes with --output FILE: an index is built again where its files have changed")
     check_type(args.index_type)
     if args.index and args.sources:
         check_place(args.index, folder=True)
@@ -316,7 +361,9 @@ def show(
 
 def json_line(query: str, hits: list[Hit]) -> str:
     """The results of one query as one line of JSON."""
-    return as_json({"query": query, "results": [hit.to_dict() for hit in hits]})
+    from ..search.results import as_object
+
+    return as_json(as_object(query, hits))
 
 
 def as_json(content: Any) -> str:

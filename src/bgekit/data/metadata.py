@@ -7,6 +7,7 @@ none: they are kept as they are written, and all cells of a column are typed tog
 from __future__ import annotations
 
 import datetime
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -418,3 +419,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, list):
         return [plain(element) for element in value]
     return value.isoformat() if isinstance(value, datetime.date) else value
+
+
+def free_names(names: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """Names of columns beside others: one that is taken gets a number behind, such as `text_1`."""
+    used = {*taken, *names}
+    free = []
+    for name in names:
+        if name in taken:
+            name = next(other for at in itertools.count(1) if (other := f"{name}_{at}") not in used)
+            used.add(name)
+        free.append(name)
+    return free

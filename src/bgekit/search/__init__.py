@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .index import Hit as Hit
     from .index import SearchIndex as SearchIndex
     from .map_plot import draw_map as draw_map
+    from .results import write_results as write_results
     from .vector_map import MapReport as MapReport
     from .vector_map import write_map as write_map
 
@@ -21,6 +22,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "build": ("index_records", "index_shards"),
         "index": ("Hit", "SearchIndex"),
         "map_plot": ("draw_map",),
+        "results": ("write_results",),
         "vector_map": ("MapReport", "write_map"),
     },
 )

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.encodings import repair
+from ..data.metadata import free_names
 from ..display.terminal import Progress
 from ..errors import ArgumentError, DataError, OutputError, check_count
 from ..files.atomic import atomic_file, check_place, scratch_folder
@@ -135,7 +136,7 @@ def write_map(
         with Progress("compare", "texts", len(opened), show=show_progress) as bar:
             found = find_neighbors(opened, neighbors, scratch, advance=bar.advance, exact_up_to=exact_up_to)
         near, lone, lone_below = _marks(found, near_threshold)
-        names = _free_names([] if table is None else table.column_names)
+        names = free_names([] if table is None else table.column_names, COLUMNS)
         report = MapReport(
             len(opened), opened.dimension, opened.facts.model_name, found.ids.shape[1] - 1, found.method,
             int(near.sum()), near_threshold, int(lone.sum()), lone_below, tuple(names),
@@ -149,7 +150,7 @@ def write_map(
 def columns_of_map(index: SearchIndex) -> list[str]:
     """Names of the columns that the map of an index has."""
     table = index.metadata
-    return [*COLUMNS, *([] if table is None else _free_names(table.column_names))]
+    return [*COLUMNS, *([] if table is None else free_names(table.column_names, COLUMNS))]
 
 
 def check_near_threshold(threshold: float) -> None:
@@ -186,18 +187,6 @@ def _marks(found: Neighbors, threshold: float) -> tuple[npt.NDArray[np.bool_], n
     below = float(np.partition(similarity, least)[least])
     lone = (similarity < below) & ~near
     return near, lone, below if lone.any() else None
-
-
-def _free_names(names: list[str]) -> list[str]:
-    """Names of columns of metadata, those that a map has itself with a number behind."""
-    taken = {*COLUMNS, *names}
-    free = []
-    for name in names:
-        if name in COLUMNS:
-            name = next(other for at in itertools.count(1) if (other := f"{name}_{at}") not in taken)
-            taken.add(name)
-        free.append(name)
-    return free
 
 
 def _write(
