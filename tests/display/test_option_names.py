@@ -7,7 +7,7 @@ import argparse
 import pytest
 
 from bgekit.cli import options
-from bgekit.display.option_names import options_of, speak_for, spoken
+from bgekit.display.option_names import did_you_mean, options_of, speak_for, spoken
 
 
 @pytest.fixture
@@ -81,3 +81,12 @@ def test_without_a_verb_nothing_changes():
 def test_values_can_be_typed_in_a_shell(parser):
     assert spoken("pass query_instruction_for_retrieval='ask: '") == "pass --query-instruction 'ask: '"
     assert spoken("pass query_instruction_for_retrieval=''") == "pass --query-instruction ''"
+
+
+def test_one_piece_says_what_was_meant():
+    assert did_you_mean("yaer", ["year", "lang"]) == "; did you mean year?"
+    assert did_you_mean("yaer", ["year", "lang"], within=True) == " (did you mean year?)"
+    spelled = ["--shard-size", "--shard_size", "--shardsize"]
+    assert did_you_mean("--shard_siez", spelled) == "; did you mean --shard-size?"
+    assert did_you_mean("for_eahc", ["for_each"]) == "; did you mean for_each?"
+    assert did_you_mean("nothing", ["year"], within=True) == ""

@@ -65,17 +65,19 @@ def listed_option(name: str) -> str:
     return _known().get(name, option_of(name))
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message on an unknown name: the known one that it is most like, or nothing where none is.
+def did_you_mean(name: str, known: Iterable[str], *, within: bool = False) -> str:
+    """The part of a message on an unknown name that says which known one it is most like, empty where it is like none.
 
     Args:
         name: What was typed.
-        known: All that could have been meant; options in both spellings count as one.
+        known: All that could have been meant; names that differ in hyphens and underscores alone count as one.
+        within: Whether the sentence goes on behind it.
     """
     # Of several spellings the longest without underscores is the one that the help shows.
-    spelled = {_bare(each): each for each in sorted(known, key=len) if "_" not in each.lstrip("-")}
+    spelled = {_bare(each): each for each in sorted(known, key=lambda each: ("_" not in each.lstrip("-"), len(each)))}
     near = difflib.get_close_matches(_bare(name), spelled, 1)
-    return f"; did you mean {spelled[near[0]]}?" if near else ""
+    meant = f"did you mean {spelled[near[0]]}?" if near else ""
+    return meant and (f" ({meant})" if within else f"; {meant}")
 
 
 def _bare(name: str) -> str:

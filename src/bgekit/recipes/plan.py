@@ -7,7 +7,6 @@ and the content of its inputs and its arguments are what that output was made of
 from __future__ import annotations
 
 import argparse
-import difflib
 import hashlib
 import json
 import os
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .._version import __version__
-from ..display.option_names import option_of
+from ..display.option_names import did_you_mean, option_of
 from ..errors import ArgumentError, CheckpointError
 from ..files.atomic import OutputFolder
 from ..files.hashing import digest, file_sha256, file_status
@@ -188,8 +187,7 @@ class _Making:
         action = self._options.get(name) or self._options.get(option_of(name))
         if action is None:
             known = sorted({form.lstrip("-").replace("-", "_") for form in self._options if len(form) > 2})
-            near = difflib.get_close_matches(name.replace("-", "_"), known, 1)
-            hint = f"; did you mean {near[0]}?" if near else f"; `bge {verb.name} --help` lists them"
+            hint = did_you_mean(name, known) or f"; `bge {verb.name} --help` lists them"
             raise self._error(line, f"{verb.name} has no argument {name!r}{hint}")
         if action.dest == verb.output:
             raise self._error(line, f"leave out {name}: the recipe decides where outputs go")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import difflib
+import functools
 import itertools
 import os
 import re
@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 
 import yaml  # type: ignore[import-untyped]
 
+from ..display.option_names import did_you_mean
 from ..errors import BgekitError
 
 
@@ -77,6 +78,10 @@ MODELS: Final = frozenset(
 TALK: Final = frozenset(("no_progress", "quiet", "verbose", "disable_tqdm"))
 #: Arguments that the runner decides on.
 KEPT: Final = frozenset(("help", "version", "resume_from_checkpoint", "overwrite_output_dir", "dry_run", "overwrite"))
+
+
+#: What was meant by an unknown name, within a sentence.
+_nearest: Final = functools.partial(did_you_mean, within=True)
 
 
 class Grammar(Protocol):
@@ -333,7 +338,9 @@ class Recipe:
         for name in names:
             those = [each.name for each in self.stages if each.name == name or each.name.partition(".")[0] == name]
             if not those:
-                raise RecipeError(f"{self.path} has no stage {name!r}{_nearest(name, [s.name for s in self.stages])}")
+                raise RecipeError(
+                    f"{self.path} has no stage {name!r}{_nearest(name, [each.name for each in self.stages])}"
+                )
             found += those
         return found
 
@@ -425,7 +432,7 @@ class _Reading:
             raise self._error(self._content.line_of("variables"), "`variables` is a mapping of names to values")
         for name in settings:
             if name not in given:
-                raise RecipeError(f"--set {name}: {self._path} has no such variable{_nearest(name, list(given))}")
+                raise RecipeError(f"--set {name}: {self._path} has no such variable{_nearest(name, given)}")
         for name, value in given.items():
             line = given.line_of(name)
             self._check_name(name, line)
@@ -453,7 +460,9 @@ class _Reading:
         known = [*scope, *self._names, *([] if stage is None else [OUTPUT])]
         if unknown := [each for each in _REFERENCE.findall(text) if each not in known]:
             raise self._error(
-                line, f"${{{unknown[0]}}} is neither a variable nor a stage{_nearest(unknown[0], known)}", stage
+                line,
+                f"${{{unknown[0]}}} is neither a variable nor a stage{_nearest(unknown[0], known)}",
+                stage,
             )
         for name in names:
             if isinstance(scope[name], list):
@@ -482,7 +491,9 @@ class _Reading:
         if verb not in VERBS:
             line = content.line_of("verb")
             raise self._error(
-                line, f"no stage can be {verb!r}{_nearest(verb, list(VERBS))}: verbs are {', '.join(VERBS)}", name
+                line,
+                f"no stage can be {verb!r}{_nearest(verb, VERBS)}: verbs are {', '.join(VERBS)}",
+                name,
             )
         return _Draft(name, VERBS[verb], content, self._choices(name, content))
 
@@ -579,8 +590,3 @@ class _Reading:
 
 def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, Items) else [value]
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    return f" (did you mean {near[0]}?)" if near else ""

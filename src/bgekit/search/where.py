@@ -15,7 +15,6 @@ list matches if one of its elements does.
 from __future__ import annotations
 
 import datetime
-import difflib
 import math
 import re
 import sys
@@ -27,6 +26,7 @@ from typing import Any, Final, NoReturn, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ..display.option_names import did_you_mean
 from ..display.terminal import columns as columns_taken
 from ..errors import ArgumentError
 
@@ -354,8 +354,7 @@ class _Evaluation:
     def _column(self, column: _Column) -> Any:
         names = self._table.column_names
         if column.name not in names:
-            near = difflib.get_close_matches(column.name, names, 1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
+            hint = did_you_mean(column.name, names, within=True)
             self._fail(column.place, f"there is no column {column.name}{hint}; there are {', '.join(names) or 'none'}")
         return self._table.column(column.name)
 
