@@ -699,3 +699,14 @@ def test_the_promised_precision_holds_on_data_not_seen(bge_small_zh, shared_path
     accepted = raw >= calibration.threshold.value
     assert pairs.related[accepted].mean() >= 0.9
     assert accepted.mean() > 0.1
+
+
+def test_a_model_that_finds_all_texts_alike_is_said_plainly():
+    class Collapsed(TopicModel):
+        def _vector(self, text):
+            return np.eye(1, DIMENSION)[0]
+
+    lines = [f"{number % 9}.{number}" for number in range(400)]
+    for data in (lines, (lines[:200], lines[200:], [number % 2 for number in range(200)])):
+        with pytest.raises(DataError, match=r"topics gives all .* pairs the same similarity \(1\.0000\).* collapsed"):
+            calibrate(Collapsed(), data, false_positive_rate=0.2)

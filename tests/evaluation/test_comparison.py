@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import permutation_test, spearmanr
 from sklearn.metrics import average_precision_score
 
-from bgekit.errors import ArgumentError
+from bgekit.errors import ArgumentError, NumericalError
 from bgekit.evaluation.comparison import compare, compare_all
 from bgekit.evaluation.metrics import average_precision
 from bgekit.evaluation.results import Result
@@ -271,3 +271,20 @@ def test_the_mean_over_tasks_has_no_interval_where_a_task_is_too_small():
     assert not mean_contrast([of(60), of(80)]).doubt
     small = mean_contrast([of(60), of(80), of(5)])
     assert small.doubt == "too few items in 1 of the tasks" and 0 < small.p_value <= 1
+
+
+def test_what_is_no_number_is_an_error_and_no_rank():
+    values = np.linspace(0, 1, 60)
+    broken = values.copy()
+    broken[7] = np.nan
+    good, bad = means("good", values), means("bad", broken)
+    for pair in ((good, bad), (bad, good)):
+        with pytest.raises(NumericalError, match="bad on t: the value of 1 items is not a number, first of '7'"):
+            compare(*pair)
+        with pytest.raises(NumericalError):
+            compare_all(pair, known("t"))
+    truth = np.arange(60.0)
+    with pytest.raises(NumericalError, match="bad on t: the predicted"):
+        compare(correlated("good", truth, truth), correlated("bad", broken, truth))
+    with pytest.raises(NumericalError, match="bad on t: ndcg_at_10 is nan"):
+        compare(good, replace(means("bad", values), main_score=float("nan")))

@@ -540,3 +540,13 @@ def test_blocks_by_their_name_in_0_1_0(model: FlagModel) -> None:
         results = model.encode_windows(blocks, kind="query")
     for result, right in zip(results, expected, strict=True):
         assert np.array_equal(result.vectors, right)
+
+
+def test_arguments_without_names_stand_in_the_order_of_1_2(tiny_bert: Path) -> None:
+    with FlagModel(str(tiny_bert), "mean", False, "find: ", False) as model:
+        assert (model.card.pooling, model.card.normalize, model.precision) == ("mean", False, "float32")
+        assert model.card.prompts["query"].prefix == "find: "
+    with pytest.raises(ArgumentError, match=r"FlagModel\(\.\.\., normalize_embeddings=True, use_fp16=False\)"):
+        FlagModel("/nowhere/model", True, False)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="use_fp16 is True or False, not 'yes'"):
+        FlagModel("/nowhere/model", use_fp16="yes")  # type: ignore[arg-type]

@@ -388,6 +388,8 @@ def read_lines(file: DataFile, dialect: Dialect | None = None) -> Generator[Line
             if file.language and (language := str(line.fields.get(LANGUAGE, file.language))) != file.language:
                 languages.add(language)
                 continue
+            if not file.language and line.fields.get(LANGUAGE) not in (None, ""):
+                file.languages.add(str(line.fields[LANGUAGE]))
             empty = False
             yield line
     if empty and languages:

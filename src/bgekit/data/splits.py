@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from ..errors import DataError
@@ -34,11 +34,13 @@ class DataFile:
         paths: In their order.
         count: How many shards their names say that there are; 0 where they say nothing.
         language: Of rows that say their language in a column `lang`, only those with this one count; "" for all.
+        languages: Those that rows were seen to be of, where all count.
     """
 
     paths: tuple[str, ...]
     count: int = 0
     language: str = ""
+    languages: set[str] = field(default_factory=set, init=False, compare=False, repr=False)
 
     @property
     def name(self) -> str:

@@ -38,6 +38,8 @@ from .thresholds import (
 if TYPE_CHECKING:
     from ..inference.model import Embedder
 
+#: Difference of similarities up to which they are the same.
+_NO_SPREAD: Final = 1e-6
 #: A task, a path for `read_tasks`, a list of texts, two lists of texts that belong together line by line, or two lists
 #: and a label (1 related, 0 not) for each line.
 Data: TypeAlias = "Task | TextPairs | str | os.PathLike[str] | Sequence[str] | tuple[Sequence[str], ...]"
@@ -307,7 +309,7 @@ def calibrate(
 
     Raises:
         ArgumentError: wishes contradict each other or are impossible.
-        DataError: the data cannot be read.
+        DataError: the data cannot be read, or the model finds all pairs equally similar.
         NoGuaranteeError: the data has too few groups of pairs for the promise, or does not allow the precision; it
             holds what was measured and the best guarantee that is possible.
 
@@ -328,6 +330,7 @@ def calibrate(
     )  # fmt: skip
     target, wanted, share = wish.target, wish.wanted, wish.share
     labelled, random = scored_pairs(model, texts, show_progress)
+    _check_spread(model.card.name, labelled, random)
     known = texts.share is not None
     scored = labelled if known else labelled.joined(random)
     groups = {"unrelated": scored.similarity[~scored.related], "related": scored.similarity[scored.related]}
@@ -359,6 +362,21 @@ def calibrate(
         fingerprint=digest(str(FORMAT), texts.fingerprint, str(pairs), str(related_from), str(seed)),
         seed=seed,
     )
+
+
+def _check_spread(model: str, *pairs: ScoredPairs) -> None:
+    """See to it that similarities differ at all, which a threshold could make use of.
+
+    Raises:
+        DataError: they do not.
+    """
+    similarity = np.concatenate([each.similarity for each in pairs])
+    if len(similarity) and np.ptp(similarity) <= _NO_SPREAD:
+        raise DataError(
+            f"{model} gives all {len(similarity):,} pairs the same similarity ({similarity[0]:.4f}), so no threshold "
+            "tells related from unrelated ones: its vectors are all alike (a model that has collapsed, or one that is "
+            "no embedder), or all texts are equal"
+        )
 
 
 def fit_logistic(pairs: ScoredPairs, prevalence: float, *, bounded: bool = True) -> LogisticMap:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, NumericalError
 from .evidence import Contrast, contrasts, mean_contrast, randomisations, step_down
 from .metrics import ranks
 from .results import Comparison, ItemChange, Result
@@ -47,6 +47,7 @@ def compare_all(
 
     Raises:
         ArgumentError: two results are not of the same items.
+        NumericalError: a score, or what an item adds to it, is not a number.
     """
     by_task = {
         key: list(itertools.combinations([each for each in results if (each.task, each.split) == key], 2))
@@ -90,6 +91,7 @@ def compare(a: Result, b: Result, task: Task | None = None, *, seed: int = 0, co
 
     Raises:
         ArgumentError: the two are not of the same items.
+        NumericalError: a score, or what an item adds to it, is not a number.
     """
     ((comparison, contrast),) = _compared([(a, b)], count or randomisations(1), seed, task)
     (p,) = step_down([contrast])
@@ -131,7 +133,25 @@ def _common_items(a: Result, b: Result) -> tuple[Items, Items]:
         or kept[0].columns.keys() != kept[1].columns.keys()
     ):
         raise ArgumentError(f"{a.label} and {b.label} were not measured on the same items of {a.task}")
+    for result, items in ((a, kept[0]), (b, kept[1])):
+        _check_numbers(result, items)
     return kept[0], kept[1]
+
+
+def _check_numbers(result: Result, items: Items) -> None:
+    """See to it that a score is a number, and so is what each item adds to it: of others nothing can be concluded.
+
+    Raises:
+        NumericalError: one is not.
+    """
+    if not math.isfinite(result.main_score):
+        raise NumericalError(f"{result.label} on {result.task}: {result.main_metric} is {result.main_score}, no number")
+    for name, column in items.columns.items():
+        if len(wrong := np.flatnonzero(~np.isfinite(column.reshape(len(items.ids), -1)).all(axis=1))):
+            raise NumericalError(
+                f"{result.label} on {result.task}: the {name} of {len(wrong):,} items is not a number, first of "
+                f"{items.ids[wrong[0]]!r}: nothing can be compared with it"
+            )
 
 
 def _those_of(items: Items, rows: list[int]) -> Items:

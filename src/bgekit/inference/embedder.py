@@ -75,6 +75,26 @@ class EmbedderSpec(Spec[Encoder]):
         return Packed.of([tokens.ids[row] for row in batch], skip)
 
 
+def _check_places(pooling_method: object, normalize_embeddings: object, use_fp16: object) -> None:
+    """See to it that arguments without names stand in the order of FlagEmbedding 1.2, and are of their kinds.
+
+    Raises:
+        ArgumentError: they are not.
+    """
+    if isinstance(pooling_method, bool):
+        given = f"normalize_embeddings={pooling_method}" + (
+            f", use_fp16={normalize_embeddings}" if isinstance(normalize_embeddings, bool) else ""
+        )
+        raise ArgumentError(
+            f"pooling_method is a name such as 'cls', not {pooling_method}. Without names the order is that of "
+            "FlagEmbedding 1.2: pooling_method, normalize_embeddings, query_instruction_for_retrieval, use_fp16; in "
+            f"1.3 and 1.4 it is another. Give names: FlagModel(..., {given})"
+        )
+    for name, value in (("normalize_embeddings", normalize_embeddings), ("use_fp16", use_fp16)):
+        if isinstance(value, str):
+            raise ArgumentError(f"{name} is True or False, not {value!r}")
+
+
 class FlagModel(CheckpointModel, Embedder):
     """A text embedding model: a checkpoint, with everything that its card says applied.
 
@@ -164,6 +184,7 @@ class FlagModel(CheckpointModel, Embedder):
             ArgumentError: an argument is impossible.
         """
         set_aside(others, "FlagModel")
+        _check_places(pooling_method, normalize_embeddings, use_fp16)
         check_count("batch_size", batch_size, "texts")
         check_count("truncate_dim", truncate_dim, "dimensions")
         check_count("query_max_length", query_max_length, "tokens")

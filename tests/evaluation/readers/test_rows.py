@@ -335,3 +335,14 @@ def test_remarks_of_the_description_and_of_the_rows_are_both_kept(tree):
     described = {"task_type": "reranking", "cut": 3}
     first, second = read(tree({"test.jsonl": rows, "dataset.json": described})).notes
     assert first.startswith("dataset.json has cut") and second.startswith("pos_scores are a teacher's scores")
+
+
+def test_rows_of_several_languages_are_said_to_be_one_task(tree):
+    rows = [
+        {"sentence1": f"a {n}", "sentence2": f"b {n}", "score": n % 5, "lang": lang}
+        for n, lang in enumerate(["en", "de", "en", "fr"] * 3)
+    ]
+    (note,) = read(tree({"test.jsonl": rows})).notes
+    assert note.startswith("its rows are of 3 languages (de, en, fr) and were scored together")
+    one = [row | {"lang": "en"} for row in rows]
+    assert read(tree({"test.jsonl": one})).notes == ()

@@ -81,8 +81,16 @@ class Source:
         left_out: tuple[Exclusion, ...] = exclusions.listed()
         known = {"comparable": False} | dict(self.facts)
         protocol = {name: value for name, value in self.protocol.items() if name in names}
-        known["remarks"] = (*known.get("remarks", ()), *self.remarks)
+        known["remarks"] = (*known.get("remarks", ()), *self.remarks, *self._of_languages())
         return {"name": self.name, "split": self.split, "exclusions": left_out} | known | protocol
+
+    def _of_languages(self) -> Iterator[str]:
+        """A remark where rows are of several languages, once they are read."""
+        if len(found := sorted(self.file.languages)) > 1:
+            yield (
+                f"its rows are of {len(found)} languages ({listing(found)}) and were scored together, as one task; a "
+                "file or folder per language gives a score for each"
+            )
 
     def remarking(self, *remarks: str) -> Source:
         """This source with further remarks."""
