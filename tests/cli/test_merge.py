@@ -66,6 +66,16 @@ def test_search(pair, task, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "task"]
 
 
+@pytest.mark.parametrize("more", [(), ("--no-progress",)])
+def test_a_search_says_how_far_it_is(pair, task, tmp_path, capsys, monkeypatch, more):
+    from bgekit.display import terminal
+
+    monkeypatch.setattr(terminal, "_EVERY", 0.0)  # A line for each step instead of one every 30 seconds.
+    command = ["merge", "-m", *pair, "--eval-data", task, "--search-points", "2", "-o", str(tmp_path / "out"), *more]
+    assert main(command) == 0
+    assert ("task: documents: " in capsys.readouterr().err) == (not more)
+
+
 def test_search_of_rerankers(pair, make_reranker, task, tmp_path, capsys):
     models = [str(make_reranker("bert", seed=seed)) for seed in (1, 2)]
     command = ["merge", "--models", *models, "--eval-data", task, "--search-points", "2", "--output"]

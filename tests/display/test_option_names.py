@@ -88,5 +88,5 @@ def test_one_piece_says_what_was_meant():
     assert did_you_mean("yaer", ["year", "lang"], within=True) == " (did you mean year?)"
     spelled = ["--shard-size", "--shard_size", "--shardsize"]
     assert did_you_mean("--shard_siez", spelled) == "; did you mean --shard-size?"
-    assert did_you_mean("for_eahc", ["for_each"]) == "; did you mean for_each?"
+    assert did_you_mean("for_eahc", ["for_each", "foreach"]) == "; did you mean for_each?"
     assert did_you_mean("nothing", ["year"], within=True) == ""

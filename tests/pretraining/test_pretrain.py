@@ -265,7 +265,7 @@ def test_dry_run(models, documentation, tmp_path, capsys):
     ("given", "says"),
     [
         (["--encoder-mlm-probability", "1.5"], "--encoder-mlm-probability"),
-        (["--max-seq-length", "200"], "--max-seq-length 200"),
+        (["--max-seq-length", "200"], "--max-length 200"),
         (["--max-seq-length", "2"], "leaves no room"),
         (["--load-best-model-at-end", "true"], "--validation-split"),
         (["--config-name", "bert"], "--config-name"),
@@ -296,4 +296,4 @@ def test_a_used_folder_is_left_alone(models, documentation, tmp_path, capsys):
     output.mkdir()
     (output / "notes.txt").write_text("mine")
     assert pretrain(*arguments(models("bert"), documentation, output)) == 1
-    assert "--overwrite-output-dir" in capsys.readouterr().err
+    assert "or --overwrite to start anew" in capsys.readouterr().err

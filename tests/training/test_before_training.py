@@ -88,7 +88,7 @@ def test_only_scores_that_are_trained_on_count(write, load):
 def test_lengths_beyond_the_model_are_said(finetune, caplog):
     assert finetune([row(i) for i in range(4)], "--query-max-len", "64", "--passage-max-len", "500") == 0
     said = [record.getMessage() for record in caplog.records if "more than the model takes" in record.getMessage()]
-    assert said == ["--passage-max-len 500 is more than the model takes: passages are cut at 64 tokens"]
+    assert said == ["--passage-max-length 500 is more than the model takes: passages are cut at 64 tokens"]
 
 
 def test_a_cut_that_no_length_avoids_has_another_remedy(finetune, tmp_path):
@@ -192,7 +192,7 @@ def test_each_finding_is_made_once():
     limit = Limit("passage_max_len", "passage", 128, most=512)
     found = diagnosis.before(8, {limit: 0.5}, None, None, {"a": 0, "b": 3})
     assert found == [
-        "50% of the passages are longer than 128 tokens and lose their end: raise --passage-max-len",
+        "50% of the passages are longer than 128 tokens and lose their end: raise --passage-max-length",
         "3 rows of b have no negatives, and passages of other rows are none: nothing is learnt from them. Mine some "
         "(bge mine), or leave them out",
     ]

@@ -116,8 +116,7 @@ def run(args: argparse.Namespace) -> int:
         if args.save and isinstance(model, FlagModel):
             calibration.attach(model)
             model.save(args.save, overwrite=args.overwrite)
-    if not args.quiet:
-        print(f"\n{_brought(args, calibration)}")
+    print(f"\n{_brought(args, calibration)}")
     return 0
 
 

@@ -107,7 +107,10 @@ def run(args: argparse.Namespace) -> int:
     from ..merging import merge
 
     task = _task(args)
-    result = merge(task, args.output, examples=_examples(args), validation=_validation(args), overwrite=args.overwrite)
+    result = merge(
+        task, args.output, examples=_examples(args), validation=_validation(args), overwrite=args.overwrite,
+        show_progress=not args.no_progress,
+    )  # fmt: skip
     if not args.quiet:
         _show(task, result)
     return 0

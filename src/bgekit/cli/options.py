@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from ..display.option_names import add_option, did_you_mean, spoken, take_both_spellings, with_nearest
+from ..display.option_names import add_option as add_option
+from ..display.option_names import did_you_mean, spoken, take_both_spellings, with_nearest
 from ..display.terminal import loading, write_line
 from ..errors import ArgumentError, CheckpointError, UsageError, require_extra
 
@@ -437,7 +438,7 @@ def add_training_files(parser: argparse.ArgumentParser, made: str) -> None:
         parser: The verb's parser.
         made: What is made, for the help.
     """
-    add_option(parser, "-i", "--input", old=["--input-file"], required=True, metavar="FILE", help="training data")
+    add_option(parser, "--input", old=["--input-file"], required=True, metavar="FILE", help="training data")
     add_option(parser, "-o", "--output", old=["--output-file"], required=True, metavar="FILE", help=made)
     add_overwrite_option(parser)
 

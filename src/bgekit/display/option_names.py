@@ -74,7 +74,7 @@ def did_you_mean(name: str, known: Iterable[str], *, within: bool = False) -> st
         within: Whether the sentence goes on behind it.
     """
     # Of several spellings the longest without underscores is the one that the help shows.
-    spelled = {_bare(each): each for each in sorted(known, key=lambda each: ("_" not in each.lstrip("-"), len(each)))}
+    spelled = {_bare(each): each for each in sorted(known, key=lambda each: (len(each), "_" not in each.lstrip("-")))}
     near = difflib.get_close_matches(_bare(name), spelled, 1)
     meant = f"did you mean {spelled[near[0]]}?" if near else ""
     return meant and (f" ({meant})" if within else f"; {meant}")

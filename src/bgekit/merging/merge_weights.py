@@ -330,8 +330,9 @@ def _with(weights: Weights, number: int, weight: float) -> Weights:
 
 
 def measures(
-    kind: Kind, tasks: Sequence[Task], kept: Path, validation: Validation, *, devices: Any, pooling: str | None = None
-) -> Callable[[Path], dict[str, float]]:
+    kind: Kind, tasks: Sequence[Task], kept: Path, validation: Validation, *, devices: Any, pooling: str | None = None,
+    show_progress: bool = False,
+) -> Callable[[Path], dict[str, float]]:  # fmt: skip
     """A measurement of the model in a folder on tasks: main scores x100 by task.
 
     Args:
@@ -341,17 +342,22 @@ def measures(
         validation: For rerankers, what the first stage is.
         devices: Where to compute, as `FlagModel` takes it.
         pooling: How the first stage pools, None for what it says.
+        show_progress: Show bars.
 
     Raises:
         ArgumentError: rerankers cannot be measured on one of the tasks.
     """
     if kind == "reranker":
         check_rerankable(tasks)
-    stage = FirstStage(str(validation.first_stage), tasks, kept, devices=devices, pooling=pooling)
+    stage = FirstStage(
+        str(validation.first_stage), tasks, kept, devices=devices, pooling=pooling, progress=show_progress
+    )
 
     def measure(folder: Path) -> dict[str, float]:
         if kind == "encoder":
-            found = evaluate(str(folder), tasks, compare=False, progress=False, devices=devices)
+            found = evaluate(
+                str(folder), tasks, compare=False, progress=show_progress, log_scores=False, devices=devices
+            )
         else:
             found = stage.reranked_by(folder, validation.rerank_top_k)
         return {f"{result.task} {result.main_metric}": result.main_score for result in found.results}

@@ -176,7 +176,7 @@ class Merged:
 
 def merge(
     task: Merging, output: str | os.PathLike[str] | None = None, *, examples: Examples | None = None,
-    validation: Validation | None = None, overwrite: bool = False,
+    validation: Validation | None = None, overwrite: bool = False, show_progress: bool = False,
 ) -> Merged:  # fmt: skip
     """Merge models into a checkpoint.
 
@@ -189,6 +189,7 @@ def merge(
         examples: Find the weights by losses on these.
         validation: Find the weights by a search on this; needs the extra `eval`.
         overwrite: Replace a model that is there.
+        show_progress: Show bars while candidates are measured on validation data.
 
     Raises:
         CheckpointError: models cannot be found, are damaged, or have different networks or tokenizers.
@@ -235,7 +236,7 @@ def merge(
         file = os.fspath(examples.data) if isinstance(examples.data, str | os.PathLike) else None
         found["examples"] = {**vars(examples), "data": file, "seed": task.seed, "losses": list(losses)}
     elif validation is not None:
-        trials = _search(parts, task, validation, tasks, path)
+        trials = _search(parts, task, validation, tasks, path, show_progress)
         weights = best(trials).weights
         found["search"] = vars(validation) | {"trials": [vars(trial) for trial in trials]}
     else:
@@ -272,7 +273,9 @@ def _losses(parts: Parts, task: Merging, examples: Examples) -> tuple[float, ...
     return tuple(found)
 
 
-def _search(parts: Parts, task: Merging, validation: Validation, tasks: Sequence[Task], path: Path) -> list[Trial]:
+def _search(
+    parts: Parts, task: Merging, validation: Validation, tasks: Sequence[Task], path: Path, show_progress: bool
+) -> list[Trial]:
     if parts.kind == "reranker" and not validation.first_stage:
         raise ArgumentError(
             "validation of rerankers needs first_stage (--first-stage MODEL): the embedder whose best passages are put "
@@ -282,8 +285,9 @@ def _search(parts: Parts, task: Merging, validation: Validation, tasks: Sequence
     target = path.expanduser().resolve()
     with scratch_folder(target) as scratch:
         measure = measures(
-            parts.kind, tasks, scratch / "kept", validation, devices=task.device, pooling=task.pooling_method
-        )
+            parts.kind, tasks, scratch / "kept", validation, devices=task.device, pooling=task.pooling_method,
+            show_progress=show_progress,
+        )  # fmt: skip
 
         def judge(weights: Weights) -> Trial:
             with named(scratch, parts.title):

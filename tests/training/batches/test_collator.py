@@ -122,7 +122,7 @@ def test_the_card_decides(tiny_bert, tokenizer):
     assert (made.query_prompt, made.passage_prompt) == (Prompt("find: "), Prompt("doc: "))
     assert (made.query_max_len, made.passage_max_len) == (card.max_length, 30)
     queries, passages = made.limits()
-    assert "the model takes no more" in queries.remedy and passages.remedy == "raise --passage-max-len"
+    assert "the model takes no more" in queries.remedy and passages.remedy == "raise --passage-max-length"
 
 
 def test_a_wrong_format_is_an_error_at_once(tokenizer):

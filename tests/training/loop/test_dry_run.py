@@ -65,7 +65,7 @@ def test_truncation(shown):
     rows = [{"query": "cat", "pos": ["dog " * (60 if i % 2 else 2)]} for i in range(10)]
     text = shown({"a.jsonl": rows}, passage_max_len=16)
     assert "0%/50%" in text
-    assert "a.jsonl: 50% of the passages are cut at 16 tokens: raise --passage-max-len" in text
+    assert "a.jsonl: 50% of the passages are cut at 16 tokens: raise --passage-max-length" in text
     assert "of the queries are cut" not in text
     assert "share of queries/passages beyond 64/16 tokens" in text
 
@@ -74,7 +74,7 @@ def test_longer_than_the_model_takes(shown):
     """To raise what the model caps would change nothing."""
     rows = [{"query": "cat", "pos": ["dog " * 60]} for _ in range(4)]
     text = shown({"a.jsonl": rows}, passage_max_len=16, most=16)
-    assert "cut at 16 tokens: the model takes no more; split the texts" in text and "--passage-max-len" not in text
+    assert "cut at 16 tokens: the model takes no more; split the texts" in text and "--passage-max-length" not in text
     text = shown({"a.jsonl": rows}, query_prompt=Prompt("a cat and a dog and a tree "), query_max_len=8, most=8)
     assert "of the 8 tokens of a query: shorten it" in text
 
@@ -87,7 +87,7 @@ def test_pairs_are_cut_as_a_whole(write, load, tokenizer, words):
         data = load(write("a.jsonl", rows), in_batch_negatives=False)
         return dry_run(StepDataset(data, PlanOptions(4), Sampling(2), PairCollator(tokenizer, max_len=length)))
 
-    assert ("a.jsonl: 100% of the pairs are cut at 64 tokens: raise --max-len" in text(64)) == (words == 200)
+    assert ("a.jsonl: 100% of the pairs are cut at 64 tokens: raise --max-length" in text(64)) == (words == 200)
     assert f"{words + 4}/{words + 4}/{words + 4}" in text(64) and "pair tokens" in text(64)
     assert "share of pairs beyond 64 tokens" in text(64)
     assert "are cut at" not in text(512) and "_max_len" not in text(64)
