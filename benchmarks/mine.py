@@ -63,7 +63,7 @@ def ours(folder: Path, model: str, *fp32: str) -> None:
     code = main([
         "mine", "--model", model, "--input", str(folder / "train.jsonl"), "--output", str(folder / "mined.jsonl"),
         "--candidate_pool", str(folder / "pool.jsonl"), "--range", f"{FIRST}-{LAST}", "--negatives", str(NEGATIVES),
-        "--quiet", *fp32,
+        "--overwrite", "--quiet", *fp32,
     ])  # fmt: skip
     assert code == 0
 

@@ -47,7 +47,7 @@ def test_a_file_its_index_and_its_shards(bge, corpus, tiny_bert, tmp_path):
     assert bge("map", index, "-o", again, "--neighbors", 2, "--quiet")[:2] == (0, "")
     assert parquet.read_table(again).equals(table)
     assert bge("encode", corpus, "-o", shards, "--model", tiny_bert, "--store-texts")[0] == 0
-    assert bge("map", shards, "-o", again, "--neighbors", 2)[0] == 0
+    assert bge("map", shards, "-o", again, "--neighbors", 2, "--overwrite")[0] == 0
     assert parquet.read_table(again).equals(table)
 
 

@@ -94,10 +94,10 @@ def _check(args: argparse.Namespace) -> RecordReader | None:
     from ..search.vector_map import COLUMNS, check_map_file, check_near_threshold
 
     check_map_file(args.output)
-    check_free(args.output, overwrite=args.overwrite)
     check_near_threshold(args.near_threshold)
     if os.path.abspath(args.output) in map(os.path.abspath, args.sources):
         raise ArgumentError(f"--output {args.output} would replace what is mapped; give the map another name")
+    check_free(args.output, overwrite=args.overwrite)
     _check_plot(args)
     encoded = [source for source in args.sources if made_here(source)]
     if not encoded:
