@@ -197,7 +197,7 @@ def test_ctrl_c(corpus, slow_model, tmp_path, moment):
     _, said = process.communicate(timeout=60)
     assert time.monotonic() - sent < 3
     assert process.returncode == 130
-    assert said.splitlines()[-1].startswith("bge: interrupted; the same command goes on from the shards")
+    assert said.splitlines()[-1].startswith("bge: interrupted; the same command continues from the shards")
     assert "Traceback" not in said
     if moment == "work":
         assert not list(out.glob("*.tmp"))

@@ -120,7 +120,7 @@ def test_validation_is_of_what_the_first_stage_finds(start, rows, tmp_path, caps
     assert finetune(start, rows, output, *more, "--first-stage", start, "--overwrite-output-dir") == 0
     assert finetune(start, rows, tmp_path / "other", "--first-stage", start) == 2
     assert finetune(start, rows, tmp_path / "other", "--pooling", "cls") == 2
-    assert "--pooling is that of --first-stage" in capsys.readouterr().err
+    assert "--pooling is for --first-stage" in capsys.readouterr().err
     data.write_text(
         '{"sentence1": "a", "sentence2": "b", "score": 1}\n{"sentence1": "a", "sentence2": "c", "score": 0}\n'
     )

@@ -1,7 +1,7 @@
 """`bge demo`: the documentation of Python's standard library, searched by meaning.
 
 Encode the documentation of Python's standard library, which every machine has, and search it by meaning. Nothing is
-downloaded as long as the default model is installed.
+downloaded if the default model is installed.
 """
 
 from __future__ import annotations
@@ -50,8 +50,10 @@ This corpus as a file to try things with:  bge demo --write-corpus pydocs.jsonl
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    options.add_list_option(parser, "-q", "--query", "--queries", metavar="QUERY", help="ask this [a few examples]")
-    parser.add_argument("-k", "--top-k", type=options.positive, default=3, metavar="N", help="results a question [3]")
+    options.add_list_option(
+        parser, "-q", "--query", "--queries", metavar="QUERY", help="questions to ask [a few examples]"
+    )
+    parser.add_argument("-k", "--top-k", type=options.positive, default=3, metavar="N", help="results per question [3]")
     parser.add_argument("--index", metavar="DIR", help="keep the index here, for bge search --index DIR")
     parser.add_argument("--write-corpus", metavar="FILE", help="write the corpus as JSON lines, and do nothing else")
     options.add_model_options(parser, default=MODEL)

@@ -1,7 +1,7 @@
-"""`bge info`: a model's card, and where each field of it is known from.
+"""`bge info`: a model's card, and the source of each field.
 
 Show a model's card (pooling, prompts, maximum length, dimension, ...) and the source of each field: the checkpoint's
-own files, the table of known families, or a default. No weights are fetched for it.
+own files, the table of known families, or a default. No weights are downloaded.
 """
 
 from __future__ import annotations

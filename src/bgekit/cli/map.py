@@ -1,7 +1,7 @@
 """`bge map`: texts, encoded shards or an index -> a Parquet file of vectors and neighbours, and a picture of it.
 
-Write a map of vectors: a Parquet file with id, text, metadata, vector and nearest neighbours of each text, near copies
-and lone texts marked, in the form that embedding-atlas reads; with --plot also a picture. What is mapped are files or
+Write a map of texts: a Parquet file, in the form that embedding-atlas reads, with the id, text, metadata, vector and
+nearest neighbours of each text, and near copies and lone texts marked; --plot also draws a picture. SOURCE is files or
 folders of texts (those that `bge encode` reads), a folder that `bge encode --store-texts` wrote, or an index of
 `bge search`; an index and encoded texts need no --model.
 
@@ -40,17 +40,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="files of texts, encoded shards, or an index")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the map, a .parquet file")
     parser.add_argument(
-        "--neighbors", type=options.positive, default=15, metavar="N", help="other texts kept of each text [15]"
+        "--neighbors", type=options.positive, default=15, metavar="N", help="nearest texts kept per text [15]"
     )
     parser.add_argument(
         "--near-threshold", type=float, default=0.95, metavar="X",
-        help="cosine from which two texts are near copies [0.95]",
+        help="two texts are near copies at this cosine or above [0.95]",
     )  # fmt: skip
     options.add_keep_option(parser)
     group = parser.add_argument_group("picture")
-    group.add_argument("--plot", metavar="FILE", help="draw the map as .png or .svg (UMAP: extra map)")
+    group.add_argument("--plot", metavar="FILE", help="draw the map as .png or .svg (by UMAP with the extra `map`)")
     group.add_argument(
-        "--color", "--colour", metavar="COLUMN", help="column that colours the points; of files, it is kept"
+        "--color", "--colour", metavar="COLUMN", help="column that colours the points; with files, it is kept, too"
     )
     # The model of what is encoded is known: only files need the option.
     options.add_model_options(parser, default="")

@@ -1,8 +1,8 @@
 """`bge search`: files, encoded shards or an index, and questions -> what fits them by meaning.
 
-Search by meaning. What is searched are files (jsonl, csv, tsv, parquet, txt, md, html, pdf, docx; gzipped or not),
-folders of such files, a folder that `bge encode` wrote (with --store-texts, if texts are to be shown), or an index that
-was made before. Without -q, questions are read from the terminal, or a line each from standard input.
+Search by meaning: in files (jsonl, csv, tsv, parquet, txt, md, html, pdf, docx; gzipped or not), in folders of such
+files, in a folder that `bge encode` wrote (with --store-texts, if texts are to be shown), or in an existing index.
+Without -q, questions are read from the terminal, or from standard input, one per line.
 
 Examples:
   bge search notes/ --model BAAI/bge-small-en-v1.5 --chunk -q "what was decided about the roof?"
@@ -47,26 +47,31 @@ _READING: Final = (
 )  # fmt: skip
 #: What is said where nothing is found, without a condition and with one.
 _EMPTY: Final = ("nothing: the index is empty", "nothing meets the condition")
-_TOO_LOW: Final = "nothing scores as much as --min-score asks for"
+_TOO_LOW: Final = "no result reaches --min-score"
 #: What is said when it is interrupted.
-INTERRUPTED: Final = "with --index, the same command goes on from what is encoded; without, it starts anew"
+INTERRUPTED: Final = "with --index, the same command continues from what is encoded; without, it starts over"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("sources", nargs="*", metavar="FILE_OR_DIR", help="what to search (before -q); - is stdin")
-    options.add_list_option(parser, "-q", "--query", "--queries", metavar="QUERY", help="questions to answer")
-    parser.add_argument("-k", "--top-k", type=options.positive, default=10, metavar="N", help="results a question [10]")
     parser.add_argument(
-        "--min-score", type=float, metavar="X", help="only results with at least this score (the reranker's, with one)"
+        "sources", nargs="*", metavar="FILE_OR_DIR", help="what to search (before -q); - is standard input"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object a question and line")
+    options.add_list_option(parser, "-q", "--query", "--queries", metavar="QUERY", help="questions to answer")
+    parser.add_argument(
+        "-k", "--top-k", type=options.positive, default=10, metavar="N", help="results per question [10]"
+    )
+    parser.add_argument(
+        "--min-score", type=float, metavar="X",
+        help="only results with at least this score (with --reranker, its score)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print one JSON object per question and line")
     parser.add_argument(
         "--no-instruction", action="store_true", help="encode questions without the model's instruction"
     )
     group = parser.add_argument_group("index")
     group.add_argument(
-        "--index", metavar="DIR", help="keep the index here, and use it as long as the files are the same"
+        "--index", metavar="DIR", help="keep the index here, and reuse it as long as the files are the same"
     )
     group.add_argument(
         "--index-type", choices=("exact", "hnsw", "ivf"),
@@ -75,13 +80,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("metadata")
     options.add_keep_option(group)
     group.add_argument(
-        "--where", metavar="EXPR", help="only what meets this condition, such as \"year >= 2020 and lang = 'en'\""
+        "--where", metavar="EXPR", help="only texts that meet this condition, such as \"year >= 2020 and lang = 'en'\""
     )
     group = parser.add_argument_group("second stage")
-    group.add_argument("--reranker", metavar="MODEL", help="a cross-encoder that puts what was found in a new order")
+    group.add_argument("--reranker", metavar="MODEL", help="a cross-encoder that reranks what was found")
     group.add_argument(
-        "--rerank-top-k", type=options.positive, default=100, metavar="N", help="texts a question that it reads [100]"
-    )
+        "--rerank-top-k", type=options.positive, default=100, metavar="N",
+        help="texts per question that it reranks [100]",
+    )  # fmt: skip
     # The model of an index that is there is known: only files need the option.
     options.add_model_options(parser, default="")
     options.add_input_options(parser)

@@ -51,9 +51,9 @@ _VALUES: Final = {
 #: Sentences of transformers that this kind of training needs otherwise.
 _SENTENCES: Final = {
     "output_dir": "where the trained model is saved",
-    "per_device_train_batch_size": "rows per batch and device",
+    "per_device_train_batch_size": "rows per batch on each device",
     "num_train_epochs": "passes over the data",
-    "max_steps": "number of steps instead; -1 for as many as the epochs have",
+    "max_steps": "number of steps to train, instead of epochs; -1 for as many as the epochs have",
     "learning_rate": "highest learning rate",
     "lr_scheduler_type": "how the learning rate falls",
     "weight_decay": "weight decay",
@@ -61,16 +61,16 @@ _SENTENCES: Final = {
     "gradient_checkpointing": "compute activations a second time instead of keeping them: less memory, slower",
     "bf16": "compute in bfloat16, also on CPUs",
     "fp16": "compute in float16 (GPUs)",
-    "save_steps": "save a checkpoint every so many steps",
+    "save_steps": "steps between checkpoints",
     "save_strategy": "when checkpoints are saved",
-    "save_total_limit": "checkpoints that are kept",
-    "eval_strategy": "when --eval-data is measured; with it, per epoch",
-    "eval_steps": "measure every so many steps",
-    "load_best_model_at_end": "keep the best checkpoint as the result",
-    "resume_from_checkpoint": "continue from a checkpoint; true for the last one",
-    "report_to": "where the log goes, too, such as tensorboard or wandb",
+    "save_total_limit": "maximum number of checkpoints kept",
+    "eval_strategy": "when the model is measured on --eval-data; after each epoch, if that is given",
+    "eval_steps": "steps between measurements",
+    "load_best_model_at_end": "take the best checkpoint as the result, not the last",
+    "resume_from_checkpoint": "checkpoint to continue from; true for the last one",
+    "report_to": "tools that also receive the log, such as tensorboard or wandb",
     "seed": "random seed",
-    "dataloader_num_workers": "processes that prepare batches",
+    "dataloader_num_workers": "number of processes that prepare batches",
 }
 
 
