@@ -137,9 +137,9 @@ def test_quiet(bge, corpus, tiny_bert):
         (["CORPUS", "-q", "x"], "--model is needed"),
         (["FOLDER", "-q", "x"], "--model is needed"),
         (["FOLDER", "--model", "MODEL", "-q", "x"], "has no files to read"),
-        (["CORPUS", "SHARDS", "--model", "MODEL", "-q", "x"], "searched alone"),
+        (["CORPUS", "SHARDS", "--model", "MODEL", "-q", "x"], "give it alone"),
         (["--index", "NOWHERE", "-q", "x"], "does not exist"),
-        (["--index", "NOWHERE", "--chunk", "-q", "x"], "--chunk where it is encoded"),
+        (["--index", "NOWHERE", "--chunk", "-q", "x"], "--chunk when they are encoded"),
         (["NOFILE", "--model", "MODEL", "-q", "x"], "cannot read"),
         (["-", "--model", "MODEL"], "must come with -q"),
     ],
@@ -175,7 +175,7 @@ def test_the_same_model_used_otherwise_is_told_the_option(bge, corpus, tiny_bert
     ):  # fmt: skip
         code, _, err = bge("--index", tmp_path / "index", "-q", "x", *given)
         assert code == 1
-        assert "used otherwise than now" in err and advice in err and "cannot be searched" not in err
+        assert "with other settings" in err and advice in err and "cannot be searched" not in err
 
 
 def test_questions_in_another_encoding(bge, corpus, tiny_bert, tmp_path):
@@ -323,7 +323,7 @@ def test_conditions_without_their_columns(bge, books, tiny_bert, tmp_path, monke
         ((*files, "year >"), "where: a value is expected"),
         (("--index", index, "-q", "x", "--where", "year > 2019"), "keeps no metadata for a condition: build it again "
          "with --keep year"),
-        (("--index", index, "-q", "x", "--keep", "year"), "use --keep where it is encoded"),
+        (("--index", index, "-q", "x", "--keep", "year"), "use --keep when they are encoded"),
         (("--keep", "year", books, "-q", "x"), "books.jsonl was taken for a column: name it before --keep"),
     ):  # fmt: skip
         code, _, err = bge(*arguments)
@@ -347,7 +347,7 @@ def test_files_are_read_as_their_index_was_built(bge, tiny_bert, tmp_path):
     first = ("--text-field", "body", "--keep", "n", "--chunk", "--chunk-size", 16, "--delimiter", ";")
     bge(path, "--model", tiny_bert, "--index", index, *first, "-q", "x")
     _, out, err = bge(path, "--model", tiny_bert, "--index", index, "-q", "x", "--where", "n = 5", "--json")
-    said = f"as {index} was built: --delimiter ';' --text-field body --keep n --chunk --chunk-size 16"
+    said = f"files are read as for {index}: --delimiter ';' --text-field body --keep n --chunk --chunk-size 16"
     assert said in err and "encoded" not in err
     assert answers(out)[0]["results"][0]["metadata"] == {"n": 5}
     # What is given counts.

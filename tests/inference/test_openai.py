@@ -349,7 +349,7 @@ def test_empty_text_is_sent_as_a_space_with_a_log_line(server: Server, caplog: p
         vectors = hosted().encode(["a", "", " ", "\t"])
     assert server.texts == ["a", " ", " ", " "]
     np.testing.assert_array_equal(vectors[1], vectors[2])
-    assert "m takes no empty text" in caplog.text
+    assert "m does not accept empty texts" in caplog.text
     # Behind an instruction an empty text is not empty.
     hosted(query_instruction_for_retrieval="q: ").encode_queries([""])
     assert server.texts[-1] == "q: "

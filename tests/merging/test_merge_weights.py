@@ -165,6 +165,6 @@ def test_rerankers_are_not_judged_on_data_without_passages(pair, rerankers, tmp_
     (tmp_path / "alike").mkdir()
     (tmp_path / "alike" / "test.csv").write_text("\n".join(["sentence1,sentence2,score", *rows]))
     validation = Validation([str(tmp_path / "alike")], first_stage=str(pair[0]))
-    with pytest.raises(ArgumentError, match=r"no reranker can be measured on alike \(sts\)"):
+    with pytest.raises(ArgumentError, match=r"a reranker cannot be measured on alike \(sts\)"):
         merge(Merging(rerankers), tmp_path / "out", validation=validation)
     assert [path.name for path in tmp_path.iterdir()] == ["alike"]

@@ -443,7 +443,7 @@ def test_the_instruction_of_a_prompt_in_another_template(
 
 @pytest.mark.parametrize("prompt", [Prompt("[", "]", apart=True), Prompt("[", "]"), Prompt("x", apart=True)])
 def test_brackets_are_no_instruction(prompt: Prompt) -> None:
-    with pytest.raises(ArgumentError, match="is no instruction"):
+    with pytest.raises(ArgumentError, match="is not an instruction"):
         prompt.in_format("<{}> {}")
     with pytest.raises(ArgumentError, match=r"two slots \{\}"):
         Prompt("find: ").in_format("{}")

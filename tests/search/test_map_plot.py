@@ -90,7 +90,7 @@ def test_errors(mapped, tmp_path):
     other = tmp_path / "other.parquet"
     pa.parquet.write_table(pa.table({"vector": [1]}), other)
     for path in (other, tmp_path / "none.parquet"):
-        with pytest.raises(DataError, match="is no map"):
+        with pytest.raises(DataError, match="is not a map"):
             draw_map(path)
 
 

@@ -126,7 +126,7 @@ def test_validation_is_of_what_the_first_stage_finds(start, rows, tmp_path, caps
     )
     assert finetune(start, rows, tmp_path / "other", *more, "--first-stage", start) == 1
     error = capsys.readouterr().err
-    assert "no reranker can be measured on" in error and "(sts)" in error
+    assert "a reranker cannot be measured on" in error and "(sts)" in error
     assert not list((tmp_path / "other").glob("*"))
     facts = json.loads((output / "training.json").read_text())
     evaluated = [row for row in facts["history"] if "eval_score" in row]
@@ -147,7 +147,7 @@ def test_validation_is_of_what_the_first_stage_finds(start, rows, tmp_path, caps
         ({"query": "a", "pos": ["b"], "neg": ["B ", "A"]}, [], "no row has negatives that are none of its positives"),
         ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--train-group-size", "1"], "at least 2"),
         ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--max-len", "9999"], "64 tokens"),
-        ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--passage-max-len", "128"], "in all as --max-len"),
+        ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--passage-max-len", "128"], "together as --max-len"),
         ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--rerank-top-k", "0"], "--rerank-top-k must be at least 1"),
         ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--grad-cache-chunk", "0"], "--grad-cache-chunk must be"),
     ],

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..search.vector_map import MapReport
 
 #: What is said when it is interrupted.
-INTERRUPTED: Final = "no map was written; `bge encode --store-texts` can be resumed, and what it makes can be mapped"
+INTERRUPTED: Final = "no map was written; `bge encode --store-texts` can be resumed, and its output can be mapped"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +103,7 @@ def _check(args: argparse.Namespace) -> RecordReader | None:
             args.keep = [*(args.keep or []), args.color]
         return options.open_records(args, args.sources)
     if len(args.sources) > 1:
-        raise ArgumentError(f"{encoded[0]} is encoded already: it is mapped alone, not beside other sources")
+        raise ArgumentError(f"{encoded[0]} is encoded already: give it alone, without other sources")
     given = {"--model": args.model, "--keep": args.keep, "--chunk": options.chosen_chunks(args)}
     if unused := [name for name, value in given.items() if value]:
         raise ArgumentError(f"{encoded[0]} is encoded already: leave out {' and '.join(unused)}")
@@ -156,8 +156,8 @@ def _check_color(args: argparse.Namespace, index: SearchIndex) -> None:
 
 def _summary(report: MapReport, args: argparse.Namespace) -> str:
     how = "exact" if report.method == "exact" else f"{report.method}, approximate"
-    lone = f"{report.lone:,} lone" if report.lone_below is None else (
-        f"{report.lone:,} lone (nothing as alike as {report.lone_below:.2f})"
+    lone = f"{report.lone:,} lone texts" if report.lone_below is None else (
+        f"{report.lone:,} lone texts (the nearest is less than {report.lone_below:.2f} alike)"
     )  # fmt: skip
     picture = f"; picture in {args.plot}" if args.plot else ""
     return (

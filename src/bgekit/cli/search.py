@@ -130,9 +130,9 @@ def _check(args: argparse.Namespace) -> RecordReader | None:
         hint = _files_among("question", "-q", args.query) or _files_among("column", "--keep", args.keep)
         raise ArgumentError(f"nothing to search: give files, a folder of encoded shards, or --index DIR{hint}")
     if folders and len(args.sources) > 1:
-        raise ArgumentError(f"{folders[0]} is encoded already: it is searched alone, not beside other files")
+        raise ArgumentError(f"{folders[0]} is encoded already: give it alone, without other files")
     if (folders or not args.sources) and options.chosen_chunks(args) is not None:
-        raise ArgumentError("what is encoded already cannot be split into passages: use --chunk where it is encoded")
+        raise ArgumentError("encoded texts cannot be split into passages any more: use --chunk when they are encoded")
     from ..files.atomic import check_place
     from ..search.build import check_type
     from ..search.where import Where
@@ -143,12 +143,12 @@ def _check(args: argparse.Namespace) -> RecordReader | None:
     where = None if args.where is None else Where(args.where)
     if folders or not args.sources:
         if args.keep:
-            raise ArgumentError("what is encoded already has the columns it has: use --keep where it is encoded")
+            raise ArgumentError("encoded texts have the columns that were kept: use --keep when they are encoded")
         return None
     _read_as_before(args)
     lacking = [name for name in where.columns if name not in (args.keep or [])] if where else []
     if lacking and "*" not in (args.keep or []):
-        raise ArgumentError(f"--where looks at columns that are not kept: add --keep {shlex.join(lacking)}")
+        raise ArgumentError(f"--where uses columns that are not kept: add --keep {shlex.join(lacking)}")
     if not args.model:
         raise ArgumentError("--model is needed to encode files, such as --model BAAI/bge-small-en-v1.5")
     if "-" in args.sources and not args.query:
@@ -177,7 +177,7 @@ def _read_as_before(args: argparse.Namespace) -> None:
         sizes = (("--chunk-size", args.chunk_size), ("--chunk-overlap", args.chunk_overlap))
         taken += ["--chunk", *(str(each) for size in sizes if size[1] is not None for each in size)]
     if taken:
-        _report(args, f"as {args.index} was built: {shlex.join(taken)}")
+        _report(args, f"files are read as for {args.index}: {shlex.join(taken)}")
 
 
 def _open(

@@ -140,7 +140,7 @@ def stored(path: Path, read: Callable[[], Store], write: Callable[[HashedFile], 
         try:
             return read()
         except DataError as error:
-            logger.warning("%s; it is made anew", error)
+            logger.warning("%s; it is made again", error)
     for leftover in path.parent.glob("*.arrow.*.tmp"):
         with contextlib.suppress(OSError):  # Another process was quicker.
             if time.time() - leftover.stat().st_mtime > _ABANDONED:

@@ -117,7 +117,9 @@ _Spans = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 class _Chunker:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, size: int, overlap: int) -> None:
         if size < 1 or not 0 <= overlap < size:
-            raise ArgumentError(f"passages of {size} tokens cannot share {overlap}: needed is 0 <= overlap < size")
+            raise ArgumentError(
+                f"passages of {size} tokens cannot share {overlap}: the overlap must be from 0 to below the size"
+            )
         from tokenizers import Tokenizer
 
         # A copy, because truncation is a state of the tokenizer, which an encoder may be using at the same time.

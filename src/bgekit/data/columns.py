@@ -130,7 +130,7 @@ class Line:
                 f"the {name} {value!r} is one of three (entailment, neutral, contradiction), and pair classification "
                 "needs two: make entailment 1 and contradiction 0, and leave out neutral"
             )
-        hint = "" if isinstance(value, str) else "; degrees of similarity belong into a column called score"
+        hint = "" if isinstance(value, str) else "; degrees of similarity belong in a column called score"
         raise self.error(f"the {name} must be 1 (they belong together) or 0, not {shown(value)}{hint}")
 
     def identifier(self, name: str) -> str:

@@ -229,7 +229,7 @@ def _of_folder(folder: str, prefix: str, chosen: _Chosen, skipped: BadLines) -> 
         there = f"; it has {passed}: --include '*.rst' takes such files as plain text" if others else ""
         raise DataError(f"{folder} has no files to read ({kinds}) that are neither hidden nor left out{there}")
     if others:
-        logger.info("%s: %s are passed over", folder, passed)
+        logger.info("%s: %s are skipped", folder, passed)
     return [source for _, source in sorted(found, key=lambda each: each[0])]
 
 

@@ -316,7 +316,7 @@ def _arrow_errors(file: str, form: str) -> Iterator[None]:
         # What pyarrow raises for damaged files is a ValueError (ArrowInvalid), as our own DataError is.
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{file} is damaged or no {form} file: {error}") from error
+        raise DataError(f"{file} is damaged or not in the format {form}: {error}") from error
 
 
 def stem_and_format(name: str) -> tuple[str, str | None]:
@@ -518,7 +518,7 @@ def _recognised(file: str, lines: Ahead[str], delimiter: str) -> Iterator[tuple[
             if _is_quoted(window, delimiter, columns, whole=lines.ended):
                 yield from _quoted(file, rest, delimiter, columns or _width(window, delimiter), before=number)
             else:
-                logger.info("%s: quotes are characters like any other, as lines from %d on show", file, number + 1)
+                logger.info("%s: quotes are ordinary characters here, as the lines from %d on show", file, number + 1)
                 yield from _unquoted(rest, delimiter, before=number)
             return
         for _, cells in _unquoted([line], delimiter):
@@ -564,24 +564,24 @@ def _quoted(
             reason = f"not valid {form}: {error}"
             if len(kept) > 1:
                 reason += (
-                    f"; by its quotes it goes on to line {before + rows.line_num:,}. If quotes enclose nothing in this "
-                    "file: --quoting none"
+                    f"; by its quotes it continues to line {before + rows.line_num:,}. If quotes enclose nothing in "
+                    "this file, give --quoting none"
                 )
             yield number, reason
             continue
         last = before + rows.line_num
         if len(kept) > 1 and columns is not None and _rows_alone(kept, delimiter, columns) == len(kept):
             reason = (
-                f"lines {number:,} to {last:,} would be one row by their quotes, and are rows on their own without "
-                "them: --quoting none takes them so, --quoting csv as one"
+                f"lines {number:,} to {last:,} are one row if quotes enclose fields, and separate rows if they do not: "
+                "--quoting csv reads them as one row, --quoting none as separate rows"
             )
             yield number, reason
             continue
         if len(kept) > 1 and not asked:
             asked = True
             _say_once(
-                f"{file}: lines {number:,} to {last:,} are one row, as quotes enclose them; so are others like them. "
-                "--quoting none takes every line for a row"
+                f"{file}: lines {number:,} to {last:,} are read as one row, because quotes enclose them; so are others "
+                "like them. --quoting none reads every line as a row"
             )
         if cells:
             yield number, cells

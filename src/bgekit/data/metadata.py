@@ -158,7 +158,7 @@ def _further_kind(name: str, value: Any) -> tuple[str, Any]:
         return _list_kind(name, value)
     if isinstance(value, Mapping):
         raise BadValue(
-            f"the column {name} is an object ({', '.join(map(str, value))[:40]}), and what is kept has no inner "
+            f"the column {name} is an object ({', '.join(map(str, value))[:40]}), and kept columns have no inner "
             f"fields: make columns of them, or name the columns to keep without {name}"
         )
     if isinstance(value, Decimal):

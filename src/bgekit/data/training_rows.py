@@ -136,7 +136,7 @@ def row_of(line: Line) -> Row:
 def _check_size(line: Line, *texts: str) -> None:
     size = sum(len(text.encode()) for text in texts)
     if size > LONGEST_ROW:
-        raise line.error(f"its texts have {size:,} bytes, more than {LONGEST_ROW:,}: is this one document a line?")
+        raise line.error(f"its texts have {size:,} bytes, more than {LONGEST_ROW:,}: are the rows whole documents?")
 
 
 def _optional_text(line: Line, name: str) -> str | None:

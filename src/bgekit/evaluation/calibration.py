@@ -244,7 +244,7 @@ class Wish:
         given = [(target, value) for target, value in rates.items() if value is not None]
         if len(given) > 1:
             raise ArgumentError(
-                f"{' and '.join(target for target, _ in given)} give two thresholds: wish for one of them"
+                f"{' and '.join(target for target, _ in given)} ask for two thresholds: give one of them"
             )
         target, wanted = given[0] if given else ("false_positive_rate", DEFAULT_FALSE_POSITIVE_RATE)
         for name, value in ((target, wanted), ("confidence", confidence), ("prevalence", prevalence)):

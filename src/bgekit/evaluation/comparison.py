@@ -224,7 +224,7 @@ def _conclusion(comparison: Comparison, contrast: Contrast, p: float, count: int
     if comparison.wins + comparison.losses == 0 and comparison.difference == 0:
         return f"{a} and {b} do the same on every {'task' if comparison.over_tasks else f'item of {task}'}."
     if math.isnan(contrast.low):
-        only = "of which only one number each is known" if comparison.n < 2 else contrast.doubt
+        only = "for which only one number per model is known" if comparison.n < 2 else contrast.doubt
         return f"{a} and {b} differ by {found} points of {metric} on {task}, {only}: nothing can be concluded from it."
     if p < LEVEL:
         better, worse = (a, b) if comparison.difference > 0 else (b, a)

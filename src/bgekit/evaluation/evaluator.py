@@ -393,7 +393,7 @@ def tasks_of(
         found = [task for task in found if task.name.lower() in asked]
     keys = [(task.name, task.split) for task in found]
     if twice := {f"{name} ({part})" for name, part in keys if keys.count((name, part)) > 1}:
-        raise ArgumentError(f"{', '.join(sorted(twice))} is there twice; give each task once")
+        raise ArgumentError(f"{', '.join(sorted(twice))} is given twice; give each task once")
     if not found:
         raise ArgumentError("there is no task to measure on")
     require_packages(found)
@@ -442,7 +442,7 @@ class ScoreCache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            logger.warning("%s cannot be read and is computed anew: %s", path, error)
+            logger.warning("%s cannot be read and is computed again: %s", path, error)
             return None
 
     def put(self, model: JudgedModel, task: Task, scores: Scores, seconds: float) -> None:

@@ -490,9 +490,9 @@ def _quantile(pairs: GroupedPairs, wanted: float, allowed: float, *, related: bo
         least = 1.0 - allowed ** (1.0 / pairs.size) if pairs.size else 1.0
         asked, possible = (1.0 - wanted, 1.0 - least) if related else (wanted, least)
         raise DataError(
-            f"{pairs.counted('related' if related else 'unrelated')} too few to promise a rate of {asked:.4g} with "
+            f"{pairs.counted('related' if related else 'unrelated')} too few to guarantee a rate of {asked:.4g} with "
             f"{100 * (1 - allowed):.4g}% confidence: at least {need:,} are needed, better {4 * need:,}"
-            f"{pairs.remedy}, or wish for less (with these, {possible:.3g} at the very best)"
+            f"{pairs.remedy}, or ask for less (with these, {possible:.3g} at the very best)"
         )
 
     def passes(count: int) -> bool:
@@ -511,7 +511,7 @@ def _quantile(pairs: GroupedPairs, wanted: float, allowed: float, *, related: bo
 def _precise(pairs: GroupedPairs, at_prevalence: float, prevalence: float, allowed: float) -> float:
     """The lowest threshold whose precision, at a prevalence, is at least `at_prevalence`."""
     wanted = _shifted(at_prevalence, prevalence, pairs.share)
-    promise = f"a precision of {at_prevalence:g} cannot be promised with {100 * (1 - allowed):.4g}% confidence"
+    promise = f"a precision of {at_prevalence:g} cannot be guaranteed with {100 * (1 - allowed):.4g}% confidence"
     if not math.isclose(wanted, at_prevalence, rel_tol=0.01):
         promise += f" (for a share of related pairs of {prevalence:.3g} it means {wanted:.4g} among these pairs)"
     related = len(np.unique(pairs.group[pairs.related]))
@@ -522,7 +522,7 @@ def _precise(pairs: GroupedPairs, at_prevalence: float, prevalence: float, allow
         raise DataError(
             f"{promise}: {related:,} {'' if pairs.alone else 'groups with '}related pairs are too few, at least "
             f"{least:,} must reach the threshold without an unrelated one among them; about {need:,} "
-            f"{pairs.unit} like these {pairs.size:,} are needed{pairs.remedy}, or wish for less"
+            f"{pairs.unit} like these {pairs.size:,} are needed{pairs.remedy}, or ask for less"
         )
     # Groups' worth of pairs, related and unrelated, that reach a threshold.
     worth = np.cumsum(pairs.weight)
@@ -560,13 +560,13 @@ def _why_not(pairs: GroupedPairs, counts: list[int], wanted: float, level: float
     if needs:
         return (
             f"{pairs.counted()} too few to be sure. About {_rounded_up(max(min(needs), 1.5) * pairs.size):,} "
-            f"{pairs.unit} like these would probably be enough{pairs.remedy}, or wish for less"
+            f"{pairs.unit} like these would probably be enough{pairs.remedy}, or ask for less"
         )
     shares = np.cumsum(pairs.weight * pairs.related) / np.cumsum(pairs.weight)
     most = max(counts, key=lambda count: shares[count - 1])
     return (
         f"the most that is seen is {shares[most - 1]:.1%}, from a similarity of {pairs.similarity[most - 1]:.4f} on, "
-        "where enough pairs reach it. The model does not tell these pairs apart well enough: wish for less, or use a "
+        "where enough pairs reach it. The model does not tell these pairs apart well enough: ask for less, or use a "
         "better or fine-tuned model"
     )
 

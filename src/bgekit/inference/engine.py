@@ -249,7 +249,7 @@ class Engine(Generic[N_co]):
             size = sum(len(tokens.ids[row]) for row in batch)
         # Outside the handler, where the failed batch's tensors are no longer held by the traceback.
         self.token_budget = min(self.token_budget, max(1, size // 2))
-        logger.warning("%s is out of memory at %d tokens a batch: trying %d", self.device, size, self.token_budget)
+        logger.warning("%s is out of memory at %d tokens per batch: trying %d", self.device, size, self.token_budget)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         middle = (len(batch) + 1) // 2
@@ -326,7 +326,7 @@ def _existing(wanted: str | int | torch.device) -> torch.device:
     try:
         device = torch.device("cuda", wanted) if isinstance(wanted, int) else torch.device(wanted)
     except RuntimeError as error:
-        raise ArgumentError(f"{wanted!r} is no device: {error}") from error
+        raise ArgumentError(f"{wanted!r} is not a device: {error}") from error
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
@@ -517,7 +517,7 @@ class Worker:
         except subprocess.TimeoutExpired:
             reason = "closed its output"
         return WorkerError(
-            f"the worker of device {self.device} (process {self.process.pid}) {reason}. Its messages stand on stderr; "
+            f"the worker of device {self.device} (process {self.process.pid}) {reason}. Its messages are on stderr; "
             "signal 9 most often means that memory ran out. What was finished before is kept by bge encode."
         )
 

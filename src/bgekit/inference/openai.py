@@ -141,7 +141,7 @@ class OpenAIEmbedder(Embedder):
         """
         if others:
             names = ", ".join(f"{name}=" for name in others)
-            raise ArgumentError(f"{model_name_or_path} is computed by an API, which has no use for {names}")
+            raise ArgumentError(f"{model_name_or_path} is computed by an API, which does not use {names}")
         self.model = model_name_or_path
         self._family = family = find_family(model_name_or_path)
         if family is not None and family.kind == "reranker":
@@ -294,7 +294,9 @@ class OpenAIEmbedder(Embedder):
             for future, _ in waiting:
                 future.cancel()
         if blank:
-            logger.warning("%s takes no empty text: %d empty or blank ones were sent as a space", self.model, blank)
+            logger.warning(
+                "%s does not accept empty texts: %d empty or blank ones were sent as a space", self.model, blank
+            )
 
     async def _embed(self, texts: Sequence[str], size: int, connection: Connection) -> Encoded:
         """Vectors of texts, from requests of at most `size` texts at the same time."""
@@ -596,7 +598,7 @@ class Endpoint:
         try:
             parts = httpx.URL(base_url)
         except httpx.InvalidURL as error:
-            raise ArgumentError(f"the API's base URL is none ({error}): {base_url!r}") from error
+            raise ArgumentError(f"the API's base URL is not a URL ({error}): {base_url!r}") from error
         if parts.scheme not in ("http", "https") or not parts.host:
             raise ArgumentError(f"the API's base URL must be http://... or https://..., not {base_url!r}")
         if parts.userinfo:

@@ -236,7 +236,7 @@ class _Run:
         if overwrite:
             self._remove()
         elif there and not resume:
-            raise OutputError(f"{self._folder.path} already holds shards; --overwrite starts anew")
+            raise OutputError(f"{self._folder.path} already holds shards; --overwrite starts over")
         elif there:
             differing = differences(read_manifest(path), self._manifest)
             if differing:
@@ -281,7 +281,7 @@ class _Run:
         except OutputError as error:
             done = sum(entry is not None for entry in self._entries)
             raise OutputError(
-                f"{error}. {done} finished shards stay valid; the same command goes on from them"
+                f"{error}. {done} finished shards stay valid; the same command continues from them"
             ) from error
         self._entries[shard.index] = self._entry(shard, facts)
         if self._progress is not None:
@@ -410,7 +410,7 @@ class _Run:
 
     def _other_run(self, what: str) -> OutputError:
         return OutputError(
-            f"{self._folder.path} was made by another run: {what}. Use another folder, or --overwrite to start anew."
+            f"{self._folder.path} was made by another run: {what}. Use another folder, or --overwrite to start over."
         )
 
     def _remove(self) -> None:
@@ -451,11 +451,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         content = _read_json(path)
     except ValueError as error:
-        raise OutputError(f"{path} is damaged ({error}); --overwrite starts anew") from error
+        raise OutputError(f"{path} is damaged ({error}); --overwrite starts over") from error
     if content is None:
-        raise OutputError(f"{path.parent} is no folder of encoded shards: it has no {path.name}")
+        raise OutputError(f"{path.parent} is not a folder of encoded shards: it has no {path.name}")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise OutputError(f"{path} is no manifest of encoded shards; use another folder, or --overwrite")
+        raise OutputError(f"{path} is not a manifest of encoded shards; use another folder, or --overwrite")
     if content.get("version") != VERSION:
         raise OutputError(f"{path} has version {content.get('version')}; this bgekit knows version {VERSION}")
     return content
@@ -578,7 +578,7 @@ class ShardSet:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder / MANIFEST)
         if not self.manifest["complete"]:
-            raise OutputError(f"{self.folder} is not finished: run the same bge encode again, it goes on from there")
+            raise OutputError(f"{self.folder} is not finished: run the same bge encode again; it continues from there")
 
     def __len__(self) -> int:
         return int(self.manifest["texts"])

@@ -119,7 +119,7 @@ def read_examples(data: ExampleData, kind: Kind, neg_number: int, seed: int, dia
     if kind == "reranker" and bare == len(examples):
         raise DataError("no example has negatives: a reranker's loss compares a positive with them")
     if bare and kind == "reranker":
-        logger.warning("%d of %d examples have no negatives and say nothing of a reranker", bare, len(examples))
+        logger.warning("%d of %d examples have no negatives and say nothing about a reranker", bare, len(examples))
     return examples
 
 
@@ -289,7 +289,7 @@ def search(judge: Callable[[Weights], Trial], models: int, points: int) -> list[
         All trials, in the order in which they were made.
     """
     if models < 2:
-        raise ArgumentError("weights are searched for two models or more")
+        raise ArgumentError("a search for weights needs two models or more")
     if points < 2:
         raise ArgumentError(f"search_points must be at least 2, not {points}")
     trials: dict[Weights, Trial] = {}

@@ -398,6 +398,6 @@ def _task(
         raise ArgumentError("model_names_or_paths must be a list of names or folders")
     if unknown := [name for name in settings if name not in Merging.__dataclass_fields__]:
         raise ArgumentError(
-            f"{unknown[0]} is no argument here; there are {', '.join(Merging.__dataclass_fields__)} and overwrite"
+            f"{unknown[0]} is not an argument here; there are {', '.join(Merging.__dataclass_fields__)} and overwrite"
         )
     return Merging([os.fspath(name) for name in models], model_type, weights=weights, **settings)

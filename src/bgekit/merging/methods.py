@@ -89,7 +89,7 @@ class Slerp(Method):
 
     def __post_init__(self) -> None:
         if len(self.weights) != 2:
-            raise ArgumentError(f"slerp is of two models, not of {len(self.weights)}")
+            raise ArgumentError(f"slerp merges two models, not {len(self.weights)}")
 
     def combine(self, stack: Stack) -> Iterator[Tensor]:
         """See `Method`."""

@@ -335,7 +335,7 @@ class Adapter:
                 pairs.setdefault((match["module"], bool(match["embedding"])), {})[match["part"]] = value
                 continue
             if ".lora_" in name:
-                raise CheckpointError(f"{self.folder} holds {name}, which is no part of a plain LoRA adapter")
+                raise CheckpointError(f"{self.folder} holds {name}, which is not part of a plain LoRA adapter")
             # A layer that was trained as a whole (modules_to_save, biases) stands in for the base's.
             target = self._target(re.sub(r"\.(base_layer|modules_to_save(\.default)?)(?=\.)", "", name), base)
             there = base.tensors[target].shape
@@ -362,7 +362,7 @@ class Adapter:
         a, b = pair["A"], pair["B"]
         transposed = embedding or bool(self.config.get("fan_in_fan_out"))
         if any(len(each.shape) != 2 for each in (a, b, weight)):
-            raise CheckpointError(f"{self.folder} adapts {module}, which is no matrix: merge it with peft first")
+            raise CheckpointError(f"{self.folder} adapts {module}, which is not a matrix: merge it with peft first")
         out, into = (weight.shape[1], weight.shape[0]) if transposed else weight.shape
         if (b.shape[0], a.shape[1], b.shape[1]) != (out, into, a.shape[0]):
             raise CheckpointError(f"{self.folder} does not fit its base: {module} is {weight.shape} there")

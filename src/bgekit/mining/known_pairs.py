@@ -218,7 +218,7 @@ def rows_of_pairs(
     positive_labels, negative_labels = [*map(_even, positive_labels)], [*map(_even, negative_labels)]
     both = set(positive_labels) & set(negative_labels)
     if both:
-        raise ArgumentError(f"the label {', '.join(sorted(both))} cannot be that of positives and of negatives")
+        raise ArgumentError(f"the label {', '.join(sorted(both))} cannot stand for both positives and negatives")
     groups: dict[int, _Group] = {}
     bad = BadLines()
     for _, (first, second, label) in bad.usable(read_file(file, Dialect(encoding, quoting), bad=bad), _pair):

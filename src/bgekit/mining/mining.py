@@ -203,7 +203,7 @@ def check_task(task: Mining, *, models: int, reranker: bool) -> None:
     check_place(page_path(task.output))
     check_place(_work_folder(task), folder=True)
     if task.queries is not None and not task.qrels:
-        raise ArgumentError("queries are texts of judgements by id, and no judgements (qrels) are given")
+        raise ArgumentError("queries are the texts of judgements (qrels), and no judgements are given")
     if task.id_field is not None and not (task.qrels and task.pool):
         raise ArgumentError("id_field is for judgements (qrels) of a pool of candidates; give both")
     unknown = [name for name in task.miners if name not in MINERS]
@@ -214,7 +214,7 @@ def check_task(task: Mining, *, models: int, reranker: bool) -> None:
     if DENSE in task.miners and task.index != "exact":
         require_extra("faiss", "faiss")
     if task.choice.guards.need_scores and not models and BM25 not in task.miners:
-        raise ArgumentError("guards on scores need a model (or bm25), whose scores they are")
+        raise ArgumentError("guards on scores need a model (or bm25) that gives the scores")
     if models > 1 and DENSE not in task.miners:
         raise ArgumentError("without the miner `dense` one model gives the scores, so give one, not several")
     if (task.max_reranker_score is None) == reranker:

@@ -241,14 +241,14 @@ class Choice:
     def __post_init__(self) -> None:
         if not 0 <= self.first < self.last:
             raise ArgumentError(
-                f"the range {self.first}-{self.last} is empty: 10-210 passes over the first 10 and ends with place 210"
+                f"the range {self.first}-{self.last} is empty: 10-210 skips the first 10 places and ends at place 210"
             )
         if self.negatives < 1:
             raise ArgumentError(f"negatives must be at least 1, not {self.negatives}")
         if self.seed < 0:
             raise ArgumentError(f"seed must not be negative, but it is {self.seed}")
         if any(share < 1 for share in self.shares):
-            raise ArgumentError(f"shares are whole numbers from 1 on, not {list(self.shares)}")
+            raise ArgumentError(f"shares are whole numbers of at least 1, not {list(self.shares)}")
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def score(
             if isinstance(error, OutputError):
                 raise
             raise OutputError(
-                f"cannot write {output}: {error.strerror or error}; the same command goes on from what is written"
+                f"cannot write {output}: {error.strerror or error}; the same command continues from what is written"
             ) from error
     Path(f"{output}.scoring").rmdir()
     return counts

@@ -142,7 +142,9 @@ def moved(calibration: Mapping[str, Any], source: str | None, copy: str) -> Mapp
     """
     made_for = calibration.get("made_for")
     if not isinstance(made_for, Mapping) or made_for.get("weights") != source:
-        logger.warning("the calibration in the model card is of other weights and is not saved: run bge calibrate anew")
+        logger.warning(
+            "the calibration in the model card belongs to other weights and is not saved: run bge calibrate again"
+        )
         return None
     return {**calibration, "made_for": {**made_for, "weights": copy}}
 

@@ -106,7 +106,7 @@ class Prompt:
                 return Prompt.from_format(bare, template)
         if self.apart or self.suffix:
             raise ArgumentError(
-                f"the prompt {str(self)!r} is no instruction to put in the format {template!r}: pass one"
+                f"the prompt {str(self)!r} is not an instruction that can be put into the format {template!r}: pass one"
             )
         return Prompt.from_format(self.prefix, template)
 

@@ -161,7 +161,7 @@ def prompt_doubt(name: str, *, bge_like: bool, config: Mapping[str, Any] | None 
     like = within or (_LIKE.get((config.get("model_type"), config.get("vocab_size"))) if config else None)
     family = find_family(like) if like else None
     if family is None:
-        reason, instruction = "it may be of the BGE kind, most of which want an instruction", "..."
+        reason, instruction = "it may be of the BGE kind, most of which need an instruction", "..."
     elif family.query:
         found = f"its name speaks of {within}" if within else f"its pooling and vocabulary are those of {family.title}"
         reason, instruction = f"{found}, whose queries get {str(family.query)!r}", str(family.query)
@@ -376,7 +376,7 @@ def _refuse_others(name: str, config: Mapping[str, Any], labels: int) -> None:
                 f"cross-encoders with a classification head (...{_CLASSIFIER}), such as BAAI/bge-reranker-v2-m3"
             )
         raise CardError(
-            f"{name!r} is no reranker: its config.json says {architectures[0]}, not ...{_CLASSIFIER}. "
+            f"{name!r} is not a reranker: its config.json says {architectures[0]}, not ...{_CLASSIFIER}. "
             "For text vectors use FlagModel."
         )
     if labels > 2:

@@ -115,7 +115,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         refuse_adapter(folder)
-        raise CheckpointError(f"{folder} is no model: it has no config.json")
+        raise CheckpointError(f"{folder} is not a model: it has no config.json")
     return cast(dict[str, Any], read_json(path))
 
 
@@ -257,7 +257,7 @@ def safetensors_header(path: Path) -> dict[str, Any]:
         header.pop("__metadata__", None)
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (struct.error, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: it is no safetensors file ({error})") from error
+        raise CheckpointError(f"{path} is damaged: it is not a safetensors file ({error})") from error
     if size < 8 + length + end:
         raise CheckpointError(f"{path} is cut off: it has {size:,} bytes, its header asks for {8 + length + end:,}")
     return header

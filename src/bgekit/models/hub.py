@@ -70,7 +70,7 @@ def resolve(
     if path.is_dir():
         if not (path / "config.json").is_file():
             refuse_adapter(path)
-            raise CheckpointError(f"{path} is no model: it has no config.json (it holds {_listing(path)})")
+            raise CheckpointError(f"{path} is not a model: it has no config.json (it holds {_listing(path)})")
         return path
     if path.is_file():
         raise CheckpointError(f"{path} is a file; give the folder that holds config.json and model.safetensors")

@@ -426,7 +426,7 @@ def head_of(lm: Any) -> nn.Module:
         if all(isinstance(part, nn.Module) for part in parts):
             return nn.Sequential(*parts)  # type: ignore[arg-type]
     raise ArgumentError(
-        f"{type(lm).__name__} has no head that bgekit knows: RetroMAE trains BERT, RoBERTa and their kin"
+        f"{type(lm).__name__} has no head that bgekit knows: RetroMAE trains BERT, RoBERTa and the like"
     )
 
 
@@ -566,6 +566,6 @@ class PretrainDiagnosis(Findings):
         if all(math.isfinite(float(logs.get(name, 0.0))) for name in ("loss", "encoder_loss", "decoder_loss")):
             return []
         return self.report({
-            "not finite": "the loss is no number any more: take a lower --learning-rate, --warmup-ratio 0.1, or --bf16 "
-            "instead of --fp16"
+            "not finite": "the loss is not a number any more: take a lower --learning-rate, --warmup-ratio 0.1, or "
+            "--bf16 instead of --fp16"
         })  # fmt: skip

@@ -17,7 +17,7 @@ from .plan import CACHED, UNFINISHED, Folder, State, Step, read_json
 from .spec import Recipe
 
 _REPORT: Final = "report"
-_WENT: Final = {CACHED: "was there", UNFINISHED: "gone on with"}
+_WENT: Final = {CACHED: "was there", UNFINISHED: "continued"}
 #: Columns of the plan's inputs.
 _WIDEST: Final = 50
 

@@ -47,7 +47,7 @@ _TAIL_LINES: Final = 20
 _TAIL_BYTES: Final = 8 << 10
 #: Less free space than this is no space.
 _FULL: Final = 1 << 20
-_AGAIN: Final = "What is finished stays: run the same command to go on"
+_AGAIN: Final = "What is finished stays: run the same command to continue"
 _VERSIONS: Final = ("torch", "transformers", "numpy")
 
 

@@ -168,7 +168,7 @@ def read_yaml(path: Path) -> Entries:
     except yaml.YAMLError as error:
         raise RecipeError(_syntax(path, content, error)) from error
     if not isinstance(value, Entries):
-        raise RecipeError(f"{path} is no recipe: a mapping with `stages` is expected")
+        raise RecipeError(f"{path} is not a recipe: expected a mapping with `stages`")
     return value
 
 
@@ -202,7 +202,7 @@ class _Reader:
         if depth > _DEEPEST or self._count > _MOST:
             raise RecipeError(f"{self._path}, line {line}: values within values go too deep")
         if node.tag not in _KNOWN:
-            raise RecipeError(f"{self._path}, line {line}: tags such as {node.tag} have no place in a recipe")
+            raise RecipeError(f"{self._path}, line {line}: tags such as {node.tag} are not allowed in a recipe")
         if isinstance(node, yaml.ScalarNode):
             if node.tag == _TAGS + "null":
                 return None
@@ -242,7 +242,7 @@ def _syntax(path: Path, content: str, error: Any) -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error)
     if mark is None:
-        return f"{path} is no YAML: {problem}"
+        return f"{path} is not valid YAML: {problem}"
     lines = content.splitlines()
     line = lines[mark.line] if mark.line < len(lines) else ""
     hint = f" ({_BRACE})" if "${" in line and "[" in line else ""
@@ -440,7 +440,7 @@ class _Reading:
 
     def _check_name(self, name: str, line: int) -> None:
         if not _NAME.fullmatch(name):
-            raise self._error(line, f"{name!r} is no name: letters, digits, - and _ are")
+            raise self._error(line, f"{name!r} is not a valid name: use letters, digits, - and _")
         if name == OUTPUT:
             raise self._error(line, f"`{OUTPUT}` is the output of the stage itself: take another name")
 
@@ -480,7 +480,9 @@ class _Reading:
         if verb not in VERBS:
             line = content.line_of("verb")
             raise self._error(
-                line, f"no stage can be {verb!r}{_nearest(verb, list(VERBS))}: verbs are {', '.join(VERBS)}", name
+                line,
+                f"{verb!r} is not a verb of stages{_nearest(verb, list(VERBS))}: these are {', '.join(VERBS)}",
+                name,
             )
         return _Draft(name, VERBS[verb], content, self._choices(name, content))
 
@@ -534,7 +536,7 @@ class _Reading:
         values = self._filled(given, choice, line, stage) if isinstance(given, Text) else []
         text = values[0] if len(values) == 1 else ""
         if not re.fullmatch("[1-9][0-9]*", text):
-            raise self._error(line, "`processes` is a whole number from 1 on", stage)
+            raise self._error(line, "`processes` is a whole number of at least 1", stage)
         if text != "1" and not draft.verb.module:
             raise self._error(line, "`processes` is for training stages", stage)
         return int(text)

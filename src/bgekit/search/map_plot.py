@@ -128,7 +128,7 @@ def _read(path: Path, color: str | None, points: int) -> _Points:
                 parts.append(part.take(chosen[begin:end] - first))
                 first += part.num_rows
     except (OSError, ArrowException, KeyError, ValueError) as error:
-        raise DataError(f"{path} is no map of bgekit: {error}") from error
+        raise DataError(f"{path} is not a map of bgekit: {error}") from error
     import pyarrow
 
     table = pyarrow.concat_tables(parts).combine_chunks()

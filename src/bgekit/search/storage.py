@@ -289,7 +289,7 @@ def read_facts(folder: Path) -> Facts:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise OutputError(f"{folder} is no index: it has no {FACTS}") from error
+        raise OutputError(f"{folder} is not an index: it has no {FACTS}") from error
     except ValueError as error:
         raise OutputError(f"{path} is damaged ({error}); build the index again") from error
     except OSError as error:

@@ -181,7 +181,7 @@ def _unknown(rest: str) -> str:
     if first in "'\"`":
         return f"the quote {first} is opened here and not closed; one that is part of a string or name is doubled"
     if first.isdigit():
-        return "this is no number; a string stands in single quotes"
+        return "this is not a number; a string stands in single quotes"
     words = {"&": "and", "|": "or", "!": "not"}
     return f"{first} has no meaning here" + (f"; the word is {words[first]}" if first in words else "")
 
@@ -256,7 +256,9 @@ class _Parser:
             return _In(column, self._list(), negated)
         operator = self._now
         if operator.kind != "symbol" or operator.text not in _OPERATORS:
-            what = f"{operator.text} is no comparison" if operator.kind == "word" else "a comparison is expected here"
+            what = (
+                f"{operator.text} is not a comparison" if operator.kind == "word" else "a comparison is expected here"
+            )
             self._fail(f"{what}; there are {_COMPARISONS}")
         self._at += 1
         return _Comparison(column, _OPERATORS[operator.text], self._value(column, operator.text))
@@ -533,7 +535,7 @@ def _read_date(text: str) -> tuple[datetime.date, datetime.datetime | None]:
     """The day of an ISO date, and the moment if there is a time behind it."""
     found = _DATE.fullmatch(text)
     if found is None:
-        raise ValueError(f"'{text}' is no ISO date such as '2024-05-31' or '2024-05-31T17:30'")
+        raise ValueError(f"'{text}' is not an ISO date such as '2024-05-31' or '2024-05-31T17:30'")
     day, clock, fraction, zone = found.groups()
     # Made whole: older Pythons read fewer forms.
     written = f"{day}T{clock or '00:00'}{'' if (clock or '').count(':') == 2 else ':00'}{(fraction or '.'):0<7}"

@@ -107,7 +107,7 @@ def test_retrieval(tree):
 
 def test_retrieval_without_its_files(tree):
     with pytest.raises(
-        DataError, match=r"is to be retrieval, and has corpus.jsonl. Expected a folder with corpus.jsonl"
+        DataError, match=r"should hold retrieval data, and has corpus.jsonl. Expected a folder with corpus.jsonl"
     ):
         read(tree({"corpus.jsonl": CORPUS, "dataset.json": {"task_type": "retrieval"}}))
 

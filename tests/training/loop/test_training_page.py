@@ -41,7 +41,7 @@ def test_it_says_what_training_brought_and_on_what(tmp_path):
     [
         ([80.0, 79.0], {}, "Training made it no better: x: nDCG@10 was 80.00 before it, and 79.00 at best afterwards"),
         ([80.0, 85.0], {"eval_alone_x_ndcg_at_10": 87.0}, "the first stage alone scores 87.00 (-2.00)"),
-        ([80.0, 85.0], {}, "The last evaluation was the best one: more steps may bring more."),
+        ([80.0, 85.0], {}, "The last evaluation was the best one: more steps may help."),
     ],
 )
 def test_what_a_reader_must_not_miss_is_at_the_top(tmp_path, scores, more, message):

@@ -356,7 +356,7 @@ class TestCollection:
             return reranking_task(source, queries, corpus, judgements, listed, left_out)
         if candidates:
             source = source.remarking(
-                f"{candidates} is not used: the whole corpus is searched; to put those passages in order instead, say "
+                f"{candidates} is not used: the whole corpus is searched; to rerank those passages instead, say "
                 '"task_type": "reranking" in dataset.json'
             )
         corpus, _ = read_corpus(Documents(documents))
@@ -552,12 +552,12 @@ def reranking_task(
     ordered: dict[str, list[str]] = {}
     for query, judged in qrels.items():
         if candidates is not None and query not in candidates:
-            left_out.add("queries without documents to be put in order", query)
+            left_out.add("queries without documents to rerank", query)
             continue
         wanted = list(judged) if candidates is None else candidates[query]
         for document in wanted:
             if document not in known:
-                left_out.add("unknown documents to be put in order", document)
+                left_out.add("unknown documents to rerank", document)
         ordered[query] = [document for document in wanted if document in known and not (skip and document == query)]
     texts = corpus.texts(document for ids in ordered.values() for document in ids)
 

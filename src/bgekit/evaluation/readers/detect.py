@@ -392,7 +392,7 @@ class Described:
             return parts.read(self.name, chosen, self._known(kind, chosen), self._protocol(kind), kind=kind)
         if kind == "retrieval":
             raise DataError(
-                f"{self.folder.path} is to be retrieval, and has {listing(self._content())}. Expected "
+                f"{self.folder.path} should hold retrieval data, and has {listing(self._content())}. Expected "
                 f"{EXAMPLES['retrieval']}"
             )
         if kind not in READERS:
@@ -467,7 +467,7 @@ class Described:
 
     def _check_whole(self, name: str, value: object, *, least: int) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise DataError(f"{self._path}: {name} must be a whole number from {least}, not {value!r}")
+            raise DataError(f"{self._path}: {name} must be a whole number of at least {least}, not {value!r}")
 
     def _inner(self, name: str, value: object) -> dict[str, Any]:
         if not isinstance(value, dict):

@@ -494,7 +494,7 @@ class GroupColumns:
         """Remarks on columns that are not used."""
         if not self.unused:
             return ()
-        told = f"{' and '.join(self.unused)} are a teacher's scores and no grades: the score does not depend on them"
+        told = f"{' and '.join(self.unused)} are a teacher's scores, not grades: the score does not depend on them"
         return (f"{told}; call people's grades positive_grades and negative_grades",)
 
 

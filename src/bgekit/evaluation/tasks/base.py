@@ -197,6 +197,6 @@ def check_rerankable(tasks: Iterable[Task]) -> None:
     """Raise ArgumentError, which names the others, unless a reranker can be measured on each of the tasks."""
     if others := [f"{task.name} ({task.kind.replace('_', ' ')})" for task in tasks if not task.rerankable]:
         raise ArgumentError(
-            f"no reranker can be measured on {', '.join(others)}: it puts the passages of queries in order, so give "
+            f"a reranker cannot be measured on {', '.join(others)}: it reranks the passages of queries, so give "
             "data for retrieval or reranking, that of a benchmark in folders (--data-root)"
         )

@@ -121,7 +121,7 @@ def _files_in(folder: str) -> Iterator[tuple[str, str]]:
             if stem_and_format(entry.name)[1] in _FORMATS:
                 yield entry.path, folder
             else:
-                logger.info("%s is no training data and is left out", entry.path)
+                logger.info("%s is not training data and is left out", entry.path)
     for entry in shown:
         if entry.is_dir():
             yield from _files_in(entry.path)
@@ -332,8 +332,8 @@ def check_cosines(data: TrainingData) -> None:
         for position in np.flatnonzero(np.abs(scores) > 1):
             bad.add(
                 *data.line(int(dataset.rows[position])),
-                f"a score of {scores[position]:g} is no cosine: --scored-loss mse needs -1 to 1; divide the scores, or "
-                "take cosent, for which only their order counts",
+                f"a score of {scores[position]:g} is not a cosine: --scored-loss mse needs -1 to 1; divide the scores, "
+                "or take cosent, for which only their order counts",
             )
     bad.check("problem", "in the training data", _ADVICE)
 

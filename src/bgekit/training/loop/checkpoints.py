@@ -116,7 +116,7 @@ def check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
     if differing:
         raise ArgumentError(
             f"{folder} is of another run, which differs in {', '.join(differing)}. Give the arguments of that run; "
-            f"--overwrite-output-dir to start anew; or --model {folder} and another --output-dir to start from its "
+            f"--overwrite-output-dir to start over; or --model {folder} and another --output-dir to start from its "
             "weights"
         )
 
@@ -170,15 +170,15 @@ def resume_point(output: Path, resume: str | bool | None, overwrite: bool) -> Pa
     if resume and not wanted and str(resume).lower() != "false":
         if not is_whole(Path(str(resume))):
             raise ArgumentError(
-                f"--resume-from-checkpoint {resume} is no finished checkpoint of bgekit; `true` takes the last one "
+                f"--resume-from-checkpoint {resume} is not a finished checkpoint of bgekit; `true` takes the last one "
                 "that --output-dir has"
             )
         return Path(str(resume))
     if not wanted:
         if output.is_dir() and any(output.iterdir()) and not overwrite:
             raise ArgumentError(
-                f"--output-dir {output} holds something already: give --resume-from-checkpoint true to go on with what "
-                "is there, or --overwrite-output-dir to start anew"
+                f"--output-dir {output} is not empty: give --resume-from-checkpoint true to continue with what "
+                "is there, or --overwrite-output-dir to start over"
             )
         return None
     found = last_whole_checkpoint(output)

@@ -118,7 +118,7 @@ class WholeCheckpoints(TrainerCallback):
         folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
         if not is_whole(folder):
             raise ArgumentError(
-                f"{folder}, the best checkpoint so far, is not there any more: put it back, or go on with "
+                f"{folder}, the best checkpoint so far, is not there any more: put it back, or continue with "
                 "--load-best-model-at-end false"
             )
         state.best_model_checkpoint = str(folder)

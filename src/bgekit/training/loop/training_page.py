@@ -253,7 +253,7 @@ def _conclusions(history: Log, scores: Sequence[_Score], kept: int | None) -> It
                 False,
             )
         if steps and kept is not None and kept == steps[-1] and kept > 0:
-            yield "The last evaluation was the best one: more steps may bring more.", False
+            yield "The last evaluation was the best one: more steps may help.", False
     for name, what in (("loss", "The loss"), ("encoder_loss", "The encoder's loss")):
         _, values = series(history, name)
         width = max(1, min(len(values) // 3, max(3, int(len(values) * _END))))
