@@ -30,7 +30,7 @@ QUESTIONS: Final = (
     "remember the results of expensive function calls",
     "check whether two files have the same content",
     "ask the user for a password without showing it",
-    "log messages to a file that starts anew every day",
+    "log messages to a new file every day",
     "split text wherever a pattern matches",
     "pick a winner at random",
 )

@@ -74,7 +74,7 @@ class ArrowStore:
         except (ValueError, OSError) as error:  # ArrowInvalid is a ValueError
             raise DataError(f"{self.path} is damaged: {error}") from error
         batch = self._batch = lru_cache(OPEN_BATCHES)(self._reader.get_batch)
-        # A batch makes its column anew each time it is asked, which takes as long as reading a value does.
+        # A batch makes its column again each time it is asked, which takes as long as reading a value does.
         self._column = lru_cache(OPEN_BATCHES * len(self._reader.schema))(lambda name, at: batch(at).column(name))
 
     def __len__(self) -> int:

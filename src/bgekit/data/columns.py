@@ -359,7 +359,7 @@ def read_file(
         path: The file, `-` for standard input.
         dialect: How it is written; by default as `files_written` says.
         format: As in `read_records`.
-        bad: Collects lines that are no rows; by default the first of them is an error.
+        bad: Collects lines that are not rows; by default the first of them is an error.
 
     Raises:
         DataError: the file or a line of it cannot be read; it names file and line.

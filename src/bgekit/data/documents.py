@@ -252,7 +252,7 @@ def _files(folder: str, chosen: _Chosen, skipped: BadLines) -> Iterator[tuple[st
         ignored |= {os.path.join(root, each): rules for each in folders}
         for file in files:
             path = os.path.join(root, file)
-            # A link that leads nowhere cannot be read, and is named; a pipe or a socket is no file.
+            # A link that leads nowhere cannot be read, and is named; a pipe or a socket is not a file.
             if kept(file) and (os.path.isfile(path) or os.path.islink(path)):
                 yield path, _relative(path, folder)
 

@@ -1,6 +1,6 @@
 """Rows of files by format: JSON lines and arrays, CSV, TSV, Parquet, Arrow and plain text, gzipped or not.
 
-A row that cannot be parsed comes as the reason. One row is in memory at a time (of tables a batch).
+A row that cannot be parsed comes as the reason. One row is in memory at a time (one batch for tables).
 """
 
 from __future__ import annotations
@@ -385,7 +385,7 @@ def _spread_json(file: str, lines: Lines, texts: Iterable[str], line: int) -> It
         line: Its number.
 
     Raises:
-        DataError: it is no JSON: where the next object would begin cannot be known.
+        DataError: it is not JSON: where the next object would begin cannot be known.
     """
     decoder, texts, first, number = json.JSONDecoder(), iter(texts), line, 0
     buffer, place, reason = "", 0, "it is cut off"
@@ -481,7 +481,7 @@ def _batch_rows(batch: Any) -> Iterator[Row]:
         yield from batch.to_pylist()
         return
     except UnicodeDecodeError:
-        pass  # A row of the batch is no valid UTF-8: taken one by one, only that row is lost.
+        pass  # A row of the batch is not valid UTF-8: taken one by one, only that row is lost.
     for row in range(batch.num_rows):
         try:
             yield {name: batch.column(name)[row].as_py() for name in batch.schema.names}
@@ -625,7 +625,7 @@ def _is_quoted(window: Sequence[str], delimiter: str, columns: int | None, *, wh
         except StopIteration:
             break
         except csv.Error:
-            # A field that goes on behind the lines that were looked at is no error, unless it is most of them.
+            # A field that continues behind the lines that were looked at is not an error, unless it is most of them.
             lost += whole or rows.line_num < len(window) or 2 * len(kept) > len(window)
             lost += _rows_alone(kept[1:], delimiter, width) if width > 1 else 0
             continue

@@ -35,7 +35,7 @@ PATH: Final = " > "
 VERSION: Final = 1
 _FRONT_MATTER: Final = re.compile(r"---[ \t]*\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 _BLANK_LINES: Final = re.compile(r"\n(?:[ \t]*\n)+")
-#: What surrounds a page's text, is not shown, or is no text.
+#: What surrounds a page's text, is not shown, or is not text.
 _NO_TEXT: Final = (
     "script", "style", "nav", "noscript", "template", "iframe", "svg", "math", "button", "select", "dialog",
 )  # fmt: skip

@@ -68,7 +68,7 @@ def checked_keep(keep: Keep | None) -> tuple[str, ...]:
     """Names of columns to keep; one name alone is a list of one.
 
     Raises:
-        ArgumentError: one of them is no name.
+        ArgumentError: one of them is not a name.
     """
     names = () if keep is None else (keep,) if isinstance(keep, str) else tuple(keep)
     for name in names:

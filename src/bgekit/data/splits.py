@@ -72,7 +72,7 @@ class Folder:
         path: As the user named it.
         files: Data files by their name without ending.
         folders: Names of the folders in it.
-        others: Names of files that are no data.
+        others: Names of files that are not data.
     """
 
     path: str

@@ -194,7 +194,7 @@ def escape(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", printable(text).replace("&", "&amp;"))
 
 
-#: Matplotlib's settings of all plots; a label is no formula, whatever it contains.
+#: Matplotlib's settings of all plots; a label is not a formula, whatever it contains.
 STYLE: Final = {
     "font.size": 12, "text.parse_math": False, "text.color": INK, "figure.facecolor": SURFACE,
     "axes.facecolor": "none", "axes.edgecolor": GRID, "axes.labelcolor": MUTED, "axes.labelsize": 12,

@@ -159,7 +159,7 @@ class BarPlot:
             for place, (label, bars) in enumerate(self.groups.items()):
                 total = sum(number for *_, number in bars) or 1
                 color = LIGHT[place]
-                # A range without anything is no range of the list; it is drawn as nothing.
+                # A range without anything is not a range of the list; it is drawn as nothing.
                 for first, last, number in bars:
                     axes.fill_between([first, last], 100 * number / total, color=color, alpha=0.4, linewidth=0)
                     axes.plot(

@@ -344,7 +344,7 @@ class EncodeProgress(Progress):
     """A progress bar over the bytes of the input; a context manager.
 
     The number of texts is known only at the end, the number of bytes from the start, so the time left is reckoned
-    from bytes; where an input is no file, the places of its records stand for them. It moves within a shard, as
+    from bytes; where an input is not a file, the places of its records stand for them. It moves within a shard, as
     tokens are computed. Rates are means over this run; texts kept from an earlier run do not count in them.
 
     Example:

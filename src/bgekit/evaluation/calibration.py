@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 #: A task, a path for `read_tasks`, a list of texts, two lists of texts that belong together line by line, or two lists
 #: and a label (1 related, 0 not) for each line.
 Data: TypeAlias = "Task | TextPairs | str | os.PathLike[str] | Sequence[str] | tuple[Sequence[str], ...]"
-#: Without any wish, the threshold is for this share of unrelated pairs.
+#: Without a request, the threshold is for this share of unrelated pairs.
 DEFAULT_FALSE_POSITIVE_RATE: Final = 0.01
 #: Per cent of the pairs below each quantile that is reported.
 QUANTILES: Final = (0, 1, 5, 25, 50, 75, 95, 99, 100)
@@ -215,10 +215,10 @@ class Calibration(Measurement):
 
 @dataclass(frozen=True)
 class Wish:
-    """The promise that a threshold is to keep on some pairs, checked as far as that needs no model.
+    """The guarantee that a threshold is to keep on some pairs, checked as far as that needs no model.
 
     Attributes:
-        target: The rate that is promised.
+        target: The rate that is guaranteed.
         wanted: How much of it, above 0 and below 1.
         share: Of related pairs where the threshold will be used, None if it is unknown.
     """
@@ -232,11 +232,11 @@ class Wish:
         cls, texts: TextPairs, *, precision: float | None = None, false_positive_rate: float | None = None,
         recall: float | None = None, confidence: float = 0.95, prevalence: float | None = None,
     ) -> Wish:  # fmt: skip
-        """The wish that arguments of `calibrate` stand for.
+        """What the arguments of `calibrate` ask for.
 
         Raises:
             ArgumentError: they contradict each other or are impossible.
-            DataError: the pairs do not have what the promise is about.
+            DataError: the pairs do not have what the guarantee is about.
         """
         rates: dict[Target, float | None] = {
             "precision": precision, "false_positive_rate": false_positive_rate, "recall": recall,
@@ -279,9 +279,9 @@ def calibrate(
     encoding: str | None = None,
     quoting: Quoting = "auto",
 ) -> Calibration:
-    """Measure a model's similarities on data, choose a threshold that keeps a promise, and learn a calibrated score.
+    """Measure a model's similarities on data, choose a threshold that keeps a guarantee, and learn a calibrated score.
 
-    The threshold is the lowest one that keeps the promise on unseen pairs like these with the stated confidence: it is
+    The threshold is the lowest one that keeps the guarantee on unseen pairs like these at the stated confidence: it is
     stricter than the one that just reaches the rate on the pairs at hand (`threshold.plain`), the more so the fewer
     pairs there are. Pairs that share a text, such as all those of one query, are one group, and it is groups that
     count: rates are means over them (`threshold.groups`). `thresholds.py` says how.
@@ -293,10 +293,10 @@ def calibrate(
         precision: At least this share of the pairs from the threshold on are related.
         false_positive_rate: At most this share of the unrelated pairs reach the threshold. The default, with 0.01.
         recall: At least this share of the related pairs reach the threshold.
-        confidence: Chance that the promise holds.
+        confidence: Probability that the guarantee holds.
         prevalence: Share of related pairs where the threshold and the probabilities will be used; by default that of
             the data where it names related and unrelated pairs.
-        pairs: Most pairs that are drawn of each sort: related, unrelated, random.
+        pairs: Maximum number of pairs that are drawn of each sort: related, unrelated, random.
         related_from: Score from which on pairs of an STS task are related; by default the higher one of two, else
             0.8 of the highest.
         split: Of the data, where `data` is a path.
@@ -306,9 +306,9 @@ def calibrate(
         show_progress: Show a progress bar; by default on a terminal.
 
     Raises:
-        ArgumentError: wishes contradict each other or are impossible.
+        ArgumentError: requests contradict each other or are impossible.
         DataError: the data cannot be read.
-        NoGuaranteeError: the data has too few groups of pairs for the promise, or does not allow the precision; it
+        NoGuaranteeError: the data has too few groups of pairs for the guarantee, or does not allow the precision; it
             holds what was measured and the best guarantee that is possible.
 
     Example:

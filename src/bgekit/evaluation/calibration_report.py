@@ -21,8 +21,8 @@ from .thresholds import Rate
 #: Rows and columns of the histogram.
 _ROWS: Final = 16
 _WIDTH: Final = 30
-#: What a threshold promises, by its target.
-_PROMISES: Final = {
+#: What a threshold guarantees, by its target.
+_GUARANTEES: Final = {
     "precision": "at least {} of the pairs from here on are related",
     "false_positive_rate": "at most {} of unrelated pairs reach it",
     "recall": "at least {} of related pairs reach it",
@@ -160,7 +160,7 @@ def _best(shortfall: Shortfall) -> str:
     if shortfall.best is None:
         return f"with {confidence} confidence these pairs guarantee nothing"
     rate, value = shortfall.best
-    what = _PROMISES[shortfall.target].format(_per_cent(rate))
+    what = _GUARANTEES[shortfall.target].format(_per_cent(rate))
     return f"the best that these pairs can guarantee, with {confidence} confidence: threshold {value:.4f}, {what}"
 
 
@@ -173,7 +173,7 @@ def _quantile_name(per_cent: int) -> str:
 
 
 def calibration_text(calibration: Calibration) -> str:
-    """Quantiles, a histogram, the threshold with its promise, and the rates at it, in lines for a terminal."""
+    """Quantiles, a histogram, the threshold with its guarantee, and the rates at it, in lines for a terminal."""
     parts = (
         _quantiles(calibration),
         _histogram(calibration, calibration.threshold.value),
@@ -216,8 +216,8 @@ def _histogram(calibration: Measurement, threshold: float | None) -> Iterator[st
 
 def _threshold(calibration: Calibration) -> Iterator[str]:
     threshold = calibration.threshold
-    promise, confidence = _PROMISES[threshold.target].format(_per_cent(threshold.wanted)), threshold.confidence
-    yield f"threshold {threshold.value:.4f}: {promise}, with {_per_cent(confidence)} confidence"
+    guarantee, confidence = _GUARANTEES[threshold.target].format(_per_cent(threshold.wanted)), threshold.confidence
+    yield f"threshold {threshold.value:.4f}: {guarantee}, with {_per_cent(confidence)} confidence"
     yield (
         f"just reaching it on these pairs: {threshold.plain:.4f} ({_per_cent(confidence)} interval "
         f"{threshold.low:.4f} to {threshold.high:.4f})"

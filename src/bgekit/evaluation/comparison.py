@@ -40,7 +40,7 @@ def compare_all(
         results: Their `items` are compared.
         tasks: By name and split; they explain single items.
         seed: Of the randomisations.
-        count: How many; by default 10,000, fewer for very many comparisons and for scores that are no means.
+        count: How many; by default 10,000, fewer for very many comparisons and for scores that are not means.
 
     Returns:
         Those of the tasks, then, for pairs that were measured on all of them, those of the means (`over_tasks`).
@@ -76,8 +76,8 @@ def compare(a: Result, b: Result, task: Task | None = None, *, seed: int = 0, co
     """Two models on the same items.
 
     The p value is that of a two-sided randomisation test: which model the outcome of an item (of a group of items that
-    stand or fall together) belongs to is drawn at random. Scores that are no means (correlations, average precision)
-    are computed anew from each randomisation; for those, predictions are replaced by their ranks first (for Pearson
+    stand or fall together) belongs to is drawn at random. Scores that are not means (correlations, average precision)
+    are computed again from each randomisation; for those, predictions are replaced by their ranks first (for Pearson
     correlations they are standardised), so that two models' scales may differ. Of scores from draws of training texts,
     the draws count as random, too. docs/statistics.md says how intervals are made and when there is none.
 

@@ -121,7 +121,7 @@ def evaluate(
             tasks that can be reranked; the report notes the others.
         output: Folder for results.json, per_item.jsonl, report.md and report.html; also for scores and vectors that a
             later run can use: what was computed from the same model, data and settings is not computed again, and an
-            interrupted run goes on.
+            interrupted run continues.
         keep_vectors: Leave the corpora's vectors in the output; by default they go when all is done.
         compare: Compare every pair of models and settings on every task.
         seed: Of the comparisons' randomisations.
@@ -201,7 +201,7 @@ def evaluate(
 
 @dataclass
 class FirstStage:
-    """An embedder whose best passages are put in order by one reranker after another.
+    """An embedder whose best passages are reranked by one reranker after another.
 
     Attributes:
         model: Name or folder of the embedder.
@@ -322,7 +322,7 @@ def _result(candidate: Candidate, model: JudgedModel, task: Task, cache: ScoreCa
         exclusions=task.exclusions,
         published=task.published,
         comparable=task.comparable,
-        # Of another setting the published score is no reproduction.
+        # Of another setting the published score is not a reproduction.
         reference=_reference(candidate.name, task) if model.setting == Setting() else None,
         card=model.embedder.card.to_dict(),
         fingerprints={"model": model.fingerprint, "data": task.fingerprint},
@@ -419,7 +419,7 @@ def _environment(seed: int, seconds: float) -> dict[str, Any]:
     }
 
 
-#: Changes whenever a protocol or metric does: what was stored before is then computed anew.
+#: Changes whenever a protocol or metric does: what was stored before is then computed again.
 PROTOCOL: Final = "2"
 
 

@@ -2,7 +2,7 @@
 
 A block is a list of inputs that is planned as one: its batches are cut from its own inputs alone, so the bytes of
 its results do not depend on its neighbours. While one block is computed the next is being tokenised, and the
-streams (threads that each compute whole batches) go on with it without waiting for the last batch before.
+streams (threads that each compute whole batches) continue with it without waiting for the last batch before.
 
 Several devices have one persistent worker each; blocks are handed out as workers become free, results come in order.
 Workers are processes of their own (`serve`) that talk through their standard streams. They need no import guard in the
@@ -11,7 +11,7 @@ their input ends. The first device is served by the engine of this process.
 
 A fork copies the memory of a process, but of all threads only the one that called it. Those of OpenMP (torch) and of
 the tokenizer are missing in the child, where whoever counts on them would wait for ever: there the thread that forked
-computes alone, and texts are tokenised by one thread. Streams and workers are made anew. A GPU cannot be shared.
+computes alone, and texts are tokenised by one thread. Streams and workers are made again. A GPU cannot be shared.
 """
 
 from __future__ import annotations
@@ -261,7 +261,7 @@ class Engine(Generic[N_co]):
             return vectors
 
     def _assemble(self, tokens: Tokens, batches: list[list[int]], parts: list[Tensor]) -> Encoded:
-        # Results stay on the device until the block is done: one copy instead of one a batch.
+        # Results stay on the device until the block is done: one copy instead of one per batch.
         order = np.concatenate([np.asarray(batch) for batch in batches])
         computed = torch.cat(parts).float().cpu().numpy().reshape(len(order), -1)
         vectors = np.empty_like(computed)

@@ -124,7 +124,7 @@ class OpenAIEmbedder(Embedder):
             use_fp16: Nothing; how the API computes is its own affair.
             convert_to_numpy: Whether `encode` returns arrays by default, or tensors.
             truncate_dim: Width of the vectors, at most the model's own.
-            batch_size: Most texts in one request, at most 2,048; 256 by default.
+            batch_size: Maximum number of texts per request, at most 2,048; 256 by default.
             concurrency: Requests under way at once.
             api_key: The key, the environment variable OPENAI_API_KEY by default.
             base_url: Address of the API, OPENAI_BASE_URL or the public API by default.
@@ -570,7 +570,7 @@ class Retries:
     Attributes:
         attempts: Tries of one request, the first included.
         first_wait: Seconds before the second try; doubled for each further one.
-        longest_wait: Most seconds before a try. An API that asks for more gets no further try.
+        longest_wait: Maximum number of seconds before a try. An API that asks for more is not asked again.
         timeout: Seconds without a byte after which a try has failed.
     """
 
@@ -592,7 +592,7 @@ class Endpoint:
         """Check the address and the key; nothing is sent yet.
 
         Raises:
-            ArgumentError: the address is no http or https URL, or the key cannot be one.
+            ArgumentError: the address is not an http or https URL, or the key cannot be one.
             ApiError: the public OpenAI API is meant, and there is no key.
         """
         try:

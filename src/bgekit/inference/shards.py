@@ -59,7 +59,7 @@ class Chunks:
     """Settings for splitting long documents into passages, whose ids are the document's with `#0`, `#1`, ... behind.
 
     Attributes:
-        size: Most tokens of a passage; None for what the model takes beside its prompt and special tokens.
+        size: Maximum number of tokens of a passage; None for what the model takes beside its prompt and special tokens.
         overlap: Tokens that two neighbours share; None for an eighth of the size.
 
     Example:
@@ -114,7 +114,7 @@ def encode_to_shards(
     overwrite: bool = False,
     progress: EncodeProgress | None = None,
 ) -> EncodeReport:
-    """Encode records into a folder of shards, or go on where an earlier run was interrupted.
+    """Encode records into a folder of shards, or continue where an earlier run was interrupted.
 
     Memory does not grow with the input. The bytes of a shard depend on its own texts alone.
 
@@ -127,11 +127,11 @@ def encode_to_shards(
             name, or (`plain`) the card's default, which most often is none.
         dtype: Number format of the stored vectors.
         max_length: Cut texts at this many tokens; by default the model's own limit.
-        batch_size: Most texts in a batch; by default sized from the device.
+        batch_size: Maximum number of texts per batch; by default sized from the device.
         chunks: Split documents into passages; by default they are cut at the maximum length.
         store_texts: Keep the texts beside the ids, for searching.
-        resume: Go on with an output that was begun; otherwise it is an error.
-        overwrite: Remove an output that is there and start anew.
+        resume: Continue with an output that was begun; otherwise it is an error.
+        overwrite: Remove an output that is there and start over.
         progress: What to tell how far it is.
 
     Raises:
@@ -476,7 +476,7 @@ def read_facts(path: Path) -> dict[str, Any] | None:
 
 
 def _read_json(path: Path) -> Any:
-    """The content of a file, None when it is not there; a ValueError where it is no JSON."""
+    """The content of a file, None when it is not there; a ValueError where it is not JSON."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:

@@ -232,7 +232,7 @@ class Validation:
         data: Folders or files in any form that `bgekit.evaluation.read_tasks` knows.
         split: The split to measure on; by default test where there is one.
         points: Values that a weight takes, from 0 to 1.
-        first_stage: For rerankers, the embedder whose best passages are put in order.
+        first_stage: For rerankers, the embedder whose best passages are reranked.
         rerank_top_k: Passages of a query that the reranker sees.
         encoding: What text files are written in, as in `bgekit.evaluation.read_tasks`.
         quoting: Of csv and tsv files, as there.

@@ -298,7 +298,7 @@ def write_weights(weights: Mapping[str, Combined], method: Method, first: Source
 
 
 def write_safetensors(file: Path, tensors: Mapping[str, StoredTensor], merged: Callable[[str], Tensor]) -> None:
-    """Write a safetensors file, a tensor at a time; the library's own writer wants all of them in memory.
+    """Write a safetensors file, one tensor at a time; the library's own writer wants all of them in memory.
 
     Args:
         file: The file to make.

@@ -58,7 +58,7 @@ DTYPES: Final = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-#: Bytes of a tensor after which its file is opened anew: what was read of a mapped file counts as memory until then.
+#: Bytes of a tensor after which its file is opened again: what was read of a mapped file counts as memory until then.
 _MAPPED: Final = 1 << 24
 
 

@@ -41,7 +41,7 @@ PAIR_EXAMPLE: Final = '{"sentence1": "a man sleeps", "sentence2": "someone is aw
 class Relevant:
     """Passages by query; queries and passages are equal if they differ in case and white space only.
 
-    16 bytes of memory a passage.
+    16 bytes of memory per passage.
 
     Attributes:
         digest: sha256 (hex) of all of it.

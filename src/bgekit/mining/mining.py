@@ -1,6 +1,6 @@
 """A run of mining: texts to disk, vectors to shards, then block by block rankings, draws and finished lines.
 
-What is finished lies in a work folder beside the output, so an interrupted run goes on from there; the output gets
+What is finished lies in a work folder beside the output, so an interrupted run continues from there; the output gets
 its name when it is complete.
 """
 
@@ -62,11 +62,11 @@ class Mining:
     Attributes:
         input: File of training data.
         output: File of training data with negatives; one that is there is replaced.
-        pool: Files of candidates, `{"text"}` a line, to which a title is not added, as it is not to positives; by
+        pool: Files of candidates, one `{"text"}` per line, to which a title is not added, as it is not to positives; by
             default all passages of the input are candidates.
         text_field: Field of the pool's texts; by default `text`, `content` or `contents`.
         id_field: Field of the pool's ids, which judgements name; by default `_id` or `id`, else the number of the row.
-        qrels: Files of judgements: what they call relevant to a query is no negative of it.
+        qrels: Files of judgements: what they call relevant to a query is not a negative of it.
         queries: A file of the texts of the judgements' queries by id; by default rows have these ids, as `query_id`.
         encoding: What input and pool are written in, as in `read_records`.
         quoting: Of input and pool, as in `read_records`.
@@ -126,7 +126,7 @@ def mine(
         task: What to do.
         models: The models of the miner `dense`; with the others they are only used for scores.
         reranker: Judges candidates if `max_reranker_score` is set.
-        progress: Makes what is told how far the encoding of texts is.
+        progress: Makes the context manager that receives the progress of encoding.
         advance: Called after each block with the rows that are done, and all rows.
 
     Returns:

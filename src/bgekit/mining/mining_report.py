@@ -155,7 +155,7 @@ def readable(content: Mapping[str, Any]) -> str:
         f"rows                {content['rows']:,}",
         f"negatives           {content['negatives']:,} mined, {content['kept']:,} kept",
         f"filled at random    {content['filled']:,} in {content['rows_filled']:,} rows",
-        f"too few negatives   {content['rows_with_too_few']:,} rows; none at all: {content['rows_without_negatives']:,}",
+        f"too few negatives   {content['rows_with_too_few']:,} rows; with none: {content['rows_without_negatives']:,}",
     ]
     if suspected["share"] is not None:
         lines.append(

@@ -55,7 +55,7 @@ _CHUNK: Final = 64
 
 
 class TextStore(ArrowStore):
-    """Numbered texts: first the candidates, then texts of the input that are no candidates but need a vector.
+    """Numbered texts: first the candidates, then texts of the input that are not candidates but need a vector.
 
     Attributes:
         candidates: How many of the texts negatives are drawn from; they have the numbers below.
@@ -412,7 +412,7 @@ class Draw:
 
 
 def _in_turns(sources: Sequence[Iterator[Candidate]], shares: Sequence[int]) -> Iterator[Candidate]:
-    """Candidates of all sources, so many of each in a turn as its share is; the rest goes on where one is empty."""
+    """Candidates of all sources, so many of each in a turn as its share is; the rest continues where one is empty."""
     left = list(zip(sources, shares, strict=True))
     while left:
         for entry in list(left):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .card import ModelCard
 
 logger = logging.getLogger(__name__)
-#: Version of `calibration.json` and of the entry in model cards. 1 had the same maps, but its thresholds were promised
+#: Version of `calibration.json` and of the entry in model cards. 1 had the same maps, but its thresholds were found
 #: as if the pairs of one query hardly erred together.
 FORMAT: Final = 2
 

@@ -97,7 +97,7 @@ class Prompt:
                 instruction.
 
         Raises:
-            ArgumentError: the template does not have exactly two slots `{}`, or this prompt is no instruction.
+            ArgumentError: the template does not have exactly two slots `{}`, or this prompt is not an instruction.
         """
         for known in filter(None, (made_with, template)):
             before, between, after = _template_parts(known)
@@ -157,13 +157,13 @@ class ModelCard:
         dense: Dense layers after pooling.
         dtype: Type of the stored weights.
         architecture: Model type of transformers, such as `bert`.
-        position_limit: Most tokens that the position embeddings allow, None without a fixed limit.
+        position_limit: Maximum number of tokens that the position embeddings allow, None without a fixed limit.
         family: Title of the family in the table, None when the model is unknown there.
         notice: Advice to log once at load.
         sources: Where each field was found.
         selftest: A text and its vector, as stored by `FlagModel.save`, None without.
         calibration: What similarities mean (`bge calibrate`), with what the model must be for it, None without.
-        pretrained_only: Whether the model is no embedder yet: it must be fine-tuned before its vectors mean anything.
+        pretrained_only: Whether the model is not an embedder yet: it must be fine-tuned before its vectors are of use.
 
     Example:
         >>> from bgekit import FlagModel
@@ -222,7 +222,7 @@ class RerankerCard:
         query: Text around queries.
         document: Text around passages.
         architecture: Model type of transformers, such as `xlm-roberta`.
-        position_limit: Most tokens that the position embeddings allow, None without a fixed limit.
+        position_limit: Maximum number of tokens that the position embeddings allow, None without a fixed limit.
         dtype: Type of the stored weights.
         sources: Where each field was found.
 

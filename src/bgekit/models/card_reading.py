@@ -43,7 +43,7 @@ def read_card(folder: Path, name: str | None = None, *, adapters: Sequence[Path]
             itself is not set), `max_length`; values that are `UNSET` are ignored.
 
     Raises:
-        CardError: pooling is known to nobody, or the model is no embedder.
+        CardError: pooling is known to nobody, or the model is not an embedder.
         CheckpointError: a file is missing or damaged.
 
     Example:
@@ -62,7 +62,7 @@ def read_card(folder: Path, name: str | None = None, *, adapters: Sequence[Path]
         own = _checkpoint_facts(adapter)
         own.pop("dtype", None)
         if own.get("max_length") == _tokenizer_length(folder) and not (adapter / _LENGTH_FILE).is_file():
-            own.pop("max_length", None)  # A copy of the base's tokenizer, which is no statement.
+            own.pop("max_length", None)  # A copy of the base's tokenizer, which is not a statement.
         facts.add_adapter(adapter, own, ChainMap(*declared.values()))
     for source, values in declared.items():
         facts.add(source, values)
@@ -320,7 +320,7 @@ def read_reranker_card(
             are ignored.
 
     Raises:
-        CardError: the model is no sequence classifier, or one of more than two classes.
+        CardError: the model is not a sequence classifier, or one of more than two classes.
         CheckpointError: a file is missing or damaged.
 
     Example:
@@ -414,7 +414,7 @@ def checked_length(length: Any, source: str, config: Mapping[str, Any], name: st
         name: The model's name, for messages.
 
     Raises:
-        CardError: it is no positive number, or a caller asks for more than there is.
+        CardError: it is not a positive number, or a caller asks for more than there is.
     """
     limit = position_limit(config)
     if not isinstance(length, int) or isinstance(length, bool) or length < 1:

@@ -24,7 +24,7 @@ PACKAGED: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
 #: What is fetched from the hub: never other frameworks' weights, never pickles unless asked for.
 _HUB_FILES: Final = ("*.json", "*.txt", "*.model", "*.safetensors", "README.md", "*/config.json")
 _PICKLE_FILES: Final = ("pytorch_model*.bin", "*/pytorch_model.bin")
-#: What `read_card` reads: kilobytes. No index of sharded weights, which promises files that are not fetched.
+#: What `read_card` reads: kilobytes. No index of sharded weights, which names files that are not fetched.
 _CARD_FILES: Final = (
     "config.json",
     "*/config.json",

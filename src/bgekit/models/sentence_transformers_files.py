@@ -26,7 +26,7 @@ _SIMILARITIES: Final = {
     "euclidean": "negative Euclidean distance",
     "manhattan": "negative Manhattan distance",
 }
-#: Tag of a model that is no embedder yet.
+#: Tag of a model that is not an embedder yet.
 PRETRAINED_TAG: Final = "pretrained-only"
 _ALIASES: Final = {"document": ("passage", "corpus")}
 

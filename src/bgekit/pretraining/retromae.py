@@ -403,7 +403,7 @@ def batch_of(packed: Packed, tokens: Tensor) -> Tensor:
 
 
 def _attention_blocks(packed: Packed) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Rows of the tokens [n, L] of some sequences, and which of them are no padding [n, L] (None if all)."""
+    """Rows of the tokens [n, L] of some sequences, and which of them are not padding [n, L] (None if all)."""
     for group in packed.groups:
         count, length = group.index.shape
         size = max(1, _PAIRS // length**2)

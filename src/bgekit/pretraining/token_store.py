@@ -203,7 +203,7 @@ def open_store(source: str, cache: Path, backend: Any, unknown: int | None, read
         content = content_digest(source)
     except OSError as error:
         raise DataError(f"cannot read {source}: {error.strerror or error}") from error
-    usual = {"encoding": None, "quoting": "auto"}  # 0.1.0 knew no other, and names go on from its own.
+    usual = {"encoding": None, "quoting": "auto"}  # 0.1.0 knew no other, and names continue from its own.
     options = {name: value for name, value in asdict(reading).items() if name not in usual or value != usual[name]}
     way = json.dumps([_VERSION, content, options, hashlib.sha256(backend.to_str().encode()).hexdigest()])
     # The name that 0.1.0 gave a folder is a part of its checkpoints' identity: the file's stem is still that.
@@ -287,7 +287,7 @@ class Tokenization:
         after: Ids of those after it.
         mask: Id of the mask token.
         unknown: Id of the token for what the vocabulary lacks, None without one.
-        ordinary: Ids that are no special tokens.
+        ordinary: Ids that are not special tokens.
     """
 
     backend: Any

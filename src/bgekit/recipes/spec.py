@@ -27,7 +27,7 @@ class Verb:
         suffix: Of the output's name: "" for a folder.
         module: What launchers of several processes run; "" where one process does the work.
         beside: Ending of a further file beside the output.
-        resumes: Whether it goes on with what an interrupted run has left; otherwise that is removed first.
+        resumes: Whether it continues with what an interrupted run has left; otherwise that is removed first.
         measures: Whether it needs the extra `eval`; others do where they are given `--eval-data`.
     """
 
@@ -41,7 +41,7 @@ class Verb:
 
     @property
     def trains(self) -> bool:
-        """Whether it leaves checkpoints in its output, and goes on from them."""
+        """Whether it leaves checkpoints in its output, and continues from them."""
         return bool(self.module)
 
 
@@ -95,7 +95,7 @@ class Grammar(Protocol):
 _TAGS: Final = "tag:yaml.org,2002:"
 #: What plain YAML is made of.
 _KNOWN: Final = frozenset(_TAGS + each for each in "str int float bool null timestamp merge value map seq".split())
-#: Depth and number of values, beyond which a file is no recipe (aliases can multiply without end).
+#: Depth and number of values, beyond which a file is not a recipe (aliases can multiply without end).
 _DEEPEST: Final = 10
 _MOST: Final = 100_000
 #: A reference in a list of one line, where braces belong to YAML.
@@ -155,7 +155,7 @@ def read_yaml(path: Path) -> Entries:
     """The mapping that a file holds: of `Text`, `Items`, `Entries`, and None where nothing is written.
 
     Raises:
-        RecipeError: the file cannot be read, is no YAML, or has a key twice; names file and line.
+        RecipeError: the file cannot be read, is not YAML, or has a key twice; names file and line.
     """
     try:
         content = path.read_text(encoding="utf-8-sig")

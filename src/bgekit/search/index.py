@@ -397,7 +397,7 @@ def reranked(scorer: PairScorer, queries: Sequence[str], found: Sequence[Sequenc
     return answers
 
 
-#: Rows among which a short text is looked for, to encode it anew.
+#: Rows among which a short text is looked for, to encode it again.
 _ROWS: Final = 64
 #: Characters that every model takes uncut.
 _SHORT: Final = 100
@@ -410,7 +410,7 @@ def check_model(model: Embedder, facts: Facts, stored: Stored) -> None:
 
     Another number format than the one the index was made in is fine (an index made on a machine that is fast in
     bfloat16 may be searched on one that is not); so are other instructions for queries. A text of the index,
-    encoded anew, tells them from another model.
+    encoded again, tells them from another model.
 
     Raises:
         ArgumentError: it does not; the message says what differs.

@@ -78,11 +78,11 @@ def draw_map(file: str | os.PathLike[str], *, color: str | None = None, points: 
     Args:
         file: The map.
         color: A column that colours the points: its 16 most frequent values, or a scale where it holds many numbers.
-        points: Most texts drawn.
+        points: Maximum number of texts drawn.
 
     Raises:
         ArgumentError: the map has no such column.
-        DataError: the file is no map.
+        DataError: the file is not a map.
         MissingExtraError: matplotlib is not installed (extra `map`).
 
     Example:

@@ -150,7 +150,7 @@ class StoredShards(Stored):
 
     def blocks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """The shards."""
-        # Opened anew each time: thousands of files kept mapped would be too many open files.
+        # Opened again each time: thousands of files kept mapped would be too many open files.
         for shard in range(len(self._entries)):
             yield int(self._firsts[shard]), self._mapped(shard)
 

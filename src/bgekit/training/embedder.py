@@ -243,8 +243,8 @@ def _suspects(queries: Tensor, passages: Tensor, batch: Batch) -> dict[str, Tens
 
 
 def _files(start: FlagModel, network: TrainableEncoder, model: ModelArguments, origin: str) -> ModelFiles:
-    """The network on the disk; adapters are merged into the weights, and kept beside them to go on from."""
-    # Trained in float32, kept in float32: a run that goes on from a checkpoint must find what was there.
+    """The network on the disk; adapters are merged into the weights, and kept beside them to continue from."""
+    # Trained in float32, kept in float32: a run that continues from a checkpoint must find what was there.
     card = replace(start.card, dtype="float32", selftest=None, calibration=None, pretrained_only=False)
 
     def write(folder: Path, title: str | None) -> None:

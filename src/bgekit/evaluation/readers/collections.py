@@ -67,7 +67,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Documents:
-    """The documents of a file, read anew for each pass.
+    """The documents of a file, read again for each pass.
 
     Attributes:
         file: The file.
@@ -294,7 +294,7 @@ def _twice(what: str, own: str, first: Place, second: Place) -> DataError:
     return DataError(f"{where} both have the {what} id {own!r}; ids must differ")
 
 
-#: Files of candidates whose name does not settle that they are to be put in order.
+#: Files of candidates whose name does not settle that they are to be reranked.
 _CANDIDATES = ("candidates",)
 
 
@@ -307,7 +307,7 @@ class TestCollection:
         corpus: The documents.
         queries: The queries.
         qrels: The judgements.
-        ranked: The documents of each query that are to be put in order, where it is a reranking.
+        ranked: The documents of each query that are to be reranked, where it is a reranking.
         candidates: The same under a name that does not settle it.
     """
 
@@ -334,7 +334,7 @@ class TestCollection:
             split: Its split, None to choose it.
             facts: Fields of `Task` that are known.
             protocol: Fields of the kind's own class that are known.
-            kind: retrieval or reranking; None to see it from whether there are documents to be put in order.
+            kind: retrieval or reranking; None to see it from whether there are documents to rerank.
 
         Raises:
             DataError: a part cannot be read, there is no such split, or nothing of it can be judged.

@@ -232,7 +232,7 @@ def _of_one(place: str, wanted: str | None, *splits: str) -> str:
 
 def _split_task(folder: Folder, split: str | None, wanted: Wanted) -> Task:
     named = find_split(folder.files, *(("test", *DEV_SPLITS) if split is None else (split,)))
-    # Files beside them, such as settings, are no splits; but a split that cannot be read is still the one to read.
+    # Files beside them, such as settings, are not splits; but a split that cannot be read is still the one to read.
     available = folder.files if named else _row_files(folder) or folder.files
     chosen = choose_split(available, split, folder.path)
     protocol = protocol_of(wanted.name)
@@ -340,7 +340,7 @@ class Described:
         """The description of a folder, None if it has none.
 
         Raises:
-            DataError: the file is no JSON object with a task type.
+            DataError: the file is not a JSON object with a task type.
         """
         if FILE not in folder.others:
             return None

@@ -31,7 +31,7 @@ _SHOWN: Final = 300
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents that are read anew for each pass, so that they need not fit into memory.
+    """Documents that are read again for each pass, so that they need not fit into memory.
 
     Attributes:
         ids: In the order of reading, all different.

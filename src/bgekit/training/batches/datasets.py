@@ -76,7 +76,7 @@ def find_datasets(
 
     Of a folder all files of training data count, those of its sub-folders too, in the order of their names; hidden
     ones and `dataset.json` are left out. Where the name of a file, or of a folder around it, ends in
-    `no_in_batch_neg`, the passages of other rows are no negatives.
+    `no_in_batch_neg`, the passages of other rows are not negatives.
 
     Args:
         paths: Files and folders.
@@ -263,7 +263,7 @@ def load_data(
         cache: Folder of checked rows, by default `default_cache()`.
         teacher: Rows have to have a teacher's scores (knowledge distillation). With `same_dataset`, files in which
             no row has them are trained on without, as in FlagEmbedding.
-        max_rows: Most rows of a dataset; those that stay are drawn with the seed, once.
+        max_rows: Maximum number of rows of a dataset; those that stay are drawn with the seed, once.
         seed: See there.
         same_dataset: Rows of a batch come from one dataset; the thresholds apply then.
         small_threshold: Datasets of one folder with fewer rows are put together.

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 #: Written last into a checkpoint: one without it was not finished.
 WHOLE: Final = "checkpoint_whole.json"
-#: Arguments that say which model is the best. A run that goes on may begin or cease to measure, but not differ in
+#: Arguments that say which model is the best. A run that continues may begin or cease to measure, but not differ in
 #: these.
 JUDGING: Final = frozenset({"metric_for_best_model", "greater_is_better", "eval_split", "rerank_top_k"})
 #: What counts only where both runs have it; `check_optimizer` asks whether both are DeepSpeed's.
@@ -71,7 +71,7 @@ def is_whole(folder: Path) -> bool:
 def remove_oldest(output: Path, limit: int | None, best: str | None) -> None:
     """Remove the oldest finished checkpoints above a limit, but neither the newest nor the best.
 
-    Unfinished ones do not count: one of a higher step would push out those that a run can go on from.
+    Unfinished ones do not count: one of a higher step would push out those that a run can continue from.
     """
     if limit is None or limit <= 0:
         return
@@ -136,8 +136,8 @@ def check_optimizer(folder: Path, *, deepspeed: bool) -> None:
         return
     kind = "of DeepSpeed" if deepspeed else "of a run without DeepSpeed"
     raise ArgumentError(
-        f"{folder} has no state of the optimiser {kind} to go on with: give --deepspeed as that run did, or start from "
-        f"its weights with --model {folder}"
+        f"{folder} has no state of the optimiser {kind} to continue with: give --deepspeed as that run did, or start "
+        f"from its weights with --model {folder}"
     )
 
 
@@ -156,12 +156,12 @@ PROVENANCE: Final = "training.json"
 
 
 def resume_point(output: Path, resume: str | bool | None, overwrite: bool) -> Path | None:
-    """The checkpoint that a run goes on from, None to start from the beginning; nothing is changed.
+    """The checkpoint that a run continues from, None to start from the beginning; nothing is changed.
 
     Args:
         output: The output folder.
         resume: As transformers has it: `true` for the last whole checkpoint in the folder, or a checkpoint's path.
-        overwrite: Start anew.
+        overwrite: Start over.
 
     Raises:
         ArgumentError: the checkpoint is not whole; or the folder holds something, and nothing says what to do with it.
@@ -190,7 +190,7 @@ def resume_point(output: Path, resume: str | bool | None, overwrite: bool) -> Pa
 def prepare_output(folder: str, resume: str | bool | None, overwrite: bool) -> Path | None:
     """Clear and make the output folder of a run.
 
-    What killed runs have left there of what they were writing is removed; where the run starts anew, so are the
+    What killed runs have left there of what they were writing is removed; where the run starts over, so are the
     checkpoints of the one before, from which a later `true` would go on otherwise.
 
     Args:
@@ -199,7 +199,7 @@ def prepare_output(folder: str, resume: str | bool | None, overwrite: bool) -> P
         overwrite: As there.
 
     Returns:
-        The checkpoint that the run goes on from, None to start from the beginning.
+        The checkpoint that the run continues from, None to start from the beginning.
 
     Raises:
         ArgumentError: as `resume_point`.
@@ -293,7 +293,7 @@ def save_encoder(
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The network of a run on the disk: as a model that its users load, and what the run needs to go on.
+    """The network of a run on the disk: as a model that its users load, and what the run needs to continue.
 
     Attributes:
         network: What is trained.

@@ -203,7 +203,7 @@ class CollapseWatch(TrainerCallback):
 
     def _collapsed(self, device: torch.device) -> bool:
         spread, level = self._look(device)
-        if spread is None or not math.isfinite(spread):  # What is no number is another finding.
+        if spread is None or not math.isfinite(spread):  # What is not a number is another finding.
             return False
         first = self._first or 0.0
         guessing = min(40 * SPREAD_LOST * first, GUESSING * self._diagnosis.temperature)

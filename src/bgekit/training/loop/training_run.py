@@ -87,7 +87,7 @@ def prepare_run(args: TrainerArguments) -> Path | None:
     """Check what can be checked before anything is loaded, prepare the output folder, and seed the generators.
 
     Returns:
-        The checkpoint to go on from, None to start from the beginning.
+        The checkpoint to continue from, None to start from the beginning.
 
     Raises:
         ArgumentError: the output folder holds something, and nothing says what to do with it.
@@ -100,7 +100,7 @@ def prepare_run(args: TrainerArguments) -> Path | None:
             lambda: prepare_output(str(args.output_dir), args.resume_from_checkpoint, args.overwrite_output_dir)
         )
     if resume is not None:
-        # What was measured at the start was measured then; what early stopping has counted goes on.
+        # What was measured at the start was measured then; what early stopping has counted continues.
         args.eval_on_start = False
         args.restore_callback_states_from_checkpoint = True
     set_seed(args.seed)
@@ -171,7 +171,7 @@ def train_and_save(
 
     Args:
         trainer: Ready to train.
-        resume: A checkpoint to go on from.
+        resume: A checkpoint to continue from.
         data: Files and rows of each dataset.
         parts: The arguments of the model and of the data.
         following: A command that uses the model in a folder.
@@ -268,7 +268,7 @@ def train_on_rows(
         table: Scores by which a collapse is seen, see `CollapseWatch`.
         tasks: Measured while training.
         measure: Scores of a saved model on them.
-        resume: A checkpoint to go on from.
+        resume: A checkpoint to continue from.
         parts: The arguments of the model and of the data.
         following: A command that uses the model in a folder.
         more: Further content of training.json.
@@ -332,7 +332,7 @@ def _compare_with_start(trainer: StepTrainer) -> None:
     )
 
 
-#: Arguments that a run which goes on may change; all others, whoever's they are, have to be as they were.
+#: Arguments that a run which continues may change; all others, whoever's they are, have to be as they were.
 _MAY_CHANGE: Final = frozenset({
     # Where things lie. Data count by their content, the weights are those of the checkpoint.
     "model_name_or_path", "cache_dir", "revision", "trust_remote_code", "allow_pickle", "train_data", "eval_data",
@@ -361,7 +361,7 @@ _MAY_CHANGE: Final = frozenset({
 def run_identity(
     args: TrainerArguments, data: str, *more: Any, measured: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Values that a run that goes on must have in common with the one that wrote a checkpoint.
+    """Values that a run that continues must have in common with the one that wrote a checkpoint.
 
     Args:
         args: Of the training.
