@@ -105,8 +105,8 @@ def write_batches(file: HashedFile | IO[bytes], schema: Any, batches: Iterable[A
 
     Args:
         file: The file.
-        schema: Of pyarrow.
-        batches: Of that schema.
+        schema: The pyarrow schema.
+        batches: Batches of that schema.
         notes: Called when all are there: what is to be noted with them, for JSON; empty for nothing.
     """
     from pyarrow import RecordBatch, ipc

@@ -72,7 +72,7 @@ class Line:
     Attributes:
         file: As the user named it.
         number: Its line, from 1 (in Parquet files the row).
-        fields: By name.
+        fields: Fields by name.
     """
 
     file: str

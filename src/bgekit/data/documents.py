@@ -117,8 +117,8 @@ def find_sources(
     Args:
         arguments: Files, folders, globs that no shell has resolved, `-` for standard input.
         skipped: Takes what is in a folder and cannot be read.
-        format: Of all files.
-        encoding: Of text files.
+        format: Format of all files.
+        encoding: Encoding of text files.
         include: Patterns, as in a .gitignore, of the files in folders that are taken; files of any ending are.
         exclude: Patterns of files and folders in folders that are not.
 

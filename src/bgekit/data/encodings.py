@@ -314,7 +314,7 @@ class Lines(Iterable[str]):
         """At the first line that is not of the encoding: whether most are not.
 
         Args:
-            number: Of the line, from 1.
+            number: Number of the line, from 1.
             ahead: The line and those that follow.
 
         Raises:

@@ -82,7 +82,7 @@ class Dialect:
     """Encoding, quoting and delimiter of text files.
 
     Attributes:
-        encoding: By a name that Python knows; None for UTF-8, with a guess in the error where a file is not.
+        encoding: Encoding by a name that Python knows; None for UTF-8, with a guess in the error where a file is not.
         quoting: Whether quotes in csv and tsv enclose fields: see `Quoting`.
         delimiter: Between the columns of csv and tsv; None for a tab in tsv, and in csv what the header shows.
 
@@ -546,7 +546,7 @@ def _quoted(
         file: For messages.
         lines: With their ends.
         delimiter: Between cells.
-        columns: Of the table, where lines that are rows on their own may not become one row; None to let them.
+        columns: Columns of the table, where lines that are rows on their own may not become one row; None to let them.
         before: Lines of the file before these.
         asked: Whether the caller wants it so; else it is said where lines become one row.
     """
@@ -608,7 +608,7 @@ def _is_quoted(window: Sequence[str], delimiter: str, columns: int | None, *, wh
     Args:
         window: The lines, with their ends.
         delimiter: Between cells.
-        columns: Of the table; None if the header is among the lines.
+        columns: Columns of the table; None if the header is among the lines.
         whole: Whether no further line follows.
     """
     plain = [cells for _, cells in _unquoted(window, delimiter)]

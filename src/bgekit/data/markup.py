@@ -141,7 +141,7 @@ def read_document(file: str, form: str, encoding: str | None = None) -> Document
     Args:
         file: The file, gzipped or not, `-` for standard input.
         form: `md`, `html`, `pdf` or `docx`.
-        encoding: Of Markdown and HTML; by default UTF-8, or what an HTML file states.
+        encoding: Encoding of Markdown and HTML; by default UTF-8, or what an HTML file states.
 
     Raises:
         DataError: it cannot be read, or is damaged, or has no text though it has pages.
@@ -444,11 +444,11 @@ def _tiles(
     Args:
         text: The whole text.
         nodes: Those of the part.
-        offsets: Of the lines of the text.
-        start: Of the part.
-        end: Of the part.
+        offsets: Offsets of the lines of the text.
+        start: Start of the part.
+        end: End of the part.
         shift: Where what the blocks' places count from begins.
-        header: Of the table that they are rows of.
+        header: Header of the table that they are rows of.
     """
     begins: list[tuple[int, SyntaxTreeNode | None]] = [(offsets[_lines(node)[0]], node) for node in nodes]
     if not begins or begins[0][0] > start:

@@ -365,7 +365,7 @@ def write_table(file: IO[bytes] | Any, schema: Any, tables: Iterable[Any]) -> No
 
     Args:
         file: Open for bytes.
-        schema: Of all tables.
+        schema: Schema of all tables.
         tables: One after another.
     """
     from pyarrow import ipc

@@ -31,9 +31,9 @@ class DataFile:
     """One split, or one part of a test collection: a file, or the shards that it is cut into.
 
     Attributes:
-        paths: In their order.
+        paths: Paths in their order.
         count: How many shards their names say that there are; 0 where they say nothing.
-        language: Of rows that say their language in a column `lang`, only those with this one count; "" for all.
+        language: Language of the rows that count, where rows say theirs in a column `lang`; "" for all.
     """
 
     paths: tuple[str, ...]

@@ -103,7 +103,7 @@ class Table:
     """A table of a page.
 
     Attributes:
-        head: Of each column.
+        head: Head of each column.
         rows: Cells; the first one of a row is its head.
         numbers: Places of columns of numbers.
         sortable: A click on a column's head sorts by it.
@@ -129,7 +129,7 @@ class Section:
         text: Below it.
         facts: Names and values.
         plots: Each with its caption.
-        table: Of numbers or texts.
+        table: Table of numbers or texts.
         folded: Readers unfold it; it belongs to the section above.
         about: Beside the heading of a folded one.
     """
@@ -153,7 +153,7 @@ def render_report(
         title: The heading.
         about: One line below it.
         findings: Sentences, and whether each is sure or only seen.
-        sections: In order.
+        sections: Sections in order.
         notes: What a reader should know.
         notes_are: Heading of the notes.
     """
@@ -285,7 +285,7 @@ def to_svg(figure: Any, *, name: str, title: str, standalone: bool = False) -> S
     """A figure as SVG that keeps text as text.
 
     Args:
-        figure: Of matplotlib, drawn within `drawing()`.
+        figure: Figure of matplotlib, drawn within `drawing()`.
         name: Unique on the page; ids are made from it.
         title: What the plot shows, for those who cannot see it.
         standalone: For a file of its own; otherwise for a page of HTML.

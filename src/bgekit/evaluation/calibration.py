@@ -56,8 +56,8 @@ class Distribution:
 
     Attributes:
         count: Number of pairs.
-        mean: Of their similarity.
-        std: Of their similarity.
+        mean: Mean of their similarity.
+        std: Standard deviation of their similarity.
         quantiles: Similarity by the per cent of pairs below it.
         similarity: [n], the values themselves.
     """
@@ -94,9 +94,9 @@ class Measurement:
     Attributes:
         model: The model's name.
         data: Name of the data.
-        split: Of the data.
-        distributions: Of `unrelated` pairs (labelled, or else random), of `related` and of `random` pairs where both
-            are known.
+        split: Split of the data.
+        distributions: Distributions of `unrelated` pairs (labelled, or else random), of `related` and of `random` pairs
+            where both are known.
         unrelated_are: `labelled` or `random`.
     """
 
@@ -121,7 +121,7 @@ class Shortfall(Measurement):
     Attributes:
         target: Which rate was to be guaranteed.
         wanted: The rate.
-        confidence: Of the guarantee.
+        confidence: Confidence of the guarantee.
         prevalence: Share of related pairs that precision refers to, None where it is unknown.
         best: The rate nearest to `wanted` that these pairs can guarantee, and its threshold; None if there is none.
         reason: Why `wanted` cannot be guaranteed.
@@ -150,13 +150,13 @@ class Calibration(Measurement):
 
     Attributes:
         threshold: The threshold that was asked for; what was measured beside it is that of `Measurement`.
-        score_map: From similarity to a calibrated score.
-        meaning: Of calibrated scores: `probability` that a pair is related, or `percentile`, the share of unrelated
-            pairs with less similarity.
+        score_map: Map from similarity to a calibrated score.
+        meaning: Meaning of calibrated scores: `probability` that a pair is related, or `percentile`, the share of
+            unrelated pairs with less similarity.
         prevalence: Share of related pairs that probability and precision refer to, None where it is unknown.
         made_for: What the model must be for the calibration to hold.
         fingerprint: sha256 (hex) of the data and of how pairs were drawn from it.
-        seed: Of drawing pairs and of the bootstrap.
+        seed: Random seed for drawing pairs and of the bootstrap.
 
     Example:
         >>> from bgekit import FlagModel
@@ -220,7 +220,7 @@ class Wish:
     Attributes:
         target: The rate that is guaranteed.
         wanted: How much of it, above 0 and below 1.
-        share: Of related pairs where the threshold will be used, None if it is unknown.
+        share: Share of related pairs where the threshold will be used, None if it is unknown.
     """
 
     target: Target
@@ -299,10 +299,10 @@ def calibrate(
         pairs: Maximum number of pairs that are drawn of each sort: related, unrelated, random.
         related_from: Score from which on pairs of an STS task are related; by default the higher one of two, else
             0.8 of the highest.
-        split: Of the data, where `data` is a path.
+        split: Split of the data, where `data` is a path.
         encoding: What text files at a path are written in, by a name that Python knows; by default UTF-8.
         quoting: Whether quotes in csv and tsv there enclose fields: `auto`, `csv` or `none`, see `read_records`.
-        seed: Of drawing pairs and of the bootstrap.
+        seed: Random seed for drawing pairs and of the bootstrap.
         show_progress: Show a progress bar; by default on a terminal.
 
     Raises:

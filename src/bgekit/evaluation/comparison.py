@@ -38,8 +38,8 @@ def compare_all(
 
     Args:
         results: Their `items` are compared.
-        tasks: By name and split; they explain single items.
-        seed: Of the randomisations.
+        tasks: Tasks by name and split; they explain single items.
+        seed: Random seed for the randomisations.
         count: How many; by default 10,000, fewer for very many comparisons and for scores that are not means.
 
     Returns:
@@ -85,7 +85,7 @@ def compare(a: Result, b: Result, task: Task | None = None, *, seed: int = 0, co
         a: One result.
         b: Another on the same data.
         task: Explains single items.
-        seed: Of the randomisations.
+        seed: Random seed for the randomisations.
         count: How many; by default as `compare_all`.
 
     Raises:

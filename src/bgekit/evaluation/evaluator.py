@@ -55,7 +55,7 @@ class Candidate:
     Attributes:
         name: As reports name it.
         embedder: The model; loaded by name when it is first needed.
-        options: Of `FlagModel`, when it is loaded by name.
+        options: Options of `FlagModel`, when it is loaded by name.
         settings: How it is used.
         note: What sets it apart from another candidate of the same name, such as its precision.
 
@@ -124,7 +124,7 @@ def evaluate(
             interrupted run continues.
         keep_vectors: Leave the corpora's vectors in the output; by default they go when all is done.
         compare: Compare every pair of models and settings on every task.
-        seed: Of the comparisons' randomisations.
+        seed: Random seed for the comparisons' randomisations.
         progress: Show progress bars; by default on a terminal.
         notes: Put into the report.
         encoding: What text files of data are written in, by a name that Python knows; by default UTF-8.
@@ -370,7 +370,7 @@ def tasks_of(
         tasks: Only the tasks of these names.
         left_out: Gets a note for each part of the data that is not measured.
         encoding: What text files are written in, as in `evaluate`.
-        quoting: Of csv and tsv files, as there.
+        quoting: Quoting of csv and tsv files, as there.
 
     Raises:
         ArgumentError: there is no such task, or one is there twice.

@@ -313,7 +313,7 @@ class _Crossed:
     Attributes:
         by_item: [units], the share of each, scaled so that all squares of items and draws together are 1.
         by_draw: [draws], likewise.
-        deviation: Of the difference, NaN where nothing is known of other draws.
+        deviation: Deviation of the difference, NaN where nothing is known of other draws.
         degrees: Its degrees of freedom (Satterthwaite).
         units: Independent items.
         changed: Those on which the two differ.
@@ -432,7 +432,7 @@ def interval_of(contributions: Doubles, difference: float, degrees: int, rare: f
     Args:
         contributions: What each unit adds, with the difference as their mean.
         difference: The middle.
-        degrees: Of freedom.
+        degrees: Degrees of freedom.
         rare: The usual size of a gain where it is not 0; 0 leaves out the first correction.
     """
     n = len(contributions)

@@ -33,9 +33,9 @@ class TextPairs:
     """Pairs as numbers of texts.
 
     Attributes:
-        name: Of the data.
-        split: Of the data.
-        kind: Of the task, which decides about prompts.
+        name: Name of the data.
+        split: Split of the data.
+        kind: Kind of the task, which decides about prompts.
         fingerprint: sha256 (hex) of the data.
         sides: Whether first and second texts are queries, documents or neither.
         first: Distinct first texts.

@@ -246,7 +246,7 @@ def chance(wrong: Floats, right: Floats, share: float, *, times: float = 1.0) ->
     Args:
         wrong: [g], weight of the errors in each group, at most 1.
         right: [g], weight of what is right there, at most 1.
-        share: Of `wrong` in the expected sum of both.
+        share: Share of `wrong` in the expected sum of both.
         times: Look at so many times as many groups like these.
     """
     # Single pairs, as they mostly are, need no integral.
@@ -337,7 +337,7 @@ class Threshold:
     Attributes:
         target: What was wanted.
         wanted: The wanted rate.
-        confidence: Of the guarantee (one-sided) and of the intervals (two-sided).
+        confidence: Confidence of the guarantee (one-sided) and of the intervals (two-sided).
         groups: Number of groups of pairs that share no text, which the guarantee rests on.
         method: How the guarantee was found.
         value: The threshold that keeps the guarantee; pairs with at least this similarity count as related.
@@ -376,7 +376,7 @@ def choose_threshold(
         wanted: The rate: at least this precision or recall, at most this false-positive rate.
         confidence: Probability that the guarantee holds, such as 0.95.
         prevalence: Share of related pairs where the threshold will be used; needed for a precision.
-        seed: Of the bootstrap.
+        seed: Random seed for the bootstrap.
 
     Raises:
         DataError: there are too few pairs for the guarantee, or the precision is out of reach.
@@ -455,7 +455,7 @@ def rate(hits: Booleans, groups: Integers, confidence: float, *, one_list: bool 
     Args:
         hits: [n].
         groups: [2, n], numbers of the texts, as those of `ScoredPairs`.
-        confidence: Of the interval.
+        confidence: Confidence of the interval.
         one_list: As that of `ScoredPairs`.
     """
     pairs = ScoredPairs(hits.astype(np.float64), np.zeros(len(hits), dtype=bool), groups, one_list)

@@ -787,7 +787,7 @@ def meaning(status: int, message: str, code: str) -> Meaning | None:
     """Meaning of a refusal; None if it is none of those known here.
 
     Args:
-        status: Of HTTP.
+        status: The HTTP status.
         message: What the API said, whole.
         code: Its own code, "" without one.
     """

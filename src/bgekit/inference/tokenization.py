@@ -33,7 +33,7 @@ class Tokens:
         starts: Where inputs became several texts each: the first of every input. Its result is their maximum.
         split: Positions of the inputs that became several texts.
         places: Where equal sequences have been merged, the place in `ids` of each sequence that there was.
-        keys: Of merged tokens, a digest for each input, the same for inputs whose sequences are the same.
+        keys: Keys of merged tokens, a digest for each input, the same for inputs whose sequences are the same.
     """
 
     ids: list[list[int]]

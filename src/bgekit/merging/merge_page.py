@@ -25,7 +25,7 @@ def save_page(trials: Sequence[Trial], folder: Path, *, name: str, provenance: M
     Args:
         trials: Weights that were tried, with their scores.
         folder: Where the model is written.
-        name: Of the merged model.
+        name: Name of the merged model.
         provenance: Content of merge.json.
     """
     names = [str(model["name"]) for model in provenance["models"]]

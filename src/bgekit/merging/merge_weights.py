@@ -53,12 +53,12 @@ class Examples:
 
     Attributes:
         data: A file of JSON lines `{"query", "pos", "neg"}`, or such rows.
-        temperature: Of the softmax; the higher, the more even the weights.
+        temperature: Temperature of the softmax; the higher, the more even the weights.
         batch_size: Examples of a batch, whose passages are each other's negatives (embedders).
         max_input_length: Tokens where texts are cut, or fewer if the model takes fewer.
         neg_number: Negatives of each example, drawn at random.
         encoding: What the file is written in, as in `read_records`.
-        quoting: Of a csv or tsv file, as there.
+        quoting: Quoting of a csv or tsv file, as there.
 
     Example:
         >>> from bgekit.merging import Examples, Merging, merge
@@ -100,9 +100,9 @@ def read_examples(data: ExampleData, kind: Kind, neg_number: int, seed: int, dia
 
     Args:
         data: A file of training data, or its rows.
-        kind: Of the models.
+        kind: Kind of the models.
         neg_number: Negatives of each example.
-        seed: Of the draws.
+        seed: Random seed for the draws.
         dialect: How the file is written.
 
     Raises:
@@ -191,7 +191,7 @@ def group_loss(scores: torch.Tensor, groups: Sequence[int]) -> float:
     """Sum over groups of the cross entropy of their first score within them.
 
     Args:
-        scores: Of all groups, one after the other [m].
+        scores: Scores of all groups, one after the other [m].
         groups: Size of each.
     """
     parts = scores.cpu().double().split(list(groups))
@@ -235,7 +235,7 @@ class Validation:
         first_stage: For rerankers, the embedder whose best passages are reranked.
         rerank_top_k: Passages of a query that the reranker sees.
         encoding: What text files are written in, as in `bgekit.evaluation.read_tasks`.
-        quoting: Of csv and tsv files, as there.
+        quoting: Quoting of csv and tsv files, as there.
 
     Example:
         >>> from bgekit.merging import Merging, Validation, merge
@@ -263,9 +263,9 @@ class Trial:
     """Weights and what they scored.
 
     Attributes:
-        weights: Of each model.
+        weights: Weights of each model.
         score: Mean of the main scores of all tasks, x100.
-        scores: Of each task.
+        scores: Scores of each task.
     """
 
     weights: Weights
@@ -335,7 +335,7 @@ def measures(
     """A measurement of the model in a folder on tasks: main scores x100 by task.
 
     Args:
-        kind: Of the model.
+        kind: Kind of the model.
         tasks: What is measured.
         kept: A folder where vectors of the first stage stay from one model to the next.
         validation: For rerankers, what the first stage is.

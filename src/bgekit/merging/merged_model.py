@@ -86,7 +86,7 @@ def save_merged(
         path: Folder to make.
         provenance: Content of merge.json; None for a candidate that is measured and thrown away, which also has no
             self-test.
-        trials: Of a search, to be drawn.
+        trials: Trials of a search, to be drawn.
         overwrite: Replace a model that is there.
 
     Raises:

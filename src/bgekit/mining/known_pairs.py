@@ -93,7 +93,7 @@ class Judgements:
         """The judgements of some files.
 
         Args:
-            files: Of the forms that `bge eval` reads: a header `query-id, corpus-id, score`, TREC's, or JSON lines.
+            files: Files in forms that `bge eval` reads: a header `query-id, corpus-id, score`, TREC's, or JSON lines.
             queries: A file of the queries' texts by id.
             dialect: How they are written.
 

@@ -69,7 +69,7 @@ class Mining:
         qrels: Files of judgements: what they call relevant to a query is not a negative of it.
         queries: A file of the texts of the judgements' queries by id; by default rows have these ids, as `query_id`.
         encoding: What input and pool are written in, as in `read_records`.
-        quoting: Of input and pool, as in `read_records`.
+        quoting: Quoting of input and pool, as in `read_records`.
         choice: How negatives are drawn.
         miners: Of `dense` (every model), `bm25` and `random`; the shares of `choice` are in the order of all models
             and then the others.

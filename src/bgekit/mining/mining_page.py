@@ -20,7 +20,7 @@ def page(content: Mapping[str, Any], name: str) -> str:
 
     Args:
         content: What `report` gives.
-        name: Of the output.
+        name: Name of the output.
     """
     settings, names = content["settings"], short_miners(content)
     models = [names[each] for each in settings["models"]]

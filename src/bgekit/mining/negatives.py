@@ -220,7 +220,7 @@ class Choice:
         sampling: `random` within the range, or the `top` of it.
         shares: How many in a turn come from each miner.
         fill: Fill up with random texts if there are too few candidates.
-        seed: Of all draws.
+        seed: Random seed.
         guards: What keeps candidates out.
 
     Example:

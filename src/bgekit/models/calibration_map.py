@@ -38,8 +38,8 @@ class LogisticMap:
     calibration of Kull, Silva Filho and Flach (2017), with the similarity itself in place of its logarithm.
 
     Attributes:
-        slope: Of the similarity; not negative.
-        edge: Of the nearness to 1; not negative, and 0 for similarities that can be larger than 1.
+        slope: Coefficient of the similarity; not negative.
+        edge: Coefficient of the nearness to 1; not negative, and 0 for similarities that can be larger than 1.
         intercept: What is added.
     """
 

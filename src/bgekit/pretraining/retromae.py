@@ -57,7 +57,7 @@ def draw_words(words: Ids, share: float, generator: np.random.Generator) -> Ids:
     Args:
         words: [L] the number of each token's word, from 0; -1 for special tokens, which are never drawn.
         share: Share of the tokens.
-        generator: Of the draw.
+        generator: Generator of the draw.
 
     Returns:
         [m] int64, ascending.
@@ -83,7 +83,7 @@ def corrupt(ids: Ids, positions: Ids, mask: int, ordinary: Ids, generator: np.ra
         positions: [m] what is masked.
         mask: Id of the mask token.
         ordinary: Ids that random tokens are drawn from.
-        generator: Of the draw.
+        generator: Generator of the draw.
     """
     result = ids.copy()
     fate = generator.random(len(positions))
@@ -172,7 +172,7 @@ class Masking:
     Attributes:
         tokens: The tokenizer.
         share: Share of the tokens that the encoder does not see.
-        seed: Of all draws.
+        seed: Random seed.
     """
 
     tokens: Tokenization
@@ -513,7 +513,7 @@ def measured_losses(
     Args:
         network: The network.
         batches: What it is measured on.
-        context: Of the computation, such as automatic precision.
+        context: Context of the computation, such as automatic precision.
     """
     training, device = network.training, next(network.parameters()).device
     sums, counts = torch.zeros(4, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)

@@ -24,7 +24,7 @@ class Verb:
     Attributes:
         name: As it is written, in one or two words.
         output: The argument (`dest` of its parser) that names the output, None for a verb that prints its result.
-        suffix: Of the output's name: "" for a folder.
+        suffix: Suffix of the output's name: "" for a folder.
         module: What launchers of several processes run; "" where one process does the work.
         beside: Ending of a further file beside the output.
         resumes: Whether it continues with what an interrupted run has left; otherwise that is removed first.
@@ -303,7 +303,7 @@ class Recipe:
         path: The file.
         about: What it says of itself.
         variables: Their values.
-        stages: In an order in which they can run.
+        stages: Stages in an order in which they can run.
 
     Example:
         >>> from bgekit.recipes import read_recipe

@@ -55,7 +55,7 @@ class _Points:
         vectors: [n, d].
         neighbors: Rows and distances, [n, k]; None where not all texts are drawn, so that rows have other numbers.
         near, lone: Marks, [n].
-        values: Of the column that colours them; None without.
+        values: Values of the column that colours them; None without.
         rows: Texts of the map.
         facts: The map's own.
     """

@@ -211,7 +211,7 @@ class Facts:
         model_card: Card of the model that made them.
         model_fingerprint: Of that model.
         precision: Number format that it computed in.
-        settings: Of the encode: kind, maximum length, chunk size, fields of the input...
+        settings: Settings of the encode: kind, maximum length, chunk size, fields of the input...
         input: What was encoded, to see whether it has changed; None when that cannot be told.
         metadata: sha256 of the file of metadata, and its columns with their types; None without.
     """

@@ -61,7 +61,7 @@ class MtebEncoder:
 
         Args:
             model: An embedder, or one in a setting.
-            dtype: Of the vectors that mteb gets. mteb computes distances in it: float64 avoids ties of its rounding.
+            dtype: Number format of the vectors for mteb, which computes distances in it: float64 avoids ties.
         """
         self.judged = model if isinstance(model, JudgedModel) else JudgedModel(model)
         self._dtype = dtype
@@ -200,7 +200,7 @@ def evaluate_mteb(task: Any, encoder: MtebEncoder, split: str, main_metric: str)
     queries.
 
     Args:
-        task: Of mteb, with one subset.
+        task: Task of mteb, with one subset.
         encoder: The model.
         split: To be scored.
         main_metric: The metric that counts, by our name.

@@ -215,7 +215,7 @@ def retrieval_task(
         source: The split; its file is that of the judgements.
         queries: Texts by id; those without a judgement have no part in the task.
         corpus: The documents.
-        judgements: Of any queries and documents.
+        judgements: Judgements of any queries and documents.
         left_out: What was left out before.
 
     Raises:
@@ -539,7 +539,7 @@ def reranking_task(
         source: The split; its file is that of the judgements.
         queries: Texts by id.
         corpus: The documents.
-        judgements: Of any queries and documents.
+        judgements: Judgements of any queries and documents.
         candidates: Ids of the documents of each query; None where those are all that are judged for it.
         left_out: What was left out before.
 

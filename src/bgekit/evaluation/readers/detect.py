@@ -56,7 +56,7 @@ class DataSet:
     """A data set that was found.
 
     Attributes:
-        name: Of its task.
+        name: Name of its task.
         place: Where it is, as the user named it.
         read: Reads the task of a split.
     """

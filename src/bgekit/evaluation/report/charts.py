@@ -218,7 +218,7 @@ def calibration_plot(
     Args:
         unrelated: [n] similarities.
         related: [m] similarities, None where no labels tell.
-        threshold: From which on a pair counts as related, None where there is none.
+        threshold: Threshold from which on a pair counts as related, None where there is none.
         title: Above the plot, such as model and data.
         lines: What else to say, below the title, each on lines of its own.
         path: Also write it to this file (.svg or .png).

@@ -38,7 +38,7 @@ class TaskView:
 
     Attributes:
         results: One for each model that was measured on it, in the order of the report.
-        comparisons: Of those results.
+        comparisons: Comparisons of those results.
     """
 
     name: str

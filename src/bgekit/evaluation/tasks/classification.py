@@ -34,7 +34,7 @@ class ClassificationTask(Task):
         labels: Their labels.
         samples_per_label: Texts drawn of each label.
         experiments: Draws.
-        seed: Of the draws and the classifier.
+        seed: Random seed for the draws and the classifier.
     """
 
     kind: ClassVar[Kind] = "classification"

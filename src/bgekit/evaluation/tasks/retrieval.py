@@ -34,7 +34,7 @@ class Corpus:
     """Documents that are read again for each pass, so that they need not fit into memory.
 
     Attributes:
-        ids: In the order of reading, all different.
+        ids: Ids in the order of reading, all different.
         read: Starts a pass; a record's text is title and text.
         digest: sha256 (hex) of ids and texts.
     """

@@ -184,7 +184,7 @@ class TrainingData(Sequence[Row]):
     """All rows, by their numbers. Those that are trained on are the `rows` of each dataset.
 
     Attributes:
-        datasets: In the order in which they were given.
+        datasets: Datasets in the order in which they were given.
         warnings: What was noticed while reading.
         duplicates: Rows that are equal to an earlier one.
     """
@@ -271,7 +271,7 @@ def load_data(
         drop_duplicates: Leave out rows that are equal to an earlier one.
         in_batch_negatives: False for no in-batch negatives anywhere.
         encoding: What text files are written in, as in `read_records`.
-        quoting: Of csv and tsv files, as in `read_records`.
+        quoting: Quoting of csv and tsv files, as in `read_records`.
 
     Raises:
         DataError: files or lines cannot be used: all of them are listed; or no row is left.

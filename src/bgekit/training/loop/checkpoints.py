@@ -98,7 +98,7 @@ def check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
 
     Args:
         folder: The checkpoint.
-        identity: Of this run.
+        identity: Identity of this run.
 
     Raises:
         ArgumentError: it is of another run.
@@ -270,7 +270,7 @@ def save_encoder(
 
     Args:
         folder: Made, or replaced.
-        title: Of the README; None for the folder's name.
+        title: Title of the README; None for the folder's name.
         network: What is trained.
         weights: Weights of the transformer by their names in a checkpoint.
         encoder: The part of it that gives vectors.

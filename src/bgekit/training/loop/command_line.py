@@ -188,7 +188,7 @@ def help_page(command: Command, parser: argparse.ArgumentParser, *, everything: 
 
     Args:
         command: The command.
-        parser: Of all its arguments.
+        parser: Parser of all its arguments.
         everything: Show every argument instead of those that matter most.
     """
     own = {each.name for kind in command.kinds for each in dataclasses.fields(kind)}

@@ -39,7 +39,7 @@ class Footprint:
     """An estimate of the memory that training takes, by the sizes that decide it.
 
     Attributes:
-        parameters: Of the whole network.
+        parameters: Parameters of the whole network.
         trained: Those of them that are trained.
         layers: Transformer layers.
         hidden: Width of a token.

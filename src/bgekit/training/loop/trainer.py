@@ -174,7 +174,7 @@ class StepTrainer(Trainer):
             measure: Scores of the network as it is; called on the first process alone. None to measure nothing.
             diagnosis: Watches the run.
             identity: What a run that continues must have in common with the one that wrote a checkpoint.
-            callbacks: Of Trainer.
+            callbacks: Callbacks of Trainer.
         """
         self.steps, self.files, self.diagnosis, self.identity = steps, files, diagnosis, identity
         self._gradient, self._measure = gradient, measure

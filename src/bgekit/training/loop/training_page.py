@@ -76,7 +76,7 @@ def save_page(
 
     Args:
         folder: Where the model is written.
-        name: Of the model that was made.
+        name: Name of the model that was made.
         base: The model that it was made of, as the caller named it.
         datasets: Files and rows of each dataset.
         facts: Further names and values, such as how long it took.

@@ -262,7 +262,7 @@ def train_on_rows(
         network: What is trained.
         args: How.
         steps: The rows by step.
-        gradient: Of a batch, see `StepTrainer`.
+        gradient: Gradient of a batch, see `StepTrainer`.
         files: Saves the network and reads its weights back.
         diagnosis: Watches the run.
         table: Scores by which a collapse is seen, see `CollapseWatch`.
@@ -364,7 +364,7 @@ def run_identity(
     """Values that a run that continues must have in common with the one that wrote a checkpoint.
 
     Args:
-        args: Of the training.
+        args: Arguments of the training.
         data: Fingerprint of the training data.
         more: Instances of dataclasses whose values count, too, such as `ModelArguments`.
         measured: Fingerprints of the data that is measured while training, None without.
