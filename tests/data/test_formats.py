@@ -84,7 +84,7 @@ def test_rows_of_several_lines_are_said_once(read, caplog):
     assert read(content, name="once.csv")[1] == ["2", "x"]
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "once.csv: lines 2 to 3 are one row" in record.getMessage() and "--quoting none" in record.getMessage()
+    assert "once.csv: lines 2 to 3 are read as one row" in record.getMessage() and "--quoting none" in record.getMessage()
 
 
 def test_an_unpaired_quote_far_into_a_quoted_tsv_is_no_row(read):

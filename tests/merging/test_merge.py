@@ -277,7 +277,7 @@ def test_model_types(pair, rerankers, tmp_path):
             mix_models(pair, kind, [0.5, 0.5], tmp_path / "out")
     with pytest.raises(CardError, match="FlagReranker"):
         mix_models(rerankers, "encoder", [0.5, 0.5], tmp_path / "out")
-    with pytest.raises(CardError, match="no reranker"):
+    with pytest.raises(CardError, match="not a reranker"):
         mix_models(pair, "reranker", [0.5, 0.5], tmp_path / "out")
 
 
