@@ -84,7 +84,8 @@ def test_rows_of_several_lines_are_said_once(read, caplog):
     assert read(content, name="once.csv")[1] == ["2", "x"]
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "once.csv: lines 2 to 3 are read as one row" in record.getMessage() and "--quoting none" in record.getMessage()
+    said = record.getMessage()
+    assert "once.csv: lines 2 to 3 are read as one row" in said and "--quoting none" in said
 
 
 def test_an_unpaired_quote_far_into_a_quoted_tsv_is_no_row(read):

@@ -43,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_list_option(
         group, "--tasks", metavar="NAME", help="only these tasks, separated by spaces or commas [all]"
     )
-    group.add_argument("--benchmark", metavar="NAME", help="mteb-en, c-mteb, beir, msmarco or miracl")
+    group.add_argument("--benchmark", metavar="NAME", help="named benchmark: mteb-en, c-mteb, beir, msmarco or miracl")
     group.add_argument(
         "--data-root", metavar="DIR", help="read the benchmark's tasks from folders in DIR, not from the hub"
     )
@@ -51,15 +51,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("comparison")
     group.add_argument(
         "--compare", choices=("instruction", "precision", "dimension"),
-        help="each model also without its query instruction, in other number formats, or cut to fewer dimensions",
+        help="also measure each model without its query instruction, in other number formats, or in fewer dimensions",
     )  # fmt: skip
     options.add_list_option(
         group, "--dimensions", type=options.positive, metavar="N",
-        help="with --compare dimension: dimensions that vectors are cut to [the whole, 2/3 and 1/3 of it]",
+        help="dimensions of --compare dimension [the whole, 2/3 and 1/3 of it]",
     )  # fmt: skip
     group.add_argument(
         "--reranker", metavar="MODEL",
-        help="each model also with its best passages reranked by this cross-encoder (retrieval, reranking)",
+        help="also measure each model with its best passages reranked by this cross-encoder (retrieval, reranking)",
     )  # fmt: skip
     group.add_argument(
         "--rerank-top-k", type=options.positive, metavar="N", help="passages per query that it reranks [100]"

@@ -21,7 +21,7 @@ _RERANKER_USE: Final = "bge rerank --model NAME; in Python FlagReranker(name).co
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
     parser.add_argument("model", metavar="MODEL", help="folder, Hugging Face id, packaged:NAME, or a hosted model")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options.add_pooling_option(parser)
     options.add_hub_options(parser)
 

@@ -81,7 +81,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_text_options(group)
     group = parser.add_argument_group("method")
     group.add_argument(
-        "--method", choices=("average", "slerp", "task_arithmetic", "ties", "dare"), default="average", help="[average]"
+        "--method",
+        choices=("average", "slerp", "task_arithmetic", "ties", "dare"),
+        default="average",
+        help="how the models are merged [average]",
     )
     group.add_argument("--base", metavar="MODEL", help="model that all were trained from (task_arithmetic, ties, dare)")
     group.add_argument("--density", type=float, metavar="X", help="share of changes kept (ties, dare) [0.2]")
