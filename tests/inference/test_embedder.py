@@ -281,6 +281,8 @@ def test_similarity(model: FlagModel) -> None:
     assert np.allclose(model.similarity(a, b), a @ b.T, atol=1e-6)
     assert model.similarity(a[0], 3 * b).shape == (1, 3)
     assert np.allclose(model.similarity(a[0], 3 * b), a[:1] @ b.T, atol=1e-6)
+    with pytest.raises(ArgumentError, match=r"of vectors, as model.encode\(texts\) gives them: .*'a cat'"):
+        model.similarity("a cat", ["a dog"])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("name", "order"), [("euclidean", 2), ("manhattan", 1)])

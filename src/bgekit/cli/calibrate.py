@@ -93,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
         args.data if args.texts is None else _texts(args), pairs=args.pairs, related_from=args.related_from,
         split=args.split, seed=args.seed, **options.text_arguments(args),
     )  # fmt: skip
+    if args.texts is not None:  # What was made of them is a list, which has no name.
+        pairs.name = ", ".join(Path(file).name for file in args.texts)
     wish = {
         "precision": args.precision, "false_positive_rate": args.false_positive_rate, "recall": args.recall,
         "confidence": args.confidence, "prevalence": args.prevalence,

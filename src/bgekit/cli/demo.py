@@ -39,10 +39,10 @@ QUESTIONS: Final = (
 _SHARD: Final = 256
 
 _HOW_TO: Final = """\
-The same with a stronger model, and with your own texts (jsonl, csv, parquet or txt):
+The same with a stronger model, and with your own texts (a folder of Markdown, HTML or PDF files, jsonl, csv, ...):
 
-  bge search my_docs.jsonl --model BAAI/bge-small-en-v1.5 -q "what you want to know"
-  bge search my_docs.jsonl --model BAAI/bge-small-en-v1.5 --index my.index     # kept; asks you for questions
+  bge search notes/ --model BAAI/bge-small-en-v1.5 --chunk -q "what you want to know"
+  bge search notes/ --model BAAI/bge-small-en-v1.5 --chunk --index my.index    # kept; asks you for questions
 
 This corpus as a file to try things with:  bge demo --write-corpus pydocs.jsonl
 """

@@ -157,16 +157,20 @@ def _check(args: argparse.Namespace) -> RecordReader | None:
 
 
 def _read_as_before(args: argparse.Namespace) -> None:
-    """Take options of reading that are not given from the index that is there, and say so."""
+    """Take the model and options of reading that are not given from the index that is there, and say so."""
     from ..search.storage import FACTS, read_facts
 
     if not args.index or not (Path(args.index) / FACTS).exists():
         return
     try:
-        known = (read_facts(Path(args.index)).input or {}).get("options", {})
+        facts = read_facts(Path(args.index))
     except OutputError:  # Said where it is built again.
         return
+    known = (facts.input or {}).get("options", {})
     taken: list[str] = []
+    if not args.model and facts.model_name:
+        args.model = facts.model_name
+        taken += ["--model", facts.model_name]
     for name in _READING:
         value = known.get(name)
         if value is not None and getattr(args, name, value) in (None, "auto"):

@@ -108,9 +108,10 @@ class Kinds:
             self._kinds[name] = (kind, file, line)
         elif before[0] != kind and not (kind == "list of " and before[0].startswith("list of ")):
             place = f" in {before[1]}, line {before[2]:,}" if before[1] else " before"
+            shown = value.isoformat() if isinstance(value, datetime.date) else repr(value)
             raise BadValue(
-                f"the column {name} is {_WORDS[kind]} here ({value!r:.40}) and {_WORDS[before[0]]}{place}: a column "
-                "that is kept has one type"
+                f"the column {name} is {_WORDS[kind]} here ({shown:.40}) and {_WORDS[before[0]]}{place}: a column "
+                f"that is kept has one type; write it in one way, or name the columns to keep without {name}"
             )
         return value
 

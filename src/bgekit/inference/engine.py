@@ -330,7 +330,10 @@ def _existing(wanted: str | int | torch.device) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise ArgumentError(f"there is no device {device}: {count} GPUs are visible")
+            raise ArgumentError(
+                f"there is no device {device}: {count} GPUs are visible to torch {torch.__version__}; give another, "
+                "such as 'cpu', or none, which takes what there is"
+            )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ArgumentError("there is no device mps on this machine")
     return device

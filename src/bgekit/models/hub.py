@@ -145,10 +145,12 @@ def _from_hub(name: str, revision: str | None, cache_dir: str | None, patterns: 
             f"{_meant(name)}"
         ) from None
     except LocalEntryNotFoundError:
-        state = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
+        offline = constants.HF_HUB_OFFLINE
+        state = "HF_HUB_OFFLINE is set" if offline else f"{constants.ENDPOINT} cannot be reached"
+        way = "unset HF_HUB_OFFLINE" if offline else "a mirror by HF_ENDPOINT"
         raise CheckpointError(
             f"{known} is neither a folder here nor in the local cache, and {state}: give a folder, "
-            f"or a mirror by HF_ENDPOINT{_meant(name)}"
+            f"or {way}{_meant(name)}"
         ) from None
     except OSError as error:
         # Every network fault of the hub's client derives from OSError; its text names the address.

@@ -44,6 +44,7 @@ _TOKEN: Final = re.compile(
     re.VERBOSE,
 )
 _DATE: Final = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d(?::\d\d)?)(\.\d{1,6})?(Z|[+-]\d\d:\d\d)?)?")
+_BARE_DATE: Final = re.compile(r"\d{4}-\d{1,2}-\d{1,2}(?![\w.])")
 #: Ends of 64-bit whole numbers, and the largest double float.
 _LEAST, _MOST, _LARGEST = -(1 << 63), (1 << 63) - 1, sys.float_info.max
 _MICROSECONDS: Final = 10**6
@@ -259,7 +260,9 @@ class _Parser:
             what = (
                 f"{operator.text} is not a comparison" if operator.kind == "word" else "a comparison is expected here"
             )
-            self._fail(f"{what}; there are {_COMPARISONS}")
+            of_lists = operator.text.lower() in ("contains", "has", "includes")
+            hint = f" (a list meets = if one of its elements does: {column.place.text} = 'soup')" if of_lists else ""
+            self._fail(f"{what}; there are {_COMPARISONS}{hint}")
         self._at += 1
         return _Comparison(column, _OPERATORS[operator.text], self._value(column, operator.text))
 
@@ -288,6 +291,10 @@ class _Parser:
     def _value(self, column: _Column | None = None, operator: str = "") -> _Value:
         token = self._now
         if token.kind == "number":
+            bare = _BARE_DATE.match(self._expression, token.start)
+            if bare is not None:  # Its parts would be numbers, and the error would stand at the second of them.
+                place = _Token("", bare[0], token.start, bare.end())
+                self._fail(f"a date stands in single quotes: '{bare[0]}'", place)
             value: int | float | str | bool = _number(token.text)
             if isinstance(value, float) and math.isinf(value):
                 self._fail("this number is too large")
