@@ -63,7 +63,8 @@ def test_only_what_changed_is_run(write, rows, run, planned):
     assert run(path) == ["clean", "mined"]
     assert json.loads(Path("work/report.json").read_text())["stages"][1]["this_run"] == "run"
     assert len(Path("work/mined.jsonl").read_text().splitlines()) == 6
-    assert Path("work/mined.report.json").is_file() and Path("work/logs/mined.log").is_file()
+    assert Path("work/mined.report.json").is_file() and Path("work/mined.report.html").is_file()
+    assert Path("work/logs/mined.log").is_file()
     assert run(path) == []
     assert status(planned(path)) == {"clean": "cached", "mined": "cached"}
 

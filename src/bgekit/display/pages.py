@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 from ..errors import ArgumentError, import_extra
 from ..files.atomic import atomic_file
@@ -104,7 +105,7 @@ class Table:
 
     Attributes:
         head: Of each column.
-        rows: Cells; the first one of a row is its head.
+        rows: Cells, texts or links (`link`); the first one of a row is its head.
         numbers: Places of columns of numbers.
         sortable: A click on a column's head sorts by it.
     """
@@ -122,7 +123,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report: its text, then facts, plots and a table, where there are any.
+    """A part of a report: its text, then facts, plots, a table and code, where there are any.
 
     Attributes:
         title: The heading.
@@ -130,6 +131,7 @@ class Section:
         facts: Names and values.
         plots: Each with its caption.
         table: Of numbers or texts.
+        code: What is shown as it is typed, such as a command.
         folded: Readers unfold it; it belongs to the section above.
         about: Beside the heading of a folded one.
     """
@@ -139,6 +141,7 @@ class Section:
     facts: Sequence[tuple[str, str]] = ()
     plots: Sequence[tuple[Svg, str]] = ()
     table: Table | None = None
+    code: str = ""
     folded: bool = False
     about: str = ""
 
@@ -161,6 +164,19 @@ def render_report(
         "display/report.html.jinja", title, script=True, about=about, findings=findings, sections=sections,
         notes=notes, notes_are=notes_are,
     )  # fmt: skip
+
+
+def link(text: str, to: str, before: str = "") -> str:
+    """A link for a cell of a table.
+
+    Args:
+        text: What is clicked on.
+        to: A file beside the page.
+        before: What stands before it in the cell.
+    """
+    from markupsafe import Markup
+
+    return Markup('{} <a href="{}">{}</a>').format(printable(before), quote(to), printable(text)).strip()
 
 
 def _asset(name: str) -> str:

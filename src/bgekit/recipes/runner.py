@@ -177,9 +177,8 @@ def _settle(step: Step, folder: Folder, hidden: OutputFolder) -> None:
     record = folder.record(step, FINISHED)
     if not record:
         return
-    beside = step.stage.verb.beside
     with failing(f"write {step.output}"):
-        for name in (step.output.name, *([f"{step.name}{beside}"] if beside else [])):
+        for name in (step.output.name, *(f"{step.name}{ending}" for ending in step.stage.verb.beside)):
             made, target = step.working.with_name(name), step.output.with_name(name)
             if made.exists():
                 _remove(target)
