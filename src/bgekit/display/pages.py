@@ -99,6 +99,10 @@ def render_page(template: str, title: str, *, script: bool = False, **values: An
     )  # fmt: skip
 
 
+#: Columns up to which a table does not take the whole width of a page.
+_NARROW: Final = 3
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of a page.
@@ -118,7 +122,8 @@ class Table:
     @property
     def cls(self) -> str:
         """Its class in the style sheet."""
-        return "sortable" if self.sortable else ""
+        # Two columns at the ends of a wide page are hard to read across.
+        return " ".join([*(["sortable"] if self.sortable else []), *(["narrow"] if len(self.head) <= _NARROW else [])])
 
 
 @dataclass(frozen=True)

@@ -144,12 +144,14 @@ class BarPlot:
         groups: Ranges and counts of each group by its name: (from, to, number).
         x_label: Below the axis.
         y_label: What the height of a bar is.
+        per_unit: Heights are per unit of x: ranges of different widths compare by their areas.
     """
 
     title: str
     groups: Mapping[str, Sequence[tuple[float, float, float]]] = field(default_factory=dict)
     x_label: str = ""
     y_label: str = "%"
+    per_unit: bool = False
 
     def svg(self, name: str) -> Svg:
         """The plot for a page, see `LinePlot.svg`."""
@@ -161,11 +163,9 @@ class BarPlot:
                 color = LIGHT[place]
                 # A range without anything is no range of the list; it is drawn as nothing.
                 for first, last, number in bars:
-                    axes.fill_between([first, last], 100 * number / total, color=color, alpha=0.4, linewidth=0)
-                    axes.plot(
-                        [first, first, last, last], [0, 100 * number / total, 100 * number / total, 0], color=color,
-                        linewidth=1.2,
-                    )  # fmt: skip
+                    height = 100 * number / total / (last - first if self.per_unit else 1)
+                    axes.fill_between([first, last], height, color=color, alpha=0.4, linewidth=0)
+                    axes.plot([first, first, last, last], [0, height, height, 0], color=color, linewidth=1.2)
                 axes.fill_between([], [], color=color, alpha=0.6, label=f"{label} ({total:,.0f})")
             axes.margins(x=0.02)
             axes.set_ylim(bottom=0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from transformers import set_seed
 
 from ..._version import package_versions
 from ...display.option_names import option_of, spoken
-from ...display.terminal import write_line
+from ...display.terminal import shown_command, write_line
 from ...errors import BgekitError
 from ...evaluation.evaluator import tasks_of
 from ...models.sentence_transformers_files import short_names
@@ -408,7 +407,7 @@ def _page_facts(provenance: Mapping[str, Any]) -> dict[str, str]:
         "evaluation data": ", ".join(short_names(arguments.get("eval_data") or [])),
         "steps": f"{provenance['steps']:,}",
         "time": f"{time_taken}, evaluations included; {provenance['threads']} threads",
-        "command": shlex.join(["bge", *provenance["command"][1:]]),
+        "command": shown_command(provenance["command"]),
         "versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
     }
 
