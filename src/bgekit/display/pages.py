@@ -184,6 +184,13 @@ def link(text: str, to: str, before: str = "") -> str:
     return Markup('{} <a href="{}">{}</a>').format(printable(before), quote(to), printable(text)).strip()
 
 
+def as_fact(value: object) -> str:
+    """A value of settings as a reader sees it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def _asset(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 

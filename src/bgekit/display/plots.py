@@ -70,7 +70,7 @@ class LinePlot:
         """
         with drawing():
             figure = new_figure(WIDTH, HEIGHT)
-            axes = figure.add_axes((_LEFT / WIDTH, 44 / HEIGHT, 1 - (_LEFT + _RIGHT) / WIDTH, 1 - 94 / HEIGHT))
+            axes = panel(figure)
             self.draw(axes)
             return to_svg(figure, name=name, title=self.title)
 
@@ -112,7 +112,7 @@ class LinePlot:
         handles, labels = axes.get_legend_handles_labels()
         # The title says what the only line is.
         first = 1 if len(self.lines) == 1 else 0
-        _head(axes, self.title, handles[first:], labels[first:])
+        head(axes, self.title, handles[first:], labels[first:])
 
 
 def sheet(plots: Sequence[LinePlot]) -> Any:
@@ -157,7 +157,7 @@ class BarPlot:
         """The plot for a page, see `LinePlot.svg`."""
         with drawing():
             figure = new_figure(WIDTH, HEIGHT)
-            axes = figure.add_axes((_LEFT / WIDTH, 44 / HEIGHT, 1 - (_LEFT + _RIGHT) / WIDTH, 1 - 94 / HEIGHT))
+            axes = panel(figure)
             for place, (label, bars) in enumerate(self.groups.items()):
                 total = sum(number for *_, number in bars) or 1
                 color = LIGHT[place]
@@ -173,11 +173,16 @@ class BarPlot:
             axes.set_xlabel(self.x_label)
             axes.set_ylabel(self.y_label)
             handles, labels = axes.get_legend_handles_labels()
-            _head(axes, self.title, handles if len(handles) > 1 else (), labels)
+            head(axes, self.title, handles if len(handles) > 1 else (), labels)
             return to_svg(figure, name=name, title=self.title)
 
 
-def _head(axes: Any, title: str, handles: Sequence[Any], labels: Sequence[str]) -> None:
+def panel(figure: Any) -> Any:
+    """Axes on a figure of `WIDTH` and `HEIGHT` that leave room for `head`."""
+    return figure.add_axes((_LEFT / WIDTH, 44 / HEIGHT, 1 - (_LEFT + _RIGHT) / WIDTH, 1 - 94 / HEIGHT))
+
+
+def head(axes: Any, title: str, handles: Sequence[Any], labels: Sequence[str]) -> None:
     """Title and legend above the axes, from the left edge of the plot on."""
     left = -(_LEFT - 2) / (WIDTH - _LEFT - _RIGHT)
     axes.set_title(

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from ..display.pages import Section, Svg, Table, render_report
+from ..display.pages import Section, Svg, Table, as_fact, render_report
 from ..display.plots import BarPlot
 from ..models.sentence_transformers_files import shown_name
 from .mining_report import short_miners
@@ -121,16 +121,10 @@ def _facts(settings: Mapping[str, Any], models: Sequence[str]) -> Iterator[tuple
     passed = ("models", "rows", "candidates", "range", "guards")
     for key, value in settings.items():
         if key not in passed and value is not None:
-            yield key.replace("_", " "), _spoken(value)
+            yield key.replace("_", " "), as_fact(value)
     for key, value in (settings.get("guards") or {}).items():
         if value is not None:
-            yield key.replace("_", " "), _spoken(value)
-
-
-def _spoken(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            yield key.replace("_", " "), as_fact(value)
 
 
 def _sample(sample: Mapping[str, Any], names: Mapping[str, str]) -> Section:

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from ..display.pages import Section, Table, link, render, render_report
 from ..evaluation.comparison import LEVEL
-from ..evaluation.report.summary import MISSING, metric_name, p_value
+from ..evaluation.metrics import metric_name
+from ..evaluation.report.summary import MISSING, p_value
 
 _STAGES: Final = ("Stage", "Verb", "This run", "Seconds", "Output")
 _COMPARED: Final = ("a", "b", "Task", "a − b", "95 % interval", "p, corrected")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ...display.pages import Look, Svg, looks, render_page
 from ...display.terminal import clipped, printable
+from ..metrics import metric_name
 from . import charts
 from .summary import (
     MISSING,
@@ -19,7 +20,6 @@ from .summary import (
     difference,
     facts,
     interval,
-    metric_name,
     number,
     published,
     score_interval,

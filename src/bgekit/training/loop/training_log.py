@@ -13,7 +13,7 @@ from typing import Any, Final
 from transformers import TrainerCallback
 
 from ...display.terminal import Progress, write_line
-from ...evaluation.report.summary import metric_name
+from ...evaluation.metrics import metric_name
 from .checkpoints import FIRST_STAGE
 
 #: Numbers of the log that say nothing about the model; Trainer adds them at the end, too.

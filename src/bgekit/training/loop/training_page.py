@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from ...display.pages import Section, Table, render_report, save_plot
 from ...display.plots import LinePlot, sheet
-from ...evaluation.report.summary import metric_name, number
+from ...evaluation.metrics import metric_name
+from ...evaluation.report.summary import number
 from ...models.sentence_transformers_files import short_names, shown_name
 
 Log = Sequence[Mapping[str, Any]]
@@ -240,6 +241,15 @@ def _conclusions(history: Log, scores: Sequence[_Score], kept: int | None) -> It
                 (
                     f"{first.name} {change} from {number(first.before)} to {number(first.after)} "
                     f"({number(first.after - first.before, signed=True)}); {at}."
+                ),
+                False,
+            )
+        best = max(range(len(values)), key=values.__getitem__)
+        if kept is None and values[best] > first.after:
+            yield (
+                (
+                    f"The best score was {number(values[best])} at step {steps[best]:,.0f}: --load-best-model-at-end "
+                    "true keeps the best weights instead of the last."
                 ),
                 False,
             )

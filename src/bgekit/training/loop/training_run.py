@@ -403,10 +403,11 @@ def _page_facts(provenance: Mapping[str, Any]) -> dict[str, str]:
     """What a run's page says beside model, data and arguments."""
     seconds, arguments = provenance["seconds"], provenance["arguments"]
     time_taken = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    threads = "1 thread" if provenance["threads"] == 1 else f"{provenance['threads']} threads"
     return {
         "evaluation data": ", ".join(short_names(arguments.get("eval_data") or [])),
         "steps": f"{provenance['steps']:,}",
-        "time": f"{time_taken}, evaluations included; {provenance['threads']} threads",
+        "time": f"{time_taken}, evaluations included; {threads}",
         "command": shown_command(provenance["command"]),
         "versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
     }
