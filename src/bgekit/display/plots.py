@@ -186,12 +186,12 @@ def head(axes: Any, title: str, handles: Sequence[Any], labels: Sequence[str]) -
     """Title and legend above the axes, from the left edge of the plot on."""
     left = -(_LEFT - 2) / (WIDTH - _LEFT - _RIGHT)
     axes.set_title(
-        middle_clipped(printable(title), _TITLE), loc="left", x=left, size=13, pad=26 if handles else 10
+        middle_clipped(printable(title), _TITLE), loc="left", x=left, size=13, pad=30 if handles else 10
     )  # fmt: skip
     if handles:
         axes.legend(
             handles, [middle_clipped(printable(each), 26) for each in labels], loc="lower left",
-            bbox_to_anchor=(left, 0.99), ncols=4, borderaxespad=0.1, borderpad=0.2, handlelength=1.4, columnspacing=1.2,
+            bbox_to_anchor=(left, 1.03), ncols=4, borderaxespad=0.1, borderpad=0.2, handlelength=1.4, columnspacing=1.2,
         )  # fmt: skip
 
 

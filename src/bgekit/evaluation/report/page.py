@@ -66,7 +66,8 @@ def html(report: ReportContent) -> str:
         sheets=list(_sheets(view, look)),
         tasks=[_task(view, place, look, scattered) for place in range(len(view.tasks))],
         opened=len(view.tasks) <= _OPEN,
-        environment=facts(report.environment),
+        environment=facts({key: round(value, 1) if isinstance(value, float) else value
+                           for key, value in report.environment.items()}),
         models=[(label, _card(view.first(label))) for label in view.labels],
         decided=decided, difference=difference, figures=comparison_figures, interval=interval, metric_name=metric_name,
         number=number, published=published, task_name=task_name,
