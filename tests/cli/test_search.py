@@ -142,6 +142,7 @@ def test_quiet(bge, corpus, tiny_bert):
         (["--index", "NOWHERE", "--chunk", "-q", "x"], "--chunk where it is encoded"),
         (["NOFILE", "--model", "MODEL", "-q", "x"], "cannot read"),
         (["-", "--model", "MODEL"], "must come with -q"),
+        (["CORPUS", "--model", "MODEL", "-q", " "], "question (-q) is empty"),
     ],
 )
 def test_mistakes(bge, corpus, tiny_bert, tmp_path, arguments, message):

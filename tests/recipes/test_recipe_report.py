@@ -38,7 +38,7 @@ def content():
 
 def test_the_page_says_what_was_found_before_its_tables_and_escapes_all_of_it(content):
     page = as_html(content)
-    assert "<h1>Recipe small</h1>" in page and "default-src 'none'; style-src 'unsafe-inline'; script-src" in page
+    assert "<h1>Recipe: small</h1>" in page and "default-src 'none'; style-src 'unsafe-inline'; script-src" in page
     found = [
         page.index(each) for each in ("a &lt;is&gt; ahead", "<h2>Stages", "<h2>Scores: one", "<h2>How it was made")
     ]
@@ -52,16 +52,25 @@ def test_the_page_says_what_was_found_before_its_tables_and_escapes_all_of_it(co
 def test_the_page_counts_many_comparisons_and_says_where_nothing_was_measured(content):
     (evaluation,) = content["evaluations"]
     compared = evaluation["comparisons"][0]
-    evaluation["comparisons"] = [compared | {"p_adjusted": p} for p in (0.01, 0.04, 0.3, 1, 1, 1, 1)]
-    page = as_html(content)
-    assert "2 of 7 differences are significant" in page and "a &lt;is&gt; ahead" not in page
+
+    def page(*p_values):
+        evaluation["comparisons"] = [compared | {"p_adjusted": p, "conclusion": f"p is {p}"} for p in p_values]
+        return as_html(content)
+
+    few = page(0.01, 0.3)
+    assert "<li>p is 0.01</li>" in few and '<li class="open">p is 0.3</li>' in few
+    some = page(0.01, 0.04, 0.3, 1)
+    assert "p is 0.04" in some and "p is 0.3" not in some and "of 2 other pairs no difference can be" in some
+    assert "0 of 4 differences are significant" in page(1, 1, 1, 1)
+    many = page(*[0.01] * 7, 0.5)
+    assert "7 of 8 differences are significant" in many and "p is 0.01" not in many
     content["evaluations"] = []
     assert "Nothing was measured" in as_html(content)
 
 
 def test_the_markdown_has_tables_and_commands_as_they_are(content):
     text = as_markdown(content)
-    assert text.startswith("# Recipe small\n\n## Stages\n\n| Stage | Verb |") and text.endswith("```\n")
+    assert text.startswith("# Recipe: small\n\n## Stages\n\n| Stage | Verb |") and text.endswith("```\n")
     assert r"| Sci\|Fact (test) | nDCG@10 | \<m\> | 71.24 |" in text
     assert "### one\n\nabout \\<b\\>\n\n```\nbge finetune --x '<a_b>'\n```\n\n### two\n\n```\n" in text
     assert "(<one/report.html>)" in text and "\n\n\n" not in text

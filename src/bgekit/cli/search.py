@@ -135,6 +135,8 @@ def _check(args: argparse.Namespace) -> RecordReader | None:
     if args.index and args.sources:
         check_place(args.index, folder=True)
     where = None if args.where is None else Where(args.where)
+    if not all(question.strip() for question in args.query or ()):
+        raise ArgumentError("a question (-q) is empty: it would be answered with any texts at all")
     if folders or not args.sources:
         if args.keep:
             raise ArgumentError("what is encoded already has the columns it has: use --keep where it is encoded")

@@ -84,7 +84,9 @@ def _conclusions(trials: Sequence[Trial], labels: Sequence[str]) -> Iterator[tup
         top = max(trial.score for trial in alone.values())
         gain = chosen.score - top
         said = (
-            f"the mixture is {gain:.2f} above the better one" if gain > 0 else "no mixture was better than one model alone"
+            f"the mixture is {gain:.2f} above the better one"
+            if gain > 0
+            else "no mixture was better than one model alone"
         )
         yield f"{single}: {said}.", False
     yield (

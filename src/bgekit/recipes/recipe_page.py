@@ -13,7 +13,9 @@ from ..evaluation.report.summary import MISSING, p_value
 
 _STAGES: Final = ("Stage", "Verb", "This run", "Seconds", "Output")
 _COMPARED: Final = ("a", "b", "Task", "a − b", "95 % interval", "p, corrected")
-#: Up to how many comparisons of an evaluation have their sentences at the top, and their table unfolded.
+#: Up to how many comparisons of an evaluation have their sentences at the top, whatever they say; up to how many have
+#: them that are significant.
+_ALL: Final = 3
 _SENTENCES: Final = 6
 
 
@@ -45,11 +47,13 @@ def _conclusions(evaluations: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str
     for evaluation in evaluations:
         compared = evaluation["comparisons"]
         stage = f"{evaluation['stage']}: " if len(evaluations) > 1 else ""
-        if len(compared) > _SENTENCES:
-            sure = sum(each["p_adjusted"] < LEVEL for each in compared)
-            yield f"{stage}{sure} of {len(compared)} differences are significant; they stand below.", sure > 0
-        else:
-            yield from ((f"{stage}{each['conclusion']}", each["p_adjusted"] < LEVEL) for each in compared)
+        sure = [each for each in compared if each["p_adjusted"] < LEVEL]
+        told = compared if len(compared) <= _ALL else sure if len(sure) <= _SENTENCES else []
+        yield from ((f"{stage}{each['conclusion']}", each["p_adjusted"] < LEVEL) for each in told)
+        if not told:
+            yield f"{stage}{len(sure)} of {len(compared)} differences are significant; they stand below.", bool(sure)
+        elif left := len(compared) - len(told):
+            yield f"{stage}of {left} other {'pairs' if left > 1 else 'pair'} no difference can be concluded.", False
     if not evaluations:
         yield "Nothing was measured: a stage of the verb eval says what the models are worth.", False
 
@@ -85,7 +89,7 @@ def _shown(content: Mapping[str, Any]) -> dict[str, Any]:
         name: " ".join(value) if isinstance(value, list) else str(value) for name, value in content["variables"].items()
     }
     return {
-        "title": f"Recipe {Path(content['recipe']).stem}",
+        "title": f"Recipe: {Path(content['recipe']).stem}",
         "about": content["about"],
         "stage_heads": _STAGES,
         "compared_heads": _COMPARED,
