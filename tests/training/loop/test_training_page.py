@@ -57,6 +57,16 @@ def test_what_was_better_than_the_last_step_is_not_kept_back(tmp_path):
     assert "The best score was" not in page_of(tmp_path / "last", evaluated([80.0, 84.0, 85.5]))
 
 
+def test_scores_of_pairs_are_no_cosines(tmp_path):
+    log = [{"step": step, "positive": 4.0 + step, "negative": -6.0, "hardest": -2.0} for step in range(1, 4)]
+    page = page_of(tmp_path, log, pairs=True)
+    assert "Scores of queries and passages" in page and "cosine" not in page
+    # All of the curve is in the picture, of vectors that keep their lengths, too.
+    for pairs in (True, False):
+        page = page_of(tmp_path, log, pairs=pairs)
+        assert max(float(each) for each in re.findall(r">(\d\.?\d*)</text>", page)) >= 5
+
+
 def test_noise_does_not_fill_an_axis_and_pages_without_a_log_are_not_written(tmp_path):
     page = page_of(tmp_path, evaluated([80.0, 80.01, 80.02]))
     ticks = [float(each) for each in re.findall(r">(\d\d\.\d)</text>", page)]

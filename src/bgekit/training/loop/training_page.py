@@ -43,6 +43,13 @@ _PANELS: Final[tuple[tuple[str, dict[str, str], tuple[float, float], str], ...]]
     ("Learning rate", {"learning_rate": "rate"}, (0, float("inf")), "As planned: it rises in warm-up, then falls."),
     ("Tokens per second", {"tokens_per_second": "tokens/s"}, (0, float("inf")), "Of this process, without padding."),
 )  # fmt: skip
+#: What stands in the place of the second panel where a cross-encoder scores pairs.
+_PAIRS: Final = (
+    "Scores of queries and passages", {"positive": "positive", "negative": "negative", "hardest": "hardest"},
+    (float("-inf"), float("inf")),
+    "Mean score, as the network gives it, of a query with its positive, with its negatives, and with the one of these"
+    " that scores highest. The further positive and hardest are apart, the better.",
+)  # fmt: skip
 _NOT_SCORES: Final = frozenset({"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"})
 #: Tasks whose scores are drawn; the table has all of them.
 _DRAWN: Final = 8
@@ -72,6 +79,7 @@ def save_page(
     kept: int | None,
     first_stage: str,
     findings: Mapping[str, str],
+    pairs: bool = False,
 ) -> bool:
     """Write training.html and training.png into a folder; nothing where nothing was logged.
 
@@ -86,6 +94,7 @@ def save_page(
         kept: The step whose weights the model has; None for the last.
         first_stage: What names of scores without the reranker begin with, after `eval_`.
         findings: What was noticed.
+        pairs: A cross-encoder was trained, which gives pairs a score instead of texts a vector.
 
     Returns:
         Whether the files were written.
@@ -94,7 +103,7 @@ def save_page(
     steps = [float(row["step"]) for row in history if "step" in row]
     ends = (min(steps, default=0), max(steps, default=0))
     judged = [score.plot(ends, kept) for score in scores[:_DRAWN]]
-    curves = [(plot, text) for plot, text in _curves(history, ends)]
+    curves = [(plot, text) for plot, text in _curves(history, ends, pairs=pairs)]
     if not judged and not curves:
         return False
     names = short_names([files[0] for files, _ in datasets])
@@ -210,12 +219,16 @@ def _spoken(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _curves(history: Log, ends: tuple[float, float]) -> Iterator[tuple[LinePlot, str]]:
+def _curves(history: Log, ends: tuple[float, float], *, pairs: bool) -> Iterator[tuple[LinePlot, str]]:
     """What was logged, as plots with their captions."""
-    for title, names, (low, high), text in _PANELS:
+    for panel in _PANELS:
+        title, names, (low, high), text = _PAIRS if pairs and "positive" in panel[1] else panel
         found = {shown: series(history, name) for name, shown in names.items()}
         lines = {shown: curve for shown, curve in found.items() if curve[0]}
         if lines:
+            # Vectors that keep their lengths have similarities beyond those of cosines.
+            if any(not low <= value <= high for _, values in lines.values() for value in values):
+                low, high = float("-inf"), float("inf")
             yield LinePlot(title, lines, smooth=True, low=low, high=high, x_range=ends), text
 
 

@@ -28,7 +28,7 @@ from ..batches.collator import Batch, Collator, StepDataset
 from ..batches.datasets import TrainingData, load_data
 from ..batches.sampler import PlanOptions, Sampling
 from ..losses.distributed import by_first
-from .arguments import TrainerArguments
+from .arguments import RerankerArguments, TrainerArguments
 from .checkpoints import (
     FIRST_STAGE,
     JUDGING,
@@ -220,7 +220,7 @@ def train_and_save(
             drawn = save_page(
                 folder, name=name, base=parts[0].model_name_or_path, datasets=data, facts=_page_facts(provenance),
                 arguments={each: as_written(value) for each, value in arguments.items()}, history=history, kept=best,
-                first_stage=FIRST_STAGE, findings=findings,
+                first_stage=FIRST_STAGE, findings=findings, pairs=isinstance(args, RerankerArguments),
             )  # fmt: skip
             add_training(
                 folder / "README.md", datasets=data, arguments=arguments, history=history, kept=best,
