@@ -108,6 +108,12 @@ def test_missing_inputs_are_named_before_anything_runs(write, rows, run, here):
     text = CHAIN.replace('"${clean}"', '"${clean}/part.jsonl"')
     with pytest.raises(RecipeError, match=r"line 8, stage mined: input .*the stage clean has made no such file"):
         run(write(text))
+    moved = CHAIN.replace("near: false", "near: false, data: over/there").replace(
+        "input: train", 'input: "${data}/train'
+    )
+    moved = moved.replace("train.jsonl,", 'train.jsonl",')
+    with pytest.raises(RecipeError, match=r"there is no such file or folder\n--set data=\.\.\. says where it is"):
+        run(write(moved))
     with pytest.raises(RecipeError, match=r"line 4, stage a: models packaged:none: there is no such model"):
         run(write("stages:\n  a:\n    verb: merge\n    arguments: {models: ['packaged:none']}\n"))
 

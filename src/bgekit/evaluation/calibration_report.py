@@ -252,8 +252,9 @@ def _known_rates(calibration: Calibration) -> Iterator[tuple[str, Rate, str]]:
 
 def _rate_cells(calibration: Calibration) -> Iterator[list[str]]:
     for name, rate, note in _known_rates(calibration):
-        ends = f"{_per_cent(rate.low)} to {_per_cent(rate.high)}"
-        yield [name + note, _per_cent(rate.value), ends, f"{rate.count:,} of {rate.of:,}", f"{rate.groups:,}"]
+        # On a telephone they are broken at their first space alone.
+        ends = f"{_per_cent(rate.low)} to\u00a0{_per_cent(rate.high)}"
+        yield [name + note, _per_cent(rate.value), ends, f"{rate.count:,} of\u00a0{rate.of:,}", f"{rate.groups:,}"]
 
 
 def _score(calibration: Calibration) -> str:

@@ -135,7 +135,16 @@ def check_inputs(recipe: Recipe, steps: Sequence[Step], folder: Folder) -> None:
         RecipeError: something is missing; all of it is named.
     """
     if missing := list(folder.missing(steps)):
-        raise RecipeError(f"{recipe.path}:{in_lines(missing)}")
+        raise RecipeError(f"{recipe.path}:{in_lines(missing)}{_hint(recipe, missing)}")
+
+
+def _hint(recipe: Recipe, missing: Sequence[str]) -> str:
+    """Which variables the missing paths begin with: they are what another machine sets."""
+    found = [
+        name for name, value in recipe.variables.items()
+        if isinstance(value, str) and value and any(f" {value.rstrip('/')}/" in each for each in missing)
+    ]  # fmt: skip
+    return f"\n{' and '.join(f'--set {name}=...' for name in found)} says where it is" if found else ""
 
 
 def _check_made(recipe: Recipe, step: Step, folder: Folder) -> None:
