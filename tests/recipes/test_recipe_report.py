@@ -61,16 +61,17 @@ def test_the_page_counts_many_comparisons_and_says_where_nothing_was_measured(co
     assert "<li>p is 0.01</li>" in few and '<li class="open">p is 0.3</li>' in few
     some = page(0.01, 0.04, 0.3, 1)
     assert "p is 0.04" in some and "p is 0.3" not in some and "of 2 other pairs no difference can be" in some
-    assert "0 of 4 differences are significant" in page(1, 1, 1, 1)
+    assert "None of 4 differences is significant" in page(1, 1, 1, 1)
     many = page(*[0.01] * 7, 0.5)
     assert "7 of 8 differences are significant" in many and "p is 0.01" not in many
+    assert "differences" not in page()
     content["evaluations"] = []
     assert "Nothing was measured" in as_html(content)
 
 
 def test_the_markdown_has_tables_and_commands_as_they_are(content):
     text = as_markdown(content)
-    assert text.startswith("# Recipe: small\n\n## Stages\n\n| Stage | Verb |") and text.endswith("```\n")
+    assert text.startswith("# Recipe: small\n\n## Stages\n\n| Stage | Output |") and text.endswith("```\n")
     assert r"| Sci\|Fact (test) | nDCG@10 | \<m\> | 71.24 |" in text
     assert "### one\n\nabout \\<b\\>\n\n```\nbge finetune --x '<a_b>'\n```\n\n### two\n\n```\n" in text
     assert "(<one/report.html>)" in text and "\n\n\n" not in text

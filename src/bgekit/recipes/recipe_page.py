@@ -11,7 +11,7 @@ from ..evaluation.comparison import LEVEL
 from ..evaluation.metrics import metric_name
 from ..evaluation.report.summary import MISSING, p_value
 
-_STAGES: Final = ("Stage", "Verb", "This run", "Seconds", "Output")
+_STAGES: Final = ("Stage", "Output", "Verb", "Seconds", "This run")
 _COMPARED: Final = ("a", "b", "Task", "a − b", "95 % interval", "p, corrected")
 #: Up to how many comparisons of an evaluation have their sentences at the top, whatever they say; up to how many have
 #: them that are significant.
@@ -28,8 +28,8 @@ def as_html(content: Mapping[str, Any]) -> str:
     """The report as a page that asks for nothing from elsewhere."""
     shown = _shown(content)
     stages = [
-        [*cells, link("its report", each["page"], each["output"]) if each.get("page") else each["output"]]
-        for each, (*cells, _) in zip(content["stages"], shown["stages"], strict=False)
+        [name, link("its report", each["page"], output) if each.get("page") else output, *cells]
+        for each, (name, output, *cells) in zip(content["stages"], shown["stages"], strict=False)
     ]
     sections = [
         Section("Stages", table=Table(_STAGES, [*stages, shown["stages"][-1]], (3,))),
@@ -50,8 +50,10 @@ def _conclusions(evaluations: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str
         sure = [each for each in compared if each["p_adjusted"] < LEVEL]
         told = compared if len(compared) <= _ALL else sure if len(sure) <= _SENTENCES else []
         yield from ((f"{stage}{each['conclusion']}", each["p_adjusted"] < LEVEL) for each in told)
-        if not told:
-            yield f"{stage}{len(sure)} of {len(compared)} differences are significant; they stand below.", bool(sure)
+        if compared and not told:
+            count = len(compared)
+            many = f"{len(sure)} of {count} differences are" if sure else f"None of {count} differences is"
+            yield f"{stage}{many} significant; the table below has them.", bool(sure)
         elif left := len(compared) - len(told):
             yield f"{stage}of {left} other {'pairs' if left > 1 else 'pair'} no difference can be concluded.", False
     if not evaluations:
@@ -94,7 +96,7 @@ def _shown(content: Mapping[str, Any]) -> dict[str, Any]:
         "stage_heads": _STAGES,
         "compared_heads": _COMPARED,
         "stages": [
-            *([each["name"], each["verb"], each["this_run"], f"{each['seconds']:,.1f}", each["output"]]
+            *([each["name"], each["output"], each["verb"], f"{each['seconds']:,.1f}", each["this_run"]]
               for each in stages),
             ["all", "", "", f"{content['seconds']:,.1f}", ""],
         ],
