@@ -224,7 +224,8 @@ def _open_files(
         progress=None if args.no_progress else lambda: EncodeProgress(records.size),
     )
     if report is not None:
-        parts = [f"encoded {report.texts - report.kept:,} texts in {time.perf_counter() - start:,.1f} s"]
+        what = "passages" if index.facts.chunked else "texts"
+        parts = [f"encoded {report.texts - report.kept:,} {what} in {time.perf_counter() - start:,.1f} s"]
         if report.truncated:
             parts.append(f"{report.truncated:,} were cut at the maximum length (--chunk splits them instead)")
         if records.skipped.count:

@@ -148,3 +148,18 @@ def metric_name(name: str) -> str:
     base, _, depth = name.partition("_at_")
     known = _METRICS.get(base, base if re.fullmatch(r"\d+", depth) else None)
     return name if known is None else f"{known}@{depth}" if depth else known
+
+
+def task_and_metric(name: str) -> tuple[str, str]:
+    """A score's task and its metric as people write it: "SciFact" and "nDCG@10" of `SciFact_ndcg_at_10`.
+
+    Of a name without a known metric the task is "" and the metric the name with spaces.
+    """
+    starts = [each for each, letter in enumerate(name) if letter == "_"]
+    # Known metrics first: a task's name may have underscores, too.
+    for known in (True, False):
+        for start in starts:
+            task, metric = name[:start], name[start + 1 :]
+            if metric.partition("_at_")[0] in _METRICS if known else metric_name(metric) != metric:
+                return task, metric_name(metric)
+    return "", name.replace("_", " ")

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ...display.pages import Section, Table, render_report, save_plot
 from ...display.plots import LinePlot, sheet
-from ...evaluation.metrics import metric_name
+from ...evaluation.metrics import task_and_metric
 from ...evaluation.report.summary import number
 from ...models.sentence_transformers_files import short_names, shown_name
 
@@ -202,21 +202,12 @@ def _scores(history: Log, kept: int | None, first_stage: str) -> Iterator[_Score
         curve = series(history, name)
         if not curve[0]:
             continue
-        alone = series(history, beside + name.removeprefix("eval_"))[1]
+        plain = name.removeprefix("eval_")
+        alone = series(history, beside + plain)[1]
         step = curve[0][-1] if kept is None else float(kept)
         mean = name == "eval_score" and len(tasks) > 1
-        shown = f"Mean of {len(tasks)} tasks" if mean else _spoken(name.removeprefix("eval_"))
+        shown = f"Mean of {len(tasks)} tasks" if mean else ": ".join(filter(None, task_and_metric(plain)))
         yield _Score(shown, curve, step, alone[0] if alone else None)
-
-
-def _spoken(name: str) -> str:
-    """A task's score as people write it: "mini: nDCG@10" of `mini_ndcg_at_10`."""
-    parts = name.split("_")
-    for place in range(1, len(parts)):
-        metric = "_".join(parts[place:])
-        if (known := metric_name(metric)) != metric:
-            return f"{'_'.join(parts[:place])}: {known}"
-    return name.replace("_", " ")
 
 
 def _curves(history: Log, ends: tuple[float, float], *, pairs: bool) -> Iterator[tuple[LinePlot, str]]:
