@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModel, BertTokenizer
 
-from bgekit import FlagModel
+from bgekit import FlagModel, FlagReranker
 from bgekit.errors import ArgumentError, CardError, NumericalError, TextTypeError
 from bgekit.inference.engine import Engine
 
@@ -542,3 +542,10 @@ def test_blocks_by_their_name_in_0_1_0(model: FlagModel) -> None:
         results = model.encode_windows(blocks, kind="query")
     for result, right in zip(results, expected, strict=True):
         assert np.array_equal(result.vectors, right)
+
+
+def test_a_model_shows_what_it_is(tiny_bert: Path, make_reranker: Callable[..., Path]) -> None:
+    model = FlagModel(tiny_bert, devices="cpu", use_fp16=False)
+    assert repr(model) == f"FlagModel({str(tiny_bert)!r}: {model.dimension} dimensions, pooling cls, float32 on cpu)"
+    reranker = FlagReranker(make_reranker("bert"), devices="cpu", use_fp16=False)
+    assert repr(reranker).startswith("FlagReranker(") and repr(reranker).endswith(": float32 on cpu)")

@@ -424,7 +424,7 @@ def test_full_disk(corpus, whole, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(outputs, "HashedFile", FullFile)
-        with pytest.raises(OutputError, match=r"No space left on device. \d finished shards stay valid"):
+        with pytest.raises(OutputError, match=r"No space left on device. \d finished shards? stays? valid"):
             encode_to_shards(FakeEncoder(), read_records(corpus), out, shard_size=10)
     assert not list(out.glob("*.tmp"))
     finished = len(list(out.glob("shard-*.json")))
@@ -446,7 +446,7 @@ def test_really_full_disk(corpus, whole, tmp_path):
         _, message = process.communicate(timeout=60)
         assert process.returncode == 1
         assert "No space left on device" in message
-        assert "finished shards stay valid" in message
+        assert " valid; the same command goes on from there" in message
         assert not list(small.rglob("*.tmp"))
         finished = len(list(small.rglob("shard-*.json")))
         assert 0 < finished < 10

@@ -17,6 +17,7 @@ from bgekit.merging.merge_weights import (
     read_examples,
     search,
     softmax_weights,
+    trials_table,
 )
 
 
@@ -158,6 +159,12 @@ def test_search_of_three_climbs():
 def test_of_equal_scores_the_most_even_weights_win():
     trials = [Trial((1 - weight, weight), 1.0, {}) for weight in (0.0, 0.5, 1.0)]
     assert best(trials).weights == (0.5, 0.5)
+
+
+def test_a_best_model_alone_is_called_a_copy():
+    trials = [Trial((1 - weight, weight), weight, {"task": weight}) for weight in (0.0, 0.5, 1.0)]
+    assert trials_table(trials, ["a/one", "b/two"]).endswith("is better than two alone: the result is a copy of it")
+    assert "copy" not in trials_table(trials[:2], ["a/one", "b/two"])
 
 
 def test_rerankers_are_not_judged_on_data_without_passages(pair, rerankers, tmp_path):

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         raise
     if not args.quiet:
         from ..display.terminal import encodable
-        from ..recipes.recipe_report import scores_text
+        from ..recipes.recipe_page import scores_text
 
         print(encodable(scores_text(content)), end="")
         print(f"\nwritten to {work}: report.md, report.html, report.json")

@@ -141,6 +141,8 @@ def _check(args: argparse.Namespace) -> RecordReader | None:
     if args.index and args.sources:
         check_place(args.index, folder=True)
     where = None if args.where is None else Where(args.where)
+    if not all(question.strip() for question in args.query or ()):
+        raise ArgumentError("a question (-q) is empty: it would be answered with any texts at all")
     if folders or not args.sources:
         if args.keep:
             raise ArgumentError("encoded texts have the columns that were kept: use --keep when they are encoded")
@@ -232,7 +234,8 @@ def _open_files(
         progress=None if args.no_progress else lambda: EncodeProgress(records.size),
     )
     if report is not None:
-        parts = [f"encoded {report.texts - report.kept:,} texts in {time.perf_counter() - start:,.1f} s"]
+        what = "passages" if index.facts.chunked else "texts"
+        parts = [f"encoded {report.texts - report.kept:,} {what} in {time.perf_counter() - start:,.1f} s"]
         if report.truncated:
             parts.append(f"{report.truncated:,} were cut at the maximum length (--chunk splits them instead)")
         if records.skipped.count:

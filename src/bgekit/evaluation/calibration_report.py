@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from .._version import __version__
-from ..display.pages import Section, Svg, Table, render_report
+from ..display.pages import Section, Svg, Table, as_fact, render_report
 from ..display.plots import LinePlot
 from ..files.atomic import OutputFolder
 from ..models.sentence_transformers_files import shown_name
@@ -71,8 +71,10 @@ def _page(calibration: Calibration | Shortfall) -> str:
     value = None if threshold is None else threshold.value
     plots = [
         (
-            calibration_plot(shown["unrelated"], shown.get("related"), value, title="Similarities", standalone=False),
-            "How similar the pairs are, each sort scaled to its own number of pairs.",
+            calibration_plot(
+                shown["unrelated"], shown.get("related"), value, title="Similarities of the pairs", standalone=False
+            ),
+            "Each sort is scaled to its own number of pairs.",
         ),
         (_reached(shown, value), "Share of the pairs, as they were measured, that are at least as similar."),
     ]
@@ -132,7 +134,7 @@ def _facts(calibration: Calibration | Shortfall) -> Iterator[tuple[str, str]]:
     if calibration.prevalence is not None:
         yield "share of related pairs", _per_cent(calibration.prevalence)
     if isinstance(calibration, Calibration):
-        yield from ((key, f"{value}") for key, value in calibration.made_for.items())
+        yield from ((key, as_fact(value)) for key, value in calibration.made_for.items())
         yield "seed", f"{calibration.seed}"
 
 
@@ -250,8 +252,9 @@ def _known_rates(calibration: Calibration) -> Iterator[tuple[str, Rate, str]]:
 
 def _rate_cells(calibration: Calibration) -> Iterator[list[str]]:
     for name, rate, note in _known_rates(calibration):
-        ends = f"{_per_cent(rate.low)} to {_per_cent(rate.high)}"
-        yield [name + note, _per_cent(rate.value), ends, f"{rate.count:,} of {rate.of:,}", f"{rate.groups:,}"]
+        # On a telephone they are broken at their first space alone.
+        ends = f"{_per_cent(rate.low)} to\u00a0{_per_cent(rate.high)}"
+        yield [name + note, _per_cent(rate.value), ends, f"{rate.count:,} of\u00a0{rate.of:,}", f"{rate.groups:,}"]
 
 
 def _score(calibration: Calibration) -> str:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..errors import ArgumentError
 from .evidence import Contrast, contrasts, mean_contrast, randomisations, step_down
-from .metrics import ranks
+from .metrics import metric_name, ranks
 from .results import Comparison, ItemChange, Result
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def item_values(items: Items) -> Doubles:
 
 def _conclusion(comparison: Comparison, contrast: Contrast, p: float, count: int) -> str:
     """The conclusion in words, with its limits."""
-    a, b, task, metric = comparison.a, comparison.b, comparison.task, comparison.metric
+    a, b, task, metric = comparison.a, comparison.b, comparison.task, metric_name(comparison.metric)
     found = f"{comparison.difference:+.2f}"
     if comparison.ci_low is None or comparison.ci_high is None:
         between = f"no interval: {comparison.doubt}"
@@ -227,8 +227,11 @@ def _conclusion(comparison: Comparison, contrast: Contrast, p: float, count: int
         only = "for which only one number per model is known" if comparison.n < 2 else contrast.doubt
         return f"{a} and {b} differ by {found} points of {metric} on {task}, {only}: nothing can be concluded from it."
     if p < LEVEL:
-        better, worse = (a, b) if comparison.difference > 0 else (b, a)
+        better, worse, side = (a, b, 1) if comparison.difference > 0 else (b, a, -1)
         points = f"{abs(comparison.difference):.2f} points of {metric}"
+        if comparison.ci_low is not None and comparison.ci_high is not None:
+            ends = sorted((side * comparison.ci_low, side * comparison.ci_high))
+            between = f"95 % interval {ends[0]:.2f} to {ends[1]:.2f}"
         return f"{better} is better than {worse} on {task}: {points} ({chance}; {between})."
     if comparison.ci_low is None or comparison.ci_high is None:
         return (

@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import platform
-import shlex
 import shutil
 import sys
 import time
@@ -24,7 +23,7 @@ import numpy as np
 
 from .._version import package_versions
 from ..data.formats import Quoting
-from ..display.terminal import loading
+from ..display.terminal import loading, shown_command
 from ..errors import ArgumentError, NumericalError
 from ..files.atomic import OutputFolder
 from ..files.hashing import digest
@@ -415,7 +414,7 @@ def _environment(seed: int, seconds: float) -> dict[str, Any]:
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "seconds": seconds,
         "seed": seed,
-        "command": shlex.join(sys.argv),
+        "command": shown_command(sys.argv),
     }
 
 

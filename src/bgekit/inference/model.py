@@ -71,6 +71,12 @@ class CheckpointModel(Model):
     devices: tuple[torch.device, ...]
     batch_size: int | None
 
+    def __repr__(self) -> str:
+        card = self.card
+        shape = [f"{card.dimension} dimensions, pooling {card.pooling}"] if hasattr(card, "pooling") else []
+        where = f"{self.precision} on {', '.join(map(str, self.devices))}"
+        return f"{type(self).__name__}({card.name!r}: {', '.join([*shape, where])})"
+
     def _start(self, pool: WorkerPool) -> None:
         """Use the engines of `pool` from now on; workers of further devices start when an input is large enough."""
         self._pool, self._engine, self._spec = pool, pool.engine, pool.engine.spec

@@ -280,9 +280,8 @@ class _Run:
             facts = self._write(shard, encoded)
         except OutputError as error:
             done = sum(entry is not None for entry in self._entries)
-            raise OutputError(
-                f"{error}. {done} finished shards stay valid; the same command continues from them"
-            ) from error
+            kept = "1 finished shard stays" if done == 1 else f"{done} finished shards stay"
+            raise OutputError(f"{error}. {kept} valid; the same command continues from there") from error
         self._entries[shard.index] = self._entry(shard, facts)
         if self._progress is not None:
             self._progress.encoded(len(shard.records), encoded.tokens, shard.position)

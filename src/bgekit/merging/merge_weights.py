@@ -380,4 +380,8 @@ def weights_table(names: Sequence[str], weights: Sequence[float], losses: Sequen
 
 def trials_table(trials: Sequence[Trial], names: Sequence[str]) -> str:
     """The trials of a search in lines for a terminal."""
-    return "\n".join(aligned(list(_trial_cells(trials, short_names(names)))))
+    short, weights = short_names(names), best(trials).weights
+    lines = list(aligned(list(_trial_cells(trials, short))))
+    if max(weights) == 1:
+        lines += ["", f"no mixture is better than {short[weights.index(1)]} alone: the result is a copy of it"]
+    return "\n".join(lines)

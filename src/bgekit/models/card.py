@@ -254,6 +254,8 @@ class RerankerCard:
 
 #: Fields whose difference between an adapter and its base is said.
 _SAID: Final = ("pooling", "normalize", "query", "document", "max_length", "similarity", "lower_case", "include_prompt")
+#: Fields that are prompts.
+_PROMPTS: Final = ("query", "document")
 
 
 class Facts:
@@ -281,20 +283,27 @@ class Facts:
         self.add(f"adapter {adapter}", values)
 
     def override(self, source: str, values: Mapping[str, Any]) -> None:
-        """Take the values whatever is known, with a warning that names both where they contradict."""
+        """Take the values whatever is known; where they contradict, say both.
+
+        That is a warning, but for prompts: another one is a choice, unless it is the known one without its last space.
+        """
         for key, value in values.items():
             known, where = self.values.get(key), self.sources.get(key, "default")
             if where != "default" and value != known and not _is_off(key, value):
-                logger.warning(
-                    "%s of %s is %r according to the %s, but the caller says %r: the caller's is used",
+                chosen = key in _PROMPTS
+                cut = chosen and str(value) == str(known).rstrip()
+                logger.log(
+                    logging.INFO if chosen and not cut else logging.WARNING,
+                    "%s of %s is %r according to the %s, but the caller says %r: the caller's is used%s",
                     key, self.name, _shown(known), where, _shown(value),
+                    "; it lacks the space at its end" if cut else "",
                 )  # fmt: skip
             self.values[key], self.sources[key] = value, source
 
 
 def _is_off(key: str, value: Any) -> bool:
     # Leaving a prompt away, or cutting texts earlier, is a choice and not a contradiction.
-    return (key in ("query", "document") and not value) or key == "max_length"
+    return (key in _PROMPTS and not value) or key == "max_length"
 
 
 def _shown(value: Any) -> Any:

@@ -77,6 +77,8 @@ def read_card(folder: Path, name: str | None = None, *, adapters: Sequence[Path]
         template = caller.pop(f"{role}_format", UNSET)
         if template is not UNSET and caller.get(role, UNSET) is UNSET and known[role]:
             caller[role] = known[role].in_format(template, family.template if family and role == "query" else None)
+    if (pooling := caller.get("pooling", UNSET)) is not UNSET and pooling not in POOLINGS:
+        raise CardError(f"pooling_method={pooling!r} is not one of {', '.join(POOLINGS)}")
     facts.override("caller", {key: value for key, value in caller.items() if value is not UNSET})
     if "pooling" not in known:
         raise CardError(
@@ -84,8 +86,6 @@ def read_card(folder: Path, name: str | None = None, *, adapters: Sequence[Path]
             f"{model_name(name)!r} is not in the table of known families. Pass pooling_method=, one of "
             f"{', '.join(POOLINGS)} (BGE models: cls)."
         )
-    if known["pooling"] not in POOLINGS:
-        raise CardError(f"pooling_method={known['pooling']!r} is not one of {', '.join(POOLINGS)}")
     notice = family.notice if family else None
     if sources["query"] == "default":
         logger.info("no prompts are known for %s: queries are encoded as they are", name)

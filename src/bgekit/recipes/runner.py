@@ -135,7 +135,16 @@ def check_inputs(recipe: Recipe, steps: Sequence[Step], folder: Folder) -> None:
         RecipeError: something is missing; all of it is named.
     """
     if missing := list(folder.missing(steps)):
-        raise RecipeError(f"{recipe.path}:{in_lines(missing)}")
+        raise RecipeError(f"{recipe.path}:{in_lines(missing)}{_hint(recipe, missing)}")
+
+
+def _hint(recipe: Recipe, missing: Sequence[str]) -> str:
+    """Which variables the missing paths begin with: they are what another machine sets."""
+    found = [
+        name for name, value in recipe.variables.items()
+        if isinstance(value, str) and value and any(f" {value.rstrip('/')}/" in each for each in missing)
+    ]  # fmt: skip
+    return f"\n{' and '.join(f'--set {name}=...' for name in found)} says where it is" if found else ""
 
 
 def _check_made(recipe: Recipe, step: Step, folder: Folder) -> None:
@@ -177,9 +186,8 @@ def _settle(step: Step, folder: Folder, hidden: OutputFolder) -> None:
     record = folder.record(step, FINISHED)
     if not record:
         return
-    beside = step.stage.verb.beside
     with failing(f"write {step.output}"):
-        for name in (step.output.name, *([f"{step.name}{beside}"] if beside else [])):
+        for name in (step.output.name, *(f"{step.name}{ending}" for ending in step.stage.verb.beside)):
             made, target = step.working.with_name(name), step.output.with_name(name)
             if made.exists():
                 _remove(target)

@@ -26,7 +26,7 @@ class Verb:
         output: The argument (`dest` of its parser) that names the output, None for a verb that prints its result.
         suffix: Suffix of the output's name: "" for a folder.
         module: What launchers of several processes run; "" where one process does the work.
-        beside: Ending of a further file beside the output.
+        beside: Endings of further files beside the output.
         resumes: Whether it continues with what an interrupted run has left; otherwise that is removed first.
         measures: Whether it needs the extra `eval`; others do where they are given `--eval-data`.
     """
@@ -35,7 +35,7 @@ class Verb:
     output: str | None = "output"
     suffix: str = ""
     module: str = ""
-    beside: str = ""
+    beside: tuple[str, ...] = ()
     resumes: bool = False
     measures: bool = False
 
@@ -50,7 +50,7 @@ VERBS: Final[Mapping[str, Verb]] = {
     for verb in (
         Verb("recipe pydocs"),
         Verb("pretrain", "output_dir", module="bgekit.pretraining.run", resumes=True),
-        Verb("mine", suffix=".jsonl", beside=".report.json", resumes=True),
+        Verb("mine", suffix=".jsonl", beside=(".report.json", ".report.html"), resumes=True),
         Verb("score", suffix=".jsonl", resumes=True),
         Verb("dedup", suffix=".jsonl"),
         Verb("finetune", "output_dir", module="bgekit.training.embedder", resumes=True),

@@ -23,6 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ...display.option_names import option_of
 from ...display.pages import render
 from ...errors import ArgumentError, CheckpointError, OutputError
+from ...evaluation.metrics import task_and_metric
 from ...files.atomic import atomic_file, remove_leftovers, scratch_folder, usual_modes
 from ...inference.embedder import make_selftest
 from ...models.checkpoint_files import read_tensors, weight_files
@@ -428,7 +429,8 @@ def _scores(history: Sequence[Mapping[str, Any]], kept: int | None) -> Iterator[
         if plain == "score" and len(names) == 2:  # The mean of one.
             continue
         values = [before.get(name), after[name], *([after[beside + plain]] if beside + plain in after else [])]
-        yield (plain, *("" if value is None else f"{value:.4g}" for value in values))
+        shown = ": ".join(filter(None, task_and_metric(plain)))
+        yield (shown, *("" if value is None else f"{value:.4g}" for value in values))
 
 
 def as_written(value: Any) -> str:

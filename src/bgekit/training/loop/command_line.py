@@ -41,6 +41,8 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "passage_instruction_for_retrieval": ("--passage-instruction",),
     "sentence_pooling_method": ("--pooling",),
 }
+#: Arguments of FlagEmbedding for what BGE-M3 has beside its dense vectors.
+_OF_M3: Final = ("unified_finetuning", "use_self_distill", "fix_encoder", "self_distill_start_step", "colbert_dim")
 #: What stands for a value in the help, where its type says too little.
 _VALUES: Final = {
     "model_name_or_path": "MODEL", "first_stage": "MODEL", "tokenizer_name": "MODEL", "config_name": "MODEL",
@@ -162,6 +164,11 @@ def parse(
     for argument in arguments:
         name = argument.partition("=")[0]
         if re.match(r"--?[A-Za-z]", name) and name not in known:
+            if name.lstrip("-").replace("-", "_") in _OF_M3:
+                raise ArgumentError(
+                    f"{name} is for the sparse and multi-vector outputs of BGE-M3, which bgekit does not train: "
+                    "without it, its dense vectors are trained"
+                )
             raise ArgumentError(f"there is no option {name}{did_you_mean(name, known)}")
     try:
         made: Any = parser

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from transformers import set_seed
 
 from ..._version import package_versions
 from ...display.option_names import option_of, spoken
-from ...display.terminal import write_line
+from ...display.terminal import shown_command, write_line
 from ...errors import BgekitError
 from ...evaluation.evaluator import tasks_of
 from ...models.sentence_transformers_files import short_names
@@ -29,7 +28,7 @@ from ..batches.collator import Batch, Collator, StepDataset
 from ..batches.datasets import TrainingData, load_data
 from ..batches.sampler import PlanOptions, Sampling
 from ..losses.distributed import by_first
-from .arguments import TrainerArguments
+from .arguments import RerankerArguments, TrainerArguments
 from .checkpoints import (
     FIRST_STAGE,
     JUDGING,
@@ -221,7 +220,7 @@ def train_and_save(
             drawn = save_page(
                 folder, name=name, base=parts[0].model_name_or_path, datasets=data, facts=_page_facts(provenance),
                 arguments={each: as_written(value) for each, value in arguments.items()}, history=history, kept=best,
-                first_stage=FIRST_STAGE, findings=findings,
+                first_stage=FIRST_STAGE, findings=findings, pairs=isinstance(args, RerankerArguments),
             )  # fmt: skip
             add_training(
                 folder / "README.md", datasets=data, arguments=arguments, history=history, kept=best,
@@ -404,11 +403,12 @@ def _page_facts(provenance: Mapping[str, Any]) -> dict[str, str]:
     """What a run's page says beside model, data and arguments."""
     seconds, arguments = provenance["seconds"], provenance["arguments"]
     time_taken = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    threads = "1 thread" if provenance["threads"] == 1 else f"{provenance['threads']} threads"
     return {
         "evaluation data": ", ".join(short_names(arguments.get("eval_data") or [])),
         "steps": f"{provenance['steps']:,}",
-        "time": f"{time_taken}, evaluations included; {provenance['threads']} threads",
-        "command": shlex.join(["bge", *provenance["command"][1:]]),
+        "time": f"{time_taken}, evaluations included; {threads}",
+        "command": shown_command(provenance["command"]),
         "versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
     }
 
