@@ -26,7 +26,7 @@ MISTAKES: Final = (
     ("finetun --model x", "did you mean finetune?"),
     ("search docs.txt -q x --text-feild body", "did you mean --text-field?"),
     ("search docs.txt -q x --modell BAAI/bge-m3", "did you mean --model?"),
-    ("search docs.txt -q x --top-k many --model BAAI/bge-m3", "a whole number from 1 on"),
+    ("search docs.txt -q x --top-k many --model BAAI/bge-m3", "a whole number of at least 1"),
     ("search docs.txt -q x --index-type hnws --model BAAI/bge-m3", "did you mean hnsw?"),
     ("search docs.txt -q x --model bge-small-en-v1.5", "did you mean BAAI/bge-small-en-v1.5?"),
     ("search docs.txt -q x --model BAAI/bge-smal-en-v1.5", "did you mean BAAI/bge-small-en-v1.5?"),

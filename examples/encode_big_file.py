@@ -3,7 +3,7 @@
     python encode_big_file.py corpus.jsonl vectors [MODEL]
 
 Each line of the file is an object with `text`, and if you like `title` and `id` (csv, parquet, plain text and .gz work
-as well). Interrupt the program however you like, even with kill -9: run again, it goes on after the last finished
+as well). Interrupt the program however you like, even with kill -9: run again, it continues after the last finished
 shard, and the files are the same, byte for byte, as those of a run that was never interrupted.
 """
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes constraints.txt anew: the exact version of everything that bgekit and its extras pull in, for every
+# Writes constraints.txt again: the exact version of everything that bgekit and its extras pull in, for every
 # supported Python (environment markers say where they differ). Run it to move to newer releases, then run
 # the tests. It resolves from metadata alone: nothing is downloaded but uv, which runs in an environment of
 # its own that is removed afterwards.

@@ -1,4 +1,4 @@
-"""`from FlagEmbedding import FlagModel, FlagReranker` goes on working: a thin alias of bgekit.
+"""`from FlagEmbedding import FlagModel, FlagReranker` still works: a thin alias of bgekit.
 
 Not to be installed beside the original FlagEmbedding, which provides a package of the same name.
 """

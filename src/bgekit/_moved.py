@@ -87,7 +87,7 @@ class Finder:
 
         module.__dict__["__getattr__"] = get
         if places:
-            advice = f"{module.__name__} has moved: import from {places[0]}. The old path goes with the next release."
+            advice = f"{module.__name__} has moved: import from {places[0]}. The next release removes the old path."
             warnings.warn(advice, DeprecationWarning, stacklevel=2)
 
 

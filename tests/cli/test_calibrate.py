@@ -85,6 +85,7 @@ def test_texts_without_labels(tiny_bert, tmp_path, texts, capsys):
     file.write_text("\n".join(texts(200)))
     assert run("--model", tiny_bert, "--texts", file, "--false-positive-rate", 0.05) == 0
     printed = capsys.readouterr().out
+    assert " on texts.txt\n" in printed
     assert "unrelated (random)" in printed
     assert "at most 5% of unrelated pairs reach it" in printed
     assert "share of unrelated pairs that are less similar" in printed

@@ -27,7 +27,7 @@ def test_the_way_through(few, tiny_bert, tmp_path, capsys):
     assert "tokens/s" in out
     assert all(f"? {question}\n" in out for question in demo.QUESTIONS)
     assert out.count("\n  1  0.") + out.count("\n  1  -0.") + out.count("\n  1  1.") == len(demo.QUESTIONS)
-    assert "--model BAAI/bge-small-en-v1.5 -q" in out
+    assert "--model BAAI/bge-small-en-v1.5 --chunk -q" in out
     # The second time the index is there, and other questions can be asked.
     assert main([*arguments, "-q", "my own question", "-k", "2"]) == 0
     out = capsys.readouterr().out

@@ -197,7 +197,7 @@ def test_ctrl_c(corpus, slow_model, tmp_path, moment):
     _, said = process.communicate(timeout=60)
     assert time.monotonic() - sent < 3
     assert process.returncode == 130
-    assert said.splitlines()[-1].startswith("bge: interrupted; the same command goes on from the shards")
+    assert said.splitlines()[-1].startswith("bge: interrupted; the same command continues from the shards")
     assert "Traceback" not in said
     if moment == "work":
         assert not list(out.glob("*.tmp"))
@@ -292,7 +292,7 @@ def test_a_manifest_of_something_else_is_not_replaced(corpus, tiny_bert, tmp_pat
     manifest = tmp_path / "out" / "manifest.json"
     manifest.write_text('{"name": "an app"}')
     assert run(corpus, "-o", tmp_path / "out", "--model", tiny_bert) == 1
-    assert "no manifest of encoded shards" in capsys.readouterr().err
+    assert "not a manifest of encoded shards" in capsys.readouterr().err
     assert manifest.read_text() == '{"name": "an app"}'
 
 

@@ -56,6 +56,11 @@ def test_info_of_a_folder(tiny_bert, capsys):
     assert rows["pooling"] == ["cls", "checkpoint"]
     assert rows["max length"] == ["64", "checkpoint"]
     assert rows["query prompt"] == ["none", "default"]
+    # What is as it nearly always is, and how the weights are computed with, are not said.
+    assert rows["weights in"] == ["float32", "checkpoint"]
+    assert not rows.keys() & {"include prompt", "default prompt", "dense", "dtype"}
+    assert main(["info", str(tiny_bert), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["card"]["dtype"] == "float32"
 
 
 @pytest.mark.parametrize("name", ["mine", "bge-reranker-base"])

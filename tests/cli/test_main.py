@@ -162,8 +162,9 @@ def test_of_a_long_list_the_first_ten_and_a_count():
 @pytest.mark.parametrize(
     ("verb", "said"),
     [
-        ("encode", "the same command goes on"), ("mine", "the same command goes on"), ("eval", "with --output"),
-        ("finetune", "--resume-from-checkpoint true"), ("merge", "starts anew"), ("recipe", "the same command goes on"),
+        ("encode", "the same command continues"), ("mine", "the same command continues"), ("eval", "with --output"),
+        ("finetune", "--resume-from-checkpoint true"), ("merge", "starts over"),
+        ("recipe", "the same command continues"),
     ],
 )  # fmt: skip
 def test_an_interrupted_verb_says_which_command_goes_on(monkeypatch, capsys, verb, said):

@@ -77,7 +77,7 @@ def test_wrong_usage_is_told_before_there_is_work(bge, corpus, tiny_bert, tmp_pa
     assert "docs.json" in error(tmp_path / "docs.json", "-m", "none", "-o", file)
     assert bge("search", corpus, "-m", tiny_bert, "--index", index, "-q", "x")[0] == 0
     assert "leave out --model and --chunk" in error(index, "-m", "none", "--chunk", "-o", file)
-    assert "is mapped alone" in error(index, corpus, "-o", file)
+    assert "give it alone" in error(index, corpus, "-o", file)
     said = error(index, "-o", file, "--plot", tmp_path / "a.png", "--color", "label")
     assert "no such column; it has id, text, vector" in said
     assert not file.exists()

@@ -179,7 +179,7 @@ def test_bad_lines_are_named(bge, tiny_reranker, tmp_path, row, message):
 def test_mistakes(bge, tiny_bert, tiny_reranker, tmp_path):
     for arguments, message in (
         (["--model", tiny_reranker, "-q", "cat"], "before -q"),
-        (["--model", tiny_bert, write(tmp_path / "a.jsonl", [{"query": "a", "docs": []}])], "is no reranker"),
+        (["--model", tiny_bert, write(tmp_path / "a.jsonl", [{"query": "a", "docs": []}])], "is not a reranker"),
         (["--model", tiny_reranker, tmp_path / "nothing.jsonl"], "cannot read"),
         (["--model", tiny_reranker, tmp_path / "a.jsonl", "--format", "csv"], "--format csv goes with -q"),
     ):

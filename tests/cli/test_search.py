@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 
@@ -112,7 +115,7 @@ def test_chunks(bge, tiny_bert, tmp_path):
     assert sorted(hit["id"] for hit in answer["results"]) == ["b", "long"]
     assert all(hit["text"] in long for hit in answer["results"] if hit["id"] == "long")
     assert all(isinstance(hit["passage"], int) for hit in answer["results"])
-    assert "passages" in err
+    assert re.search(r"encoded [\d,]+ passages in ", err)
 
 
 def test_no_instruction(bge, corpus, tiny_bert):
@@ -137,11 +140,12 @@ def test_quiet(bge, corpus, tiny_bert):
         (["CORPUS", "-q", "x"], "--model is needed"),
         (["FOLDER", "-q", "x"], "--model is needed"),
         (["FOLDER", "--model", "MODEL", "-q", "x"], "has no files to read"),
-        (["CORPUS", "SHARDS", "--model", "MODEL", "-q", "x"], "searched alone"),
+        (["CORPUS", "SHARDS", "--model", "MODEL", "-q", "x"], "give it alone"),
         (["--index", "NOWHERE", "-q", "x"], "does not exist"),
-        (["--index", "NOWHERE", "--chunk", "-q", "x"], "--chunk where it is encoded"),
+        (["--index", "NOWHERE", "--chunk", "-q", "x"], "--chunk when they are encoded"),
         (["NOFILE", "--model", "MODEL", "-q", "x"], "cannot read"),
         (["-", "--model", "MODEL"], "must come with -q"),
+        (["CORPUS", "--model", "MODEL", "-q", " "], "question (-q) is empty"),
     ],
 )
 def test_mistakes(bge, corpus, tiny_bert, tmp_path, arguments, message):
@@ -175,7 +179,7 @@ def test_the_same_model_used_otherwise_is_told_the_option(bge, corpus, tiny_bert
     ):  # fmt: skip
         code, _, err = bge("--index", tmp_path / "index", "-q", "x", *given)
         assert code == 1
-        assert "used otherwise than now" in err and advice in err and "cannot be searched" not in err
+        assert "with other settings" in err and advice in err and "cannot be searched" not in err
 
 
 def test_questions_in_another_encoding(bge, corpus, tiny_bert, tmp_path):
@@ -323,7 +327,7 @@ def test_conditions_without_their_columns(bge, books, tiny_bert, tmp_path, monke
         ((*files, "year >"), "where: a value is expected"),
         (("--index", index, "-q", "x", "--where", "year > 2019"), "keeps no metadata for a condition: build it again "
          "with --keep year"),
-        (("--index", index, "-q", "x", "--keep", "year"), "use --keep where it is encoded"),
+        (("--index", index, "-q", "x", "--keep", "year"), "use --keep when they are encoded"),
         (("--keep", "year", books, "-q", "x"), "books.jsonl was taken for a column: name it before --keep"),
     ):  # fmt: skip
         code, _, err = bge(*arguments)
@@ -341,18 +345,48 @@ def test_a_condition_that_is_wrong_is_pointed_at(bge, books, tiny_bert, tmp_path
     ]
 
 
+def test_the_recipes_of_the_page(bge, tiny_bert, tmp_path, monkeypatch):
+    """docs/search.md: its lines, put into a file, give the counts and results that it shows, whatever the model."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "search.md").read_text("utf-8")
+    monkeypatch.chdir(tmp_path)
+    Path("recipes.jsonl").write_text(
+        "".join(line.strip() + "\n" for line in re.findall(r'^    \{"id": .*', page, re.M))
+    )
+    commands = [
+        shlex.split(command.replace("\\\n", " "))[2:]
+        for command in re.findall(r"^    \$ (bge search (?:.*\\\n)*.*)$", page, re.M)
+    ]
+    assert [command[:3:2] for command in commands[:2]] == [
+        ["recipes.jsonl", "BAAI/bge-small-en-v1.5"],
+        ["--index", "-q"],
+    ]
+    said = [bge(*(tiny_bert if word == "BAAI/bge-small-en-v1.5" else word for word in words)) for words in commands]
+    assert [code for code, _, _ in said] == [0, 0, 1, 0]
+    assert "2 of 6 texts meet the condition" in said[0][2] and "tags=soup,vegan added=2024-05-31" in said[0][1]
+    shown = json.loads(" ".join(re.search(r'^    (\{"query": "a warm soup".*?\]\})$', page, re.M | re.S)[1].split()))
+    (found,) = answers(said[1][1])
+    assert [found["results"][0].pop("score"), shown["results"][0].pop("score")] and found == shown
+    assert said[2][2].splitlines()[-3:][0] in page
+    assert "--keep minutes tags added" in said[3][2] and "encoded" not in said[3][2]
+
+
 def test_files_are_read_as_their_index_was_built(bge, tiny_bert, tmp_path):
     path, index = tmp_path / "a.csv", tmp_path / "index"
     path.write_text("body;n\n" + "the cat is small. " * 30 + ";5\n")
     first = ("--text-field", "body", "--keep", "n", "--chunk", "--chunk-size", 16, "--delimiter", ";")
     bge(path, "--model", tiny_bert, "--index", index, *first, "-q", "x")
     _, out, err = bge(path, "--model", tiny_bert, "--index", index, "-q", "x", "--where", "n = 5", "--json")
-    said = f"as {index} was built: --delimiter ';' --text-field body --keep n --chunk --chunk-size 16"
+    said = f"files are read as for {index}: --delimiter ';' --text-field body --keep n --chunk --chunk-size 16"
     assert said in err and "encoded" not in err
     assert answers(out)[0]["results"][0]["metadata"] == {"n": 5}
+    # The model is that of the index, too, until another is given; a changed file is encoded by it.
+    path.write_text(path.read_text() + "a dog runs fast;7\n")
+    code, out, err = bge(path, "--index", index, "-q", "x", "--where", "n = 7", "--json")
+    assert code == 0 and f"as {index} was built: --model {tiny_bert} --delimiter ';'" in err and "encoded" in err
+    assert answers(out)[0]["results"][0]["metadata"] == {"n": 7}
     # What is given counts.
     _, out, err = bge(path, "--model", tiny_bert, "--index", index, "-q", "x", "--keep", "--no-chunk", "--json")
-    assert "--text-field body\n" in err and "encoded 1 texts" in err
+    assert "--text-field body\n" in err and "encoded 2 texts" in err
     assert "metadata" not in answers(out)[0]["results"][0]
 
 

@@ -55,4 +55,4 @@ def test_what_is_damaged_is_made_anew_and_what_fails_leaves_nothing(tmp_path, ca
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match="is damaged"):
         ArrowStore(path)
-    assert len(stored(path, lambda: ArrowStore(path), make, "numbers")) == 2 and "made anew" in caplog.text
+    assert len(stored(path, lambda: ArrowStore(path), make, "numbers")) == 2 and "made again" in caplog.text

@@ -84,7 +84,8 @@ def test_rows_of_several_lines_are_said_once(read, caplog):
     assert read(content, name="once.csv")[1] == ["2", "x"]
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "once.csv: lines 2 to 3 are one row" in record.getMessage() and "--quoting none" in record.getMessage()
+    said = record.getMessage()
+    assert "once.csv: lines 2 to 3 are read as one row" in said and "--quoting none" in said
 
 
 def test_an_unpaired_quote_far_into_a_quoted_tsv_is_no_row(read):
@@ -96,12 +97,12 @@ def test_an_unpaired_quote_far_into_a_quoted_tsv_is_no_row(read):
     assert got[: len(sure)] == sure
     assert got[-1] == ["9", "x"]
     (problem,) = got[len(sure) : -1]
-    assert "would be one row by their quotes" in problem and "--quoting none" in problem
+    assert "are one row if quotes enclose fields" in problem and "--quoting none" in problem
 
 
 def test_an_unclosed_quote_of_a_csv_says_how_far_it_goes(read):
     (problem,) = read('id,text\n1,"a\n2,b\n3,c\n', name="a.csv")
-    assert problem.startswith("2: not valid CSV: ") and "goes on to line 4" in problem and "--quoting none" in problem
+    assert problem.startswith("2: not valid CSV: ") and "continues to line 4" in problem and "--quoting none" in problem
 
 
 def test_quoting_can_be_asked_for(read, tmp_path):

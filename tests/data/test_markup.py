@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import gzip
+import re
 
 import pytest
 
@@ -148,6 +149,21 @@ def test_a_title_is_not_said_twice(read):
 def test_rules_that_enclose_no_front_matter(read, text):
     document = read("a.md", text)
     assert (document.text, document.fields) == (text, {})
+
+
+@pytest.mark.parametrize(
+    ("front", "words"),
+    [
+        ("a: 1\ntitle: Roof: slate\n", ", line 3: .*mapping values are not allowed"),
+        ("d: 2024-13-45\n", ": .*month must be"),
+    ],
+)
+def test_front_matter_that_is_broken_is_named(read, caplog, front, words):
+    assert read("a.md", f"---\n{front}---\nx\n").fields == {}
+    (message,) = caplog.messages
+    assert re.search(rf"a\.md{words}.*in quotes", message) and "is not YAML and is read as text" in message
+    caplog.clear()
+    assert read("b.md", "---\njust text\n---\n").fields == {} and not caplog.messages
 
 
 def test_line_ends_and_marks_of_other_systems(read):

@@ -59,7 +59,8 @@ def test_a_report_says_what_was_found_before_its_sections_and_escapes_all_of_it(
     sections = [Section("One", "text", facts=[("<name>", "value")]), Section("<Two>", table=table, folded=True)]
     page = render_report("T", about="<about>", findings=[("<sure>", True), ("seen", False)], sections=sections)
     assert page.index("&lt;sure&gt;") < page.index('<li class="open">seen') < page.index("<h2>One</h2>")
-    assert page.count("<details") == 1 and 'class="sortable"' in page and '<th scope="col" class="n">&lt;b&gt;' in page
+    assert page.count("<details") == 1 and 'class="sortable narrow"' in page
+    assert '<th scope="col" class="n">&lt;b&gt;' in page
     for raw in ("<about>", "<name>", "<c>", "<Two>"):
         assert raw not in page
 

@@ -16,6 +16,7 @@ from bgekit.display.terminal import (
     middle_clipped,
     padded,
     printable,
+    shown_command,
     titled,
     wrapped,
     write_line,
@@ -194,3 +195,16 @@ def test_a_line_is_written_above_a_bar(capsys, monkeypatch):
     monkeypatch.delitem(sys.modules, "tqdm")
     write_line("alone")
     assert capsys.readouterr().err == "alone\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["/opt/venv/bin/bge", "eval", "--data", "a b"], "bge eval --data 'a b'"),
+        (["/site-packages/bgekit/__main__.py", "eval"], "bge eval"),
+        (["scripts/compare.py", "--all"], "scripts/compare.py --all"),
+        (["/src/other/__main__.py"], "/src/other/__main__.py"),
+    ],
+)
+def test_commands_are_shown_as_people_type_them(arguments, shown):
+    assert shown_command(arguments) == shown

@@ -668,7 +668,7 @@ def test_it_is_not_applied_to_other_weights(calibrated, make_model, tmp_path, ca
         trained.similarity(vectors, vectors, calibrated=True)
     caplog.clear()
     trained.save(tmp_path / "again")
-    assert "is of other weights and is not saved" in caplog.text
+    assert "belongs to other weights and is not saved" in caplog.text
     assert read_card(tmp_path / "again").calibration is None
 
 

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -122,7 +123,12 @@ def test_the_conclusion_says_what_cannot_be_concluded():
     (found,) = compare_all([means("a", a), means("b", b)], {("t", "test"): task})
     assert "No difference" in found.conclusion and "Nor can it be concluded that they are equal" in found.conclusion
     (found,) = compare_all([means("a", a + 1), means("b", a)], {("t", "test"): task})
-    assert found.conclusion.startswith("a is better than b on t: 100.00 points")
+    assert found.conclusion.startswith("a is better than b on t: 100.00 points of nDCG@10 (p < 0.001; ")
+    # Whoever of the two is better: the interval is that of the gain.
+    x, y = random.random((2, 80))
+    (found,) = compare_all([means("a", x), means("b", x + 0.5 + 0.1 * y)], {("t", "test"): task})
+    low, high = map(float, re.search(r"95 % interval (\S+) to (\S+)\)", found.conclusion).groups())
+    assert found.conclusion.startswith("b is better") and 0 < low < -found.difference < high
     pairs = compare_all([means("a", a), means("b", a), means("c", b)], {("t", "test"): task})
     assert [(pair.a, pair.b) for pair in pairs] == [("a", "b"), ("a", "c"), ("b", "c")]
     assert "the same on every item" in pairs[0].conclusion

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from bgekit.evaluation.metrics import ranking, ranking_metrics
+from bgekit.evaluation.metrics import metric_name, ranking, ranking_metrics, task_and_metric
 
 DEPTHS = (1, 3, 10, 100)
 
@@ -70,3 +70,11 @@ def test_negative_relevance_is_not_relevant():
     values = ranking_metrics({"q": {"a": -1, "b": 1}}, {"q": {"a": 2.0, "b": 1.0}}, [1, 10])
     assert np.allclose(values["mrr_at_10"], 0.5)
     assert values["recall_cap_at_1"].tolist() == [0.0]
+
+
+def test_names_of_metrics_and_of_scores_as_people_write_them():
+    assert [metric_name(name) for name in ("ndcg_at_10", "map", "recall_at_100", "odd")] == [
+        "nDCG@10", "MAP", "Recall@100", "odd",
+    ]  # fmt: skip
+    assert task_and_metric("a_task_ndcg_at_10") == ("a_task", "nDCG@10")
+    assert task_and_metric("some_thing") == ("", "some thing")

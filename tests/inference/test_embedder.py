@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModel, BertTokenizer
 
-from bgekit import FlagModel
+from bgekit import FlagModel, FlagReranker
 from bgekit.errors import ArgumentError, CardError, NumericalError, TextTypeError
 from bgekit.inference.engine import Engine
 
@@ -281,6 +281,8 @@ def test_similarity(model: FlagModel) -> None:
     assert np.allclose(model.similarity(a, b), a @ b.T, atol=1e-6)
     assert model.similarity(a[0], 3 * b).shape == (1, 3)
     assert np.allclose(model.similarity(a[0], 3 * b), a[:1] @ b.T, atol=1e-6)
+    with pytest.raises(ArgumentError, match=r"of vectors, as model.encode\(texts\) gives them: .*'a cat'"):
+        model.similarity("a cat", ["a dog"])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("name", "order"), [("euclidean", 2), ("manhattan", 1)])
@@ -550,3 +552,10 @@ def test_arguments_without_names_stand_in_the_order_of_1_2(tiny_bert: Path) -> N
         FlagModel("/nowhere/model", True, False)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="use_fp16 is True or False, not 'yes'"):
         FlagModel("/nowhere/model", use_fp16="yes")  # type: ignore[arg-type]
+
+
+def test_a_model_shows_what_it_is(tiny_bert: Path, make_reranker: Callable[..., Path]) -> None:
+    model = FlagModel(tiny_bert, devices="cpu", use_fp16=False)
+    assert repr(model) == f"FlagModel({str(tiny_bert)!r}: {model.dimension} dimensions, pooling cls, float32 on cpu)"
+    reranker = FlagReranker(make_reranker("bert"), devices="cpu", use_fp16=False)
+    assert repr(reranker).startswith("FlagReranker(") and repr(reranker).endswith(": float32 on cpu)")

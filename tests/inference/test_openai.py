@@ -349,7 +349,7 @@ def test_empty_text_is_sent_as_a_space_with_a_log_line(server: Server, caplog: p
         vectors = hosted().encode(["a", "", " ", "\t"])
     assert server.texts == ["a", " ", " ", " "]
     np.testing.assert_array_equal(vectors[1], vectors[2])
-    assert "m takes no empty text" in caplog.text
+    assert "m does not accept empty texts" in caplog.text
     # Behind an instruction an empty text is not empty.
     hosted(query_instruction_for_retrieval="q: ").encode_queries([""])
     assert server.texts[-1] == "q: "
@@ -749,7 +749,7 @@ def test_the_factory_gives_either_kind(server: Server, tmp_path: Any):
     assert isinstance(model, OpenAIEmbedder) and model.dimension == 8
     with pytest.raises(CheckpointError, match="no such"):
         load_model(tmp_path / "no such")
-    with pytest.raises(ArgumentError, match="has no use for cache_dir="):
+    with pytest.raises(ArgumentError, match="does not use cache_dir="):
         load_model("text-embedding-3-small", cache_dir="/tmp")
 
 

@@ -94,7 +94,7 @@ def test_more_labels_are_refused(make_reranker):
 
 
 def test_an_embedder_is_refused(tiny_bert):
-    with pytest.raises(CardError, match=r"is no reranker: .*BertModel.*FlagModel"):
+    with pytest.raises(CardError, match=r"is not a reranker: .*BertModel.*FlagModel"):
         FlagReranker(tiny_bert)
 
 

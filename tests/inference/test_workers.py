@@ -24,7 +24,7 @@ def test_devices_are_found_or_refused() -> None:
     assert devices.resolve_devices(["cpu", "cpu"]) == (cpu, cpu)
     if not torch.cuda.is_available():
         assert devices.resolve_devices(None)[0].type in ("cpu", "mps")
-        with pytest.raises(ArgumentError, match="0 GPUs are visible"):
+        with pytest.raises(ArgumentError, match=r"0 GPUs are visible to torch .*'cpu', or none"):
             devices.resolve_devices("cuda:0")
         with pytest.raises(ArgumentError, match="cuda:3"):
             devices.resolve_devices(3)

@@ -277,7 +277,7 @@ def test_model_types(pair, rerankers, tmp_path):
             mix_models(pair, kind, [0.5, 0.5], tmp_path / "out")
     with pytest.raises(CardError, match="FlagReranker"):
         mix_models(rerankers, "encoder", [0.5, 0.5], tmp_path / "out")
-    with pytest.raises(CardError, match="no reranker"):
+    with pytest.raises(CardError, match="not a reranker"):
         mix_models(pair, "reranker", [0.5, 0.5], tmp_path / "out")
 
 
@@ -290,7 +290,7 @@ def test_impossible_arguments(pair, tmp_path):
         merge(Merging(pair, method="dare", base=pair[0]), tmp_path / "out")
     with pytest.raises(ArgumentError, match=r"sum to 0\.8"):
         mix_models(pair, "encoder", [0.4, 0.4], tmp_path / "out")
-    with pytest.raises(ArgumentError, match="wrong is no argument"):
+    with pytest.raises(ArgumentError, match="wrong is not an argument"):
         mix_models(pair, "encoder", [0.5, 0.5], wrong=1)
     with pytest.raises(CheckpointError, match="no folder"):
         mix_models([pair[0], tmp_path / "nothing"], "encoder", [0.5, 0.5], tmp_path / "out")

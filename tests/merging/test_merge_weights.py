@@ -17,6 +17,7 @@ from bgekit.merging.merge_weights import (
     read_examples,
     search,
     softmax_weights,
+    trials_table,
 )
 
 
@@ -160,11 +161,17 @@ def test_of_equal_scores_the_most_even_weights_win():
     assert best(trials).weights == (0.5, 0.5)
 
 
+def test_a_best_model_alone_is_called_a_copy():
+    trials = [Trial((1 - weight, weight), weight, {"task": weight}) for weight in (0.0, 0.5, 1.0)]
+    assert trials_table(trials, ["a/one", "b/two"]).endswith("is better than two alone: the result is a copy of it")
+    assert "copy" not in trials_table(trials[:2], ["a/one", "b/two"])
+
+
 def test_rerankers_are_not_judged_on_data_without_passages(pair, rerankers, tmp_path):
     rows = [f"cat {row},dog {row % 3},{row % 5}" for row in range(9)]
     (tmp_path / "alike").mkdir()
     (tmp_path / "alike" / "test.csv").write_text("\n".join(["sentence1,sentence2,score", *rows]))
     validation = Validation([str(tmp_path / "alike")], first_stage=str(pair[0]))
-    with pytest.raises(ArgumentError, match=r"no reranker can be measured on alike \(sts\)"):
+    with pytest.raises(ArgumentError, match=r"a reranker cannot be measured on alike \(sts\)"):
         merge(Merging(rerankers), tmp_path / "out", validation=validation)
     assert [path.name for path in tmp_path.iterdir()] == ["alike"]

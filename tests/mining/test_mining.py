@@ -43,6 +43,7 @@ def test_raw_ranks(mined, embedder):
     assert report["negatives"] == 40
     assert report["filled"] == 0
     assert sum(count for _, _, count in report["ranks"]) == 40
+    assert [ends for *ends, _ in report["ranks"]] == [[11, 20], [21, 30]]
     suspected = sum(score >= row["pos_scores"][0] for row in rows for score in row["neg_scores"])
     assert report["suspected_false"]["count"] == suspected > 0
     assert len(report["samples"]) == 5

@@ -96,6 +96,25 @@ def test_a_caller_who_contradicts_is_obeyed_and_warned(
     assert not caplog.records
 
 
+def test_another_prompt_is_a_choice_but_one_without_its_space_is_warned_of(
+    make_model: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make_model(name="bge-small-en-v1.5")
+    english = "Represent this sentence for searching relevant passages: "
+    assert read_card(folder).prompts["query"] == Prompt(english)
+    with caplog.at_level(logging.INFO, "bgekit"):
+        read_card(folder, query=Prompt("Find: "))
+        read_card(folder, query=Prompt(english.rstrip()))
+    said = [(record.levelno, record.getMessage()) for record in caplog.records]
+    assert [level for level, _ in said] == [logging.INFO, logging.WARNING]
+    assert "'Find: '" in said[0][1] and said[1][1].endswith("it lacks the space at its end")
+    caplog.clear()
+    # What is refused is not said to be used.
+    with pytest.raises(CardError, match="'avg' is not one of cls, mean"):
+        read_card(folder, pooling="avg")
+    assert not caplog.records
+
+
 def test_every_pooling_has_its_names_in_the_files_of_sentence_transformers() -> None:
     assert tuple(SENTENCE_TRANSFORMERS_POOLING) == POOLINGS
 
@@ -222,7 +241,8 @@ def test_a_format_is_applied_to_the_known_instruction(
     copy: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = copy("bge-small-zh-v1.5")
-    card = read_card(folder, query_format="<{}> {}")
+    with caplog.at_level(logging.INFO, "bgekit"):
+        card = read_card(folder, query_format="<{}> {}")
     assert card.prompts["query"] == Prompt(f"<{ZH}> ")
     assert card.sources["query"] == "caller" and "family table" in caplog.text
     assert card.prompts["document"] == Prompt()  # nothing to put in a format
@@ -260,9 +280,11 @@ def test_the_current_folder_and_links_have_names_too(
 def test_the_warning_names_both_values_and_the_source(
     copy: Callable[[str], Path], caplog: pytest.LogCaptureFixture, arguments: Any, named: tuple[str, ...]
 ) -> None:
-    with caplog.at_level(logging.WARNING, "bgekit"):
+    with caplog.at_level(logging.INFO, "bgekit"):
         card = read_card(copy("bge-small-zh-v1.5"), **arguments)
-    assert len(caplog.records) == 1
+    (record,) = (each for each in caplog.records if "but the caller says" in each.getMessage())
+    # Another prompt is a choice.
+    assert record.levelno == (logging.INFO if named[0] in ("query", "document") else logging.WARNING)
     assert all(word in caplog.text for word in named)
     assert [field for field, source in card.sources.items() if source == "caller"] == [named[0]]
 
@@ -443,7 +465,7 @@ def test_the_instruction_of_a_prompt_in_another_template(
 
 @pytest.mark.parametrize("prompt", [Prompt("[", "]", apart=True), Prompt("[", "]"), Prompt("x", apart=True)])
 def test_brackets_are_no_instruction(prompt: Prompt) -> None:
-    with pytest.raises(ArgumentError, match="is no instruction"):
+    with pytest.raises(ArgumentError, match="is not an instruction"):
         prompt.in_format("<{}> {}")
     with pytest.raises(ArgumentError, match=r"two slots \{\}"):
         Prompt("find: ").in_format("{}")

@@ -53,7 +53,8 @@ def test_folders(tiny_bert: Path, tmp_path: Path) -> None:
 
 
 def test_names_the_hub_cannot_give_are_one_clear_line() -> None:
-    for name, words in (("nobody/nothing-here", "HF_HUB_OFFLINE is set"), ("not a name!", "neither a folder")):
+    offline = "HF_HUB_OFFLINE is set: give a folder, or unset HF_HUB_OFFLINE"
+    for name, words in (("nobody/nothing-here", offline), ("not a name!", "neither a folder")):
         with pytest.raises(CheckpointError, match=words) as caught:
             FlagModel(name)
         assert "\n" not in str(caught.value)

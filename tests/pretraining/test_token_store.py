@@ -92,7 +92,7 @@ def test_stored_once(read, tmp_path, caplog):
     assert read(path).stores[0].path.stat().st_mtime_ns == stamp
     assert read(path, room=8).stores[0].path != first.stores[0].path
     first.stores[0].path.write_bytes(b"\0")
-    assert len(read(path)) == 2 and "made anew" in caplog.text
+    assert len(read(path)) == 2 and "made again" in caplog.text
 
 
 def test_what_0_1_0_stored_is_left_alone_and_its_checkpoints_go_on(read, tokens, tmp_path):

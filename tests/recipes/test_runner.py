@@ -63,7 +63,8 @@ def test_only_what_changed_is_run(write, rows, run, planned):
     assert run(path) == ["clean", "mined"]
     assert json.loads(Path("work/report.json").read_text())["stages"][1]["this_run"] == "run"
     assert len(Path("work/mined.jsonl").read_text().splitlines()) == 6
-    assert Path("work/mined.report.json").is_file() and Path("work/logs/mined.log").is_file()
+    assert Path("work/mined.report.json").is_file() and Path("work/mined.report.html").is_file()
+    assert Path("work/logs/mined.log").is_file()
     assert run(path) == []
     assert status(planned(path)) == {"clean": "cached", "mined": "cached"}
 
@@ -107,6 +108,12 @@ def test_missing_inputs_are_named_before_anything_runs(write, rows, run, here):
     text = CHAIN.replace('"${clean}"', '"${clean}/part.jsonl"')
     with pytest.raises(RecipeError, match=r"line 8, stage mined: input .*the stage clean has made no such file"):
         run(write(text))
+    moved = CHAIN.replace("near: false", "near: false, data: over/there").replace(
+        "input: train", 'input: "${data}/train'
+    )
+    moved = moved.replace("train.jsonl,", 'train.jsonl",')
+    with pytest.raises(RecipeError, match=r"there is no such file or folder\n--set data=\.\.\. says where it is"):
+        run(write(moved))
     with pytest.raises(RecipeError, match=r"line 4, stage a: models packaged:none: there is no such model"):
         run(write("stages:\n  a:\n    verb: merge\n    arguments: {models: ['packaged:none']}\n"))
 

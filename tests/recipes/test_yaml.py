@@ -39,7 +39,7 @@ def test_errors_name_the_line(write, text, line, message):
 
 
 def test_what_is_no_recipe(write, here):
-    with pytest.raises(RecipeError, match="is no recipe"):
+    with pytest.raises(RecipeError, match="is not a recipe"):
         read_yaml(write("- a\n"))
     with pytest.raises(RecipeError, match="there is no recipe"):
         read_yaml(here / "none.yaml")

@@ -139,7 +139,7 @@ def test_an_interrupted_build_goes_on(corpus, embedder, tmp_path):
     model._compute = interrupted
     with pytest.raises(KeyboardInterrupt):
         index_records(model, read_records(corpus), tmp_path / "index", shard_size=10)
-    with pytest.raises(OutputError, match="is no index"):
+    with pytest.raises(OutputError, match="an index"):
         SearchIndex.load(tmp_path / "index")
     fresh = embedder()
     _, report = index_records(fresh, read_records(corpus), tmp_path / "index", shard_size=10)

@@ -364,5 +364,5 @@ class TestDamage:
     def test_no_index(self, tmp_path):
         with pytest.raises(OutputError, match="does not exist"):
             SearchIndex.load(tmp_path / "nowhere")
-        with pytest.raises(OutputError, match="is no index"):
+        with pytest.raises(OutputError, match="is neither an index nor"):
             SearchIndex.load(tmp_path)

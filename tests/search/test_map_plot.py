@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from bgekit.display.pages import save_plot
+from bgekit.display.pages import drawing, new_figure, save_plot
 from bgekit.errors import ArgumentError, DataError, MissingExtraError
 from bgekit.inference.similarity import unit
 from bgekit.search import draw_map, map_plot, write_map
@@ -90,7 +90,7 @@ def test_errors(mapped, tmp_path):
     other = tmp_path / "other.parquet"
     pa.parquet.write_table(pa.table({"vector": [1]}), other)
     for path in (other, tmp_path / "none.parquet"):
-        with pytest.raises(DataError, match="is no map"):
+        with pytest.raises(DataError, match="is not a map"):
             draw_map(path)
 
 
@@ -105,3 +105,22 @@ def test_umap(mapped, tmp_path):
     assert named and (places == map_plot._layout(drawn)[0]).all()
     nearest = np.linalg.norm(places[:, None] - places, axis=-1) + np.diag(np.full(ROWS, np.inf))
     assert (GROUPS[nearest.argmin(axis=1)] == GROUPS).mean() > 0.95
+
+
+def test_names_stand_on_groups_that_are_there_within_the_picture_and_apart():
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(5), 60)
+    names = ["a long name at the left edge", "right", "right, just above", "mixed", "mixed, too"]
+    # The last two share their places, and the second and third have names that would overlap.
+    places = random.random((300, 2)) + np.array([[0, 0], [10, 0], [10, 1.2], [5, 9], [5, 9]])[labels]
+    with drawing():
+        figure = new_figure(600, 400)
+        axes = figure.add_axes((0.02, 0.03, 0.7, 0.85))
+        axes.scatter(*places.T)
+        map_plot._name_groups(axes, places, labels, names)
+        boxes = {each.get_text(): each.get_window_extent() for each in axes.texts}
+        frame = axes.get_window_extent()
+    assert names[0] in boxes and "right" in boxes and not {"mixed", "mixed, too"} <= boxes.keys()
+    assert all(frame.x0 - 1 <= box.x0 and box.x1 <= frame.x1 + 1 for box in boxes.values())
+    found = list(boxes.values())
+    assert not any(box.overlaps(other) for place, box in enumerate(found) for other in found[place + 1 :])

@@ -64,7 +64,7 @@ def test_without_an_approximate_index_a_graph_is_made_or_all_are_compared(shards
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
     monkeypatch.setattr("bgekit.errors.importlib.import_module", _no_faiss)
     assert find_neighbors(index, 3, tmp_path, exact_up_to=10).method == "exact"
-    assert "700 texts are compared each with each" in caplog.text
+    assert "comparing 700 texts with each other" in caplog.text
     assert "bgekit[faiss]" in caplog.text
 
 

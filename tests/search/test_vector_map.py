@@ -101,7 +101,7 @@ def test_what_cannot_be_mapped(shards_of, tmp_path):
         write_map(folder, file, neighbors=0)
     with pytest.raises(DataError, match="keeps no texts: encode with --store-texts"):
         write_map(shards_of(clustered()[:5], store_texts=False), file)
-    with pytest.raises(OutputError, match="no index and no folder of encoded shards"):
+    with pytest.raises(OutputError, match="neither an index nor a folder of encoded shards"):
         write_map(tmp_path, file)
     assert not file.exists()
 

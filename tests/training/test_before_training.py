@@ -68,7 +68,7 @@ def test_scores_that_are_no_cosines_are_named_by_line(finetune, tmp_path, capsys
     assert finetune(rows, "--scored-loss", "mse") == 1
     error = capsys.readouterr().err
     assert "2 problems in the training data" in error
-    assert "a.jsonl, line 4: a score of 4.2 is no cosine" in error and "a.jsonl, line 6: a score of -3" in error
+    assert "a.jsonl, line 4: a score of 4.2 is not a cosine" in error and "a.jsonl, line 6: a score of -3" in error
     assert not trained(tmp_path)
     assert finetune(rows, "--scored-loss", "cosent") == 0
 
@@ -101,10 +101,10 @@ def test_a_cut_that_no_length_avoids_has_another_remedy(finetune, tmp_path):
 @pytest.mark.parametrize(("more", "says"), [(["--temperature", "0.5"], True), (["--temperature", "1"], False)])
 def test_a_temperature_without_effect_is_said(finetune, caplog, more, says):
     assert finetune([row(i) for i in range(4)], "--normalize-embeddings", "false", *more) == 0
-    assert ("--temperature 0.5 is not used" in caplog.text) == says
+    assert ("1 is used instead of --temperature 0.5" in caplog.text) == says
     caplog.clear()
     assert finetune([row(i) for i in range(4)], *more, "--overwrite-output-dir") == 0
-    assert "is not used" not in caplog.text
+    assert "is used instead" not in caplog.text
 
 
 def test_adapters_are_outside_the_pooler(tiny_bert):
@@ -160,7 +160,7 @@ def test_rows_that_have_no_negative_left_are_a_finding(finetune, tmp_path, capsy
     assert finetune([*copies, row(3)], *own) == 0
     assert findings()["no negatives"].startswith("3 rows of a.jsonl have no negatives")
     assert finetune(copies, *own) == 1
-    assert "no row has neg that is none of its positives" in capsys.readouterr().err
+    assert "no row has a neg that is not one of its positives" in capsys.readouterr().err
 
 
 def test_a_collapsed_model_is_a_finding(finetune, tmp_path):
@@ -193,7 +193,7 @@ def test_each_finding_is_made_once():
     found = diagnosis.before(8, {limit: 0.5}, None, None, {"a": 0, "b": 3})
     assert found == [
         "50% of the passages are longer than 128 tokens and lose their end: raise --passage-max-length",
-        "3 rows of b have no negatives, and passages of other rows are none: nothing is learnt from them. Mine some "
-        "(bge mine), or leave them out",
+        "3 rows of b have no negatives, and passages of other rows do not count as negatives: nothing is learnt from "
+        "these rows. Mine negatives (bge mine), or leave the rows out",
     ]
     assert diagnosis.before(8, {limit: 0.5}, None, None, {"b": 3}) == []

@@ -492,7 +492,7 @@ def test_another_run_is_not_gone_on_with(start, rows, tmp_path, capsys):
         (["--load-best-model-at-end", "true"], "--eval-data"),
         (["--temperature", "0"], "temperature"),
         (["--early-stopping-patience", "0", "--eval-data", "x"], "--early-stopping-patience"),
-        (["--accelerator-config", "{bad"], "--accelerator-config is no JSON"),
+        (["--accelerator-config", "{bad"], "--accelerator-config is not a JSON"),
         (["--resume-from-checkpoint", "/nowhere"], "/nowhere"),
     ],
 )

@@ -120,13 +120,13 @@ def test_validation_is_of_what_the_first_stage_finds(start, rows, tmp_path, caps
     assert finetune(start, rows, output, *more, "--first-stage", start, "--overwrite-output-dir") == 0
     assert finetune(start, rows, tmp_path / "other", "--first-stage", start) == 2
     assert finetune(start, rows, tmp_path / "other", "--pooling", "cls") == 2
-    assert "--pooling is that of --first-stage" in capsys.readouterr().err
+    assert "--pooling is for --first-stage" in capsys.readouterr().err
     data.write_text(
         '{"sentence1": "a", "sentence2": "b", "score": 1}\n{"sentence1": "a", "sentence2": "c", "score": 0}\n'
     )
     assert finetune(start, rows, tmp_path / "other", *more, "--first-stage", start) == 1
     error = capsys.readouterr().err
-    assert "no reranker can be measured on" in error and "(sts)" in error
+    assert "a reranker cannot be measured on" in error and "(sts)" in error
     assert not list((tmp_path / "other").glob("*"))
     facts = json.loads((output / "training.json").read_text())
     evaluated = [row for row in facts["history"] if "eval_score" in row]
@@ -136,7 +136,8 @@ def test_validation_is_of_what_the_first_stage_finds(start, rows, tmp_path, caps
     assert best < 100
     assert f"is {best:.2f} at best" in facts["findings"]["first stage"]
     assert "and 100.00 without a reranker" in facts["findings"]["first stage"]
-    assert "| score | before | after | first stage alone |" in (output / "README.md").read_text()
+    readme = (output / "README.md").read_text()
+    assert "| score | before | after | first stage alone |" in readme and ": MAP |" in readme
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_validation_is_of_what_the_first_stage_finds(start, rows, tmp_path, caps
         ({"query": "a", "pos": ["b"], "neg": ["B ", "A"]}, [], "no row has negatives that are none of its positives"),
         ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--train-group-size", "1"], "at least 2"),
         ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--max-len", "9999"], "64 tokens"),
-        ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--passage-max-len", "128"], "in all as --max-len"),
+        ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--passage-max-len", "128"], "together as --max-len"),
         ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--rerank-top-k", "0"], "--rerank-top-k must be at least 1"),
         ({"query": "a", "pos": ["b"], "neg": ["c"]}, ["--grad-cache-chunk", "0"], "--grad-cache-chunk must be"),
     ],

@@ -1,1 +1,1 @@
-"""The command `bge`: a file a verb, each with `add_parser(subparsers)` and `run(args) -> exit code`."""
+"""The command `bge`: one file per verb, each with `add_parser(subparsers)` and `run(args) -> exit code`."""

@@ -1,11 +1,11 @@
-"""`bge calibrate`: what a model's similarities mean on one's own data, and the threshold to use.
+"""`bge calibrate`: what a model's similarities mean on your own data, and the threshold to use.
 
-Measure how similar related and unrelated pairs of texts are to a model, and choose the similarity from which on a
-pair counts as related. The rate that is asked for is promised for pairs that were not seen, if they are like those of
-the data. Without labels, unrelated pairs are random ones. A threshold holds for the model that it was made for.
+Measure how similar related and unrelated pairs of texts are to a model, and choose the similarity at or above which a
+pair counts as related. The rate that you ask for is guaranteed for pairs that were not seen, if they are like those of
+the data. Without labels, random pairs stand for unrelated ones. A threshold holds only for the model it was made for.
 
-Pairs that share a text, such as those of one query, err together: they are one group, and a promise rests on the number
-of groups. 1% of unrelated pairs takes 299 queries at the very least, 5% takes 59, however many pairs each has.
+Pairs that share a text, such as those of one query, err together: they are one group, and the guarantee rests on the
+number of groups. A rate of 1% of unrelated pairs takes at least 299 queries, 5% takes 59, however many pairs each has.
 
 Examples:
   bge calibrate --model BAAI/bge-small-zh-v1.5 --data pairs/ --split validation --precision 0.95
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..evaluation.calibration import Calibration
 
 #: What is said when it is interrupted.
-INTERRUPTED: Final = "nothing was written, and the same command starts anew"
+INTERRUPTED: Final = "nothing was written, and the same command starts over"
 
 _FILES: Final = "calibration.json, calibration.html, calibration.png"
 
@@ -41,33 +41,40 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_list_option(
         source, "--texts", metavar="FILE", help="texts without labels instead, in any form that bge encode reads"
     )
-    parser.add_argument("--split", metavar="NAME", help="such as validation [test where there is one]")
+    parser.add_argument(
+        "--split", metavar="NAME", help="split of the data, such as validation [test where there is one]"
+    )
     parser.add_argument(
         "-o", "--output", metavar="DIR", help="write calibration.json, calibration.html and calibration.png here"
     )
     parser.add_argument("--save", metavar="DIR", help="save a copy of the model with the calibration in its card here")
-    options.add_overwrite_option(parser, "a calibration, and with --save a model (which may be --model itself)")
+    options.add_overwrite_option(parser, "calibration, and with --save a model (which may be --model itself)")
     wish = parser.add_argument_group("threshold").add_mutually_exclusive_group()
     wish.add_argument("--precision", type=float, metavar="P", help="at least this share of accepted pairs is related")
     wish.add_argument(
-        "--false-positive-rate", type=float, metavar="P", help="at most this share of unrelated ones is accepted [0.01]"
-    )
+        "--false-positive-rate", type=float, metavar="P",
+        help="at most this share of unrelated pairs is accepted [0.01]",
+    )  # fmt: skip
     wish.add_argument("--recall", type=float, metavar="P", help="at least this share of related pairs is accepted")
     group = parser.add_argument_group("pairs")
-    group.add_argument("--confidence", type=float, default=0.95, metavar="P", help="that the promise holds [0.95]")
+    group.add_argument(
+        "--confidence", type=float, default=0.95, metavar="P", help="probability that the guarantee holds [0.95]"
+    )
     group.add_argument(
         "--prevalence", type=float, metavar="P",
         help="share of related pairs where the threshold will be used [that of the labels]",
     )  # fmt: skip
     group.add_argument(
         "--pairs", type=options.positive, default=5000, metavar="N",
-        help="most pairs of each sort: related, unrelated, random [5000]",
+        help="maximum number of pairs of each sort: related, unrelated, random [5000]",
     )  # fmt: skip
     group.add_argument(
         "--related-from", type=float, metavar="SCORE",
-        help="score from which on pairs of an STS task are related [the higher of two, else 0.8 of the highest]",
+        help="pairs of an STS task are related at this score or above [the higher of two, else 0.8 of the highest]",
     )  # fmt: skip
-    group.add_argument("--seed", type=options.not_negative, default=0, metavar="N", help="of drawing pairs [0]")
+    group.add_argument(
+        "--seed", type=options.not_negative, default=0, metavar="N", help="random seed for drawing pairs [0]"
+    )
     options.add_model_options(parser)
     options.add_input_options(parser, title="--texts (--encoding and --quoting are of --data, too)", ids=False)
     options.add_report_options(parser)
@@ -91,6 +98,8 @@ def run(args: argparse.Namespace) -> int:
         args.data if args.texts is None else _texts(args), pairs=args.pairs, related_from=args.related_from,
         split=args.split, seed=args.seed, **options.text_arguments(args),
     )  # fmt: skip
+    if args.texts is not None:  # What was made of them is a list, which has no name.
+        pairs.name = ", ".join(Path(file).name for file in args.texts)
     wish = {
         "precision": args.precision, "false_positive_rate": args.false_positive_rate, "recall": args.recall,
         "confidence": args.confidence, "prevalence": args.prevalence,

@@ -1,6 +1,6 @@
 """`bge completion`: a script that lets a shell complete verbs, options and choices.
 
-Print a script for your shell, made by shtab (`pip install 'bgekit[completion]'`). Make it again after an update.
+Print a script for your shell, made by shtab (`pip install 'bgekit[completion]'`). Print it again after an update.
 
 Examples:
   bge completion bash > ~/.local/share/bash-completion/completions/bge

@@ -1,4 +1,4 @@
-"""`bge dedup`: training data -> the same without rows that are copies, or near copies, of earlier ones.
+"""`bge dedup`: training data -> the same without copies, or near copies, of earlier rows.
 
 Leave out rows of training data whose query and positives are those of an earlier row, up to case and white space; with
 --near-duplicates also those that are nearly the same (MinHash, then the Jaccard similarity of their pieces).
@@ -14,7 +14,7 @@ from typing import Final
 from . import options
 
 #: What is said when it is interrupted.
-INTERRUPTED: Final = "nothing was written, and the same command starts anew"
+INTERRUPTED: Final = "nothing was written, and the same command starts over"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--near-duplicates", action="store_true", help="leave out near copies, too")
     parser.add_argument(
         "--near-threshold", type=float, metavar="X",
-        help="Jaccard similarity of these, in the query and in the positives [0.8]",
+        help="Jaccard similarity of near copies, in the query and in the positives [0.8]",
     )  # fmt: skip
     options.add_text_options(parser)
     options.add_report_options(parser)

@@ -1,7 +1,7 @@
 """`bge demo`: the documentation of Python's standard library, searched by meaning.
 
 Encode the documentation of Python's standard library, which every machine has, and search it by meaning. Nothing is
-downloaded as long as the default model is installed.
+downloaded if the default model is installed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ QUESTIONS: Final = (
     "remember the results of expensive function calls",
     "check whether two files have the same content",
     "ask the user for a password without showing it",
-    "log messages to a file that starts anew every day",
+    "log messages to a new file every day",
     "split text wherever a pattern matches",
     "pick a winner at random",
 )
@@ -39,10 +39,10 @@ QUESTIONS: Final = (
 _SHARD: Final = 256
 
 _HOW_TO: Final = """\
-The same with a stronger model, and with your own texts (jsonl, csv, parquet or txt):
+The same with a stronger model, and with your own texts (a folder of Markdown, HTML or PDF files, jsonl, csv, ...):
 
-  bge search my_docs.jsonl --model BAAI/bge-small-en-v1.5 -q "what you want to know"
-  bge search my_docs.jsonl --model BAAI/bge-small-en-v1.5 --index my.index     # kept; asks you for questions
+  bge search notes/ --model BAAI/bge-small-en-v1.5 --chunk -q "what you want to know"
+  bge search notes/ --model BAAI/bge-small-en-v1.5 --chunk --index my.index    # kept; asks you for questions
 
 This corpus as a file to try things with:  bge demo --write-corpus pydocs.jsonl
 """
@@ -51,9 +51,9 @@ This corpus as a file to try things with:  bge demo --write-corpus pydocs.jsonl
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
     options.add_list_option(
-        parser, "-q", "--query", old=["--queries"], metavar="QUERY", help="ask this [a few examples]"
+        parser, "-q", "--query", old=["--queries"], metavar="QUERY", help="questions to ask [a few examples]"
     )
-    parser.add_argument("-k", "--top-k", type=options.positive, default=3, metavar="N", help="results a question [3]")
+    parser.add_argument("-k", "--top-k", type=options.positive, default=3, metavar="N", help="results per question [3]")
     parser.add_argument("--index", metavar="DIR", help="keep the index here, for bge search --index DIR")
     parser.add_argument("--write-corpus", metavar="FILE", help="write the corpus as JSON lines, and do nothing else")
     options.add_model_options(parser, default=MODEL)

@@ -2,8 +2,8 @@
 
 Encode the texts of files (jsonl, csv, tsv, parquet, txt, md, html, pdf, docx; gzipped or not; - is standard input), or
 of the files in folders, into a folder: vectors as shard-00000.npy, ..., ids as shard-00000.ids.jsonl, ..., and
-manifest.json. Memory does not grow with the input. An interrupted run goes on where it stopped when the same command is
-given again, with the same result.
+manifest.json. Memory does not grow with the input. Give the same command again to continue an interrupted run where it
+stopped, with the same result.
 
 Examples:
   bge encode corpus.jsonl -o vectors --model BAAI/bge-small-en-v1.5
@@ -24,25 +24,26 @@ if TYPE_CHECKING:
     from ..inference.shards import EncodeReport
 
 #: What is said when it is interrupted.
-INTERRUPTED: Final = "the same command goes on from the shards that are finished (--overwrite starts anew)"
+INTERRUPTED: Final = "the same command continues from the shards that are finished (--overwrite starts over)"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
     parser.usage = "bge encode FILE_OR_DIR... -o DIR --model MODEL [option ...]"
     parser.add_argument("files", nargs="+", metavar="FILE_OR_DIR", help="file or folder of texts, - for standard input")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder of the shards")
-    parser.add_argument("--shard-size", type=options.positive, default=1024, metavar="N", help="texts a shard [1024]")
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the shards")
+    parser.add_argument("--shard-size", type=options.positive, default=1024, metavar="N", help="texts per shard [1024]")
     parser.add_argument(
         "--kind", choices=("document", "query", "plain"), default="document",
-        help="whose instruction the texts get: documents', queries', or none [document]",
+        help="encode the texts as documents, as queries, or without an instruction [document]",
     )  # fmt: skip
     parser.add_argument(
-        "--output-dtype", choices=("float32", "float16"), default="float32", help="of the vectors on disk [float32]"
-    )
+        "--output-dtype", choices=("float32", "float16"), default="float32",
+        help="number format of the vectors on disk [float32]",
+    )  # fmt: skip
     parser.add_argument("--store-texts", action="store_true", help="keep the texts beside the ids (for bge search)")
     options.add_keep_option(parser)
-    parser.add_argument("--overwrite", action="store_true", help="remove shards that are there and start anew")
+    parser.add_argument("--overwrite", action="store_true", help="remove existing shards and start over")
     options.add_model_options(parser)
     options.add_input_options(parser)
     options.add_chunk_options(parser)

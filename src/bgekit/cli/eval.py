@@ -1,10 +1,10 @@
 """`bge eval`: models and data -> scores, comparisons and a report.
 
 Measure models on your own data, or on named benchmarks. Data is a folder or file in the layout of BEIR, of
-FlagEmbedding, or of plain pairs, labels and triples (jsonl, csv, tsv, parquet); what it is, is seen from its content.
+FlagEmbedding, or of plain pairs, labels and triples (jsonl, csv, tsv, parquet); the layout is seen from the content.
 Two or more models, or settings of one model, are compared on the same items: with intervals, p values, and the items
-that they differ on most. OUT gets results.json, report.md, report.html and per_item.jsonl; what was computed once is
-not computed again, and an interrupted run goes on.
+that they differ on most. results.json, report.md, report.html and per_item.jsonl are written to OUT; what was computed
+once is not computed again, and the same command continues an interrupted run.
 
 Examples:
   bge eval --data my_data --model BAAI/bge-small-en-v1.5 --output scores
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..inference.reranker import FlagReranker
 
 #: What is said when it is interrupted.
-INTERRUPTED: Final = "with --output, the same command goes on from what is finished; without, it starts anew"
+INTERRUPTED: Final = "with --output, the same command continues from what is finished; without, it starts over"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -37,35 +37,41 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.usage = "bge eval (--data DIR | --benchmark NAME) --model MODEL [MODEL ...] [option ...]"
     group = parser.add_argument_group("data")
     options.add_list_option(
-        group, "--data", metavar="DIR_OR_FILE", help="own data; a folder of data sets gives them all"
+        group, "--data", metavar="DIR_OR_FILE", help="your own data; a folder of data sets stands for all of them"
     )
     group.add_argument("--split", metavar="NAME", help="split to measure on [test, else dev or validation]")
-    options.add_list_option(group, "--tasks", metavar="NAME", help="only these tasks; commas separate them, too [all]")
-    group.add_argument("--benchmark", metavar="NAME", help="mteb-en, c-mteb, beir, msmarco or miracl")
+    options.add_list_option(
+        group, "--tasks", metavar="NAME", help="only these tasks, separated by spaces or commas [all]"
+    )
+    group.add_argument("--benchmark", metavar="NAME", help="named benchmark: mteb-en, c-mteb, beir, msmarco or miracl")
     group.add_argument(
-        "--data-root", metavar="DIR", help="read the benchmark's tasks from folders in here, not the hub"
+        "--data-root", metavar="DIR", help="read the benchmark's tasks from folders in DIR, not from the hub"
     )
     options.add_text_options(group)
     group = parser.add_argument_group("comparison")
     group.add_argument(
         "--compare", choices=("instruction", "precision", "dimension"),
-        help="each model also without its query instruction, in other number formats, or cut to fewer dimensions",
+        help="also measure each model without its query instruction, in other number formats, or in fewer dimensions",
     )  # fmt: skip
     options.add_list_option(
         group, "--dimensions", type=options.positive, metavar="N",
-        help="with --compare dimension: cut vectors to these [the whole, 2/3 and 1/3 of it]",
+        help="dimensions of --compare dimension [the whole, 2/3 and 1/3 of it]",
     )  # fmt: skip
     group.add_argument(
         "--reranker", metavar="MODEL",
-        help="each model also with its best passages put in order by this cross-encoder (retrieval, reranking)",
+        help="also measure each model with its best passages reranked by this cross-encoder (retrieval, reranking)",
     )  # fmt: skip
-    group.add_argument("--rerank-top-k", type=options.positive, metavar="N", help="passages a query that it sees [100]")
-    group.add_argument("--seed", type=options.not_negative, default=0, metavar="N", help="of the resampling [0]")
+    group.add_argument(
+        "--rerank-top-k", type=options.positive, metavar="N", help="passages per query that it reranks [100]"
+    )
+    group.add_argument(
+        "--seed", type=options.not_negative, default=0, metavar="N", help="random seed for resampling [0]"
+    )
     group = parser.add_argument_group("output")
     group.add_argument(
         "-o", "--output", metavar="OUT", help="folder for the results, the report and what a rerun can use"
     )
-    group.add_argument("--keep-vectors", action="store_true", help="leave the vectors of documents in OUT")
+    group.add_argument("--keep-vectors", action="store_true", help="keep the vectors of documents in OUT")
     group.add_argument("--table", action="store_true", help="print the published tables with these models in them")
     options.add_model_options(parser, several="several are compared")
     options.add_report_options(parser)

@@ -1,13 +1,14 @@
-"""`bge info`: a model's card, and where each field of it is known from.
+"""`bge info`: a model's card, and the source of each field.
 
 Show a model's card (pooling, prompts, maximum length, dimension, ...) and the source of each field: the checkpoint's
-own files, the table of known families, or a default. No weights are fetched for it.
+own files, the table of known families, or a default. No weights are downloaded.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ _RERANKER_USE: Final = "bge rerank --model NAME; in Python FlagReranker(name).co
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
     parser.add_argument("model", metavar="MODEL", help="folder, Hugging Face id, packaged:NAME, or a hosted model")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options.add_pooling_option(parser)
     options.add_hub_options(parser)
 
@@ -58,6 +59,15 @@ def run(args: argparse.Namespace) -> int:
         print(note)
     print(_table(args.model, folder, facts, sources))
     return 0
+
+
+#: Fields that a reader needs to know only where they have another value than this; JSON has them all.
+_RARE: Final[Mapping[str, Any]] = {
+    "include_prompt": True, "default_prompt": None, "dense": [], "selftest": None, "calibration": None,
+    "lower_case": False, "pretrained_only": False,
+}  # fmt: skip
+#: Fields that are called otherwise here: `dtype` is that of the weights in the file, not of the computation.
+_CALLED: Final = {"dtype": "weights in"}
 
 
 def _card(folder: Path, name: str, pooling: str | None) -> tuple[dict[str, Any], dict[str, str]]:
@@ -121,7 +131,11 @@ def _family(name: str) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _table(name: str, folder: Path | None, facts: dict[str, Any], sources: dict[str, str]) -> str:
     notice = facts.pop("note", None)
-    rows = [(key.replace("_", " "), _shown(key, value), sources.get(key, "")) for key, value in facts.items()]
+    rows = [
+        (_CALLED.get(key, key.replace("_", " ")), _shown(key, value), sources.get(key, ""))
+        for key, value in facts.items()
+        if key not in _RARE or value != _RARE[key]
+    ]
     lines = [name, *([f"in {folder}"] if folder and str(folder) != name else []), ""]
     # A long instruction must not push every source off the screen.
     lines += [f"  {line}" for line in aligned(rows, widest=62)]

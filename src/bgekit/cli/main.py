@@ -24,21 +24,21 @@ from .options import Parser, add_verb, check_model_names, say_what_was_held_back
 VERBS: Final = {
     "encode": "encode the texts of files into vectors on disk",
     "search": "search files or encoded vectors by meaning",
-    "map": "map the vectors of texts: neighbours, near copies, lone texts, a picture",
-    "rerank": "put passages in the order of a cross-encoder",
+    "map": "map texts by their vectors: neighbours, near copies, lone texts, a picture",
+    "rerank": "rerank passages with a cross-encoder",
     "eval": "measure and compare models on your data or on named benchmarks",
     "calibrate": "find the similarity threshold of a model on your own data",
     "pretrain": "pre-train an encoder on plain texts, before it is fine-tuned",
     "finetune": "train an embedding model on your data",
     "finetune-reranker": "train a reranker on your data",
-    "merge": "make one model of several: averages, weights from examples, LoRA",
+    "merge": "merge several models into one: averages, weights from examples, LoRA",
     "mine": "find hard negatives for training data",
     "score": "add a cross-encoder's scores to training data",
-    "dedup": "leave copies out of training data",
+    "dedup": "remove copies from training data",
     "recipe": "run the stages of a recipe: mine, train, merge, measure",
     "demo": "search the documentation of Python's standard library, to see how it works",
     "models": "list the model families that bgekit knows",
-    "info": "show what a model needs, and where that is known from",
+    "info": "show what a model needs, and where that is stated",
     "completion": "print a script that lets a shell complete this command",
 }
 #: Those whose arguments are those of transformers' Trainer: they are parsed by its own parser, and are one module.
@@ -131,7 +131,7 @@ def _run(arguments: list[str]) -> int:
     parser = Parser(
         prog="bge",
         description="Text embedding models of the BGE kind: from a checkpoint to vectors and search.",
-        epilog="`bge VERB --help` explains a verb.",
+        epilog="Run `bge VERB --help` for the options of a verb.",
     )
     parser.add_argument("--version", action="version", version=f"bgekit {__version__}")
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")

@@ -1,7 +1,7 @@
 """`bge map`: texts, encoded shards or an index -> a Parquet file of vectors and neighbours, and a picture of it.
 
-Write a map of vectors: a Parquet file with id, text, metadata, vector and nearest neighbours of each text, near copies
-and lone texts marked, in the form that embedding-atlas reads; with --plot also a picture. What is mapped are files or
+Write a map of texts: a Parquet file, in the form that embedding-atlas reads, with the id, text, metadata, vector and
+nearest neighbours of each text, and near copies and lone texts marked; --plot also draws a picture. SOURCE is files or
 folders of texts (those that `bge encode` reads), a folder that `bge encode --store-texts` wrote, or an index of
 `bge search`; an index and encoded texts need no --model.
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..search.vector_map import MapReport
 
 #: What is said when it is interrupted.
-INTERRUPTED: Final = "no map was written; `bge encode --store-texts` can be resumed, and what it makes can be mapped"
+INTERRUPTED: Final = "no map was written; `bge encode --store-texts` can be resumed, and its output can be mapped"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -39,20 +39,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.usage = "bge map SOURCE... -o FILE.parquet [--model MODEL] [--plot FILE.png] [option ...]"
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="files of texts, encoded shards, or an index")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the map, a .parquet file")
-    options.add_overwrite_option(parser, "a map or picture")
+    options.add_overwrite_option(parser, "map or picture")
     parser.add_argument(
-        "--neighbors", type=options.positive, default=15, metavar="N", help="other texts kept of each text [15]"
+        "--neighbors", type=options.positive, default=15, metavar="N", help="nearest texts kept per text [15]"
     )
     parser.add_argument(
         "--near-threshold", type=float, default=0.95, metavar="X",
-        help="cosine from which two texts are near copies [0.95]",
+        help="two texts are near copies at this cosine or above [0.95]",
     )  # fmt: skip
     options.add_keep_option(parser)
     group = parser.add_argument_group("picture")
-    group.add_argument("--plot", metavar="FILE", help="draw the map as .png or .svg (UMAP: extra map)")
+    group.add_argument("--plot", metavar="FILE", help="draw the map as .png or .svg (by UMAP with the extra `map`)")
     options.add_option(
         group, "--color", old=["--colour"], metavar="COLUMN",
-        help="column that colours the points; of files, it is kept",
+        help="column that colours the points; with files, it is kept, too",
     )  # fmt: skip
     # The model of what is encoded is known: only files need the option.
     options.add_model_options(parser, default="")
@@ -107,7 +107,7 @@ def _check(args: argparse.Namespace) -> RecordReader | None:
             args.keep = [*(args.keep or []), args.color]
         return options.open_records(args, args.sources)
     if len(args.sources) > 1:
-        raise ArgumentError(f"{encoded[0]} is encoded already: it is mapped alone, not beside other sources")
+        raise ArgumentError(f"{encoded[0]} is encoded already: give it alone, without other sources")
     given = {"--model": args.model, "--keep": args.keep, "--chunk": options.chosen_chunks(args)}
     if unused := [name for name, value in given.items() if value]:
         raise ArgumentError(f"{encoded[0]} is encoded already: leave out {' and '.join(unused)}")
@@ -161,8 +161,8 @@ def _check_color(args: argparse.Namespace, index: SearchIndex) -> None:
 
 def _summary(report: MapReport, args: argparse.Namespace) -> str:
     how = "exact" if report.method == "exact" else f"{report.method}, approximate"
-    lone = f"{report.lone:,} lone" if report.lone_below is None else (
-        f"{report.lone:,} lone (nothing as alike as {report.lone_below:.2f})"
+    lone = f"{report.lone:,} lone texts" if report.lone_below is None else (
+        f"{report.lone:,} lone texts (the nearest is less than {report.lone_below:.2f} alike)"
     )  # fmt: skip
     picture = f"; picture in {args.plot}" if args.plot else ""
     return (

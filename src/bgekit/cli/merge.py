@@ -2,8 +2,8 @@
 
 Merge embedders, or rerankers, of one architecture into one model: by weights that you give, by weights from the losses
 on a few examples (--data, LM-Cocktail), or by the weights that score best on validation data (--eval-data). LoRA
-adapters count as their base with what they add. The result is a complete model; merge.json in it says what it was made
-of.
+adapters stand for their base with the adapter added. The result is a complete model; its merge.json says what it was
+made of.
 
 Examples:
   bge merge --model BAAI/bge-base-en-v1.5 my-finetuned --weights 0.5 0.5 --output merged
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..merging import Examples, Merged, Merging, Validation
 
 #: What is said when it is interrupted.
-INTERRUPTED: Final = "nothing was written, and the same command starts anew"
+INTERRUPTED: Final = "nothing was written, and the same command starts over"
 
 #: What each way to find weights, and each method, needs of the options.
 _GOES_WITH = {
@@ -44,58 +44,62 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL", help="folders, Hugging Face ids, packaged:NAME, or folders of LoRA adapters",
     )  # fmt: skip
     options.add_option(
-        parser, "-o", "--output", old=["--output-path"], required=True, metavar="DIR", help="folder to make"
+        parser, "-o", "--output", old=["--output-path"], required=True, metavar="DIR", help="folder of the merged model"
     )
-    options.add_overwrite_option(parser, "a model")
-    parser.add_argument("--model-type", choices=("encoder", "reranker"), help="[what the first model is]")
+    options.add_overwrite_option(parser, "model")
+    parser.add_argument("--model-type", choices=("encoder", "reranker"), help="kind of the models [that of the first]")
     parser.add_argument(
         "--card-from", type=options.not_negative, metavar="N",
-        help="prompts, pooling and maximum length are those of model N, from 0 [all must agree]",
+        help="take prompts, pooling and maximum length from model N, counted from 0 [all must agree]",
     )  # fmt: skip
     group = parser.add_argument_group("weights")
     options.add_list_option(
-        group, "--weights", type=float, metavar="W", help="one for each model; of an average they sum to 1 [equal]"
+        group, "--weights", type=float, metavar="W", help="one weight per model; those of an average sum to 1 [equal]"
     )
     options.add_option(
         group, "--normalize-weights", old=["--normalize"], dest="normalize", action="store_true",
-        help="divide weights by their sum",
+        help="divide the weights by their sum",
     )  # fmt: skip
     options.add_option(
         group, "--data", old=["--example-data"], metavar="FILE",
-        help='find them on examples {"query", "pos", "neg"}: softmax(-loss/T)',
+        help='find the weights on examples {"query", "pos", "neg"}: softmax(-loss/T)',
     )  # fmt: skip
-    group.add_argument("--temperature", type=float, metavar="T", help="with --data [5]")
-    group.add_argument("--batch-size", type=options.positive, metavar="N", help="examples of a batch [2]")
+    group.add_argument("--temperature", type=float, metavar="T", help="T of the weights that --data gives [5]")
+    group.add_argument("--batch-size", type=options.positive, metavar="N", help="examples per batch [2]")
     options.add_option(
         group, "--max-length", old=["--max-input-length"], dest="max_input_length", type=options.positive,
         metavar="TOKENS", help="cut texts of examples here [2048, or the model's limit]",
     )  # fmt: skip
-    group.add_argument("--neg-number", type=options.not_negative, metavar="N", help="negatives of an example [7]")
+    group.add_argument("--neg-number", type=options.not_negative, metavar="N", help="negatives per example [7]")
     options.add_list_option(
-        group, "--eval-data", metavar="DIR_OR_FILE", help="find them by their scores on these (extra eval)"
-    )
+        group, "--eval-data", metavar="DIR_OR_FILE",
+        help="find the weights by the scores of the merged models on this data (extra eval)",
+    )  # fmt: skip
     options.add_option(
         group, "--split", old=["--eval-split"], dest="eval_split", metavar="NAME",
-        help="of --eval-data [test, else dev or validation]",
+        help="split of --eval-data [test, else dev or validation]",
     )  # fmt: skip
-    group.add_argument("--search-points", type=options.positive, metavar="N", help="values of a weight [11]")
-    group.add_argument("--first-stage", metavar="MODEL", help="for rerankers: embedder whose passages are reordered")
-    group.add_argument("--rerank-top-k", type=options.positive, metavar="N", help="passages a query [100]")
+    group.add_argument("--search-points", type=options.positive, metavar="N", help="values to try per weight [11]")
+    group.add_argument("--first-stage", metavar="MODEL", help="for rerankers: embedder whose passages are reranked")
+    group.add_argument("--rerank-top-k", type=options.positive, metavar="N", help="passages per query [100]")
     options.add_text_options(group)
     group = parser.add_argument_group("method")
     group.add_argument(
-        "--method", choices=("average", "slerp", "task_arithmetic", "ties", "dare"), default="average", help="[average]"
+        "--method",
+        choices=("average", "slerp", "task_arithmetic", "ties", "dare"),
+        default="average",
+        help="how the models are merged [average]",
     )
-    group.add_argument("--base", metavar="MODEL", help="of task_arithmetic, ties and dare: what all were trained from")
-    group.add_argument("--density", type=float, metavar="X", help="of ties and dare: share of changes kept [0.2]")
-    group.add_argument("--scale", type=float, metavar="X", help="of ties: factor of the merged change [1]")
-    group.add_argument("--seed", type=options.not_negative, metavar="N", help="of dare and --data [0]")
+    group.add_argument("--base", metavar="MODEL", help="model that all were trained from (task_arithmetic, ties, dare)")
+    group.add_argument("--density", type=float, metavar="X", help="share of changes kept (ties, dare) [0.2]")
+    group.add_argument("--scale", type=float, metavar="X", help="factor of the merged change (ties) [1]")
+    group.add_argument("--seed", type=options.not_negative, metavar="N", help="random seed (dare, --data) [0]")
     group = parser.add_argument_group("model")
     options.add_option(
         group, "--devices", old=["--device"], dest="device", metavar="DEVICE", default="cpu",
-        help="one, of losses and validation, such as cuda [cpu]",
+        help="one device for losses and validation, such as cuda [cpu]",
     )  # fmt: skip
-    options.add_pooling_option(group, of=", of rerankers that of --first-stage")
+    options.add_pooling_option(group, of="; with rerankers, those of --first-stage")
     options.add_checkpoint_options(group)
     options.add_report_options(parser)
 

@@ -1,9 +1,9 @@
 """`bge mine`: training data -> the same with hard negatives.
 
 Find hard negatives for training data: passages that a model ranks high for a query and that are not its positives.
-The input are JSON lines {"query": ..., "pos": [...], "neg": [...]}; candidates are the passages of all rows, or those
+The input is JSON lines {"query": ..., "pos": [...], "neg": [...]}; candidates are the passages of all rows, or those
 of --candidate-pool. Negatives that rows have are replaced (--keep-existing adds to them). Beside the output,
-NAME.report.html (and .json) says what was mined. An interrupted run goes on when it is started again.
+NAME.report.html (and .json) says what was mined. The same command continues an interrupted run.
 
 Examples:
   bge mine --model BAAI/bge-base-en-v1.5 --input train.jsonl --output mined.jsonl --range 10-210 --negatives 15
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..mining.mining import Mining
 
 #: What is said when it is interrupted.
-INTERRUPTED: Final = "the same command goes on from what is finished"
+INTERRUPTED: Final = "the same command continues from what is finished"
 
 
 #: What counts with --labelled-pairs.
@@ -56,10 +56,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("labelled pairs")
     group.add_argument(
         "--labelled-pairs", action="store_true",
-        help='the input are pairs {"sentence1", "sentence2", "label"}; nothing is mined, they are put together',
+        help='the input is pairs {"sentence1", "sentence2", "label"}; they are grouped into rows, and nothing is mined',
     )  # fmt: skip
-    options.add_list_option(group, "--positive-label", metavar="LABEL", help="of positives [1, entailment]")
-    options.add_list_option(group, "--negative-label", metavar="LABEL", help="of negatives [0, contradiction]")
+    options.add_list_option(group, "--positive-label", metavar="LABEL", help="labels of positives [1, entailment]")
+    options.add_list_option(group, "--negative-label", metavar="LABEL", help="labels of negatives [0, contradiction]")
     group = parser.add_argument_group("search")
     # What FlagEmbedding calls flat is exact.
     options.add_option(
@@ -67,9 +67,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=lambda name: "exact" if name == "flat" else name,
         help="exact looks at every vector; hnsw and ivf are faster on millions and need faiss [exact]",
     )  # fmt: skip
-    group.add_argument("--search-device", metavar="DEVICE", help="compare vectors there, such as cuda [cpu]")
+    group.add_argument("--search-device", metavar="DEVICE", help="device that compares vectors, such as cuda [cpu]")
     group.add_argument("--use-gpu-for-searching", action="store_true", help=argparse.SUPPRESS)  # FlagEmbedding's
-    group.add_argument("--work-folder", metavar="DIR", help="keep vectors here [beside the output, until it is done]")
+    group.add_argument(
+        "--work-folder", metavar="DIR", help="folder that keeps the vectors [beside the output, until it is done]"
+    )
     options.add_model_options(parser, several="several take turns")
     group = parser.add_argument_group("report")
     group.add_argument("--samples", type=options.not_negative, default=5, metavar="N", help="rows shown in full [5]")
@@ -81,56 +83,64 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("choice")
     options.add_option(
         group, "--range", old=["--range-for-sampling"], default="10-210", metavar="FIRST-LAST",
-        help="places in the ranking: pass over FIRST, look as far as LAST [10-210]",
+        help="ranks that negatives come from: skip the first FIRST, end at LAST [10-210]",
     )  # fmt: skip
     options.add_option(
         group, "--negatives", old=["--negative-number"], type=options.positive, default=15, metavar="N",
-        help="per row [15]",
+        help="negatives per row [15]",
     )  # fmt: skip
-    group.add_argument("--seed", type=options.not_negative, default=0, metavar="N", help="of all draws [0]")
+    group.add_argument("--seed", type=options.not_negative, default=0, metavar="N", help="random seed [0]")
     group.add_argument(
-        "--sampling", choices=("random", "top"), default="random", help="within the range, or its top [random]"
-    )
+        "--sampling", choices=("random", "top"), default="random",
+        help="draw at random from the range, or take its top [random]",
+    )  # fmt: skip
     options.add_list_option(
-        group, "--miner", choices=("dense", "bm25", "random"), help="what finds candidates; several take turns [dense]"
-    )
+        group, "--miner", choices=("dense", "bm25", "random"),
+        help="methods that find candidates; several take turns [dense]",
+    )  # fmt: skip
     group.add_argument("--random", action="store_true", help="the same as --miner random: negatives at random")
     options.add_list_option(
         group, "--shares", type=options.positive, metavar="N",
-        help="negatives a turn of each miner: every --model, then bm25, then random [1 each]",
+        help="negatives per turn of each miner: every --model, then bm25, then random [1 each]",
     )  # fmt: skip
     group.add_argument(
-        "--keep-existing", action="store_true", help="keep negatives that rows have, and add N [replace]"
+        "--keep-existing", action="store_true", help="keep the negatives that rows have, and add N [replace them]"
     )
-    group.add_argument("--no-fill", action="store_true", help="fewer where the range has too few [fill up at random]")
+    group.add_argument(
+        "--no-fill", action="store_true", help="allow fewer negatives where the range has too few [fill up at random]"
+    )
     group.add_argument("--no-scores", action="store_true", help="do not write pos_scores and neg_scores")
 
 
 def _add_guards(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("guards against false negatives")
     options.add_list_option(
-        group, "--qrels", metavar="FILE", help="judgements (BEIR, TREC, jsonl): what they call relevant is no negative"
-    )
+        group, "--qrels", metavar="FILE",
+        help="judgements (BEIR, TREC, jsonl); passages they call relevant are never negatives",
+    )  # fmt: skip
     group.add_argument(
         "--queries", metavar="FILE", help="texts of the judgements' queries by id [rows have these ids as query_id]"
     )
-    group.add_argument("--margin", type=float, metavar="X", help="a negative scores at least X less than the positive")
+    group.add_argument("--margin", type=float, metavar="X", help="negatives score at least X less than the positive")
     group.add_argument(
-        "--max-positive-ratio", type=float, metavar="X", help="at most X of the positive's score, such as 0.95"
-    )
-    group.add_argument("--max-score", type=float, metavar="X", help="at most X")
+        "--max-positive-ratio", type=float, metavar="X",
+        help="negatives score at most X times the positive's score, such as 0.95",
+    )  # fmt: skip
+    group.add_argument("--max-score", type=float, metavar="X", help="negatives score at most X")
     options.add_option(
         group, "--reranker", old=["--reranker-name-or-path"], metavar="MODEL",
         help="a cross-encoder that judges candidates",
     )  # fmt: skip
     options.add_pair_length_options(group)
     group.add_argument(
-        "--max-reranker-score", type=float, metavar="X", help="at most X by the reranker, as its network gives it"
-    )
+        "--max-reranker-score", type=float, metavar="X",
+        help="negatives score at most X by the reranker, as its network gives it",
+    )  # fmt: skip
     group.add_argument(
-        "--near-duplicates", action="store_true", help="near copies of query, positives and negatives are copies, too"
-    )
-    group.add_argument("--near-threshold", type=float, metavar="X", help="Jaccard similarity of these [0.8]")
+        "--near-duplicates", action="store_true",
+        help="leave out near copies of the query, positives and negatives, too",
+    )  # fmt: skip
+    group.add_argument("--near-threshold", type=float, metavar="X", help="Jaccard similarity of near copies [0.8]")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from ..models.families import Family
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
     parser.add_argument("--filter", metavar="TEXT", help="only families with this in their title or a model's name")
-    parser.add_argument("--json", action="store_true", help="one JSON object a family")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per family")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -86,7 +86,7 @@ def positive(text: str) -> int:
     except ValueError:
         value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 on is expected, not {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not {text!r}")
     return value
 
 
@@ -124,17 +124,21 @@ def add_model_options(parser: argparse.ArgumentParser, *, default: str | None = 
         group, "--passage-max-length", old=["--embedder-passage-max-length"], type=positive, metavar="TOKENS",
         help="cut documents here [--max-length]",
     )  # fmt: skip
-    group.add_argument("--batch-size", type=positive, metavar="N", help="most texts in a batch [from the device]")
+    group.add_argument(
+        "--batch-size", type=positive, metavar="N", help="maximum number of texts per batch [from the device]"
+    )
     group.add_argument("--truncate-dim", type=positive, metavar="N", help="keep the first N dimensions (Matryoshka)")
     add_pooling_option(group)
-    group.add_argument("--no-normalize", action="store_true", help="leave vectors at their length [the model's card]")
+    group.add_argument(
+        "--no-normalize", action="store_true", help="do not scale vectors to unit length [the model's card]"
+    )
     add_option(
         group, "--query-instruction", old=["--query-instruction-for-retrieval"], metavar="TEXT",
         help='text before queries, "" for none [the model\'s card]',
     )  # fmt: skip
     add_option(
         group, "--query-instruction-format", old=["--query-instruction-format-for-retrieval"], metavar="FORMAT",
-        help="instruction and query in two slots {} [{}{}]",
+        help="format with one slot {} for the instruction and one for the query [{}{}]",
     )  # fmt: skip
     add_option(
         group, "--passage-instruction", old=["--passage-instruction-for-retrieval"], metavar="TEXT",
@@ -162,7 +166,7 @@ def _add_compute_options(group: argparse._ActionsContainer) -> None:
     """Options of where and in which number format a model computes."""
     add_list_option(
         group, "--devices", old=["--device"], metavar="DEVICE",
-        help="such as cpu, cuda:0, mps; several share the work [all visible GPUs, else the CPU]",
+        help="devices, such as cpu, cuda:0, mps; several share the work [all visible GPUs, else the CPU]",
     )  # fmt: skip
     group.add_argument("--fp32", action="store_true", help="compute in float32 [the device's fastest 16-bit format]")
     group.add_argument(
@@ -201,7 +205,9 @@ def check_model_names(args: Any) -> None:
                 continue
             if near.endswith(f"/{name}"):
                 # Names without an owner are those of a few models of the hub's first days, and none of the table.
-                raise UsageError(f"{name} is no folder here, and a name on the hub has an owner; did you mean {near}?")
+                raise UsageError(
+                    f"{name} is not a folder here, and a name on the hub has an owner; did you mean {near}?"
+                )
             from ..models.hub import resolve
 
             same: dict[str, Any] = {each: getattr(args, each, None) for each in ("revision", "cache_dir")}
@@ -228,7 +234,7 @@ def model_arguments(args: argparse.Namespace) -> dict[str, Any]:
         pooling_method=args.pooling,
         query_instruction_for_retrieval=args.query_instruction,
         passage_instruction_for_retrieval=args.passage_instruction,
-        # What is off goes unsaid, so that a hosted model is not told of weights it does not have.
+        # What is off goes unsaid: a hosted model has no weights that it could be about.
         use_fp16=False if args.fp32 else None,
         normalize_embeddings=False if args.no_normalize else None,
         trust_remote_code=args.trust_remote_code or None,
@@ -259,11 +265,12 @@ def add_reranker_options(parser: argparse.ArgumentParser) -> None:
     add_pair_length_options(group, "--max-length", "--query-max-length")
     add_option(
         group, "--batch-size", old=["--reranker-batch-size"], type=positive, metavar="N",
-        help="most pairs in a batch [from the device]",
+        help="maximum number of pairs per batch [from the device]",
     )  # fmt: skip
     group.add_argument(
-        "--windows", action="store_true", help="score long passages in overlapping windows, the best counts [cut them]"
-    )
+        "--windows", action="store_true",
+        help="score long passages in overlapping windows; the best one counts [cut them]",
+    )  # fmt: skip
     add_option(
         group, "--query-instruction", old=["--query-instruction-for-rerank"], metavar="TEXT",
         help='text before queries, "" for none [what the model says]',
@@ -283,7 +290,10 @@ def add_pair_length_options(group: argparse._ActionsContainer, *own: str) -> Non
         own: Names of the two where no embedder has them.
     """
     usual = ("--reranker-max-length", "--reranker-query-max-length")
-    sentences = ("of query and passage [512, if it can]", "of a query [3/4 of that]")
+    sentences = (
+        "maximum length of query and passage together [512, or the reranker's limit]",
+        "maximum length of a query [3/4 of that]",
+    )
     for name, old, sentence in zip(own or usual, usual, sentences, strict=True):
         add_option(group, name, old=[old] if own else [], type=positive, metavar="TOKENS", help=sentence)
 
@@ -314,19 +324,20 @@ def add_document_options(group: argparse._ActionsContainer) -> None:
     from ..data.markup import DOCUMENTS
 
     group.add_argument(
-        "--format", choices=(*FORMATS, *DOCUMENTS), help="of all files [each file's name, or its first bytes]"
+        "--format", choices=(*FORMATS, *DOCUMENTS),
+        help="format of all files [seen from each file's name, or its first bytes]",
+    )  # fmt: skip
+    add_list_option(
+        group, "--include", metavar="PATTERN", help="files to read in folders, also with other endings, such as '*.rst'"
     )
     add_list_option(
-        group, "--include", metavar="PATTERN", help="files in folders to read, also of other endings, such as '*.rst'"
-    )
-    add_list_option(
-        group, "--exclude", metavar="PATTERN", help="files and folders in folders to pass over, such as 'drafts/'"
+        group, "--exclude", metavar="PATTERN", help="files and folders to skip in folders, such as 'drafts/'"
     )
     group.add_argument(
         "--records", choices=UNITS,
-        help="what of a text or document is one record [line of txt, with --chunk the file; other documents the file]",
+        help="what one record is [a line of txt, with --chunk the file; of other documents the file]",
     )  # fmt: skip
-    group.add_argument("--delimiter", metavar="C", help="between columns of csv, such as ';' or tab [the header's]")
+    group.add_argument("--delimiter", metavar="C", help="separator of csv columns, such as ';' or tab [the header's]")
 
 
 def document_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -339,19 +350,21 @@ def add_input_options(parser: argparse.ArgumentParser, *, title: str = "input", 
 
     Args:
         parser: The verb's parser.
-        title: Of the options in the help.
+        title: Title of the options in the help.
         ids: Whether ids matter.
     """
     group = parser.add_argument_group(title)
     add_document_options(group)
     add_text_options(group)
     group.add_argument("--text-field", metavar="NAME", help="field or column of the text [text, content, contents]")
-    group.add_argument("--title-field", metavar="NAME", help='put before the text, "" for none [title]')
+    group.add_argument("--title-field", metavar="NAME", help='field put before the text, "" for none [title]')
     if ids:
-        group.add_argument("--id-field", metavar="NAME", help="[_id, id; without one, the number of the row from 0]")
+        group.add_argument(
+            "--id-field", metavar="NAME", help="field of the id [_id, id; without one, the number of the row from 0]"
+        )
     group.add_argument(
         "--on-error", choices=("raise", "skip"), default="raise",
-        help="stop at a line that cannot be used, or leave it out and list it [raise]",
+        help="stop at a line that cannot be used, or skip and list it [raise]",
     )  # fmt: skip
 
 
@@ -359,7 +372,7 @@ def add_keep_option(group: argparse._ActionsContainer) -> None:
     """The option of columns that are kept as metadata; `open_records` obeys it."""
     group.add_argument(
         "--keep", nargs="*", action="extend", metavar="COLUMN",
-        help="columns to keep for results and conditions, '*' for all but text, title and id [none]",
+        help="columns to keep for results and conditions; '*' for all but text, title and id [none]",
     )  # fmt: skip
 
 
@@ -367,10 +380,12 @@ def add_text_options(group: argparse._ActionsContainer) -> None:
     """Options of how text files are written; `text_arguments` are arguments of whatever reads them."""
     from ..data.formats import QUOTINGS
 
-    group.add_argument("--encoding", metavar="NAME", help="of text files, such as gb18030, big5, utf-16 [utf-8]")
+    group.add_argument(
+        "--encoding", metavar="NAME", help="encoding of text files, such as gb18030, big5, utf-16 [utf-8]"
+    )
     group.add_argument(
         "--quoting", choices=QUOTINGS, default="auto",
-        help="quotes in csv and tsv enclose fields, or every line is a row [auto: csv does, of tsv it is seen]",
+        help="whether quotes in csv and tsv enclose fields [auto: in csv they do, in tsv the content tells]",
     )  # fmt: skip
 
 
@@ -399,8 +414,13 @@ def add_chunk_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--chunk", action=argparse.BooleanOptionalAction, help="split into overlapping passages instead of cutting"
     )
-    group.add_argument("--chunk-size", type=positive, metavar="TOKENS", help="of a passage [what the model takes]")
-    group.add_argument("--chunk-overlap", type=not_negative, metavar="TOKENS", help="of neighbours [size / 8]")
+    group.add_argument(
+        "--chunk-size", type=positive, metavar="TOKENS", help="maximum length of a passage [the model's limit]"
+    )
+    group.add_argument(
+        "--chunk-overlap", type=not_negative, metavar="TOKENS",
+        help="tokens shared by neighbouring passages [1/8 of --chunk-size]",
+    )  # fmt: skip
 
 
 def chosen_chunks(args: argparse.Namespace) -> Chunks | None:
@@ -443,17 +463,17 @@ def add_training_files(parser: argparse.ArgumentParser, made: str) -> None:
     add_overwrite_option(parser)
 
 
-def add_overwrite_option(group: argparse._ActionsContainer, what: str = "an output") -> None:
+def add_overwrite_option(group: argparse._ActionsContainer, what: str = "output") -> None:
     """The option that lets a verb replace what is there; without it every verb refuses to."""
-    group.add_argument("--overwrite", action="store_true", help=f"replace {what} that is there")
+    group.add_argument("--overwrite", action="store_true", help=f"replace an existing {what}")
 
 
 def add_report_options(parser: argparse.ArgumentParser) -> None:
     """Options of what is said while a verb runs; `set_up_logging` obeys them."""
     group = parser.add_argument_group("messages")
     group.add_argument("--no-progress", action="store_true", help="no progress bar")
-    group.add_argument("--quiet", action="store_true", help="nothing but errors and results")
-    group.add_argument("--verbose", action="store_true", help="say more")
+    group.add_argument("--quiet", action="store_true", help="print nothing but errors and results")
+    group.add_argument("--verbose", action="store_true", help="print more details")
 
 
 def set_up_logging(args: argparse.Namespace) -> None:

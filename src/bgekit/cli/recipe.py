@@ -1,8 +1,8 @@
 """`bge recipe`: a file of stages, each a verb of this command line, run in order and only as far as needed.
 
 Run a recipe: a YAML file of stages (pretrain, mine, finetune, score, merge, calibrate, eval, ...) with their data and
-arguments. What is there already and would come out the same is not run again; a run that was interrupted or killed
-goes on when the same command is given again. The work folder gets the outputs, the log of each stage, and a report.
+arguments. A stage whose output is there already and would come out the same is not run again; the same command
+continues a run that was interrupted or killed. The work folder holds the outputs, the log of each stage, and a report.
 
 Examples:
   bge recipe run recipes/small-demo.yaml --dry-run
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..recipes.spec import Recipe, Verb
 
 #: What is said when it is interrupted.
-INTERRUPTED: Final = "the same command goes on from what is finished"
+INTERRUPTED: Final = "the same command continues from what is finished"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -39,16 +39,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, title="actions")
     run = actions.add_parser("run", help="run a recipe", description=parser.description)
     run.add_argument("file", metavar="FILE", help="the recipe")
-    run.add_argument("--dry-run", action="store_true", help="show what would be run and why, and run nothing")
+    run.add_argument("--dry-run", action="store_true", help="show what would run and why, and run nothing")
     options.add_list_option(run, "--set", metavar="NAME=VALUE", help="give a variable of the recipe another value")
     run.add_argument("--work", metavar="DIR", help="folder of outputs, logs and the report [runs/NAME]")
-    options.add_list_option(run, "--stages", metavar="STAGE", help="only these, and those that they need [all]")
-    options.add_list_option(run, "--again", metavar="STAGE", help="run these whatever is there")
-    run.add_argument("--quiet", action="store_true", help="nothing but errors")
+    options.add_list_option(
+        run, "--stages", metavar="STAGE", help="run only these stages, and those that they need [all]"
+    )
+    options.add_list_option(run, "--again", metavar="STAGE", help="run these stages even if their output is up to date")
+    run.add_argument("--quiet", action="store_true", help="print nothing but errors")
     data = actions.add_parser(
         "pydocs", help="write training and test data from the documentation of Python's standard library",
         description="Write pairs of the first sentence of a docstring and the rest of it: train.jsonl, texts.jsonl for "
-        "pre-training, and eval/, a retrieval task of modules that are held out.",
+        "pre-training, and eval/, a retrieval task on modules that are held out.",
     )  # fmt: skip
     data.add_argument("-o", "--output", required=True, metavar="DIR", help="folder to write")
 
@@ -81,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         raise
     if not args.quiet:
         from ..display.terminal import encodable
-        from ..recipes.recipe_report import scores_text
+        from ..recipes.recipe_page import scores_text
 
         print(encodable(scores_text(content)), end="")
         print(f"\nwritten to {work}: report.md, report.html, report.json")

@@ -1,8 +1,8 @@
 """`bge rerank`: queries with passages -> the passages best first, by a cross-encoder.
 
-Score passages for queries with a cross-encoder, which reads both together, and print them best first: a JSON object a
-query and line. The input are JSON lines of {"query": ..., "passages": [...]}, or what `bge search --json` prints; with
--q, files of texts in any form, all of which are ranked for the query.
+Score passages for queries with a cross-encoder, which reads both together, and print them best first, one JSON
+object per query and line. The input is JSON lines of {"query": ..., "passages": [...]}, or what `bge search --json`
+prints; with -q, files of texts in any form, all of which are ranked for the query.
 
 Examples:
   bge rerank --model BAAI/bge-reranker-v2-m3 candidates.jsonl --top-k 10
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from ..search.candidates import Group
 
 #: What is said when it is interrupted.
-INTERRUPTED: Final = "what was printed is complete, line by line; the same command starts anew"
+INTERRUPTED: Final = "what was printed is complete, line by line; the same command starts over"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
     parser.add_argument("files", nargs="*", metavar="FILE", help="input (before -q); - is standard input [-]")
     options.add_list_option(
-        parser, "-q", "--query", old=["--queries"], metavar="QUERY", help="rank all texts of the files for these"
+        parser, "-q", "--query", old=["--queries"], metavar="QUERY", help="queries to rank all texts of the files for"
     )
-    parser.add_argument("-k", "--top-k", type=options.positive, metavar="N", help="passages a query [all]")
+    parser.add_argument("-k", "--top-k", type=options.positive, metavar="N", help="passages per query [all]")
     parser.add_argument("--normalize", action="store_true", help="scores from 0 to 1, by a sigmoid [as they are]")
     options.add_reranker_options(parser)
     options.add_input_options(parser)

@@ -1,8 +1,8 @@
 """`bge score`: training data -> the same with a cross-encoder's scores, for distillation.
 
-Add pos_scores and neg_scores to training data: what a cross-encoder thinks of every query with its passages. An
-interrupted run goes on when it is started again, and the output is the same, byte by byte. Rows that have scores keep
-them unless --overwrite-scores is given (`bge mine` writes similarities there).
+Add pos_scores and neg_scores to training data: a cross-encoder's scores of every query with its passages. The same
+command continues an interrupted run, and the output is the same, byte for byte. Rows that have scores keep them unless
+--overwrite-scores is given (`bge mine` writes similarities there).
 
 Example:
   bge score --model BAAI/bge-reranker-v2-m3 --input mined.jsonl --output scored.jsonl --overwrite-scores
@@ -19,7 +19,7 @@ from typing import Final
 from . import options
 
 #: What is said when it is interrupted.
-INTERRUPTED: Final = "the same command goes on from what is finished"
+INTERRUPTED: Final = "the same command continues from what is finished"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

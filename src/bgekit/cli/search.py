@@ -1,8 +1,8 @@
 """`bge search`: files, encoded shards or an index, and questions -> what fits them by meaning.
 
-Search by meaning. What is searched are files (jsonl, csv, tsv, parquet, txt, md, html, pdf, docx; gzipped or not),
-folders of such files, a folder that `bge encode` wrote (with --store-texts, if texts are to be shown), or an index that
-was made before. Without -q, questions are read from the terminal, or a line each from standard input.
+Search by meaning: in files (jsonl, csv, tsv, parquet, txt, md, html, pdf, docx; gzipped or not), in folders of such
+files, in a folder that `bge encode` wrote (with --store-texts, if texts are to be shown), or in an existing index.
+Without -q, questions are read from the terminal, or from standard input, one per line.
 
 Examples:
   bge search notes/ --model BAAI/bge-small-en-v1.5 --chunk -q "what was decided about the roof?"
@@ -48,31 +48,36 @@ _READING: Final = (
 )  # fmt: skip
 #: What is said where nothing is found, without a condition and with one.
 _EMPTY: Final = ("nothing: the index is empty", "nothing meets the condition")
-_TOO_LOW: Final = "nothing scores as much as --min-score asks for"
+_TOO_LOW: Final = "no result reaches --min-score"
 #: What is said when it is interrupted.
-INTERRUPTED: Final = "with --index, the same command goes on from what is encoded; without, it starts anew"
+INTERRUPTED: Final = "with --index, the same command continues from what is encoded; without, it starts over"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("sources", nargs="*", metavar="FILE_OR_DIR", help="what to search (before -q); - is stdin")
-    options.add_list_option(parser, "-q", "--query", old=["--queries"], metavar="QUERY", help="questions to answer")
-    parser.add_argument("-k", "--top-k", type=options.positive, default=10, metavar="N", help="results a question [10]")
     parser.add_argument(
-        "--min-score", type=float, metavar="X", help="only results with at least this score (the reranker's, with one)"
+        "sources", nargs="*", metavar="FILE_OR_DIR", help="what to search (before -q); - is standard input"
     )
+    options.add_list_option(parser, "-q", "--query", old=["--queries"], metavar="QUERY", help="questions to answer")
+    parser.add_argument(
+        "-k", "--top-k", type=options.positive, default=10, metavar="N", help="results per question [10]"
+    )
+    parser.add_argument(
+        "--min-score", type=float, metavar="X",
+        help="only results with at least this score (with --reranker, its score)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object per question and line")
     parser.add_argument(
         "-o", "--output", metavar="FILE",
         help="write the results to a .parquet, .csv, .jsonl or .json file instead of printing them",
     )  # fmt: skip
-    options.add_overwrite_option(parser, "a file of results")
+    options.add_overwrite_option(parser, "file of results")
     parser.add_argument(
         "--no-instruction", action="store_true", help="encode questions without the model's instruction"
     )
     group = parser.add_argument_group("index")
     group.add_argument(
-        "--index", metavar="DIR", help="keep the index here, and use it as long as the files are the same"
+        "--index", metavar="DIR", help="keep the index here, and reuse it as long as the files are the same"
     )
     group.add_argument(
         "--index-type", choices=("exact", "hnsw", "ivf"),
@@ -81,13 +86,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("metadata")
     options.add_keep_option(group)
     group.add_argument(
-        "--where", metavar="EXPR", help="only what meets this condition, such as \"year >= 2020 and lang = 'en'\""
+        "--where", metavar="EXPR", help="only texts that meet this condition, such as \"year >= 2020 and lang = 'en'\""
     )
     group = parser.add_argument_group("second stage")
-    group.add_argument("--reranker", metavar="MODEL", help="a cross-encoder that puts what was found in a new order")
+    group.add_argument("--reranker", metavar="MODEL", help="a cross-encoder that reranks what was found")
     group.add_argument(
-        "--rerank-top-k", type=options.positive, default=100, metavar="N", help="texts a question that it reads [100]"
-    )
+        "--rerank-top-k", type=options.positive, default=100, metavar="N",
+        help="texts per question that it reranks [100]",
+    )  # fmt: skip
     # The model of an index that is there is known: only files need the option.
     options.add_model_options(parser, default="")
     options.add_input_options(parser)
@@ -162,9 +168,9 @@ def _check(args: argparse.Namespace) -> RecordReader | None:
         hint = _files_among("question", "-q", args.query) or _files_among("column", "--keep", args.keep)
         raise ArgumentError(f"nothing to search: give files, a folder of encoded shards, or --index DIR{hint}")
     if folders and len(args.sources) > 1:
-        raise ArgumentError(f"{folders[0]} is encoded already: it is searched alone, not beside other files")
+        raise ArgumentError(f"{folders[0]} is encoded already: give it alone, without other files")
     if (folders or not args.sources) and options.chosen_chunks(args) is not None:
-        raise ArgumentError("what is encoded already cannot be split into passages: use --chunk where it is encoded")
+        raise ArgumentError("encoded texts cannot be split into passages any more: use --chunk when they are encoded")
     from ..files.atomic import check_place
     from ..search.build import check_type
     from ..search.results import check_results_file
@@ -180,14 +186,16 @@ def _check(args: argparse.Namespace) -> RecordReader | None:
     if args.index and args.sources:
         check_place(args.index, folder=True)
     where = None if args.where is None else Where(args.where)
+    if not all(question.strip() for question in args.query or ()):
+        raise ArgumentError("a question (-q) is empty: it would be answered with any texts at all")
     if folders or not args.sources:
         if args.keep:
-            raise ArgumentError("what is encoded already has the columns it has: use --keep where it is encoded")
+            raise ArgumentError("encoded texts have the columns that were kept: use --keep when they are encoded")
         return None
     _read_as_before(args)
     lacking = [name for name in where.columns if name not in (args.keep or [])] if where else []
     if lacking and "*" not in (args.keep or []):
-        raise ArgumentError(f"--where looks at columns that are not kept: add --keep {shlex.join(lacking)}")
+        raise ArgumentError(f"--where uses columns that are not kept: add --keep {shlex.join(lacking)}")
     if not args.model:
         raise ArgumentError("--model is needed to encode files, such as --model BAAI/bge-small-en-v1.5")
     if "-" in args.sources and not args.query:
@@ -196,16 +204,20 @@ def _check(args: argparse.Namespace) -> RecordReader | None:
 
 
 def _read_as_before(args: argparse.Namespace) -> None:
-    """Take options of reading that are not given from the index that is there, and say so."""
+    """Take the model and options of reading that are not given from the index that is there, and say so."""
     from ..search.storage import FACTS, read_facts
 
     if not args.index or not (Path(args.index) / FACTS).exists():
         return
     try:
-        known = (read_facts(Path(args.index)).input or {}).get("options", {})
+        facts = read_facts(Path(args.index))
     except OutputError:  # Said where it is built again.
         return
+    known = (facts.input or {}).get("options", {})
     taken: list[str] = []
+    if not args.model and facts.model_name:
+        args.model = facts.model_name
+        taken += ["--model", facts.model_name]
     for name in _READING:
         value = known.get(name)
         if value is not None and getattr(args, name, value) in (None, "auto"):
@@ -216,7 +228,7 @@ def _read_as_before(args: argparse.Namespace) -> None:
         sizes = (("--chunk-size", args.chunk_size), ("--chunk-overlap", args.chunk_overlap))
         taken += ["--chunk", *(str(each) for size in sizes if size[1] is not None for each in size)]
     if taken:
-        _report(args, f"as {args.index} was built: {shlex.join(taken)}")
+        _report(args, f"files are read as for {args.index}: {shlex.join(taken)}")
 
 
 def _open(
@@ -267,7 +279,8 @@ def _open_files(
         progress=None if args.no_progress else lambda: EncodeProgress(records.size),
     )
     if report is not None:
-        parts = [f"encoded {report.texts - report.kept:,} texts in {time.perf_counter() - start:,.1f} s"]
+        what = "passages" if index.facts.chunked else "texts"
+        parts = [f"encoded {report.texts - report.kept:,} {what} in {time.perf_counter() - start:,.1f} s"]
         if report.truncated:
             parts.append(f"{report.truncated:,} were cut at the maximum length (--chunk splits them instead)")
         if records.skipped.count:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..training.loop.command_line import Command
 
 #: What is said when it is interrupted.
-INTERRUPTED: Final = "with --resume-from-checkpoint true, the same command goes on from the last checkpoint"
+INTERRUPTED: Final = "with --resume-from-checkpoint true, the same command continues from the last checkpoint"
 
 
 def train(verb: str, arguments: Sequence[str]) -> int:

@@ -74,7 +74,7 @@ class ArrowStore:
         except (ValueError, OSError) as error:  # ArrowInvalid is a ValueError
             raise DataError(f"{self.path} is damaged: {error}") from error
         batch = self._batch = lru_cache(OPEN_BATCHES)(self._reader.get_batch)
-        # A batch makes its column anew each time it is asked, which takes as long as reading a value does.
+        # A batch makes its column again each time it is asked, which takes as long as reading a value does.
         self._column = lru_cache(OPEN_BATCHES * len(self._reader.schema))(lambda name, at: batch(at).column(name))
 
     def __len__(self) -> int:
@@ -105,8 +105,8 @@ def write_batches(file: HashedFile | IO[bytes], schema: Any, batches: Iterable[A
 
     Args:
         file: The file.
-        schema: Of pyarrow.
-        batches: Of that schema.
+        schema: The pyarrow schema.
+        batches: Batches of that schema.
         notes: Called when all are there: what is to be noted with them, for JSON; empty for nothing.
     """
     from pyarrow import RecordBatch, ipc
@@ -140,7 +140,7 @@ def stored(path: Path, read: Callable[[], Store], write: Callable[[HashedFile], 
         try:
             return read()
         except DataError as error:
-            logger.warning("%s; it is made anew", error)
+            logger.warning("%s; it is made again", error)
     for leftover in path.parent.glob("*.arrow.*.tmp"):
         with contextlib.suppress(OSError):  # Another process was quicker.
             if time.time() - leftover.stat().st_mtime > _ABANDONED:

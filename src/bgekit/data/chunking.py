@@ -60,7 +60,7 @@ def chunk_text(text: str, tokenizer: PreTrainedTokenizerFast, size: int, overlap
     Args:
         text: The text.
         tokenizer: Counts tokens, special ones and prompts left out: the caller leaves room for them in `size`.
-        size: Most tokens of a passage. A passage ends where a paragraph, a sentence or at least a word does, as
+        size: Maximum number of tokens of a passage. It ends where a paragraph, a sentence or at least a word does, as
             long as that leaves it three quarters of its size.
         overlap: Tokens that neighbours share; down to half of them where a sentence begins there, and fewer where
             that would begin within a word.
@@ -117,7 +117,9 @@ _Spans = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 class _Chunker:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, size: int, overlap: int) -> None:
         if size < 1 or not 0 <= overlap < size:
-            raise ArgumentError(f"passages of {size} tokens cannot share {overlap}: needed is 0 <= overlap < size")
+            raise ArgumentError(
+                f"passages of {size} tokens cannot share {overlap}: the overlap must be from 0 to below the size"
+            )
         from tokenizers import Tokenizer
 
         # A copy, because truncation is a state of the tokenizer, which an encoder may be using at the same time.

@@ -72,7 +72,7 @@ class Line:
     Attributes:
         file: As the user named it.
         number: Its line, from 1 (in Parquet files the row).
-        fields: By name.
+        fields: Fields by name.
     """
 
     file: str
@@ -130,7 +130,7 @@ class Line:
                 f"the {name} {value!r} is one of three (entailment, neutral, contradiction), and pair classification "
                 "needs two: make entailment 1 and contradiction 0, and leave out neutral"
             )
-        hint = "" if isinstance(value, str) else "; degrees of similarity belong into a column called score"
+        hint = "" if isinstance(value, str) else "; degrees of similarity belong in a column called score"
         raise self.error(f"the {name} must be 1 (they belong together) or 0, not {shown(value)}{hint}")
 
     def identifier(self, name: str) -> str:
@@ -359,7 +359,7 @@ def read_file(
         path: The file, `-` for standard input.
         dialect: How it is written; by default as `files_written` says.
         format: As in `read_records`.
-        bad: Collects lines that are no rows; by default the first of them is an error.
+        bad: Collects lines that are not rows; by default the first of them is an error.
 
     Raises:
         DataError: the file or a line of it cannot be read; it names file and line.

@@ -117,8 +117,8 @@ def find_sources(
     Args:
         arguments: Files, folders, globs that no shell has resolved, `-` for standard input.
         skipped: Takes what is in a folder and cannot be read.
-        format: Of all files.
-        encoding: Of text files.
+        format: Format of all files.
+        encoding: Encoding of text files.
         include: Patterns, as in a .gitignore, of the files in folders that are taken; files of any ending are.
         exclude: Patterns of files and folders in folders that are not.
 
@@ -229,7 +229,7 @@ def _of_folder(folder: str, prefix: str, chosen: _Chosen, skipped: BadLines) -> 
         there = f"; it has {passed}: --include '*.rst' takes such files as plain text" if others else ""
         raise DataError(f"{folder} has no files to read ({kinds}) that are neither hidden nor left out{there}")
     if others:
-        logger.info("%s: %s are passed over", folder, passed)
+        logger.info("%s: %s are skipped", folder, passed)
     return [source for _, source in sorted(found, key=lambda each: each[0])]
 
 
@@ -252,7 +252,7 @@ def _files(folder: str, chosen: _Chosen, skipped: BadLines) -> Iterator[tuple[st
         ignored |= {os.path.join(root, each): rules for each in folders}
         for file in files:
             path = os.path.join(root, file)
-            # A link that leads nowhere cannot be read, and is named; a pipe or a socket is no file.
+            # A link that leads nowhere cannot be read, and is named; a pipe or a socket is not a file.
             if kept(file) and (os.path.isfile(path) or os.path.islink(path)):
                 yield path, _relative(path, folder)
 

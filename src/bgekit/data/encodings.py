@@ -107,8 +107,8 @@ def check_encoding(name: str | None) -> None:
         codecs.getincrementaldecoder("utf-8" if name is None else name)(_mark_bad).decode(b"a", False)
     except (LookupError, TypeError, ValueError):
         raise ArgumentError(
-            f"there is no encoding {name!r}; such as utf-8, gb18030, big5, cp932 (Shift-JIS), cp949 (EUC-KR), utf-16, "
-            "latin-1 are expected"
+            f"there is no encoding {name!r}; give one such as utf-8, gb18030, big5, cp932 (Shift-JIS), cp949 (EUC-KR), "
+            "utf-16 or latin-1"
         ) from None
 
 
@@ -293,7 +293,7 @@ class Lines(Iterable[str]):
         if not self._any_bad or text.isascii() or not _BAD_BYTES.search(text):
             return None
         problem = self._reason(text.encode("utf-8", "surrogateescape"))
-        return f"{problem} (if it is no slip, {self._guess})" if problem and self._guess else problem
+        return f"{problem} (if it is not a typing error, {self._guess})" if problem and self._guess else problem
 
     def _reason(self, line: bytes) -> str | None:
         try:
@@ -314,7 +314,7 @@ class Lines(Iterable[str]):
         """At the first line that is not of the encoding: whether most are not.
 
         Args:
-            number: Of the line, from 1.
+            number: Number of the line, from 1.
             ahead: The line and those that follow.
 
         Raises:
@@ -325,7 +325,9 @@ class Lines(Iterable[str]):
         bad = [each for each in ahead if self._reason(each)]
         if not self._utf8:
             if 2 * len(bad) > len(ahead) > 1:
-                raise DataError(f"{place}, as most lines from here on; without --encoding it is guessed what they are")
+                raise DataError(
+                    f"{place}, as most lines from here on; leave out --encoding to have the encoding guessed"
+                )
             return
         if self._told > len(bad):  # The file is UTF-8 with slips, whose rest another encoding would spoil.
             return
@@ -335,7 +337,7 @@ class Lines(Iterable[str]):
             raise DataError(f"{place}, {most}: {self._guess}")
         if 2 * len(bad) > len(ahead) + number - 1:
             raise DataError(
-                f"{place}, {most}, and what else they are cannot be guessed: name it with --encoding, such as gb18030, "
+                f"{place}, {most}, and their encoding cannot be guessed: name it with --encoding, such as gb18030, "
                 "big5, cp932, cp949 or latin-1"
             )
 

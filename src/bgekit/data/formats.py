@@ -1,6 +1,6 @@
 """Rows of files by format: JSON lines and arrays, CSV, TSV, Parquet, Arrow and plain text, gzipped or not.
 
-A row that cannot be parsed comes as the reason. One row is in memory at a time (of tables a batch).
+A row that cannot be parsed comes as the reason. One row is in memory at a time (one batch for tables).
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Dialect:
     """Encoding, quoting and delimiter of text files.
 
     Attributes:
-        encoding: By a name that Python knows; None for UTF-8, with a guess in the error where a file is not.
+        encoding: Encoding by a name that Python knows; None for UTF-8, with a guess in the error where a file is not.
         quoting: Whether quotes in csv and tsv enclose fields: see `Quoting`.
         delimiter: Between the columns of csv and tsv; None for a tab in tsv, and in csv what the header shows. `tab`
             is a tab.
@@ -321,7 +321,7 @@ def _arrow_errors(file: str, form: str) -> Iterator[None]:
         # What pyarrow raises for damaged files is a ValueError (ArrowInvalid), as our own DataError is.
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{file} is damaged or no {form} file: {error}") from error
+        raise DataError(f"{file} is damaged or not in the format {form}: {error}") from error
 
 
 def stem_and_format(name: str) -> tuple[str, str | None]:
@@ -390,7 +390,7 @@ def _spread_json(file: str, lines: Lines, texts: Iterable[str], line: int) -> It
         line: Its number.
 
     Raises:
-        DataError: it is no JSON: where the next object would begin cannot be known.
+        DataError: it is not JSON: where the next object would begin cannot be known.
     """
     decoder, texts, first, number = json.JSONDecoder(), iter(texts), line, 0
     buffer, place, reason = "", 0, "it is cut off"
@@ -486,7 +486,7 @@ def _batch_rows(batch: Any) -> Iterator[Row]:
         yield from batch.to_pylist()
         return
     except UnicodeDecodeError:
-        pass  # A row of the batch is no valid UTF-8: taken one by one, only that row is lost.
+        pass  # A row of the batch is not valid UTF-8: taken one by one, only that row is lost.
     for row in range(batch.num_rows):
         try:
             yield {name: batch.column(name)[row].as_py() for name in batch.schema.names}
@@ -523,7 +523,7 @@ def _recognised(file: str, lines: Ahead[str], delimiter: str) -> Iterator[tuple[
             if _is_quoted(window, delimiter, columns, whole=lines.ended):
                 yield from _quoted(file, rest, delimiter, columns or _width(window, delimiter), before=number)
             else:
-                logger.info("%s: quotes are characters like any other, as lines from %d on show", file, number + 1)
+                logger.info("%s: quotes are ordinary characters here, as the lines from %d on show", file, number + 1)
                 yield from _unquoted(rest, delimiter, before=number)
             return
         for _, cells in _unquoted([line], delimiter):
@@ -551,7 +551,7 @@ def _quoted(
         file: For messages.
         lines: With their ends.
         delimiter: Between cells.
-        columns: Of the table, where lines that are rows on their own may not become one row; None to let them.
+        columns: Columns of the table, where lines that are rows on their own may not become one row; None to let them.
         before: Lines of the file before these.
         asked: Whether the caller wants it so; else it is said where lines become one row.
     """
@@ -569,24 +569,24 @@ def _quoted(
             reason = f"not valid {form}: {error}"
             if len(kept) > 1:
                 reason += (
-                    f"; by its quotes it goes on to line {before + rows.line_num:,}. If quotes enclose nothing in this "
-                    "file: --quoting none"
+                    f"; by its quotes it continues to line {before + rows.line_num:,}. If quotes enclose nothing in "
+                    "this file, give --quoting none"
                 )
             yield number, reason
             continue
         last = before + rows.line_num
         if len(kept) > 1 and columns is not None and _rows_alone(kept, delimiter, columns) == len(kept):
             reason = (
-                f"lines {number:,} to {last:,} would be one row by their quotes, and are rows on their own without "
-                "them: --quoting none takes them so, --quoting csv as one"
+                f"lines {number:,} to {last:,} are one row if quotes enclose fields, and separate rows if they do not: "
+                "--quoting csv reads them as one row, --quoting none as separate rows"
             )
             yield number, reason
             continue
         if len(kept) > 1 and not asked:
             asked = True
             _say_once(
-                f"{file}: lines {number:,} to {last:,} are one row, as quotes enclose them; so are others like them. "
-                "--quoting none takes every line for a row"
+                f"{file}: lines {number:,} to {last:,} are read as one row, because quotes enclose them; so are others "
+                "like them. --quoting none reads every line as a row"
             )
         if cells:
             yield number, cells
@@ -613,7 +613,7 @@ def _is_quoted(window: Sequence[str], delimiter: str, columns: int | None, *, wh
     Args:
         window: The lines, with their ends.
         delimiter: Between cells.
-        columns: Of the table; None if the header is among the lines.
+        columns: Columns of the table; None if the header is among the lines.
         whole: Whether no further line follows.
     """
     plain = [cells for _, cells in _unquoted(window, delimiter)]
@@ -630,7 +630,7 @@ def _is_quoted(window: Sequence[str], delimiter: str, columns: int | None, *, wh
         except StopIteration:
             break
         except csv.Error:
-            # A field that goes on behind the lines that were looked at is no error, unless it is most of them.
+            # A field that continues behind the lines that were looked at is not an error, unless it is most of them.
             lost += whole or rows.line_num < len(window) or 2 * len(kept) > len(window)
             lost += _rows_alone(kept[1:], delimiter, width) if width > 1 else 0
             continue

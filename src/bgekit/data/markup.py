@@ -29,13 +29,15 @@ if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from markdown_it.tree import SyntaxTreeNode
 
+logger = logging.getLogger(__name__)
+
 #: Stands between the headings that lead to a section.
 PATH: Final = " > "
 #: Version of how files become text: an index that was made with another one is made again.
 VERSION: Final = 1
 _FRONT_MATTER: Final = re.compile(r"---[ \t]*\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 _BLANK_LINES: Final = re.compile(r"\n(?:[ \t]*\n)+")
-#: What surrounds a page's text, is not shown, or is no text.
+#: What surrounds a page's text, is not shown, or is not text.
 _NO_TEXT: Final = (
     "script", "style", "nav", "noscript", "template", "iframe", "svg", "math", "button", "select", "dialog",
 )  # fmt: skip
@@ -141,7 +143,7 @@ def read_document(file: str, form: str, encoding: str | None = None) -> Document
     Args:
         file: The file, gzipped or not, `-` for standard input.
         form: `md`, `html`, `pdf` or `docx`.
-        encoding: Of Markdown and HTML; by default UTF-8, or what an HTML file states.
+        encoding: Encoding of Markdown and HTML; by default UTF-8, or what an HTML file states.
 
     Raises:
         DataError: it cannot be read, or is damaged, or has no text though it has pages.
@@ -159,7 +161,7 @@ def read_document(file: str, form: str, encoding: str | None = None) -> Document
 
 def _markdown(file: str, stream: Stream, encoding: str | None) -> Document:
     text = _decoded(file, stream, encoding)
-    fields, body = _front_matter(text)
+    fields, body = _front_matter(file, text)
     title = fields.get("title")
     return Document(
         body, "" if title is None else " ".join(str(title).split()), marked=True, fields=fields,
@@ -167,8 +169,8 @@ def _markdown(file: str, stream: Stream, encoding: str | None) -> Document:
     )  # fmt: skip
 
 
-def _front_matter(text: str) -> tuple[dict[str, Any], str]:
-    """Fields of the YAML that a text begins with, and the rest of it."""
+def _front_matter(file: str, text: str) -> tuple[dict[str, Any], str]:
+    """Fields of the YAML that a text begins with, and the rest of it; what looks like YAML and is not, is named."""
     match = _FRONT_MATTER.match(text)
     if match is None:
         return {}, text
@@ -176,7 +178,13 @@ def _front_matter(text: str) -> tuple[dict[str, Any], str]:
 
     try:
         fields = read_yaml(match[1])
-    except (yaml.YAMLError, ValueError):  # ValueError: a date such as 2024-13-01.
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-01.
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 2}" if mark else ""
+        logger.warning(
+            "%s%s: the front matter is not YAML and is read as text: %s (a value with a colon stands in quotes)",
+            file, line, getattr(error, "problem", None) or error,
+        )  # fmt: skip
         fields = None
     if not isinstance(fields, dict):  # Text between two rules.
         return {}, text
@@ -444,11 +452,11 @@ def _tiles(
     Args:
         text: The whole text.
         nodes: Those of the part.
-        offsets: Of the lines of the text.
-        start: Of the part.
-        end: Of the part.
+        offsets: Offsets of the lines of the text.
+        start: Start of the part.
+        end: End of the part.
         shift: Where what the blocks' places count from begins.
-        header: Of the table that they are rows of.
+        header: Header of the table that they are rows of.
     """
     begins: list[tuple[int, SyntaxTreeNode | None]] = [(offsets[_lines(node)[0]], node) for node in nodes]
     if not begins or begins[0][0] > start:

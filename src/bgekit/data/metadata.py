@@ -69,7 +69,7 @@ def checked_keep(keep: Keep | None) -> tuple[str, ...]:
     """Names of columns to keep; one name alone is a list of one.
 
     Raises:
-        ArgumentError: one of them is no name.
+        ArgumentError: one of them is not a name.
     """
     names = () if keep is None else (keep,) if isinstance(keep, str) else tuple(keep)
     for name in names:
@@ -109,9 +109,10 @@ class Kinds:
             self._kinds[name] = (kind, file, line)
         elif before[0] != kind and not (kind == "list of " and before[0].startswith("list of ")):
             place = f" in {before[1]}, line {before[2]:,}" if before[1] else " before"
+            shown = value.isoformat() if isinstance(value, datetime.date) else repr(value)
             raise BadValue(
-                f"the column {name} is {_WORDS[kind]} here ({value!r:.40}) and {_WORDS[before[0]]}{place}: a column "
-                "that is kept has one type"
+                f"the column {name} is {_WORDS[kind]} here ({shown:.40}) and {_WORDS[before[0]]}{place}: a column "
+                f"that is kept has one type; write it in one way, or name the columns to keep without {name}"
             )
         return value
 
@@ -159,7 +160,7 @@ def _further_kind(name: str, value: Any) -> tuple[str, Any]:
         return _list_kind(name, value)
     if isinstance(value, Mapping):
         raise BadValue(
-            f"the column {name} is an object ({', '.join(map(str, value))[:40]}), and what is kept has no inner "
+            f"the column {name} is an object ({', '.join(map(str, value))[:40]}), and kept columns have no inner "
             f"fields: make columns of them, or name the columns to keep without {name}"
         )
     if isinstance(value, Decimal):
@@ -366,7 +367,7 @@ def write_table(file: IO[bytes] | Any, schema: Any, tables: Iterable[Any]) -> No
 
     Args:
         file: Open for bytes.
-        schema: Of all tables.
+        schema: Schema of all tables.
         tables: One after another.
     """
     from pyarrow import ipc

@@ -31,10 +31,10 @@ class DataFile:
     """One split, or one part of a test collection: a file, or the shards that it is cut into.
 
     Attributes:
-        paths: In their order.
+        paths: Paths in their order.
         count: How many shards their names say that there are; 0 where they say nothing.
-        language: Of rows that say their language in a column `lang`, only those with this one count; "" for all.
-        languages: Those that rows were seen to be of, where all count.
+        language: Language of the rows that count, where rows say theirs in a column `lang`; "" for all.
+        languages: Languages that rows were seen to have, where all count.
     """
 
     paths: tuple[str, ...]
@@ -74,7 +74,7 @@ class Folder:
         path: As the user named it.
         files: Data files by their name without ending.
         folders: Names of the folders in it.
-        others: Names of files that are no data.
+        others: Names of files that are not data.
     """
 
     path: str

@@ -27,7 +27,7 @@ from .columns import BadLines, Line, read_file
 from .encodings import repair
 from .formats import STDIN, USUAL, Dialect, line_of, shown, stem_and_format
 
-#: UTF-8 bytes of all texts of a row. More is no training example but a file in a wrong form, and would stop a step.
+#: UTF-8 bytes of all texts of a row. More is not a training example but a file in a wrong form, and would stop a step.
 LONGEST_ROW: Final = 8 << 20
 EXAMPLE_LINE: Final = '{"query": "capital of France", "pos": ["Paris is ..."], "neg": ["Rome is ...", "Lyon is ..."]}'
 EXPECTED: Final = f"each line is a JSON object such as {EXAMPLE_LINE}"
@@ -136,7 +136,7 @@ def row_of(line: Line) -> Row:
 def _check_size(line: Line, *texts: str) -> None:
     size = sum(len(text.encode()) for text in texts)
     if size > LONGEST_ROW:
-        raise line.error(f"its texts have {size:,} bytes, more than {LONGEST_ROW:,}: is this one document a line?")
+        raise line.error(f"its texts have {size:,} bytes, more than {LONGEST_ROW:,}: are the rows whole documents?")
 
 
 def _optional_text(line: Line, name: str) -> str | None:
@@ -328,7 +328,7 @@ def _write(source: str, file: HashedFile, bad: BadLines, dialect: Dialect) -> No
 def _checked_rows(source: str, bad: BadLines, dialect: Dialect) -> Iterator[dict[str, Any]]:
     scored: dict[bool, int] = {}
     try:
-        # All lines that are no rows are to be reported, not only the first.
+        # All lines that are not rows are to be reported, not only the first.
         for line, row in bad.usable(read_file(source, dialect, bad=bad), row_of):
             if scored.setdefault(row.score is not None, line.number) == line.number and len(scored) == 2:
                 bad.add(

@@ -86,7 +86,7 @@ def _bare(name: str) -> str:
 
 
 def with_nearest(message: str) -> str:
-    """A message of argparse with, where a value is no choice, the choice that it is most like."""
+    """A message of argparse with, where a value is not a choice, the choice that it is most like."""
     found = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
     if found is None:
         return message

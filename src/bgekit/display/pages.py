@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 from ..errors import ArgumentError, import_extra
 from ..files.atomic import atomic_file
@@ -98,13 +99,17 @@ def render_page(template: str, title: str, *, script: bool = False, **values: An
     )  # fmt: skip
 
 
+#: Columns up to which a table does not take the whole width of a page.
+_NARROW: Final = 3
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of a page.
 
     Attributes:
-        head: Of each column.
-        rows: Cells; the first one of a row is its head.
+        head: Head of each column.
+        rows: Cells, texts or links (`link`); the first one of a row is its head.
         numbers: Places of columns of numbers.
         sortable: A click on a column's head sorts by it.
     """
@@ -117,19 +122,21 @@ class Table:
     @property
     def cls(self) -> str:
         """Its class in the style sheet."""
-        return "sortable" if self.sortable else ""
+        # Two columns at the ends of a wide page are hard to read across.
+        return " ".join([*(["sortable"] if self.sortable else []), *(["narrow"] if len(self.head) <= _NARROW else [])])
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report: its text, then facts, plots and a table, where there are any.
+    """A part of a report: its text, then facts, plots, a table and code, where there are any.
 
     Attributes:
         title: The heading.
         text: Below it.
         facts: Names and values.
         plots: Each with its caption.
-        table: Of numbers or texts.
+        table: Table of numbers or texts.
+        code: Text that is shown as it is typed, such as a command.
         folded: Readers unfold it; it belongs to the section above.
         about: Beside the heading of a folded one.
     """
@@ -139,6 +146,7 @@ class Section:
     facts: Sequence[tuple[str, str]] = ()
     plots: Sequence[tuple[Svg, str]] = ()
     table: Table | None = None
+    code: str = ""
     folded: bool = False
     about: str = ""
 
@@ -153,7 +161,7 @@ def render_report(
         title: The heading.
         about: One line below it.
         findings: Sentences, and whether each is sure or only seen.
-        sections: In order.
+        sections: Sections in order.
         notes: What a reader should know.
         notes_are: Heading of the notes.
     """
@@ -161,6 +169,26 @@ def render_report(
         "display/report.html.jinja", title, script=True, about=about, findings=findings, sections=sections,
         notes=notes, notes_are=notes_are,
     )  # fmt: skip
+
+
+def link(text: str, to: str, before: str = "") -> str:
+    """A link for a cell of a table.
+
+    Args:
+        text: What is clicked on.
+        to: A file beside the page.
+        before: What stands before it in the cell.
+    """
+    from markupsafe import Markup
+
+    return Markup('{} <a href="{}">{}</a>').format(printable(before), quote(to), printable(text)).strip()
+
+
+def as_fact(value: object) -> str:
+    """A value of settings as a reader sees it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _asset(name: str) -> str:
@@ -194,7 +222,7 @@ def escape(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", printable(text).replace("&", "&amp;"))
 
 
-#: Matplotlib's settings of all plots; a label is no formula, whatever it contains.
+#: Matplotlib's settings of all plots; a label is not a formula, whatever it contains.
 STYLE: Final = {
     "font.size": 12, "text.parse_math": False, "text.color": INK, "figure.facecolor": SURFACE,
     "axes.facecolor": "none", "axes.edgecolor": GRID, "axes.labelcolor": MUTED, "axes.labelsize": 12,
@@ -285,7 +313,7 @@ def to_svg(figure: Any, *, name: str, title: str, standalone: bool = False) -> S
     """A figure as SVG that keeps text as text.
 
     Args:
-        figure: Of matplotlib, drawn within `drawing()`.
+        figure: Figure of matplotlib, drawn within `drawing()`.
         name: Unique on the page; ids are made from it.
         title: What the plot shows, for those who cannot see it.
         standalone: For a file of its own; otherwise for a page of HTML.

@@ -70,7 +70,7 @@ class LinePlot:
         """
         with drawing():
             figure = new_figure(WIDTH, HEIGHT)
-            axes = figure.add_axes((_LEFT / WIDTH, 44 / HEIGHT, 1 - (_LEFT + _RIGHT) / WIDTH, 1 - 94 / HEIGHT))
+            axes = panel(figure)
             self.draw(axes)
             return to_svg(figure, name=name, title=self.title)
 
@@ -112,7 +112,7 @@ class LinePlot:
         handles, labels = axes.get_legend_handles_labels()
         # The title says what the only line is.
         first = 1 if len(self.lines) == 1 else 0
-        _head(axes, self.title, handles[first:], labels[first:])
+        head(axes, self.title, handles[first:], labels[first:])
 
 
 def sheet(plots: Sequence[LinePlot]) -> Any:
@@ -144,28 +144,28 @@ class BarPlot:
         groups: Ranges and counts of each group by its name: (from, to, number).
         x_label: Below the axis.
         y_label: What the height of a bar is.
+        per_unit: Heights are per unit of x: ranges of different widths compare by their areas.
     """
 
     title: str
     groups: Mapping[str, Sequence[tuple[float, float, float]]] = field(default_factory=dict)
     x_label: str = ""
     y_label: str = "%"
+    per_unit: bool = False
 
     def svg(self, name: str) -> Svg:
         """The plot for a page, see `LinePlot.svg`."""
         with drawing():
             figure = new_figure(WIDTH, HEIGHT)
-            axes = figure.add_axes((_LEFT / WIDTH, 44 / HEIGHT, 1 - (_LEFT + _RIGHT) / WIDTH, 1 - 94 / HEIGHT))
+            axes = panel(figure)
             for place, (label, bars) in enumerate(self.groups.items()):
                 total = sum(number for *_, number in bars) or 1
                 color = LIGHT[place]
-                # A range without anything is no range of the list; it is drawn as nothing.
+                # A range without anything is not a range of the list; it is drawn as nothing.
                 for first, last, number in bars:
-                    axes.fill_between([first, last], 100 * number / total, color=color, alpha=0.4, linewidth=0)
-                    axes.plot(
-                        [first, first, last, last], [0, 100 * number / total, 100 * number / total, 0], color=color,
-                        linewidth=1.2,
-                    )  # fmt: skip
+                    height = 100 * number / total / (last - first if self.per_unit else 1)
+                    axes.fill_between([first, last], height, color=color, alpha=0.4, linewidth=0)
+                    axes.plot([first, first, last, last], [0, height, height, 0], color=color, linewidth=1.2)
                 axes.fill_between([], [], color=color, alpha=0.6, label=f"{label} ({total:,.0f})")
             axes.margins(x=0.02)
             axes.set_ylim(bottom=0)
@@ -173,20 +173,25 @@ class BarPlot:
             axes.set_xlabel(self.x_label)
             axes.set_ylabel(self.y_label)
             handles, labels = axes.get_legend_handles_labels()
-            _head(axes, self.title, handles if len(handles) > 1 else (), labels)
+            head(axes, self.title, handles if len(handles) > 1 else (), labels)
             return to_svg(figure, name=name, title=self.title)
 
 
-def _head(axes: Any, title: str, handles: Sequence[Any], labels: Sequence[str]) -> None:
+def panel(figure: Any) -> Any:
+    """Axes on a figure of `WIDTH` and `HEIGHT` that leave room for `head`."""
+    return figure.add_axes((_LEFT / WIDTH, 44 / HEIGHT, 1 - (_LEFT + _RIGHT) / WIDTH, 1 - 94 / HEIGHT))
+
+
+def head(axes: Any, title: str, handles: Sequence[Any], labels: Sequence[str]) -> None:
     """Title and legend above the axes, from the left edge of the plot on."""
     left = -(_LEFT - 2) / (WIDTH - _LEFT - _RIGHT)
     axes.set_title(
-        middle_clipped(printable(title), _TITLE), loc="left", x=left, size=13, pad=26 if handles else 10
+        middle_clipped(printable(title), _TITLE), loc="left", x=left, size=13, pad=30 if handles else 10
     )  # fmt: skip
     if handles:
         axes.legend(
             handles, [middle_clipped(printable(each), 26) for each in labels], loc="lower left",
-            bbox_to_anchor=(left, 0.99), ncols=4, borderaxespad=0.1, borderpad=0.2, handlelength=1.4, columnspacing=1.2,
+            bbox_to_anchor=(left, 1.03), ncols=4, borderaxespad=0.1, borderpad=0.2, handlelength=1.4, columnspacing=1.2,
         )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ Progress goes to stderr: one bar with a switch, and lines that do not break it.
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
 import sys
 import threading
@@ -13,6 +14,7 @@ import time
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,6 +31,14 @@ def encodable(text: str) -> str:
     """A text with question marks for characters that the terminal's encoding lacks."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "replace").decode(encoding)
+
+
+def shown_command(arguments: Sequence[str]) -> str:
+    """A command as people type it: `bge` without the folder that it lies in, and instead of `python -m bgekit`."""
+    program, *rest = arguments
+    path = Path(program)
+    ours = path.stem == "bge" or (path.name == "__main__.py" and path.parent.name == "bgekit")
+    return shlex.join(["bge" if ours else program, *rest])
 
 
 def columns(text: str) -> int:
@@ -344,7 +354,7 @@ class EncodeProgress(Progress):
     """A progress bar over the bytes of the input; a context manager.
 
     The number of texts is known only at the end, the number of bytes from the start, so the time left is reckoned
-    from bytes; where an input is no file, the places of its records stand for them. It moves within a shard, as
+    from bytes; where an input is not a file, the places of its records stand for them. It moves within a shard, as
     tokens are computed. Rates are means over this run; texts kept from an earlier run do not count in them.
 
     Example:

@@ -43,7 +43,7 @@ _NO_SPREAD: Final = 1e-6
 #: A task, a path for `read_tasks`, a list of texts, two lists of texts that belong together line by line, or two lists
 #: and a label (1 related, 0 not) for each line.
 Data: TypeAlias = "Task | TextPairs | str | os.PathLike[str] | Sequence[str] | tuple[Sequence[str], ...]"
-#: Without any wish, the threshold is for this share of unrelated pairs.
+#: Without a request, the threshold is for this share of unrelated pairs.
 DEFAULT_FALSE_POSITIVE_RATE: Final = 0.01
 #: Per cent of the pairs below each quantile that is reported.
 QUANTILES: Final = (0, 1, 5, 25, 50, 75, 95, 99, 100)
@@ -58,8 +58,8 @@ class Distribution:
 
     Attributes:
         count: Number of pairs.
-        mean: Of their similarity.
-        std: Of their similarity.
+        mean: Mean of their similarity.
+        std: Standard deviation of their similarity.
         quantiles: Similarity by the per cent of pairs below it.
         similarity: [n], the values themselves.
     """
@@ -96,9 +96,9 @@ class Measurement:
     Attributes:
         model: The model's name.
         data: Name of the data.
-        split: Of the data.
-        distributions: Of `unrelated` pairs (labelled, or else random), of `related` and of `random` pairs where both
-            are known.
+        split: Split of the data.
+        distributions: Distributions of `unrelated` pairs (labelled, or else random), of `related` and of `random` pairs
+            where both are known.
         unrelated_are: `labelled` or `random`.
     """
 
@@ -123,7 +123,7 @@ class Shortfall(Measurement):
     Attributes:
         target: Which rate was to be guaranteed.
         wanted: The rate.
-        confidence: Of the guarantee.
+        confidence: Confidence of the guarantee.
         prevalence: Share of related pairs that precision refers to, None where it is unknown.
         best: The rate nearest to `wanted` that these pairs can guarantee, and its threshold; None if there is none.
         reason: Why `wanted` cannot be guaranteed.
@@ -152,13 +152,13 @@ class Calibration(Measurement):
 
     Attributes:
         threshold: The threshold that was asked for; what was measured beside it is that of `Measurement`.
-        score_map: From similarity to a calibrated score.
-        meaning: Of calibrated scores: `probability` that a pair is related, or `percentile`, the share of unrelated
-            pairs with less similarity.
+        score_map: Map from similarity to a calibrated score.
+        meaning: Meaning of calibrated scores: `probability` that a pair is related, or `percentile`, the share of
+            unrelated pairs with less similarity.
         prevalence: Share of related pairs that probability and precision refer to, None where it is unknown.
         made_for: What the model must be for the calibration to hold.
         fingerprint: sha256 (hex) of the data and of how pairs were drawn from it.
-        seed: Of drawing pairs and of the bootstrap.
+        seed: Random seed for drawing pairs and of the bootstrap.
 
     Example:
         >>> from bgekit import FlagModel
@@ -217,12 +217,12 @@ class Calibration(Measurement):
 
 @dataclass(frozen=True)
 class Wish:
-    """The promise that a threshold is to keep on some pairs, checked as far as that needs no model.
+    """The guarantee that a threshold is to keep on some pairs, checked as far as that needs no model.
 
     Attributes:
-        target: The rate that is promised.
+        target: The rate that is guaranteed.
         wanted: How much of it, above 0 and below 1.
-        share: Of related pairs where the threshold will be used, None if it is unknown.
+        share: Share of related pairs where the threshold will be used, None if it is unknown.
     """
 
     target: Target
@@ -234,11 +234,11 @@ class Wish:
         cls, texts: TextPairs, *, precision: float | None = None, false_positive_rate: float | None = None,
         recall: float | None = None, confidence: float = 0.95, prevalence: float | None = None,
     ) -> Wish:  # fmt: skip
-        """The wish that arguments of `calibrate` stand for.
+        """What the arguments of `calibrate` ask for.
 
         Raises:
             ArgumentError: they contradict each other or are impossible.
-            DataError: the pairs do not have what the promise is about.
+            DataError: the pairs do not have what the guarantee is about.
         """
         rates: dict[Target, float | None] = {
             "precision": precision, "false_positive_rate": false_positive_rate, "recall": recall,
@@ -246,7 +246,7 @@ class Wish:
         given = [(target, value) for target, value in rates.items() if value is not None]
         if len(given) > 1:
             raise ArgumentError(
-                f"{' and '.join(target for target, _ in given)} give two thresholds: wish for one of them"
+                f"{' and '.join(target for target, _ in given)} ask for two thresholds: give one of them"
             )
         target, wanted = given[0] if given else ("false_positive_rate", DEFAULT_FALSE_POSITIVE_RATE)
         for name, value in ((target, wanted), ("confidence", confidence), ("prevalence", prevalence)):
@@ -281,9 +281,9 @@ def calibrate(
     encoding: str | None = None,
     quoting: Quoting = "auto",
 ) -> Calibration:
-    """Measure a model's similarities on data, choose a threshold that keeps a promise, and learn a calibrated score.
+    """Measure a model's similarities on data, choose a threshold that keeps a guarantee, and learn a calibrated score.
 
-    The threshold is the lowest one that keeps the promise on unseen pairs like these with the stated confidence: it is
+    The threshold is the lowest one that keeps the guarantee on unseen pairs like these at the stated confidence: it is
     stricter than the one that just reaches the rate on the pairs at hand (`threshold.plain`), the more so the fewer
     pairs there are. Pairs that share a text, such as all those of one query, are one group, and it is groups that
     count: rates are means over them (`threshold.groups`). `thresholds.py` says how.
@@ -295,22 +295,22 @@ def calibrate(
         precision: At least this share of the pairs from the threshold on are related.
         false_positive_rate: At most this share of the unrelated pairs reach the threshold. The default, with 0.01.
         recall: At least this share of the related pairs reach the threshold.
-        confidence: Chance that the promise holds.
+        confidence: Probability that the guarantee holds.
         prevalence: Share of related pairs where the threshold and the probabilities will be used; by default that of
             the data where it names related and unrelated pairs.
-        pairs: Most pairs that are drawn of each sort: related, unrelated, random.
+        pairs: Maximum number of pairs that are drawn of each sort: related, unrelated, random.
         related_from: Score from which on pairs of an STS task are related; by default the higher one of two, else
             0.8 of the highest.
-        split: Of the data, where `data` is a path.
+        split: Split of the data, where `data` is a path.
         encoding: What text files at a path are written in, by a name that Python knows; by default UTF-8.
         quoting: Whether quotes in csv and tsv there enclose fields: `auto`, `csv` or `none`, see `read_records`.
-        seed: Of drawing pairs and of the bootstrap.
+        seed: Random seed for drawing pairs and of the bootstrap.
         show_progress: Show a progress bar; by default on a terminal.
 
     Raises:
-        ArgumentError: wishes contradict each other or are impossible.
+        ArgumentError: requests contradict each other or are impossible.
         DataError: the data cannot be read, or the model finds all pairs equally similar.
-        NoGuaranteeError: the data has too few groups of pairs for the promise, or does not allow the precision; it
+        NoGuaranteeError: the data has too few groups of pairs for the guarantee, or does not allow the precision; it
             holds what was measured and the best guarantee that is possible.
 
     Example:

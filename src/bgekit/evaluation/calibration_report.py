@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from .._version import __version__
-from ..display.pages import Section, Svg, Table, render_report
+from ..display.pages import Section, Svg, Table, as_fact, render_report
 from ..display.plots import LinePlot
 from ..files.atomic import OutputFolder
 from ..models.sentence_transformers_files import shown_name
@@ -21,8 +21,8 @@ from .thresholds import Rate
 #: Rows and columns of the histogram.
 _ROWS: Final = 16
 _WIDTH: Final = 30
-#: What a threshold promises, by its target.
-_PROMISES: Final = {
+#: What a threshold guarantees, by its target.
+_GUARANTEES: Final = {
     "precision": "at least {} of the pairs from here on are related",
     "false_positive_rate": "at most {} of unrelated pairs reach it",
     "recall": "at least {} of related pairs reach it",
@@ -75,8 +75,10 @@ def _page(calibration: Calibration | Shortfall) -> str:
     value = None if threshold is None else threshold.value
     plots = [
         (
-            calibration_plot(shown["unrelated"], shown.get("related"), value, title="Similarities", standalone=False),
-            "How similar the pairs are, each sort scaled to its own number of pairs.",
+            calibration_plot(
+                shown["unrelated"], shown.get("related"), value, title="Similarities of the pairs", standalone=False
+            ),
+            "Each sort is scaled to its own number of pairs.",
         ),
         (_reached(shown, value), "Share of the pairs, as they were measured, that are at least as similar."),
     ]
@@ -136,7 +138,7 @@ def _facts(calibration: Calibration | Shortfall) -> Iterator[tuple[str, str]]:
     if calibration.prevalence is not None:
         yield "share of related pairs", _per_cent(calibration.prevalence)
     if isinstance(calibration, Calibration):
-        yield from ((key, f"{value}") for key, value in calibration.made_for.items())
+        yield from ((key, as_fact(value)) for key, value in calibration.made_for.items())
         yield "seed", f"{calibration.seed}"
 
 
@@ -164,7 +166,7 @@ def _best(shortfall: Shortfall) -> str:
     if shortfall.best is None:
         return f"with {confidence} confidence these pairs guarantee nothing"
     rate, value = shortfall.best
-    what = _PROMISES[shortfall.target].format(_per_cent(rate))
+    what = _GUARANTEES[shortfall.target].format(_per_cent(rate))
     return f"the best that these pairs can guarantee, with {confidence} confidence: threshold {value:.4f}, {what}"
 
 
@@ -177,7 +179,7 @@ def _quantile_name(per_cent: int) -> str:
 
 
 def calibration_text(calibration: Calibration) -> str:
-    """Quantiles, a histogram, the threshold with its promise, and the rates at it, in lines for a terminal."""
+    """Quantiles, a histogram, the threshold with its guarantee, and the rates at it, in lines for a terminal."""
     parts = (
         _quantiles(calibration),
         _histogram(calibration, calibration.threshold.value),
@@ -221,8 +223,8 @@ def _histogram(calibration: Measurement, threshold: float | None) -> Iterator[st
 def guarantee(calibration: Calibration) -> str:
     """The threshold and what holds from there on, in a sentence."""
     threshold = calibration.threshold
-    promise = _PROMISES[threshold.target].format(_per_cent(threshold.wanted))
-    return f"threshold {threshold.value:.4f}: {promise}, with {_per_cent(threshold.confidence)} confidence"
+    wanted = _GUARANTEES[threshold.target].format(_per_cent(threshold.wanted))
+    return f"threshold {threshold.value:.4f}: {wanted}, with {_per_cent(threshold.confidence)} confidence"
 
 
 def _threshold(calibration: Calibration) -> Iterator[str]:
@@ -260,8 +262,9 @@ def _known_rates(calibration: Calibration) -> Iterator[tuple[str, Rate, str]]:
 
 def _rate_cells(calibration: Calibration) -> Iterator[list[str]]:
     for name, rate, note in _known_rates(calibration):
-        ends = f"{_per_cent(rate.low)} to {_per_cent(rate.high)}"
-        yield [name + note, _per_cent(rate.value), ends, f"{rate.count:,} of {rate.of:,}", f"{rate.groups:,}"]
+        # On a telephone they are broken at their first space alone.
+        ends = f"{_per_cent(rate.low)} to\u00a0{_per_cent(rate.high)}"
+        yield [name + note, _per_cent(rate.value), ends, f"{rate.count:,} of\u00a0{rate.of:,}", f"{rate.groups:,}"]
 
 
 def _score(calibration: Calibration) -> str:

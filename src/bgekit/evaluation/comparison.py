@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..errors import ArgumentError, NumericalError
 from .evidence import Contrast, contrasts, mean_contrast, randomisations, step_down
-from .metrics import ranks
+from .metrics import metric_name, ranks
 from .results import Comparison, ItemChange, Result
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ def compare_all(
 
     Args:
         results: Their `items` are compared.
-        tasks: By name and split; they explain single items.
-        seed: Of the randomisations.
-        count: How many; by default 10,000, fewer for very many comparisons and for scores that are no means.
+        tasks: Tasks by name and split; they explain single items.
+        seed: Random seed for the randomisations.
+        count: How many; by default 10,000, fewer for very many comparisons and for scores that are not means.
 
     Returns:
         Those of the tasks, then, for pairs that were measured on all of them, those of the means (`over_tasks`).
@@ -77,8 +77,8 @@ def compare(a: Result, b: Result, task: Task | None = None, *, seed: int = 0, co
     """Two models on the same items.
 
     The p value is that of a two-sided randomisation test: which model the outcome of an item (of a group of items that
-    stand or fall together) belongs to is drawn at random. Scores that are no means (correlations, average precision)
-    are computed anew from each randomisation; for those, predictions are replaced by their ranks first (for Pearson
+    stand or fall together) belongs to is drawn at random. Scores that are not means (correlations, average precision)
+    are computed again from each randomisation; for those, predictions are replaced by their ranks first (for Pearson
     correlations they are standardised), so that two models' scales may differ. Of scores from draws of training texts,
     the draws count as random, too. docs/statistics.md says how intervals are made and when there is none.
 
@@ -86,7 +86,7 @@ def compare(a: Result, b: Result, task: Task | None = None, *, seed: int = 0, co
         a: One result.
         b: Another on the same data.
         task: Explains single items.
-        seed: Of the randomisations.
+        seed: Random seed for the randomisations.
         count: How many; by default as `compare_all`.
 
     Raises:
@@ -232,7 +232,7 @@ def item_values(items: Items) -> Doubles:
 
 def _conclusion(comparison: Comparison, contrast: Contrast, p: float, count: int) -> str:
     """The conclusion in words, with its limits."""
-    a, b, task, metric = comparison.a, comparison.b, comparison.task, comparison.metric
+    a, b, task, metric = comparison.a, comparison.b, comparison.task, metric_name(comparison.metric)
     found = f"{comparison.difference:+.2f}"
     if comparison.ci_low is None or comparison.ci_high is None:
         between = f"no interval: {comparison.doubt}"
@@ -244,11 +244,14 @@ def _conclusion(comparison: Comparison, contrast: Contrast, p: float, count: int
     if comparison.wins + comparison.losses == 0 and comparison.difference == 0:
         return f"{a} and {b} do the same on every {'task' if comparison.over_tasks else f'item of {task}'}."
     if math.isnan(contrast.low):
-        only = "of which only one number each is known" if comparison.n < 2 else contrast.doubt
+        only = "for which only one number per model is known" if comparison.n < 2 else contrast.doubt
         return f"{a} and {b} differ by {found} points of {metric} on {task}, {only}: nothing can be concluded from it."
     if p < LEVEL:
-        better, worse = (a, b) if comparison.difference > 0 else (b, a)
+        better, worse, side = (a, b, 1) if comparison.difference > 0 else (b, a, -1)
         points = f"{abs(comparison.difference):.2f} points of {metric}"
+        if comparison.ci_low is not None and comparison.ci_high is not None:
+            ends = sorted((side * comparison.ci_low, side * comparison.ci_high))
+            between = f"95 % interval {ends[0]:.2f} to {ends[1]:.2f}"
         return f"{better} is better than {worse} on {task}: {points} ({chance}; {between})."
     if comparison.ci_low is None or comparison.ci_high is None:
         return (

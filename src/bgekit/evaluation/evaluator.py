@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import platform
-import shlex
 import shutil
 import sys
 import time
@@ -24,7 +23,7 @@ import numpy as np
 
 from .._version import package_versions
 from ..data.formats import Quoting
-from ..display.terminal import loading
+from ..display.terminal import loading, shown_command
 from ..errors import ArgumentError, NumericalError
 from ..files.atomic import OutputFolder
 from ..files.hashing import digest
@@ -55,7 +54,7 @@ class Candidate:
     Attributes:
         name: As reports name it.
         embedder: The model; loaded by name when it is first needed.
-        options: Of `FlagModel`, when it is loaded by name.
+        options: Options of `FlagModel`, when it is loaded by name.
         settings: How it is used.
         note: What sets it apart from another candidate of the same name, such as its precision.
 
@@ -122,10 +121,10 @@ def evaluate(
             tasks that can be reranked; the report notes the others.
         output: Folder for results.json, per_item.jsonl, report.md and report.html; also for scores and vectors that a
             later run can use: what was computed from the same model, data and settings is not computed again, and an
-            interrupted run goes on.
+            interrupted run continues.
         keep_vectors: Leave the corpora's vectors in the output; by default they go when all is done.
         compare: Compare every pair of models and settings on every task.
-        seed: Of the comparisons' randomisations.
+        seed: Random seed for the comparisons' randomisations.
         progress: Show progress bars; by default on a terminal.
         log_scores: Log each score when it is there, unless there is no progress; a caller may have words of its own.
         notes: Put into the report.
@@ -204,7 +203,7 @@ def evaluate(
 
 @dataclass
 class FirstStage:
-    """An embedder whose best passages are put in order by one reranker after another.
+    """An embedder whose best passages are reranked by one reranker after another.
 
     Attributes:
         model: Name or folder of the embedder.
@@ -329,7 +328,7 @@ def _result(candidate: Candidate, model: JudgedModel, task: Task, cache: ScoreCa
         exclusions=task.exclusions,
         published=task.published,
         comparable=task.comparable,
-        # Of another setting the published score is no reproduction.
+        # Of another setting the published score is not a reproduction.
         reference=_reference(candidate.name, task) if model.setting == Setting() else None,
         card=model.embedder.card.to_dict(),
         fingerprints={"model": model.fingerprint, "data": task.fingerprint},
@@ -377,7 +376,7 @@ def tasks_of(
         tasks: Only the tasks of these names.
         left_out: Gets a note for each part of the data that is not measured.
         encoding: What text files are written in, as in `evaluate`.
-        quoting: Of csv and tsv files, as there.
+        quoting: Quoting of csv and tsv files, as there.
 
     Raises:
         ArgumentError: there is no such task, or one is there twice.
@@ -400,7 +399,7 @@ def tasks_of(
         found = [task for task in found if task.name.lower() in asked]
     keys = [(task.name, task.split) for task in found]
     if twice := {f"{name} ({part})" for name, part in keys if keys.count((name, part)) > 1}:
-        raise ArgumentError(f"{', '.join(sorted(twice))} is there twice; give each task once")
+        raise ArgumentError(f"{', '.join(sorted(twice))} is given twice; give each task once")
     if not found:
         raise ArgumentError("there is no task to measure on")
     require_packages(found)
@@ -422,11 +421,11 @@ def _environment(seed: int, seconds: float) -> dict[str, Any]:
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "seconds": seconds,
         "seed": seed,
-        "command": shlex.join(sys.argv),
+        "command": shown_command(sys.argv),
     }
 
 
-#: Changes whenever a protocol or metric does: what was stored before is then computed anew.
+#: Changes whenever a protocol or metric does: what was stored before is then computed again.
 PROTOCOL: Final = "2"
 
 
@@ -449,7 +448,7 @@ class ScoreCache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            logger.warning("%s cannot be read and is computed anew: %s", path, error)
+            logger.warning("%s cannot be read and is computed again: %s", path, error)
             return None
 
     def put(self, model: JudgedModel, task: Task, scores: Scores, seconds: float) -> None:

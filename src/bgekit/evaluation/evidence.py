@@ -26,7 +26,7 @@ MEANS: Final = 10_000
 _FEWEST_MEANS: Final = 2_000
 #: Numbers kept of the randomisations of all comparisons.
 _KEPT: Final = 20_000_000
-#: Randomisations of a statistic that has to be computed anew from all items each time.
+#: Randomisations of a statistic that has to be computed again from all items each time.
 STATISTICS: Final = 2_000
 #: What a randomisation may fall short of the observed difference and still count as extreme: rounding.
 _SLACK: Final = 1e-5
@@ -246,7 +246,7 @@ def _exchanged(
 
 
 def _influence(items: Items, unit: npt.NDArray[np.int64], total: int) -> Doubles:
-    """Contribution of each part of the items to the statistic [parts], mean 0: computed anew without it (jackknife)."""
+    """Contribution of each part of the items to the statistic [parts], mean 0: computed without it (jackknife)."""
     measure, predicted, label = MEASURES[items.statistic], items.columns["predicted"], items.columns["label"]
     n = len(label)
     present, _ = unit_sizes(unit, total)
@@ -313,7 +313,7 @@ class _Crossed:
     Attributes:
         by_item: [units], the share of each, scaled so that all squares of items and draws together are 1.
         by_draw: [draws], likewise.
-        deviation: Of the difference, NaN where nothing is known of other draws.
+        deviation: Deviation of the difference, NaN where nothing is known of other draws.
         degrees: Its degrees of freedom (Satterthwaite).
         units: Independent items.
         changed: Those on which the two differ.
@@ -349,7 +349,7 @@ def _crossed(a: Items, b: Items, unit: npt.NDArray[np.int64], total: int) -> _Cr
     rest = centred - by_item[:, None] - by_draw
     of_items = float((by_item**2).sum()) / max(n - 1, 1) / n
     spread = float((by_draw**2).sum()) / (draws - 1)
-    # What differs from draw to draw for single items is no difference of draws.
+    # What differs from draw to draw for single items is not a difference of draws.
     noise = float((rest**2).sum()) / max((n - 1) * (draws - 1), 1) / n
     widened = 1 / draws + overlap / (1 - overlap)
     of_draws = widened * max(spread - noise, 0.0)
@@ -432,7 +432,7 @@ def interval_of(contributions: Doubles, difference: float, degrees: int, rare: f
     Args:
         contributions: What each unit adds, with the difference as their mean.
         difference: The middle.
-        degrees: Of freedom.
+        degrees: Degrees of freedom.
         rare: The usual size of a gain where it is not 0; 0 leaves out the first correction.
     """
     n = len(contributions)

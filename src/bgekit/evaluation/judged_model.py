@@ -135,7 +135,7 @@ def role_of(card: ModelCard, kind: Kind, task: str, side: Role) -> str | None:
 class JudgedModel:
     """An embedder in a setting, for the protocols of `tasks/`.
 
-    Vectors of a corpus go to the disk, shard by shard: memory stays flat, and a later run goes on from there. Several
+    Vectors of a corpus go to the disk, shard by shard: memory stays flat, and a later run continues from there. Several
     settings of one model share them.
 
     Attributes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Final, TypeAlias
@@ -20,6 +21,14 @@ PerQuery: TypeAlias = dict[str, npt.NDArray[np.float64]]
 DEPTHS: Final = (1, 3, 5, 10, 20, 100, 1000)
 #: Metrics that pytrec_eval computes: by its name, the one that MTEB reports.
 TREC_NAMES: Final = {"ndcg_cut": "ndcg", "map_cut": "map", "recall": "recall", "P": "precision", "success": "hit_rate"}
+
+#: Metrics as people write them, by their names without the depth.
+_METRICS: Final = {
+    "ndcg": "nDCG", "map": "MAP", "mrr": "MRR", "recall": "Recall", "precision": "Precision", "hit_rate": "Hit rate",
+    "recall_cap": "Capped recall", "hole": "Holes", "accuracy": "Accuracy", "f1": "F1", "v_measure": "V-measure",
+    "cosine_spearman": "Spearman", "cosine_pearson": "Pearson", "max_ap": "Average precision",
+    "cosine_ap": "Average precision",
+}  # fmt: skip
 
 
 def ranking_metrics(
@@ -132,3 +141,25 @@ def average_precision(predicted: Doubles, label: Doubles) -> Doubles:
 MEASURES: Final[dict[str, Callable[[Doubles, Doubles], Doubles]]] = {
     "pearson": pearson, "spearman": spearman, "average_precision": average_precision,
 }  # fmt: skip
+
+
+def metric_name(name: str) -> str:
+    """A metric as people write it, such as nDCG@10; unknown ones as they are."""
+    base, _, depth = name.partition("_at_")
+    known = _METRICS.get(base, base if re.fullmatch(r"\d+", depth) else None)
+    return name if known is None else f"{known}@{depth}" if depth else known
+
+
+def task_and_metric(name: str) -> tuple[str, str]:
+    """A score's task and its metric as people write it: "SciFact" and "nDCG@10" of `SciFact_ndcg_at_10`.
+
+    Of a name without a known metric the task is "" and the metric the name with spaces.
+    """
+    starts = [each for each, letter in enumerate(name) if letter == "_"]
+    # Known metrics first: a task's name may have underscores, too.
+    for known in (True, False):
+        for start in starts:
+            task, metric = name[:start], name[start + 1 :]
+            if metric.partition("_at_")[0] in _METRICS if known else metric_name(metric) != metric:
+                return task, metric_name(metric)
+    return "", name.replace("_", " ")

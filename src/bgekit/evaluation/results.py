@@ -31,7 +31,7 @@ class Result:
         task: Name of the task.
         kind: Kind of the task.
         split: Split of its data.
-        language: Of its data, "" if unknown.
+        language: Language of its data, "" if unknown.
         main_metric: Name of the metric that counts.
         main_score: Its value x100.
         metrics: All metrics x100.
@@ -94,7 +94,7 @@ class ItemChange:
     """An item on which two models differ.
 
     Attributes:
-        id: Of the item.
+        id: Id of the item.
         text: What to show of it.
         a: Score (x100) of the first model.
         b: Score (x100) of the second.

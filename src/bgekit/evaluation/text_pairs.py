@@ -33,9 +33,9 @@ class TextPairs:
     """Pairs as numbers of texts.
 
     Attributes:
-        name: Of the data.
-        split: Of the data.
-        kind: Of the task, which decides about prompts.
+        name: Name of the data.
+        split: Split of the data.
+        kind: Kind of the task, which decides about prompts.
         fingerprint: sha256 (hex) of the data.
         sides: Whether first and second texts are queries, documents or neither.
         first: Distinct first texts.
@@ -65,7 +65,7 @@ def pairs_of_task(task: Task, limit: int, *, related_from: float | None = None, 
     Args:
         task: STS and pair classification have labelled pairs; so have reranking, and retrieval by its judgements.
             Bitext mining has related pairs alone; of the other kinds only the texts are used.
-        limit: Most pairs of each of the three: related, unrelated, random.
+        limit: Maximum number of pairs of each of the three: related, unrelated, random.
         related_from: Score from which on a pair of an STS task is related; by default the higher of two, or 0.8 of
             the highest.
         seed: Which pairs are drawn.
@@ -109,7 +109,7 @@ def pairs_of_lists(
         first: The texts; alone, only random pairs of them are drawn.
         second: As many others.
         labels: 1 (related) or 0 for each line.
-        limit: Most pairs of each kind.
+        limit: Maximum number of pairs of each kind.
         seed: Which pairs are drawn.
     """
     first = list(first)  # Columns of numpy and pandas, too.

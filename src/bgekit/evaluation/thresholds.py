@@ -1,7 +1,7 @@
-"""The similarity from which a pair counts as related, such that a promised rate holds on pairs not seen yet.
+"""The similarity from which a pair counts as related, such that a guaranteed rate holds on pairs not seen yet.
 
 A threshold that just reaches a rate on some pairs misses it on the next ones about half of the time. So the threshold
-here is the lowest one for which the opposite (that the promise is broken) is refuted by a test that is valid for any
+here is the lowest one for which the opposite (that the guarantee is broken) is refuted by a test that is valid for any
 number of groups:
 
 - A false-positive rate or a recall moves in one direction with the threshold, so one test at each threshold suffices.
@@ -246,7 +246,7 @@ def chance(wrong: Floats, right: Floats, share: float, *, times: float = 1.0) ->
     Args:
         wrong: [g], weight of the errors in each group, at most 1.
         right: [g], weight of what is right there, at most 1.
-        share: Of `wrong` in the expected sum of both.
+        share: Share of `wrong` in the expected sum of both.
         times: Look at so many times as many groups like these.
     """
     # Single pairs, as they mostly are, need no integral.
@@ -337,11 +337,11 @@ class Threshold:
     Attributes:
         target: What was wanted.
         wanted: The wanted rate.
-        confidence: Of the promise (one-sided) and of the intervals (two-sided).
-        groups: Number of groups of pairs that share no text, which the promise rests on.
-        method: How the promise was made.
-        value: The threshold that keeps the promise; pairs with at least this similarity count as related.
-        plain: The threshold that just reaches the rate on these very pairs, without any promise.
+        confidence: Confidence of the guarantee (one-sided) and of the intervals (two-sided).
+        groups: Number of groups of pairs that share no text, which the guarantee rests on.
+        method: How the guarantee was found.
+        value: The threshold that keeps the guarantee; pairs with at least this similarity count as related.
+        plain: The threshold that just reaches the rate on these very pairs, without any guarantee.
         low: Lower end of the bootstrap interval of `plain`.
         high: Upper end of it.
         prevalence: Share of related pairs that precision was computed for, None where precision is unknown.
@@ -368,18 +368,18 @@ class Threshold:
 def choose_threshold(
     pairs: ScoredPairs, target: Target, wanted: float, *, confidence: float, prevalence: float | None, seed: int
 ) -> Threshold:
-    """The threshold that keeps a promise on unseen pairs with a stated confidence, and what it achieves.
+    """The threshold that keeps a guarantee on unseen pairs with a stated confidence, and what it achieves.
 
     Args:
         pairs: Pairs as the threshold will meet them: drawn at random, and not used to train the model.
         target: Which rate is wanted.
         wanted: The rate: at least this precision or recall, at most this false-positive rate.
-        confidence: Chance that the promise holds, such as 0.95.
+        confidence: Probability that the guarantee holds, such as 0.95.
         prevalence: Share of related pairs where the threshold will be used; needed for a precision.
-        seed: Of the bootstrap.
+        seed: Random seed for the bootstrap.
 
     Raises:
-        DataError: there are too few pairs for the promise, or the precision is out of reach.
+        DataError: there are too few pairs for the guarantee, or the precision is out of reach.
     """
     sorts = {"precision": pairs, "false_positive_rate": pairs.part(~pairs.related), "recall": pairs.part(pairs.related)}
     grouped = {name: GroupedPairs.of(sort) for name, sort in sorts.items()}
@@ -455,7 +455,7 @@ def rate(hits: Booleans, groups: Integers, confidence: float, *, one_list: bool 
     Args:
         hits: [n].
         groups: [2, n], numbers of the texts, as those of `ScoredPairs`.
-        confidence: Of the interval.
+        confidence: Confidence of the interval.
         one_list: As that of `ScoredPairs`.
     """
     pairs = ScoredPairs(hits.astype(np.float64), np.zeros(len(hits), dtype=bool), groups, one_list)
@@ -479,7 +479,7 @@ def _precision(pairs: GroupedPairs, reach: int, prevalence: float, confidence: f
 
 
 def needed_groups(wanted: float, allowed: float) -> int:
-    """Groups (or pairs, where no two share a text) without any error that a promise of a share `wanted` needs."""
+    """Groups (or pairs, where no two share a text) without any error that a guarantee of a share `wanted` needs."""
     return math.ceil(math.log(allowed) / math.log1p(-wanted))
 
 
@@ -490,9 +490,9 @@ def _quantile(pairs: GroupedPairs, wanted: float, allowed: float, *, related: bo
         least = 1.0 - allowed ** (1.0 / pairs.size) if pairs.size else 1.0
         asked, possible = (1.0 - wanted, 1.0 - least) if related else (wanted, least)
         raise DataError(
-            f"{pairs.counted('related' if related else 'unrelated')} too few to promise a rate of {asked:.4g} with "
+            f"{pairs.counted('related' if related else 'unrelated')} too few to guarantee a rate of {asked:.4g} with "
             f"{100 * (1 - allowed):.4g}% confidence: at least {need:,} are needed, better {4 * need:,}"
-            f"{pairs.remedy}, or wish for less (with these, {possible:.3g} at the very best)"
+            f"{pairs.remedy}, or ask for less (with these, {possible:.3g} at the very best)"
         )
 
     def passes(count: int) -> bool:
@@ -511,18 +511,18 @@ def _quantile(pairs: GroupedPairs, wanted: float, allowed: float, *, related: bo
 def _precise(pairs: GroupedPairs, at_prevalence: float, prevalence: float, allowed: float) -> float:
     """The lowest threshold whose precision, at a prevalence, is at least `at_prevalence`."""
     wanted = _shifted(at_prevalence, prevalence, pairs.share)
-    promise = f"a precision of {at_prevalence:g} cannot be promised with {100 * (1 - allowed):.4g}% confidence"
+    refusal = f"a precision of {at_prevalence:g} cannot be guaranteed with {100 * (1 - allowed):.4g}% confidence"
     if not math.isclose(wanted, at_prevalence, rel_tol=0.01):
-        promise += f" (for a share of related pairs of {prevalence:.3g} it means {wanted:.4g} among these pairs)"
+        refusal += f" (for a share of related pairs of {prevalence:.3g} it means {wanted:.4g} among these pairs)"
     related = len(np.unique(pairs.group[pairs.related]))
     level = allowed / _STARTS
     least = needed_groups(1 - wanted, level)
     if related < least:
         need = math.ceil(2 * least * pairs.size / max(related, 1))
         raise DataError(
-            f"{promise}: {related:,} {'' if pairs.alone else 'groups with '}related pairs are too few, at least "
+            f"{refusal}: {related:,} {'' if pairs.alone else 'groups with '}related pairs are too few, at least "
             f"{least:,} must reach the threshold without an unrelated one among them; about {need:,} "
-            f"{pairs.unit} like these {pairs.size:,} are needed{pairs.remedy}, or wish for less"
+            f"{pairs.unit} like these {pairs.size:,} are needed{pairs.remedy}, or ask for less"
         )
     # Groups' worth of pairs, related and unrelated, that reach a threshold.
     worth = np.cumsum(pairs.weight)
@@ -542,7 +542,7 @@ def _precise(pairs: GroupedPairs, at_prevalence: float, prevalence: float, allow
         else:
             passed = 0
     if best is None:
-        raise DataError(f"{promise}: {_why_not(pairs, counts, wanted, level)}")
+        raise DataError(f"{refusal}: {_why_not(pairs, counts, wanted, level)}")
     return best
 
 
@@ -560,13 +560,13 @@ def _why_not(pairs: GroupedPairs, counts: list[int], wanted: float, level: float
     if needs:
         return (
             f"{pairs.counted()} too few to be sure. About {_rounded_up(max(min(needs), 1.5) * pairs.size):,} "
-            f"{pairs.unit} like these would probably be enough{pairs.remedy}, or wish for less"
+            f"{pairs.unit} like these would probably be enough{pairs.remedy}, or ask for less"
         )
     shares = np.cumsum(pairs.weight * pairs.related) / np.cumsum(pairs.weight)
     most = max(counts, key=lambda count: shares[count - 1])
     return (
         f"the most that is seen is {shares[most - 1]:.1%}, from a similarity of {pairs.similarity[most - 1]:.4f} on, "
-        "where enough pairs reach it. The model does not tell these pairs apart well enough: wish for less, or use a "
+        "where enough pairs reach it. The model does not tell these pairs apart well enough: ask for less, or use a "
         "better or fine-tuned model"
     )
 

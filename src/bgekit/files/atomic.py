@@ -130,7 +130,7 @@ def _locked(path: Path) -> BaseFileLock:
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
             raise
         reason = error
-    logger.warning("%s cannot be locked (%s): see to it that nothing else writes there", path.parent, reason)
+    logger.warning("%s cannot be locked (%s): make sure that nothing else writes there", path.parent, reason)
     return lock
 
 
@@ -150,7 +150,7 @@ def check_place(path: str | os.PathLike[str], *, folder: bool = False, doing: st
         raise OutputError(f"{path} is a file; the output must be a folder")
     above = next(parent for parent in place.parents if os.path.lexists(parent))
     if not above.is_dir():
-        raise OutputError(f"cannot {doing} {path}: {above} is no folder")
+        raise OutputError(f"cannot {doing} {path}: {above} is not a folder")
     for there in (place, above) if place.exists() else (above,):
         if not os.access(there, os.W_OK):
             raise OutputError(f"cannot {doing} {path}: no permission to write to {there}")

@@ -10,7 +10,7 @@ def read_yaml(text: str) -> Any:
     """The plain values of a text: dictionaries, lists, strings, numbers, dates.
 
     Raises:
-        yaml.YAMLError: the text is no YAML.
+        yaml.YAMLError: the text is not YAML.
     """
     import yaml  # type: ignore[import-untyped]  # Not needed by those who open no such file.
 

@@ -113,7 +113,7 @@ class FlagModel(CheckpointModel, Embedder):
 
     card: ModelCard
     _spec: EmbedderSpec
-    #: Whether a model that is no embedder yet deserves a warning; training loads such on purpose.
+    #: Whether a model that is not an embedder yet deserves a warning; training loads such on purpose.
     _to_be_used = True
 
     def __new__(cls, model_name_or_path: str | os.PathLike[str], *args: Any, **options: Any) -> Any:
@@ -165,7 +165,7 @@ class FlagModel(CheckpointModel, Embedder):
             devices: One device or several (`"cuda:0"`, `1`, `["cpu", "cpu"]`); by default every visible GPU,
                 else the CPU. A device named twice has two workers.
             device: Another name of `devices`, as in sentence-transformers.
-            batch_size: Most texts in a batch; by default batches are sized from the device.
+            batch_size: Maximum number of texts per batch; by default batches are sized from the device.
             max_length: Cut texts at this many tokens.
             query_max_length: The same for `encode_queries`.
             passage_max_length: The same for `encode_corpus`.
@@ -180,7 +180,7 @@ class FlagModel(CheckpointModel, Embedder):
 
         Raises:
             CheckpointError: there is no such model, or its files are damaged.
-            CardError: pooling is known to nobody, or the model is no embedder.
+            CardError: pooling is known to nobody, or the model is not an embedder.
             ArgumentError: an argument is impossible.
         """
         set_aside(others, "FlagModel")
@@ -210,7 +210,7 @@ class FlagModel(CheckpointModel, Embedder):
         )
         self._check_length("query_max_length", query_max_length)
         self._check_length("passage_max_length", passage_max_length)
-        # That prompts are unknown is no news of an encoder that is to become an embedder, pooled as its trainer says.
+        # That prompts are unknown is no news for an encoder that is to become an embedder, pooled as its trainer says.
         of_use = self._to_be_used or self.card.family or self.card.sources["pooling"] != "caller"
         if self.card.notice and of_use:
             _say_once(self.card.family or f"{folder.resolve()}: prompts", "%s: %s", self.card.name, self.card.notice)
@@ -293,7 +293,7 @@ class FlagModel(CheckpointModel, Embedder):
         """
         target = target_folder(Path(path), overwrite)  # Before the work, not after it.
         trust, pickles = self._spec.trust_remote_code, self._spec.allow_pickle
-        # Loaded anew: what differs from one load to the next is no property of the model, and shows here.
+        # Loaded again: what differs from one load to the next is not a property of the model, and shows here.
         encoder = load_encoder(self.folder, self.card, trust_remote_code=trust, allow_pickle=pickles)
         selftest = make_selftest(encoder, self.tokenizer, self.card, torch.device("cpu"))
         cosine, least = self._selftest_cosine(selftest)
@@ -412,7 +412,7 @@ def load_model(model_name_or_path: str | os.PathLike[str], **options: Any) -> Em
 
     Raises:
         CheckpointError: there is no such model, or its files are damaged.
-        CardError: pooling is known to nobody, or the model is no embedder.
+        CardError: pooling is known to nobody, or the model is not an embedder.
         ArgumentError: an argument is impossible.
         ApiError: the model is hosted, and there is no key.
 

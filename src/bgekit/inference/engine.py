@@ -2,7 +2,7 @@
 
 A block is a list of inputs that is planned as one: its batches are cut from its own inputs alone, so the bytes of
 its results do not depend on its neighbours. While one block is computed the next is being tokenised, and the
-streams (threads that each compute whole batches) go on with it without waiting for the last batch before.
+streams (threads that each compute whole batches) continue with it without waiting for the last batch before.
 
 Several devices have one persistent worker each; blocks are handed out as workers become free, results come in order.
 Workers are processes of their own (`serve`) that talk through their standard streams. They need no import guard in the
@@ -11,7 +11,7 @@ their input ends. The first device is served by the engine of this process.
 
 A fork copies the memory of a process, but of all threads only the one that called it. Those of OpenMP (torch) and of
 the tokenizer are missing in the child, where whoever counts on them would wait for ever: there the thread that forked
-computes alone, and texts are tokenised by one thread. Streams and workers are made anew. A GPU cannot be shared.
+computes alone, and texts are tokenised by one thread. Streams and workers are made again. A GPU cannot be shared.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ class Engine(Generic[N_co]):
             size = sum(len(tokens.ids[row]) for row in batch)
         # Outside the handler, where the failed batch's tensors are no longer held by the traceback.
         self.token_budget = min(self.token_budget, max(1, size // 2))
-        logger.warning("%s is out of memory at %d tokens a batch: trying %d", self.device, size, self.token_budget)
+        logger.warning("%s is out of memory at %d tokens per batch: trying %d", self.device, size, self.token_budget)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         middle = (len(batch) + 1) // 2
@@ -261,7 +261,7 @@ class Engine(Generic[N_co]):
             return vectors
 
     def _assemble(self, tokens: Tokens, batches: list[list[int]], parts: list[Tensor]) -> Encoded:
-        # Results stay on the device until the block is done: one copy instead of one a batch.
+        # Results stay on the device until the block is done: one copy instead of one per batch.
         order = np.concatenate([np.asarray(batch) for batch in batches])
         computed = torch.cat(parts).float().cpu().numpy().reshape(len(order), -1)
         vectors = np.empty_like(computed)
@@ -326,11 +326,14 @@ def _existing(wanted: str | int | torch.device) -> torch.device:
     try:
         device = torch.device("cuda", wanted) if isinstance(wanted, int) else torch.device(wanted)
     except RuntimeError as error:
-        raise ArgumentError(f"{wanted!r} is no device: {error}") from error
+        raise ArgumentError(f"{wanted!r} is not a device: {error}") from error
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise ArgumentError(f"there is no device {device}: {count} GPUs are visible")
+            raise ArgumentError(
+                f"there is no device {device}: {count} GPUs are visible to torch {torch.__version__}; give another, "
+                "such as 'cpu', or none, which takes what there is"
+            )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ArgumentError("there is no device mps on this machine")
     return device
@@ -517,7 +520,7 @@ class Worker:
         except subprocess.TimeoutExpired:
             reason = "closed its output"
         return WorkerError(
-            f"the worker of device {self.device} (process {self.process.pid}) {reason}. Its messages stand on stderr; "
+            f"the worker of device {self.device} (process {self.process.pid}) {reason}. Its messages are on stderr; "
             "signal 9 most often means that memory ran out. What was finished before is kept by bge encode."
         )
 

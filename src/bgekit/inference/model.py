@@ -63,13 +63,19 @@ class CheckpointModel(Model):
         card: What the checkpoint says, the caller's arguments included (a ModelCard or RerankerCard).
         folder: The checkpoint.
         devices: The devices in use; short inputs are computed on the first.
-        batch_size: Most sequences in a batch, None where batches are sized from the device.
+        batch_size: Maximum number of sequences per batch, None where batches are sized from the device.
     """
 
     card: Any
     folder: Path
     devices: tuple[torch.device, ...]
     batch_size: int | None
+
+    def __repr__(self) -> str:
+        card = self.card
+        shape = [f"{card.dimension} dimensions, pooling {card.pooling}"] if hasattr(card, "pooling") else []
+        where = f"{self.precision} on {', '.join(map(str, self.devices))}"
+        return f"{type(self).__name__}({card.name!r}: {', '.join([*shape, where])})"
 
     def _start(self, pool: WorkerPool) -> None:
         """Use the engines of `pool` from now on; workers of further devices start when an input is large enough."""
@@ -178,7 +184,7 @@ class Embedder(Model, abc.ABC):
 
         Args:
             sentences: A text, a list of texts, or any iterable of texts, which is streamed.
-            batch_size: Most texts in a batch; by default batches are sized from the device.
+            batch_size: Maximum number of texts per batch; by default batches are sized from the device.
             max_length: Cut texts at this many tokens, special tokens and prompt included; the card's by default.
             convert_to_numpy: Return an array; if false a torch tensor on the CPU.
             instruction: Text put before each input; None or "" for none.
@@ -337,7 +343,7 @@ class Embedder(Model, abc.ABC):
             role: Which prompt and maximum length the texts get: those of the role `query` or `document`, or of another
                 prompt of the card by its name, or (`plain`) those of the card's default prompt, if it has one.
             max_length: Cut texts at this many tokens; the role's by default.
-            batch_size: Most texts in a batch; by default batches are sized from the device.
+            batch_size: Maximum number of texts per batch; by default batches are sized from the device.
             progress: Called with the texts (a share of a block counts) and tokens of each batch, from any thread.
         """
         prompt = self.card.default_prompt if role == "plain" else role

@@ -124,7 +124,7 @@ class OpenAIEmbedder(Embedder):
             use_fp16: Nothing; how the API computes is its own affair.
             convert_to_numpy: Whether `encode` returns arrays by default, or tensors.
             truncate_dim: Width of the vectors, at most the model's own.
-            batch_size: Most texts in one request, at most 2,048; 256 by default.
+            batch_size: Maximum number of texts per request, at most 2,048; 256 by default.
             concurrency: Requests under way at once.
             api_key: The key, the environment variable OPENAI_API_KEY by default.
             base_url: Address of the API, OPENAI_BASE_URL or the public API by default.
@@ -141,7 +141,7 @@ class OpenAIEmbedder(Embedder):
         """
         if others:
             names = ", ".join(f"{name}=" for name in others)
-            raise ArgumentError(f"{model_name_or_path} is computed by an API, which has no use for {names}")
+            raise ArgumentError(f"{model_name_or_path} is computed by an API, which does not use {names}")
         self.model = model_name_or_path
         self._family = family = find_family(model_name_or_path)
         if family is not None and family.kind == "reranker":
@@ -294,7 +294,9 @@ class OpenAIEmbedder(Embedder):
             for future, _ in waiting:
                 future.cancel()
         if blank:
-            logger.warning("%s takes no empty text: %d empty or blank ones were sent as a space", self.model, blank)
+            logger.warning(
+                "%s does not accept empty texts: %d empty or blank ones were sent as a space", self.model, blank
+            )
 
     async def _embed(self, texts: Sequence[str], size: int, connection: Connection) -> Encoded:
         """Vectors of texts, from requests of at most `size` texts at the same time."""
@@ -568,7 +570,7 @@ class Retries:
     Attributes:
         attempts: Tries of one request, the first included.
         first_wait: Seconds before the second try; doubled for each further one.
-        longest_wait: Most seconds before a try. An API that asks for more gets no further try.
+        longest_wait: Maximum number of seconds before a try. An API that asks for more is not asked again.
         timeout: Seconds without a byte after which a try has failed.
     """
 
@@ -590,13 +592,13 @@ class Endpoint:
         """Check the address and the key; nothing is sent yet.
 
         Raises:
-            ArgumentError: the address is no http or https URL, or the key cannot be one.
+            ArgumentError: the address is not an http or https URL, or the key cannot be one.
             ApiError: the public OpenAI API is meant, and there is no key.
         """
         try:
             parts = httpx.URL(base_url)
         except httpx.InvalidURL as error:
-            raise ArgumentError(f"the API's base URL is none ({error}): {base_url!r}") from error
+            raise ArgumentError(f"the API's base URL is not a URL ({error}): {base_url!r}") from error
         if parts.scheme not in ("http", "https") or not parts.host:
             raise ArgumentError(f"the API's base URL must be http://... or https://..., not {base_url!r}")
         if parts.userinfo:
@@ -785,7 +787,7 @@ def meaning(status: int, message: str, code: str) -> Meaning | None:
     """Meaning of a refusal; None if it is none of those known here.
 
     Args:
-        status: Of HTTP.
+        status: The HTTP status.
         message: What the API said, whole.
         code: Its own code, "" without one.
     """

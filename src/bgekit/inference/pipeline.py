@@ -187,7 +187,7 @@ class Pipeline(Generic[T]):
         Equal inputs are computed once in a block, and the bytes of its results depend on its own inputs alone.
 
         Raises:
-            TextTypeError: an element is no input; the message has its index, counted from the first block.
+            TextTypeError: an element is not an input; the message has its index, counted from the first block.
             NumericalError: a result has NaN or infinity; the message names the input.
         """
         return self._results(blocks, across=False)
@@ -201,7 +201,7 @@ class Pipeline(Generic[T]):
             size: Inputs of a block.
 
         Raises:
-            TextTypeError: an element is no input; the message has its index.
+            TextTypeError: an element is not an input; the message has its index.
             ArgumentError: `out` does not fit.
             NumericalError: a result has NaN or infinity; the message names the input.
         """

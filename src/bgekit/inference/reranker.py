@@ -81,7 +81,7 @@ def valid_pair(item: object, row: int) -> tuple[Pair, bool]:
     """A pair as valid Unicode, and whether it had to be repaired.
 
     Raises:
-        TextTypeError: it is no pair of two strings; the message has its row.
+        TextTypeError: it is not a pair of two strings; the message has its row.
     """
     unordered = isinstance(item, str | bytes | Mapping) or not isinstance(item, Sequence | np.ndarray)
     if unordered or len(item) != 2:  # type: ignore[arg-type]
@@ -102,7 +102,7 @@ def checked_passages(query: object, passages: Iterable[object]) -> list[str]:
     """The passages of one query.
 
     Raises:
-        TextTypeError: the query or a passage is no string; the message has its index.
+        TextTypeError: the query or a passage is not a string; the message has its index.
     """
     if not isinstance(query, str):
         raise TextTypeError(f"the query must be a string, not {type(query).__name__}: {query!r:.80}")
@@ -208,11 +208,11 @@ class FlagReranker(CheckpointModel):
             devices: One device or several (`"cuda:0"`, `1`, `["cpu", "cpu"]`); by default every visible GPU,
                 else the CPU. A device named twice has two workers.
             device: Another name of `devices`.
-            batch_size: Most pairs in a batch; by default batches are sized from the device.
+            batch_size: Maximum number of pairs per batch; by default batches are sized from the device.
             max_length: Tokens of a pair, special tokens included; by default what `FlagReranker.save` stored, else 512
                 or what the model can take, if that is less.
-            query_max_length: Most tokens of the query; three quarters of `max_length` by default. The passage has
-                what is left.
+            query_max_length: Maximum number of tokens of the query; three quarters of `max_length` by default. The
+                passage has what is left.
             normalize: Whether scores go through a sigmoid, to lie between 0 and 1.
             long_passages: `cut` them, or score overlapping `windows` and take the best.
             window_overlap: Tokens that neighbouring windows share, at most half of a window; by default an eighth.
@@ -226,7 +226,7 @@ class FlagReranker(CheckpointModel):
 
         Raises:
             CheckpointError: there is no such model, or its files are damaged.
-            CardError: the model is no reranker.
+            CardError: the model is not a reranker.
             ArgumentError: an argument is impossible.
         """
         set_aside(others, "FlagReranker")
@@ -315,10 +315,10 @@ class FlagReranker(CheckpointModel):
 
         Args:
             sentence_pairs: A pair (a tuple or list of two strings), or an iterable of pairs, which is streamed.
-            batch_size: Most pairs in a batch; by default as the reranker was made.
+            batch_size: Maximum number of pairs per batch; by default as the reranker was made.
             max_length: Tokens of a pair; by default as the reranker was made.
             normalize: Whether scores go through a sigmoid; by default as the reranker was made.
-            query_max_length: Most tokens of a query; by default as the reranker was made.
+            query_max_length: Maximum number of tokens of a query; by default as the reranker was made.
             show_progress: Show a progress bar; by default on a terminal, from a few thousand pairs on.
             others: As in the class.
 
@@ -326,7 +326,7 @@ class FlagReranker(CheckpointModel):
             A float for one pair, else a list of floats that knows which pairs were cut.
 
         Raises:
-            TextTypeError: an element is no pair of two strings; the message has its index.
+            TextTypeError: an element is not a pair of two strings; the message has its index.
             ArgumentError: an argument is impossible.
             NumericalError: a score is NaN or infinite.
         """
@@ -368,7 +368,7 @@ class FlagReranker(CheckpointModel):
             options: As `compute_score`.
 
         Raises:
-            TextTypeError: the query or a passage is no string; the message has its index.
+            TextTypeError: the query or a passage is not a string; the message has its index.
             ArgumentError: an argument is impossible.
         """
         check_count("top_k", top_k, "passages")

@@ -59,7 +59,7 @@ class Chunks:
     """Settings for splitting long documents into passages, whose ids are the document's with `#0`, `#1`, ... behind.
 
     Attributes:
-        size: Most tokens of a passage; None for what the model takes beside its prompt and special tokens.
+        size: Maximum number of tokens of a passage; None for what the model takes beside its prompt and special tokens.
         overlap: Tokens that two neighbours share; None for an eighth of the size.
 
     Example:
@@ -114,7 +114,7 @@ def encode_to_shards(
     overwrite: bool = False,
     progress: EncodeProgress | None = None,
 ) -> EncodeReport:
-    """Encode records into a folder of shards, or go on where an earlier run was interrupted.
+    """Encode records into a folder of shards, or continue where an earlier run was interrupted.
 
     Memory does not grow with the input. The bytes of a shard depend on its own texts alone.
 
@@ -127,11 +127,11 @@ def encode_to_shards(
             name, or (`plain`) the card's default, which most often is none.
         dtype: Number format of the stored vectors.
         max_length: Cut texts at this many tokens; by default the model's own limit.
-        batch_size: Most texts in a batch; by default sized from the device.
+        batch_size: Maximum number of texts per batch; by default sized from the device.
         chunks: Split documents into passages; by default they are cut at the maximum length.
         store_texts: Keep the texts beside the ids, for searching.
-        resume: Go on with an output that was begun; otherwise it is an error.
-        overwrite: Remove an output that is there and start anew.
+        resume: Continue with an output that was begun; otherwise it is an error.
+        overwrite: Remove an output that is there and start over.
         progress: What to tell how far it is.
 
     Raises:
@@ -236,7 +236,7 @@ class _Run:
         if overwrite:
             self._remove()
         elif there and not resume:
-            raise OutputError(f"{self._folder.path} already holds shards; --overwrite starts anew")
+            raise OutputError(f"{self._folder.path} already holds shards; --overwrite starts over")
         elif there:
             differing = differences(read_manifest(path), self._manifest)
             if differing:
@@ -280,9 +280,8 @@ class _Run:
             facts = self._write(shard, encoded)
         except OutputError as error:
             done = sum(entry is not None for entry in self._entries)
-            raise OutputError(
-                f"{error}. {done} finished shards stay valid; the same command goes on from them"
-            ) from error
+            kept = "1 finished shard stays" if done == 1 else f"{done} finished shards stay"
+            raise OutputError(f"{error}. {kept} valid; the same command continues from there") from error
         self._entries[shard.index] = self._entry(shard, facts)
         if self._progress is not None:
             self._progress.encoded(len(shard.records), encoded.tokens, shard.position)
@@ -410,7 +409,7 @@ class _Run:
 
     def _other_run(self, what: str) -> OutputError:
         return OutputError(
-            f"{self._folder.path} was made by another run: {what}. Use another folder, or --overwrite to start anew."
+            f"{self._folder.path} was made by another run: {what}. Use another folder, or --overwrite to start over."
         )
 
     def _remove(self) -> None:
@@ -451,11 +450,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         content = _read_json(path)
     except ValueError as error:
-        raise OutputError(f"{path} is damaged ({error}); --overwrite starts anew") from error
+        raise OutputError(f"{path} is damaged ({error}); --overwrite starts over") from error
     if content is None:
-        raise OutputError(f"{path.parent} is no folder of encoded shards: it has no {path.name}")
+        raise OutputError(f"{path.parent} is not a folder of encoded shards: it has no {path.name}")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise OutputError(f"{path} is no manifest of encoded shards; use another folder, or --overwrite")
+        raise OutputError(f"{path} is not a manifest of encoded shards; use another folder, or --overwrite")
     if content.get("version") != VERSION:
         raise OutputError(f"{path} has version {content.get('version')}; this bgekit knows version {VERSION}")
     return content
@@ -476,7 +475,7 @@ def read_facts(path: Path) -> dict[str, Any] | None:
 
 
 def _read_json(path: Path) -> Any:
-    """The content of a file, None when it is not there; a ValueError where it is no JSON."""
+    """The content of a file, None when it is not there; a ValueError where it is not JSON."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -578,7 +577,7 @@ class ShardSet:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder / MANIFEST)
         if not self.manifest["complete"]:
-            raise OutputError(f"{self.folder} is not finished: run the same bge encode again, it goes on from there")
+            raise OutputError(f"{self.folder} is not finished: run the same bge encode again; it continues from there")
 
     def __len__(self) -> int:
         return int(self.manifest["texts"])

@@ -21,6 +21,13 @@ def unit(vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
     return wide / np.maximum(np.linalg.norm(wide, axis=-1, keepdims=True), np.float32(1e-12))
 
 
+def _numbers(vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    try:
+        return np.asarray(vectors, dtype=np.float32)
+    except ValueError as error:
+        raise ArgumentError(f"similarity is of vectors, as model.encode(texts) gives them: {error}") from None
+
+
 def similarity(a: npt.ArrayLike, b: npt.ArrayLike, kind: Similarity) -> npt.NDArray[np.float32]:
     """Scores [n, m] of vectors [n, d] and [m, d], computed in float32.
 
@@ -30,9 +37,9 @@ def similarity(a: npt.ArrayLike, b: npt.ArrayLike, kind: Similarity) -> npt.NDAr
         kind: `cosine`, `dot` (product), or `euclidean` or `manhattan`, which are distances with a minus sign.
 
     Raises:
-        ArgumentError: the vectors have different widths.
+        ArgumentError: the vectors have different widths, or what is given for them are none.
     """
-    left, right = (np.atleast_2d(np.asarray(vectors, dtype=np.float32)) for vectors in (a, b))
+    left, right = np.atleast_2d(_numbers(a)), np.atleast_2d(_numbers(b))
     if left.shape[1] != right.shape[1]:
         raise ArgumentError(f"the vectors have different widths: {left.shape[1]} and {right.shape[1]}")
     if kind in _ORDERS:

@@ -33,7 +33,7 @@ class Tokens:
         starts: Where inputs became several texts each: the first of every input. Its result is their maximum.
         split: Positions of the inputs that became several texts.
         places: Where equal sequences have been merged, the place in `ids` of each sequence that there was.
-        keys: Of merged tokens, a digest for each input, the same for inputs whose sequences are the same.
+        keys: Keys of merged tokens, a digest for each input, the same for inputs whose sequences are the same.
     """
 
     ids: list[list[int]]
@@ -55,7 +55,7 @@ class Request(abc.ABC):
     """Settings of a call, from which the tokenisation of its inputs is made.
 
     Attributes:
-        batch_size: Most sequences in a batch.
+        batch_size: Maximum number of sequences per batch.
     """
 
     batch_size: int | None = None
@@ -71,7 +71,7 @@ class TextRequest(Request):
 
     Attributes:
         prompt: Text around each of them.
-        max_length: Most tokens of a text, prompt and special tokens included.
+        max_length: Maximum number of tokens of a text, prompt and special tokens included.
     """
 
     prompt: Prompt
@@ -238,9 +238,9 @@ class PairRequest(Request):
     Attributes:
         query: Text around queries.
         document: Text around passages.
-        max_length: Most tokens of a pair, special tokens included.
-        query_max_length: Most tokens of a query; the passage has the rest. By default three quarters of `max_length`,
-            as in FlagEmbedding 1.4.
+        max_length: Maximum number of tokens of a pair, special tokens included.
+        query_max_length: Maximum number of tokens of a query; the passage has the rest. By default three quarters of
+            `max_length`, as in FlagEmbedding 1.4.
         token_types: How many token types the network has; below 2 it needs none.
         long_passages: `cut`, or `windows`: overlapping windows, of which the best scored one counts.
         overlap: Tokens that neighbouring windows share, at most half of a window; by default an eighth.

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from ..display.pages import Section, Table, render_report, save_plot
+from ..display.pages import Section, Table, as_fact, render_report, save_plot
 from ..display.plots import LinePlot, sheet
-from ..evaluation.report.summary import metric_name
+from ..evaluation.metrics import metric_name
 from ..models.sentence_transformers_files import short_names
 from .merge_weights import Trial, best
 
@@ -25,7 +25,7 @@ def save_page(trials: Sequence[Trial], folder: Path, *, name: str, provenance: M
     Args:
         trials: Weights that were tried, with their scores.
         folder: Where the model is written.
-        name: Of the merged model.
+        name: Name of the merged model.
         provenance: Content of merge.json.
     """
     names = [str(model["name"]) for model in provenance["models"]]
@@ -49,7 +49,7 @@ def save_page(trials: Sequence[Trial], folder: Path, *, name: str, provenance: M
                 *((f"model {place}", f"{label}, weight {weight:.4g}")
                   for place, (label, weight) in enumerate(zip(labels, chosen.weights, strict=True), 1)),
                 *((f"path of {label}", path) for path, label in zip(names, labels, strict=True) if path != label),
-                *((key.replace("_", " "), f"{value}") for key, value in method.items()),
+                *((key.replace("_", " "), as_fact(value)) for key, value in method.items()),
                 ("measured on", ", ".join(tasks)),
             ],
         ),
@@ -84,7 +84,9 @@ def _conclusions(trials: Sequence[Trial], labels: Sequence[str]) -> Iterator[tup
         top = max(trial.score for trial in alone.values())
         gain = chosen.score - top
         said = (
-            f"that is {gain:+.2f} to the better of them" if gain > 0 else "no mixture was better than one model alone"
+            f"the mixture is {gain:.2f} above the better one"
+            if gain > 0
+            else "no mixture was better than one model alone"
         )
         yield f"{single}: {said}.", False
     yield (

@@ -53,12 +53,12 @@ class Examples:
 
     Attributes:
         data: A file of JSON lines `{"query", "pos", "neg"}`, or such rows.
-        temperature: Of the softmax; the higher, the more even the weights.
+        temperature: Temperature of the softmax; the higher, the more even the weights.
         batch_size: Examples of a batch, whose passages are each other's negatives (embedders).
         max_input_length: Tokens where texts are cut, or fewer if the model takes fewer.
         neg_number: Negatives of each example, drawn at random.
         encoding: What the file is written in, as in `read_records`.
-        quoting: Of a csv or tsv file, as there.
+        quoting: Quoting of a csv or tsv file, as there.
 
     Example:
         >>> from bgekit.merging import Examples, Merging, merge
@@ -100,9 +100,9 @@ def read_examples(data: ExampleData, kind: Kind, neg_number: int, seed: int, dia
 
     Args:
         data: A file of training data, or its rows.
-        kind: Of the models.
+        kind: Kind of the models.
         neg_number: Negatives of each example.
-        seed: Of the draws.
+        seed: Random seed for the draws.
         dialect: How the file is written.
 
     Raises:
@@ -119,7 +119,7 @@ def read_examples(data: ExampleData, kind: Kind, neg_number: int, seed: int, dia
     if kind == "reranker" and bare == len(examples):
         raise DataError("no example has negatives: a reranker's loss compares a positive with them")
     if bare and kind == "reranker":
-        logger.warning("%d of %d examples have no negatives and say nothing of a reranker", bare, len(examples))
+        logger.warning("%d of %d examples have no negatives and say nothing about a reranker", bare, len(examples))
     return examples
 
 
@@ -191,7 +191,7 @@ def group_loss(scores: torch.Tensor, groups: Sequence[int]) -> float:
     """Sum over groups of the cross entropy of their first score within them.
 
     Args:
-        scores: Of all groups, one after the other [m].
+        scores: Scores of all groups, one after the other [m].
         groups: Size of each.
     """
     parts = scores.cpu().double().split(list(groups))
@@ -232,10 +232,10 @@ class Validation:
         data: Folders or files in any form that `bgekit.evaluation.read_tasks` knows.
         split: The split to measure on; by default test where there is one.
         points: Values that a weight takes, from 0 to 1.
-        first_stage: For rerankers, the embedder whose best passages are put in order.
+        first_stage: For rerankers, the embedder whose best passages are reranked.
         rerank_top_k: Passages of a query that the reranker sees.
         encoding: What text files are written in, as in `bgekit.evaluation.read_tasks`.
-        quoting: Of csv and tsv files, as there.
+        quoting: Quoting of csv and tsv files, as there.
 
     Example:
         >>> from bgekit.merging import Merging, Validation, merge
@@ -263,9 +263,9 @@ class Trial:
     """Weights and what they scored.
 
     Attributes:
-        weights: Of each model.
+        weights: Weights of each model.
         score: Mean of the main scores of all tasks, x100.
-        scores: Of each task.
+        scores: Scores of each task.
     """
 
     weights: Weights
@@ -289,7 +289,7 @@ def search(judge: Callable[[Weights], Trial], models: int, points: int) -> list[
         All trials, in the order in which they were made.
     """
     if models < 2:
-        raise ArgumentError("weights are searched for two models or more")
+        raise ArgumentError("a search for weights needs two models or more")
     if points < 2:
         raise ArgumentError(f"search_points must be at least 2, not {points}")
     trials: dict[Weights, Trial] = {}
@@ -336,7 +336,7 @@ def measures(
     """A measurement of the model in a folder on tasks: main scores x100 by task.
 
     Args:
-        kind: Of the model.
+        kind: Kind of the model.
         tasks: What is measured.
         kept: A folder where vectors of the first stage stay from one model to the next.
         validation: For rerankers, what the first stage is.
@@ -386,4 +386,8 @@ def weights_table(names: Sequence[str], weights: Sequence[float], losses: Sequen
 
 def trials_table(trials: Sequence[Trial], names: Sequence[str]) -> str:
     """The trials of a search in lines for a terminal."""
-    return "\n".join(aligned(list(_trial_cells(trials, short_names(names)))))
+    short, weights = short_names(names), best(trials).weights
+    lines = list(aligned(list(_trial_cells(trials, short))))
+    if max(weights) == 1:
+        lines += ["", f"no mixture is better than {short[weights.index(1)]} alone: the result is a copy of it"]
+    return "\n".join(lines)

@@ -86,7 +86,7 @@ def save_merged(
         path: Folder to make.
         provenance: Content of merge.json; None for a candidate that is measured and thrown away, which also has no
             self-test.
-        trials: Of a search, to be drawn.
+        trials: Trials of a search, to be drawn.
         overwrite: Replace a model that is there.
 
     Raises:
@@ -298,7 +298,7 @@ def write_weights(weights: Mapping[str, Combined], method: Method, first: Source
 
 
 def write_safetensors(file: Path, tensors: Mapping[str, StoredTensor], merged: Callable[[str], Tensor]) -> None:
-    """Write a safetensors file, a tensor at a time; the library's own writer wants all of them in memory.
+    """Write a safetensors file, one tensor at a time; the library's own writer wants all of them in memory.
 
     Args:
         file: The file to make.

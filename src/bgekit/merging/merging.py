@@ -58,12 +58,12 @@ class Merging:
         models: Folders, Hugging Face ids or `packaged:NAME`; LoRA adapters count as their base with what they add.
         model_type: `encoder` or `reranker`; None to see it from the first model.
         method: `average`, `slerp`, `task_arithmetic`, `ties` or `dare`.
-        weights: Of each model; None for equal ones, or where examples or validation data decide.
+        weights: Weights of each model; None for equal ones, or where examples or validation data decide.
         normalize: Divide weights by their sum.
         base: For the last three methods, the model that all were trained from.
         density: For `ties` and `dare`, the share of changes kept.
         scale: For `ties`, what the merged change is multiplied by.
-        seed: Of all draws.
+        seed: Random seed.
         card_from: Number of the model whose prompts, pooling, normalisation, maximum length and tokenizer settings the
             result gets; None if all must agree.
         pooling_method: How embedders pool, None for what each says; of rerankers, how `Validation.first_stage` does.
@@ -139,9 +139,9 @@ class Merged:
     Attributes:
         path: Its folder; without an output path a temporary one, which lasts as long as this object or its model.
         model_type: `encoder` or `reranker`.
-        weights: Of each model.
-        losses: Of each model on the examples, None without.
-        trials: Of the search, None without.
+        weights: Weights of each model.
+        losses: Losses of each model on the examples, None without.
+        trials: Trials of the search, None without.
 
     Example:
         >>> from bgekit.merging import mix_models
@@ -345,7 +345,7 @@ def mix_models_with_data(
         model_names_or_paths: As in `mix_models`.
         model_type: `encoder` or `reranker`.
         example_data: Rows `{"query": str, "pos": [str], "neg": [str]}`, or a file of such JSON lines.
-        temperature: Of the softmax over models.
+        temperature: Temperature of the softmax over models.
         batch_size: Examples of a batch, whose passages are each other's negatives (embedders).
         max_input_length: Tokens where texts are cut, or fewer if the model takes fewer.
         neg_number: Negatives of each example, drawn at random by `seed`.
@@ -402,6 +402,6 @@ def _task(
         raise ArgumentError("model_names_or_paths must be a list of names or folders")
     if unknown := [name for name in settings if name not in Merging.__dataclass_fields__]:
         raise ArgumentError(
-            f"{unknown[0]} is no argument here; there are {', '.join(Merging.__dataclass_fields__)} and overwrite"
+            f"{unknown[0]} is not an argument here; there are {', '.join(Merging.__dataclass_fields__)} and overwrite"
         )
     return Merging([os.fspath(name) for name in models], model_type, weights=weights, **settings)

@@ -53,7 +53,7 @@ class Method(ABC):
     """A way to merge.
 
     Attributes:
-        weights: Of each model.
+        weights: Weights of each model.
     """
 
     weights: tuple[float, ...]
@@ -89,7 +89,7 @@ class Slerp(Method):
 
     def __post_init__(self) -> None:
         if len(self.weights) != 2:
-            raise ArgumentError(f"slerp is of two models, not of {len(self.weights)}")
+            raise ArgumentError(f"slerp merges two models, not {len(self.weights)}")
 
     def combine(self, stack: Stack) -> Iterator[Tensor]:
         """See `Method`."""
@@ -131,7 +131,7 @@ class Ties(Method):
     that of the weighted sum over models; its change is the weighted mean of the models with this sign.
 
     Attributes:
-        weights: Of each model, none negative; equal ones are the method as published.
+        weights: Weights of each model, none negative; equal ones are the method as published.
         density: Share of elements kept.
         scale: The merged change is multiplied by it.
     """
@@ -179,9 +179,9 @@ class Dare(Method):
     model's place and on the tensor's name alone.
 
     Attributes:
-        weights: Of each model.
+        weights: Weights of each model.
         density: Share of elements kept.
-        seed: Of the draws.
+        seed: Random seed for the draws.
     """
 
     density: float = 0.2

@@ -58,7 +58,7 @@ DTYPES: Final = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-#: Bytes of a tensor after which its file is opened anew: what was read of a mapped file counts as memory until then.
+#: Bytes of a tensor after which its file is opened again: what was read of a mapped file counts as memory until then.
 _MAPPED: Final = 1 << 24
 
 
@@ -335,7 +335,7 @@ class Adapter:
                 pairs.setdefault((match["module"], bool(match["embedding"])), {})[match["part"]] = value
                 continue
             if ".lora_" in name:
-                raise CheckpointError(f"{self.folder} holds {name}, which is no part of a plain LoRA adapter")
+                raise CheckpointError(f"{self.folder} holds {name}, which is not part of a plain LoRA adapter")
             # A layer that was trained as a whole (modules_to_save, biases) stands in for the base's.
             target = self._target(re.sub(r"\.(base_layer|modules_to_save(\.default)?)(?=\.)", "", name), base)
             there = base.tensors[target].shape
@@ -362,7 +362,7 @@ class Adapter:
         a, b = pair["A"], pair["B"]
         transposed = embedding or bool(self.config.get("fan_in_fan_out"))
         if any(len(each.shape) != 2 for each in (a, b, weight)):
-            raise CheckpointError(f"{self.folder} adapts {module}, which is no matrix: merge it with peft first")
+            raise CheckpointError(f"{self.folder} adapts {module}, which is not a matrix: merge it with peft first")
         out, into = (weight.shape[1], weight.shape[0]) if transposed else weight.shape
         if (b.shape[0], a.shape[1], b.shape[1]) != (out, into, a.shape[0]):
             raise CheckpointError(f"{self.folder} does not fit its base: {module} is {weight.shape} there")

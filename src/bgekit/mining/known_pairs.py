@@ -41,7 +41,7 @@ PAIR_EXAMPLE: Final = '{"sentence1": "a man sleeps", "sentence2": "someone is aw
 class Relevant:
     """Passages by query; queries and passages are equal if they differ in case and white space only.
 
-    16 bytes of memory a passage.
+    16 bytes of memory per passage.
 
     Attributes:
         digest: sha256 (hex) of all of it.
@@ -93,7 +93,7 @@ class Judgements:
         """The judgements of some files.
 
         Args:
-            files: Of the forms that `bge eval` reads: a header `query-id, corpus-id, score`, TREC's, or JSON lines.
+            files: Files in forms that `bge eval` reads: a header `query-id, corpus-id, score`, TREC's, or JSON lines.
             queries: A file of the queries' texts by id.
             dialect: How they are written.
 
@@ -218,7 +218,7 @@ def rows_of_pairs(
     positive_labels, negative_labels = [*map(_even, positive_labels)], [*map(_even, negative_labels)]
     both = set(positive_labels) & set(negative_labels)
     if both:
-        raise ArgumentError(f"the label {', '.join(sorted(both))} cannot be that of positives and of negatives")
+        raise ArgumentError(f"the label {', '.join(sorted(both))} cannot stand for both positives and negatives")
     groups: dict[int, _Group] = {}
     bad = BadLines()
     for _, (first, second, label) in bad.usable(read_file(file, Dialect(encoding, quoting), bad=bad), _pair):

@@ -1,6 +1,6 @@
 """A run of mining: texts to disk, vectors to shards, then block by block rankings, draws and finished lines.
 
-What is finished lies in a work folder beside the output, so an interrupted run goes on from there; the output gets
+What is finished lies in a work folder beside the output, so an interrupted run continues from there; the output gets
 its name when it is complete.
 """
 
@@ -67,15 +67,15 @@ class Mining:
             it is not to positives. By default all passages of the input are candidates.
         text_field: Field of the pool's texts; by default `text`, `content` or `contents`.
         id_field: Field of the pool's ids, which judgements name; by default `_id` or `id`, else the number of the row.
-        qrels: Files of judgements: what they call relevant to a query is no negative of it.
+        qrels: Files of judgements: what they call relevant to a query is not a negative of it.
         queries: A file of the texts of the judgements' queries by id; by default rows have these ids, as `query_id`.
         encoding: What input and pool are written in, as in `read_records`.
-        quoting: Of input and pool, as in `read_records`.
-        format: Of the pool, as in `read_records`; so are the next four.
+        quoting: Quoting of input and pool, as in `read_records`.
+        format: Format of the pool, as in `read_records`; so are the next four.
         records: What of a text or document is one candidate.
         include: Patterns of files in folders that are read.
-        exclude: Patterns of files and folders in folders that are passed over.
-        delimiter: Between columns of csv.
+        exclude: Patterns of files and folders in folders that are skipped.
+        delimiter: Separator of csv columns.
         choice: How negatives are drawn.
         miners: Of `dense` (every model), `bm25` and `random`; the shares of `choice` are in the order of all models
             and then the others.
@@ -137,7 +137,7 @@ def mine(
         task: What to do.
         models: The models of the miner `dense`; with the others they are only used for scores.
         reranker: Judges candidates if `max_reranker_score` is set.
-        progress: Makes what is told how far the encoding of texts is.
+        progress: Makes the context manager that receives the progress of encoding.
         advance: Called after each block with the rows that are done, and all rows.
 
     Returns:
@@ -214,7 +214,7 @@ def check_task(task: Mining, *, models: int, reranker: bool) -> None:
     check_place(page_path(task.output))
     check_place(_work_folder(task), folder=True)
     if task.queries is not None and not task.qrels:
-        raise ArgumentError("queries are texts of judgements by id, and no judgements (qrels) are given")
+        raise ArgumentError("queries are the texts of judgements (qrels), and no judgements are given")
     if task.id_field is not None and not (task.qrels and task.pool):
         raise ArgumentError("id_field is for judgements (qrels) of a pool of candidates; give both")
     unknown = [name for name in task.miners if name not in MINERS]
@@ -225,7 +225,7 @@ def check_task(task: Mining, *, models: int, reranker: bool) -> None:
     if DENSE in task.miners and task.index != "exact":
         require_extra("faiss", "faiss")
     if task.choice.guards.need_scores and not models and BM25 not in task.miners:
-        raise ArgumentError("guards on scores need a model (or bm25), whose scores they are")
+        raise ArgumentError("guards on scores need a model (or bm25) that gives the scores")
     if models > 1 and DENSE not in task.miners:
         raise ArgumentError("without the miner `dense` one model gives the scores, so give one, not several")
     if (task.max_reranker_score is None) == reranker:

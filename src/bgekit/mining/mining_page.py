@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from ..display.pages import Section, Svg, Table, render_report
+from ..display.pages import Section, Svg, Table, as_fact, render_report
 from ..display.plots import BarPlot
 from ..models.sentence_transformers_files import shown_name
 from .mining_report import short_miners
@@ -20,7 +20,7 @@ def page(content: Mapping[str, Any], name: str) -> str:
 
     Args:
         content: What `report` gives.
-        name: Of the output.
+        name: Name of the output.
     """
     settings, names = content["settings"], short_miners(content)
     models = [names[each] for each in settings["models"]]
@@ -95,8 +95,9 @@ def _plots(content: Mapping[str, Any]) -> Iterator[tuple[Svg, str]]:
     if content["ranks"]:
         # A range ends where the next begins.
         bars = [(low - 0.5, high + 0.5, n) for low, high, n in content["ranks"]]
-        text = "Places of the mined negatives in the ranking; the first are the hardest."
-        yield BarPlot("Ranks of negatives", {"negatives": bars}, "rank", "negatives, %").svg("ranks"), text
+        text = "Places of the mined negatives in the ranking; the first are the hardest. Areas compare, not heights."
+        plot = BarPlot("Ranks of negatives", {"negatives": bars}, "rank", "negatives per rank, %", per_unit=True)
+        yield plot.svg("ranks"), text
 
 
 def _scores(content: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -120,10 +121,10 @@ def _facts(settings: Mapping[str, Any], models: Sequence[str]) -> Iterator[tuple
     passed = ("models", "rows", "candidates", "range", "guards")
     for key, value in settings.items():
         if key not in passed and value is not None:
-            yield key.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            yield key.replace("_", " "), as_fact(value)
     for key, value in (settings.get("guards") or {}).items():
         if value is not None:
-            yield key.replace("_", " "), str(value)
+            yield key.replace("_", " "), as_fact(value)
 
 
 def _sample(sample: Mapping[str, Any], names: Mapping[str, str]) -> Section:

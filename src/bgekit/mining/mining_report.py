@@ -131,11 +131,19 @@ def report(settings: Mapping[str, Any], tally: Tally) -> dict[str, Any]:
         },
         "miners": dict(sorted(tally.miners.items())),
         "left_out": dict(sorted(tally.refused.items())),
-        "ranks": [[first, first + _RANK_STEP - 1, count] for first, count in sorted(tally.ranks.items())],
+        "ranks": list(_rank_bars(tally.ranks, settings)),
         "negative_scores": _bars(tally.scores, tally.step),
         "positive_scores": _bars(tally.positives, tally.step),
         "samples": tally.samples,
     }
+
+
+def _rank_bars(counts: Counter[int], settings: Mapping[str, Any]) -> Iterator[list[int]]:
+    """First and last place of each step, and its negatives; no place beyond those that were looked at."""
+    passed, last = settings["range"]
+    last = min(last, settings["candidates"])
+    for first, count in sorted(counts.items()):
+        yield [max(first, passed + 1), max(min(first + _RANK_STEP - 1, last), first), count]
 
 
 def _bars(counts: Counter[int], step: float) -> list[list[float]]:
@@ -155,7 +163,7 @@ def readable(content: Mapping[str, Any]) -> str:
         f"rows                {content['rows']:,}",
         f"negatives           {content['negatives']:,} mined, {content['kept']:,} kept",
         f"filled at random    {content['filled']:,} in {content['rows_filled']:,} rows",
-        f"too few in          {content['rows_with_too_few']:,} rows, none in {content['rows_without_negatives']:,}",
+        f"too few negatives   {content['rows_with_too_few']:,} rows; with none: {content['rows_without_negatives']:,}",
     ]
     if suspected["share"] is not None:
         lines.append(

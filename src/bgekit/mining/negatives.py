@@ -55,7 +55,7 @@ _CHUNK: Final = 64
 
 
 class TextStore(ArrowStore):
-    """Numbered texts: first the candidates, then texts of the input that are no candidates but need a vector.
+    """Numbered texts: first the candidates, then texts of the input that are not candidates but need a vector.
 
     Attributes:
         candidates: How many of the texts negatives are drawn from; they have the numbers below.
@@ -220,7 +220,7 @@ class Choice:
         sampling: `random` within the range, or the `top` of it.
         shares: How many in a turn come from each miner.
         fill: Fill up with random texts if there are too few candidates.
-        seed: Of all draws.
+        seed: Random seed.
         guards: What keeps candidates out.
 
     Example:
@@ -241,14 +241,14 @@ class Choice:
     def __post_init__(self) -> None:
         if not 0 <= self.first < self.last:
             raise ArgumentError(
-                f"the range {self.first}-{self.last} is empty: 10-210 passes over the first 10 and ends with place 210"
+                f"the range {self.first}-{self.last} is empty: 10-210 skips the first 10 places and ends at place 210"
             )
         if self.negatives < 1:
             raise ArgumentError(f"negatives must be at least 1, not {self.negatives}")
         if self.seed < 0:
             raise ArgumentError(f"seed must not be negative, but it is {self.seed}")
         if any(share < 1 for share in self.shares):
-            raise ArgumentError(f"shares are whole numbers from 1 on, not {list(self.shares)}")
+            raise ArgumentError(f"shares are whole numbers of at least 1, not {list(self.shares)}")
 
 
 @dataclass(frozen=True)
@@ -412,7 +412,7 @@ class Draw:
 
 
 def _in_turns(sources: Sequence[Iterator[Candidate]], shares: Sequence[int]) -> Iterator[Candidate]:
-    """Candidates of all sources, so many of each in a turn as its share is; the rest goes on where one is empty."""
+    """Candidates of all sources, so many of each in a turn as its share is; the rest continues where one is empty."""
     left = list(zip(sources, shares, strict=True))
     while left:
         for entry in list(left):

@@ -78,7 +78,7 @@ def score(
         normalize: Scores between 0 and 1, by a sigmoid.
         advance: Called after each group with the rows that are done, and all rows.
         encoding: What the input is written in, as in `read_records`.
-        quoting: Of the input, as in `read_records`.
+        quoting: Quoting of the input, as in `read_records`.
 
     Raises:
         DataError: the input cannot be used; it names file and lines.
@@ -120,7 +120,7 @@ def score(
             if isinstance(error, OutputError):
                 raise
             raise OutputError(
-                f"cannot write {output}: {error.strerror or error}; the same command goes on from what is written"
+                f"cannot write {output}: {error.strerror or error}; the same command continues from what is written"
             ) from error
     Path(f"{output}.scoring").rmdir()
     return counts

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .card import ModelCard
 
 logger = logging.getLogger(__name__)
-#: Version of `calibration.json` and of the entry in model cards. 1 had the same maps, but its thresholds were promised
+#: Version of `calibration.json` and of the entry in model cards. 1 had the same maps, but its thresholds were found
 #: as if the pairs of one query hardly erred together.
 FORMAT: Final = 2
 
@@ -38,8 +38,8 @@ class LogisticMap:
     calibration of Kull, Silva Filho and Flach (2017), with the similarity itself in place of its logarithm.
 
     Attributes:
-        slope: Of the similarity; not negative.
-        edge: Of the nearness to 1; not negative, and 0 for similarities that can be larger than 1.
+        slope: Coefficient of the similarity; not negative.
+        edge: Coefficient of the nearness to 1; not negative, and 0 for similarities that can be larger than 1.
         intercept: What is added.
     """
 
@@ -142,7 +142,9 @@ def moved(calibration: Mapping[str, Any], source: str | None, copy: str) -> Mapp
     """
     made_for = calibration.get("made_for")
     if not isinstance(made_for, Mapping) or made_for.get("weights") != source:
-        logger.warning("the calibration in the model card is of other weights and is not saved: run bge calibrate anew")
+        logger.warning(
+            "the calibration in the model card belongs to other weights and is not saved: run bge calibrate again"
+        )
         return None
     return {**calibration, "made_for": {**made_for, "weights": copy}}
 

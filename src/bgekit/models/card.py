@@ -97,7 +97,7 @@ class Prompt:
                 instruction.
 
         Raises:
-            ArgumentError: the template does not have exactly two slots `{}`, or this prompt is no instruction.
+            ArgumentError: the template does not have exactly two slots `{}`, or this prompt is not an instruction.
         """
         for known in filter(None, (made_with, template)):
             before, between, after = _template_parts(known)
@@ -106,7 +106,7 @@ class Prompt:
                 return Prompt.from_format(bare, template)
         if self.apart or self.suffix:
             raise ArgumentError(
-                f"the prompt {str(self)!r} is no instruction to put in the format {template!r}: pass one"
+                f"the prompt {str(self)!r} is not an instruction that can be put into the format {template!r}: pass one"
             )
         return Prompt.from_format(self.prefix, template)
 
@@ -157,13 +157,13 @@ class ModelCard:
         dense: Dense layers after pooling.
         dtype: Type of the stored weights.
         architecture: Model type of transformers, such as `bert`.
-        position_limit: Most tokens that the position embeddings allow, None without a fixed limit.
+        position_limit: Maximum number of tokens that the position embeddings allow, None without a fixed limit.
         family: Title of the family in the table, None when the model is unknown there.
         notice: Advice to log once at load.
         sources: Where each field was found.
         selftest: A text and its vector, as stored by `FlagModel.save`, None without.
         calibration: What similarities mean (`bge calibrate`), with what the model must be for it, None without.
-        pretrained_only: Whether the model is no embedder yet: it must be fine-tuned before its vectors mean anything.
+        pretrained_only: Whether the model is not an embedder yet: it must be fine-tuned before its vectors are of use.
 
     Example:
         >>> from bgekit import FlagModel
@@ -222,7 +222,7 @@ class RerankerCard:
         query: Text around queries.
         document: Text around passages.
         architecture: Model type of transformers, such as `xlm-roberta`.
-        position_limit: Most tokens that the position embeddings allow, None without a fixed limit.
+        position_limit: Maximum number of tokens that the position embeddings allow, None without a fixed limit.
         dtype: Type of the stored weights.
         sources: Where each field was found.
 
@@ -254,6 +254,8 @@ class RerankerCard:
 
 #: Fields whose difference between an adapter and its base is said.
 _SAID: Final = ("pooling", "normalize", "query", "document", "max_length", "similarity", "lower_case", "include_prompt")
+#: Fields that are prompts.
+_PROMPTS: Final = ("query", "document")
 
 
 class Facts:
@@ -281,20 +283,27 @@ class Facts:
         self.add(f"adapter {adapter}", values)
 
     def override(self, source: str, values: Mapping[str, Any]) -> None:
-        """Take the values whatever is known, with a warning that names both where they contradict."""
+        """Take the values whatever is known; where they contradict, say both.
+
+        That is a warning, but for prompts: another one is a choice, unless it is the known one without its last space.
+        """
         for key, value in values.items():
             known, where = self.values.get(key), self.sources.get(key, "default")
             if where != "default" and value != known and not _is_off(key, value):
-                logger.warning(
-                    "%s of %s is %r according to the %s, but the caller says %r: the caller's is used",
+                chosen = key in _PROMPTS
+                cut = chosen and str(value) == str(known).rstrip()
+                logger.log(
+                    logging.INFO if chosen and not cut else logging.WARNING,
+                    "%s of %s is %r according to the %s, but the caller says %r: the caller's is used%s",
                     key, self.name, _shown(known), where, _shown(value),
+                    "; it lacks the space at its end" if cut else "",
                 )  # fmt: skip
             self.values[key], self.sources[key] = value, source
 
 
 def _is_off(key: str, value: Any) -> bool:
     # Leaving a prompt away, or cutting texts earlier, is a choice and not a contradiction.
-    return (key in ("query", "document") and not value) or key == "max_length"
+    return (key in _PROMPTS and not value) or key == "max_length"
 
 
 def _shown(value: Any) -> Any:

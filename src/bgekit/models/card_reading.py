@@ -43,7 +43,7 @@ def read_card(folder: Path, name: str | None = None, *, adapters: Sequence[Path]
             itself is not set), `max_length`; values that are `UNSET` are ignored.
 
     Raises:
-        CardError: pooling is known to nobody, or the model is no embedder.
+        CardError: pooling is known to nobody, or the model is not an embedder.
         CheckpointError: a file is missing or damaged.
 
     Example:
@@ -62,7 +62,7 @@ def read_card(folder: Path, name: str | None = None, *, adapters: Sequence[Path]
         own = _checkpoint_facts(adapter)
         own.pop("dtype", None)
         if own.get("max_length") == _tokenizer_length(folder) and not (adapter / _LENGTH_FILE).is_file():
-            own.pop("max_length", None)  # A copy of the base's tokenizer, which is no statement.
+            own.pop("max_length", None)  # A copy of the base's tokenizer, which is not a statement.
         facts.add_adapter(adapter, own, ChainMap(*declared.values()))
     for source, values in declared.items():
         facts.add(source, values)
@@ -77,6 +77,8 @@ def read_card(folder: Path, name: str | None = None, *, adapters: Sequence[Path]
         template = caller.pop(f"{role}_format", UNSET)
         if template is not UNSET and caller.get(role, UNSET) is UNSET and known[role]:
             caller[role] = known[role].in_format(template, family.template if family and role == "query" else None)
+    if (pooling := caller.get("pooling", UNSET)) is not UNSET and pooling not in POOLINGS:
+        raise CardError(f"pooling_method={pooling!r} is not one of {', '.join(POOLINGS)}")
     facts.override("caller", {key: value for key, value in caller.items() if value is not UNSET})
     if "pooling" not in known:
         raise CardError(
@@ -84,8 +86,6 @@ def read_card(folder: Path, name: str | None = None, *, adapters: Sequence[Path]
             f"{model_name(name)!r} is not in the table of known families. Pass pooling_method=, one of "
             f"{', '.join(POOLINGS)} (BGE models: cls)."
         )
-    if known["pooling"] not in POOLINGS:
-        raise CardError(f"pooling_method={known['pooling']!r} is not one of {', '.join(POOLINGS)}")
     notice = family.notice if family else None
     if sources["query"] == "default":
         logger.info("no prompts are known for %s: queries are encoded as they are", name)
@@ -161,7 +161,7 @@ def prompt_doubt(name: str, *, bge_like: bool, config: Mapping[str, Any] | None 
     like = within or (_LIKE.get((config.get("model_type"), config.get("vocab_size"))) if config else None)
     family = find_family(like) if like else None
     if family is None:
-        reason, instruction = "it may be of the BGE kind, most of which want an instruction", "..."
+        reason, instruction = "it may be of the BGE kind, most of which need an instruction", "..."
     elif family.query:
         found = f"its name speaks of {within}" if within else f"its pooling and vocabulary are those of {family.title}"
         reason, instruction = f"{found}, whose queries get {str(family.query)!r}", str(family.query)
@@ -320,7 +320,7 @@ def read_reranker_card(
             are ignored.
 
     Raises:
-        CardError: the model is no sequence classifier, or one of more than two classes.
+        CardError: the model is not a sequence classifier, or one of more than two classes.
         CheckpointError: a file is missing or damaged.
 
     Example:
@@ -376,7 +376,7 @@ def _refuse_others(name: str, config: Mapping[str, Any], labels: int) -> None:
                 f"cross-encoders with a classification head (...{_CLASSIFIER}), such as BAAI/bge-reranker-v2-m3"
             )
         raise CardError(
-            f"{name!r} is no reranker: its config.json says {architectures[0]}, not ...{_CLASSIFIER}. "
+            f"{name!r} is not a reranker: its config.json says {architectures[0]}, not ...{_CLASSIFIER}. "
             "For text vectors use FlagModel."
         )
     if labels > 2:
@@ -414,7 +414,7 @@ def checked_length(length: Any, source: str, config: Mapping[str, Any], name: st
         name: The model's name, for messages.
 
     Raises:
-        CardError: it is no positive number, or a caller asks for more than there is.
+        CardError: it is not a positive number, or a caller asks for more than there is.
     """
     limit = position_limit(config)
     if not isinstance(length, int) or isinstance(length, bool) or length < 1:

@@ -36,7 +36,7 @@ _SAFETENSORS_DTYPES: Final = {"F64": "float64", "F32": "float32", "F16": "float1
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Raise CheckpointError if a folder that is no whole model holds an adapter."""
+    """Raise CheckpointError if a folder that is not a whole model holds an adapter."""
     if not (folder / ADAPTER_CONFIG).is_file():
         return
     config = read_json(folder / ADAPTER_CONFIG)
@@ -115,7 +115,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         refuse_adapter(folder)
-        raise CheckpointError(f"{folder} is no model: it has no config.json")
+        raise CheckpointError(f"{folder} is not a model: it has no config.json")
     return cast(dict[str, Any], read_json(path))
 
 
@@ -137,7 +137,7 @@ def padding_position(model_type: str, pad_token_id: int | None) -> int | None:
 
 
 def position_limit(config: Mapping[str, Any]) -> int | None:
-    """Most tokens that the position embeddings allow, None without a fixed limit."""
+    """Maximum number of tokens that the position embeddings allow, None without a fixed limit."""
     limit = config.get("max_position_embeddings") or config.get("n_positions")
     kind = config.get("model_type") or ""
     if limit is None or kind in ("t5", "mt5", "umt5"):
@@ -209,7 +209,7 @@ def wrapper_prefix(names: Collection[str], expected: Iterable[str], base: str) -
     for name in names:
         modern = re.sub(r"LayerNorm\.(gamma|beta)$", lambda old: f"LayerNorm.{RENAMED[old[1]]}", name)
         parts = modern.split(".")
-        # The longest known name wins: `0.dense.weight` is no prefix `0.dense.` before a weight called `weight`.
+        # The longest known name wins: `0.dense.weight` is not a prefix `0.dense.` before a weight called `weight`.
         place = next((at for at in range(len(parts)) if ".".join(parts[at:]) in wanted), None)
         if place is not None:
             counts["".join(f"{part}." for part in parts[:place]).removesuffix(inner)] += 1
@@ -257,7 +257,7 @@ def safetensors_header(path: Path) -> dict[str, Any]:
         header.pop("__metadata__", None)
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (struct.error, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: it is no safetensors file ({error})") from error
+        raise CheckpointError(f"{path} is damaged: it is not a safetensors file ({error})") from error
     if size < 8 + length + end:
         raise CheckpointError(f"{path} is cut off: it has {size:,} bytes, its header asks for {8 + length + end:,}")
     return header
@@ -297,7 +297,7 @@ def read_tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
     import torch
 
     try:
-        # Before torch 1.6 these files were no archives, which alone can be mapped instead of read.
+        # Before torch 1.6 these files were not archives, which alone can be mapped instead of read.
         mapped = zipfile.is_zipfile(file)
         yield from torch.load(file, map_location="cpu", weights_only=True, mmap=mapped).items()
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:

@@ -24,7 +24,7 @@ PACKAGED: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
 #: What is fetched from the hub: never other frameworks' weights, never pickles unless asked for.
 _HUB_FILES: Final = ("*.json", "*.txt", "*.model", "*.safetensors", "README.md", "*/config.json")
 _PICKLE_FILES: Final = ("pytorch_model*.bin", "*/pytorch_model.bin")
-#: What `read_card` reads: kilobytes. No index of sharded weights, which promises files that are not fetched.
+#: What `read_card` reads: kilobytes. No index of sharded weights, which names files that are not fetched.
 _CARD_FILES: Final = (
     "config.json",
     "*/config.json",
@@ -70,7 +70,7 @@ def resolve(
     if path.is_dir():
         if not (path / "config.json").is_file():
             refuse_adapter(path)
-            raise CheckpointError(f"{path} is no model: it has no config.json (it holds {_listing(path)})")
+            raise CheckpointError(f"{path} is not a model: it has no config.json (it holds {_listing(path)})")
         return path
     if path.is_file():
         raise CheckpointError(f"{path} is a file; give the folder that holds config.json and model.safetensors")
@@ -145,10 +145,12 @@ def _from_hub(name: str, revision: str | None, cache_dir: str | None, patterns: 
             f"{_meant(name)}"
         ) from None
     except LocalEntryNotFoundError:
-        state = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
+        offline = constants.HF_HUB_OFFLINE
+        state = "HF_HUB_OFFLINE is set" if offline else f"{constants.ENDPOINT} cannot be reached"
+        way = "unset HF_HUB_OFFLINE" if offline else "a mirror by HF_ENDPOINT"
         raise CheckpointError(
             f"{known} is neither a folder here nor in the local cache, and {state}: give a folder, "
-            f"or a mirror by HF_ENDPOINT{_meant(name)}"
+            f"or {way}{_meant(name)}"
         ) from None
     except OSError as error:
         # Every network fault of the hub's client derives from OSError; its text names the address.

@@ -26,7 +26,7 @@ _SIMILARITIES: Final = {
     "euclidean": "negative Euclidean distance",
     "manhattan": "negative Manhattan distance",
 }
-#: Tag of a model that is no embedder yet.
+#: Tag of a model that is not an embedder yet.
 PRETRAINED_TAG: Final = "pretrained-only"
 _ALIASES: Final = {"document": ("passage", "corpus")}
 
@@ -155,7 +155,7 @@ def readme(card: ModelCard, *, name: str, base_model: str | None, source: Path |
 
     Args:
         card: What the model needs.
-        name: Of the folder that it is in.
+        name: Name of the folder that it is in.
         base_model: Hub id of the model that this one comes from, if known; else the source's own base is kept.
         source: README.md of the checkpoint that this one comes from: its licence and languages are kept.
         origin: A sentence on how the model came about; "" for a copy of the base model.

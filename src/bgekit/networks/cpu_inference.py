@@ -313,7 +313,7 @@ class FusedEncoder:
         return x[:count].float()
 
     def _last(self, x: Tensor, groups: list[_LengthGroup], wanted: Tensor) -> Tensor:
-        """The last layer for one `wanted` row a sequence; attention still reads the other rows."""
+        """The last layer for one `wanted` row per sequence; attention still reads the other rows."""
         wanted = pad(wanted, (0, _round_up(len(wanted)) - len(wanted)))
         chosen = x[wanted]
         context = self._attention(self.last_pair(x), self.last_query(chosen), groups)
@@ -325,7 +325,7 @@ class FusedEncoder:
         Args:
             states: [rows, 3 * hidden] queries, keys and values of all tokens; if `queries` are given,
                 [rows, 2 * hidden] keys and values.
-            queries: One a sequence, [at least n, hidden], or None for those of all tokens.
+            queries: One per sequence, [at least n, hidden], or None for those of all tokens.
             groups: The sequences.
         """
         wide = states.shape[1]

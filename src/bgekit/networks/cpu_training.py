@@ -86,7 +86,7 @@ def attend_by_head(query: Tensor, key: Tensor, value: Tensor, layout: Layout, sc
         query: [T, heads, d] on the CPU; cast to autocast's type where that is on, as torch's attention does.
         key: [T, heads, d].
         value: [T, heads, d].
-        layout: Of the sequences and heads.
+        layout: Layout of the sequences and heads.
         scale: Factor on the scores.
         dropout: Probability of dropping a weight, drawn from torch's generator.
 

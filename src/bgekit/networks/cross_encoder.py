@@ -63,7 +63,7 @@ _DISTIL_BERT: Final = Head(
     ("pre_classifier", "dropout", "classifier"),
     lambda model, first: model.classifier(model.dropout(torch.relu(model.pre_classifier(first)))),
 )
-#: Published classes whose head reads one vector a sequence, so that the transformer below it can run unpadded.
+#: Published classes whose head reads one vector per sequence, so that the transformer below it can run unpadded.
 _HEADS: Final = {
     "BertForSequenceClassification": _POOLER,
     "ErnieForSequenceClassification": _POOLER,
@@ -107,7 +107,7 @@ class CrossEncoder(Trainable, nn.Module):
         super().__init__()
         register()
         self.model = model
-        # In a tuple, what is no submodule of its own: its weights are those of `model` and must not be listed twice.
+        # In a tuple, what is not a submodule of its own: its weights are those of `model` and must not be listed twice.
         # `model` may get adapters around it, which are within this one, too.
         self._published = (model,)
         self.head = head_of(model)

@@ -298,7 +298,7 @@ def load_head(head: DenseHead, folder: Path, card: ModelCard, allow_pickle: bool
             raise CheckpointError(f"{files[0]} does not fit its config.json: {error}") from error
 
 
-#: Names of what is in a pooler. It is no part of an embedding: what learns there would never get a gradient, for which
+#: Names of what is in a pooler. It is not part of an embedding: what learns there would never get a gradient, for which
 #: data-parallel training would wait.
 _POOLER: Final = r"(.*\.)?pooler\..*"
 _POSITIONS = re.compile(r"(^|\.)(position_embeddings|wpe|embed_positions)\.")

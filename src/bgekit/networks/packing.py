@@ -290,8 +290,8 @@ def plan_batches(
 
     Args:
         lengths: Tokens of each sequence.
-        token_budget: Most tokens in a batch; a longer sequence stands alone.
-        batch_size: Most sequences in a batch.
+        token_budget: Maximum number of tokens per batch; a longer sequence stands alone.
+        batch_size: Maximum number of sequences per batch.
         padded: Count a batch as its longest sequence times its size, as architectures that pad compute it.
     """
     order = sorted(range(len(lengths)), key=lambda position: -lengths[position])

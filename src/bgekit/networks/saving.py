@@ -75,7 +75,7 @@ def write_checkpoint(
         allow_pickle: Read `.bin` weights of the source.
         remote_code: Copy the source's Python files.
         prefix: What the names of the source's weights begin with and the result's do not (`stored_prefix`).
-        title: Of the README; by default the folder's name.
+        title: Title of the README; by default the folder's name.
 
     Raises:
         OutputError: the folder exists or holds something else, or it cannot be written.
@@ -279,7 +279,7 @@ def write_reranker(
         allow_pickle: Read `.bin` weights of the source.
         remote_code: Copy the source's Python files.
         prefix: What the names of the source's weights begin with and the result's do not (`stored_prefix`).
-        title: Of the README; by default the folder's name.
+        title: Title of the README; by default the folder's name.
 
     Raises:
         OutputError: the folder exists or holds something else, or it cannot be written.

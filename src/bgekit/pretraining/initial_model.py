@@ -176,7 +176,7 @@ def _overrides(given: str | None, config: Any) -> dict[str, Any]:
             continue
         if not equals or not hasattr(config, name):
             raise ArgumentError(
-                f"--config-overrides: {part.strip()!r} is no name=value of a {config.model_type} config"
+                f"--config-overrides: {part.strip()!r} is not a name=value of a {config.model_type} config"
             )
         then = getattr(config, name)
         try:
@@ -211,7 +211,7 @@ def _loaded(source: Path, name: str, allow_pickle: bool) -> tuple[Any, Mapping[s
             head.load_state_dict(own, strict=False)
         except RuntimeError as error:
             raise CheckpointError(f"{source / BESIDE} does not fit {source / 'config.json'}: {error}") from error
-        logger.info("%s was pre-trained by bgekit: its head and decoder are gone on with", name)
+        logger.info("%s was pre-trained by bgekit: training continues with its head and decoder", name)
     elif not any(key.startswith(_HEADS) for key in weight_names(files)):
         logger.info("%s has no masked-LM head: a new one is trained with it", name)
     return lm, beside
@@ -222,8 +222,8 @@ def _check_head(config: Any, name: str) -> None:
 
     if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
         raise ArgumentError(
-            f"{name} is of the type {config.model_type}, of which there are no masked language models: RetroMAE trains "
-            "BERT, RoBERTa, XLM-RoBERTa and their kin"
+            f"{name} is of the type {config.model_type}, which has no masked language models: RetroMAE trains BERT, "
+            "RoBERTa, XLM-RoBERTa and the like"
         )
 
 

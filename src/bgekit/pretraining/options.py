@@ -32,10 +32,10 @@ class PretrainModelArguments:
         "mean of the old pieces that spell them"
     )
     pooling: Literal["cls"] | None = option(
-        "accepted as everywhere; cls is what is trained, whatever the model pooled before",
+        "only cls: that is what is trained, however the model pooled before",
         aliases=["--pooling-method", "--sentence-pooling-method"],
     )
-    cache_dir: str | None = option("where files from the hub are kept")
+    cache_dir: str | None = option("folder for files from the hub")
     revision: str | None = option("branch, tag or commit on the hub")
     allow_pickle: bool = option("read weights in .bin files", False)
 
@@ -61,20 +61,20 @@ class PretrainDataArguments:
     train_data: list[str] = option("files and folders of texts, in any form that bge encode reads", many=True)
     text_field: str | None = option("field of the text; by default text, content or contents")
     title_field: str | None = option('field of a title put before it; by default title, "" for none')
-    on_error: Literal["raise", "skip"] = option("what happens to lines that cannot be used", "raise")
+    on_error: Literal["raise", "skip"] = option("stop at lines that cannot be used, or skip them", "raise")
     records: Unit | None = option(
         "what of a text or document is one text; by default a line of txt, and the whole of other documents"
     )
-    include: list[str] = option("files in folders to read, also of other endings, such as '*.rst'", many=True)
-    exclude: list[str] = option("files and folders in folders to pass over, such as 'drafts/'", many=True)
-    delimiter: str | None = option("between columns of csv, such as ';' or tab; by default the header's")
-    max_seq_length: int = option("tokens of a sequence, special tokens included", 512)
+    include: list[str] = option("files to read in folders, also with other endings, such as '*.rst'", many=True)
+    exclude: list[str] = option("files and folders to skip in folders, such as 'drafts/'", many=True)
+    delimiter: str | None = option("separator of csv columns, such as ';' or tab; by default the header's")
+    max_seq_length: int = option("maximum tokens per sequence, special tokens included", 512)
     long_texts: Literal["split", "cut"] = option(
-        "texts beyond that become several sequences, or lose their end", "split"
+        "split longer texts into several sequences, or cut off their end", "split"
     )
     encoder_mlm_probability: float = option("share of the tokens that the encoder does not see", 0.3)
-    decoder_mlm_probability: float = option("share of the tokens that a position of the decoder does not see", 0.5)
-    cache_path: str | None = option("where tokenised texts are kept; by default beside transformers' cache")
+    decoder_mlm_probability: float = option("share of the tokens that each position of the decoder does not see", 0.5)
+    cache_path: str | None = option("folder for tokenised texts; by default beside transformers' cache")
 
     def __post_init__(self) -> None:
         if not self.train_data:
@@ -91,7 +91,7 @@ class PretrainOptions(TrainerOptions):
     judged_by: ClassVar[str] = "--eval-data or --validation-split: texts to measure the losses on"
 
     eval_data: list[str] = option("texts like --train-data, measured while training", many=True)
-    validation_split: float = option("share of the texts of --train-data that is held out for that instead", 0.0)
+    validation_split: float = option("share of the texts of --train-data to hold out instead of --eval-data", 0.0)
 
     @property
     def judged(self) -> bool:

@@ -57,7 +57,7 @@ def draw_words(words: Ids, share: float, generator: np.random.Generator) -> Ids:
     Args:
         words: [L] the number of each token's word, from 0; -1 for special tokens, which are never drawn.
         share: Share of the tokens.
-        generator: Of the draw.
+        generator: Generator of the draw.
 
     Returns:
         [m] int64, ascending.
@@ -83,7 +83,7 @@ def corrupt(ids: Ids, positions: Ids, mask: int, ordinary: Ids, generator: np.ra
         positions: [m] what is masked.
         mask: Id of the mask token.
         ordinary: Ids that random tokens are drawn from.
-        generator: Of the draw.
+        generator: Generator of the draw.
     """
     result = ids.copy()
     fate = generator.random(len(positions))
@@ -172,7 +172,7 @@ class Masking:
     Attributes:
         tokens: The tokenizer.
         share: Share of the tokens that the encoder does not see.
-        seed: Of all draws.
+        seed: Random seed.
     """
 
     tokens: Tokenization
@@ -403,7 +403,7 @@ def batch_of(packed: Packed, tokens: Tensor) -> Tensor:
 
 
 def _attention_blocks(packed: Packed) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Rows of the tokens [n, L] of some sequences, and which of them are no padding [n, L] (None if all)."""
+    """Rows of the tokens [n, L] of some sequences, and which of them are not padding [n, L] (None if all)."""
     for group in packed.groups:
         count, length = group.index.shape
         size = max(1, _PAIRS // length**2)
@@ -426,7 +426,7 @@ def head_of(lm: Any) -> nn.Module:
         if all(isinstance(part, nn.Module) for part in parts):
             return nn.Sequential(*parts)  # type: ignore[arg-type]
     raise ArgumentError(
-        f"{type(lm).__name__} has no head that bgekit knows: RetroMAE trains BERT, RoBERTa and their kin"
+        f"{type(lm).__name__} has no head that bgekit knows: RetroMAE trains BERT, RoBERTa and the like"
     )
 
 
@@ -513,7 +513,7 @@ def measured_losses(
     Args:
         network: The network.
         batches: What it is measured on.
-        context: Of the computation, such as automatic precision.
+        context: Context of the computation, such as automatic precision.
     """
     training, device = network.training, next(network.parameters()).device
     sums, counts = torch.zeros(4, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
@@ -566,6 +566,6 @@ class PretrainDiagnosis(Findings):
         if all(math.isfinite(float(logs.get(name, 0.0))) for name in ("loss", "encoder_loss", "decoder_loss")):
             return []
         return self.report({
-            "not finite": "the loss is no number any more: take a lower --learning-rate, --warmup-ratio 0.1, or --bf16 "
-            "instead of --fp16"
+            "not finite": "the loss is not a number any more: take a lower --learning-rate, --warmup-ratio 0.1, or "
+            "--bf16 instead of --fp16"
         })  # fmt: skip

@@ -223,8 +223,8 @@ def describe(
         f"{facts.long:,} of them longer than a sequence",
         f"{len(texts):,} sequences of {smallest}/{median}/{largest} tokens (smallest, median, largest, without special "
         f"ones); {facts.unknown / max(facts.tokens, 1):.2%} of the tokens unknown",
-        f"{total:,} steps of {steps.options.batch_size * accumulated:,} sequences, {an_epoch:,} an epoch; "
-        f"about {float(lengths.mean()) * steps.options.batch_size * accumulated:,.0f} tokens a step",
+        f"{total:,} steps of {steps.options.batch_size * accumulated:,} sequences, {an_epoch:,} per epoch; "
+        f"about {float(lengths.mean()) * steps.options.batch_size * accumulated:,.0f} tokens per step",
         f"{sizes['encoder']:,} parameters in the encoder, {sizes['head and decoder']:,} in head and decoder; weights, "
         f"gradients and Adam take {16 * sum(sizes.values()) / 2**30:.2f} GiB",
         f"in the first batch {batch.hidden.numel():,} of {batch.content.numel():,} tokens are hidden from the encoder",

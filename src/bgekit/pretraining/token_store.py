@@ -312,7 +312,7 @@ class Tokenization:
         after: Ids of those after it.
         mask: Id of the mask token.
         unknown: Id of the token for what the vocabulary lacks, None without one.
-        ordinary: Ids that are no special tokens.
+        ordinary: Ids that are not special tokens.
     """
 
     backend: Any

@@ -234,7 +234,7 @@ class State:
         status: `cached`: its output is what it would be; `stale`: it is another's; `missing`: there is none;
             `unfinished`: an earlier run has begun it; `waits`: the content of an input is not known yet.
         reasons: Why.
-        key: Of verb, arguments and inputs; None while the content of an input is not known.
+        key: Key of verb, arguments and inputs; None while the content of an input is not known.
         content: What the key is of.
     """
 

@@ -1,4 +1,4 @@
-"""A recipe for its readers: plan, progress and scores on a terminal; report.json, report.md and report.html."""
+"""What a recipe says: plan and progress on a terminal, and the report of what was made."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from ..display.pages import render, render_page
 from ..display.terminal import Progress, aligned, clipped, on_terminal, printable, write_line
 from ..files.atomic import OutputFolder
 from ..files.hashing import file_sha256
@@ -17,9 +16,11 @@ from .plan import CACHED, UNFINISHED, Folder, State, Step, read_json
 from .spec import Recipe
 
 _REPORT: Final = "report"
-_WENT: Final = {CACHED: "was there", UNFINISHED: "gone on with"}
+_WENT: Final = {CACHED: "was there", UNFINISHED: "continued"}
 #: Columns of the plan's inputs.
 _WIDEST: Final = 50
+#: Names of the pages that verbs write into their outputs.
+_PAGES: Final = ("report.html", "training.html", "merge.html", "calibration.html")
 
 
 def write_report(recipe: Recipe, steps: Sequence[Step], folder: Folder, went: Mapping[str, str]) -> dict[str, Any]:
@@ -37,6 +38,8 @@ def write_report(recipe: Recipe, steps: Sequence[Step], folder: Folder, went: Ma
     Raises:
         OutputError: it cannot be written.
     """
+    from .recipe_page import as_html, as_markdown  # They come with evaluation, which takes a second.
+
     stages = [_stage(step, folder, went[step.name]) for step in steps]
     content: dict[str, Any] = {
         "recipe": str(recipe.path),
@@ -60,9 +63,16 @@ def _stage(step: Step, folder: Folder, went: str) -> dict[str, Any]:
     kept = ("command", "started", "seconds", "resumed", "key", "digest", "content", "versions", "platform")
     return {
         "name": step.name, "about": step.stage.about, "verb": step.stage.verb.name, "this_run": _WENT.get(went, "run"),
-        "output": step.output.name, "inputs": [each.path for each in step.inputs],
+        "output": step.output.name, "page": _page(step, folder.work), "inputs": [each.path for each in step.inputs],
         **{name: record.get(name) for name in kept},
     }  # fmt: skip
+
+
+def _page(step: Step, work: Path) -> str | None:
+    """The page that a stage has written, as a path below the work folder."""
+    beside = [step.output.with_name(f"{step.name}{ending}") for ending in step.stage.verb.beside]
+    places = [*(step.output / name for name in _PAGES), *(each for each in beside if each.suffix == ".html")]
+    return next((each.relative_to(work).as_posix() for each in places if each.is_file()), None)
 
 
 def _evaluation(step: Step, work: Path) -> dict[str, Any] | None:
@@ -87,69 +97,6 @@ def _evaluation(step: Step, work: Path) -> dict[str, Any] | None:
         for each in [*found.get("mean_comparisons", []), *found["comparisons"]]
     ]
     return {"stage": step.name, "results": results, "comparisons": comparisons}
-
-
-def as_markdown(content: Mapping[str, Any]) -> str:
-    """The report as Markdown."""
-    return render("recipes/recipe_report.md.jinja", **_shown(content))
-
-
-def as_html(content: Mapping[str, Any]) -> str:
-    """The report as a page that asks for nothing from elsewhere."""
-    return render_page("recipes/recipe_report.html.jinja", **_shown(content))
-
-
-def _shown(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The report in words and digits, for its templates."""
-    stages = content["stages"]
-    versions = {tuple((stage["versions"] or {}).items()) for stage in stages}
-    variables = {
-        name: " ".join(value) if isinstance(value, list) else str(value) for name, value in content["variables"].items()
-    }
-    return {
-        "title": f"Recipe {Path(content['recipe']).stem}",
-        "about": content["about"],
-        "stages": [
-            *([each["name"], each["verb"], each["this_run"], f"{each['seconds']:,.1f}", each["output"]]
-              for each in stages),
-            ["all", "", "", f"{content['seconds']:,.1f}", ""],
-        ],
-        "evaluations": [
-            {
-                "stage": each["stage"],
-                "scores": [
-                    [f"{one['task']} ({one['split']})", one["metric"], one["model"], f"{one['score']:.2f}"]
-                    for one in each["results"]
-                ],
-                "comparisons": [
-                    [one["a"], one["b"], one["task"], f"{one['difference']:+.2f}",
-                     "too few items" if one["ci_low"] is None else f"{one['ci_low']:+.2f} to {one['ci_high']:+.2f}",
-                     f"{one['p_adjusted']:.4f}"]
-                    for one in each["comparisons"]
-                ],
-                "conclusions": [one["conclusion"] for one in each["comparisons"]],
-            }
-            for each in content["evaluations"]
-        ],
-        "made": [
-            ("recipe", content["recipe"]), ("sha256 of the recipe", content["sha256"]), *variables.items(),
-            *(("versions", ", ".join(f"{name} {version}" for name, version in each)) for each in sorted(versions)),
-            *(("platform", each) for each in sorted({str(stage["platform"]) for stage in stages})),
-        ],
-        "commands": [(stage["name"], stage["about"], stage["command"]) for stage in stages],
-    }  # fmt: skip
-
-
-def scores_text(content: Mapping[str, Any]) -> str:
-    """The scores and conclusions of all evaluations in lines for a terminal."""
-    lines = []
-    for evaluation in content["evaluations"]:
-        lines.append(f"\n{evaluation['stage']}")
-        for each in evaluation["results"]:
-            what = f"{each['metric']} on {each['task']} ({each['split']})"
-            lines.append(f"  {each['score']:6.2f}  {what}: {each['model']}")
-        lines += [f"  {each['conclusion']}" for each in evaluation["comparisons"]]
-    return "".join(f"{line}\n" for line in lines)
 
 
 def plan_text(steps: Sequence[Step], states: Sequence[State]) -> str:

@@ -45,9 +45,9 @@ _GRACE_OF_ORPHANS: Final = 35
 #: What is shown of the log of a stage that failed.
 _TAIL_LINES: Final = 20
 _TAIL_BYTES: Final = 8 << 10
-#: Less free space than this is no space.
+#: Less free space than this counts as none.
 _FULL: Final = 1 << 20
-_AGAIN: Final = "What is finished stays: run the same command to go on"
+_AGAIN: Final = "What is finished stays: run the same command to continue"
 _VERSIONS: Final = ("torch", "transformers", "numpy")
 
 
@@ -70,7 +70,7 @@ class StageError(BgekitError, RuntimeError):
 
 
 class Watcher(Protocol):
-    """A listener that is called as a run goes on."""
+    """A listener that is called as a run continues."""
 
     def begins(self, step: Step, number: int, total: int, state: State) -> None:
         """A stage is skipped (`state.status` is cached) or begins."""
@@ -91,7 +91,7 @@ def run_recipe(
         recipe: The recipe.
         work: The folder of all outputs.
         grammar: The parsers of the verbs.
-        watcher: Is told how it goes.
+        watcher: Receives the progress.
         again: Stages that are run whatever is there.
 
     Returns:
@@ -135,7 +135,16 @@ def check_inputs(recipe: Recipe, steps: Sequence[Step], folder: Folder) -> None:
         RecipeError: something is missing; all of it is named.
     """
     if missing := list(folder.missing(steps)):
-        raise RecipeError(f"{recipe.path}:{in_lines(missing)}")
+        raise RecipeError(f"{recipe.path}:{in_lines(missing)}{_hint(recipe, missing)}")
+
+
+def _hint(recipe: Recipe, missing: Sequence[str]) -> str:
+    """Which variables the missing paths begin with: they are what another machine sets."""
+    found = [
+        name for name, value in recipe.variables.items()
+        if isinstance(value, str) and value and any(f" {value.rstrip('/')}/" in each for each in missing)
+    ]  # fmt: skip
+    return f"\n{' and '.join(f'--set {name}=...' for name in found)} says where it is" if found else ""
 
 
 def _check_made(recipe: Recipe, step: Step, folder: Folder) -> None:
@@ -177,15 +186,14 @@ def _settle(step: Step, folder: Folder, hidden: OutputFolder) -> None:
     record = folder.record(step, FINISHED)
     if not record:
         return
-    beside = step.stage.verb.beside
     with failing(f"write {step.output}"):
-        for name in (step.output.name, *([f"{step.name}{beside}"] if beside else [])):
+        for name in (step.output.name, *(f"{step.name}{ending}" for ending in step.stage.verb.beside)):
             made, target = step.working.with_name(name), step.output.with_name(name)
             if made.exists():
                 _remove(target)
                 os.replace(made, target)
         for old in step.output.glob("checkpoint-*") if step.stage.verb.trains else ():
-            _remove(old)  # To go on from; a finished model needs none, and they are three times its size.
+            _remove(old)  # To continue from; a finished model needs none, and they are three times its size.
         _write(hidden, f"{step.name}{RECORD}", record)
         for mark in (FINISHED, STARTED):
             (hidden.path / f"{step.name}{mark}").unlink(missing_ok=True)
@@ -236,7 +244,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             process.wait(_GRACE)
             return
         if process.stdin is not None:
-            process.stdin.close()  # Which goes on with it if we end before it does: see `_end_with`.
+            process.stdin.close()  # Which continues with it if we end before it does: see `_end_with`.
         process.wait(_GRACE_OF_LAUNCHERS)
 
 
@@ -244,7 +252,7 @@ def stage_process() -> None:
     """The process of a stage: run a module as `python -m` does, and end with the process that started it.
 
     The arguments of the process are the module and its arguments. Its standard input is a pipe that nobody writes to.
-    It ends when the starter ends, however that happens, so that no stage goes on behind the back of the next run.
+    It ends when the starter ends, however that happens, so that no stage continues behind the back of the next run.
 
     It leads a group of processes, which SIGTERM ends as a whole. The processes that torchrun starts lead sessions of
     their own: torchrun ends them when it gets SIGTERM, and is killed only if it has not done so long after.
@@ -271,7 +279,7 @@ def _end_with(pipe: int) -> None:
 def _failure(step: Step, code: int, log: Path, work: Path) -> StageError:
     how = f"failed with exit code {code}" if code else "ended without writing its output"
     how += " (the disk is full)" if shutil.disk_usage(work).free < _FULL else ""
-    with contextlib.suppress(ValueError):  # 0 and codes of programs are no signals.
+    with contextlib.suppress(ValueError):  # 0 and codes of programs are not signals.
         name = signal.Signals(-code).name
         how = f"was ended by {name}{': out of memory?' if name == 'SIGKILL' else ''}"
     return StageError(f"stage {step.name} {how}; its log is {log}. {_AGAIN}", tail(log))

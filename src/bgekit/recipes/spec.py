@@ -25,10 +25,10 @@ class Verb:
     Attributes:
         name: As it is written, in one or two words.
         output: The argument (`dest` of its parser) that names the output, None for a verb that prints its result.
-        suffix: Of the output's name: "" for a folder.
+        suffix: Suffix of the output's name: "" for a folder.
         module: What launchers of several processes run; "" where one process does the work.
-        beside: Ending of a further file beside the output.
-        resumes: Whether it goes on with what an interrupted run has left; otherwise that is removed first.
+        beside: Endings of further files beside the output.
+        resumes: Whether it continues with what an interrupted run has left; otherwise that is removed first.
         replaces: Whether it has to be asked to replace its output, which such a run may have finished.
         measures: Whether it needs the extra `eval`; others do where they are given `--eval-data`.
     """
@@ -37,14 +37,14 @@ class Verb:
     output: str | None = "output"
     suffix: str = ""
     module: str = ""
-    beside: str = ""
+    beside: tuple[str, ...] = ()
     resumes: bool = False
     replaces: bool = False
     measures: bool = False
 
     @property
     def trains(self) -> bool:
-        """Whether it leaves checkpoints in its output, and goes on from them."""
+        """Whether it leaves checkpoints in its output, and continues from them."""
         return bool(self.module)
 
 
@@ -53,7 +53,7 @@ VERBS: Final[Mapping[str, Verb]] = {
     for verb in (
         Verb("recipe pydocs"),
         Verb("pretrain", "output_dir", module="bgekit.pretraining.run", resumes=True),
-        Verb("mine", suffix=".jsonl", beside=".report.json", resumes=True, replaces=True),
+        Verb("mine", suffix=".jsonl", beside=(".report.json", ".report.html"), resumes=True, replaces=True),
         Verb("score", suffix=".jsonl", resumes=True, replaces=True),
         Verb("dedup", suffix=".jsonl"),
         Verb("finetune", "output_dir", module="bgekit.training.embedder", resumes=True),
@@ -102,7 +102,7 @@ class Grammar(Protocol):
 _TAGS: Final = "tag:yaml.org,2002:"
 #: What plain YAML is made of.
 _KNOWN: Final = frozenset(_TAGS + each for each in "str int float bool null timestamp merge value map seq".split())
-#: Depth and number of values, beyond which a file is no recipe (aliases can multiply without end).
+#: Depth and number of values, beyond which a file is not a recipe (aliases can multiply without end).
 _DEEPEST: Final = 10
 _MOST: Final = 100_000
 #: A reference in a list of one line, where braces belong to YAML.
@@ -162,7 +162,7 @@ def read_yaml(path: Path) -> Entries:
     """The mapping that a file holds: of `Text`, `Items`, `Entries`, and None where nothing is written.
 
     Raises:
-        RecipeError: the file cannot be read, is no YAML, or has a key twice; names file and line.
+        RecipeError: the file cannot be read, is not YAML, or has a key twice; names file and line.
     """
     try:
         content = path.read_text(encoding="utf-8-sig")
@@ -175,7 +175,7 @@ def read_yaml(path: Path) -> Entries:
     except yaml.YAMLError as error:
         raise RecipeError(_syntax(path, content, error)) from error
     if not isinstance(value, Entries):
-        raise RecipeError(f"{path} is no recipe: a mapping with `stages` is expected")
+        raise RecipeError(f"{path} is not a recipe: expected a mapping with `stages`")
     return value
 
 
@@ -209,7 +209,7 @@ class _Reader:
         if depth > _DEEPEST or self._count > _MOST:
             raise RecipeError(f"{self._path}, line {line}: values within values go too deep")
         if node.tag not in _KNOWN:
-            raise RecipeError(f"{self._path}, line {line}: tags such as {node.tag} have no place in a recipe")
+            raise RecipeError(f"{self._path}, line {line}: tags such as {node.tag} are not allowed in a recipe")
         if isinstance(node, yaml.ScalarNode):
             if node.tag == _TAGS + "null":
                 return None
@@ -249,7 +249,7 @@ def _syntax(path: Path, content: str, error: Any) -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error)
     if mark is None:
-        return f"{path} is no YAML: {problem}"
+        return f"{path} is not valid YAML: {problem}"
     lines = content.splitlines()
     line = lines[mark.line] if mark.line < len(lines) else ""
     hint = f" ({_BRACE})" if "${" in line and "[" in line else ""
@@ -310,7 +310,7 @@ class Recipe:
         path: The file.
         about: What it says of itself.
         variables: Their values.
-        stages: In an order in which they can run.
+        stages: Stages in an order in which they can run.
 
     Example:
         >>> from bgekit.recipes import read_recipe
@@ -449,7 +449,7 @@ class _Reading:
 
     def _check_name(self, name: str, line: int) -> None:
         if not _NAME.fullmatch(name):
-            raise self._error(line, f"{name!r} is no name: letters, digits, - and _ are")
+            raise self._error(line, f"{name!r} is not a valid name: use letters, digits, - and _")
         if name == OUTPUT:
             raise self._error(line, f"`{OUTPUT}` is the output of the stage itself: take another name")
 
@@ -492,7 +492,7 @@ class _Reading:
             line = content.line_of("verb")
             raise self._error(
                 line,
-                f"no stage can be {verb!r}{_nearest(verb, VERBS)}: verbs are {', '.join(VERBS)}",
+                f"{verb!r} is not a verb of stages{_nearest(verb, VERBS)}: these are {', '.join(VERBS)}",
                 name,
             )
         return _Draft(name, VERBS[verb], content, self._choices(name, content))
@@ -547,7 +547,7 @@ class _Reading:
         values = self._filled(given, choice, line, stage) if isinstance(given, Text) else []
         text = values[0] if len(values) == 1 else ""
         if not re.fullmatch("[1-9][0-9]*", text):
-            raise self._error(line, "`processes` is a whole number from 1 on", stage)
+            raise self._error(line, "`processes` is a whole number of at least 1", stage)
         if text != "1" and not draft.verb.module:
             raise self._error(line, "`processes` is for training stages", stage)
         return int(text)

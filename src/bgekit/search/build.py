@@ -1,4 +1,4 @@
-"""Files or encoded shards -> an index folder. Memory does not grow with the corpus; an interrupted build goes on.
+"""Files or encoded shards -> an index folder. Memory does not grow with the corpus; an interrupted build continues.
 
 vectors.npy   vectors [n, dimension]
 rows.jsonl    a line a vector: {"id": ..., "text": ...}
@@ -77,17 +77,17 @@ def index_records(
     Args:
         model: What encodes.
         records: The documents. With `read_records(files)` it is known whether the files have changed; other records
-            are indexed anew each time.
+            are indexed again each time.
         folder: Where the index lies or will lie. An index that is there is replaced when the new one is complete.
         index_type: `exact`, or with the extra `faiss` the approximate `hnsw` and `ivf`; by default that of the index
             that is there, else `exact`.
         chunks: Split long documents into passages; a document is found by its best one.
         max_length: Cut texts at this many tokens; by default the model's own limit.
-        batch_size: Most texts in a batch; by default sized from the device.
+        batch_size: Maximum number of texts per batch; by default sized from the device.
         shard_size: Texts encoded between two signs of progress; an interrupted build loses no more than these.
         keep: Columns of the input that are kept for conditions and results, by name, or "*" for all but text, title and
             id; by default those that `read_records(..., keep=...)` names, or all that records have been given.
-        progress: Makes what is told how far it is, a context manager; called when there is something to encode.
+        progress: Makes the context manager that receives the progress; called when there is something to encode.
 
     Returns:
         The index, and what was encoded for it; None when it was there.

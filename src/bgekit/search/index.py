@@ -126,7 +126,7 @@ class SearchIndex:
         if (path / MANIFEST).exists():
             shards = load_shards(path)
             return cls(path, facts_of_shards(shards), StoredShards(shards))
-        what = "is no index and no folder of encoded shards" if path.exists() else "does not exist"
+        what = "is neither an index nor a folder of encoded shards" if path.exists() else "does not exist"
         raise OutputError(f"{path} {what}; `bge search FILE... --index DIR` makes an index")
 
     def __len__(self) -> int:
@@ -235,8 +235,8 @@ class SearchIndex:
             if model is None and not self._warned:
                 self._warned = True
                 logger.warning(
-                    "nothing tells whether these query vectors are from %s, as those of the index are: with those of "
-                    "another model what is found means nothing. index.ask(model, texts) checks it, and so does "
+                    "it is not known whether these query vectors are from %s, as those of the index are: with vectors "
+                    "of another model, results mean nothing. index.ask(model, texts) checks it, and so does "
                     "index.search(vectors, model=model)", self.facts.model_name,
                 )  # fmt: skip
         elif own not in {self.facts.model_fingerprint, *self._checked}:
@@ -397,7 +397,7 @@ def reranked(scorer: PairScorer, queries: Sequence[str], found: Sequence[Sequenc
     return answers
 
 
-#: Rows among which a short text is looked for, to encode it anew.
+#: Rows among which a short text is looked for, to encode it again.
 _ROWS: Final = 64
 #: Characters that every model takes uncut.
 _SHORT: Final = 100
@@ -410,7 +410,7 @@ def check_model(model: Embedder, facts: Facts, stored: Stored) -> None:
 
     Another number format than the one the index was made in is fine (an index made on a machine that is fast in
     bfloat16 may be searched on one that is not); so are other instructions for queries. A text of the index,
-    encoded anew, tells them from another model.
+    encoded again, tells them from another model.
 
     Raises:
         ArgumentError: it does not; the message says what differs.
@@ -423,7 +423,7 @@ def check_model(model: Embedder, facts: Facts, stored: Stored) -> None:
     (what, advice), name = difference, facts.model_name
     if name == model.card.name:
         raise ArgumentError(
-            f"the index was made with {name}, used otherwise than now: {what}. {advice}, or build the index anew"
+            f"the index was made with {name}, with other settings: {what}. {advice}, or build the index again"
         )
     raise ArgumentError(
         f"the index was made with {name} and cannot be searched with {model.card.name}: {what}. "

@@ -55,7 +55,7 @@ class _Points:
         vectors: [n, d].
         neighbors: Rows and distances, [n, k]; None where not all texts are drawn, so that rows have other numbers.
         near, lone: Marks, [n].
-        values: Of the column that colours them; None without.
+        values: Values of the column that colours them; None without.
         rows: Texts of the map.
         facts: The map's own.
     """
@@ -78,11 +78,11 @@ def draw_map(file: str | os.PathLike[str], *, color: str | None = None, points: 
     Args:
         file: The map.
         color: A column that colours the points: its 16 most frequent values, or a scale where it holds many numbers.
-        points: Most texts drawn.
+        points: Maximum number of texts drawn.
 
     Raises:
         ArgumentError: the map has no such column.
-        DataError: the file is no map.
+        DataError: the file is not a map.
         MissingExtraError: matplotlib is not installed (extra `map`).
 
     Example:
@@ -128,7 +128,7 @@ def _read(path: Path, color: str | None, points: int) -> _Points:
                 parts.append(part.take(chosen[begin:end] - first))
                 first += part.num_rows
     except (OSError, ArrowException, KeyError, ValueError) as error:
-        raise DataError(f"{path} is no map of bgekit: {error}") from error
+        raise DataError(f"{path} is not a map of bgekit: {error}") from error
     import pyarrow
 
     table = pyarrow.concat_tables(parts).combine_chunks()
@@ -230,16 +230,33 @@ def _draw(axes: Any, places: npt.NDArray[Any], drawn: _Points, color: str | None
 
 
 def _name_groups(axes: Any, places: npt.NDArray[Any], labels: npt.NDArray[np.int64], names: list[str]) -> None:
+    """Write each name where its texts are densest, if most texts there are its own; the legend has all of them."""
     effects: Any = import_extra("matplotlib.patheffects", "map")
+    canvas: Any = import_extra("matplotlib.backends.backend_agg", "map").FigureCanvasAgg(axes.figure)
+    # Places on the picture are known once the limits are.
+    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
     low, high = places.min(axis=0), places.max(axis=0)
     cells = np.minimum(((places - low) / np.maximum(high - low, 1e-12) * _CELLS).astype(int), _CELLS - 1)
     keys = cells[:, 0] * _CELLS + cells[:, 1]
+    frame, taken = axes.get_window_extent(canvas.get_renderer()), list[Any]()
     for number, name in enumerate(names):
         own = labels == number
         densest = np.bincount(keys[own]).argmax()
+        around = np.abs(cells - np.divmod(densest, _CELLS)).max(axis=1) <= 1
+        if 2 * np.count_nonzero(own & around) <= np.count_nonzero(around):
+            continue
         place = np.median(places[own & (keys == densest)], axis=0)
         text = axes.text(*place, name, fontsize=12, fontweight="bold", color=INK, ha="center", va="center", zorder=5)
         text.set_path_effects([effects.withStroke(linewidth=3, foreground=SURFACE)])
+        box = text.get_window_extent(canvas.get_renderer())
+        shift = max(frame.x0 - box.x0, 0) - max(box.x1 - frame.x1, 0)
+        box = box.translated(shift, 0)
+        if any(box.overlaps(other) for other in taken):
+            text.remove()
+            continue
+        taken.append(box)
+        x, y = axes.transData.transform(place)
+        text.set_position(axes.transData.inverted().transform((x + shift, y)))
 
 
 def _mark(axes: Any, places: npt.NDArray[Any], drawn: _Points) -> None:

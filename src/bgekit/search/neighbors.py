@@ -124,8 +124,8 @@ def _graph(index: SearchIndex) -> tuple[Any, str]:
         import_extra("faiss", "faiss")
     except MissingExtraError:
         logger.warning(
-            "%s texts are compared each with each, which takes long: pip install 'bgekit[faiss]' for a graph that "
-            "finds nearly all of the nearest in a small part of the time", f"{len(index):,}",
+            "comparing %s texts with each other takes long: pip install 'bgekit[faiss]' brings a graph that finds "
+            "nearly all of the nearest in a small part of the time", f"{len(index):,}",
         )  # fmt: skip
         return None, "exact"
     made = build_approximate(

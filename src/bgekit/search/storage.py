@@ -150,7 +150,7 @@ class StoredShards(Stored):
 
     def blocks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """The shards."""
-        # Opened anew each time: thousands of files kept mapped would be too many open files.
+        # Opened again each time: thousands of files kept mapped would be too many open files.
         for shard in range(len(self._entries)):
             yield int(self._firsts[shard]), self._mapped(shard)
 
@@ -211,7 +211,7 @@ class Facts:
         model_card: Card of the model that made them.
         model_fingerprint: Of that model.
         precision: Number format that it computed in.
-        settings: Of the encode: kind, maximum length, chunk size, fields of the input...
+        settings: Settings of the encode: kind, maximum length, chunk size, fields of the input...
         input: What was encoded, to see whether it has changed; None when that cannot be told.
         metadata: sha256 of the file of metadata, and its columns with their types; None without.
     """
@@ -289,7 +289,7 @@ def read_facts(folder: Path) -> Facts:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise OutputError(f"{folder} is no index: it has no {FACTS}") from error
+        raise OutputError(f"{folder} is not an index: it has no {FACTS}") from error
     except ValueError as error:
         raise OutputError(f"{path} is damaged ({error}); build the index again") from error
     except OSError as error:

@@ -44,6 +44,7 @@ _TOKEN: Final = re.compile(
     re.VERBOSE,
 )
 _DATE: Final = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d(?::\d\d)?)(\.\d{1,6})?(Z|[+-]\d\d:\d\d)?)?")
+_BARE_DATE: Final = re.compile(r"\d{4}-\d{1,2}-\d{1,2}(?![\w.])")
 #: Ends of 64-bit whole numbers, and the largest double float.
 _LEAST, _MOST, _LARGEST = -(1 << 63), (1 << 63) - 1, sys.float_info.max
 _MICROSECONDS: Final = 10**6
@@ -181,7 +182,7 @@ def _unknown(rest: str) -> str:
     if first in "'\"`":
         return f"the quote {first} is opened here and not closed; one that is part of a string or name is doubled"
     if first.isdigit():
-        return "this is no number; a string stands in single quotes"
+        return "this is not a number; a string stands in single quotes"
     words = {"&": "and", "|": "or", "!": "not"}
     return f"{first} has no meaning here" + (f"; the word is {words[first]}" if first in words else "")
 
@@ -256,8 +257,12 @@ class _Parser:
             return _In(column, self._list(), negated)
         operator = self._now
         if operator.kind != "symbol" or operator.text not in _OPERATORS:
-            what = f"{operator.text} is no comparison" if operator.kind == "word" else "a comparison is expected here"
-            self._fail(f"{what}; there are {_COMPARISONS}")
+            what = (
+                f"{operator.text} is not a comparison" if operator.kind == "word" else "a comparison is expected here"
+            )
+            of_lists = operator.text.lower() in ("contains", "has", "includes")
+            hint = f" (a list meets = if one of its elements does: {column.place.text} = 'soup')" if of_lists else ""
+            self._fail(f"{what}; there are {_COMPARISONS}{hint}")
         self._at += 1
         return _Comparison(column, _OPERATORS[operator.text], self._value(column, operator.text))
 
@@ -286,6 +291,10 @@ class _Parser:
     def _value(self, column: _Column | None = None, operator: str = "") -> _Value:
         token = self._now
         if token.kind == "number":
+            bare = _BARE_DATE.match(self._expression, token.start)
+            if bare is not None:  # Its parts would be numbers, and the error would stand at the second of them.
+                place = _Token("", bare[0], token.start, bare.end())
+                self._fail(f"a date stands in single quotes: '{bare[0]}'", place)
             value: int | float | str | bool = _number(token.text)
             if isinstance(value, float) and math.isinf(value):
                 self._fail("this number is too large")
@@ -532,7 +541,7 @@ def _read_date(text: str) -> tuple[datetime.date, datetime.datetime | None]:
     """The day of an ISO date, and the moment if there is a time behind it."""
     found = _DATE.fullmatch(text)
     if found is None:
-        raise ValueError(f"'{text}' is no ISO date such as '2024-05-31' or '2024-05-31T17:30'")
+        raise ValueError(f"'{text}' is not an ISO date such as '2024-05-31' or '2024-05-31T17:30'")
     day, clock, fraction, zone = found.groups()
     # Made whole: older Pythons read fewer forms.
     written = f"{day}T{clock or '00:00'}{'' if (clock or '').count(':') == 2 else ':00'}{(fraction or '.'):0<7}"

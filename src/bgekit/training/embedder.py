@@ -224,8 +224,8 @@ def _temperature(args: EmbedderArguments, card: ModelCard) -> float:
     # Dot products of vectors of any length need none (as in FlagEmbedding).
     if args.temperature != 1:
         logger.warning(
-            "--temperature %g is not used, but 1: the vectors are not normalised, so the model itself learns the scale "
-            "of their dot products (--normalize-embeddings true makes it count)",
+            "1 is used instead of --temperature %g: the vectors are not normalised, so the model itself learns the "
+            "scale of their dot products (--normalize-embeddings true makes it count)",
             args.temperature,
         )
     return 1.0
@@ -245,8 +245,8 @@ def _suspects(queries: Tensor, passages: Tensor, batch: Batch) -> dict[str, Tens
 
 
 def _files(start: FlagModel, network: TrainableEncoder, model: ModelArguments, origin: str) -> ModelFiles:
-    """The network on the disk; adapters are merged into the weights, and kept beside them to go on from."""
-    # Trained in float32, kept in float32: a run that goes on from a checkpoint must find what was there.
+    """The network on the disk; adapters are merged into the weights, and kept beside them to continue from."""
+    # Trained in float32, kept in float32: a run that continues from a checkpoint must find what was there.
     card = replace(start.card, dtype="float32", selftest=None, calibration=None, pretrained_only=False)
 
     def write(folder: Path, title: str | None) -> None:
@@ -290,11 +290,11 @@ def _idle(steps: StepDataset, args: EmbedderArguments) -> dict[str, int]:
         return {data.spec.name: count for data, count in zip(datasets, counts, strict=True)}
     own = "--train-group-size is 1" if steps.sampling.group_size == 1 else "no row has neg"
     if steps.sampling.group_size > 1 and any(copies.alone for copies in steps.copies):
-        own = "no row has neg that is none of its positives"
+        own = "no row has a neg that is not one of its positives"
     raise DataError(
-        f"no query has a negative, so nothing would be learnt: {own}, and passages of other rows are none either "
-        "(--use-inbatch-neg false, files named no_in_batch_neg, or batches of one row). Let them be negatives, or give "
-        "rows some of their own (bge mine)"
+        f"no query has a negative, so nothing would be learnt: {own}, and passages of other rows are not negatives "
+        "either (--use-inbatch-neg false, files named no_in_batch_neg, or batches of one row). Let them be "
+        "negatives, or give rows negatives of their own (bge mine)"
     )
 
 

@@ -306,7 +306,7 @@ def test_scores_of_a_teacher_are_no_grades(tree):
     for teacher in ({"pos_scores": [0.93]}, {"pos_scores": [9], "neg_scores": [4]}):
         task = read(tree({"test.jsonl": [*rows, {**rows[0], **teacher}]}))
         assert task.groups[0].grades == () and task.groups[1].negatives == ["b"]
-        assert task.notes[0].startswith("pos_scores and neg_scores are a teacher's scores and no grades")
+        assert task.notes[0].startswith("pos_scores and neg_scores are a teacher's scores, not grades")
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,24 @@ def test_every_number_is_there(make_report):
         assert f"[{comparison.ci_low:+.2f}, {comparison.ci_high:+.2f}]".replace("[", r"\[").replace("]", r"\]") in text
         assert escape(comparison.conclusion) in text
         for item in (*comparison.regressions, *comparison.improvements):
-            assert escape(item.text) in text
+            assert escape(item.text.strip()) in text
     for _, value in report.environment["versions"].items():
         assert value in text
     assert escape("2 queries without a relevant document (q301, q<302>)") in text
     assert "61.5" in text  # Short details.
+
+
+def test_a_cell_does_not_hold_whole_documents_and_nothing_is_a_dash_in_each_row(make_report):
+    report = make_report(MODELS[:2], ["SciFact"])
+    for each in report.comparisons:
+        for item in (*each.regressions, *each.improvements):
+            item.detail["relevant"] = "a word " * 200
+    for result in report.results:
+        object.__setattr__(result, "reference", None)
+    text = markdown(report)
+    assert "a word…" in text and max(len(cell) for line in text.splitlines() for cell in line.split(" | ")) < 700
+    assert "| Task | Split | Metric | Model | Score | Items | Seconds |" in text
+    assert "| nDCG@10 |" in text and "| seconds |" not in text
 
 
 def test_tables_have_as_many_cells_in_each_row(make_report):

@@ -136,6 +136,7 @@ def test_texts_of_data_are_only_text(make_report, make_one_result):
 def test_one_model_on_one_task_needs_no_comparison(make_report):
     parsed = Page(html(make_report(MODELS[:1], ["SciFact"])))
     assert "What can be concluded" not in parsed.text
+    assert re.search(r"95\s%\sinterval", parsed.text) and re.search(r"\d\d\.\d\d to \d\d\.\d\d", parsed.text)
 
 
 def test_many_models_get_a_table_of_all_against_all(make_report):

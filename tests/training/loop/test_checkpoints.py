@@ -72,9 +72,9 @@ def test_looking_changes_nothing(tmp_path):
     assert resume_point(tmp_path, True, True) == whole
     assert resume_point(tmp_path, str(whole), False) == whole
     assert resume_point(tmp_path, None, True) is None
-    with pytest.raises(ArgumentError, match="holds something already"):
+    with pytest.raises(ArgumentError, match="is not empty"):
         resume_point(tmp_path, None, False)
-    with pytest.raises(ArgumentError, match="no finished checkpoint"):
+    with pytest.raises(ArgumentError, match="not a finished checkpoint"):
         resume_point(tmp_path, str(tmp_path / "checkpoint-10"), False)
     assert resume_point(tmp_path / "none", "false", False) is None
     assert names(tmp_path) == before and not (tmp_path / "none").exists()

@@ -35,7 +35,7 @@ def test_the_whole(shown):
     assert first[:4] == ["a.jsonl", "10", "1", "43.8%"] and second[:4] == ["b.jsonl", "6", "2", "56.2%"]
     assert first[5] == "0/1/3" and second[5] == "3/3/3"
     assert ".jsonl, line " in text and "positive" in text and "negative" in text
-    assert "4 an epoch, 10 in 2.5 epochs" in text and "4 in all" in text
+    assert "4 per epoch, 10 in 2.5 epochs" in text and "4 in all" in text
     assert "negatives of a query: the passages of all rows" in text
     assert "a.jsonl: 3 rows have fewer than 2 negatives" in text
     assert shown({"c.jsonl": [row(i, 2) for i in range(4)]}).endswith("No warnings\n")
@@ -97,11 +97,11 @@ def test_pairs_are_cut_as_a_whole(write, load, tokenizer, words):
 @pytest.mark.parametrize(
     ("run", "says"),
     [
-        ({"epochs": 3.0}, "5 an epoch, 15 in 3 epochs;"),
-        ({"epochs": 0.5}, "5 an epoch, 3 in 0.5 epochs;"),
-        ({"epochs": 3.0, "accumulation": 4}, "2 an epoch (5 batches, 4 a step), 6 in 3 epochs;"),
-        ({"epochs": 3.0, "max_steps": 7}, "5 an epoch, 7 in 1.4 epochs (--max-steps);"),
-        ({"accumulation": 8, "max_steps": 7}, "1 an epoch (5 batches, 8 a step), 7 in 7 epochs (--max-steps);"),
+        ({"epochs": 3.0}, "5 per epoch, 15 in 3 epochs;"),
+        ({"epochs": 0.5}, "5 per epoch, 3 in 0.5 epochs;"),
+        ({"epochs": 3.0, "accumulation": 4}, "2 per epoch (5 batches, 4 per step), 6 in 3 epochs;"),
+        ({"epochs": 3.0, "max_steps": 7}, "5 per epoch, 7 in 1.4 epochs (--max-steps);"),
+        ({"accumulation": 8, "max_steps": 7}, "1 per epoch (5 batches, 8 per step), 7 in 7 epochs (--max-steps);"),
     ],
 )
 def test_steps_are_counted_as_they_will_be(shown, run, says):
@@ -143,9 +143,9 @@ def test_more_warnings(shown):
         {"a.jsonl": [row(i, batch_size=2) for i in range(4)], "b-no_in_batch_neg.jsonl": [row(4, 0), row(5)]},
         query_prompt=Prompt("the cat and the dog and the bird and the tree: "), query_max_len=20,
     )  # fmt: skip
-    assert "a.jsonl: its batch_size counts with --same-dataset-within-batch only" in text
+    assert "a.jsonl: its batch_size counts only with --same-dataset-within-batch" in text
     assert "a.jsonl: the instruction takes" in text and "of the 20 tokens of a query" in text
-    assert "b-no_in_batch_neg.jsonl: 1 rows have no negatives, and passages of other rows are none" in text
+    assert "b-no_in_batch_neg.jsonl: 1 rows have no negatives, and passages of other rows do not count" in text
     text = shown(
         {"a.jsonl": [row(i) for i in range(9)], "b.jsonl": [row(i, type="symmetric_sts") for i in range(3)]},
         PlanOptions(8, same_dataset=True, drop_last=True), query_prompt=Prompt("q: "),

@@ -15,6 +15,7 @@ def page_of(folder, history, **changed):
         "facts": {"time": "5 min", "evaluation data": ""}, "arguments": {"--learning-rate": "1e-05"}, "kept": None,
         "history": history, "first_stage": "alone", "findings": {},
     }  # fmt: skip
+    folder.mkdir(exist_ok=True)
     return save_page(folder, **{**values, **changed}) and (folder / "training.html").read_text("utf-8")
 
 
@@ -41,12 +42,29 @@ def test_it_says_what_training_brought_and_on_what(tmp_path):
     [
         ([80.0, 79.0], {}, "Training made it no better: x: nDCG@10 was 80.00 before it, and 79.00 at best afterwards"),
         ([80.0, 85.0], {"eval_alone_x_ndcg_at_10": 87.0}, "the first stage alone scores 87.00 (-2.00)"),
-        ([80.0, 85.0], {}, "The last evaluation was the best one: more steps may bring more."),
+        ([80.0, 85.0], {}, "The last evaluation was the best one: more steps may help."),
     ],
 )
 def test_what_a_reader_must_not_miss_is_at_the_top(tmp_path, scores, more, message):
     kept = 10 if scores[1] > scores[0] else 0
     assert message in page_of(tmp_path, evaluated(scores, **more), kept=kept)
+
+
+def test_what_was_better_than_the_last_step_is_not_kept_back(tmp_path):
+    page = page_of(tmp_path, evaluated([80.0, 85.5, 84.0]))
+    assert "The best score was 85.50 at step 10: --load-best-model-at-end true keeps" in page
+    assert "The best score was" not in page_of(tmp_path / "kept", evaluated([80.0, 85.5, 84.0]), kept=10)
+    assert "The best score was" not in page_of(tmp_path / "last", evaluated([80.0, 84.0, 85.5]))
+
+
+def test_scores_of_pairs_are_no_cosines(tmp_path):
+    log = [{"step": step, "positive": 4.0 + step, "negative": -6.0, "hardest": -2.0} for step in range(1, 4)]
+    page = page_of(tmp_path, log, pairs=True)
+    assert "Scores of queries and passages" in page and "cosine" not in page
+    # All of the curve is in the picture, of vectors that keep their lengths, too.
+    for pairs in (True, False):
+        page = page_of(tmp_path, log, pairs=pairs)
+        assert max(float(each) for each in re.findall(r">(\d\.?\d*)</text>", page)) >= 5
 
 
 def test_noise_does_not_fill_an_axis_and_pages_without_a_log_are_not_written(tmp_path):

@@ -63,7 +63,7 @@ class Benchmark:
     Attributes:
         name: As on the command line.
         title: For people.
-        tasks: In the order of the kinds' columns.
+        tasks: Tasks in the order of the kinds' columns.
     """
 
     name: str
@@ -151,7 +151,7 @@ def task_called(name: str) -> str:
     """The task whose data has this name, such as FiQA2018 for `fiqa`; a name that is none of these comes back as it is.
 
     Args:
-        name: Of a folder or repository, without its owner.
+        name: Name of a folder or repository, without its owner.
     """
     return _TASKS.get(normal(name), name)
 
@@ -215,7 +215,7 @@ def mean_scores(parts: Sequence[Scores], names: Sequence[str]) -> Scores:
 
     Args:
         parts: Scores whose main metric is a mean over items.
-        names: Of the parts.
+        names: Names of the parts.
     """
     shared = [name for name in parts[0].metrics if all(name in part.metrics for part in parts)]
     metrics = {name: float(np.mean([part.metrics[name] for part in parts])) for name in shared}

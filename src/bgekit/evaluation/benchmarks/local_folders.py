@@ -177,7 +177,7 @@ def _fit(task: BenchmarkTask, folder: Path, facts: Mapping[str, Any], only: bool
             return 2 * (not told or told == subset)
         holds_data = any(child.is_file() for child in folder.iterdir())
         return int(holds_data and (language in (task.language, subset) if language else only))
-    # A suffix that is no subset of the task makes it another task, unless dataset.json says it is this one.
+    # A suffix that is not a subset of the task makes it another task, unless dataset.json says it is this one.
     if suffix and str(facts.get("name", "")).lower() != task.name.lower() and suffix != task.language:
         return 0
     return 2 if named else 1

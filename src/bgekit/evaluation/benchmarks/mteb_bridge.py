@@ -43,7 +43,7 @@ _KINDS: Final[Mapping[str, Kind]] = {mteb: cast("Kind", ours) for ours, mteb in 
 
 #: Metrics that mteb has renamed since the published tables: today's name by the name of then.
 RENAMED: Final[Mapping[str, tuple[str, ...]]] = {
-    # MIND has several queries a group; mteb keeps the best. The last name is that of data without such groups.
+    # MIND has several queries per group; mteb keeps the best. The last name is that of data without such groups.
     "map": ("max_over_subqueries_map_at_1000", "map_at_1000"),
     "mrr": ("mrr_at_10",),
 }
@@ -61,7 +61,7 @@ class MtebEncoder:
 
         Args:
             model: An embedder, or one in a setting.
-            dtype: Of the vectors that mteb gets. mteb computes distances in it: float64 avoids ties of its rounding.
+            dtype: Number format of the vectors for mteb, which computes distances in it: float64 avoids ties.
         """
         self.judged = model if isinstance(model, JudgedModel) else JudgedModel(model)
         self._dtype = dtype
@@ -200,7 +200,7 @@ def evaluate_mteb(task: Any, encoder: MtebEncoder, split: str, main_metric: str)
     queries.
 
     Args:
-        task: Of mteb, with one subset.
+        task: Task of mteb, with one subset.
         encoder: The model.
         split: To be scored.
         main_metric: The metric that counts, by our name.
@@ -234,7 +234,7 @@ def evaluate_mteb(task: Any, encoder: MtebEncoder, split: str, main_metric: str)
             if current in columns:
                 columns[name] = columns[current]
     if main_metric not in metrics:
-        raise DataError(f"mteb gives {task.metadata.name} no metric {main_metric}; it gives {', '.join(metrics)}")
+        raise DataError(f"mteb has no metric {main_metric} for {task.metadata.name}; it has {', '.join(metrics)}")
     if main_metric in columns:
         return Scores(metrics, Items(list(per_query), "mean", {"value": columns[main_metric]}))
     return Scores(metrics, _items(raw, metrics, main_metric))
@@ -341,7 +341,7 @@ def _reranking(task: RerankingTask) -> tuple[Any, dict[str, Any]]:
     ranked: dict[str, list[str]] = {}
     for number, group in enumerate(task.groups):
         if group.others:
-            raise ArgumentError(f"{task.name} has several queries a group, which mteb scores in one task of its own")
+            raise ArgumentError(f"{task.name} has several queries per group, which mteb scores in one task of its own")
         judged = {f"{number}-{name}": grade for name, grade in group.judged().items()}
         passages = [*group.positives, *group.negatives]
         relevant[str(number)] = judged

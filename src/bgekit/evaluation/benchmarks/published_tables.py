@@ -68,7 +68,7 @@ class PublishedTable:
     Attributes:
         header: Titles of the columns, as printed.
         rule: The line below them.
-        rows: In the order printed.
+        rows: Rows in the order printed.
     """
 
     header: tuple[str, ...]

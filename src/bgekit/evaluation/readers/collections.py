@@ -67,7 +67,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Documents:
-    """The documents of a file, read anew for each pass.
+    """The documents of a file, read again for each pass.
 
     Attributes:
         file: The file.
@@ -215,7 +215,7 @@ def retrieval_task(
         source: The split; its file is that of the judgements.
         queries: Texts by id; those without a judgement have no part in the task.
         corpus: The documents.
-        judgements: Of any queries and documents.
+        judgements: Judgements of any queries and documents.
         left_out: What was left out before.
 
     Raises:
@@ -294,7 +294,7 @@ def _twice(what: str, own: str, first: Place, second: Place) -> DataError:
     return DataError(f"{where} both have the {what} id {own!r}; ids must differ")
 
 
-#: Files of candidates whose name does not settle that they are to be put in order.
+#: Files of candidates whose name does not settle that they are to be reranked.
 _CANDIDATES = ("candidates",)
 
 
@@ -307,7 +307,7 @@ class TestCollection:
         corpus: The documents.
         queries: The queries.
         qrels: The judgements.
-        ranked: The documents of each query that are to be put in order, where it is a reranking.
+        ranked: The documents of each query that are to be reranked, where it is a reranking.
         candidates: The same under a name that does not settle it.
     """
 
@@ -334,7 +334,7 @@ class TestCollection:
             split: Its split, None to choose it.
             facts: Fields of `Task` that are known.
             protocol: Fields of the kind's own class that are known.
-            kind: retrieval or reranking; None to see it from whether there are documents to be put in order.
+            kind: retrieval or reranking; None to see it from whether there are documents to rerank.
 
         Raises:
             DataError: a part cannot be read, there is no such split, or nothing of it can be judged.
@@ -356,7 +356,7 @@ class TestCollection:
             return reranking_task(source, queries, corpus, judgements, listed, left_out)
         if candidates:
             source = source.remarking(
-                f"{candidates} is not used: the whole corpus is searched; to put those passages in order instead, say "
+                f"{candidates} is not used: the whole corpus is searched; to rerank those passages instead, say "
                 '"task_type": "reranking" in dataset.json'
             )
         corpus, _ = read_corpus(Documents(documents))
@@ -539,7 +539,7 @@ def reranking_task(
         source: The split; its file is that of the judgements.
         queries: Texts by id.
         corpus: The documents.
-        judgements: Of any queries and documents.
+        judgements: Judgements of any queries and documents.
         candidates: Ids of the documents of each query; None where those are all that are judged for it.
         left_out: What was left out before.
 
@@ -552,12 +552,12 @@ def reranking_task(
     ordered: dict[str, list[str]] = {}
     for query, judged in qrels.items():
         if candidates is not None and query not in candidates:
-            left_out.add("queries without documents to be put in order", query)
+            left_out.add("queries without documents to rerank", query)
             continue
         wanted = list(judged) if candidates is None else candidates[query]
         for document in wanted:
             if document not in known:
-                left_out.add("unknown documents to be put in order", document)
+                left_out.add("unknown documents to rerank", document)
         ordered[query] = [document for document in wanted if document in known and not (skip and document == query)]
     texts = corpus.texts(document for ids in ordered.values() for document in ids)
 

@@ -56,7 +56,7 @@ class DataSet:
     """A data set that was found.
 
     Attributes:
-        name: Of its task.
+        name: Name of its task.
         place: Where it is, as the user named it.
         read: Reads the task of a split.
     """
@@ -232,7 +232,7 @@ def _of_one(place: str, wanted: str | None, *splits: str) -> str:
 
 def _split_task(folder: Folder, split: str | None, wanted: Wanted) -> Task:
     named = find_split(folder.files, *(("test", *DEV_SPLITS) if split is None else (split,)))
-    # Files beside them, such as settings, are no splits; but a split that cannot be read is still the one to read.
+    # Files beside them, such as settings, are not splits; but a split that cannot be read is still the one to read.
     available = folder.files if named else _row_files(folder) or folder.files
     chosen = choose_split(available, split, folder.path)
     protocol = protocol_of(wanted.name)
@@ -340,7 +340,7 @@ class Described:
         """The description of a folder, None if it has none.
 
         Raises:
-            DataError: the file is no JSON object with a task type.
+            DataError: the file is not a JSON object with a task type.
         """
         if FILE not in folder.others:
             return None
@@ -392,7 +392,7 @@ class Described:
             return parts.read(self.name, chosen, self._known(kind, chosen), self._protocol(kind), kind=kind)
         if kind == "retrieval":
             raise DataError(
-                f"{self.folder.path} is to be retrieval, and has {listing(self._content())}. Expected "
+                f"{self.folder.path} should hold retrieval data, and has {listing(self._content())}. Expected "
                 f"{EXAMPLES['retrieval']}"
             )
         if kind not in READERS:
@@ -467,7 +467,7 @@ class Described:
 
     def _check_whole(self, name: str, value: object, *, least: int) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise DataError(f"{self._path}: {name} must be a whole number from {least}, not {value!r}")
+            raise DataError(f"{self._path}: {name} must be a whole number of at least {least}, not {value!r}")
 
     def _inner(self, name: str, value: object) -> dict[str, Any]:
         if not isinstance(value, dict):

@@ -28,8 +28,8 @@ def configuration(folder: Folder, name: str) -> Folder | None:
     """The files of a configuration, those of each split by its name; None if the folder has none of that name.
 
     Args:
-        folder: Of a repository.
-        name: Of the configuration, in any case.
+        folder: Folder of a repository.
+        name: Name of the configuration, in any case.
 
     Raises:
         DataError: a folder cannot be listed.
@@ -94,7 +94,7 @@ def part_of(folder: Folder, names: Sequence[str], subset: str = "") -> dict[str,
     """A part of a test collection by split, "" for all splits; empty if the folder does not have it.
 
     Args:
-        folder: Of the collection.
+        folder: Folder of the collection.
         names: What the part is called.
         subset: Stands before the name where there are several (`en-corpus`).
 

@@ -303,7 +303,7 @@ def read_classification(source: Source) -> ClassificationTask:
 
 
 def read_clustering(source: Source) -> ClusteringTask:
-    """Rows of texts with their labels, each a problem; or a text and a label a row, all rows one problem.
+    """Rows of texts with their labels, each a problem; or a text and a label per row, all rows one problem.
 
     Raises:
         DataError: a row is not such a problem.
@@ -423,7 +423,7 @@ def graded_group(
         positives: Relevant passages with their grades.
         negatives: The other passages.
         own: The query's id.
-        missed: Grades of relevant passages that are not among those to be put in order.
+        missed: Grades of relevant passages that are not among those to rerank.
         others: Further queries of the group.
     """
     grades = [grade for _, grade in positives]
@@ -502,7 +502,7 @@ class GroupColumns:
         """Remarks on columns that are not used."""
         if not self.unused:
             return ()
-        told = f"{' and '.join(self.unused)} are a teacher's scores and no grades: the score does not depend on them"
+        told = f"{' and '.join(self.unused)} are a teacher's scores, not grades: the score does not depend on them"
         return (f"{told}; call people's grades positive_grades and negative_grades",)
 
 
@@ -581,7 +581,7 @@ def read_rows_task(source: Source, kind: Kind | None = None) -> Task | None:
         kind: What the rows are, where columns alone do not tell.
 
     Raises:
-        DataError: the file cannot be read, or a row is not what the first one promises.
+        DataError: the file cannot be read, or a row is not like the first one.
     """
     kind = kind or kind_of_rows(source.file)
     if kind is None:

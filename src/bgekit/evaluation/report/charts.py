@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...display.pages import GRID, INK, LIGHT, MUTED, SURFACE, Look, Svg, drawing, new_figure, save_plot, to_svg
+from ...display.plots import HEIGHT, WIDTH, head, panel
 from ...display.terminal import middle_clipped, printable, wrapped
 from ..comparison import item_values
 from .summary import decided, score_interval
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from .summary import TaskView
 
 Floats = npt.NDArray[np.float64]
-#: Units of a plot on the page; text of size 12 stays readable where a telephone shrinks it to 330.
-WIDTH: Final = 440
 #: Columns of text of size 12 that fit into the width.
 _LABEL: Final = 56
 #: Groups of `details["scores"]` that belong together, those that do not, and all pairs where nobody says which.
@@ -218,12 +217,11 @@ def calibration_plot(
     Args:
         unrelated: [n] similarities.
         related: [m] similarities, None where no labels tell.
-        threshold: From which on a pair counts as related, None where there is none.
+        threshold: Threshold from which on a pair counts as related, None where there is none.
         title: Above the plot, such as model and data.
-        lines: What else to say, below the title, each on lines of its own.
+        lines: What else to say in a file of its own, below the title, each on lines of its own.
         path: Also write it to this file (.svg or .png).
-
-        standalone: For a file of its own; otherwise for a page, which has title and lines in its text.
+        standalone: For a file of its own; otherwise for a page.
 
     Returns:
         A whole SVG file; `save_plot` writes it, as PNG too.
@@ -233,20 +231,22 @@ def calibration_plot(
         ArgumentError: `path` has another ending.
         OutputError: `path` cannot be written.
     """
-    width, plot = (640.0, 260.0) if standalone else (float(WIDTH), 156.0)
-    said = [each for line in lines for each in wrapped(printable(line), 84)]
-    height = plot + (104 + 17 * len(said) if standalone else 74)
+    said = [each for line in lines for each in wrapped(printable(line), 92)]
+    plot = 260.0
+    width, height = (640.0, plot + 104 + 17 * len(said)) if standalone else (float(WIDTH), float(HEIGHT))
     groups = [("unrelated pairs", _finite(unrelated), MUTED)]
     if related is not None:
         groups.append(("related pairs", _finite(related), LIGHT[0]))
     edges = _edges(np.concatenate([*(values for _, values, _ in groups), [] if threshold is None else [threshold]]))
     with drawing():
         figure = new_figure(width, height)
-        axes = figure.add_axes((56 / width, 48 / height, 1 - 76 / width, plot / height))
         if standalone:
+            axes = figure.add_axes((56 / width, 48 / height, 1 - 76 / width, plot / height))
             figure.text(16 / width, 1 - 26 / height, middle_clipped(printable(title), 76), size=16)
-        for place, line in enumerate(said):
-            figure.text(16 / width, 1 - (46 + 17 * place) / height, line, color=MUTED)
+            for place, line in enumerate(said):
+                figure.text(16 / width, 1 - (46 + 17 * place) / height, line, color=MUTED)
+        else:
+            axes = panel(figure)
         for label, values, color in groups:
             share = 100 * np.histogram(values, edges)[0] / max(len(values), 1)
             axes.stairs(share, edges, fill=True, color=color, alpha=0.4, label=f"{label} ({len(values):,})")
@@ -259,12 +259,14 @@ def calibration_plot(
         axes.grid(axis="y")
         axes.set_xlabel("similarity")
         axes.set_ylabel("pairs, %")
-        # Above the axes: no histogram leaves the same corner free each time.
-        corner, space = ("lower right", 2.0) if standalone else ("lower left", 0.9)
-        axes.legend(
-            loc=corner, bbox_to_anchor=(1 if standalone else -0.12, 1), ncols=3, borderaxespad=0.2, handlelength=1.6,
-            columnspacing=space, handletextpad=0.5,
-        )  # fmt: skip
+        if standalone:
+            # Above the axes: no histogram leaves the same corner free each time.
+            axes.legend(
+                loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2, handlelength=1.6,
+                columnspacing=2.0, handletextpad=0.5,
+            )  # fmt: skip
+        else:
+            head(axes, title, *axes.get_legend_handles_labels())
         svg = to_svg(figure, name="calibration", title=title, standalone=standalone)
     if path is not None:
         save_plot(svg, path)

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ...display.pages import Look, Svg, looks, render_page
 from ...display.terminal import clipped, printable
+from ..metrics import metric_name
 from . import charts
 from .summary import (
+    MISSING,
     TaskView,
     View,
     as_text,
@@ -18,7 +20,6 @@ from .summary import (
     difference,
     facts,
     interval,
-    metric_name,
     number,
     published,
     score_interval,
@@ -65,7 +66,8 @@ def html(report: ReportContent) -> str:
         sheets=list(_sheets(view, look)),
         tasks=[_task(view, place, look, scattered) for place in range(len(view.tasks))],
         opened=len(view.tasks) <= _OPEN,
-        environment=facts(report.environment),
+        environment=facts({key: round(value, 1) if isinstance(value, float) else value
+                           for key, value in report.environment.items()}),
         models=[(label, _card(view.first(label))) for label in view.labels],
         decided=decided, difference=difference, figures=comparison_figures, interval=interval, metric_name=metric_name,
         number=number, published=published, task_name=task_name,
@@ -175,10 +177,13 @@ def _task(view: View, place: int, look: Mapping[str, Look], scattered: set[int])
     """
     task, anchor = view.tasks[place], _anchor(place)
     with_published = any(result.reference is not None for result in task.results)
+    # Of several models the plot has them, where nobody takes them for a comparison.
+    alone = len(view.report.results) == 1 and score_interval(task.results[0]) is not None
     rows, cells = [], []
     for result in task.results:
         compared = [published(result), number(difference(result), signed=True)] if with_published else []
-        rows.append((result.label, [number(result.main_score), *compared, seconds(result)]))
+        ends = [_ends(result)] if alone else []
+        rows.append((result.label, [number(result.main_score), *ends, *compared, seconds(result)]))
     for label in view.labels:
         one = task.result(label)
         change = f"({number(difference(one), signed=True)})" if one and one.comparable else ""
@@ -186,7 +191,10 @@ def _task(view: View, place: int, look: Mapping[str, Look], scattered: set[int])
     details = [("data fingerprint", as_text(task.results[0].fingerprints.get("data")))]
     return {
         "view": task, "anchor": anchor, "cells": cells, "rows": rows,
-        "head": ["Model", task.metric, *(["Published", "Difference"] if with_published else []), "Seconds"],
+        "head": [
+            "Model", task.metric, *(["95\u00a0% interval"] if alone else []),
+            *(["Published", "Difference"] if with_published else []), "Seconds",
+        ],
         "plots": list(_plots(task, look, anchor)),
         "comparisons": [
             _comparison(task, each, look, f"{anchor}c{number_of}" if id(each) in scattered else None)
@@ -200,6 +208,11 @@ def _task(view: View, place: int, look: Mapping[str, Look], scattered: set[int])
             (f"{key}, {result.label}", value) for result in task.results for key, value in small_details(result)
         ],
     }  # fmt: skip
+
+
+def _ends(result: Result) -> str:
+    ends = score_interval(result)
+    return MISSING if ends is None else " to ".join(map(number, ends))
 
 
 def _plots(task: TaskView, look: Mapping[str, Look], name: str) -> Iterator[tuple[Svg, str]]:

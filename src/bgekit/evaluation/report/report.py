@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ...display.pages import render
 from ...display.terminal import clipped, columns, middle_clipped, padded, printable, wrapped
 from ...files.atomic import OutputFolder
+from ..metrics import metric_name
 from ..results import PER_ITEM, RESULTS, ReportContent
 from .page import html
 from .summary import (
@@ -73,12 +74,15 @@ def markdown(report: ReportContent) -> str:
     compared = [*report.means, *report.comparisons]
     scores = [
         [
-            task.name, task.split, task.metric, result.label, number(result.main_score), published(result),
-            number(difference(result), signed=True), f"{result.count:,}",
+            task.name, task.split, task.metric, result.label, number(result.main_score),
+            *([published(result), number(difference(result), signed=True)] if view.has_published else []),
+            f"{result.count:,}", seconds(result),
         ]
         for task in view.tasks
         for result in task.results
     ]  # fmt: skip
+    heads = ["Task", "Split", "Metric", "Model", "Score"]
+    heads += [*(["Published", "Difference"] if view.has_published else []), "Items", "Seconds"]
     comparisons = [
         [
             task_name(each), each.split, each.a, each.b, *comparison_figures(each), f"{each.n:,}",
@@ -93,7 +97,8 @@ def markdown(report: ReportContent) -> str:
         about += [(f"{key} fingerprint", value) for key, value in result.fingerprints.items() if key != "data"]
         models.append((label, about, json.dumps(result.card, indent=2, ensure_ascii=True, default=str)))
     return render(
-        "evaluation/report/report.md.jinja", view=view, report=report, scores=scores, comparisons=comparisons,
+        "evaluation/report/report.md.jinja", view=view, report=report, scores=scores, heads=heads,
+        comparisons=comparisons,
         means=[(label, number(mean)) for label, mean in view.means().items()] if len(view.tasks) > 1 else (),
         conclusions=[each.conclusion for each in compared], tasks=list(map(_task, view.tasks)),
         environment=facts(report.environment), models=models,
@@ -105,11 +110,11 @@ def markdown(report: ReportContent) -> str:
 
 
 def _task(task: TaskView) -> dict[str, Any]:
-    metrics = [[name, *scores] for name, scores in task.metrics]
+    metrics = [[metric_name(name), *scores] for name, scores in task.metrics]
     changes = [
         (head, each, [
-            (item.id, item.text, number(item.a), number(item.b),
-             "; ".join(f"{key}: {value}" for key, value in facts(item.detail)))
+            (item.id, clipped(printable(item.text), _ITEM), number(item.a), number(item.b),
+             "; ".join(f"{key}: {clipped(printable(value), _CELL)}" for key, value in facts(item.detail)))
             for item in items
         ])
         for each in task.comparisons
@@ -122,7 +127,7 @@ def _task(task: TaskView) -> dict[str, Any]:
     return {
         "view": task,
         "labels": [result.label for result in task.results],
-        "metrics": [*metrics, ["seconds", *(seconds(result) for result in task.results)]],
+        "metrics": metrics,
         "published": [(name, number(score)) for name, score in task.published.items()],
         "comparable": all(result.comparable for result in task.results),
         "details": [(result.label, details) for result in task.results if (details := small_details(result))],
@@ -130,6 +135,9 @@ def _task(task: TaskView) -> dict[str, Any]:
     }
 
 
+#: Columns of an item's text and of a detail in a cell; all of both stands in results.json.
+_ITEM: Final = 400
+_CELL: Final = 120
 #: Columns of a screen that are used.
 _NARROWEST: Final = 40
 _WIDEST: Final = 120
@@ -211,7 +219,8 @@ def _means(view: View, width: int) -> list[str]:
 
 
 def _comparison(comparison: Comparison, width: int, with_texts: bool) -> list[str]:
-    about = ", ".join(part for part in (task_name(comparison), comparison.split, comparison.metric) if part)
+    metric = metric_name(comparison.metric)
+    about = ", ".join(part for part in (task_name(comparison), comparison.split, metric) if part)
     lines = wrapped(printable(about), width)
     lines += _item("  a  ", printable(comparison.a), width) + _item("  b  ", printable(comparison.b), width)
     several = comparison.p_adjusted > comparison.p_value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,18 +15,13 @@ from ...display.terminal import printable
 from ..comparison import LEVEL, item_values
 from ..evidence import FEWEST_ITEMS
 from ..judged_model import ITEMS, TITLES
+from ..metrics import metric_name
 
 if TYPE_CHECKING:
     from ...data.columns import Exclusion
     from ..results import Comparison, ReportContent, Result
 
 MISSING: Final = "–"
-_METRICS: Final = {
-    "ndcg": "nDCG", "map": "MAP", "mrr": "MRR", "recall": "Recall", "precision": "Precision", "hit_rate": "Hit rate",
-    "recall_cap": "Capped recall", "hole": "Holes", "accuracy": "Accuracy", "f1": "F1", "v_measure": "V-measure",
-    "cosine_spearman": "Spearman", "cosine_pearson": "Pearson", "max_ap": "Average precision",
-    "cosine_ap": "Average precision",
-}  # fmt: skip
 #: Details that plots show, or that explain single items.
 _PLOTTED: Final = ("recall_curve", "scores", "top")
 
@@ -38,7 +32,7 @@ class TaskView:
 
     Attributes:
         results: One for each model that was measured on it, in the order of the report.
-        comparisons: Of those results.
+        comparisons: Comparisons of those results.
     """
 
     name: str
@@ -163,13 +157,6 @@ class View:
             scores = [result.main_score for task in self.tasks if (result := task.result(label))]
             found[label] = sum(scores) / len(scores) if len(scores) == len(self.tasks) else None
         return found
-
-
-def metric_name(name: str) -> str:
-    """A metric as people write it, such as nDCG@10; unknown ones as they are."""
-    base, _, depth = name.partition("_at_")
-    known = _METRICS.get(base, base if re.fullmatch(r"\d+", depth) else None)
-    return name if known is None else f"{known}@{depth}" if depth else known
 
 
 def number(value: float | None, *, signed: bool = False, digits: int = 2) -> str:

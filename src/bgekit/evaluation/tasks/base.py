@@ -54,7 +54,7 @@ def together(keys: Sequence[Sequence[Hashable]]) -> list[int] | None:
     """Groups of items that share a key, directly or through others: their outcomes are not independent.
 
     Args:
-        keys: Of each item, such as the texts of a pair.
+        keys: Keys of each item, such as the texts of a pair.
 
     Returns:
         A number for each item; None where no two items share a key.
@@ -91,7 +91,7 @@ class Scores:
     """Scores of a model on a task.
 
     Attributes:
-        metrics: By name, as fractions (a perfect nDCG is 1.0); the main metric is among them.
+        metrics: Metrics by name, as fractions (a perfect nDCG is 1.0); the main metric is among them.
         items: What each item contributes to the main metric.
         details: Further findings that reports show, as plain JSON values.
 
@@ -197,6 +197,6 @@ def check_rerankable(tasks: Iterable[Task]) -> None:
     """Raise ArgumentError, which names the others, unless a reranker can be measured on each of the tasks."""
     if others := [f"{task.name} ({task.kind.replace('_', ' ')})" for task in tasks if not task.rerankable]:
         raise ArgumentError(
-            f"no reranker can be measured on {', '.join(others)}: it puts the passages of queries in order, so give "
+            f"a reranker cannot be measured on {', '.join(others)}: it reranks the passages of queries, so give "
             "data for retrieval or reranking, that of a benchmark in folders (--data-root)"
         )

@@ -24,7 +24,7 @@ _EXPERIMENTS: Final = 10
 class ClassificationTask(Task):
     """MTEB's protocol: logistic regression on a few texts of each label, mean over several draws.
 
-    Draws are MTEB's: a Mersenne Twister seeded anew for each draw shuffles the order that the draw before left, and the
+    Draws are MTEB's: a Mersenne Twister seeded again for each draw shuffles the order of the draw before, and the
     first texts of each label are taken.
 
     Attributes:
@@ -34,7 +34,7 @@ class ClassificationTask(Task):
         labels: Their labels.
         samples_per_label: Texts drawn of each label.
         experiments: Draws.
-        seed: Of the draws and the classifier.
+        seed: Random seed for the draws and the classifier.
     """
 
     kind: ClassVar[Kind] = "classification"
@@ -124,7 +124,7 @@ def _answered(truth: np.ndarray, predicted: np.ndarray, names: np.ndarray) -> np
 
 
 def _added(metric: str, truth: np.ndarray, predicted: np.ndarray, names: np.ndarray) -> np.ndarray:
-    """Contribution of each text to a metric that is no mean over texts [n]: computed anew without it (jackknife).
+    """Contribution of each text to a metric that is not a mean over texts [n]: computed again without it (jackknife).
 
     The metrics know a text only by its label and the one it was given, so texts with equal ones add the same.
     """

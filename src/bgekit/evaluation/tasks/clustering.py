@@ -21,7 +21,7 @@ class ClusteringTask(Task):
 
     Attributes:
         sets: Texts and labels of each problem.
-        seed: Of k-means.
+        seed: Random seed for k-means.
     """
 
     kind: ClassVar[Kind] = "clustering"

@@ -171,7 +171,7 @@ def checked_main(task: Task, metrics: Mapping[str, float]) -> None:
     """Raise ArgumentError unless the main metric of a task is among those it has."""
     if task.main_metric not in metrics:
         raise ArgumentError(
-            f"{task.name}: {task.main_metric!r} is no metric of {task.kind}; there are {', '.join(metrics)}"
+            f"{task.name}: {task.main_metric!r} is not a metric of {task.kind}; there are {', '.join(metrics)}"
         )
 
 

@@ -27,7 +27,7 @@ class RerankingGroup:
         negatives: Passages that do not.
         id: Shown in reports; by default its number.
         grades: How relevant each positive is, whole numbers from 1; () where all are alike.
-        missed: Grades of passages that belong to it and are not among those to be put in order: never found.
+        missed: Grades of passages that belong to it and are not among those to rerank: never found.
         others: Further queries that mean the same group (a reader's history in MIND): of its scores with each, a
             passage has the best.
     """

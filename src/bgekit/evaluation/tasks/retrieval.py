@@ -31,10 +31,10 @@ _SHOWN: Final = 300
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents that are read anew for each pass, so that they need not fit into memory.
+    """Documents that are read again for each pass, so that they need not fit into memory.
 
     Attributes:
-        ids: In the order of reading, all different.
+        ids: Ids in the order of reading, all different.
         read: Starts a pass; a record's text is title and text.
         digest: sha256 (hex) of ids and texts.
     """

@@ -76,7 +76,7 @@ def find_datasets(
 
     Of a folder all files of training data count, those of its sub-folders too, in the order of their names; hidden
     ones and `dataset.json` are left out. Where the name of a file, or of a folder around it, ends in
-    `no_in_batch_neg`, the passages of other rows are no negatives.
+    `no_in_batch_neg`, the passages of other rows are not negatives.
 
     Args:
         paths: Files and folders.
@@ -121,7 +121,7 @@ def _files_in(folder: str) -> Iterator[tuple[str, str]]:
             if stem_and_format(entry.name)[1] in _FORMATS:
                 yield entry.path, folder
             else:
-                logger.info("%s is no training data and is left out", entry.path)
+                logger.info("%s is not training data and is left out", entry.path)
     for entry in shown:
         if entry.is_dir():
             yield from _files_in(entry.path)
@@ -184,7 +184,7 @@ class TrainingData(Sequence[Row]):
     """All rows, by their numbers. Those that are trained on are the `rows` of each dataset.
 
     Attributes:
-        datasets: In the order in which they were given.
+        datasets: Datasets in the order in which they were given.
         warnings: What was noticed while reading.
         duplicates: Rows that are equal to an earlier one.
     """
@@ -263,7 +263,7 @@ def load_data(
         cache: Folder of checked rows, by default `default_cache()`.
         teacher: Rows have to have a teacher's scores (knowledge distillation). With `same_dataset`, files in which
             no row has them are trained on without, as in FlagEmbedding.
-        max_rows: Most rows of a dataset; those that stay are drawn with the seed, once.
+        max_rows: Maximum number of rows of a dataset; those that stay are drawn with the seed, once.
         seed: See there.
         same_dataset: Rows of a batch come from one dataset; the thresholds apply then.
         small_threshold: Datasets of one folder with fewer rows are put together.
@@ -271,7 +271,7 @@ def load_data(
         drop_duplicates: Leave out rows that are equal to an earlier one.
         in_batch_negatives: False for no in-batch negatives anywhere.
         encoding: What text files are written in, as in `read_records`.
-        quoting: Of csv and tsv files, as in `read_records`.
+        quoting: Quoting of csv and tsv files, as in `read_records`.
 
     Raises:
         DataError: files or lines cannot be used: all of them are listed; or no row is left.
@@ -332,8 +332,8 @@ def check_cosines(data: TrainingData) -> None:
         for position in np.flatnonzero(np.abs(scores) > 1):
             bad.add(
                 *data.line(int(dataset.rows[position])),
-                f"a score of {scores[position]:g} is no cosine: --scored-loss mse needs -1 to 1; divide the scores, or "
-                "take cosent, for which only their order counts",
+                f"a score of {scores[position]:g} is not a cosine: --scored-loss mse needs -1 to 1; divide the scores, "
+                "or take cosent, for which only their order counts",
             )
     bad.check("problem", "in the training data", _ADVICE)
 

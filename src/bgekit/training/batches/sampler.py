@@ -41,7 +41,7 @@ class PlanOptions:
 
     Attributes:
         batch_size: Rows of a global batch, of all processes together.
-        seed: Of the order.
+        seed: Random seed for the order.
         drop_last: Leave out batches with fewer rows.
         same_dataset: Rows of a batch come from one dataset; a dataset's own batch size counts then.
         temperature: A dataset's share of the rows is proportional to weight * rows ** (1 / temperature).
@@ -380,7 +380,7 @@ class Sampling:
         repeat: Repeat the negatives of a row that has too few (as FlagEmbedding does); else such a row has fewer.
         shuffle_ratio: Share of the positives of over 100 characters whose three parts are put in another order.
         teacher: Hand on a teacher's scores.
-        seed: Of all draws.
+        seed: Random seed.
     """
 
     group_size: int = 8

@@ -23,6 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ...display.option_names import option_of
 from ...display.pages import render
 from ...errors import ArgumentError, CheckpointError, OutputError
+from ...evaluation.metrics import task_and_metric
 from ...files.atomic import atomic_file, remove_leftovers, scratch_folder, usual_modes
 from ...inference.embedder import make_selftest
 from ...models.checkpoint_files import read_tensors, weight_files
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 #: Written last into a checkpoint: one without it was not finished.
 WHOLE: Final = "checkpoint_whole.json"
-#: Arguments that say which model is the best. A run that goes on may begin or cease to measure, but not differ in
+#: Arguments that say which model is the best. A run that continues may begin or cease to measure, but not differ in
 #: these.
 JUDGING: Final = frozenset({"metric_for_best_model", "greater_is_better", "eval_split", "rerank_top_k"})
 #: What counts only where both runs have it; `check_optimizer` asks whether both are DeepSpeed's.
@@ -71,7 +72,7 @@ def is_whole(folder: Path) -> bool:
 def remove_oldest(output: Path, limit: int | None, best: str | None) -> None:
     """Remove the oldest finished checkpoints above a limit, but neither the newest nor the best.
 
-    Unfinished ones do not count: one of a higher step would push out those that a run can go on from.
+    Unfinished ones do not count: one of a higher step would push out those that a run can continue from.
     """
     if limit is None or limit <= 0:
         return
@@ -98,7 +99,7 @@ def check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
 
     Args:
         folder: The checkpoint.
-        identity: Of this run.
+        identity: Identity of this run.
 
     Raises:
         ArgumentError: it is of another run.
@@ -116,7 +117,7 @@ def check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
     if differing:
         raise ArgumentError(
             f"{folder} is of another run, which differs in {', '.join(differing)}. Give the arguments of that run; "
-            f"--overwrite to start anew; or --model {folder} and another --output to start from its "
+            f"--overwrite to start over; or --model {folder} and another --output to start from its "
             "weights"
         )
 
@@ -136,8 +137,8 @@ def check_optimizer(folder: Path, *, deepspeed: bool) -> None:
         return
     kind = "of DeepSpeed" if deepspeed else "of a run without DeepSpeed"
     raise ArgumentError(
-        f"{folder} has no state of the optimiser {kind} to go on with: give --deepspeed as that run did, or start from "
-        f"its weights with --model {folder}"
+        f"{folder} has no state of the optimiser {kind} to continue with: give --deepspeed as that run did, or start "
+        f"from its weights with --model {folder}"
     )
 
 
@@ -156,12 +157,12 @@ PROVENANCE: Final = "training.json"
 
 
 def resume_point(output: Path, resume: str | bool | None, overwrite: bool) -> Path | None:
-    """The checkpoint that a run goes on from, None to start from the beginning; nothing is changed.
+    """The checkpoint that a run continues from, None to start from the beginning; nothing is changed.
 
     Args:
         output: The output folder.
         resume: As transformers has it: `true` for the last whole checkpoint in the folder, or a checkpoint's path.
-        overwrite: Start anew.
+        overwrite: Start over.
 
     Raises:
         ArgumentError: the checkpoint is not whole; or the folder holds something, and nothing says what to do with it.
@@ -170,15 +171,15 @@ def resume_point(output: Path, resume: str | bool | None, overwrite: bool) -> Pa
     if resume and not wanted and str(resume).lower() != "false":
         if not is_whole(Path(str(resume))):
             raise ArgumentError(
-                f"--resume-from-checkpoint {resume} is no finished checkpoint of bgekit; `true` takes the last one "
+                f"--resume-from-checkpoint {resume} is not a finished checkpoint of bgekit; `true` takes the last one "
                 "that --output has"
             )
         return Path(str(resume))
     if not wanted:
         if output.is_dir() and any(output.iterdir()) and not overwrite:
             raise ArgumentError(
-                f"--output {output} holds something already: give --resume-from-checkpoint true to go on with what "
-                "is there, or --overwrite to start anew"
+                f"--output {output} is not empty: give --resume-from-checkpoint true to continue with what "
+                "is there, or --overwrite to start over"
             )
         return None
     found = last_whole_checkpoint(output)
@@ -190,7 +191,7 @@ def resume_point(output: Path, resume: str | bool | None, overwrite: bool) -> Pa
 def prepare_output(folder: str, resume: str | bool | None, overwrite: bool) -> Path | None:
     """Clear and make the output folder of a run.
 
-    What killed runs have left there of what they were writing is removed; where the run starts anew, so are the
+    What killed runs have left there of what they were writing is removed; where the run starts over, so are the
     checkpoints of the one before, from which a later `true` would go on otherwise.
 
     Args:
@@ -199,7 +200,7 @@ def prepare_output(folder: str, resume: str | bool | None, overwrite: bool) -> P
         overwrite: As there.
 
     Returns:
-        The checkpoint that the run goes on from, None to start from the beginning.
+        The checkpoint that the run continues from, None to start from the beginning.
 
     Raises:
         ArgumentError: as `resume_point`.
@@ -270,7 +271,7 @@ def save_encoder(
 
     Args:
         folder: Made, or replaced.
-        title: Of the README; None for the folder's name.
+        title: Title of the README; None for the folder's name.
         network: What is trained.
         weights: Weights of the transformer by their names in a checkpoint.
         encoder: The part of it that gives vectors.
@@ -293,7 +294,7 @@ def save_encoder(
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The network of a run on the disk: as a model that its users load, and what the run needs to go on.
+    """The network of a run on the disk: as a model that its users load, and what the run needs to continue.
 
     Attributes:
         network: What is trained.
@@ -428,7 +429,8 @@ def _scores(history: Sequence[Mapping[str, Any]], kept: int | None) -> Iterator[
         if plain == "score" and len(names) == 2:  # The mean of one.
             continue
         values = [before.get(name), after[name], *([after[beside + plain]] if beside + plain in after else [])]
-        yield (plain, *("" if value is None else f"{value:.4g}" for value in values))
+        shown = ": ".join(filter(None, task_and_metric(plain)))
+        yield (shown, *("" if value is None else f"{value:.4g}" for value in values))
 
 
 def as_written(value: Any) -> str:

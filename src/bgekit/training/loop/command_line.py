@@ -43,6 +43,8 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "sentence_pooling_method": ("--pooling",),
     "eval_split": ("--split",),
 }
+#: Arguments of FlagEmbedding for what BGE-M3 has beside its dense vectors.
+_OF_M3: Final = ("unified_finetuning", "use_self_distill", "fix_encoder", "self_distill_start_step", "colbert_dim")
 #: What stands for a value in the help, where its type says too little.
 _VALUES: Final = {
     "model_name_or_path": "MODEL", "first_stage": "MODEL", "tokenizer_name": "MODEL", "config_name": "MODEL",
@@ -53,9 +55,9 @@ _VALUES: Final = {
 #: Sentences of transformers that this kind of training needs otherwise.
 _SENTENCES: Final = {
     "output_dir": "where the trained model is saved",
-    "per_device_train_batch_size": "rows per batch and device",
+    "per_device_train_batch_size": "rows per batch on each device",
     "num_train_epochs": "passes over the data",
-    "max_steps": "number of steps instead; -1 for as many as the epochs have",
+    "max_steps": "number of steps to train, instead of epochs; -1 for as many as the epochs have",
     "learning_rate": "highest learning rate",
     "lr_scheduler_type": "how the learning rate falls",
     "weight_decay": "weight decay",
@@ -63,16 +65,16 @@ _SENTENCES: Final = {
     "gradient_checkpointing": "compute activations a second time instead of keeping them: less memory, slower",
     "bf16": "compute in bfloat16, also on CPUs",
     "fp16": "compute in float16 (GPUs)",
-    "save_steps": "save a checkpoint every so many steps",
+    "save_steps": "steps between checkpoints",
     "save_strategy": "when checkpoints are saved",
-    "save_total_limit": "checkpoints that are kept",
-    "eval_strategy": "when --eval-data is measured; with it, per epoch",
-    "eval_steps": "measure every so many steps",
-    "load_best_model_at_end": "keep the best checkpoint as the result",
-    "resume_from_checkpoint": "continue from a checkpoint; true for the last one",
-    "report_to": "where the log goes, too, such as tensorboard or wandb",
+    "save_total_limit": "maximum number of checkpoints kept",
+    "eval_strategy": "when the model is measured on --eval-data; after each epoch, if that is given",
+    "eval_steps": "steps between measurements",
+    "load_best_model_at_end": "take the best checkpoint as the result, not the last",
+    "resume_from_checkpoint": "checkpoint to continue from; true for the last one",
+    "report_to": "tools that also receive the log, such as tensorboard or wandb",
     "seed": "random seed",
-    "dataloader_num_workers": "processes that prepare batches",
+    "dataloader_num_workers": "number of processes that prepare batches",
 }
 
 
@@ -169,6 +171,11 @@ def parse(
     for argument in arguments:
         name = argument.partition("=")[0]
         if re.match(r"--?[A-Za-z]", name) and name not in known:
+            if name.lstrip("-").replace("-", "_") in _OF_M3:
+                raise ArgumentError(
+                    f"{name} is for the sparse and multi-vector outputs of BGE-M3, which bgekit does not train: "
+                    "without it, its dense vectors are trained"
+                )
             raise ArgumentError(f"there is no option {name}{did_you_mean(name, known)}")
     try:
         made: Any = parser
@@ -195,7 +202,7 @@ def help_page(command: Command, parser: argparse.ArgumentParser, *, everything: 
 
     Args:
         command: The command.
-        parser: Of all its arguments.
+        parser: Parser of all its arguments.
         everything: Show every argument instead of those that matter most.
     """
     own = {each.name for kind in command.kinds for each in dataclasses.fields(kind)}

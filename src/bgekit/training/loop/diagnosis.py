@@ -94,8 +94,8 @@ class Diagnosis(Findings):
                 )
         if some := [f"{count:,} rows of {name}" for name, count in idle.items() if count]:
             found["no negatives"] = (
-                f"{', '.join(some)} have no negatives, and passages of other rows are none: nothing is learnt from "
-                "them. Mine some (bge mine), or leave them out"
+                f"{', '.join(some)} have no negatives, and passages of other rows do not count as negatives: "
+                "nothing is learnt from these rows. Mine negatives (bge mine), or leave the rows out"
             )
         if trained is not None and declared is not None and trained != declared:
             found["instruction"] = (
@@ -131,9 +131,9 @@ class Diagnosis(Findings):
         self._begun = True
         if idle := numbers.get("idle", 0.0):
             found["no negatives"] = (
-                f"{max(idle, 0.001):.1%} of the rows just trained on have no negative left, since all passages that "
+                f"{max(idle, 0.001):.1%} of the rows just trained on have no negative left, because all passages that "
                 "they are compared with are known positives of their query, or there are none: nothing is learnt from "
-                "them. Mine some (bge mine), put rows with one query together, or leave them out"
+                "these rows. Mine negatives (bge mine), put rows with one query together, or leave the rows out"
             )
         return self.report(found)
 
@@ -203,7 +203,7 @@ class CollapseWatch(TrainerCallback):
 
     def _collapsed(self, device: torch.device) -> bool:
         spread, level = self._look(device)
-        if spread is None or not math.isfinite(spread):  # What is no number is another finding.
+        if spread is None or not math.isfinite(spread):  # What is not a number is another finding.
             return False
         first = self._first or 0.0
         guessing = min(40 * SPREAD_LOST * first, GUESSING * self._diagnosis.temperature)

@@ -39,7 +39,7 @@ class Footprint:
     """An estimate of the memory that training takes, by the sizes that decide it.
 
     Attributes:
-        parameters: Of the whole network.
+        parameters: Parameters of the whole network.
         trained: Those of them that are trained.
         layers: Transformer layers.
         hidden: Width of a token.
@@ -176,10 +176,10 @@ def dry_run(
 def _counted(batches: int, epochs: float, accumulation: int, max_steps: int) -> str:
     """The number of steps, as Trainer counts them: what is left at the end of an epoch makes a step, too."""
     an_epoch = max(math.ceil(batches / accumulation), 1)
-    parts = f" ({batches:,} batches, {accumulation} a step)" if accumulation > 1 else ""
+    parts = f" ({batches:,} batches, {accumulation} per step)" if accumulation > 1 else ""
     if max_steps > 0:
-        return f"{an_epoch:,} an epoch{parts}, {max_steps:,} in {max_steps / an_epoch:.3g} epochs (--max-steps)"
-    return f"{an_epoch:,} an epoch{parts}, {math.ceil(epochs * an_epoch):,} in {epochs:g} epochs"
+        return f"{an_epoch:,} per epoch{parts}, {max_steps:,} in {max_steps / an_epoch:.3g} epochs (--max-steps)"
+    return f"{an_epoch:,} per epoch{parts}, {math.ceil(epochs * an_epoch):,} in {epochs:g} epochs"
 
 
 @dataclass(frozen=True)
@@ -320,7 +320,7 @@ def _dataset_warnings(steps: StepDataset, number: int, sample: Lengths, idle: in
         yield f"{copies.positives:,} rows have the query itself as a positive: there is nothing to learn from them"
     if copies.negatives:
         rows = f"{copies.negatives:,} rows have a positive among their negatives"
-        yield f"{rows}; where it is drawn it does not count as one"
+        yield f"{rows}; it does not count as a negative when it is drawn"
     for limit in limits:
         if sample.cut(limit) > TRUNCATED:
             yield f"{sample.cut(limit):.0%} of the {limit.plural} are cut at {limit.tokens} tokens: {limit.remedy}"
@@ -338,9 +338,12 @@ def _dataset_warnings(steps: StepDataset, number: int, sample: Lengths, idle: in
             "smaller group, or mine more (`bge mine`)"
         )
     if idle:
-        yield f"{idle:,} rows have no negatives, and passages of other rows are none: nothing is learnt from them"
+        yield (
+            f"{idle:,} rows have no negatives, and passages of other rows do not count as negatives: nothing is learnt "
+            "from these rows"
+        )
     if dataset.spec.batch_size is not None and not steps.options.same_dataset:
-        yield "its batch_size counts with --same-dataset-within-batch only"
+        yield "its batch_size counts only with --same-dataset-within-batch"
     own = next(p.batch_size for p in steps.shares if p.rows is dataset.rows) or steps.options.batch_size
     if steps.options.drop_last and steps.options.same_dataset and len(dataset) < own:
         yield f"its {len(dataset):,} rows do not fill a batch of {own:,}, and incomplete ones are left out"

@@ -54,7 +54,7 @@ class ModelArguments:
     """
 
     model_name_or_path: str = option("checkpoint to start from: folder, hub id, packaged:NAME", "", aliases=["--model"])
-    cache_dir: str | None = option("where files from the hub are kept")
+    cache_dir: str | None = option("folder for files from the hub")
     revision: str | None = option("branch, tag or commit on the hub")
     trust_remote_code: bool = option("run Python code that comes with the model", False)
     allow_pickle: bool = option("read weights in .bin files", False)
@@ -62,7 +62,7 @@ class ModelArguments:
     lora_rank: int = option("rank of the adapters", 64)
     lora_alpha: float = option("scale of the adapters", 16.0)
     lora_dropout: float = option("dropout of the adapters", 0.1)
-    target_modules: list[str] = option("modules that get adapters; by default all linear layers", many=True)
+    target_modules: list[str] = option("modules with adapters; by default all linear layers", many=True)
 
     def __post_init__(self) -> None:
         if not self.model_name_or_path:
@@ -82,30 +82,34 @@ class DataArguments:
     """
 
     train_data: list[str] = option("jsonl files, or folders of them", many=True)
-    dataset_weights: list[float] = option("how often each of --train-data is drawn, relative to its size", many=True)
-    sampling_temperature: float = option("above 1 small datasets are drawn more often than their share", 1.0)
-    cache_path: str | None = option("where checked data is kept; by default beside transformers' cache")
+    dataset_weights: list[float] = option(
+        "how often each path of --train-data is drawn, relative to its size", many=True
+    )
+    sampling_temperature: float = option("values above 1 draw small datasets more often than their share", 1.0)
+    cache_path: str | None = option("folder for checked data; by default beside transformers' cache")
     train_group_size: int = option("passages per query: one positive, the others negatives", 8)
     query_max_len: int = option("maximum tokens per query", 32)
     passage_max_len: int = option("maximum tokens per passage", 128)
-    max_example_num_per_dataset: int = option("rows used of each dataset, drawn at random", 100_000_000)
+    max_example_num_per_dataset: int = option("maximum number of rows per dataset, drawn at random", 100_000_000)
     query_instruction_for_retrieval: str | None = option(
-        'put before queries; by default the model\'s own, "" for none',
+        'text put before queries; by default the model\'s own, "" for none',
         aliases=["--query-instruction-for-rerank", "--query-instruction"],
     )
-    query_instruction_format: str = option("instruction and query in two slots {}", "{}{}")
+    query_instruction_format: str = option("format with one slot {} for the instruction and one for the query", "{}{}")
     passage_instruction_for_retrieval: str | None = option(
-        "put before passages; by default the model's own",
+        "text put before passages; by default the model's own",
         aliases=["--passage-instruction-for-rerank", "--passage-instruction"],
     )
-    passage_instruction_format: str = option("instruction and passage in two slots {}", "{}{}")
-    knowledge_distillation: bool = option("learn from pos_scores and neg_scores, too", False)
+    passage_instruction_format: str = option(
+        "format with one slot {} for the instruction and one for the passage", "{}{}"
+    )
+    knowledge_distillation: bool = option("also learn from pos_scores and neg_scores", False)
     shuffle_ratio: float = option("share of positives whose three parts are put in another order", 0.0)
-    same_dataset_within_batch: bool = option("rows of a batch come from one dataset", False)
-    small_threshold: int = option("datasets of a folder with fewer rows are put together", 0)
-    drop_threshold: int = option("those that still have fewer rows are left out", 0)
-    group_by_length: bool = option("rows of a batch have similar lengths", False)
-    drop_duplicates: bool = option("leave out rows that are equal to an earlier one", False)
+    same_dataset_within_batch: bool = option("take all rows of a batch from one dataset", False)
+    small_threshold: int = option("datasets of a folder with fewer rows than this are put together", 0)
+    drop_threshold: int = option("datasets that then still have fewer rows than this are left out", 0)
+    group_by_length: bool = option("put rows of similar lengths into a batch", False)
+    drop_duplicates: bool = option("leave out rows that equal an earlier one", False)
     pad_to_multiple_of: int | None = option("has no effect, since nothing is padded; accepted for old commands")
 
     def __post_init__(self) -> None:
@@ -138,7 +142,7 @@ class RerankerDataArguments(DataArguments):
             if getattr(self, name) is not None:
                 raise ArgumentError(
                     f"{first_name(name)} is for embedders: a reranker reads query and passage together, so give the "
-                    "tokens of both in all as --max-length"
+                    "tokens of both together as --max-length"
                 )
         super().__post_init__()
 
@@ -148,17 +152,17 @@ class TrainerOptions:
     """What training has beside the arguments of transformers' Trainer, and those that it gives another default."""
 
     #: The data that a model is measured on while it is trained, as an error says it.
-    judged_by: ClassVar[str] = "--eval-data: something in a form of `bge eval` to measure the model by"
+    judged_by: ClassVar[str] = "--eval-data: data in any form of `bge eval` to measure the model on"
 
-    overwrite_output_dir: bool = option("start anew in an output folder that holds something", False)
+    overwrite_output_dir: bool = option("start over in an output folder that is not empty", False)
     warmup_ratio: float | None = option("share of the steps over which the learning rate rises")
-    logging_steps: float = option("log every so many steps", 10)
-    logging_first_step: bool = option("log the first step, too", True)
+    logging_steps: float = option("steps between lines of the log", 10)
+    logging_first_step: bool = option("also log the first step", True)
     dry_run: bool = option("show the data as the model will see it, and train nothing", False)
-    early_stopping_patience: int | None = option("stop when the best score is this many evaluations old")
+    early_stopping_patience: int | None = option("stop after this many evaluations without improvement")
     eval_data: list[str] = option("data in any form of `bge eval`, measured while training", many=True)
-    eval_split: str | None = option("split of --eval-data")
-    encoding: str | None = option("what text files of data are written in, such as gb18030; by default UTF-8")
+    eval_split: str | None = option("split of --eval-data to measure on")
+    encoding: str | None = option("encoding of text files of data, such as gb18030; by default UTF-8")
     quoting: Literal["auto", "csv", "none"] = option("whether quotes in csv and tsv enclose fields", "auto")
 
     @property
@@ -186,29 +190,34 @@ class TrainerOptions:
 class EmbedderOptions(TrainerOptions):
     """What training of an embedder has beside that."""
 
-    negatives_cross_device: bool = option("passages of all devices are negatives, not only those of the own one", False)
-    use_inbatch_neg: bool = option("passages of other rows are negatives", True)
-    temperature: float = option("similarities are divided by it", 0.02)
+    negatives_cross_device: bool = option(
+        "use passages of all devices as negatives, not only those of the same device", False
+    )
+    use_inbatch_neg: bool = option("use passages of other rows as negatives", True)
+    temperature: float = option("number that similarities are divided by", 0.02)
     sentence_pooling_method: Pooling | None = option(
         "how token vectors become one; by default what the model says", aliases=["--pooling", "--pooling-method"]
     )
     normalize_embeddings: bool | None = option(
-        "vectors of length 1; by default what the model says", aliases=["--normlized"]
+        "scale vectors to unit length; by default what the model says", aliases=["--normlized"]
     )
     fix_position_embedding: bool = option("do not train the position embeddings", False)
-    kd_loss_type: Literal["kl_div", "m3_kd_loss"] | None = option("with --knowledge-distillation; by default kl_div")
-    both_ways: bool = option("passages have to find their queries, too", False)
+    kd_loss_type: Literal["kl_div", "m3_kd_loss"] | None = option("loss of --knowledge-distillation; by default kl_div")
+    both_ways: bool = option("train passages to find their queries, too", False)
     matryoshka: bool = option("train the leading dimensions to be embeddings, too", False, aliases=["--use-mrl"])
     matryoshka_dims: list[int] = option(
-        "which; by default 1/2, 1/4, 1/8 of the whole", aliases=["--mrl-dims"], many=True
+        "dimensions of --matryoshka; by default 1/2, 1/4, 1/8 of the whole", aliases=["--mrl-dims"], many=True
     )
-    scored_loss: ScoredLoss = option("for rows with a `score`", "cosent")
+    scored_loss: ScoredLoss = option("loss of rows with a `score`", "cosent")
     false_negative_margin: float | None = option(
-        "a negative within this distance of the positive's similarity, or above it, does not count"
+        "ignore negatives whose similarity is within this distance of the positive's, or above it"
     )
-    false_negative_ratio: float | None = option("the same with this share of the positive's similarity, such as 0.95")
+    false_negative_ratio: float | None = option(
+        "ignore negatives whose similarity is at least this share of the positive's, such as 0.95"
+    )
     grad_cache_chunk: int | None = option(
-        "texts encoded at once: any batch on any memory, with the same gradient", aliases=["--sub-batch-size"]
+        "number of texts encoded at once: any batch fits any memory, with the same gradient",
+        aliases=["--sub-batch-size"],
     )
 
     def check(self) -> None:
@@ -229,26 +238,29 @@ class EmbedderOptions(TrainerOptions):
 class RerankerOptions(TrainerOptions):
     """What training of a reranker has beside that."""
 
-    first_stage: str | None = option("with --eval-data: the embedder whose best passages are reranked")
+    first_stage: str | None = option("embedder whose best passages are reranked when --eval-data is measured")
     pooling: Pooling | None = option(
-        "with --first-stage: how its token vectors become one; by default what it says",
+        "how token vectors of --first-stage become one; by default what it says",
         aliases=["--pooling-method", "--sentence-pooling-method"],
     )
-    rerank_top_k: int = option("with --eval-data: passages per query that are reranked", 100)
-    max_len: int = option("tokens of query and passage together; the query has three quarters at most", 512)
-    grad_cache_chunk: int | None = option("pairs scored at once, with the same gradient", aliases=["--sub-batch-size"])
+    rerank_top_k: int = option("passages per query that are reranked when --eval-data is measured", 100)
+    max_len: int = option(
+        "maximum tokens of query and passage together; the query has at most three quarters of them", 512
+    )
+    grad_cache_chunk: int | None = option(
+        "number of pairs scored at once: any batch fits any memory, with the same gradient",
+        aliases=["--sub-batch-size"],
+    )
 
     def check(self) -> None:
         """Check what can be known of the arguments as they were given."""
         check_at_least_1(self, "rerank_top_k", "max_len", "grad_cache_chunk")
         if self.eval_data and not self.first_stage:
-            raise ArgumentError(
-                "--eval-data needs --first-stage MODEL: the embedder whose best passages are put in order"
-            )
+            raise ArgumentError("--eval-data needs --first-stage MODEL: the embedder whose best passages are reranked")
         if self.first_stage and not self.eval_data:
-            raise ArgumentError("--first-stage is what --eval-data is ranked with first: give both or neither")
+            raise ArgumentError("--first-stage ranks --eval-data before the reranker: give both or neither")
         if self.pooling and not self.first_stage:
-            raise ArgumentError("--pooling is that of --first-stage, which is not given: a reranker pools nothing")
+            raise ArgumentError("--pooling is for --first-stage, which is not given: a reranker pools nothing")
         super().check()
 
 
@@ -267,9 +279,9 @@ WITHOUT_EFFECT: Final = {
     "label_smoothing_factor": _OWN_LOSS,
     "label_names": _OWN_LOSS,
     "include_num_input_tokens_seen": "the log has `tokens`",
-    "average_tokens_across_devices": "the loss is that of the global batch in any case",
+    "average_tokens_across_devices": "the loss is always that of the global batch",
     "auto_find_batch_size": "another batch size has other negatives; --grad-cache-chunk fits any batch into memory",
-    "neftune_noise_alpha": "its noise goes by the length of padded batches, and nothing is padded here",
+    "neftune_noise_alpha": "its noise depends on the length of padded batches, and nothing is padded here",
     "use_liger_kernel": _GENERATING,
     "liger_kernel_config": _GENERATING,
     "use_cache": "it is for models that generate",
@@ -286,7 +298,7 @@ WITHOUT_EFFECT: Final = {
     "train_sampling_strategy": _OWN_BATCHES,
     "length_column_name": _OWN_BATCHES,
     "dataloader_in_order": _OWN_LOADER,
-    "parallelism_config": "data are parallel, the network is not",
+    "parallelism_config": "only the data is split between devices, not the network",
     "fsdp": _WHOLE,
     "fsdp_config": _WHOLE,
     "enable_jit_checkpoint": "processes could stop at different steps; --save-steps bounds what is lost",
@@ -356,7 +368,7 @@ def check_supported(args: Any) -> None:
         try:
             given = json.loads(given)
         except ValueError as error:
-            raise ArgumentError(f"--accelerator-config is no JSON object: {error}") from error
+            raise ArgumentError(f"--accelerator-config is not a JSON object: {error}") from error
     if isinstance(given, dict) and (unused := sorted(given.keys() - _ACCELERATOR)):
         raise ArgumentError(f"--accelerator-config with {unused[0]} is not supported: {_OWN_LOADER}")
 

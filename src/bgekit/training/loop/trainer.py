@@ -1,8 +1,8 @@
 """transformers' Trainer for networks whose batches are steps and whose loss is that of the global batch.
 
 It is used through its public methods and callbacks. Two private methods are replaced, and one is called, since no
-public way leads there: how weights are read back into a network that is no model of transformers (when a run goes on,
-and when it ends with its best checkpoint), and a checkpoint before the first step.
+public way leads there: how weights are read back into a network that is not a model of transformers (when a run is
+continued, and when it ends with its best checkpoint), and a checkpoint before the first step.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
 
 class StepLoader(DataLoader[Any]):
-    """A loader with one item a step. Trainer tells it the epoch."""
+    """A loader with one item per step. Trainer tells it the epoch."""
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration."""
@@ -85,7 +85,7 @@ class MeasuredAtTheEnd(TrainerCallback):
 
 
 class EarlyStoppingCallback(transformers.EarlyStoppingCallback):
-    """transformers' own, with the patience that is asked for now where a run goes on with what it has counted.
+    """transformers' own, with the patience that is asked for now where a run continues with what it has counted.
 
     Checkpoints keep that under the name of the class.
     """
@@ -100,7 +100,7 @@ class WholeCheckpoints(TrainerCallback):
     """Marks a checkpoint as whole when all of it is written, and removes the oldest ones after that, not before.
 
     Args:
-        identity: What a run that goes on from it must have in common with this one.
+        identity: What a run that continues from it must have in common with this one.
         limit: Checkpoints that stay, None for all.
     """
 
@@ -118,7 +118,7 @@ class WholeCheckpoints(TrainerCallback):
         folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
         if not is_whole(folder):
             raise ArgumentError(
-                f"{folder}, the best checkpoint so far, is not there any more: put it back, or go on with "
+                f"{folder}, the best checkpoint so far, is not there any more: put it back, or continue with "
                 "--load-best-model-at-end false"
             )
         state.best_model_checkpoint = str(folder)
@@ -144,7 +144,7 @@ class StepTrainer(Trainer):
     Attributes:
         steps: The data.
         diagnosis: Watches the run.
-        identity: What a run that goes on must have in common with this one.
+        identity: What a run that continues must have in common with this one.
         files: The network on the disk.
     """
 
@@ -173,8 +173,8 @@ class StepTrainer(Trainer):
             files: Saves the network and reads its weights back.
             measure: Scores of the network as it is; called on the first process alone. None to measure nothing.
             diagnosis: Watches the run.
-            identity: What a run that goes on must have in common with the one that wrote a checkpoint.
-            callbacks: Of Trainer.
+            identity: What a run that continues must have in common with the one that wrote a checkpoint.
+            callbacks: Callbacks of Trainer.
         """
         self.steps, self.files, self.diagnosis, self.identity = steps, files, diagnosis, identity
         self._gradient, self._measure = gradient, measure
@@ -256,7 +256,7 @@ class StepTrainer(Trainer):
         return value.loss / steps
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Operations of one forward and backward pass, counted as 6 a token and parameter."""
+        """Operations of one forward and backward pass, counted as 6 per token and parameter."""
         return 6 * inputs.tokens * sum(parameter.numel() for parameter in self.model.parameters())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -309,7 +309,7 @@ class StepTrainer(Trainer):
             self.control = self.callback_handler.on_save(args, state, self.control)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the network; no process goes on before it is there, since all put files of theirs beside it."""
+        """Save the network; no process continues before it is there, since all put files of theirs beside it."""
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             if _internal_call and folder.exists():

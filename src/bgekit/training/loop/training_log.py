@@ -13,7 +13,7 @@ from typing import Any, Final
 from transformers import TrainerCallback
 
 from ...display.terminal import Progress, write_line
-from ...evaluation.report.summary import metric_name
+from ...evaluation.metrics import task_and_metric
 from .checkpoints import FIRST_STAGE
 
 #: Numbers of the log that say nothing about the model; Trainer adds them at the end, too.
@@ -109,11 +109,7 @@ def shown_score(name: str) -> str:
     """
     if name == "score":
         return "mean score"
-    for start in (each for each, letter in enumerate(name) if letter == "_"):
-        task, metric = name[:start], name[start + 1 :]
-        if (shown := metric_name(metric)) != metric:
-            return f"{task} {shown}"
-    return name.replace("_", " ")
+    return " ".join(filter(None, task_and_metric(name)))
 
 
 def outcome(

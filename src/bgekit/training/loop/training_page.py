@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from ...display.pages import Section, Table, render_report, save_plot
 from ...display.plots import LinePlot, sheet
-from ...evaluation.report.summary import metric_name, number
+from ...evaluation.metrics import task_and_metric
+from ...evaluation.report.summary import number
 from ...models.sentence_transformers_files import short_names, shown_name
 
 Log = Sequence[Mapping[str, Any]]
@@ -42,6 +43,13 @@ _PANELS: Final[tuple[tuple[str, dict[str, str], tuple[float, float], str], ...]]
     ("Learning rate", {"learning_rate": "rate"}, (0, float("inf")), "As planned: it rises in warm-up, then falls."),
     ("Tokens per second", {"tokens_per_second": "tokens/s"}, (0, float("inf")), "Of this process, without padding."),
 )  # fmt: skip
+#: What stands in the place of the second panel where a cross-encoder scores pairs.
+_PAIRS: Final = (
+    "Scores of queries and passages", {"positive": "positive", "negative": "negative", "hardest": "hardest"},
+    (float("-inf"), float("inf")),
+    "Mean score, as the network gives it, of a query with its positive, with its negatives, and with the one of these"
+    " that scores highest. The further positive and hardest are apart, the better.",
+)  # fmt: skip
 _NOT_SCORES: Final = frozenset({"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"})
 #: Tasks whose scores are drawn; the table has all of them.
 _DRAWN: Final = 8
@@ -71,12 +79,13 @@ def save_page(
     kept: int | None,
     first_stage: str,
     findings: Mapping[str, str],
+    pairs: bool = False,
 ) -> bool:
     """Write training.html and training.png into a folder; nothing where nothing was logged.
 
     Args:
         folder: Where the model is written.
-        name: Of the model that was made.
+        name: Name of the model that was made.
         base: The model that it was made of, as the caller named it.
         datasets: Files and rows of each dataset.
         facts: Further names and values, such as how long it took.
@@ -85,6 +94,7 @@ def save_page(
         kept: The step whose weights the model has; None for the last.
         first_stage: What names of scores without the reranker begin with, after `eval_`.
         findings: What was noticed.
+        pairs: A cross-encoder was trained, which gives pairs a score instead of texts a vector.
 
     Returns:
         Whether the files were written.
@@ -93,7 +103,7 @@ def save_page(
     steps = [float(row["step"]) for row in history if "step" in row]
     ends = (min(steps, default=0), max(steps, default=0))
     judged = [score.plot(ends, kept) for score in scores[:_DRAWN]]
-    curves = [(plot, text) for plot, text in _curves(history, ends)]
+    curves = [(plot, text) for plot, text in _curves(history, ends, pairs=pairs)]
     if not judged and not curves:
         return False
     names = short_names([files[0] for files, _ in datasets])
@@ -192,29 +202,24 @@ def _scores(history: Log, kept: int | None, first_stage: str) -> Iterator[_Score
         curve = series(history, name)
         if not curve[0]:
             continue
-        alone = series(history, beside + name.removeprefix("eval_"))[1]
+        plain = name.removeprefix("eval_")
+        alone = series(history, beside + plain)[1]
         step = curve[0][-1] if kept is None else float(kept)
         mean = name == "eval_score" and len(tasks) > 1
-        shown = f"Mean of {len(tasks)} tasks" if mean else _spoken(name.removeprefix("eval_"))
+        shown = f"Mean of {len(tasks)} tasks" if mean else ": ".join(filter(None, task_and_metric(plain)))
         yield _Score(shown, curve, step, alone[0] if alone else None)
 
 
-def _spoken(name: str) -> str:
-    """A task's score as people write it: "mini: nDCG@10" of `mini_ndcg_at_10`."""
-    parts = name.split("_")
-    for place in range(1, len(parts)):
-        metric = "_".join(parts[place:])
-        if (known := metric_name(metric)) != metric:
-            return f"{'_'.join(parts[:place])}: {known}"
-    return name.replace("_", " ")
-
-
-def _curves(history: Log, ends: tuple[float, float]) -> Iterator[tuple[LinePlot, str]]:
+def _curves(history: Log, ends: tuple[float, float], *, pairs: bool) -> Iterator[tuple[LinePlot, str]]:
     """What was logged, as plots with their captions."""
-    for title, names, (low, high), text in _PANELS:
+    for panel in _PANELS:
+        title, names, (low, high), text = _PAIRS if pairs and "positive" in panel[1] else panel
         found = {shown: series(history, name) for name, shown in names.items()}
         lines = {shown: curve for shown, curve in found.items() if curve[0]}
         if lines:
+            # Vectors that keep their lengths have similarities beyond those of cosines.
+            if any(not low <= value <= high for _, values in lines.values() for value in values):
+                low, high = float("-inf"), float("inf")
             yield LinePlot(title, lines, smooth=True, low=low, high=high, x_range=ends), text
 
 
@@ -243,6 +248,15 @@ def _conclusions(history: Log, scores: Sequence[_Score], kept: int | None) -> It
                 ),
                 False,
             )
+        best = max(range(len(values)), key=values.__getitem__)
+        if kept is None and values[best] > first.after:
+            yield (
+                (
+                    f"The best score was {number(values[best])} at step {steps[best]:,.0f}: --load-best-model-at-end "
+                    "true keeps the best weights instead of the last."
+                ),
+                False,
+            )
         if first.alone is not None:
             than = "better" if first.after > first.alone else "worse"
             yield (
@@ -253,7 +267,7 @@ def _conclusions(history: Log, scores: Sequence[_Score], kept: int | None) -> It
                 False,
             )
         if steps and kept is not None and kept == steps[-1] and kept > 0:
-            yield "The last evaluation was the best one: more steps may bring more.", False
+            yield "The last evaluation was the best one: more steps may help.", False
     for name, what in (("loss", "The loss"), ("encoder_loss", "The encoder's loss")):
         _, values = series(history, name)
         width = max(1, min(len(values) // 3, max(3, int(len(values) * _END))))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from transformers import set_seed
 
 from ..._version import package_versions
 from ...display.option_names import option_of, spoken
-from ...display.terminal import write_line
+from ...display.terminal import shown_command, write_line
 from ...errors import BgekitError
 from ...evaluation.evaluator import tasks_of
 from ...models.sentence_transformers_files import short_names
@@ -29,7 +28,7 @@ from ..batches.collator import Batch, Collator, StepDataset
 from ..batches.datasets import TrainingData, load_data
 from ..batches.sampler import PlanOptions, Sampling
 from ..losses.distributed import by_first
-from .arguments import TrainerArguments
+from .arguments import RerankerArguments, TrainerArguments
 from .checkpoints import (
     FIRST_STAGE,
     JUDGING,
@@ -87,7 +86,7 @@ def prepare_run(args: TrainerArguments) -> Path | None:
     """Check what can be checked before anything is loaded, prepare the output folder, and seed the generators.
 
     Returns:
-        The checkpoint to go on from, None to start from the beginning.
+        The checkpoint to continue from, None to start from the beginning.
 
     Raises:
         ArgumentError: the output folder holds something, and nothing says what to do with it.
@@ -100,7 +99,7 @@ def prepare_run(args: TrainerArguments) -> Path | None:
             lambda: prepare_output(str(args.output_dir), args.resume_from_checkpoint, args.overwrite_output_dir)
         )
     if resume is not None:
-        # What was measured at the start was measured then; what early stopping has counted goes on.
+        # What was measured at the start was measured then; what early stopping has counted continues.
         args.eval_on_start = False
         args.restore_callback_states_from_checkpoint = True
     set_seed(args.seed)
@@ -171,7 +170,7 @@ def train_and_save(
 
     Args:
         trainer: Ready to train.
-        resume: A checkpoint to go on from.
+        resume: A checkpoint to continue from.
         data: Files and rows of each dataset.
         parts: The arguments of the model and of the data.
         following: A command that uses the model in a folder.
@@ -221,7 +220,7 @@ def train_and_save(
             drawn = save_page(
                 folder, name=name, base=parts[0].model_name_or_path, datasets=data, facts=_page_facts(provenance),
                 arguments={each: as_written(value) for each, value in arguments.items()}, history=history, kept=best,
-                first_stage=FIRST_STAGE, findings=findings,
+                first_stage=FIRST_STAGE, findings=findings, pairs=isinstance(args, RerankerArguments),
             )  # fmt: skip
             add_training(
                 folder / "README.md", datasets=data, arguments=arguments, history=history, kept=best,
@@ -262,13 +261,13 @@ def train_on_rows(
         network: What is trained.
         args: How.
         steps: The rows by step.
-        gradient: Of a batch, see `StepTrainer`.
+        gradient: Gradient of a batch, see `StepTrainer`.
         files: Saves the network and reads its weights back.
         diagnosis: Watches the run.
         table: Scores by which a collapse is seen, see `CollapseWatch`.
         tasks: Measured while training.
         measure: Scores of a saved model on them.
-        resume: A checkpoint to go on from.
+        resume: A checkpoint to continue from.
         parts: The arguments of the model and of the data.
         following: A command that uses the model in a folder.
         more: Further content of training.json.
@@ -332,7 +331,7 @@ def _compare_with_start(trainer: StepTrainer) -> None:
     )
 
 
-#: Arguments that a run which goes on may change; all others, whoever's they are, have to be as they were.
+#: Arguments that a run which continues may change; all others, whoever's they are, have to be as they were.
 _MAY_CHANGE: Final = frozenset({
     # Where things lie. Data count by their content, the weights are those of the checkpoint.
     "model_name_or_path", "cache_dir", "revision", "trust_remote_code", "allow_pickle", "train_data", "eval_data",
@@ -362,10 +361,10 @@ _MAY_CHANGE: Final = frozenset({
 def run_identity(
     args: TrainerArguments, data: str, *more: Any, measured: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Values that a run that goes on must have in common with the one that wrote a checkpoint.
+    """Values that a run that continues must have in common with the one that wrote a checkpoint.
 
     Args:
-        args: Of the training.
+        args: Arguments of the training.
         data: Fingerprint of the training data.
         more: Instances of dataclasses whose values count, too, such as `ModelArguments`.
         measured: Fingerprints of the data that is measured while training, None without.
@@ -405,11 +404,12 @@ def _page_facts(provenance: Mapping[str, Any]) -> dict[str, str]:
     """What a run's page says beside model, data and arguments."""
     seconds, arguments = provenance["seconds"], provenance["arguments"]
     time_taken = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    threads = "1 thread" if provenance["threads"] == 1 else f"{provenance['threads']} threads"
     return {
         "evaluation data": ", ".join(short_names(arguments.get("eval_data") or [])),
         "steps": f"{provenance['steps']:,}",
-        "time": f"{time_taken}, evaluations included; {provenance['threads']} threads",
-        "command": shlex.join(["bge", *provenance["command"][1:]]),
+        "time": f"{time_taken}, evaluations included; {threads}",
+        "command": shown_command(provenance["command"]),
         "versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
     }
 

@@ -1,6 +1,6 @@
 """The contrastive loss of queries and passages, with the memory of a block of their pairs.
 
-What is no negative of a row does not count: known positives, and (`FalseNegatives`) passages that score like one.
+What is not a negative of a row does not count: known positives, and (`FalseNegatives`) passages that score like one.
 """
 
 from __future__ import annotations
@@ -257,10 +257,10 @@ class _InBatch:
 
     Attributes:
         pool: Rows are sort 0 of it, passages 1.
-        known: What is no negative of which query.
+        known: What is not a negative of which query.
         first: [n] the first passage of each row among those of this process.
         targets: [n] column of the positive of each row.
-        ranges: Passages of the pool that are no negatives of the rows.
+        ranges: Passages of the pool that are not negatives of the rows.
         groups: The passages of each row.
         weights: [n, g] what the teacher says of them.
         judged: [n, g] bool, passages whose worth the teacher knows.
@@ -282,7 +282,7 @@ class _InBatch:
         self.m3 = loss.distillation == "m3_kd_loss"
 
     def _no_negatives(self) -> list[Ranges]:
-        """Passages of the pool that are no negatives of the rows: known positives, their own or of equal queries."""
+        """Passages of the pool that are not negatives of the rows: known positives, their own or of equal queries."""
         keys = self.pool.rows(self.batch.passage_keys, 1)
         owners, known = members(*self.known.of_queries(self.batch.query_keys))
         found = [Ranges.by_key(owners, self.known.texts[known], torch.arange(len(keys), device=keys.device), keys)]
@@ -326,7 +326,7 @@ class _InBatch:
         ])  # fmt: skip
 
     def _own_excluded(self, passages: int) -> Tensor:
-        """[n, g]: places of the groups that are no negatives by their keys."""
+        """[n, g]: places of the groups that are not negatives by their keys."""
         found = torch.zeros_like(self.groups.valid)
         size = max(1, self.loss.entries // max(1, passages))
         for start in range(0, len(found), size):
@@ -379,7 +379,7 @@ class _InBatch:
     def _compared(
         self, vectors: Tensor, columns: Tensor, ranges: Sequence[Ranges], rows: slice, target: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Similarities [b, m] of some rows and all columns, those of the targets [b, 1], what is no negative [b, m]."""
+        """Similarities [b, m] of some rows and all columns, those of the targets [b, 1], what does not count [b, m]."""
         similarity = vectors @ columns.T
         positive = similarity.gather(1, target[:, None])
         outside = excluded(ranges, rows, len(columns), target)

@@ -43,7 +43,7 @@ class LossBatch:
 
 @dataclass(frozen=True)
 class KnownPositives:
-    """Texts that are no negatives of a query, whichever row of the global batch says so, on all processes.
+    """Texts that are not negatives of a query, whichever row of the global batch says so, on all processes.
 
     These are the positives of all rows with this query, drawn or not, and the query itself.
 
@@ -62,7 +62,7 @@ class KnownPositives:
         sizes = torch.tensor(batch.groups, dtype=torch.long, device=passages.device)
         counts = torch.tensor([len(keys) for keys in batch.positive_keys], dtype=torch.long, device=passages.device)
         queries = torch.cat([asked.repeat_interleave(counts), asked, asked])
-        # The positive that was drawn and the query itself are no negatives either, whatever the data says.
+        # The positive that was drawn and the query itself are not negatives either, whatever the data says.
         listed = [keys.to(passages.device) for keys in batch.positive_keys]
         texts = torch.cat([*listed, passages[sizes.cumsum(0) - sizes], asked])
         own = torch.stack([queries, texts], 1)
@@ -84,7 +84,7 @@ def _of_pairs(queries: Tensor, texts: Tensor) -> Tensor:
 
 
 class Groups:
-    """Values of passages as a table of one line a row, whatever the sizes of the groups.
+    """Values of passages as a table of one line per row, whatever the sizes of the groups.
 
     Attributes:
         valid: [n, g] which places of the table hold a passage; g is the largest group.
@@ -117,7 +117,7 @@ class Groups:
         return torch.where(taught[:, None], weights, positive.to(weights)), taught
 
     def known_positives(self, batch: LossBatch) -> Tensor:
-        """[n, g] bool: which places but the first hold what is no negative all the same (see `KnownPositives`).
+        """[n, g] bool: which places but the first hold what is not a negative all the same (see `KnownPositives`).
 
         Every process takes part.
         """
@@ -169,7 +169,7 @@ def contrast(positive: Tensor, negatives: Tensor, counted: Tensor) -> Tensor:
 def contrast_metrics(sums: Tensor, size: int) -> dict[str, Tensor]:
     """Means of the sums of `contrast` over the global batch of `size` rows; `idle` is the share without negatives."""
     positive, rows, hits, compared, negative, hardest = sums
-    # A row that is alone in its batch is no fault of the data.
+    # A row that is alone in its batch is not a fault of the data.
     idle = 1 - rows / size if size > 1 else torch.zeros_like(rows)
     rows = rows.clamp(min=1)
     return {

@@ -35,7 +35,7 @@ class Matryoshka:
     Attributes:
         loss: What is computed for each.
         dims: Numbers of dimensions, the whole vector if it is among them.
-        weights: Of each; equal by default.
+        weights: Weights of each; equal by default.
         normalized: Whether the cut vectors get length 1 again.
 
     Example:
