@@ -296,4 +296,4 @@ def test_a_used_folder_is_left_alone(models, documentation, tmp_path, capsys):
     output.mkdir()
     (output / "notes.txt").write_text("mine")
     assert pretrain(*arguments(models("bert"), documentation, output)) == 1
-    assert "or --overwrite to start anew" in capsys.readouterr().err
+    assert "or --overwrite to start over" in capsys.readouterr().err

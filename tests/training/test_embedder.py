@@ -425,7 +425,7 @@ def test_an_output_with_content_is_left_alone(start, rows, tmp_path, capsys):
     (output / "notes.txt").write_text("mine")
     assert finetune(*arguments(start, rows, output)) == 1
     error = capsys.readouterr().err
-    assert "--resume-from-checkpoint" in error and "or --overwrite to start anew" in error
+    assert "--resume-from-checkpoint" in error and "or --overwrite to start over" in error
 
 
 def test_two_processes_train_what_one_does(start, rows, tmp_path):

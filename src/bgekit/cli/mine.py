@@ -46,7 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("candidates")
     options.add_list_option(
         group, "--candidate-pool", metavar="FILE_OR_DIR",
-        help="texts to draw from, in any form that bge encode reads [all pos and neg of the input]",
+        help="texts to take negatives from, in any form that bge encode reads [all pos and neg of the input]",
     )  # fmt: skip
     group.add_argument("--text-field", metavar="NAME", help="field of the pool's texts [text, content, contents]")
     group.add_argument("--id-field", metavar="NAME", help="field of the pool's ids, for --qrels [_id, id]")

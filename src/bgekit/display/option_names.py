@@ -71,7 +71,7 @@ def did_you_mean(name: str, known: Iterable[str], *, within: bool = False) -> st
     Args:
         name: What was typed.
         known: All that could have been meant; names that differ in hyphens and underscores alone count as one.
-        within: Whether the sentence goes on behind it.
+        within: Whether the sentence continues after it.
     """
     # Of several spellings the longest without underscores is the one that the help shows.
     spelled = {_bare(each): each for each in sorted(known, key=lambda each: (len(each), "_" not in each.lstrip("-")))}

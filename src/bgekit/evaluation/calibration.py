@@ -375,7 +375,7 @@ def _check_spread(model: str, *pairs: ScoredPairs) -> None:
         raise DataError(
             f"{model} gives all {len(similarity):,} pairs the same similarity ({similarity[0]:.4f}), so no threshold "
             "tells related from unrelated ones: its vectors are all alike (a model that has collapsed, or one that is "
-            "no embedder), or all texts are equal"
+            "not an embedder), or all texts are equal"
         )
 
 

@@ -145,7 +145,9 @@ def _check_numbers(result: Result, items: Items) -> None:
         NumericalError: one is not.
     """
     if not math.isfinite(result.main_score):
-        raise NumericalError(f"{result.label} on {result.task}: {result.main_metric} is {result.main_score}, no number")
+        raise NumericalError(
+            f"{result.label} on {result.task}: {result.main_metric} is {result.main_score}, not a number"
+        )
     for name, column in items.columns.items():
         if len(wrong := np.flatnonzero(~np.isfinite(column.reshape(len(items.ids), -1)).all(axis=1))):
             raise NumericalError(

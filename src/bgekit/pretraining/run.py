@@ -131,7 +131,7 @@ main = functools.partial(
 
 
 def _batches(texts: Texts, masking: Masking, size: int, advance: Callable[[int], None]) -> Iterator[MaskedBatch]:
-    """Batches of sequences that are measured, masked in the same way each time; `advance` is told of each when done."""
+    """Batches of sequences that are measured, masked in the same way each time; `advance` is called after each."""
     for first in range(0, len(texts), size):
         rows = range(first, min(first + size, len(texts)))
         yield masking(texts, rows, [_MEASURED] * len(rows))

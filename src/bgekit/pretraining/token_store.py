@@ -97,7 +97,7 @@ _VERSION: Final = 1
 _WINDOW: Final = 1024
 #: The bit of a stored token that says that it begins a word.
 _BEGINS: Final = 1 << 31
-#: File of a folder that is no text.
+#: File of a folder that is not text.
 _ABOUT: Final = "dataset.json"
 #: Sequences of a record batch.
 _BATCH_SEQUENCES: Final = 4096
@@ -141,7 +141,7 @@ class Reading:
         return settings | {name: value for name, value in further.items() if value not in (None, "auto")}
 
 
-#: Settings of reading that 0.1.0 did not know: names go on from its own.
+#: Settings of reading that 0.1.0 did not know: names continue from its own.
 _FURTHER: Final = frozenset({"encoding", "quoting", "records", "delimiter", "include", "exclude"})
 
 
