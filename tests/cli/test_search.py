@@ -382,7 +382,7 @@ def test_files_are_read_as_their_index_was_built(bge, tiny_bert, tmp_path):
     # The model is that of the index, too, until another is given; a changed file is encoded by it.
     path.write_text(path.read_text() + "a dog runs fast;7\n")
     code, out, err = bge(path, "--index", index, "-q", "x", "--where", "n = 7", "--json")
-    assert code == 0 and f"as {index} was built: --model {tiny_bert} --delimiter ';'" in err and "encoded" in err
+    assert code == 0 and f"as for {index}: --model {tiny_bert} --delimiter ';'" in err and "encoded" in err
     assert answers(out)[0]["results"][0]["metadata"] == {"n": 7}
     # What is given counts.
     _, out, err = bge(path, "--model", tiny_bert, "--index", index, "-q", "x", "--keep", "--no-chunk", "--json")
