@@ -77,7 +77,7 @@ def test_the_result_says_that_it_is_no_embedder(result, caplog, monkeypatch):
     readme = (result / "README.md").read_text()
     assert "pretrained-only" in readme.split("---")[1] and "must be\nfine-tuned" in readme
     assert "\n# out\n\nPre-trained (RetroMAE) from `tiny-bert` on " in readme and "bge finetune --model out " in readme
-    assert "| docs.jsonl |" in readme and "| encoder_loss |" in readme and str(result.parent) not in readme
+    assert "| docs.jsonl |" in readme and "| encoder loss |" in readme and str(result.parent) not in readme
     check_modes(result)
     stored = json.loads((result / "config_sentence_transformers.json").read_text())
     assert stored["bgekit"]["pretrained_only"] is True
