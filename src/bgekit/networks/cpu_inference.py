@@ -26,6 +26,7 @@ from torch.nn.functional import embedding, gelu, layer_norm, pad, relu, scaled_d
 
 from ..errors import ArgumentError
 from .packing import roberta_positions
+from .stored_bert import StoredBert, StoredLinear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,21 +50,28 @@ _BLOCK: Final = 256
 _RUN: Final = 256
 
 
-def can_fuse(model: PreTrainedModel) -> bool:
+def can_fuse(model: PreTrainedModel | StoredBert) -> bool:
     """Whether `FusedEncoder` computes exactly what this model computes."""
-    kind, config = type(model), model.config
+    config = model.config
     return (
-        kind.__name__ in _CLASSES
-        and kind.__module__.startswith("transformers.models.")
+        _class_of(model) in _CLASSES
         and torch.backends.mkldnn.is_available()
         and config.hidden_act in _ACTIVATIONS
         and getattr(config, "position_embedding_type", None) in (None, "absolute")
-        and not config.is_decoder
-        and all(type(module) is nn.Linear for module in _linears(model))
+        and not getattr(config, "is_decoder", False)
+        and all(type(module) in (nn.Linear, StoredLinear) for module in _linears(model))
     )
 
 
-def _linears(model: Any) -> Iterator[nn.Module]:
+def _class_of(model: PreTrainedModel | StoredBert) -> str:
+    """Name of the published class that a model is, "" for a class of anybody else's."""
+    if isinstance(model, StoredBert):
+        return model.published
+    kind = type(model)
+    return kind.__name__ if kind.__module__.startswith("transformers.models.") else ""
+
+
+def _linears(model: Any) -> Iterator[Any]:
     """The linear modules of all layers; an adapter in the place of one of them cannot be fused."""
     for layer in model.encoder.layer:
         attention = layer.attention
@@ -193,8 +201,8 @@ class FusedEncoder:
     sequence's result by rounding only.
     """
 
-    def __init__(self, model: PreTrainedModel, dtype: torch.dtype | Literal["int8"]) -> None:
-        """Copy the weights of `model`, which is left as it is.
+    def __init__(self, model: PreTrainedModel | StoredBert, dtype: torch.dtype | Literal["int8"]) -> None:
+        """Copy the weights of `model`, which is left as it is. The table of words is no copy: rows of it are read.
 
         Args:
             model: A model for which `can_fuse` is true.
@@ -205,7 +213,7 @@ class FusedEncoder:
             ArgumentError: the model or the dtype is not supported.
         """
         if not can_fuse(model):
-            raise ArgumentError(f"{type(model).__name__} cannot be fused: ask can_fuse first")
+            raise ArgumentError(f"{_class_of(model) or type(model).__name__} cannot be fused: ask can_fuse first")
         if dtype not in (torch.float32, torch.bfloat16, "int8"):
             raise ArgumentError(f"dtype {dtype} is not supported: torch.float32, torch.bfloat16 or 'int8'")
         if dtype == "int8" and not has_fast_int8():
@@ -219,9 +227,10 @@ class FusedEncoder:
         self.dtype: torch.dtype = dtype if isinstance(dtype, torch.dtype) else half
         self.state_dtype: torch.dtype = dtype if isinstance(dtype, torch.dtype) else torch.float32
         with torch.no_grad():
-            self.words = embeddings.word_embeddings.weight.detach().float()
+            #: [vocabulary, hidden] as it is stored: most of a small model, of which a text reads a few rows.
+            self.words = embeddings.word_embeddings.weight.detach()
             #: Id of the padding token where that has a position of its own, the first, and other tokens follow.
-            self.padding: int | None = (config.pad_token_id or 0) if _CLASSES[type(model).__name__] else None
+            self.padding: int | None = (config.pad_token_id or 0) if _CLASSES[_class_of(model)] else None
             # Most tokens are of the first segment, so its embedding is part of every position's.
             segments = embeddings.token_type_embeddings.weight.detach().float()
             self.positions = embeddings.position_embeddings.weight.detach().float()[self.padding or 0 :] + segments[0]
@@ -301,7 +310,7 @@ class FusedEncoder:
             place = torch.arange(count) - (ends - own).repeat_interleave(own)
         else:
             place = roberta_positions(input_ids, self.padding, ends - own, own)
-        x = embedding(pad(input_ids, (0, rows - count)), self.words)
+        x = embedding(pad(input_ids, (0, rows - count)), self.words).float()
         x += embedding(pad(place, (0, rows - count)), self.positions)
         if token_types is not None:
             x += embedding(pad(token_types, (0, rows - count)), self.segments)

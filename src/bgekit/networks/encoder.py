@@ -22,6 +22,7 @@ from .cpu_training import use_quick_dropout
 from .loading import cast, load_published
 from .packing import PACKED_ATTENTION, Packed
 from .pooling import Select, pool, rows_needed, select_rows
+from .stored_bert import StoredBert, stored_bert
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -241,10 +242,14 @@ def load_encoder(
         >>> encoder = load_encoder(folder, read_card(folder, "BAAI/bge-small-en-v1.5"))
     """
     device = device or torch.device("cpu")
-    model = load_transformer(
-        folder, dtype=loading_dtype(precision, device), trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
-    )
-    backbone = inference_backbone(model, precision, device)
+    allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    stored = stored_bert(folder, **allowed) if device.type == "cpu" else None
+    if stored is None or not can_fuse(stored):
+        backbone = inference_backbone(
+            load_transformer(folder, dtype=loading_dtype(precision, device), **allowed), precision, device
+        )
+    else:
+        backbone = fused_backbone(stored, precision)
     logger.debug("%s runs as %s in %s on %s", folder, type(backbone).__name__, precision, device)
     encoder = Encoder(backbone, card, truncate_dim=truncate_dim)
     load_head(encoder.head, folder, card, allow_pickle)
@@ -267,12 +272,17 @@ def inference_backbone(model: PreTrainedModel, precision: str, device: torch.dev
     Raises:
         CardError: the precision is not possible for this architecture.
     """
-    half = _HALF.get(precision)
     if device.type == "cpu" and can_fuse(model):
-        return FusedBackbone(FusedEncoder(model, "int8" if precision == "int8" else half or torch.float32))
+        return fused_backbone(model, precision)
     if precision == "int8":
         raise CardError(f"dtype='int8' is there for BERT, RoBERTa and XLM-R, not for {type(model).__name__}")
-    return (PackedBackbone if can_pack(model) else PaddedBackbone)(cast(model, half or torch.float32))
+    dtype = _HALF.get(precision, torch.float32)
+    return (PackedBackbone if can_pack(model) else PaddedBackbone)(cast(model, dtype))
+
+
+def fused_backbone(model: PreTrainedModel | StoredBert, precision: str) -> FusedBackbone:
+    """The inference-only network of a model for which `can_fuse` is true, in `float32`, `bfloat16` or `int8`."""
+    return FusedBackbone(FusedEncoder(model, "int8" if precision == "int8" else _HALF.get(precision, torch.float32)))
 
 
 class FusedBackbone:
