@@ -43,10 +43,12 @@ from ..errors import ArgumentError, ForkError, WorkerError
 from ..networks.cpu_inference import TOKEN_BUDGET, Trimmer
 from ..networks.packing import Packed, plan_batches
 from .pipeline import BLOCK_SIZE, Encoded, Inputs
-from .tokenization import Preprocessor, Request, Tokens, merged
+from .tokenization import Preprocessor, Request, Tokens, load_tokenizer, merged, open_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+    from .tokenization import AnyTokenizer
 
 logger = logging.getLogger(__name__)
 #: Up to this many tokens a block is small: all threads share each of its batches, and alone, as a single query is,
@@ -98,9 +100,18 @@ class Spec(abc.ABC, Generic[N_co]):
     trust_remote_code: bool = False
     allow_pickle: bool = False
 
-    @abc.abstractmethod
+    @property
+    def lower_case(self) -> bool:
+        """Whether texts are lowercased, where the tokenizer does not do so by itself."""
+        return False
+
+    def open_tokenizer(self) -> AnyTokenizer:
+        """The tokenizer, as encoding needs it."""
+        return open_tokenizer(self.folder, lower_case=self.lower_case, trust_remote_code=self.trust_remote_code)
+
     def load_tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer."""
+        """The tokenizer of transformers."""
+        return load_tokenizer(self.folder, lower_case=self.lower_case, trust_remote_code=self.trust_remote_code)
 
     @abc.abstractmethod
     def load_network(self, device: torch.device) -> N_co:
@@ -137,7 +148,7 @@ class Engine(Generic[N_co]):
         self._process = os.getpid()
         global _loaded
         _loaded = True
-        self.tokenizer: PreTrainedTokenizerFast = spec.load_tokenizer()
+        self.tokenizer: AnyTokenizer = spec.open_tokenizer()
         self.network: N_co = spec.load_network(self.device)
         self.padded = self.network.padded
         on_cpu = self.device.type == "cpu"

@@ -9,7 +9,7 @@ import abc
 import logging
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -24,6 +24,7 @@ from ..models.card import UNSET, ModelCard, Prompt, Role, Unset
 from ..models.families import find_family
 from .pipeline import ADVICE, BLOCK_SIZE, Embeddings, Encoded, Origin, Pipeline, not_texts
 from .similarity import similarity
+from .stored_tokenizer import StoredTokenizer
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -81,10 +82,14 @@ class CheckpointModel(Model):
         """Number format that is computed in, such as `bfloat16`."""
         return self._spec.precision
 
-    @property
+    @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The Hugging Face tokenizer of the checkpoint."""
-        return self._engine.tokenizer
+        """The Hugging Face tokenizer of the checkpoint.
+
+        Made when it is first asked for; it gives the tokens that the model computes with, which has one of its own.
+        """
+        own = self._engine.tokenizer
+        return self._spec.load_tokenizer() if isinstance(own, StoredTokenizer) else own
 
     @property
     def device(self) -> torch.device:

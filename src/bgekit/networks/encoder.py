@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
+#: Weights of the layers from which on it pays to convert them with all threads: those of bge-large.
+_MANY_WEIGHTS: Final = 1 << 28
 _HALF: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -282,7 +285,22 @@ def inference_backbone(model: PreTrainedModel, precision: str, device: torch.dev
 
 def fused_backbone(model: PreTrainedModel | StoredBert, precision: str) -> FusedBackbone:
     """The inference-only network of a model for which `can_fuse` is true, in `float32`, `bfloat16` or `int8`."""
-    return FusedBackbone(FusedEncoder(model, "int8" if precision == "int8" else _HALF.get(precision, torch.float32)))
+    config = model.config
+    weights = config.num_hidden_layers * config.hidden_size * (4 * config.hidden_size + 2 * config.intermediate_size)
+    with _one_thread() if weights < _MANY_WEIGHTS else contextlib.nullcontext():
+        fused = FusedEncoder(model, "int8" if precision == "int8" else _HALF.get(precision, torch.float32))
+    return FusedBackbone(fused)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Without threads of OpenMP, which wait for the next operation by spinning: for short ones that is most of all."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class FusedBackbone:

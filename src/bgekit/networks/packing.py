@@ -270,7 +270,7 @@ def _mask(group: PaddedGroup, causal: bool, sliding_window: int | None) -> Tenso
 
 @lru_cache(maxsize=1)
 def _varlen_attention() -> Callable[..., Any] | None:
-    """torch's attention over sequences laid end to end; imported when a GPU needs it, as it brings torch._dynamo."""
+    """The attention that torch has for this layout; imported when a GPU needs it, as it brings torch._dynamo."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:  # torch before 2.10

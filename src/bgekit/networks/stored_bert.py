@@ -1,9 +1,9 @@
-"""A checkpoint of the BERT family, straight from its files: what the fused CPU network is made of, without transformers.
+"""A checkpoint of the BERT family, straight from its files: what the fused CPU network is made of.
 
 To import transformers and the modules of its models costs more than all else between the start of a process and its
 first vector. The fused network needs none of them: it reads a tree of weights. Here that tree is made of `config.json`
 and the mapped safetensors, by the names that transformers gives to its modules. A weight is converted when it is asked
-for, and nothing is kept of it: memory holds the file's pages, which processes share, and what the network makes of them.
+for, and nothing is kept of it: memory has the file's pages, which processes share, and what the network makes of them.
 
 What is not plain is left to transformers: `stored_bert` and `stored_classifier` return None where weights are missing,
 have other shapes or more than one meaning, or where the config asks for anything unusual. Whoever asked loads the
