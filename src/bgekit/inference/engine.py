@@ -29,6 +29,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -40,7 +41,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, ForkError, WorkerError
-from ..networks.cpu_inference import TOKEN_BUDGET, Trimmer
+from ..networks.cpu_inference import Trimmer, kernels
+from ..networks.cpu_products import threads_of
 from ..networks.packing import Packed, plan_batches
 from .pipeline import BLOCK_SIZE, Encoded, Inputs
 from .tokenization import Preprocessor, Request, Tokens, load_tokenizer, merged, open_tokenizer
@@ -67,11 +69,15 @@ class Network(Protocol):
 
     Attributes:
         padded: Whether it computes padding too.
+        exact: Whether the bits of a result depend on its own sequence alone, not on batches or threads.
         config: The config of its transformer, None where that is of no use.
     """
 
     @property
     def padded(self) -> bool: ...  # noqa: D102
+
+    @property
+    def exact(self) -> bool: ...  # noqa: D102
 
     @property
     def config(self) -> Any: ...  # noqa: D102
@@ -157,6 +163,7 @@ class Engine(Generic[N_co]):
         self.streams = streams or self._shares
         self.token_budget = _token_budget(self.device, self.network)
         self._preprocessors = lru_cache(maxsize=16)(self._new_preprocessor)
+        self._lock, self._short_calls = threading.Lock(), 0
 
     def _new_preprocessor(self, request: Request) -> Preprocessor:
         preprocess = request.preprocessor(self.tokenizer)
@@ -185,9 +192,23 @@ class Engine(Generic[N_co]):
             tokens = preprocess(head[0])
             if _is_small(tokens):
                 batches = self._plan(tokens, request)
-                vectors = [self._forward_or_split(tokens, batch) for batch in batches]
+                with self._threads_of_a_short_call():
+                    vectors = [self._forward_or_split(tokens, batch) for batch in batches]
                 return iter([self._assemble(tokens, batches, vectors)])
         return self._overlapped(itertools.chain(head, source), request, preprocess, tokens, stop) if head else iter([])
+
+    @contextmanager
+    def _threads_of_a_short_call(self) -> Iterator[None]:
+        """All threads for a call that is alone; one for each of several at once, which would fight for the cores."""
+        with self._lock:
+            self._short_calls += 1
+            shared = self._short_calls > 1
+        try:
+            with threads_of(1) if shared and self.network.exact else nullcontext():
+                yield
+        finally:
+            with self._lock:
+                self._short_calls -= 1
 
     def _overlapped(
         self,
@@ -218,8 +239,8 @@ class Engine(Generic[N_co]):
             if tokens is None:
                 tokens = preprocess(block)
             batches = self._plan(tokens, request)
-            # Sums are rounded otherwise with more threads: a small block must not get other bytes when it comes alone.
-            threads = all_threads if _is_small(tokens) else self.threads_per_stream
+            # Where threads change how sums are rounded, a small block must not get other bytes when it comes alone.
+            threads = all_threads if _is_small(tokens) and not self.network.exact else self.threads_per_stream
             told, total = getattr(block, "told", None), sum(map(len, tokens.ids))
             vectors = [compute.submit(forward, tokens, batch, threads, told, total) for batch in batches]
             return _Job(tokens, batches, vectors)
@@ -291,7 +312,7 @@ def _is_small(tokens: Tokens) -> bool:
 def _token_budget(device: torch.device, network: Network) -> int:
     """Tokens of a batch: on CPUs what stays in cache, elsewhere what fits the free memory."""
     if device.type == "cpu":
-        return TOKEN_BUDGET
+        return kernels().batch
     cap = 16_384 if network.padded else 131_072
     if device.type != "cuda":
         return 16_384

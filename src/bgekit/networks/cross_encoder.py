@@ -140,6 +140,11 @@ class CrossEncoder(Trainable, nn.Module):
         return self._backbone[0] is None
 
     @property
+    def exact(self) -> bool:
+        """Whether the bits of a score depend on its own pair alone, not on its company or the threads."""
+        return isinstance(self._backbone[0], FusedBackbone)
+
+    @property
     def config(self) -> Any:
         """The config of the classifier."""
         return self.model.config

@@ -151,6 +151,11 @@ class Encoder(nn.Module):
         return isinstance(self.backbone, PaddedBackbone)
 
     @property
+    def exact(self) -> bool:
+        """Whether the bits of a vector depend on its own tokens alone, not on its company or the threads."""
+        return isinstance(self.backbone, FusedBackbone)
+
+    @property
     def config(self) -> Any:
         """The config of the transformer, None for the fused CPU path."""
         return None if isinstance(self.backbone, FusedBackbone) else self.backbone.model.config  # type: ignore[attr-defined]
