@@ -82,6 +82,13 @@ class CheckpointModel(Model):
         """Number format that is computed in, such as `bfloat16`."""
         return self._spec.precision
 
+    @property
+    def arithmetic(self) -> dict[str, str]:
+        """How this machine computes in the model's number format, with a `class` that is equal where bits are."""
+        from ..networks.arithmetic import arithmetic_of
+
+        return arithmetic_of(self.precision, self.devices)
+
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The Hugging Face tokenizer of the checkpoint.
@@ -142,6 +149,11 @@ class Embedder(Model, abc.ABC):
     @abc.abstractmethod
     def precision(self) -> str:
         """Number format that vectors are computed in, such as `bfloat16`."""
+
+    @property
+    def arithmetic(self) -> dict[str, str] | None:
+        """How this machine computes, with a `class` that is equal where bits are; None where a server computes."""
+        return None
 
     @property
     @abc.abstractmethod

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .cpu_products import threads_of
+from .cpu_products import threads_of, with_zeros
 
 
 class Attention(abc.ABC):
@@ -72,17 +72,17 @@ class TorchAttention(Attention):
         results, row, first = [], 0, 0
         for count, length in self.runs:
             tokens = states[row : row + count * length].view(count, length, kinds, self.heads, width)
-            *query, key, value = tokens.permute(2, 0, 3, 1, 4).unbind()
+            parts = tokens.permute(2, 0, 3, 1, 4).unbind()
+            query = parts[0]
             if queries is not None:
-                query = [queries[first : first + count].view(count, 1, self.heads, width).transpose(1, 2)]
+                query = queries[first : first + count].view(count, 1, self.heads, width).transpose(1, 2)
             with threads_of(_safe_threads(length, self.heads, width, self.dtype)):
-                result = scaled_dot_product_attention(*query, key, value)
+                result = scaled_dot_product_attention(query, parts[-2], parts[-1])
             results.append(result.transpose(1, 2).reshape(-1, hidden))
             row, first = row + count * length, first + count
         rest = len(states) - row if queries is None else len(queries) - first
-        if rest:
-            results.append(states.new_zeros(rest, hidden))
-        return results[0] if len(results) == 1 else torch.cat(results)
+        context = results[0] if len(results) == 1 else torch.cat(results)
+        return with_zeros(context, rest) if rest else context
 
 
 #: Threads of an attention call: with more, its work is cut by how many sequences there are.

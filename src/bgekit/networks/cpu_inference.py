@@ -88,6 +88,13 @@ def _class_of(model: PreTrainedModel | StoredBert) -> str:
     return kind.__name__ if kind.__module__.startswith("transformers.models.") else ""
 
 
+def _projections(model: Any) -> Iterator[Any]:
+    """The linear modules before attention, of all layers."""
+    for layer in model.encoder.layer:
+        own = layer.attention.self
+        yield from (own.query, own.key, own.value)
+
+
 def _linears(model: Any) -> Iterator[Any]:
     """The linear modules of all layers; an adapter in the place of one of them cannot be fused."""
     for layer in model.encoder.layer:
@@ -110,7 +117,9 @@ class Norm:
 class _Layer:
     """One transformer layer but for its attention: the projections before it and all that follows."""
 
-    def __init__(self, layer: Any, qkv: Product, pack: Callable[..., Product], activation: str, block: int) -> None:
+    def __init__(
+        self, layer: Any, qkv: Callable[[Tensor], Tensor], pack: Callable[..., Product], activation: str, block: int
+    ) -> None:
         """Copy a layer of the model, whose linear parts `pack` makes ready for the dtype."""
         self.qkv, self.block = qkv, block
         self.output, self.output_norm = pack(layer.attention.output.dense), Norm(layer.attention.output.LayerNorm)
@@ -159,6 +168,10 @@ class FusedEncoder:
         source: Any = model
         config, embeddings = source.config, source.embeddings
         self.kernels = kernels()
+        self.attention = self.kernels.attention
+        if not all(bool(part.weight.sum().isfinite()) for part in _projections(model)):
+            # Damaged weights must show: torch's kernel makes zeros of a sequence whose keys are no numbers.
+            self.attention = OwnAttention
         self.heads: int = config.num_attention_heads
         self.int8 = dtype == "int8"
         half = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
@@ -190,11 +203,11 @@ class FusedEncoder:
             return Int8Linear(linear.weight, linear.bias, activation)
         return Linear(linear.weight, linear.bias, self.dtype, activation)
 
-    def _projection(self, *parts: nn.Linear) -> Product:
+    def _projection(self, *parts: nn.Linear) -> Callable[[Tensor], Tensor]:
         """Linear layers of the same input as one. A query before others or alone brings its factor."""
         weights, biases = [part.weight.float() for part in parts], [part.bias.float() for part in parts]
         if len(parts) != 2:
-            factor = self.kernels.attention.query_factor(parts[0].out_features // self.heads)
+            factor = self.attention.query_factor(parts[0].out_features // self.heads)
             weights[0], biases[0] = weights[0] * factor, biases[0] * factor
         return (Int8Projection if self.int8 else Linear)(torch.cat(weights), torch.cat(biases), self.dtype)
 
@@ -253,7 +266,7 @@ class FusedEncoder:
         if token_types is not None:
             x += embedding(pad(token_types, more), self.segments)
         x = self.norm(x).to(self.state_dtype)
-        attention = self.kernels.attention(lengths, self.heads, self.dtype)
+        attention = self.attention(lengths, self.heads, self.dtype)
         for layer in self.layers if select == "all" else self.layers[:-1]:
             x = layer.finish(x, attention(layer.qkv(x), None))
         if select != "all":
