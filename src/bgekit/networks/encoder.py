@@ -252,7 +252,7 @@ def load_encoder(
             load_transformer(folder, dtype=loading_dtype(precision, device), **allowed), precision, device
         )
     else:
-        backbone = fused_backbone(stored, precision)
+        backbone = fused_backbone(stored, precision, folder)
     logger.debug("%s runs as %s in %s on %s", folder, type(backbone).__name__, precision, device)
     encoder = Encoder(backbone, card, truncate_dim=truncate_dim)
     load_head(encoder.head, folder, card, allow_pickle)
@@ -283,13 +283,19 @@ def inference_backbone(model: PreTrainedModel, precision: str, device: torch.dev
     return (PackedBackbone if can_pack(model) else PaddedBackbone)(cast(model, dtype))
 
 
-def fused_backbone(model: PreTrainedModel | StoredBert, precision: str) -> FusedBackbone:
-    """The inference-only network of a model for which `can_fuse` is true, in `float32`, `bfloat16` or `int8`."""
+def fused_backbone(model: PreTrainedModel | StoredBert, precision: str, folder: Path | None = None) -> FusedBackbone:
+    """The inference-only network of a model for which `can_fuse` is true.
+
+    Args:
+        model: The model.
+        precision: `float32`, `bfloat16` or `int8`.
+        folder: The checkpoint that `model` is, if that is stored.
+    """
     config = model.config
     weights = config.num_hidden_layers * config.hidden_size * (4 * config.hidden_size + 2 * config.intermediate_size)
     with _one_thread() if weights < _MANY_WEIGHTS else contextlib.nullcontext():
         fused = FusedEncoder(model, "int8" if precision == "int8" else _HALF.get(precision, torch.float32))
-    return FusedBackbone(fused)
+    return FusedBackbone(fused, folder)
 
 
 @contextlib.contextmanager
@@ -304,10 +310,15 @@ def _one_thread() -> Iterator[None]:
 
 
 class FusedBackbone:
-    """The inference-only CPU path: the same numbers from fewer, fused operations."""
+    """The inference-only CPU path: the same numbers from fewer, fused operations.
 
-    def __init__(self, fused: Any) -> None:
-        self.fused = fused
+    Attributes:
+        fused: The network.
+        folder: The checkpoint whose file its table of words is mapped from; None where it is memory of its own.
+    """
+
+    def __init__(self, fused: Any, folder: Path | None = None) -> None:
+        self.fused, self.folder = fused, folder
 
     def __call__(self, batch: Packed, select: Select) -> Tensor:
         """See `Backbone`; not differentiable."""
