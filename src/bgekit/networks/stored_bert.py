@@ -267,7 +267,7 @@ def _opened(
 def _is_plain(config: SimpleNamespace) -> bool:
     """Whether a config says all that is needed, in the types that it should have, and nothing unusual."""
     sizes = [getattr(config, name, None) for name in _SIZES]
-    if not all(type(size) is int and size > 0 for size in sizes) or type(config.layer_norm_eps) not in (int, float):
+    if not all(type(size) is int and size > 0 for size in sizes) or type(config.layer_norm_eps) is not float:
         return False
     padding = config.pad_token_id
     if not (padding is None or (type(padding) is int and 0 <= padding < config.vocab_size)):
