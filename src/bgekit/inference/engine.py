@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, ForkError, WorkerError
-from ..networks.cpu_inference import TOKEN_BUDGET, Trimmer
+from ..networks.cpu_inference import TOKEN_BUDGET, Trimmer, return_freed_memory
 from ..networks.packing import Packed, plan_batches
 from ..networks.sharing import SharedWeights, opened, share
 from .pipeline import BLOCK_SIZE, Encoded, Inputs
@@ -170,6 +170,7 @@ class Engine(Generic[N_co]):
         shared = share(network, network.backbone)
         if shared is not None:
             self.network = opened(shared.handle, shared.size, shared.content, self.spec.folder)
+            return_freed_memory()
         return shared
 
     def _new_preprocessor(self, request: Request) -> Preprocessor:
@@ -608,7 +609,10 @@ def serve() -> None:
         try:
             if engine is None:
                 torch.set_num_threads(threads)
-                network = None if shared is None else opened(*shared, folder=spec.folder)
+                network = None
+                if shared is not None:
+                    handle, size, content = shared
+                    network = opened(handle, size, content, spec.folder)
                 engine = Engine(spec, device, streams=streams, network=network)
             answer: object = next(engine.compute([block], request))
         except Exception as error:
