@@ -41,9 +41,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, ForkError, WorkerError
-from ..networks.cpu_inference import Trimmer, kernels
+from ..networks.cpu_inference import Trimmer, kernels, return_freed_memory
 from ..networks.cpu_products import threads_of
 from ..networks.packing import Packed, plan_batches
+from ..networks.sharing import SharedWeights, opened, share
 from .pipeline import BLOCK_SIZE, Encoded, Inputs
 from .tokenization import Preprocessor, Request, Tokens, load_tokenizer, merged, open_tokenizer
 
@@ -140,7 +141,9 @@ class _Job:
 class Engine(Generic[N_co]):
     """A model on one device. Safe to use from several threads."""
 
-    def __init__(self, spec: Spec[N_co], device: str, *, streams: int | None = None) -> None:
+    def __init__(
+        self, spec: Spec[N_co], device: str, *, streams: int | None = None, network: N_co | None = None
+    ) -> None:
         """Load the model.
 
         Args:
@@ -148,6 +151,7 @@ class Engine(Generic[N_co]):
             device: A torch device; on the CPU `torch.get_num_threads()` threads compute.
             streams: Batches computed at once, where other engines share the device; what a block's batches are does
                 not depend on it.
+            network: The network, where another process has made its weights.
         """
         self.spec = spec
         self.device = torch.device(device)
@@ -155,7 +159,7 @@ class Engine(Generic[N_co]):
         global _loaded
         _loaded = True
         self.tokenizer: AnyTokenizer = spec.open_tokenizer()
-        self.network: N_co = spec.load_network(self.device)
+        self.network: N_co = spec.load_network(self.device) if network is None else network
         self.padded = self.network.padded
         on_cpu = self.device.type == "cpu"
         threads = torch.get_num_threads()
@@ -164,6 +168,17 @@ class Engine(Generic[N_co]):
         self.token_budget = _token_budget(self.device, self.network)
         self._preprocessors = lru_cache(maxsize=16)(self._new_preprocessor)
         self._lock, self._short_calls = threading.Lock(), 0
+
+    def share(self) -> SharedWeights | None:
+        """Weights for other processes on this device, which from now on are those of this one, too; None without."""
+        if self.device.type != "cpu":
+            return None
+        network: Any = self.network
+        shared = share(network, network.backbone)
+        if shared is not None:
+            self.network = opened(shared.handle, shared.size, shared.content, self.spec.folder)
+            return_freed_memory()
+        return shared
 
     def _new_preprocessor(self, request: Request) -> Preprocessor:
         preprocess = request.preprocessor(self.tokenizer)
@@ -386,6 +401,7 @@ class WorkerPool:
         #: That of the first device.
         self.engine = Engine(spec, str(self.devices[0]))
         self.workers: list[Worker] = []
+        self._shared: SharedWeights | None = None
         self._lock = threading.Lock()
         _pools.add(self)
 
@@ -420,10 +436,13 @@ class WorkerPool:
             return
         cpus = sum(device.type == "cpu" for device in self.devices)
         threads = torch.get_num_threads()
+        if self._shared is None and cpus > 1:
+            self._shared = self.engine.share()
         try:
             for device in self.devices[1:]:
-                streams = max(1, threads // cpus) if device.type == "cpu" else None
-                self.workers.append(Worker(self.engine.spec, str(device), threads, streams))
+                on_cpu = device.type == "cpu"
+                streams, shared = (max(1, threads // cpus), self._shared) if on_cpu else (None, None)
+                self.workers.append(Worker(self.engine.spec, str(device), threads, streams, shared))
         except BaseException:
             self.close()
             raise
@@ -494,7 +513,9 @@ def _first(ahead: deque[Future[Encoded]]) -> Encoded:
 class Worker:
     """A process with the model on one device."""
 
-    def __init__(self, spec: Spec[Any], device: str, threads: int, streams: int | None) -> None:
+    def __init__(
+        self, spec: Spec[Any], device: str, threads: int, streams: int | None, shared: SharedWeights | None = None
+    ) -> None:
         """Start it.
 
         Args:
@@ -502,6 +523,7 @@ class Worker:
             device: The torch device.
             threads: What `torch.get_num_threads()` is to be there: as here, for equal bytes.
             streams: See `Engine`.
+            shared: Weights that this process has made; None where it makes its own.
         """
         self.device = device
         package_root = str(Path(__file__).resolve().parents[2])
@@ -511,8 +533,10 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
+            pass_fds=() if shared is None else (shared.handle,),
         )
         self._send((spec, device, threads, streams))
+        self._send(None if shared is None else (shared.handle, shared.size, shared.content))
 
     def compute(self, block: Sequence[Any], request: Request) -> Encoded:
         """The result of a block, computed by the process."""
@@ -584,6 +608,7 @@ def serve() -> None:
 
     try:
         spec, device, threads, streams = pickle.load(tasks)
+        shared = pickle.load(tasks)
     except EOFError:
         return
     engine: Engine[Any] | None = None
@@ -605,7 +630,11 @@ def serve() -> None:
         try:
             if engine is None:
                 torch.set_num_threads(threads)
-                engine = Engine(spec, device, streams=streams)
+                network = None
+                if shared is not None:
+                    handle, size, content = shared
+                    network = opened(handle, size, content, spec.folder)
+                engine = Engine(spec, device, streams=streams, network=network)
             answer: object = next(engine.compute([block], request))
         except Exception as error:
             answer = error

@@ -95,6 +95,11 @@ class RowCheck:
         self._tried: dict[tuple[int, int, bool], bool] = {}
         self._parts: dict[tuple[int, int, bool], tuple[_Part, ...] | None] = {}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process, that process's own."""
+        outputs, inputs = self._shape
+        return row_check, (inputs, outputs, self._dtype, *self._epilogue)
+
     def parts(self, rows: int, adds: bool) -> tuple[_Part, ...] | None:
         """How to compute so many rows: None if as they are, else the parts in which they are computed.
 

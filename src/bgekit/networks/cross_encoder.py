@@ -54,11 +54,17 @@ class Head:
     apply: Callable[[Any, Tensor], Tensor]
 
 
-_POOLER: Final = Head(
-    ("base.pooler", "dropout", "classifier"),
-    lambda model, first: model.classifier(model.dropout(model.base_model.pooler(first[:, None]))),
-)
-_FIRST: Final = Head(("classifier",), lambda model, first: model.classifier(first[:, None]))
+def _pooler_logits(model: Any, first: Tensor) -> Tensor:
+    return model.classifier(model.dropout(model.base_model.pooler(first[:, None])))
+
+
+def _first_logits(model: Any, first: Tensor) -> Tensor:
+    return model.classifier(first[:, None])
+
+
+# Functions with names, of those heads that processes share with their network (`sharing.py`).
+_POOLER: Final = Head(("base.pooler", "dropout", "classifier"), _pooler_logits)
+_FIRST: Final = Head(("classifier",), _first_logits)
 _MODERN_BERT: Final = Head(
     ("head", "drop", "classifier"), lambda model, pooled: model.classifier(model.drop(model.head(pooled)))
 )
@@ -135,9 +141,14 @@ class CrossEncoder(Trainable, nn.Module):
         return self._published[0]
 
     @property
+    def backbone(self) -> Backbone | None:
+        """What computes the transformer; None where the classifier is run as a whole."""
+        return self._backbone[0]
+
+    @property
     def padded(self) -> bool:
         """Whether the network computes padding too."""
-        return self._backbone[0] is None
+        return self.backbone is None
 
     @property
     def exact(self) -> bool:
@@ -213,8 +224,8 @@ def load_cross_encoder(
     device = device or torch.device("cpu")
     if device.type == "cpu":
         stored = stored_classifier(folder, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-        if stored is not None and can_fuse(stored.stored):
-            return CrossEncoder(stored, fused_backbone(stored.stored, precision)).eval()
+        if stored is not None and can_fuse(stored[1]):
+            return CrossEncoder(stored[0], fused_backbone(stored[1], precision, folder)).eval()
     dtype = loading_dtype(precision, device)
     model = load_classifier(
         folder, dtype, new_head=False, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle

@@ -7,7 +7,7 @@ import copy
 import inspect
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -19,6 +19,7 @@ from ..errors import ArgumentError, CardError, CheckpointError, import_extra
 from ..models.card import DenseLayer, ModelCard
 from ..models.checkpoint_files import padding_position, read_tensors, weight_files
 from .cpu_inference import FusedEncoder, can_fuse
+from .cpu_products import threads_of
 from .cpu_training import use_quick_dropout
 from .loading import cast, load_published
 from .packing import PACKED_ATTENTION, Packed
@@ -257,7 +258,7 @@ def load_encoder(
             load_transformer(folder, dtype=loading_dtype(precision, device), **allowed), precision, device
         )
     else:
-        backbone = fused_backbone(stored, precision)
+        backbone = fused_backbone(stored, precision, folder)
     logger.debug("%s runs as %s in %s on %s", folder, type(backbone).__name__, precision, device)
     encoder = Encoder(backbone, card, truncate_dim=truncate_dim)
     load_head(encoder.head, folder, card, allow_pickle)
@@ -288,31 +289,32 @@ def inference_backbone(model: PreTrainedModel, precision: str, device: torch.dev
     return (PackedBackbone if can_pack(model) else PaddedBackbone)(cast(model, dtype))
 
 
-def fused_backbone(model: PreTrainedModel | StoredBert, precision: str) -> FusedBackbone:
-    """The inference-only network of a model for which `can_fuse` is true, in `float32`, `bfloat16` or `int8`."""
+def fused_backbone(model: PreTrainedModel | StoredBert, precision: str, folder: Path | None = None) -> FusedBackbone:
+    """The inference-only network of a model for which `can_fuse` is true.
+
+    Args:
+        model: The model.
+        precision: `float32`, `bfloat16` or `int8`.
+        folder: The checkpoint that `model` is, if that is stored.
+    """
     config = model.config
     weights = config.num_hidden_layers * config.hidden_size * (4 * config.hidden_size + 2 * config.intermediate_size)
-    with _one_thread() if weights < _MANY_WEIGHTS else contextlib.nullcontext():
+    # Threads of OpenMP wait for the next operation by spinning: for short ones that is most of all.
+    with threads_of(1) if weights < _MANY_WEIGHTS else contextlib.nullcontext():
         fused = FusedEncoder(model, "int8" if precision == "int8" else _HALF.get(precision, torch.float32))
-    return FusedBackbone(fused)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Without threads of OpenMP, which wait for the next operation by spinning: for short ones that is most of all."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    return FusedBackbone(fused, folder)
 
 
 class FusedBackbone:
-    """The inference-only CPU path: the same numbers from fewer, fused operations."""
+    """The inference-only CPU path: the same numbers from fewer, fused operations.
 
-    def __init__(self, fused: Any) -> None:
-        self.fused = fused
+    Attributes:
+        fused: The network.
+        folder: The checkpoint whose file its table of words is mapped from; None where it is memory of its own.
+    """
+
+    def __init__(self, fused: Any, folder: Path | None = None) -> None:
+        self.fused, self.folder = fused, folder
 
     def __call__(self, batch: Packed, select: Select) -> Tensor:
         """See `Backbone`; not differentiable."""

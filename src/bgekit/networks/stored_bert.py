@@ -118,17 +118,16 @@ class StoredBert:
 
 
 class StoredClassifier(nn.Module):
-    """The head of a sequence classifier, as modules, and the transformer below it, as it is stored.
+    """The head of a sequence classifier, by the names that its modules have in transformers.
 
     Attributes:
         published: Name of the class in transformers.
         config: The config of the checkpoint, what it leaves out included.
-        stored: The transformer.
     """
 
-    def __init__(self, published: str, prefix: str, config: SimpleNamespace, stored: StoredBert) -> None:
+    def __init__(self, published: str, prefix: str, config: SimpleNamespace) -> None:
         super().__init__()
-        self.published, self.base_model_prefix, self.config, self.stored = published, prefix, config, stored
+        self.published, self.base_model_prefix, self.config = published, prefix, config
         self.add_module(prefix, nn.Module())
         self.dropout = nn.Identity()
 
@@ -186,8 +185,11 @@ def stored_bert(folder: Path, *, trust_remote_code: bool = False, allow_pickle: 
 
 def stored_classifier(
     folder: Path, *, trust_remote_code: bool = False, allow_pickle: bool = False
-) -> StoredClassifier | None:
-    """The classifier of a checkpoint; None where it must be loaded by transformers. Arguments as `stored_bert`."""
+) -> tuple[StoredClassifier, StoredBert] | None:
+    """The head of a classifier, and the transformer below it; None where transformers must load them.
+
+    Arguments and errors as `stored_bert`.
+    """
     found = _opened(folder, trust_remote_code, allow_pickle)
     if found is None:
         return None
@@ -199,14 +201,14 @@ def stored_classifier(
     shapes = {last: (labels, hidden), pooler if family.pooled else "classifier.dense": (hidden, hidden)}
     if stored is None or weights.below("embeddings.") or not all(weights.has(name, *shapes[name]) for name in shapes):
         return None
-    classifier = StoredClassifier(family.classifier, family.prefix, config, stored)
+    classifier = StoredClassifier(family.classifier, family.prefix, config)
     if family.pooled:
         classifier.base_model.pooler = Pooler(StoredLinear(weights, pooler).module())
         classifier.classifier = StoredLinear(weights, last).module()
     else:
         first = StoredLinear(weights, "classifier.dense").module()
         classifier.classifier = TwoLayerHead(first, StoredLinear(weights, last).module())
-    return classifier
+    return classifier, stored
 
 
 class _Weights:
@@ -265,7 +267,7 @@ def _opened(
 def _is_plain(config: SimpleNamespace) -> bool:
     """Whether a config says all that is needed, in the types that it should have, and nothing unusual."""
     sizes = [getattr(config, name, None) for name in _SIZES]
-    if not all(type(size) is int and size > 0 for size in sizes) or type(config.layer_norm_eps) not in (int, float):
+    if not all(type(size) is int and size > 0 for size in sizes) or type(config.layer_norm_eps) is not float:
         return False
     padding = config.pad_token_id
     if not (padding is None or (type(padding) is int and 0 <= padding < config.vocab_size)):
