@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="remove shards that are there and start anew")
     parser.add_argument(
         "--allow-mixed", action="store_true",
-        help="go on with shards that another kind of CPU or torch computed, and record it in the manifest",
+        help="continue with shards that another kind of CPU or torch computed, and record that",
     )  # fmt: skip
     options.add_model_options(parser)
     options.add_input_options(parser)

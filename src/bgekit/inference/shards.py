@@ -135,7 +135,7 @@ def encode_to_shards(
         store_texts: Keep the texts beside the ids, for searching.
         resume: Go on with an output that was begun; otherwise it is an error.
         overwrite: Remove an output that is there and start anew.
-        allow_mixed: Go on with shards that were computed by another arithmetic (another kind of CPU or torch), in which
+        allow_mixed: Continue with shards that were computed by another arithmetic (another kind of CPU or torch), in which
             the same text has slightly other vectors; the manifest then names both.
         progress: What to tell how far it is.
 
@@ -296,7 +296,7 @@ class _Run:
             what = f"its shards were computed with {_in_words(there)}, this is {_in_words(now)}"
             if not self._allow_mixed:
                 raise self._other_run(
-                    f"{what}, and the same text would have slightly other vectors in the rest; --allow-mixed goes on "
+                    f"{what}, and the same text would have slightly other vectors in the rest; --allow-mixed continues "
                     "and records it"
                 )
             logger.warning("%s: %s", self._folder.path, what)
