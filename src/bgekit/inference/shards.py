@@ -135,7 +135,7 @@ def encode_to_shards(
         store_texts: Keep the texts beside the ids, for searching.
         resume: Go on with an output that was begun; otherwise it is an error.
         overwrite: Remove an output that is there and start anew.
-        allow_mixed: Continue with shards that were computed by another arithmetic (another kind of CPU or torch), in which
+        allow_mixed: Continue with shards of another arithmetic (another kind of CPU or torch), in which
             the same text has slightly other vectors; the manifest then names both.
         progress: What to tell how far it is.
 

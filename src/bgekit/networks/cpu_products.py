@@ -93,6 +93,7 @@ class RowCheck:
         self._shape, self._dtype, self._epilogue = (outputs, inputs), dtype, (activation, algorithm)
         self._lock = threading.Lock()
         self._tried: dict[tuple[int, int, bool], bool] = {}
+        self._references: dict[bool, Tensor] = {}
         self._parts: dict[tuple[int, int, bool], tuple[_Part, ...] | None] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -141,15 +142,14 @@ class RowCheck:
         """Whether all of so many rows have the bits of the reference."""
         key = rows, threads, adds
         if key not in self._tried:
-            self._tried[key] = bool((self._compute(*key) == self.reference).all())
+            self._tried[key] = bool((self._compute(*key) == self.reference(adds)).all())
         return self._tried[key]
 
-    @property
-    def reference(self) -> Tensor:
+    def reference(self, adds: bool) -> Tensor:
         """[outputs] the row's result among `REFERENCE_ROWS` rows, in one thread."""
-        if not hasattr(self, "_reference"):
-            self._reference = self._compute(REFERENCE_ROWS, 1, False)[0].clone()
-        return self._reference
+        if adds not in self._references:
+            self._references[adds] = self._compute(REFERENCE_ROWS, 1, adds)[0].clone()
+        return self._references[adds]
 
     def _compute(self, rows: int, threads: int, adds: bool) -> Tensor:
         """[rows, outputs] the product that is tried."""
