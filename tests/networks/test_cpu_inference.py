@@ -163,13 +163,13 @@ def test_attention_is_softmax_at_any_scale(scale: float, padded: bool, queries: 
     n, heads, length, width = 3, 2, 24, 8
     query, key, value = (torch.randn(n, heads, rows, width) for rows in (queries, length, length))
     query *= scale
-    mask = (torch.arange(length) < torch.tensor([[24], [20], [17]])).float() if padded else None
+    mask = (torch.arange(length) < torch.tensor([[24], [20], [17]]))[:, None, None, :] if padded else None
     out = torch.empty(n, queries, heads, width)
-    own = torch.full((n, 1, 1, 1), float(length)) if mask is None else mask.sum(1)[:, None, None, None]
+    own = torch.full((n, 1, 1, 1), float(length)) if mask is None else mask.sum(3, keepdim=True).float()
     attend(query, key, value, mask, own, out)
     scores = (query.double() @ key.double().transpose(2, 3)) * math.log(2)  # given in units of log2
     if mask is not None:
-        scores = scores.masked_fill(mask[:, None, None, :] == 0, -math.inf)
+        scores = scores.masked_fill(~mask, -math.inf)
     expected = (scores.softmax(-1) @ value.double()).transpose(1, 2)
     assert (out - expected).abs().max() < 1e-6 * max(10.0, scale)  # float32 scores of thousands are coarse
     assert bool(exact_calls) == (scale > 10)

@@ -79,7 +79,7 @@ def _results(precision: str) -> list[Tensor]:
     norm = nn.LayerNorm(384)
     results.append(Norm(norm)(_numbers(16, 384)))
     for lengths in ([9], [70]):
-        results.append(kernels().attention(lengths, 12, dtype)(_numbers(lengths[0], 1152).to(dtype), None))
+        results.append(kernels().attention(lengths, lengths[0], 12, dtype)(_numbers(lengths[0], 1152).to(dtype), None))
     return results
 
 

@@ -1,7 +1,6 @@
 """Attention of a packed batch on a CPU, for each sequence as if it were alone: torch's kernel, or batched products.
 
-Both take states of all tokens and give the heads' results, and both compute a sequence in shapes that its own length
-decides, so its bits do not depend on its company.
+A sequence is computed in shapes that its own length decides, so its bits do not depend on its company.
 """
 
 from __future__ import annotations
@@ -21,25 +20,100 @@ from torch.nn.functional import scaled_dot_product_attention
 from .cpu_products import threads_of, with_zeros
 
 
-class Attention(abc.ABC):
-    """The attention of one batch, whose sequences lie end to end by ascending length."""
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Neighbouring sequences whose lengths are rounded up to the same, and which share their attention.
 
-    @abc.abstractmethod
-    def __init__(self, lengths: list[int], heads: int, dtype: torch.dtype) -> None:
+    Attributes:
+        count: How many sequences.
+        sequences: Which ones, of the sorted batch.
+        tokens: Their rows in the packed batch.
+        length: Tokens of each of them, padding included.
+        own: [n, 1, 1, 1] tokens of each, in the compute dtype.
+        mask: [n, 1, 1, length] bool, true for real tokens; None without padding.
+        equal: Tokens of each where the rows that follow a sequence serve as its padding, else 0.
+        padded: [n * length] otherwise: the row of each token, with a sequence's last token as its padding.
+        real: [tokens] where the real tokens are in `padded`.
+    """
+
+    count: int
+    sequences: slice
+    tokens: slice
+    length: int
+    own: Tensor
+    mask: Tensor | None
+    equal: int
+    padded: Tensor | None
+    real: Tensor | None
+
+    @classmethod
+    def of(cls, lengths: list[int], length: int, first: int, start: int, rows: int, dtype: torch.dtype) -> Group:
+        """The group of sequences `first` and following, whose tokens begin at row `start` of `rows`."""
+        own = torch.tensor(lengths)
+        stop = start + sum(lengths)
+        places = len(lengths), slice(first, first + len(lengths)), slice(start, stop), length
+        share = own.to(dtype)[:, None, None, None]
+        if lengths[0] == length:
+            return cls(*places, share, None, length, None, None)
+        column = torch.arange(length)
+        valid = column < own[:, None]
+        mask = valid[:, None, None, :]
+        if lengths[0] == lengths[-1] and stop + length - lengths[-1] <= rows:
+            return cls(*places, share, mask, lengths[0], None, None)
+        ends = own.cumsum(0) + start
+        padded = torch.minimum((ends - own)[:, None] + column, ends[:, None] - 1)
+        return cls(*places, share, mask, 0, padded.flatten(), valid.flatten().nonzero()[:, 0])
+
+
+class Attention(abc.ABC):
+    """The attention of one batch, whose sequences lie end to end by ascending length.
+
+    A sequence is computed with as many keys as its own length, rounded up, says. What stands in the padding is masked,
+    so it adds exactly nothing.
+    """
+
+    def __init__(self, lengths: list[int], rows: int, heads: int, dtype: torch.dtype) -> None:
         """Lay the batch out.
 
         Args:
             lengths: Tokens of each sequence, ascending.
+            rows: Rows of the states, those behind the last token included.
             heads: Heads of the model.
             dtype: Type of the states.
         """
+        self.heads = heads
+        self.groups: list[Group] = []
+        first = start = 0
+        # A sequence that needs no padding has no mask in any company: a mask of nothing rounds otherwise.
+        for (length, _), same in itertools.groupby(lengths, lambda own: (self.padded(own), self.padded(own) == own)):
+            run = list(same)
+            self.groups.append(Group.of(run, length, first, start, rows, dtype))
+            first, start = first + len(run), start + sum(run)
 
     @staticmethod
     @abc.abstractmethod
     def query_factor(width: int) -> float:
         """What the queries of heads of this width are to be multiplied by; the model's weights bring it."""
 
+    @staticmethod
     @abc.abstractmethod
+    def padded(length: int) -> int:
+        """The number of keys that a sequence of this length is computed with."""
+
+    @abc.abstractmethod
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, group: Group) -> Tensor:
+        """softmax(query key^T) value of each head.
+
+        Args:
+            query: [n, heads, q, d].
+            key: [n, heads, L, d].
+            value: [n, heads, L, d].
+            group: The sequences.
+
+        Returns:
+            [n, q, heads, d], contiguous.
+        """
+
     def __call__(self, states: Tensor, queries: Tensor | None) -> Tensor:
         """The heads' results, [rows, hidden].
 
@@ -48,157 +122,105 @@ class Attention(abc.ABC):
                 are given, [rows, 2 * hidden] keys and values.
             queries: One a sequence, [at least n, hidden], or None for those of all tokens.
         """
+        wide = states.shape[1]
+        kinds = 3 if queries is None else 2
+        hidden = wide // kinds
+        width = hidden // self.heads
+        results = []
+        for group in self.groups:
+            shape = group.count, group.length, kinds, self.heads, width
+            if group.padded is None:
+                strides = group.equal * wide, wide, hidden, width, 1
+                own = states.as_strided(shape, strides, group.tokens.start * wide)
+            else:
+                own = states.index_select(0, group.padded).view(shape)
+            parts = own.permute(2, 0, 3, 1, 4).unbind()
+            query = parts[0]
+            if queries is not None:
+                query = queries[group.sequences].view(group.count, 1, self.heads, width).transpose(1, 2)
+            result = self.attend(query, parts[-2], parts[-1], group)
+            if queries is None and group.real is not None:
+                results.append(result.view(-1, hidden).index_select(0, group.real))
+            elif queries is None and group.equal != group.length and len(self.groups) * group.count > 1:
+                results.append(result[:, : group.equal].reshape(-1, hidden))
+            else:
+                results.append(result.view(-1, hidden))
+        context = results[0] if len(results) == 1 else torch.cat(results)
+        rows = len(states) if queries is None else len(queries)
+        # A sequence alone brings rows of padding, too: what is behind the last token only has to be numbers.
+        return context[:rows] if len(context) >= rows else with_zeros(context, rows - len(context))
 
 
 class TorchAttention(Attention):
-    """torch's own kernel, once for all sequences of equal length; the fastest with AMX."""
+    """torch's own kernel; the fastest with AMX.
 
-    def __init__(self, lengths: list[int], heads: int, dtype: torch.dtype) -> None:
-        """See `Attention`."""
-        self.heads, self.dtype = heads, dtype
-        #: Sequences of each length, and the length.
-        self.runs = [(len(list(same)), length) for length, same in itertools.groupby(lengths)]
+    It takes up to twice as long where the last 16 keys are not full.
+    """
 
     @staticmethod
     def query_factor(width: int) -> float:
         """See `Attention`."""
         return 1.0
 
-    def __call__(self, states: Tensor, queries: Tensor | None) -> Tensor:
+    @staticmethod
+    def padded(length: int) -> int:
         """See `Attention`."""
-        kinds = 3 if queries is None else 2
-        hidden = states.shape[1] // kinds
-        width = hidden // self.heads
-        results, row, first = [], 0, 0
-        for count, length in self.runs:
-            tokens = states[row : row + count * length].view(count, length, kinds, self.heads, width)
-            parts = tokens.permute(2, 0, 3, 1, 4).unbind()
-            query = parts[0]
-            if queries is not None:
-                query = queries[first : first + count].view(count, 1, self.heads, width).transpose(1, 2)
-            with threads_of(_safe_threads(length, self.heads, width, self.dtype)):
-                result = scaled_dot_product_attention(query, parts[-2], parts[-1])
-            results.append(result.transpose(1, 2).reshape(-1, hidden))
-            row, first = row + count * length, first + count
-        rest = len(states) - row if queries is None else len(queries) - first
-        context = results[0] if len(results) == 1 else torch.cat(results)
-        return with_zeros(context, rest) if rest else context
+        return -(-length // 16) * 16
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, group: Group) -> Tensor:
+        """See `Attention`."""
+        with threads_of(_safe_threads(group.length, group.mask is not None, self.heads, query.shape[3], query.dtype)):
+            result = scaled_dot_product_attention(query, key, value, attn_mask=group.mask)
+        return result.transpose(1, 2)
 
 
 #: Threads of an attention call: with more, its work is cut by how many sequences there are.
 _MOST_THREADS: Final = 8
-_threads: dict[tuple[int, int, int, torch.dtype, int], int] = {}
+_threads: dict[tuple[int, bool, int, int, torch.dtype, int], int] = {}
 _threads_lock = threading.Lock()
 
 
-def _safe_threads(length: int, heads: int, width: int, dtype: torch.dtype) -> int:
+def _safe_threads(length: int, masked: bool, heads: int, width: int, dtype: torch.dtype) -> int:
     """Threads that give attention of a length the bits that one gives: those of the caller if they do, else one.
 
     In float32 its products are MKL's, which chooses its way by the number of threads, too.
     """
-    key = length, heads, width, dtype, min(_MOST_THREADS, torch.get_num_threads())
-    if key[-1] == 1:
+    case = length, masked, heads, width, dtype, min(_MOST_THREADS, torch.get_num_threads())
+    if case[-1] == 1:
         return 1
     try:
-        return _threads[key]
+        return _threads[case]
     except KeyError:
         with _threads_lock:
-            states = torch.randn(3, 1, heads, length, width, generator=torch.Generator().manual_seed(0)).to(dtype)
+            draw = torch.Generator().manual_seed(0)
+            query, keys, value = torch.randn(3, 1, heads, length, width, generator=draw).to(dtype)
+            mask = (torch.arange(length) < length - 1)[None, None, None, :] if masked else None
             results = []
-            for threads in (1, key[-1]):
+            for threads in (1, case[-1]):
                 with threads_of(threads):
-                    results.append(scaled_dot_product_attention(*states))
-            return _threads.setdefault(key, key[-1] if torch.equal(*results) else 1)
-
-
-@dataclass(frozen=True, eq=False)
-class _Group:
-    """Neighbouring sequences that share their products, because their lengths are rounded up to the same.
-
-    Attributes:
-        count: How many sequences.
-        sequences: Which ones, of the sorted batch.
-        tokens: Their rows in the packed batch.
-        length: Keys of each of them, padding included.
-        own: [n, 1, 1, 1] tokens of each, in the compute dtype.
-        padded: [n * length] the row of each token, with a sequence's last token as its padding; None without padding.
-        real: [tokens] where the real tokens are in `padded`.
-        mask: [n, length] 1 for real tokens and 0 for padding, in the compute dtype; None without padding.
-    """
-
-    count: int
-    sequences: slice
-    tokens: slice
-    length: int
-    own: Tensor
-    padded: Tensor | None
-    real: Tensor | None
-    mask: Tensor | None
-
-    @classmethod
-    def of(cls, lengths: list[int], first: int, start: int, dtype: torch.dtype) -> _Group:
-        """The group of sequences `first` and following, whose tokens begin at row `start`."""
-        own, length = torch.tensor(lengths), _padded_length(lengths[-1])
-        ends = own.cumsum(0) + start
-        places = len(lengths), slice(first, first + len(lengths)), slice(start, int(ends[-1])), length
-        share = own.to(dtype)[:, None, None, None]
-        if lengths[0] == length:
-            return cls(*places, share, None, None, None)
-        column = torch.arange(length)
-        valid = column < own[:, None]
-        padded = torch.minimum((ends - own)[:, None] + column, ends[:, None] - 1)
-        return cls(*places, share, padded.flatten(), valid.flatten().nonzero()[:, 0], valid.to(dtype))
-
-
-def _padded_length(length: int) -> int:
-    """The next of the few lengths that attention is computed in; a multiple of 8 fills the vectors of the CPU."""
-    step = 8 if length <= 64 else 16 if length <= 256 else 32
-    return -(-length // step) * step
+                    results.append(scaled_dot_product_attention(query, keys, value, attn_mask=mask))
+            return _threads.setdefault(case, case[-1] if torch.equal(*results) else 1)
 
 
 class OwnAttention(Attention):
-    """Batched products with a softmax of two passes, once for all sequences of about equal length.
-
-    The fastest where torch's kernel has no matrix unit to use.
-    """
-
-    def __init__(self, lengths: list[int], heads: int, dtype: torch.dtype) -> None:
-        """See `Attention`."""
-        self.heads = heads
-        self.groups: list[_Group] = []
-        first = start = 0
-        for _, same in itertools.groupby(lengths, _padded_length):
-            run = list(same)
-            self.groups.append(_Group.of(run, first, start, dtype))
-            first, start = first + len(run), start + sum(run)
+    """Batched products with a softmax of two passes; the fastest where torch's kernel has no matrix unit to use."""
 
     @staticmethod
     def query_factor(width: int) -> float:
         """See `Attention`: scores come out in units of log2, so that softmax needs exp2 alone."""
         return math.log2(math.e) / math.sqrt(width)
 
-    def __call__(self, states: Tensor, queries: Tensor | None) -> Tensor:
+    @staticmethod
+    def padded(length: int) -> int:
+        """See `Attention`; a multiple of 8 fills the vectors of the CPU."""
+        step = 8 if length <= 64 else 16 if length <= 256 else 32
+        return -(-length // step) * step
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, group: Group) -> Tensor:
         """See `Attention`."""
-        kinds = 3 if queries is None else 2
-        hidden = states.shape[1] // kinds
-        width = hidden // self.heads
-        context = states.new_zeros(len(states if queries is None else queries), hidden)
-        for group in self.groups:
-            n = group.count
-            own = states[group.tokens] if group.padded is None else states.index_select(0, group.padded)
-            parts = own.view(n, group.length, kinds, self.heads, width).permute(2, 0, 3, 1, 4)
-            if queries is not None:
-                query = queries[group.sequences].view(n, 1, self.heads, width).transpose(1, 2)
-                out = context[group.sequences].view(n, 1, self.heads, width)
-                attend(query, parts[0], parts[1], group.mask, group.own, out)
-            elif group.real is None:
-                out = context[group.tokens].view(n, group.length, self.heads, width)
-                attend(parts[0], parts[1], parts[2], None, group.own, out)
-            else:
-                out = context.new_empty(n, group.length, self.heads, width)
-                attend(parts[0], parts[1], parts[2], group.mask, group.own, out)
-                torch.index_select(out.view(-1, hidden), 0, group.real, out=context[group.tokens])
-        return context
+        out = query.new_empty(group.count, query.shape[2], self.heads, query.shape[3])
+        attend(query, key, value, group.mask, group.own, out)
+        return out
 
 
 #: Attention scores computed at once: they are read three times, so they should stay in the cache.
@@ -214,13 +236,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, own: 
         query: [n, heads, q, d].
         key: [n, heads, L, d].
         value: [n, heads, L, d].
-        mask: [n, L] 1 for tokens and 0 for padding, None without padding.
+        mask: [n, 1, 1, L] bool, true for tokens and false for padding, None without padding.
         own: [n, 1, 1, 1] tokens of each sequence.
         out: [n, q, heads, d], written with the results.
     """
     n, heads, length, width = key.shape
     queries = query.reshape(n * heads, -1, width)
-    share = None if mask is None else mask[:, None, :, None]
+    share = None if mask is None else mask.to(key.dtype).transpose(2, 3)
     # Softmax does not see a constant added to a row of scores, so the keys' mean may go: what is left is
     # smaller, hence finer in bfloat16, and exp2 needs no pass to find and subtract the row's maximum.
     known = key if share is None else torch.mul(key, share, out=key.new_empty(key.shape))
@@ -243,8 +265,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, own: 
         # Scores of hundreds, which trained encoders do not have; NaN comes here too, and stays NaN.
         held = ((totals > _SMALLEST) & (totals < _LARGEST)).view(n, -1).all(1)
         for row in (~held).nonzero()[:, 0].tolist():
-            valid = None if mask is None else mask[row, None, None, None, :].bool()
             one = slice(row, row + 1)
+            valid = None if mask is None else mask[one]
             exact = scaled_dot_product_attention(query[one], key[one], value[one], attn_mask=valid, scale=math.log(2))
             out[one] = exact.transpose(1, 2)
 

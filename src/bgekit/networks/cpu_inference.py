@@ -266,7 +266,7 @@ class FusedEncoder:
         if token_types is not None:
             x += embedding(pad(token_types, more), self.segments)
         x = self.norm(x).to(self.state_dtype)
-        attention = self.attention(lengths, self.heads, self.dtype)
+        attention = self.attention(lengths, rows, self.heads, self.dtype)
         for layer in self.layers if select == "all" else self.layers[:-1]:
             x = layer.finish(x, attention(layer.qkv(x), None))
         if select != "all":

@@ -54,7 +54,7 @@ def round_up(count: int) -> int:
     oneDNN compiles and keeps a kernel for each new shape (here 0.2 to 0.7 ms and 0.6 to 0.9 MB, up to 1,024 of
     them), which would cost every batch of a new size time, and the process its memory.
     """
-    step = 8 if count <= 64 else 16 if count <= 256 else 32
+    step = 16 if count <= 256 else 32
     return -(-count // step) * step
 
 
