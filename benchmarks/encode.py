@@ -20,6 +20,7 @@ import random
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,9 @@ def environment_of(checkout: Path | None) -> dict[str, str]:
     return environment | ({"PYTHONPATH": str(checkout / "src")} if checkout else {})
 
 
-def setup(envs: Path) -> None:
+def setup(envs: Path, names: Sequence[str] = tuple(sorted(set(ENVIRONMENTS.values())))) -> None:
     envs.mkdir(parents=True, exist_ok=True)
-    for name in sorted(set(ENVIRONMENTS.values())):
+    for name in names:
         python = envs / name / "bin" / "python"
         if not python.exists():
             subprocess.run([sys.executable, "-m", "venv", str(envs / name)], check=True)

@@ -15,7 +15,7 @@ import torch
 from bgekit import FlagModel
 from bgekit.inference.embedder import EmbedderSpec
 from bgekit.inference.engine import Engine, is_out_of_memory
-from bgekit.inference.tokenization import TextRequest
+from bgekit.inference.tokenization import TextRequest, TextTokenizer
 from bgekit.models.card import Prompt
 from bgekit.models.card_reading import read_card
 from bgekit.networks.packing import Packed
@@ -62,7 +62,7 @@ def test_batches_keep_to_the_budget_and_the_batch_size(
 def test_nothing_is_padded(engine: Engine, batches: list[tuple[int, ...]], texts: Texts) -> None:
     some = texts(300)
     (encoded,) = engine.compute([some], PLAIN)
-    lengths = [len(ids) for ids in engine.tokenizer(some, truncation=True, max_length=64)["input_ids"]]
+    lengths = list(map(len, TextTokenizer(engine.tokenizer, Prompt(), 64)(some).ids))
     assert encoded.tokens == sum(lengths) == sum(map(sum, batches))
 
 
@@ -164,7 +164,7 @@ def test_other_errors_pass_unchanged_and_change_nothing(
         with pytest.raises(type(error)) as caught:
             list(engine.compute([some], PLAIN))
         assert caught.value is error
-        tokens = engine.tokenizer(some, truncation=True, max_length=64)["input_ids"]
+        tokens = TextTokenizer(engine.tokenizer, Prompt(), 64)(some).ids
         assert 0 < sum(tried) <= sum(map(len, tokens))  # nothing is tried again in smaller parts
     assert engine.token_budget == budget
 

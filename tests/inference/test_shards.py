@@ -285,6 +285,48 @@ def test_another_setting_or_model_is_refused_by_name(corpus, whole, tmp_path, na
     assert contents(out) != whole
 
 
+class OnAnotherCpu(FakeEncoder):
+    """The same model, computed by some kind of CPU."""
+
+    kind = "amx"
+
+    @property
+    def arithmetic(self):
+        return {"class": f"{self.kind}-bits", "torch": "2.13.0", "cpu": self.kind}
+
+
+def test_another_arithmetic_is_refused_unless_allowed_and_then_recorded(corpus, tmp_path, caplog):
+    there, here, out = OnAnotherCpu(), OnAnotherCpu(), tmp_path / "out"
+    here.kind = "avx2"
+    encode_to_shards(there, read_records(corpus), out, shard_size=10)
+    alone = [{"class": "amx-bits", "torch": "2.13.0", "cpu": "amx"}]
+    assert json.loads((out / "manifest.json").read_text())["arithmetic"] == alone
+    whole = contents(out)
+    encode_to_shards(here, read_records(corpus), out, shard_size=10)  # Nothing is left to compute.
+    assert contents(out) == whole
+    (out / "shard-00004.json").unlink()
+    with pytest.raises(OutputError, match=r"on amx \(amx-bits\), this is .* avx2 .*--allow-mixed continues"):
+        encode_to_shards(here, read_records(corpus), out, shard_size=10)
+    assert not (out / "shard-00004.json").exists()
+    encode_to_shards(here, read_records(corpus), out, shard_size=10, allow_mixed=True)
+    assert "avx2" in caplog.text
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert [each["cpu"] for each in manifest["arithmetic"]] == ["amx", "avx2"]
+    assert manifest["complete"]
+    (out / "shard-00004.json").unlink()
+    encode_to_shards(here, read_records(corpus), out, shard_size=10)  # Both are known by now.
+    assert json.loads((out / "manifest.json").read_text()) == manifest
+
+
+def test_a_manifest_without_arithmetic_is_continued(corpus, whole, tmp_path, caplog):
+    (tmp_path / "whole" / "shard-00009.json").unlink()
+    with caplog.at_level("INFO"):
+        encode_to_shards(OnAnotherCpu(), read_records(corpus), tmp_path / "whole", shard_size=10)
+    assert "does not say how its shards were computed" in caplog.text
+    manifest = json.loads((tmp_path / "whole" / "manifest.json").read_text())
+    assert [each["cpu"] for each in manifest["arithmetic"]] == ["amx"]
+
+
 @pytest.mark.parametrize("change", ["text", "id", "longer", "shorter", "order"])
 def test_another_input_is_refused(corpus, whole, tmp_path, change):
     lines = corpus.read_text().splitlines()

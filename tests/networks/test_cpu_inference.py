@@ -16,10 +16,10 @@ from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from bgekit import FlagModel
 from bgekit.errors import ArgumentError
-from bgekit.networks import cpu_inference
-from bgekit.networks import cpu_inference as fused
-from bgekit.networks import cpu_inference as fused_attention
-from bgekit.networks.cpu_inference import FusedEncoder, Int8Linear, attend, can_fuse, has_fast_int8
+from bgekit.networks import cpu_attention, cpu_inference
+from bgekit.networks.cpu_attention import attend
+from bgekit.networks.cpu_inference import KERNELS, FusedEncoder, can_fuse
+from bgekit.networks.cpu_products import Int8Linear, has_fast_int8
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 INT8 = pytest.param("int8", marks=pytest.mark.skipif(not has_fast_int8(), reason="needs a CPU with VNNI"))
@@ -91,7 +91,7 @@ def worst(a: Tensor, b: Tensor) -> float:
 
 @pytest.mark.parametrize("dtype", [FP32, BF16, INT8])
 def test_lengths_from_1_to_512_in_any_order(
-    model: Any, reference: tuple[list[list[int]], list[Tensor]], dtype: Any
+    model: Any, reference: tuple[list[list[int]], list[Tensor]], dtype: Any, kind_of_cpu: str
 ) -> None:
     encoder = FusedEncoder(model, dtype)
     ids, hidden = reference
@@ -106,16 +106,11 @@ def test_lengths_from_1_to_512_in_any_order(
                 assert (got - expected).abs().max() < 1e-4  # after a norm, values are up to about 4
 
 
-@pytest.mark.parametrize("dtype", [FP32, BF16, INT8])
-def test_the_company_of_a_sequence_changes_it_by_rounding_only(model: Any, dtype: Any) -> None:
-    encoder = FusedEncoder(model, dtype)
-    ids = token_ids([1, 9, 64, 70, 70, 71, 200])
-    together = run(encoder, ids, "first")
-    alone = torch.cat([run(encoder, [row], "first") for row in ids])
-    others = run(encoder, [*token_ids([40] * 9, seed=5), *ids, *token_ids([64, 300], seed=6)], "first")[9:-2]
-    least = 1 - 1e-6 if dtype == FP32 else 0.9998
-    for other in (alone, others):
-        assert worst(other, together) > least
+@pytest.fixture(params=KERNELS)
+def kind_of_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each kind of CPU in turn, as if this were one: what is computed with, not what that is computed by."""
+    monkeypatch.setattr(cpu_inference, "kernels", lambda: KERNELS[request.param])
+    return str(request.param)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"])
@@ -133,18 +128,19 @@ def test_every_activation(activation: str, dtype: Any) -> None:
 def exact_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """An entry for each call that fell back to the exact softmax."""
     calls: list[int] = []
-    original = fused_attention.scaled_dot_product_attention
+    original = cpu_attention.scaled_dot_product_attention
 
     def counting(query: Tensor, *arguments: Any, **options: Any) -> Tensor:
         calls.append(len(query))
         return original(query, *arguments, **options)
 
-    monkeypatch.setattr(fused_attention, "scaled_dot_product_attention", counting)
+    monkeypatch.setattr(cpu_attention, "scaled_dot_product_attention", counting)
     return calls
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16, INT8])
-def test_huge_attention_scores(dtype: Any, exact_calls: list[int]) -> None:
+def test_huge_attention_scores(dtype: Any, exact_calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_inference, "kernels", lambda: KERNELS["other"])
     model = make()
     ids = token_ids([1, 2, 9, 40, 64, 64, 70])
     run(FusedEncoder(model, dtype), ids)
@@ -167,12 +163,13 @@ def test_attention_is_softmax_at_any_scale(scale: float, padded: bool, queries: 
     n, heads, length, width = 3, 2, 24, 8
     query, key, value = (torch.randn(n, heads, rows, width) for rows in (queries, length, length))
     query *= scale
-    mask = (torch.arange(length) < torch.tensor([[24], [20], [17]])).float() if padded else None
+    mask = (torch.arange(length) < torch.tensor([[24], [20], [17]]))[:, None, None, :] if padded else None
     out = torch.empty(n, queries, heads, width)
-    attend(query, key, value, mask, out)
+    own = torch.full((n, 1, 1, 1), float(length)) if mask is None else mask.sum(3, keepdim=True).float()
+    attend(query, key, value, mask, own, out)
     scores = (query.double() @ key.double().transpose(2, 3)) * math.log(2)  # given in units of log2
     if mask is not None:
-        scores = scores.masked_fill(mask[:, None, None, :] == 0, -math.inf)
+        scores = scores.masked_fill(~mask, -math.inf)
     expected = (scores.softmax(-1) @ value.double()).transpose(1, 2)
     assert (out - expected).abs().max() < 1e-6 * max(10.0, scale)  # float32 scores of thousands are coarse
     assert bool(exact_calls) == (scale > 10)
@@ -208,7 +205,7 @@ def test_a_linear_layer_in_8_bits() -> None:
 
 
 def test_8_bits_need_a_cpu_for_them(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "has_fast_int8", lambda: False)
+    monkeypatch.setattr(cpu_inference, "has_fast_int8", lambda: False)
     with pytest.raises(ArgumentError, match="needs a CPU with VNNI"):
         FusedEncoder(model, "int8")
 
@@ -270,7 +267,7 @@ def test_the_source_is_left_as_it_is(model: Any) -> None:
 
 @pytest.mark.parametrize(("count", "most"), [(1, 1), (7, 4), (12, 100), (100, 7), (0, 3)])
 def test_parts_are_powers_of_two_and_complete(count: int, most: int) -> None:
-    parts = list(fused_attention._powers_of_two(count, most))
+    parts = list(cpu_attention._powers_of_two(count, most))
     sizes = [part.stop - part.start for part in parts]
     assert [row for part in parts for row in range(count)[part]] == list(range(count))
     assert all(size & (size - 1) == 0 and size <= most for size in sizes)

@@ -44,6 +44,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store-texts", action="store_true", help="keep the texts beside the ids (for bge search)")
     options.add_keep_option(parser)
     parser.add_argument("--overwrite", action="store_true", help="remove existing shards and start over")
+    parser.add_argument(
+        "--allow-mixed", action="store_true",
+        help="continue with shards that another kind of CPU or torch computed, and record that",
+    )  # fmt: skip
     options.add_model_options(parser)
     options.add_input_options(parser)
     options.add_chunk_options(parser)
@@ -77,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
             chunks=options.chosen_chunks(args),
             store_texts=args.store_texts,
             overwrite=args.overwrite,
+            allow_mixed=args.allow_mixed,
             progress=progress,
         )
     if not args.quiet:

@@ -233,7 +233,9 @@ class JudgedModel:
                     shows = sys.stderr.isatty() if self._progress is None else self._progress
                     shown.enter_context(titled(self._title(task, "document")))
                     bar = shown.enter_context(EncodeProgress(count)) if shows else None
-                    encode_to_shards(self.embedder, records, folder, kind=role or "plain", progress=bar)
+                    encode_to_shards(
+                        self.embedder, records, folder, kind=role or "plain", allow_mixed=True, progress=bar
+                    )
             yield self._blocks(folder)
 
     def comparable(self, vectors: Floats) -> Floats:

@@ -28,10 +28,12 @@ from ..networks.saving import weights_digest, write_checkpoint
 from .engine import Spec, WorkerPool, resolve_devices
 from .model import CheckpointModel, Embedder, optional_prompt, set_aside
 from .pipeline import Encoded, Origin
-from .tokenization import TextRequest, Tokens, backend_of, load_tokenizer
+from .tokenization import TextRequest, Tokens, backend_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel
+
+    from .tokenization import AnyTokenizer
 
 logger = logging.getLogger(__name__)
 #: Least cosine to the stored self-test vector (float32) by precision; a wrong pooling gives about 0.8.
@@ -52,9 +54,10 @@ class EmbedderSpec(Spec[Encoder]):
     card: ModelCard
     truncate_dim: int | None = None
 
-    def load_tokenizer(self) -> PreTrainedTokenizerFast:
+    @property
+    def lower_case(self) -> bool:
         """See `Spec`."""
-        return load_tokenizer(self.folder, lower_case=self.card.lower_case, trust_remote_code=self.trust_remote_code)
+        return self.card.lower_case
 
     def load_network(self, device: torch.device) -> Encoder:
         """See `Spec`."""
@@ -295,7 +298,7 @@ class FlagModel(CheckpointModel, Embedder):
         trust, pickles = self._spec.trust_remote_code, self._spec.allow_pickle
         # Loaded again: what differs from one load to the next is not a property of the model, and shows here.
         encoder = load_encoder(self.folder, self.card, trust_remote_code=trust, allow_pickle=pickles)
-        selftest = make_selftest(encoder, self.tokenizer, self.card, torch.device("cpu"))
+        selftest = make_selftest(encoder, self._engine.tokenizer, self.card, torch.device("cpu"))
         cosine, least = self._selftest_cosine(selftest)
         if not cosine >= least:
             raise NumericalError(
@@ -372,9 +375,7 @@ def save_model(model: FlagModel, path: Path, *, overwrite: bool = False) -> None
     model.save(path, overwrite=overwrite)
 
 
-def make_selftest(
-    encoder: Encoder, tokenizer: PreTrainedTokenizerFast, card: ModelCard, device: torch.device
-) -> dict[str, Any]:
+def make_selftest(encoder: Encoder, tokenizer: AnyTokenizer, card: ModelCard, device: torch.device) -> dict[str, Any]:
     """The self-test of a model: a text and its vector without prompt, as `FlagModel` checks it at load.
 
     Args:

@@ -29,6 +29,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -40,13 +41,17 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, ForkError, WorkerError
-from ..networks.cpu_inference import TOKEN_BUDGET, Trimmer
+from ..networks.cpu_inference import Trimmer, kernels, return_freed_memory
+from ..networks.cpu_products import threads_of
 from ..networks.packing import Packed, plan_batches
+from ..networks.sharing import SharedWeights, opened, share
 from .pipeline import BLOCK_SIZE, Encoded, Inputs
-from .tokenization import Preprocessor, Request, Tokens, merged
+from .tokenization import Preprocessor, Request, Tokens, load_tokenizer, merged, open_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+    from .tokenization import AnyTokenizer
 
 logger = logging.getLogger(__name__)
 #: Up to this many tokens a block is small: all threads share each of its batches, and alone, as a single query is,
@@ -65,11 +70,15 @@ class Network(Protocol):
 
     Attributes:
         padded: Whether it computes padding too.
+        exact: Whether the bits of a result depend on its own sequence alone, not on batches or threads.
         config: The config of its transformer, None where that is of no use.
     """
 
     @property
     def padded(self) -> bool: ...  # noqa: D102
+
+    @property
+    def exact(self) -> bool: ...  # noqa: D102
 
     @property
     def config(self) -> Any: ...  # noqa: D102
@@ -98,9 +107,18 @@ class Spec(abc.ABC, Generic[N_co]):
     trust_remote_code: bool = False
     allow_pickle: bool = False
 
-    @abc.abstractmethod
+    @property
+    def lower_case(self) -> bool:
+        """Whether texts are lowercased, where the tokenizer does not do so by itself."""
+        return False
+
+    def open_tokenizer(self) -> AnyTokenizer:
+        """The tokenizer, as encoding needs it."""
+        return open_tokenizer(self.folder, lower_case=self.lower_case, trust_remote_code=self.trust_remote_code)
+
     def load_tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer."""
+        """The tokenizer of transformers."""
+        return load_tokenizer(self.folder, lower_case=self.lower_case, trust_remote_code=self.trust_remote_code)
 
     @abc.abstractmethod
     def load_network(self, device: torch.device) -> N_co:
@@ -123,7 +141,9 @@ class _Job:
 class Engine(Generic[N_co]):
     """A model on one device. Safe to use from several threads."""
 
-    def __init__(self, spec: Spec[N_co], device: str, *, streams: int | None = None) -> None:
+    def __init__(
+        self, spec: Spec[N_co], device: str, *, streams: int | None = None, network: N_co | None = None
+    ) -> None:
         """Load the model.
 
         Args:
@@ -131,14 +151,15 @@ class Engine(Generic[N_co]):
             device: A torch device; on the CPU `torch.get_num_threads()` threads compute.
             streams: Batches computed at once, where other engines share the device; what a block's batches are does
                 not depend on it.
+            network: The network, where another process has made its weights.
         """
         self.spec = spec
         self.device = torch.device(device)
         self._process = os.getpid()
         global _loaded
         _loaded = True
-        self.tokenizer: PreTrainedTokenizerFast = spec.load_tokenizer()
-        self.network: N_co = spec.load_network(self.device)
+        self.tokenizer: AnyTokenizer = spec.open_tokenizer()
+        self.network: N_co = spec.load_network(self.device) if network is None else network
         self.padded = self.network.padded
         on_cpu = self.device.type == "cpu"
         threads = torch.get_num_threads()
@@ -146,6 +167,18 @@ class Engine(Generic[N_co]):
         self.streams = streams or self._shares
         self.token_budget = _token_budget(self.device, self.network)
         self._preprocessors = lru_cache(maxsize=16)(self._new_preprocessor)
+        self._lock, self._short_calls = threading.Lock(), 0
+
+    def share(self) -> SharedWeights | None:
+        """Weights for other processes on this device, which from now on are those of this one, too; None without."""
+        if self.device.type != "cpu":
+            return None
+        network: Any = self.network
+        shared = share(network, network.backbone)
+        if shared is not None:
+            self.network = opened(shared.handle, shared.size, shared.content, self.spec.folder)
+            return_freed_memory()
+        return shared
 
     def _new_preprocessor(self, request: Request) -> Preprocessor:
         preprocess = request.preprocessor(self.tokenizer)
@@ -174,9 +207,23 @@ class Engine(Generic[N_co]):
             tokens = preprocess(head[0])
             if _is_small(tokens):
                 batches = self._plan(tokens, request)
-                vectors = [self._forward_or_split(tokens, batch) for batch in batches]
+                with self._threads_of_a_short_call():
+                    vectors = [self._forward_or_split(tokens, batch) for batch in batches]
                 return iter([self._assemble(tokens, batches, vectors)])
         return self._overlapped(itertools.chain(head, source), request, preprocess, tokens, stop) if head else iter([])
+
+    @contextmanager
+    def _threads_of_a_short_call(self) -> Iterator[None]:
+        """All threads for a call that is alone; one for each of several at once, which would fight for the cores."""
+        with self._lock:
+            self._short_calls += 1
+            shared = self._short_calls > 1
+        try:
+            with threads_of(1) if shared and self.network.exact else nullcontext():
+                yield
+        finally:
+            with self._lock:
+                self._short_calls -= 1
 
     def _overlapped(
         self,
@@ -207,8 +254,8 @@ class Engine(Generic[N_co]):
             if tokens is None:
                 tokens = preprocess(block)
             batches = self._plan(tokens, request)
-            # Sums are rounded otherwise with more threads: a small block must not get other bytes when it comes alone.
-            threads = all_threads if _is_small(tokens) else self.threads_per_stream
+            # Where threads change how sums are rounded, a small block must not get other bytes when it comes alone.
+            threads = all_threads if _is_small(tokens) and not self.network.exact else self.threads_per_stream
             told, total = getattr(block, "told", None), sum(map(len, tokens.ids))
             vectors = [compute.submit(forward, tokens, batch, threads, told, total) for batch in batches]
             return _Job(tokens, batches, vectors)
@@ -280,7 +327,7 @@ def _is_small(tokens: Tokens) -> bool:
 def _token_budget(device: torch.device, network: Network) -> int:
     """Tokens of a batch: on CPUs what stays in cache, elsewhere what fits the free memory."""
     if device.type == "cpu":
-        return TOKEN_BUDGET
+        return kernels().batch
     cap = 16_384 if network.padded else 131_072
     if device.type != "cuda":
         return 16_384
@@ -357,6 +404,7 @@ class WorkerPool:
         #: That of the first device.
         self.engine = Engine(spec, str(self.devices[0]))
         self.workers: list[Worker] = []
+        self._shared: SharedWeights | None = None
         self._lock = threading.Lock()
         _pools.add(self)
 
@@ -391,10 +439,13 @@ class WorkerPool:
             return
         cpus = sum(device.type == "cpu" for device in self.devices)
         threads = torch.get_num_threads()
+        if self._shared is None and cpus > 1:
+            self._shared = self.engine.share()
         try:
             for device in self.devices[1:]:
-                streams = max(1, threads // cpus) if device.type == "cpu" else None
-                self.workers.append(Worker(self.engine.spec, str(device), threads, streams))
+                on_cpu = device.type == "cpu"
+                streams, shared = (max(1, threads // cpus), self._shared) if on_cpu else (None, None)
+                self.workers.append(Worker(self.engine.spec, str(device), threads, streams, shared))
         except BaseException:
             self.close()
             raise
@@ -465,7 +516,9 @@ def _first(ahead: deque[Future[Encoded]]) -> Encoded:
 class Worker:
     """A process with the model on one device."""
 
-    def __init__(self, spec: Spec[Any], device: str, threads: int, streams: int | None) -> None:
+    def __init__(
+        self, spec: Spec[Any], device: str, threads: int, streams: int | None, shared: SharedWeights | None = None
+    ) -> None:
         """Start it.
 
         Args:
@@ -473,6 +526,7 @@ class Worker:
             device: The torch device.
             threads: What `torch.get_num_threads()` is to be there: as here, for equal bytes.
             streams: See `Engine`.
+            shared: Weights that this process has made; None where it makes its own.
         """
         self.device = device
         package_root = str(Path(__file__).resolve().parents[2])
@@ -482,8 +536,10 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
+            pass_fds=() if shared is None else (shared.handle,),
         )
         self._send((spec, device, threads, streams))
+        self._send(None if shared is None else (shared.handle, shared.size, shared.content))
 
     def compute(self, block: Sequence[Any], request: Request) -> Encoded:
         """The result of a block, computed by the process."""
@@ -555,6 +611,7 @@ def serve() -> None:
 
     try:
         spec, device, threads, streams = pickle.load(tasks)
+        shared = pickle.load(tasks)
     except EOFError:
         return
     engine: Engine[Any] | None = None
@@ -576,7 +633,11 @@ def serve() -> None:
         try:
             if engine is None:
                 torch.set_num_threads(threads)
-                engine = Engine(spec, device, streams=streams)
+                network = None
+                if shared is not None:
+                    handle, size, content = shared
+                    network = opened(handle, size, content, spec.folder)
+                engine = Engine(spec, device, streams=streams, network=network)
             answer: object = next(engine.compute([block], request))
         except Exception as error:
             answer = error

@@ -9,7 +9,7 @@ import abc
 import logging
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -24,6 +24,7 @@ from ..models.card import UNSET, ModelCard, Prompt, Role, Unset
 from ..models.families import find_family
 from .pipeline import ADVICE, BLOCK_SIZE, Embeddings, Encoded, Origin, Pipeline, not_texts
 from .similarity import similarity
+from .stored_tokenizer import StoredTokenizer
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -88,9 +89,20 @@ class CheckpointModel(Model):
         return self._spec.precision
 
     @property
+    def arithmetic(self) -> dict[str, str]:
+        """How this machine computes in the model's number format, with a `class` that is equal where bits are."""
+        from ..networks.arithmetic import arithmetic_of
+
+        return arithmetic_of(self.precision, self.devices)
+
+    @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The Hugging Face tokenizer of the checkpoint."""
-        return self._engine.tokenizer
+        """The Hugging Face tokenizer of the checkpoint.
+
+        Made when it is first asked for; it gives the tokens that the model computes with, which has one of its own.
+        """
+        own = self._engine.tokenizer
+        return self._spec.load_tokenizer() if isinstance(own, StoredTokenizer) else own
 
     @property
     def device(self) -> torch.device:
@@ -143,6 +155,11 @@ class Embedder(Model, abc.ABC):
     @abc.abstractmethod
     def precision(self) -> str:
         """Number format that vectors are computed in, such as `bfloat16`."""
+
+    @property
+    def arithmetic(self) -> dict[str, str] | None:
+        """How this machine computes, with a `class` that is equal where bits are; None where a server computes."""
+        return None
 
     @property
     @abc.abstractmethod

@@ -31,10 +31,10 @@ from ..networks.saving import write_reranker
 from .engine import Spec, WorkerPool, resolve_devices
 from .model import CheckpointModel, optional_prompt, set_aside
 from .pipeline import Encoded, Pipeline
-from .tokenization import LongPassages, Pair, PairRequest, Tokens, load_tokenizer
+from .tokenization import LongPassages, Pair, PairRequest, Tokens
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -134,10 +134,6 @@ def sigmoid(scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
 @dataclass(frozen=True, kw_only=True)
 class RerankerSpec(Spec[CrossEncoder]):
     """The engine of a reranker: pairs -> scores."""
-
-    def load_tokenizer(self) -> PreTrainedTokenizerFast:
-        """See `Spec`."""
-        return load_tokenizer(self.folder, trust_remote_code=self.trust_remote_code)
 
     def load_network(self, device: torch.device) -> CrossEncoder:
         """See `Spec`."""
@@ -265,7 +261,7 @@ class FlagReranker(CheckpointModel):
             long_passages=long_passages,
             overlap=window_overlap,
         )
-        self._request.preprocessor(self.tokenizer)  # What is impossible shows now.
+        self._request.preprocessor(self._engine.tokenizer)  # What is impossible shows now.
 
     @cached_property
     def model(self) -> PreTrainedModel:

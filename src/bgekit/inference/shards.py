@@ -19,7 +19,7 @@ import json
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Chunks", "EncodeReport", "ShardSet", "encode_to_shards", "load_shards"]
 logger = logging.getLogger(__name__)
+#: Key of a manifest: the arithmetics that its shards were computed with; none where a server computed them.
+ARITHMETIC: Final = "arithmetic"
 #: Texts of a shard.
 SHARD_SIZE: Final = 1024
 #: Ids named in the manifest of texts that were cut or mended; the facts of each shard have them all.
@@ -112,6 +114,7 @@ def encode_to_shards(
     store_texts: bool = False,
     resume: bool = True,
     overwrite: bool = False,
+    allow_mixed: bool = False,
     progress: EncodeProgress | None = None,
 ) -> EncodeReport:
     """Encode records into a folder of shards, or continue where an earlier run was interrupted.
@@ -132,6 +135,8 @@ def encode_to_shards(
         store_texts: Keep the texts beside the ids, for searching.
         resume: Continue with an output that was begun; otherwise it is an error.
         overwrite: Remove an output that is there and start over.
+        allow_mixed: Continue with shards of another arithmetic (another kind of CPU or torch), in which
+            the same text has slightly other vectors; the manifest then names both.
         progress: What to tell how far it is.
 
     Raises:
@@ -160,7 +165,7 @@ def encode_to_shards(
         texts = records
         if chunks is not None:
             texts, settings["chunk_size"], settings["chunk_overlap"] = _passages(model, records, chunks, settings)
-        run = _Run(folder, records, describe(model, settings), progress)
+        run = _Run(folder, records, describe(model, settings), progress, allow_mixed)
         run.begin(resume=resume, overwrite=overwrite)
         blocks = run.blocks(texts)
         # Closed, an interrupted generator ends its threads now, not when it happens to be collected.
@@ -209,9 +214,14 @@ class _Run:
     """One run: it compares with what is there, feeds the model with what is missing, and writes."""
 
     def __init__(
-        self, folder: OutputFolder, source: Iterable[Record], manifest: dict[str, Any], progress: EncodeProgress | None
+        self,
+        folder: OutputFolder,
+        source: Iterable[Record],
+        manifest: dict[str, Any],
+        progress: EncodeProgress | None,
+        allow_mixed: bool,
     ) -> None:
-        self._folder, self._manifest, self._progress = folder, manifest, progress
+        self._folder, self._manifest, self._progress, self._allow_mixed = folder, manifest, progress, allow_mixed
         self._reader = source if isinstance(source, RecordReader) else None
         self._size: int = manifest["settings"]["shard_size"]
         self._pending: deque[_Shard] = deque()
@@ -221,6 +231,8 @@ class _Run:
         self._input = hashlib.sha256()
         self._kept = 0
         self._failure: BgekitError | None = None
+        #: The manifest of the run that is gone on with, until its arithmetic was compared.
+        self._earlier: dict[str, Any] | None = None
         #: Where the last shard ends in the input, and how much of that a text takes, for the bar.
         self._read, self._size_of_text = 0, 0.0
 
@@ -241,6 +253,7 @@ class _Run:
             differing = differences(read_manifest(path), self._manifest)
             if differing:
                 raise self._other_run("; ".join(differing))
+            self._earlier = read_manifest(path)
             return
         elif next(self._folder.path.glob("shard-*.npy"), None) is not None:
             raise OutputError(f"{self._folder.path} holds shards without {MANIFEST}; --overwrite removes them")
@@ -259,6 +272,7 @@ class _Run:
                     if self._progress is not None:
                         self._progress.kept(len(shard.records), shard.position)
                     continue
+                self._compare_arithmetic()
                 self._entries.append(None)
                 self._pending.append(shard)
                 yield [record.text for record in shard.records]
@@ -267,6 +281,28 @@ class _Run:
         except BgekitError as error:
             # Raised in `finish`: the shards that are under way come first, so a rerun need not make them again.
             self._failure = error
+
+    def _compare_arithmetic(self) -> None:
+        """Before a first shard is computed beside others: refuse, or record, where bits differ."""
+        earlier, self._earlier = self._earlier, None
+        if earlier is None:
+            return
+        now, there = self._manifest.get(ARITHMETIC, []), earlier.get(ARITHMETIC, [])
+        if not now:
+            return
+        if not there:
+            logger.info("%s does not say how its shards were computed (bgekit 0.1.0)", self._folder.path)
+        elif not {each["class"] for each in now} <= {each["class"] for each in there}:
+            what = f"its shards were computed with {_in_words(there)}, this is {_in_words(now)}"
+            if not self._allow_mixed:
+                raise self._other_run(
+                    f"{what}, and the same text would have slightly other vectors in the rest; --allow-mixed continues "
+                    "and records it"
+                )
+            logger.warning("%s: %s", self._folder.path, what)
+        self._manifest[ARITHMETIC] = there + [each for each in now if each not in there]
+        self._write_json(MANIFEST, earlier | {ARITHMETIC: self._manifest[ARITHMETIC]})
+        self._folder.sync()
 
     def tell(self, texts: float, tokens: int) -> None:
         """Texts were computed, a share of the shards under way."""
@@ -293,6 +329,10 @@ class _Run:
         entries = [entry for entry in self._entries if entry is not None]
         counts = {key: sum(entry[key] for entry in entries) for key in ("texts", "tokens", "truncated", "repaired")}
         skipped = self._reader.skipped if self._reader else BadLines()
+        if self._earlier is not None and ARITHMETIC in self._earlier:  # Nothing was computed here.
+            self._manifest[ARITHMETIC] = self._earlier[ARITHMETIC]
+        elif self._earlier is not None:
+            self._manifest.pop(ARITHMETIC, None)
         manifest = self._manifest | {
             "complete": True,
             "input_files": self._reader.files if self._reader else [],
@@ -498,8 +538,14 @@ def describe(model: Embedder, settings: dict[str, Any]) -> dict[str, Any]:
         "model_card": model.card.to_dict(),
         "model_fingerprint": model.fingerprint,
         "precision": model.precision,
+        **({} if (arithmetic := model.arithmetic) is None else {ARITHMETIC: [arithmetic]}),
         "settings": settings,
     }
+
+
+def _in_words(arithmetics: Sequence[Mapping[str, str]]) -> str:
+    """Arithmetics as people know them, with what tells them apart."""
+    return " and ".join(f"torch {each['torch']} on {each['cpu'] or 'a CPU'} ({each['class']})" for each in arithmetics)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

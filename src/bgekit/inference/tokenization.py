@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..errors import ArgumentError, CheckpointError
 from ..models.card import Prompt
+from .stored_tokenizer import StoredTokenizer, stored_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+    AnyTokenizer: TypeAlias = PreTrainedTokenizerFast | StoredTokenizer
 
 
 @dataclass
@@ -61,7 +64,7 @@ class Request(abc.ABC):
     batch_size: int | None = None
 
     @abc.abstractmethod
-    def preprocessor(self, tokenizer: PreTrainedTokenizerFast) -> Preprocessor:
+    def preprocessor(self, tokenizer: AnyTokenizer) -> Preprocessor:
         """The function from inputs to tokens, safe to call from several threads; `tokenizer` is left as it is."""
 
 
@@ -77,7 +80,7 @@ class TextRequest(Request):
     prompt: Prompt
     max_length: int
 
-    def preprocessor(self, tokenizer: PreTrainedTokenizerFast) -> TextTokenizer:
+    def preprocessor(self, tokenizer: AnyTokenizer) -> TextTokenizer:
         """See `Request`."""
         return TextTokenizer(tokenizer, self.prompt, self.max_length)
 
@@ -117,6 +120,19 @@ def _digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
+def open_tokenizer(folder: Path, *, lower_case: bool = False, trust_remote_code: bool = False) -> AnyTokenizer:
+    """The tokenizer of a checkpoint as encoding needs it: without transformers, where that comes to the same.
+
+    Arguments and errors as `load_tokenizer`.
+    """
+    stored = stored_tokenizer(folder)
+    if stored is None:
+        return load_tokenizer(folder, lower_case=lower_case, trust_remote_code=trust_remote_code)
+    if lower_case:
+        _lower_case(stored.backend_tokenizer)
+    return stored
+
+
 def load_tokenizer(
     folder: Path, *, lower_case: bool = False, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerFast:
@@ -154,8 +170,10 @@ def load_tokenizer(
     return tokenizer  # type: ignore[no-any-return]
 
 
-def backend_of(tokenizer: PreTrainedTokenizerFast) -> Any:
+def backend_of(tokenizer: AnyTokenizer) -> Any:
     """The tokenizer of the library `tokenizers` in this one, cutting nothing: a copy, the original stays as it is."""
+    if isinstance(tokenizer, StoredTokenizer):
+        return tokenizer.copy()
     from tokenizers import Tokenizer
 
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -182,7 +200,7 @@ class TextTokenizer:
     The Rust tokenizer holds its truncation setting as state; this class owns a copy and never changes it.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, prompt: Prompt, max_length: int) -> None:
+    def __init__(self, tokenizer: AnyTokenizer, prompt: Prompt, max_length: int) -> None:
         self._backend = backend_of(tokenizer)
         self._leading, self._trailing = self._special_counts()
         self._joined = "" if prompt.apart else prompt.prefix
@@ -254,7 +272,7 @@ class PairRequest(Request):
     long_passages: LongPassages = "cut"
     overlap: int | None = None
 
-    def preprocessor(self, tokenizer: PreTrainedTokenizerFast) -> PairTokenizer:
+    def preprocessor(self, tokenizer: AnyTokenizer) -> PairTokenizer:
         """See `Request`."""
         return PairTokenizer(tokenizer, self)
 
@@ -320,7 +338,7 @@ class Template:
 class PairTokenizer:
     """Pairs -> ids. Texts that stand in several pairs are tokenised once. Safe to use from several threads."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, request: PairRequest) -> None:
+    def __init__(self, tokenizer: AnyTokenizer, request: PairRequest) -> None:
         """Prepare for one kind of request.
 
         Args:

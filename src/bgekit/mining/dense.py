@@ -75,7 +75,9 @@ class DenseMiner:
 
     def prepare(self, progress: EncodeProgress | None = None) -> None:
         """Encode all texts, as far as an earlier run has not, and build the index."""
-        encode_to_shards(self._embedder, self._store.records(), self._folder, shard_size=SHARD, progress=progress)
+        encode_to_shards(
+            self._embedder, self._store.records(), self._folder, shard_size=SHARD, allow_mixed=True, progress=progress
+        )
         self._shards = [vectors for _, vectors in load_shards(self._folder).iter_shards()]
         if self._kind != "exact" and self._store.candidates:
             self._index = build_approximate(

@@ -58,7 +58,7 @@ def refuse_adapter(folder: Path) -> None:
 
 def refuse_low_rank(folder: Path, names: Iterable[str]) -> None:
     """Raise CheckpointError if names of weights that no network has are those of LoRA matrices."""
-    found = sorted(name for name in names if _LOW_RANK.match(name))
+    found = sorted(filter(_LOW_RANK.match, names))
     if found:
         raise CheckpointError(
             f"the weights in {folder} hold {len(found)} LoRA matrices that were not merged, such as {found[0]}: "
@@ -66,6 +66,11 @@ def refuse_low_rank(folder: Path, names: Iterable[str]) -> None:
             "save the adapter alone (save_pretrained of the peft model) and merge that: bge merge --models ADAPTER "
             "--weights 1 --output FOLDER"
         )
+
+
+def has_low_rank(names: Iterable[str]) -> bool:
+    """Whether any of the names of weights is that of a LoRA matrix."""
+    return any(map(_LOW_RANK.match, names))
 
 
 def read_json(path: Path, kind: type = dict, *, missing_ok: bool = False) -> Any:
@@ -247,6 +252,21 @@ def safetensors_header(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is damaged or shorter than its header says.
     """
+    return _safetensors_header(path)[0]
+
+
+def safetensors_format(path: Path) -> str | None:
+    """What a safetensors file says it was written by (`pt` for torch), None where it does not say.
+
+    Raises:
+        CheckpointError: as `safetensors_header`.
+    """
+    named = _safetensors_header(path)[1].get("format")
+    return None if named is None else str(named)
+
+
+def _safetensors_header(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tensors of a safetensors file, and what it says beside them."""
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
@@ -254,13 +274,13 @@ def safetensors_header(path: Path) -> dict[str, Any]:
             if length > size:
                 raise ValueError("the header is longer than the file")
             header: dict[str, Any] = json.loads(file.read(length))
-        header.pop("__metadata__", None)
+        metadata = header.pop("__metadata__", None) or {}
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (struct.error, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: it is not a safetensors file ({error})") from error
     if size < 8 + length + end:
         raise CheckpointError(f"{path} is cut off: it has {size:,} bytes, its header asks for {8 + length + end:,}")
-    return header
+    return header, metadata
 
 
 def stored_dtype(folder: Path) -> str | None:

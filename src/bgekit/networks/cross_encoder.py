@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import CardError
 from ..models.card_reading import is_classifier
 from ..models.checkpoint_files import read_config
+from .cpu_inference import can_fuse
 from .cpu_training import use_quick_dropout
 from .encoder import (
     Backbone,
@@ -22,6 +23,7 @@ from .encoder import (
     PackedBackbone,
     Trainable,
     can_pack,
+    fused_backbone,
     inference_backbone,
     loading_dtype,
     padded_inputs,
@@ -29,6 +31,7 @@ from .encoder import (
 from .loading import cast, load_published
 from .packing import PACKED_ATTENTION, Packed, register
 from .pooling import pool, rows_needed
+from .stored_bert import StoredClassifier, stored_classifier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,11 +54,17 @@ class Head:
     apply: Callable[[Any, Tensor], Tensor]
 
 
-_POOLER: Final = Head(
-    ("base.pooler", "dropout", "classifier"),
-    lambda model, first: model.classifier(model.dropout(model.base_model.pooler(first[:, None]))),
-)
-_FIRST: Final = Head(("classifier",), lambda model, first: model.classifier(first[:, None]))
+def _pooler_logits(model: Any, first: Tensor) -> Tensor:
+    return model.classifier(model.dropout(model.base_model.pooler(first[:, None])))
+
+
+def _first_logits(model: Any, first: Tensor) -> Tensor:
+    return model.classifier(first[:, None])
+
+
+# Functions with names, of those heads that processes share with their network (`sharing.py`).
+_POOLER: Final = Head(("base.pooler", "dropout", "classifier"), _pooler_logits)
+_FIRST: Final = Head(("classifier",), _first_logits)
 _MODERN_BERT: Final = Head(
     ("head", "drop", "classifier"), lambda model, pooled: model.classifier(model.drop(model.head(pooled)))
 )
@@ -97,28 +106,29 @@ class CrossEncoder(Trainable, nn.Module):
         torch.Size([2])
     """
 
-    def __init__(self, model: PreTrainedModel, backbone: Backbone | None = None) -> None:
+    def __init__(self, model: PreTrainedModel | StoredClassifier, backbone: Backbone | None = None) -> None:
         """Use a sequence classifier of transformers.
 
         Args:
-            model: The classifier, with one or two labels.
+            model: The classifier, with one or two labels; as it is stored, it needs a backbone.
             backbone: What computes its transformer; by default the transformer itself, unpadded where it can be.
         """
         super().__init__()
-        register()
         self.model = model
         # In a tuple, what is not a submodule of its own: its weights are those of `model` and must not be listed twice.
         # `model` may get adapters around it, which are within this one, too.
         self._published = (model,)
         self.head = head_of(model)
         self.pooling: Pooling = "mean" if getattr(model.config, "classifier_pooling", "cls") == "mean" else "cls"
-        if backbone is None and self.head is not None:
-            model.set_attn_implementation(PACKED_ATTENTION)
-            backbone = PackedBackbone(model.base_model)
+        if not isinstance(model, StoredClassifier):
+            register()
+            if backbone is None and self.head is not None:
+                model.set_attn_implementation(PACKED_ATTENTION)
+                backbone = PackedBackbone(model.base_model)
         self._backbone = (backbone,)
-        takes = inspect.signature(model.forward).parameters
+        takes = isinstance(model, StoredClassifier) or "token_type_ids" in inspect.signature(model.forward).parameters
         #: How many token types the network has.
-        self.token_types = int(getattr(model.config, "type_vocab_size", 0) or 0) if "token_type_ids" in takes else 0
+        self.token_types = int(getattr(model.config, "type_vocab_size", 0) or 0) if takes else 0
 
     @property
     def transformer(self) -> Any:
@@ -131,9 +141,19 @@ class CrossEncoder(Trainable, nn.Module):
         return self._published[0]
 
     @property
+    def backbone(self) -> Backbone | None:
+        """What computes the transformer; None where the classifier is run as a whole."""
+        return self._backbone[0]
+
+    @property
     def padded(self) -> bool:
         """Whether the network computes padding too."""
-        return self._backbone[0] is None
+        return self.backbone is None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the bits of a score depend on its own pair alone, not on its company or the threads."""
+        return isinstance(self._backbone[0], FusedBackbone)
 
     @property
     def config(self) -> Any:
@@ -165,8 +185,10 @@ class CrossEncoder(Trainable, nn.Module):
             yield self.published.get_submodule(name.replace("base.", f"{self.published.base_model_prefix}."))
 
 
-def head_of(model: PreTrainedModel) -> Head | None:
+def head_of(model: PreTrainedModel | StoredClassifier) -> Head | None:
     """The function by which the class makes logits of pooled vectors; None where it is run as a whole, padded."""
+    if isinstance(model, StoredClassifier):
+        return _HEADS[model.published]
     kind = type(model)
     if not kind.__module__.startswith("transformers.models.") or not can_pack(model.base_model):
         return None
@@ -200,6 +222,10 @@ def load_cross_encoder(
         >>> network = load_cross_encoder(resolve("BAAI/bge-reranker-base"))
     """
     device = device or torch.device("cpu")
+    if device.type == "cpu":
+        stored = stored_classifier(folder, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+        if stored is not None and can_fuse(stored[1]):
+            return CrossEncoder(stored[0], fused_backbone(stored[1], precision, folder)).eval()
     dtype = loading_dtype(precision, device)
     model = load_classifier(
         folder, dtype, new_head=False, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle

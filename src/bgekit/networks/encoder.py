@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import logging
@@ -18,15 +19,19 @@ from ..errors import ArgumentError, CardError, CheckpointError, import_extra
 from ..models.card import DenseLayer, ModelCard
 from ..models.checkpoint_files import padding_position, read_tensors, weight_files
 from .cpu_inference import FusedEncoder, can_fuse
+from .cpu_products import threads_of
 from .cpu_training import use_quick_dropout
 from .loading import cast, load_published
 from .packing import PACKED_ATTENTION, Packed
 from .pooling import Select, pool, rows_needed, select_rows
+from .stored_bert import StoredBert, stored_bert
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
+#: Weights of the layers from which on it pays to convert them with all threads: those of bge-large.
+_MANY_WEIGHTS: Final = 1 << 28
 _HALF: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -147,6 +152,11 @@ class Encoder(nn.Module):
         return isinstance(self.backbone, PaddedBackbone)
 
     @property
+    def exact(self) -> bool:
+        """Whether the bits of a vector depend on its own tokens alone, not on its company or the threads."""
+        return isinstance(self.backbone, FusedBackbone)
+
+    @property
     def config(self) -> Any:
         """The config of the transformer, None for the fused CPU path."""
         return None if isinstance(self.backbone, FusedBackbone) else self.backbone.model.config  # type: ignore[attr-defined]
@@ -241,10 +251,14 @@ def load_encoder(
         >>> encoder = load_encoder(folder, read_card(folder, "BAAI/bge-small-en-v1.5"))
     """
     device = device or torch.device("cpu")
-    model = load_transformer(
-        folder, dtype=loading_dtype(precision, device), trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
-    )
-    backbone = inference_backbone(model, precision, device)
+    allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    stored = stored_bert(folder, **allowed) if device.type == "cpu" else None
+    if stored is None or not can_fuse(stored):
+        backbone = inference_backbone(
+            load_transformer(folder, dtype=loading_dtype(precision, device), **allowed), precision, device
+        )
+    else:
+        backbone = fused_backbone(stored, precision, folder)
     logger.debug("%s runs as %s in %s on %s", folder, type(backbone).__name__, precision, device)
     encoder = Encoder(backbone, card, truncate_dim=truncate_dim)
     load_head(encoder.head, folder, card, allow_pickle)
@@ -267,19 +281,40 @@ def inference_backbone(model: PreTrainedModel, precision: str, device: torch.dev
     Raises:
         CardError: the precision is not possible for this architecture.
     """
-    half = _HALF.get(precision)
     if device.type == "cpu" and can_fuse(model):
-        return FusedBackbone(FusedEncoder(model, "int8" if precision == "int8" else half or torch.float32))
+        return fused_backbone(model, precision)
     if precision == "int8":
         raise CardError(f"dtype='int8' is there for BERT, RoBERTa and XLM-R, not for {type(model).__name__}")
-    return (PackedBackbone if can_pack(model) else PaddedBackbone)(cast(model, half or torch.float32))
+    dtype = _HALF.get(precision, torch.float32)
+    return (PackedBackbone if can_pack(model) else PaddedBackbone)(cast(model, dtype))
+
+
+def fused_backbone(model: PreTrainedModel | StoredBert, precision: str, folder: Path | None = None) -> FusedBackbone:
+    """The inference-only network of a model for which `can_fuse` is true.
+
+    Args:
+        model: The model.
+        precision: `float32`, `bfloat16` or `int8`.
+        folder: The checkpoint that `model` is, if that is stored.
+    """
+    config = model.config
+    weights = config.num_hidden_layers * config.hidden_size * (4 * config.hidden_size + 2 * config.intermediate_size)
+    # Threads of OpenMP wait for the next operation by spinning: for short ones that is most of all.
+    with threads_of(1) if weights < _MANY_WEIGHTS else contextlib.nullcontext():
+        fused = FusedEncoder(model, "int8" if precision == "int8" else _HALF.get(precision, torch.float32))
+    return FusedBackbone(fused, folder)
 
 
 class FusedBackbone:
-    """The inference-only CPU path: the same numbers from fewer, fused operations."""
+    """The inference-only CPU path: the same numbers from fewer, fused operations.
 
-    def __init__(self, fused: Any) -> None:
-        self.fused = fused
+    Attributes:
+        fused: The network.
+        folder: The checkpoint whose file its table of words is mapped from; None where it is memory of its own.
+    """
+
+    def __init__(self, fused: Any, folder: Path | None = None) -> None:
+        self.fused, self.folder = fused, folder
 
     def __call__(self, batch: Packed, select: Select) -> Tensor:
         """See `Backbone`; not differentiable."""

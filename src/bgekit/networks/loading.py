@@ -138,13 +138,15 @@ def stored_prefix(
 @contextlib.contextmanager
 def _told(folder: Path, files: Sequence[Path]) -> Iterator[None]:
     """Errors of transformers while it reads a checkpoint, as errors that name the checkpoint."""
+    from huggingface_hub.errors import StrictDataclassError  # A field of a config that is not of its type.
+
     try:
         yield
     except BgekitError:
         raise
     except (pickle.UnpicklingError, EOFError) as error:
         raise CheckpointError(f"{files[0]} is damaged or holds more than weights") from error
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, StrictDataclassError) as error:
         raise CheckpointError(f"cannot load the model in {folder}: {error}") from error
 
 

@@ -8,9 +8,9 @@ interface of transformers, so every architecture that uses that interface runs p
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Final
 
 import torch
@@ -222,12 +222,13 @@ def packed_attention(
         [1, T, heads, d], and None for the attention weights.
     """
     causal = bool(getattr(module, "is_causal", False))
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0 and _varlen_attn is not None:
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    if query.is_cuda and half and dropout == 0.0 and (varlen := _varlen_attention()) is not None:
         reach = -1 if sliding_window is None else sliding_window - 1
         longest = max(packed.lengths)
         q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
         boundaries, window = packed.cumulative, (reach, 0 if causal else reach)
-        result: Any = _varlen_attn(
+        result: Any = varlen(
             q, k, v, boundaries, boundaries, longest, longest,
             scale=scaling, window_size=window, enable_gqa=q.shape[1] != k.shape[1],
         )  # fmt: skip
@@ -267,10 +268,14 @@ def _mask(group: PaddedGroup, causal: bool, sliding_window: int | None) -> Tenso
     return mask
 
 
-try:
-    from torch.nn.attention.varlen import varlen_attn as _varlen_attn
-except ImportError:  # torch before 2.10
-    _varlen_attn = None  # type: ignore[assignment]
+@lru_cache(maxsize=1)
+def _varlen_attention() -> Callable[..., Any] | None:
+    """The attention that torch has for this layout; imported when a GPU needs it, as it brings torch._dynamo."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # torch before 2.10
+        return None
+    return varlen_attn
 
 
 def register() -> None:
