@@ -120,7 +120,7 @@ class Attention(abc.ABC):
         Args:
             states: [rows, 3 * hidden] queries, keys and values of all tokens, with what rows follow them; if `queries`
                 are given, [rows, 2 * hidden] keys and values.
-            queries: One a sequence, [at least n, hidden], or None for those of all tokens.
+            queries: One per sequence, [at least n, hidden], or None for those of all tokens.
         """
         wide = states.shape[1]
         kinds = 3 if queries is None else 2
