@@ -175,11 +175,16 @@ def test_attention_is_softmax_at_any_scale(scale: float, padded: bool, queries: 
     assert bool(exact_calls) == (scale > 10)
 
 
-def test_not_a_number_is_not_hidden() -> None:
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+@pytest.mark.parametrize("part", ["query", "key", "value"])
+def test_not_a_number_is_not_hidden(part: str, dtype: Any, kind_of_cpu: str) -> None:
     model = make()
     with torch.no_grad():
-        model.encoder.layer[0].attention.self.key.weight[0, 0] = float("nan")
-    assert torch.isnan(run(FusedEncoder(model, FP32), token_ids([9, 30]), "first")).any(1).all()
+        getattr(model.encoder.layer[0].attention.self, part).weight[0, 0] = float("nan")
+    ids = token_ids([1, 2, 9, 15, 16, 17, 30, 64])
+    for company in ([row] for row in ids):
+        assert torch.isnan(run(FusedEncoder(model, dtype), company, "first")).any(1).all()
+    assert torch.isnan(run(FusedEncoder(model, dtype), ids, "first")).any(1).all()
 
 
 # --- 8 bits

@@ -154,7 +154,8 @@ class Attention(abc.ABC):
 class TorchAttention(Attention):
     """torch's own kernel; the fastest with AMX.
 
-    It takes up to twice as long where the last 16 keys are not full.
+    It takes up to twice as long where the last 16 keys are not full, and makes zeros of fewer than 16 that are NaN, so
+    there are always as many.
     """
 
     @staticmethod

@@ -57,7 +57,7 @@ class Kernels:
 
 #: By kind of CPU. Measured with `benchmarks/encode.py`; see docs/performance.md.
 KERNELS: Final = {
-    "amx": Kernels(TorchAttention, block=1024, batch=1024),
+    "amx": Kernels(TorchAttention, block=2048, batch=2048),
     "other": Kernels(OwnAttention, block=256, batch=2048),
 }
 
@@ -86,13 +86,6 @@ def _class_of(model: PreTrainedModel | StoredBert) -> str:
         return model.published
     kind = type(model)
     return kind.__name__ if kind.__module__.startswith("transformers.models.") else ""
-
-
-def _projections(model: Any) -> Iterator[Any]:
-    """The linear modules before attention, of all layers."""
-    for layer in model.encoder.layer:
-        own = layer.attention.self
-        yield from (own.query, own.key, own.value)
 
 
 def _linears(model: Any) -> Iterator[Any]:
@@ -168,10 +161,6 @@ class FusedEncoder:
         source: Any = model
         config, embeddings = source.config, source.embeddings
         self.kernels = kernels()
-        self.attention = self.kernels.attention
-        if not all(bool(part.weight.sum().isfinite()) for part in _projections(model)):
-            # Damaged weights must show: torch's kernel makes zeros of a sequence whose keys are no numbers.
-            self.attention = OwnAttention
         self.heads: int = config.num_attention_heads
         self.int8 = dtype == "int8"
         half = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
@@ -207,7 +196,7 @@ class FusedEncoder:
         """Linear layers of the same input as one. A query before others or alone brings its factor."""
         weights, biases = [part.weight.float() for part in parts], [part.bias.float() for part in parts]
         if len(parts) != 2:
-            factor = self.attention.query_factor(parts[0].out_features // self.heads)
+            factor = self.kernels.attention.query_factor(parts[0].out_features // self.heads)
             weights[0], biases[0] = weights[0] * factor, biases[0] * factor
         return (Int8Projection if self.int8 else Linear)(torch.cat(weights), torch.cat(biases), self.dtype)
 
@@ -266,7 +255,7 @@ class FusedEncoder:
         if token_types is not None:
             x += embedding(pad(token_types, more), self.segments)
         x = self.norm(x).to(self.state_dtype)
-        attention = self.attention(lengths, rows, self.heads, self.dtype)
+        attention = self.kernels.attention(lengths, rows, self.heads, self.dtype)
         for layer in self.layers if select == "all" else self.layers[:-1]:
             x = layer.finish(x, attention(layer.qkv(x), None))
         if select != "all":

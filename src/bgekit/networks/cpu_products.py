@@ -54,7 +54,7 @@ def round_up(count: int) -> int:
     oneDNN compiles and keeps a kernel for each new shape (here 0.2 to 0.7 ms and 0.6 to 0.9 MB, up to 1,024 of
     them), which would cost every batch of a new size time, and the process its memory.
     """
-    step = 16 if count <= 256 else 32
+    step = 16 if count <= 256 else 32 if count <= 1024 else 64
     return -(-count // step) * step
 
 
@@ -132,10 +132,7 @@ class RowCheck:
             for padded in (rows, *range(-(-rows // _STEP) * _STEP, most + 1, _STEP)):
                 if self._holds(padded, count, adds):
                     return padded, count
-        logger.warning(
-            "no number of rows gives a product of shape %s in %s the same bits alone and in company on this CPU: the "
-            "last bits of a vector depend on its batch", self._shape, self._dtype,
-        )  # fmt: skip
+        _warn_of(*self._shape, self._dtype)
         return rows, threads
 
     def _holds(self, rows: int, threads: int, adds: bool) -> bool:
@@ -171,6 +168,15 @@ class RowCheck:
         few = torch.cat([half[:16], half[:16, order], odd[:16]], 1).to(self._dtype)
         weight = few.repeat(-(-outputs // 16), 1)[:outputs]
         return row, Linear(weight, torch.zeros(outputs), self._dtype, epilogue=self._epilogue)
+
+
+@cache
+def _warn_of(outputs: int, inputs: int, dtype: torch.dtype) -> None:
+    """Say, once per shape, where bits depend on the batch."""
+    logger.warning(
+        "no number of rows gives a product of %d by %d in %s the same bits alone and in company on this CPU: the last "
+        "bits of a vector depend on its batch", inputs, outputs, dtype,
+    )  # fmt: skip
 
 
 @cache
