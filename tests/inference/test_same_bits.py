@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import random
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +49,11 @@ def real_texts(shared_path: Shared, count: int) -> list[str]:
     return texts
 
 
-@pytest.fixture(scope="module", params=KERNELS)
-def kind_of_cpu(request: pytest.FixtureRequest) -> Iterator[str]:
+@pytest.fixture(params=KERNELS)
+def kind_of_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each kind of CPU in turn, as if this were one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu_inference, "kernels", lambda: KERNELS[request.param])
-        yield str(request.param)
+    monkeypatch.setattr(cpu_inference, "kernels", lambda: KERNELS[request.param])
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -138,13 +136,14 @@ def test_the_number_of_threads_changes_nothing(threads: int, bge_small_en: Path,
     expected = FlagModel(bge_small_en, devices="cpu").encode(texts)
     code = (
         "import json, sys, torch; from bgekit import FlagModel\n"
+        "torch.set_num_threads(int(sys.argv[2]))\n"
         "model = FlagModel(sys.argv[1], devices='cpu')\n"
         "vectors = [model.encode(text) for text in json.load(sys.stdin)]\n"
         "print(torch.get_num_threads(), json.dumps([vector.tobytes().hex() for vector in vectors]))"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code, bge_small_en], input=json.dumps(texts), capture_output=True, text=True, check=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        [sys.executable, "-c", code, bge_small_en, str(threads)],
+        input=json.dumps(texts), capture_output=True, text=True, check=True,
     )  # fmt: skip
     used, found = run.stdout.split(maxsplit=1)
     assert int(used) == threads

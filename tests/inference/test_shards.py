@@ -488,7 +488,7 @@ def test_really_full_disk(corpus, whole, tmp_path):
         _, message = process.communicate(timeout=60)
         assert process.returncode == 1
         assert "No space left on device" in message
-        assert " valid; the same command goes on from there" in message
+        assert " valid; the same command continues from there" in message
         assert not list(small.rglob("*.tmp"))
         finished = len(list(small.rglob("shard-*.json")))
         assert 0 < finished < 10

@@ -16,6 +16,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from .cpu_attention import TorchAttention
 from .cpu_inference import Norm, kernels
 from .cpu_products import ACTIVATIONS, REFERENCE_ROWS, Int8Linear, Linear, has_fast_int8, threads_of
 
@@ -31,12 +32,6 @@ def arithmetic_of(precision: str, devices: Sequence[torch.device]) -> dict[str, 
     Args:
         precision: `float32`, `bfloat16`, `float16` or `int8`.
         devices: Where it computes.
-
-    Example:
-        >>> import torch
-        >>> from bgekit.networks.arithmetic import arithmetic_of
-        >>> sorted(arithmetic_of("float32", [torch.device("cpu")]))
-        ['class', 'cpu', 'torch']
     """
     kinds = sorted({_cpu_class(precision) if device.type == "cpu" else _name(device) for device in devices})
     return {"class": " + ".join(kinds), "torch": torch.__version__, "cpu": " ".join(_flags())}
@@ -79,7 +74,8 @@ def _results(precision: str) -> list[Tensor]:
     norm = nn.LayerNorm(384)
     results.append(Norm(norm)(_numbers(16, 384)))
     for lengths in ([9], [70]):
-        results.append(kernels().attention(lengths, lengths[0], 12, dtype)(_numbers(lengths[0], 1152).to(dtype), None))
+        attention = kernels().attention if dtype == torch.bfloat16 else TorchAttention
+        results.append(attention(lengths, lengths[0], 12, dtype)(_numbers(lengths[0], 1152).to(dtype), None))
     return results
 
 

@@ -204,7 +204,10 @@ def _safe_threads(length: int, masked: bool, heads: int, width: int, dtype: torc
 
 
 class OwnAttention(Attention):
-    """Batched products with a softmax of two passes; the fastest where torch's kernel has no matrix unit to use."""
+    """Batched products with a softmax of two passes; the fastest where torch's kernel has no matrix unit to use.
+
+    For bfloat16: batched products in float32 are MKL's, which sums them up by how many there are.
+    """
 
     @staticmethod
     def query_factor(width: int) -> float:

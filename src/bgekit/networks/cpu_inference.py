@@ -45,7 +45,7 @@ class Kernels:
     """What suits a kind of CPU.
 
     Attributes:
-        attention: How attention is computed.
+        attention: How attention in bfloat16 is computed; in float32 it is torch's kernel, see `OwnAttention`.
         block: Rows that go through a feed-forward network at a time: what lies between stays in the core's cache.
         batch: Tokens that a batch should have.
     """
@@ -166,6 +166,7 @@ class FusedEncoder:
         half = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
         #: What attention computes in, and what goes from layer to layer.
         self.dtype: torch.dtype = dtype if isinstance(dtype, torch.dtype) else half
+        self.attention = self.kernels.attention if self.dtype == torch.bfloat16 else TorchAttention
         self.state_dtype: torch.dtype = dtype if isinstance(dtype, torch.dtype) else torch.float32
         with torch.no_grad():
             #: [vocabulary, hidden] as it is stored: most of a small model, of which a text reads a few rows.
@@ -196,7 +197,7 @@ class FusedEncoder:
         """Linear layers of the same input as one. A query before others or alone brings its factor."""
         weights, biases = [part.weight.float() for part in parts], [part.bias.float() for part in parts]
         if len(parts) != 2:
-            factor = self.kernels.attention.query_factor(parts[0].out_features // self.heads)
+            factor = self.attention.query_factor(parts[0].out_features // self.heads)
             weights[0], biases[0] = weights[0] * factor, biases[0] * factor
         return (Int8Projection if self.int8 else Linear)(torch.cat(weights), torch.cat(biases), self.dtype)
 
@@ -255,7 +256,7 @@ class FusedEncoder:
         if token_types is not None:
             x += embedding(pad(token_types, more), self.segments)
         x = self.norm(x).to(self.state_dtype)
-        attention = self.kernels.attention(lengths, rows, self.heads, self.dtype)
+        attention = self.attention(lengths, rows, self.heads, self.dtype)
         for layer in self.layers if select == "all" else self.layers[:-1]:
             x = layer.finish(x, attention(layer.qkv(x), None))
         if select != "all":

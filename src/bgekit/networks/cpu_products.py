@@ -30,7 +30,7 @@ ACTIVATIONS: Final[dict[str, tuple[str, str, Callable[[Tensor], Tensor]]]] = {
 }
 #: Rows of the product whose bits all others must have, and most rows of those that are cut.
 REFERENCE_ROWS: Final = 256
-#: Numbers of rows that are tried are multiples of this.
+#: Numbers of rows that are tried are multiples of this; heads are computed by so many.
 _STEP: Final = 16
 
 
@@ -61,6 +61,19 @@ def round_up(count: int) -> int:
 def with_zeros(x: Tensor, more: int) -> Tensor:
     """[rows + more, columns]: x [rows, columns] with rows of zeros behind it; a quarter of the time of `pad`."""
     return torch.cat([x, _zeros(more, x.shape[1], x.dtype)])
+
+
+def in_equal_parts(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What a function of single rows makes of x [rows, in], by 16 rows at a time in one thread.
+
+    For the small heads behind a transformer, whose products are torch's own: with always the same number of rows they
+    are summed up in the same order.
+    """
+    parts = []
+    with threads_of(1):
+        for part in x.split(_STEP):
+            parts.append(function(with_zeros(part, _STEP - len(part)) if len(part) < _STEP else part)[: len(part)])
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @lru_cache(maxsize=256)

@@ -6,6 +6,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,7 @@ from ..errors import CardError
 from ..models.card_reading import is_classifier
 from ..models.checkpoint_files import read_config
 from .cpu_inference import can_fuse
+from .cpu_products import in_equal_parts
 from .cpu_training import use_quick_dropout
 from .encoder import (
     Backbone,
@@ -177,7 +179,8 @@ class CrossEncoder(Trainable, nn.Module):
         # The head is a thousandth of the work, and half precision would round the scores.
         with torch.autocast(pooled.device.type, enabled=False):
             weight = next(parameter for part in self._head_parts() for parameter in part.parameters())
-            return self.head.apply(self.published, pooled.to(weight.dtype)).float()
+            head, pooled = partial(self.head.apply, self.published), pooled.to(weight.dtype)
+            return (in_equal_parts(head, pooled) if self.exact else head(pooled)).float()
 
     def _head_parts(self) -> Iterator[nn.Module]:
         """The modules of the head, which adapters may have replaced by now."""

@@ -19,7 +19,7 @@ from ..errors import ArgumentError, CardError, CheckpointError, import_extra
 from ..models.card import DenseLayer, ModelCard
 from ..models.checkpoint_files import padding_position, read_tensors, weight_files
 from .cpu_inference import FusedEncoder, can_fuse
-from .cpu_products import threads_of
+from .cpu_products import in_equal_parts, threads_of
 from .cpu_training import use_quick_dropout
 from .loading import cast, load_published
 from .packing import PACKED_ATTENTION, Packed
@@ -164,7 +164,9 @@ class Encoder(nn.Module):
     def forward(self, batch: Packed) -> Tensor:
         """[n, dimension] float32, one vector for each sequence of the batch; differentiable."""
         hidden = self.backbone(batch, rows_needed(self.pooling))
-        vectors: Tensor = self.head(pool(hidden, batch, self.pooling))
+        vectors = pool(hidden, batch, self.pooling)
+        if self.head.layers:
+            vectors = in_equal_parts(self.head, vectors) if self.exact else self.head(vectors)
         if self.truncate_dim is not None:
             # Matryoshka (arXiv:2205.13147): the leading dimensions are an embedding, once normalised.
             vectors = vectors[:, : self.truncate_dim]
