@@ -31,8 +31,18 @@ def test_models_filter(capsys):
     assert "57.82 (c-mteb)" in out and "languages zh" in out
     assert "cls, unit length" in out
     assert "为这个句子生成表示以用于检索相关文章：" in out
+    assert "licence MIT" in " ".join(out.split())
     assert "e5" not in out
     assert main(["models", "--filter", "no such thing"]) == 1
+
+
+def test_models_of_several_licences_and_sizes(capsys):
+    assert main(["models", "--filter", "bge-en-icl"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "BAAI/bge-en-icl (4096, 7.1 billion parameters)" in out
+    assert "licence Apache-2.0" in out
+    for family in FAMILIES:
+        assert family.licences.keys() | family.parameters.keys() <= set(family.names)
 
 
 def test_models_json(capsys):
@@ -41,8 +51,8 @@ def test_models_json(capsys):
     assert [row["title"] for row in rows] == [family.title for family in FAMILIES]
     row = next(row for row in rows if row["title"] == "BGE v1.5, English")
     assert row["models"][1] == {
-        "name": "bge-base-en-v1.5", "id": "BAAI/bge-base-en-v1.5", "dimension": 768, "parameters": None,
-        "published": {"mteb-en": 63.55},
+        "name": "bge-base-en-v1.5", "id": "BAAI/bge-base-en-v1.5", "dimension": 768, "parameters": 109000000,
+        "licence": "MIT", "published": {"mteb-en": 63.55},
     }  # fmt: skip
     assert row["pooling"] == "cls"
     assert row["query_prompt"] == ["Represent this sentence for searching relevant passages: ", ""]

@@ -53,6 +53,7 @@ def describe(family: Family) -> dict[str, Any]:
                 "id": family.id_of(name),
                 "dimension": family.dimensions.get(name),
                 "parameters": family.parameters.get(name),
+                "licence": family.licences.get(name),
                 "published": published().get(name),
             }
             for name in family.names
@@ -117,10 +118,20 @@ def _block(family: Family, width: int) -> str:
         rows.append(("note", family.notice))
     if family.languages:
         rows.insert(1, ("languages", family.languages))
+    if family.licences:
+        rows.append(("licence", _licence(family)))
     scores = [f"{name} {score}" for name in family.names for score in _scores(name)]
     if scores:
         rows.append(("published", ", ".join(scores)))
     return "\n".join([family.title + kinds.get(family.kind, ""), *_rows(rows, width)])
+
+
+def _licence(family: Family) -> str:
+    """Licences of a family: one for all of its models, or by model."""
+    found = {family.licences.get(name) for name in family.names}
+    if len(found) == 1:
+        return next(iter(family.licences.values()))
+    return ", ".join(f"{name} {licence}" for name, licence in family.licences.items())
 
 
 def _scores(name: str) -> list[str]:
@@ -139,5 +150,8 @@ def _rows(rows: Sequence[tuple[str, str]], width: int) -> list[str]:
 def _named(family: Family, name: str) -> str:
     facts = [str(family.dimensions[name])] if name in family.dimensions else []
     if name in family.parameters:
-        facts.append(f"{family.parameters[name] / 1e6:.0f} million parameters")
+        count = family.parameters[name]
+        facts.append(
+            f"{count / 1e9:.1f} billion parameters" if count >= 1e9 else f"{count / 1e6:.0f} million parameters"
+        )
     return f"{family.id_of(name)} ({', '.join(facts)})" if facts else family.id_of(name)

@@ -36,7 +36,8 @@ class Family:
         source: Where the facts stand.
         owners: Who publishes a model on the Hugging Face hub, by model name.
         languages: `en`, `zh` or `multilingual`, None where no source at hand says it.
-        parameters: Number of parameters by model name, where it was counted.
+        parameters: Number of parameters by model name, where a source at hand says it.
+        licences: Licence that a model is published under, by model name, where a source at hand says it.
 
     Example:
         >>> from bgekit.models import find_family
@@ -62,6 +63,7 @@ class Family:
     owners: dict[str, str] = field(default_factory=dict)
     languages: str | None = None
     parameters: dict[str, int] = field(default_factory=dict)
+    licences: dict[str, str] = field(default_factory=dict)
 
     def id_of(self, name: str) -> str:
         """What `--model` takes for a model of the family: its hub id, or its name where it is hosted."""
@@ -75,8 +77,9 @@ def _read(fields: dict[str, Any]) -> Family:
     fields |= {side: _prompt(fields[side]) for side in ("query", "document") if side in fields}
     if instruction is not None:
         fields["query"] = Prompt.from_format(instruction, fields["template"])
-    owner = fields.pop("owner", {})
-    fields["owners"] = dict.fromkeys(models, owner) if isinstance(owner, str) else owner
+    for one, each in (("owner", "owners"), ("licence", "licences")):
+        value = fields.pop(one, {})
+        fields[each] = dict.fromkeys(models, value) if isinstance(value, str) else value
     widths = {name: width for name, width in models.items() if width is not None}
     return Family(names=tuple(models), dimensions=widths, **fields)
 
