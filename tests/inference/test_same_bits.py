@@ -175,7 +175,7 @@ def test_shards_of_any_size_and_a_resumed_run_hold_the_same_bits(
 def test_500_texts_by_every_way_there_is(
     dtype: str, language: str, cross_encoder: Path, shared_path: Shared, tmp_path: Path
 ) -> None:
-    """20 minutes on two cores: alone, in company, on two workers, by `bge encode`, and as pairs."""
+    """Two to four minutes each on two cores: alone, in company, on two workers, by `bge encode`, and as pairs."""
     texts = list(dict.fromkeys(real_texts(shared_path, 500)))
     folder = shared_path("models", f"bge-small-{language}-v1.5")
     model = FlagModel(folder, dtype=dtype, devices="cpu")
