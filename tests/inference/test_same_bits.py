@@ -7,8 +7,8 @@ import json
 import random
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -115,19 +115,8 @@ def test_threads_that_call_at_once_get_the_same_bits(bge_small_en: Path, shared_
     model = FlagModel(bge_small_en, devices="cpu")
     texts = real_texts(shared_path, 16)
     alone = [model.encode(text) for text in texts]
-    failed: list[int] = []
-
-    def call(first: int) -> None:
-        for row in range(first, len(texts), 4):
-            if not np.array_equal(model.encode(texts[row]), alone[row]):
-                failed.append(row)
-
-    threads = [threading.Thread(target=call, args=(first,)) for first in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failed
+    with ThreadPoolExecutor(4) as threads:
+        assert np.array_equal(np.stack(list(threads.map(model.encode, texts))), np.stack(alone))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

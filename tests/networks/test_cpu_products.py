@@ -53,7 +53,7 @@ def test_the_product_is_that_of_torch() -> None:
 
 def checked(safe: set[tuple[int, int]]) -> RowCheck:
     """A check by which these numbers of rows and threads are safe."""
-    check = RowCheck(8, 8, torch.float32, "none", "")
+    check = RowCheck(8, 8, torch.float32)
     check._holds = lambda rows, threads, adds: (rows, threads) in safe  # type: ignore[method-assign]
     return check
 
@@ -81,7 +81,7 @@ def test_where_nothing_is_safe_it_is_said_once(caplog: pytest.LogCaptureFixture)
 
 
 def test_what_is_tried_is_nothing_but_rounding() -> None:
-    check = RowCheck(768, 64, torch.float32, "none", "")
+    check = RowCheck(768, 64, torch.float32)
     reference = check.reference(adds=False)
     assert 0 < reference.abs().max() < 1e-3
     assert (reference != 0).double().mean() > 0.9
@@ -89,7 +89,7 @@ def test_what_is_tried_is_nothing_but_rounding() -> None:
 
 def test_layers_share_the_check_and_another_process_has_its_own() -> None:
     one, two = (Linear(torch.ones(8, 16), torch.zeros(8), torch.float32) for _ in range(2))
-    assert one._check is two._check is row_check(16, 8, torch.float32, "none", "")
+    assert one._check is two._check is row_check(16, 8, torch.float32, None)
     assert pickle.loads(pickle.dumps(one._check)) is one._check
 
 

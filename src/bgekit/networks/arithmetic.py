@@ -16,7 +16,6 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from .cpu_attention import TorchAttention
 from .cpu_inference import Norm, kernels
 from .cpu_products import ACTIVATIONS, REFERENCE_ROWS, Int8Linear, Linear, has_fast_int8, threads_of
 
@@ -68,13 +67,13 @@ def _results(precision: str) -> list[Tensor]:
     for inputs, outputs, activation in _PRODUCTS:
         x, weight, bias = _numbers(REFERENCE_ROWS, inputs), _numbers(outputs, inputs), _numbers(1, outputs)[0]
         if precision == "int8" and has_fast_int8():
-            results.append(Int8Linear(weight, bias, activation)(x[:8]))
+            results.append(Int8Linear(weight, bias, activation=activation)(x[:8]))
         else:
             results.append(Linear(weight, bias, dtype, activation).multiply(x.to(dtype), None)[:8])
     norm = nn.LayerNorm(384)
     results.append(Norm(norm)(_numbers(16, 384)))
     for lengths in ([9], [70]):
-        attention = kernels().attention if dtype == torch.bfloat16 else TorchAttention
+        attention = kernels().attention_in(dtype)
         results.append(attention(lengths, lengths[0], 12, dtype)(_numbers(lengths[0], 1152).to(dtype), None))
     return results
 

@@ -27,7 +27,7 @@ from torch.nn.functional import embedding, layer_norm, pad
 
 from ..errors import ArgumentError
 from .cpu_attention import Attention, OwnAttention, TorchAttention
-from .cpu_products import ACTIVATIONS, Int8Linear, Int8Projection, Linear, Product, has_fast_int8, round_up
+from .cpu_products import ACTIVATIONS, Int8Linear, Linear, Product, has_fast_int8, round_up
 from .packing import roberta_positions
 from .stored_bert import StoredBert, StoredLinear
 
@@ -53,6 +53,10 @@ class Kernels:
     attention: type[Attention]
     block: int
     batch: int
+
+    def attention_in(self, dtype: torch.dtype) -> type[Attention]:
+        """How attention in a number format is computed."""
+        return self.attention if dtype == torch.bfloat16 else TorchAttention
 
 
 #: By kind of CPU. Measured with `benchmarks/encode.py`; see docs/performance.md.
@@ -110,9 +114,7 @@ class Norm:
 class _Layer:
     """One transformer layer but for its attention: the projections before it and all that follows."""
 
-    def __init__(
-        self, layer: Any, qkv: Callable[[Tensor], Tensor], pack: Callable[..., Product], activation: str, block: int
-    ) -> None:
+    def __init__(self, layer: Any, qkv: Product, pack: Callable[..., Product], activation: str, block: int) -> None:
         """Copy a layer of the model, whose linear parts `pack` makes ready for the dtype."""
         self.qkv, self.block = qkv, block
         self.output, self.output_norm = pack(layer.attention.output.dense), Norm(layer.attention.output.LayerNorm)
@@ -162,11 +164,11 @@ class FusedEncoder:
         config, embeddings = source.config, source.embeddings
         self.kernels = kernels()
         self.heads: int = config.num_attention_heads
-        self.int8 = dtype == "int8"
+        self._layer = Int8Linear if dtype == "int8" else Linear
         half = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
         #: What attention computes in, and what goes from layer to layer.
         self.dtype: torch.dtype = dtype if isinstance(dtype, torch.dtype) else half
-        self.attention = self.kernels.attention if self.dtype == torch.bfloat16 else TorchAttention
+        self.attention = self.kernels.attention_in(self.dtype)
         self.state_dtype: torch.dtype = dtype if isinstance(dtype, torch.dtype) else torch.float32
         with torch.no_grad():
             #: [vocabulary, hidden] as it is stored: most of a small model, of which a text reads a few rows.
@@ -189,17 +191,15 @@ class FusedEncoder:
             self.last_pair = self._projection(last.key, last.value)
 
     def _packed(self, linear: nn.Linear, activation: str | None = None) -> Product:
-        if self.int8:
-            return Int8Linear(linear.weight, linear.bias, activation)
-        return Linear(linear.weight, linear.bias, self.dtype, activation)
+        return self._layer(linear.weight, linear.bias, self.state_dtype, activation)
 
-    def _projection(self, *parts: nn.Linear) -> Callable[[Tensor], Tensor]:
+    def _projection(self, *parts: nn.Linear) -> Product:
         """Linear layers of the same input as one. A query before others or alone brings its factor."""
         weights, biases = [part.weight.float() for part in parts], [part.bias.float() for part in parts]
         if len(parts) != 2:
             factor = self.attention.query_factor(parts[0].out_features // self.heads)
             weights[0], biases[0] = weights[0] * factor, biases[0] * factor
-        return (Int8Projection if self.int8 else Linear)(torch.cat(weights), torch.cat(biases), self.dtype)
+        return self._layer(torch.cat(weights), torch.cat(biases), self.dtype)
 
     def __call__(
         self, input_ids: Tensor, lengths: Sequence[int], select: Select = "all", token_types: Tensor | None = None

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from functools import cache, lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial
 from typing import Any, Final, Protocol
 
 import torch
@@ -93,17 +93,16 @@ class RowCheck:
     summation changes in nearly every column.
     """
 
-    def __init__(self, inputs: int, outputs: int, dtype: torch.dtype, activation: str, algorithm: str) -> None:
+    def __init__(self, inputs: int, outputs: int, dtype: torch.dtype, activation: str | None = None) -> None:
         """Nothing tried yet.
 
         Args:
             inputs: Columns of x.
             outputs: Columns of the result.
             dtype: Type of x, the weights and the result.
-            activation: Epilogue of oneDNN, "none" without.
-            algorithm: Which form of it.
+            activation: `config.hidden_act`, if one follows.
         """
-        self._shape, self._dtype, self._epilogue = (outputs, inputs), dtype, (activation, algorithm)
+        self._shape, self._dtype, self._activation = (outputs, inputs), dtype, activation
         self._lock = threading.Lock()
         self._tried: dict[tuple[int, int, bool], bool] = {}
         self._references: dict[bool, Tensor] = {}
@@ -112,7 +111,7 @@ class RowCheck:
     def __reduce__(self) -> tuple[Any, ...]:
         """In another process, that process's own."""
         outputs, inputs = self._shape
-        return row_check, (inputs, outputs, self._dtype, *self._epilogue)
+        return row_check, (inputs, outputs, self._dtype, self._activation)
 
     def parts(self, rows: int, adds: bool) -> tuple[_Part, ...] | None:
         """How to compute so many rows: None if as they are, else the parts in which they are computed.
@@ -163,14 +162,13 @@ class RowCheck:
 
     def _compute(self, rows: int, threads: int, adds: bool) -> Tensor:
         """[rows, outputs] the product that is tried."""
-        if not hasattr(self, "_tested"):
-            self._tested = self._make()
         row, layer = self._tested
         x = row.expand(rows, -1).contiguous()
         with threads_of(threads), torch.inference_mode():
             return layer.multiply(x, x.new_zeros(rows, self._shape[0]) if adds else None)
 
-    def _make(self) -> tuple[Tensor, Linear]:
+    @cached_property
+    def _tested(self) -> tuple[Tensor, Linear]:
         """The row [1, inputs] and the layer of the product that is tried."""
         outputs, inputs = self._shape
         draw = torch.Generator().manual_seed(0)
@@ -180,7 +178,7 @@ class RowCheck:
         row = torch.cat([half[16:], -half[16:, order], odd[16:]], 1).to(self._dtype)
         few = torch.cat([half[:16], half[:16, order], odd[:16]], 1).to(self._dtype)
         weight = few.repeat(-(-outputs // 16), 1)[:outputs]
-        return row, Linear(weight, torch.zeros(outputs), self._dtype, epilogue=self._epilogue)
+        return row, Linear(weight, torch.zeros(outputs), self._dtype, self._activation)
 
 
 @cache
@@ -193,9 +191,9 @@ def _warn_of(outputs: int, inputs: int, dtype: torch.dtype) -> None:
 
 
 @cache
-def row_check(inputs: int, outputs: int, dtype: torch.dtype, activation: str, algorithm: str) -> RowCheck:
+def row_check(inputs: int, outputs: int, dtype: torch.dtype, activation: str | None) -> RowCheck:
     """The check of a shape, which all layers of that shape share."""
-    return RowCheck(inputs, outputs, dtype, activation, algorithm)
+    return RowCheck(inputs, outputs, dtype, activation)
 
 
 class Product(Protocol):
@@ -213,15 +211,7 @@ class Product(Protocol):
 class Linear:
     """A prepacked linear layer, with what oneDNN applies to its result before writing it."""
 
-    def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor,
-        dtype: torch.dtype,
-        activation: str | None = None,
-        *,
-        epilogue: tuple[str, str] = ("none", ""),
-    ) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, activation: str | None = None) -> None:
         """Pack the weights.
 
         Args:
@@ -229,12 +219,11 @@ class Linear:
             bias: [out].
             dtype: Type to compute in.
             activation: `config.hidden_act`, if one follows.
-            epilogue: The same as oneDNN names it.
         """
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), REFERENCE_ROWS)
         self.bias = bias.to(dtype).contiguous()
-        self.activation, self.algorithm = epilogue if activation is None else ACTIVATIONS[activation][:2]
-        self._check = row_check(weight.shape[1], weight.shape[0], dtype, self.activation, self.algorithm)
+        self.activation, self.algorithm = ("none", "") if activation is None else ACTIVATIONS[activation][:2]
+        self._check = row_check(weight.shape[1], weight.shape[0], dtype, activation)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[rows, out] for [rows, in]."""
@@ -298,8 +287,11 @@ class _Rows:
 class Int8Linear:
     """A linear layer with 8-bit weights. Sums of whole numbers are exact, so a row's company changes nothing."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, activation: str | None = None) -> None:
-        weight = weight.detach().float()
+    def __init__(
+        self, weight: Tensor, bias: Tensor, dtype: torch.dtype = torch.float32, activation: str | None = None
+    ) -> None:
+        """Quantise the weights; arguments as of `Linear`, with `dtype` the type of the result."""
+        weight, self.dtype = weight.detach().float(), dtype
         self.activation = None if activation is None else ACTIVATIONS[activation][2]
         self.scale = (weight.abs().amax(1) / 127).clamp_(min=1e-30)
         whole = (weight / self.scale[:, None]).round_().to(torch.int8)
@@ -309,7 +301,7 @@ class Int8Linear:
         self.rest = torch.stack([self.scale * whole.sum(1), bias.detach().float()])
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[rows, out] float32 for [rows, in] float32."""
+        """[rows, out] for [rows, in] float32."""
         if len(x) <= _BLOCK:
             return self._block(x)
         return torch.cat([self._block(part) for part in x.split(_BLOCK)])
@@ -321,22 +313,8 @@ class Int8Linear:
         )
         offset = torch.cat([rows.zero.mul_(rows.step), rows.step.new_ones(len(x), 1)], 1)
         y = y.mul_(rows.step).addmm_(offset, self.rest)
-        return y if self.activation is None else self.activation(y)
+        return (y if self.activation is None else self.activation(y)).to(self.dtype)
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
         """The layer's result plus `other`, of rows in any floating type."""
         return self(x.float()).add_(other)
-
-
-class Int8Projection:
-    """Linear layers of the same input as one, with results for attention in `dtype`."""
-
-    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
-        self.linear, self.dtype = Int8Linear(weight, bias), dtype
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """[rows, out] for [rows, in] float32."""
-        result = x.new_empty(len(x), len(self.linear.scale), dtype=self.dtype)
-        for start in range(0, len(x), _BLOCK):
-            result[start : start + _BLOCK] = self.linear(x[start : start + _BLOCK])
-        return result
