@@ -1,6 +1,6 @@
 """What docs/determinism.md and docs/performance.md state of products and attention on this CPU.
 
-python benchmarks/determinism.py rows        # numbers of rows whose bits are those of 256 rows in one thread
+python benchmarks/determinism.py rows        # numbers of rows whose bits are those of 32, or of 256, in one thread
 python benchmarks/determinism.py attention   # torch's kernel by length: ms for 2,048 tokens, one thread
 """
 
@@ -12,7 +12,7 @@ import time
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from bgekit.networks.cpu_products import row_check, threads_of
+from bgekit.networks.cpu_products import FEW, MANY, row_check, threads_of
 
 #: Columns of x and of the result, of bge-small, base and large.
 SHAPES = (
@@ -28,9 +28,13 @@ def rows() -> None:
     """Numbers of rows that agree, by shape and threads."""
     for inputs, outputs, activation in SHAPES:
         check = row_check(inputs, outputs, torch.bfloat16, activation)
-        for threads in (1, 2):
-            agree = [count for count in ROWS if check._holds(count, threads, False)]
-            print(f"{inputs} x {outputs}, {threads} threads: {'all' if len(agree) == len(ROWS) else agree}", flush=True)
+        for like in (FEW, MANY):
+            for threads in (1, 2):
+                agree = [count for count in ROWS if check._holds(count, threads, False, like)]
+                found = "all" if len(agree) == len(ROWS) else agree
+                print(f"{inputs} x {outputs}, as {like} rows, {threads} threads: {found}", flush=True)
+        with threads_of(1):
+            print(f"  blocks of columns for 2,048 rows as {FEW}: {check.width(2048, False) or 'none'}", flush=True)
 
 
 def attention() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bgekit.networks.arithmetic import arithmetic_of
-from bgekit.networks.cpu_products import REFERENCE_ROWS, Linear, RowCheck, row_check, threads_of
+from bgekit.networks.cpu_products import FEW, MANY, Linear, RowCheck, row_check, threads_of
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 BF16 = pytest.param(
@@ -31,15 +31,36 @@ def test_a_row_does_not_depend_on_the_others(
     x = torch.randn(700, inputs, generator=draw).to(dtype)
     other = torch.randn(700, outputs, generator=draw).to(dtype)
     with threads_of(1):
-        alone, added = layer(x[:REFERENCE_ROWS]), layer.plus(x[:REFERENCE_ROWS], other[:REFERENCE_ROWS])
+        alone, added = layer(x[:MANY]), layer.plus(x[:MANY], other[:MANY])
     for threads in (1, 2, 3):
         with threads_of(threads):
             for rows in (1, 2, 7, 8, 16, 40, 48, 92, 255, 256, 257, 300, 512, 700):
-                few = min(rows, REFERENCE_ROWS)
+                few = min(rows, MANY)
                 assert torch.equal(layer(x[:rows])[:few], alone[:few]), (threads, rows)
                 assert torch.equal(layer.plus(x[:rows], other[:rows])[:few], added[:few]), (threads, rows)
-                rest = min(rows, REFERENCE_ROWS - 3)
+                rest = min(rows, MANY - 3)
                 assert torch.equal(layer(x[3 : 3 + rows])[:rest], alone[3 : 3 + rest]), (threads, rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+@pytest.mark.parametrize(("inputs", "outputs"), [(768, 768), (768, 2304), (3072, 768), (33, 7)])
+def test_a_row_of_a_short_sequence_does_not_depend_on_the_others(inputs: int, outputs: int, dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(2)
+    layer = Linear(torch.randn(outputs, inputs, generator=draw), torch.randn(outputs, generator=draw), dtype)
+    x, other = (torch.randn(808, columns, generator=draw).to(dtype) for columns in (inputs, outputs))
+    with threads_of(1):
+        few = layer(x[:FEW], FEW), layer.plus(x[:FEW], other[:FEW], FEW)
+    for threads in (1, 2):
+        with threads_of(threads):
+            for rows in (16, 48, 130, 800):
+                # In bulk the product is made of blocks of columns, or of parts of 32 rows.
+                for start in (0, 8):
+                    whole = layer(x[start : start + rows], FEW), layer.plus(x[start:][:rows], other[start:][:rows], FEW)
+                    for result, expected in zip(whole, few, strict=True):
+                        assert torch.equal(result[: FEW - start], expected[start : start + rows]), (threads, rows)
+    assert torch.equal(
+        pickle.loads(pickle.dumps(layer._check)).reference(False, FEW), layer._check.reference(False, FEW)
+    )
 
 
 def test_the_product_is_that_of_torch() -> None:
@@ -54,7 +75,7 @@ def test_the_product_is_that_of_torch() -> None:
 def checked(safe: set[tuple[int, int]]) -> RowCheck:
     """A check by which these numbers of rows and threads are safe."""
     check = RowCheck(8, 8, torch.float32)
-    check._holds = lambda rows, threads, adds: (rows, threads) in safe  # type: ignore[method-assign]
+    check._holds = lambda rows, threads, adds, like: (rows, threads) in safe  # type: ignore[method-assign]
     return check
 
 

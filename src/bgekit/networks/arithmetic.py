@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .cpu_inference import Norm, kernels
-from .cpu_products import ACTIVATIONS, REFERENCE_ROWS, Int8Linear, Linear, has_fast_int8, threads_of
+from .cpu_products import ACTIVATIONS, MANY, Int8Linear, Linear, has_fast_int8, threads_of
 
 #: Columns of x and of the result of each product, and what follows it.
 _PRODUCTS: Final = ((384, 384, "gelu"), (1536, 384, None), (768, 768, None))
@@ -65,7 +65,7 @@ def _results(precision: str) -> list[Tensor]:
     dtype = torch.bfloat16 if precision in ("bfloat16", "int8") and bf16 else torch.float32
     results = []
     for inputs, outputs, activation in _PRODUCTS:
-        x, weight, bias = _numbers(REFERENCE_ROWS, inputs), _numbers(outputs, inputs), _numbers(1, outputs)[0]
+        x, weight, bias = _numbers(MANY, inputs), _numbers(outputs, inputs), _numbers(1, outputs)[0]
         if precision == "int8" and has_fast_int8():
             results.append(Int8Linear(weight, bias, activation=activation)(x[:8]))
         else:

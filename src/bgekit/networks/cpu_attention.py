@@ -11,6 +11,7 @@ import math
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import torch
@@ -45,6 +46,13 @@ class Group:
     equal: int
     padded: Tensor | None
     real: Tensor | None
+
+    @cached_property
+    def addend(self) -> Tensor | None:
+        """[n, 1, 1, length] in the compute dtype: what is added to scores for the mask, once for all layers."""
+        if self.mask is None:
+            return None
+        return torch.zeros(self.mask.shape, dtype=self.own.dtype).masked_fill_(~self.mask, -math.inf)
 
     @classmethod
     def of(cls, lengths: list[int], length: int, first: int, start: int, rows: int, dtype: torch.dtype) -> Group:
@@ -171,7 +179,7 @@ class TorchAttention(Attention):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, group: Group) -> Tensor:
         """See `Attention`."""
         with threads_of(_safe_threads(group.length, group.mask is not None, self.heads, query.shape[3], query.dtype)):
-            result = scaled_dot_product_attention(query, key, value, attn_mask=group.mask)
+            result = scaled_dot_product_attention(query, key, value, attn_mask=group.addend)
         return result.transpose(1, 2)
 
 

@@ -13,6 +13,7 @@ At the end: how long runs give the memory back that their batches leave behind i
 
 from __future__ import annotations
 
+import bisect
 import ctypes
 import itertools
 import os
@@ -27,7 +28,7 @@ from torch.nn.functional import embedding, layer_norm, pad
 
 from ..errors import ArgumentError
 from .cpu_attention import Attention, OwnAttention, TorchAttention
-from .cpu_products import ACTIVATIONS, Int8Linear, Linear, Product, has_fast_int8, round_up
+from .cpu_products import ACTIVATIONS, FEW, MANY, Int8Linear, Linear, Product, has_fast_int8, round_up
 from .packing import roberta_positions
 from .stored_bert import StoredBert, StoredLinear
 
@@ -121,19 +122,19 @@ class _Layer:
         self.up = pack(layer.intermediate.dense, activation)
         self.down, self.down_norm = pack(layer.output.dense), Norm(layer.output.LayerNorm)
 
-    def finish(self, x: Tensor, context: Tensor) -> Tensor:
-        """The layer's output for its input and the heads' results, all [rows, hidden]."""
+    def finish(self, x: Tensor, context: Tensor, like: int) -> Tensor:
+        """The layer's output for its input and the heads' results, all [rows, hidden]; `like` as of `Product`."""
         if len(x) <= self.block:
-            return self._finish(x, context)
+            return self._finish(x, context, like)
         result = torch.empty_like(x)
         for start in range(0, len(x), self.block):
             rows = slice(start, start + self.block)
-            result[rows] = self._finish(x[rows], context[rows])
+            result[rows] = self._finish(x[rows], context[rows], like)
         return result
 
-    def _finish(self, x: Tensor, context: Tensor) -> Tensor:
-        y = self.output_norm(self.output.plus(context, x))
-        return self.down_norm(self.down.plus(self.up(y), y))
+    def _finish(self, x: Tensor, context: Tensor, like: int) -> Tensor:
+        y = self.output_norm(self.output.plus(context, x, like))
+        return self.down_norm(self.down.plus(self.up(y, like), y, like))
 
 
 class FusedEncoder:
@@ -221,13 +222,14 @@ class FusedEncoder:
         """
         self._check(input_ids, lengths)
         with torch.inference_mode():
+            ascending = sorted(lengths)
+            if ascending == list(lengths):
+                return self._by_length(input_ids, ascending, select, token_types)
             starts = [end - own for end, own in zip(itertools.accumulate(lengths), lengths, strict=True)]
             order = sorted(range(len(lengths)), key=lengths.__getitem__)
-            if order == list(range(len(lengths))):
-                return self._forward(input_ids, list(lengths), select, token_types)
             tokens = torch.cat([torch.arange(starts[i], starts[i] + lengths[i]) for i in order])
             types = None if token_types is None else token_types[tokens]
-            hidden = self._forward(input_ids[tokens], [lengths[i] for i in order], select, types)
+            hidden = self._by_length(input_ids[tokens], ascending, select, types)
             restored = torch.empty_like(hidden)
             return restored.index_copy_(0, tokens if select == "all" else torch.tensor(order), hidden)
 
@@ -241,12 +243,28 @@ class FusedEncoder:
         if max(lengths) > limit:
             raise ArgumentError(f"a sequence of {max(lengths)} tokens: this model has {limit} positions")
 
-    def _forward(self, input_ids: Tensor, lengths: list[int], select: Select, token_types: Tensor | None) -> Tensor:
-        """`__call__` for ascending lengths."""
+    def _by_length(self, input_ids: Tensor, lengths: list[int], select: Select, token_types: Tensor | None) -> Tensor:
+        """`__call__` for ascending lengths: short sequences by themselves, as their products are other ones."""
+        short = bisect.bisect_right(lengths, FEW)
+        if short in (0, len(lengths)):
+            return self._forward(input_ids, lengths, select, token_types, FEW if short else MANY)
+        cut = sum(lengths[:short])
+        parts = (slice(cut), lengths[:short], FEW), (slice(cut, None), lengths[short:], MANY)
+        return torch.cat([
+            self._forward(input_ids[own], some, select, None if token_types is None else token_types[own], like)
+            for own, some, like in parts
+        ])  # fmt: skip
+
+    def _forward(
+        self, input_ids: Tensor, lengths: list[int], select: Select, token_types: Tensor | None, like: int
+    ) -> Tensor:
+        """`__call__` for ascending lengths and one kind of products, see `Product`."""
         count, rows = len(input_ids), round_up(len(input_ids))
         own = torch.tensor(lengths)
         ends = own.cumsum(0)
-        if self.padding is None:
+        if len(lengths) == 1 and self.padding is None:
+            place = torch.arange(count)
+        elif self.padding is None:
             place = torch.arange(count) - (ends - own).repeat_interleave(own)
         else:
             place = roberta_positions(input_ids, self.padding, ends - own, own)
@@ -258,13 +276,14 @@ class FusedEncoder:
         x = self.norm(x).to(self.state_dtype)
         attention = self.attention(lengths, rows, self.heads, self.dtype)
         for layer in self.layers if select == "all" else self.layers[:-1]:
-            x = layer.finish(x, attention(layer.qkv(x), None))
+            x = layer.finish(x, attention(layer.qkv(x, like), None), like)
         if select != "all":
             # The last layer for one row a sequence; attention still reads the other rows.
             wanted = ends - own if select == "first" else ends - 1
             count = len(wanted)
             chosen = x[pad(wanted, (0, round_up(count) - count))]
-            x = self.layers[-1].finish(chosen, attention(self.last_pair(x), self.last_query(chosen)))
+            heads = attention(self.last_pair(x, like), self.last_query(chosen, like))
+            x = self.layers[-1].finish(chosen, heads, like)
         return x[:count].float()
 
 

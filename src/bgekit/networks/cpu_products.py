@@ -3,13 +3,15 @@
 oneDNN chooses, by the number of rows and of threads, in which order it sums a product up, and another order rounds
 otherwise. On CPUs without AMX one row differs from all other numbers of rows; with AMX they fall into classes (bf16,
 K = 1,536: 8 to 32 rows and 384 or more agree, and 40 to 320 agree; docs/determinism.md has the table). So a product
-is computed only with numbers of rows and threads that give a row the bits it has among `REFERENCE_ROWS` rows in one
-thread. Which those are is not believed but tried, at the first use of each (`RowCheck`), and kept for the process.
+is computed only with numbers of rows and threads that give a row the bits it has in one thread among `FEW` rows, if
+it is of a sequence of at most so many tokens, else among `MANY`. Which those are is not believed but tried, at the
+first use of each (`RowCheck`), and kept for the process.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -28,10 +30,15 @@ ACTIVATIONS: Final[dict[str, tuple[str, str, Callable[[Tensor], Tensor]]]] = {
     "gelu_pytorch_tanh": ("gelu", "tanh", partial(gelu, approximate="tanh")),
     "relu": ("relu", "", relu),
 }
-#: Rows of the product whose bits all others must have, and most rows of those that are cut.
-REFERENCE_ROWS: Final = 256
+#: Rows of the product whose bits all others must have, and of those that a larger one is cut into: for rows of short
+#: sequences and for those of others. A short sequence alone is then computed as it is, and others in large parts.
+FEW: Final = 32
+MANY: Final = 256
 #: Numbers of rows that are tried are multiples of this; heads are computed by so many.
 _STEP: Final = 16
+#: Rows of short sequences from which on a product is computed by blocks of columns, and the narrowest of these.
+_BULK: Final = 128
+_NARROWEST: Final = 128
 
 
 @contextlib.contextmanager
@@ -104,61 +111,91 @@ class RowCheck:
         """
         self._shape, self._dtype, self._activation = (outputs, inputs), dtype, activation
         self._lock = threading.Lock()
-        self._tried: dict[tuple[int, int, bool], bool] = {}
-        self._references: dict[bool, Tensor] = {}
-        self._parts: dict[tuple[int, int, bool], tuple[_Part, ...] | None] = {}
+        self._tried: dict[tuple[int, int, bool, int], bool] = {}
+        self._references: dict[tuple[bool, int], Tensor] = {}
+        self._parts: dict[tuple[int, int, bool, int], tuple[_Part, ...] | None] = {}
+        self._widths: dict[tuple[int, int, bool], int | None] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In another process, that process's own."""
         outputs, inputs = self._shape
         return row_check, (inputs, outputs, self._dtype, self._activation)
 
-    def parts(self, rows: int, adds: bool) -> tuple[_Part, ...] | None:
+    def parts(self, rows: int, adds: bool, like: int = MANY) -> tuple[_Part, ...] | None:
         """How to compute so many rows: None if as they are, else the parts in which they are computed.
 
         Args:
             rows: Rows of x.
             adds: Whether something is added to the product.
+            like: Rows of the reference, `FEW` or `MANY`.
         """
-        key = rows, torch.get_num_threads(), adds
+        key = rows, torch.get_num_threads(), adds, like
         try:
             return self._parts[key]
         except KeyError:
             with self._lock:
                 return self._parts.setdefault(key, self._choose(*key))
 
-    def _choose(self, rows: int, threads: int, adds: bool) -> tuple[_Part, ...] | None:
-        if self._holds(rows, threads, adds):
+    def width(self, rows: int, adds: bool) -> int | None:
+        """Columns of the blocks in which so many rows of short sequences have their bits; None where they do not.
+
+        With AMX, narrow products sum up many rows as wide ones do a few. There is one width, as each is a copy.
+        """
+        key = rows, torch.get_num_threads(), adds
+        if rows < _BULK:
             return None
-        whole = [(start, start + REFERENCE_ROWS) for start in range(0, rows - REFERENCE_ROWS + 1, REFERENCE_ROWS)]
-        last = len(whole) * REFERENCE_ROWS
-        parts = [(start, stop, *self._padded(REFERENCE_ROWS, threads, adds)) for start, stop in whole]
+        if key not in self._widths:
+            width = self._block_width
+            self._widths[key] = width if width and self._holds_in_blocks(width, *key) else None
+        return self._widths[key]
+
+    @cached_property
+    def _block_width(self) -> int | None:
+        """The widest that serves a batch and half a batch."""
+        outputs = self._shape[0]
+        counts = range(2, outputs // _NARROWEST + 1)
+        widths = [outputs // count for count in counts if outputs % (count * _STEP) == 0]
+        holds = self._holds_in_blocks
+        return next((width for width in widths if all(holds(width, rows, 1, False) for rows in (1024, 2048))), None)
+
+    def _holds_in_blocks(self, width: int, rows: int, threads: int, adds: bool) -> bool:
+        """Whether a block of the product's first columns has its bits; the weights that are tried repeat every 16."""
+        inputs = self._shape[1]
+        block = row_check(inputs, width, self._dtype, self._activation)
+        return bool((block._compute(rows, threads, adds) == self.reference(adds, FEW)[:width]).all())
+
+    def _choose(self, rows: int, threads: int, adds: bool, like: int) -> tuple[_Part, ...] | None:
+        if self._holds(rows, threads, adds, like):
+            return None
+        whole = [(start, start + like) for start in range(0, rows - like + 1, like)]
+        last = len(whole) * like
+        parts = [(start, stop, *self._padded(like, threads, adds, like)) for start, stop in whole]
         if last < rows:
-            parts.append((last, rows, *self._padded(rows - last, threads, adds)))
+            parts.append((last, rows, *self._padded(rows - last, threads, adds, like)))
         return tuple(parts)
 
-    def _padded(self, rows: int, threads: int, adds: bool) -> tuple[int, int]:
+    def _padded(self, rows: int, threads: int, adds: bool, like: int) -> tuple[int, int]:
         """Rows to pad so many to, and threads, that hold; up to twice as many rows are better than one thread."""
         for count in dict.fromkeys((threads, 1)):
-            most = REFERENCE_ROWS if count == 1 else min(REFERENCE_ROWS, max(4 * _STEP, 2 * rows))
+            most = like if count == 1 else min(like, max(4 * _STEP, 2 * rows))
             for padded in (rows, *range(-(-rows // _STEP) * _STEP, most + 1, _STEP)):
-                if self._holds(padded, count, adds):
+                if self._holds(padded, count, adds, like):
                     return padded, count
         _warn_of(*self._shape, self._dtype)
         return rows, threads
 
-    def _holds(self, rows: int, threads: int, adds: bool) -> bool:
+    def _holds(self, rows: int, threads: int, adds: bool, like: int = MANY) -> bool:
         """Whether all of so many rows have the bits of the reference."""
-        key = rows, threads, adds
+        key = rows, threads, adds, like
         if key not in self._tried:
-            self._tried[key] = bool((self._compute(*key) == self.reference(adds)).all())
+            self._tried[key] = bool((self._compute(rows, threads, adds) == self.reference(adds, like)).all())
         return self._tried[key]
 
-    def reference(self, adds: bool) -> Tensor:
-        """[outputs] the row's result among `REFERENCE_ROWS` rows, in one thread."""
-        if adds not in self._references:
-            self._references[adds] = self._compute(REFERENCE_ROWS, 1, adds)[0].clone()
-        return self._references[adds]
+    def reference(self, adds: bool, like: int = MANY) -> Tensor:
+        """[outputs] the row's result among `like` rows, in one thread."""
+        if (adds, like) not in self._references:
+            self._references[adds, like] = self._compute(like, 1, adds)[0].clone()
+        return self._references[adds, like]
 
     def _compute(self, rows: int, threads: int, adds: bool) -> Tensor:
         """[rows, outputs] the product that is tried."""
@@ -199,11 +236,11 @@ def row_check(inputs: int, outputs: int, dtype: torch.dtype, activation: str | N
 class Product(Protocol):
     """A linear layer of the fused encoder, with what is computed in the same pass."""
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[rows, out] for [rows, in]."""
+    def __call__(self, x: Tensor, like: int = MANY) -> Tensor:
+        """[rows, out] for [rows, in]; a row's bits are those it has among `like` rows, `FEW` or `MANY`."""
         ...
 
-    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+    def plus(self, x: Tensor, other: Tensor, like: int = MANY) -> Tensor:
         """The layer's result plus `other`."""
         ...
 
@@ -220,24 +257,34 @@ class Linear:
             dtype: Type to compute in.
             activation: `config.hidden_act`, if one follows.
         """
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), REFERENCE_ROWS)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), MANY)
         self.bias = bias.to(dtype).contiguous()
         self.activation, self.algorithm = ("none", "") if activation is None else ACTIVATIONS[activation][:2]
         self._check = row_check(weight.shape[1], weight.shape[0], dtype, activation)
+        self._kind = dtype, activation
+        self._blocks: dict[int, list[Linear]] = {}
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[rows, out] for [rows, in]."""
-        return self._product(x, None)
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs: it makes blocks of its own."""
+        return self.__dict__ | {"_blocks": {}}
 
-    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, like: int = MANY) -> Tensor:
+        """See `Product`."""
+        return self._product(x, None, like)
+
+    def plus(self, x: Tensor, other: Tensor, like: int = MANY) -> Tensor:
         """The layer's result plus `other`."""
-        return self._product(x, other)
+        return self._product(x, other, like)
 
-    def _product(self, x: Tensor, other: Tensor | None) -> Tensor:
-        rows = len(x)
-        parts = self._check.parts(rows, other is not None)
+    def _product(self, x: Tensor, other: Tensor | None, like: int) -> Tensor:
+        parts = self._check.parts(len(x), other is not None, like)
         if parts is None:
             return self.multiply(x, other)
+        if like == FEW and (width := self._check.width(len(x), other is not None)):
+            added = itertools.repeat(None) if other is None else other.split(width, 1)
+            return torch.cat([
+                block.multiply(x, own) for block, own in zip(self._in_blocks(width), added, strict=False)
+            ], 1)  # fmt: skip
         results = []
         for start, stop, padded, count in parts:
             part, added = x[start:stop], None if other is None else other[start:stop]
@@ -247,12 +294,22 @@ class Linear:
                 results.append(self.multiply(part, added)[: stop - start])
         return results[0] if len(results) == 1 else torch.cat(results)
 
+    def _in_blocks(self, width: int) -> list[Linear]:
+        """The same layer as blocks of columns, a second copy of its weights, made when many short texts come."""
+        if width not in self._blocks:
+            weights = self.weight.to_dense().split(width)
+            # Two threads may both make them; one of the equal results stays.
+            blocks = [Linear(*part, *self._kind) for part in zip(weights, self.bias.split(width), strict=True)]
+            self._blocks.setdefault(width, blocks)
+        return self._blocks[width]
+
     def multiply(self, x: Tensor, other: Tensor | None) -> Tensor:
         """The product of all rows at once, whatever bits that gives."""
-        if other is None:
-            result: Tensor = _pointwise(x, self.weight, self.bias, self.activation, [], self.algorithm)
+        result: Tensor
+        if other is not None:
+            result = _plus(x, other, self.weight, self.bias, "add")
             return result
-        result = _plus(x, other, self.weight, self.bias, "add")
+        result = _pointwise(x, self.weight, self.bias, self.activation, [], self.algorithm)
         return result
 
 
@@ -300,8 +357,8 @@ class Int8Linear:
         # A row's product is step * (whole W) + step * zero * (sum of W's columns) + bias: here the last two.
         self.rest = torch.stack([self.scale * whole.sum(1), bias.detach().float()])
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[rows, out] for [rows, in] float32."""
+    def __call__(self, x: Tensor, like: int = MANY) -> Tensor:
+        """[rows, out] for [rows, in] float32; `like` is for products of floating numbers alone."""
         if len(x) <= _BLOCK:
             return self._block(x)
         return torch.cat([self._block(part) for part in x.split(_BLOCK)])
@@ -315,6 +372,6 @@ class Int8Linear:
         y = y.mul_(rows.step).addmm_(offset, self.rest)
         return (y if self.activation is None else self.activation(y)).to(self.dtype)
 
-    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+    def plus(self, x: Tensor, other: Tensor, like: int = MANY) -> Tensor:
         """The layer's result plus `other`, of rows in any floating type."""
         return self(x.float()).add_(other)
