@@ -32,17 +32,17 @@ def _server() -> BaseContext:
     return context
 
 
-def start(call: Callable[..., Any], *arguments: Any, **environment: str) -> BaseProcess:
+def start(call: Callable[..., Any], *arguments: Any, threads: int = 1, **environment: str) -> BaseProcess:
     """A process that calls a function of a module, with more of an environment than this one has."""
-    whole = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    whole = os.environ | {"OMP_NUM_THREADS": str(threads)} | environment
     process = _server().Process(target=_call, args=(call, arguments, os.getcwd(), whole))  # type: ignore[attr-defined]
     process.start()
     return process
 
 
-def start_module(name: str, arguments: Sequence[str], **environment: str) -> BaseProcess:
+def start_module(name: str, arguments: Sequence[str], *, threads: int = 1, **environment: str) -> BaseProcess:
     """A process that does what `python -m name` does."""
-    return start(_run_module, name, list(arguments), **environment)
+    return start(_run_module, name, list(arguments), threads=threads, **environment)
 
 
 def torchrun(name: str, arguments: Sequence[str], *, world: int) -> None:
@@ -70,7 +70,7 @@ def _call(call: Callable[..., Any], arguments: tuple[Any, ...], folder: str, env
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     call(*arguments)
 
 

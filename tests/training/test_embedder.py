@@ -340,7 +340,8 @@ def test_killed_and_resumed_it_is_the_same_run(dropping, rows, tmp_path):
     start = dropping
     more = ["--max-steps", "20", "--save-strategy", "steps", "--save-steps", "5", "--save-total-limit", "2"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    process = forked.start_module("bgekit.training.embedder", arguments(start, rows, broken, *more))
+    given = arguments(start, rows, broken, *more)
+    process = forked.start_module("bgekit.training.embedder", given, threads=torch.get_num_threads())
     deadline = time.monotonic() + 120
     while last_whole_checkpoint(broken) is None and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.01)
