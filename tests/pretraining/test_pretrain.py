@@ -18,6 +18,9 @@ from bgekit.models.card_reading import read_card
 from bgekit.training.loop.checkpoints import last_whole_checkpoint
 from conftest import check_modes
 
+#: The run of `result` is drawn: it comes before what concerns single tests.
+pytestmark = pytest.mark.usefixtures("quick_figures")
+
 
 def arguments(start, data: str, output: Path, *more: str) -> list[str]:
     return [

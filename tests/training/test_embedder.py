@@ -18,6 +18,7 @@ from bgekit.cli.main import main
 from bgekit.training.loop.checkpoints import last_whole_checkpoint
 from conftest import check_modes, read_readme
 
+pytestmark = pytest.mark.usefixtures("quick_figures")
 PAIRS = [("cat", "bird"), ("dog", "tree"), ("house", "river"), ("mountain", "blue"), ("red", "walk"), ("read", "learn")]
 
 
@@ -129,6 +130,7 @@ def weights(folder: Path) -> dict:
     return load_file(folder / "model.safetensors")
 
 
+@pytest.mark.draws
 def test_it_learns_and_the_result_is_a_complete_model(start, rows, tmp_path, monkeypatch):
     output = tmp_path / "out"
     more = ["--num-train-epochs", "4", "--save-strategy", "no", "--query-instruction-for-retrieval", "find: "]
@@ -211,6 +213,7 @@ def test_a_run_of_models_alone_is_not_gone_on_with(start, rows, tmp_path, capsys
     assert "optimiser" in capsys.readouterr().err
 
 
+@pytest.mark.draws
 def test_validation_while_training_and_the_best_checkpoint(start, rows, tmp_path):
     data = tmp_path / "eval.jsonl"
     lines = [{"query": f"a {q} 9", "positive": [f"the {p} 9"], "negative": ["an it", "some tree"]} for q, p in PAIRS]
