@@ -45,7 +45,7 @@ stages:
       train_data: ${clean}
       train_group_size: 2
       per_device_train_batch_size: 2
-      num_train_epochs: 4
+      num_train_epochs: 2
       save_steps: 2
       learning_rate: 1e-3
       use_cpu: true
