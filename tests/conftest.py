@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -22,6 +23,16 @@ hypothesis.settings.load_profile("untimed")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+def pytest_collection_finish() -> None:
+    """Garbage is not looked for among what stays anyway: imports and thousands of tests.
+
+    Trainers collect garbage at their ends, which took a quarter of a short training run.
+    """
+    gc.collect()
+    gc.freeze()
+
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("BGEKIT_SHARED", ROOT.parent / "shared"))
@@ -204,6 +215,22 @@ def read_readme(folder: Path, monkeypatch: pytest.MonkeyPatch, example: str = ""
         patch.chdir(folder.parent)
         exec(code, {})
     return text, metadata_load(folder / "README.md") or {}
+
+
+@pytest.fixture
+def quick_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are laid out and saved, but empty: to render them is a third of a training run of a few steps.
+
+    A test that is marked `draws` gets its figures as users do.
+    """
+    if request.node.get_closest_marker("draws"):
+        return
+    from matplotlib.figure import Figure
+
+    def save(figure: Figure, file: Any, *, format: str, **options: Any) -> None:
+        file.write('<svg viewBox="0 0 1 1"></svg>' if format == "svg" else b"\x89PNG")
+
+    monkeypatch.setattr(Figure, "savefig", save)
 
 
 @pytest.fixture(params=[0o022, 0o027], ids=oct)

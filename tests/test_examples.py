@@ -1,7 +1,9 @@
 """The programs in examples/ run as they are, on the packaged model, or a tiny one where that is not installed."""
 
+import contextlib
+import io
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -11,10 +13,12 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
 def run(name, *arguments):
-    line = [sys.executable, EXAMPLES / name, *map(str, arguments)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """What a program prints, run as by `python examples/NAME`, but in this process."""
+    printed, path = io.StringIO(), str(EXAMPLES / name)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(sys, "argv", [path, *map(str, arguments)])
+        runpy.run_path(path, run_name="__main__")
+    return printed.getvalue()
 
 
 def test_search_texts_finds_the_right_passage(minilm):

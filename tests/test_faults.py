@@ -39,8 +39,14 @@ def model(tiny_bert: Path) -> FlagModel:
 
 @pytest.fixture(scope="module")
 def slow_folder(make_model: Make) -> Path:
-    """Random weights in a network that needs seconds for one window of texts."""
-    return make_model("bert", hidden_size=384, num_hidden_layers=6, intermediate_size=1536)
+    """Random weights in a network that needs seconds for one window of long texts."""
+    return make_model("bert", hidden_size=384, num_hidden_layers=3, intermediate_size=1536)
+
+
+@pytest.fixture(scope="module")
+def many(texts: Texts) -> list[str]:
+    """More than is encoded before a test interrupts it."""
+    return texts(30_000, longest=60)
 
 
 # --- texts -----------------------------------------------------------------------------------------------------------
@@ -269,7 +275,7 @@ def test_a_script_without_a_main_guard_may_use_several_devices(tiny_bert: Path) 
 # --- workers and signals ---------------------------------------------------------------------------------------------
 
 
-def test_a_worker_killed_in_the_middle_is_noticed_at_once(slow_folder: Path, texts: Texts) -> None:
+def test_a_worker_killed_in_the_middle_is_noticed_at_once(slow_folder: Path, many: list[str]) -> None:
     with FlagModel(slow_folder, use_fp16=False, devices=["cpu", "cpu"]) as model:
         few = [f"text {number}" for number in range(2100)]
         assert model.encode(few).shape == (2100, 384)  # the worker is up
@@ -283,7 +289,7 @@ def test_a_worker_killed_in_the_middle_is_noticed_at_once(slow_folder: Path, tex
         timer = threading.Timer(1.5, kill)
         timer.start()
         with pytest.raises(WorkerError, match=rf"device cpu \(process {process.pid}\) was killed by signal 9"):
-            model.encode(texts(30_000, longest=60))
+            model.encode(many)
         assert time.monotonic() - killed[0] < SECONDS_TO_NOTICE
         assert model.encode(few).shape == (2100, 384)  # a new worker
 
@@ -328,7 +334,7 @@ def interrupted(folder: Path, devices: list[str], sent: signal.Signals) -> tuple
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    time.sleep(2.5)
+    time.sleep(1.5)
     start = time.monotonic()
     os.killpg(process.pid, sent)  # as a terminal does: to the whole group
     try:
@@ -356,16 +362,16 @@ def interruptible() -> Iterator[None]:
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("devices", [["cpu"], ["cpu", "cpu"]], ids=["one", "two"])
-def test_a_model_goes_on_after_ctrl_c(slow_folder: Path, texts: Texts, devices: list[str]) -> None:
+def test_a_model_goes_on_after_ctrl_c(slow_folder: Path, many: list[str], devices: list[str]) -> None:
     """As in a notebook: the cell is interrupted, the next one uses the model again."""
     before = threading.active_count()
     with FlagModel(slow_folder, use_fp16=False, devices=devices) as model:
-        few = texts(20)
+        few = many[:20]
         expected = model.encode(few)
         timer = threading.Timer(1.5, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
         timer.start()
         with pytest.raises(KeyboardInterrupt):
-            model.encode(texts(30_000))
+            model.encode(many)
         timer.join()
         assert np.abs(model.encode(few) - expected).max() < 1e-6
         deadline = time.monotonic() + SECONDS_TO_STOP

@@ -17,14 +17,10 @@ house = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(house)
 
 
-@pytest.fixture(scope="module")
-def figures():
-    return house.House(SCRIPT.parents[1]).figures()
-
-
-@pytest.mark.parametrize("count", ["circles", "arrows against the order"])
-def test_there_are_none(figures, count):
-    assert figures[count] == []
+def test_there_are_no_circles_and_no_arrows_against_the_order():
+    here = house.House(SCRIPT.parents[1])
+    assert here.circles() == []
+    assert here.against(house.ORDER) == []
 
 
 def test_the_poolings_are_listed_in_one_file():

@@ -5,6 +5,7 @@ Run as a program it prints the table: `python tests/test_published_scores.py`.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import random
@@ -101,6 +102,7 @@ def test_golden_ids_and_vectors(shared_path: Callable[..., Path], name: str) -> 
     assert np.abs(model.encode(texts) - np.array([entry["vector"] for entry in golden])).max() < 1e-5
 
 
+@functools.cache
 def mixed_texts(data: Path, count: int) -> list[str]:
     """Real English and Chinese texts of 1 to more than 512 tokens."""
     pick = random.Random(0)

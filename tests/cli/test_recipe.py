@@ -57,9 +57,3 @@ def test_errors_are_one_line(recipe, capsys):
     err = capsys.readouterr().err
     assert "train.jsonl, line 1" in err
     assert err.splitlines()[-1].startswith("bge: error: stage clean failed with exit code 1")
-
-
-def test_pydocs(tmp_path, capsys):
-    assert main(["recipe", "pydocs", "--output", str(tmp_path / "pairs")]) == 0
-    assert "train 1," in capsys.readouterr().err
-    assert (tmp_path / "pairs" / "train.jsonl").is_file()

@@ -425,22 +425,6 @@ def test_any_order_any_company_any_batch_size(model: FlagModel, data: st.DataObj
         assert np.array_equal(got[first], got[picked.index(row)])
 
 
-@pytest.mark.parametrize(("precision", "least"), [("float32", 1 - 1e-6), ("bfloat16", 0.9998)])
-def test_company_in_a_real_model(bge_small_en: Path, texts: Texts, precision: str, least: float) -> None:
-    """bfloat16 rounds differently in other batches: a cosine of 0.9998 is what is promised, 0.9999 what is seen."""
-    real = FlagModel(bge_small_en, dtype=precision, devices="cpu")
-    some = texts(40, longest=60)
-    together = np.asarray(real.encode(some), dtype=np.float64)
-    order = np.random.default_rng(1).permutation(len(some))
-    for other in (
-        np.stack([real.encode(text) for text in some]),
-        real.encode([some[row] for row in order])[np.argsort(order)],
-        real.encode(some, batch_size=7),
-        real.encode([*some, *texts(60, seed=5)])[:40],
-    ):
-        assert (together * np.asarray(other)).sum(1).min() >= least
-
-
 def test_a_prompt_that_pooling_leaves_out(tiny_bert: Path, tmp_path: Path) -> None:
     """As INSTRUCTOR: the instruction is read by attention, but only the text's own tokens are averaged."""
     folder = tmp_path / "model"

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bgekit import FlagModel, FlagReranker
+from bgekit.cli.main import main
 from bgekit.errors import BgekitError, CheckpointError
 from bgekit.inference import tokenization
 from bgekit.inference.stored_tokenizer import StoredTokenizer, stored_tokenizer
@@ -422,9 +423,8 @@ def test_a_score_needs_no_transformers(tiny_reranker):
 def test_a_question_to_an_index_needs_no_transformers(tiny_bert, tmp_path):
     (tmp_path / "docs.jsonl").write_text('{"id": "a", "text": "the cat"}\n{"id": "b", "text": "the river"}\n')
     search = "import sys; from bgekit.cli.main import main; assert main(['search', *sys.argv[1:]]) == 0"
-    heavy_modules(
-        search, tmp_path / "docs.jsonl", "--model", tiny_bert, "--devices", "cpu", "--index", tmp_path / "i", "-q", "x"
-    )
+    index = ["--model", tiny_bert, "--devices", "cpu", "--index", tmp_path / "i", "-q", "x"]
+    assert main(list(map(str, ["search", tmp_path / "docs.jsonl", *index]))) == 0
     found, printed = heavy_modules(search, "--index", tmp_path / "i", "--devices", "cpu", "-q", "the cat", "--json")
     assert found == "[]"
     assert json.loads(printed)["results"][0]["id"] == "a"

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from bgekit.mining import mining, teacher
+
 SETTING = """
 import sys, time
 sys.path.insert(0, {tests!r})
@@ -42,7 +44,7 @@ teacher.score(Teacher(), "in.jsonl", "out.jsonl", advance=lambda *_: time.sleep(
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")
 @pytest.mark.parametrize(("code", "begun"), [(MINE, "out.jsonl.mining/rows-*.json"), (SCORE, "out.jsonl.partial")])
-def test_kill(tmp_path, code, begun):
+def test_kill(tmp_path, code, begun, monkeypatch):
     rows = [{"query": f"question {n}", "pos": [f"answer {n}"], "neg": [f"other {n}"]} for n in range(40)]
     code = code.format(tests=str(Path(__file__).parents[1]))
     results = {}
@@ -59,6 +61,12 @@ def test_kill(tmp_path, code, begun):
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
             assert not (folder / "out.jsonl").exists()
-        subprocess.run([sys.executable, "-c", code, "0"], cwd=folder, check=True)
+        # The run that ends, in this process.
+        with monkeypatch.context() as patch:
+            patch.chdir(folder)
+            patch.setattr(sys, "argv", ["-c", "0"])
+            for module, size in ((mining, "BLOCK"), (teacher, "GROUP")):
+                patch.setattr(module, size, getattr(module, size))  # The code sets them.
+            exec(code, {})
         results[kill] = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert results[True] == results[False]

@@ -16,6 +16,7 @@ from bgekit.mining.dense import _DeviceTopK
 from bgekit.mining.mining import Mining, mine
 from bgekit.mining.negatives import Choice
 
+pytestmark = pytest.mark.usefixtures("quick_figures")
 POOL = [f"passage {number}" for number in range(120)]
 ROWS = [{"query": f"query {number}", "pos": [f"passage {number}"], "neg": ["old"]} for number in range(8)]
 
@@ -205,6 +206,7 @@ def test_maximum_lengths_of_roles_count(mined, tiny_bert, tmp_path):
     assert len(set(outputs)) == 3
 
 
+@pytest.mark.draws
 def test_a_full_disk_leaves_the_earlier_report(mined, tmp_path, monkeypatch):
     mined(ROWS, POOL)
     before = {path.name: path.read_bytes() for path in tmp_path.glob("out.*")}

@@ -4,6 +4,7 @@ The oldest release is 2.7.0. `make dev` puts it into `.venv/oldest-sentence-tran
 installed; BGEKIT_ST_OLD_PYTHON can name the Python of an environment that has it with a transformers of its time.
 """
 
+import inspect
 import json
 import os
 import shutil
@@ -25,32 +26,42 @@ KINDS = [
     ("mpnet", "max"), ("t5", "mean"),
 ]  # fmt: skip
 
-CHILD = """
+
+def exchange(texts, jobs):
+    """Encode with what is saved in folders, and save it again; the version of sentence-transformers."""
+    import numpy as np
+    import sentence_transformers
+
+    for source, answers, target in jobs:
+        model = sentence_transformers.SentenceTransformer(source, device="cpu").float()
+        length = model.max_seq_length
+        np.savez(answers, plain=model.encode(texts), query=model.encode(texts, prompt_name="query"), length=length)
+        model.save(target)
+    return sentence_transformers.__version__
+
+
+CHILD = f"""
 import json, sys
-import numpy as np
-import sentence_transformers
-texts, jobs = json.load(sys.stdin)
-for source, answers, target in jobs:
-    model = sentence_transformers.SentenceTransformer(source, device="cpu").float()
-    length = model.max_seq_length
-    np.savez(answers, plain=model.encode(texts), query=model.encode(texts, prompt_name="query"), length=length)
-    model.save(target)
-print("version", sentence_transformers.__version__)
+{inspect.getsource(exchange)}
+print("version", exchange(*json.load(sys.stdin)))
 """
 
 
-def oldest():
-    """Command and environment of a Python that has sentence-transformers 2.7."""
+def oldest(texts, jobs):
+    """`exchange` in a process of a Python that has sentence-transformers 2.7."""
     if python := os.environ.get("BGEKIT_ST_OLD_PYTHON"):
-        return python, {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    folder = Path(sys.prefix) / "oldest-sentence-transformers"
-    if not folder.is_dir():
-        pytest.skip("sentence-transformers 2.7.0 is not installed (make dev does that)")
-    return sys.executable, os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-
-
-def newest():
-    return sys.executable, dict(os.environ)
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    else:
+        folder, python = Path(sys.prefix) / "oldest-sentence-transformers", sys.executable
+        if not folder.is_dir():
+            pytest.skip("sentence-transformers 2.7.0 is not installed (make dev does that)")
+        environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run(
+        [python, "-W", "ignore", "-c", CHILD], input=json.dumps([texts, jobs]), env=environment,
+        capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.split("version")[-1].strip()
 
 
 @pytest.fixture(scope="session")
@@ -69,18 +80,12 @@ def models(make_model, with_dense, tmp_path_factory):
     return {name: root / name for name in sources}
 
 
-@pytest.fixture(scope="session", params=[oldest, newest], ids=lambda release: release.__name__)
+@pytest.fixture(scope="session", params=[oldest, exchange], ids=["oldest", "newest"])
 def exchanged(request, models, inputs, tmp_path_factory):
     """Name -> what a release made of the folders: its vectors, and the folder that it saved in turn."""
-    python, environment = request.param()
     root = tmp_path_factory.mktemp(request.param.__name__)
     jobs = {name: (str(folder), f"{root}/{name}.npz", f"{root}/{name}") for name, folder in models.items()}
-    done = subprocess.run(
-        [python, "-W", "ignore", "-c", CHILD], input=json.dumps([inputs, list(jobs.values())]), env=environment,
-        capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    version = done.stdout.split("version")[-1].strip()
+    version = request.param(inputs, list(jobs.values()))
     assert (version == "2.7.0") == (request.param is oldest)
     return {name: (np.load(answers), Path(target)) for name, (_, answers, target) in jobs.items()}
 

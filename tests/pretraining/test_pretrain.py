@@ -2,16 +2,15 @@
 
 import json
 import logging
-import os
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import forked
 from bgekit import FlagModel
 from bgekit.cli.main import main
 from bgekit.inference import embedder
@@ -19,7 +18,8 @@ from bgekit.models.card_reading import read_card
 from bgekit.training.loop.checkpoints import last_whole_checkpoint
 from conftest import check_modes
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+#: The run of `result` is drawn: it comes before what concerns single tests.
+pytestmark = pytest.mark.usefixtures("quick_figures")
 
 
 def arguments(start, data: str, output: Path, *more: str) -> list[str]:
@@ -177,7 +177,7 @@ def test_another_tokenizer(models, documentation, tmp_path):
 
 def test_validation_and_the_best_checkpoint(models, documentation, tmp_path):
     data = tmp_path / "eval.txt"
-    data.write_text("\n".join(json.loads(line)["text"][:80].replace("\n", " ") for line in open(documentation)))
+    data.write_text("\n".join(json.loads(line)["text"][:80].replace("\n", " ") for line in open(documentation))[:6000])
     output = tmp_path / "out"
     more = [
         "--eval-data", str(data), "--max-steps", "12", "--eval-strategy", "steps", "--eval-steps", "4",
@@ -199,16 +199,20 @@ def test_killed_and_resumed_it_is_the_same_run(documentation, tmp_path):
     start = make_tiny(tmp_path / "start")  # With dropout.
     more = ["--max-steps", "20", "--save-strategy", "steps", "--save-steps", "4", "--save-total-limit", "2"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    command = [sys.executable, "-m", "bgekit.pretraining.run"]
-    subprocess.run([*command, *arguments(start, documentation, whole, *more)], env=ENVIRONMENT, check=True)
-    process = subprocess.Popen([*command, *arguments(start, documentation, broken, *more)], env=ENVIRONMENT)
+
+    def begin(output: Path, *further: str) -> BaseProcess:
+        given = arguments(start, documentation, output, *more, *further)
+        return forked.start_module("bgekit.pretraining.run", given)
+
+    forked.finish([begin(whole)])
+    process = begin(broken)
     deadline = time.monotonic() + 120
-    while last_whole_checkpoint(broken) is None and process.poll() is None and time.monotonic() < deadline:
+    while last_whole_checkpoint(broken) is None and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() != 0, "it ended before it could be killed"
-    again = [*arguments(start, documentation, broken, *more), "--resume-from-checkpoint", "true"]
-    subprocess.run([*command, *again], env=ENVIRONMENT, check=True)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "it ended before it could be killed"
+    forked.finish([begin(broken, "--resume-from-checkpoint", "true")])
     for name in ("model", "retromae"):
         first, second = weights(whole, name), weights(broken, name)
         assert first.keys() == second.keys()
@@ -231,9 +235,8 @@ def test_two_processes_train_what_one_does(models, documentation, tmp_path):
     outputs = {name: tmp_path / name for name in ("one", "two")}
     given = {name: arguments(models("bert"), documentation, output, *more) for name, output in outputs.items()}
     given["two"][given["two"].index("--per-device-train-batch-size") + 1] = "4"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run([sys.executable, "-m", "bgekit.pretraining.run", *given["one"]], env=ENVIRONMENT, check=True)
-    subprocess.run([*launcher, "-m", "bgekit.pretraining.run", *given["two"]], env=ENVIRONMENT, check=True, timeout=200)
+    forked.finish([forked.start_module("bgekit.pretraining.run", given["one"])])
+    forked.torchrun("bgekit.pretraining.run", given["two"], world=2)
     assert history(outputs["one"], "decoder_loss") == pytest.approx(history(outputs["two"], "decoder_loss"), rel=1e-4)
     moved = 0.0
     start = weights(models("bert"))

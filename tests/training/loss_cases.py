@@ -1,13 +1,12 @@
 """Random batches, a tiny network and one instance of every loss, for the tests of losses on one and many processes.
 
-As a program it is one process of several: loss_cases.py RANK WORLD FOLDER
+`main` is one process of several.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,6 +178,7 @@ def gradients(network: nn.Module) -> dict[str, Tensor]:
 
 
 def main(rank: int, world: int, folder: Path) -> None:
+    """Write what this process computes to FOLDER/RANK.pt."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
     results: dict[tuple[Any, ...], Any] = {}
@@ -194,7 +194,3 @@ def main(rank: int, world: int, folder: Path) -> None:
                     results[name, number, dtype, chunk] = (value.loss.item(), value.metrics, gradients(network))
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

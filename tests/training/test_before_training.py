@@ -20,6 +20,8 @@ from bgekit.training.loop.diagnosis import Diagnosis
 
 from .conftest import row
 
+pytestmark = pytest.mark.usefixtures("quick_figures")
+
 
 @pytest.fixture(scope="module")
 def bare(make_model) -> Path:

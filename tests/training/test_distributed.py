@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import forked
 from training import loss_cases
 from training.loss_cases import CASES, RUNS, gradients, make_network, rows_for, step
 
@@ -30,13 +28,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Resul
     @functools.cache
     def run(world: int) -> Results:
         folder = tmp_path_factory.mktemp(f"world-{world}")
-        command = [sys.executable, loss_cases.__file__]
-        started = [subprocess.Popen([*command, str(rank), str(world), str(folder)]) for rank in range(world)]
-        try:
-            assert [process.wait(timeout=300) for process in started] == [0] * world
-        finally:
-            for process in started:
-                process.kill()
+        forked.finish([forked.start(loss_cases.main, rank, world, folder) for rank in range(world)], timeout=300)
         return [load(folder / f"{rank}.pt") for rank in range(world)]
 
     return run
@@ -117,10 +109,7 @@ def test_adapters_of_two_processes(tmp_path: Path) -> None:
         "--per-device-train-batch-size", "2", "--train-group-size", "2", "--save-strategy", "no", "--report-to", "none",
         "--disable-tqdm", "true", "--use-cpu", "true",
     ]  # fmt: skip
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*launcher, "-m", "bgekit.training.embedder", *given]
-    subprocess.run(command, env=environment, check=True, timeout=300)
+    forked.torchrun("bgekit.training.embedder", given, world=2)
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
@@ -131,7 +120,7 @@ import sys
 import torch.distributed as dist
 from bgekit.errors import ArgumentError
 from bgekit.training.losses.distributed import by_first, rank
-dist.init_process_group("gloo", init_method="file://{tmp_path}/meeting", rank=int(sys.argv[1]), world_size=2)
+dist.init_process_group("gloo", init_method="file://{tmp_path}/meeting", rank=RANK, world_size=2)
 assert by_first(lambda: ("found", rank())) == ("found", 0)
 def fail():
     raise ArgumentError("wrong")
@@ -144,9 +133,4 @@ except ArgumentError as error:
     sys.exit(0 if str(error) == "wrong" else 1)
 sys.exit(2)
 """
-    started = [subprocess.Popen([sys.executable, "-c", script, str(rank)]) for rank in range(2)]
-    try:
-        assert [process.wait(timeout=120) for process in started] == [0, 0]
-    finally:
-        for process in started:
-            process.kill()
+    forked.finish([forked.start(exec, script, {"RANK": rank}) for rank in range(2)], timeout=120)

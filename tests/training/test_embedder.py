@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -13,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+import forked
 from bgekit import FlagModel
 from bgekit.cli.main import main
 from bgekit.training.loop.checkpoints import last_whole_checkpoint
 from conftest import check_modes, read_readme
 
+pytestmark = pytest.mark.usefixtures("quick_figures")
 PAIRS = [("cat", "bird"), ("dog", "tree"), ("house", "river"), ("mountain", "blue"), ("red", "walk"), ("read", "learn")]
 
 
@@ -129,6 +130,7 @@ def weights(folder: Path) -> dict:
     return load_file(folder / "model.safetensors")
 
 
+@pytest.mark.draws
 def test_it_learns_and_the_result_is_a_complete_model(start, rows, tmp_path, monkeypatch):
     output = tmp_path / "out"
     more = ["--num-train-epochs", "4", "--save-strategy", "no", "--query-instruction-for-retrieval", "find: "]
@@ -211,6 +213,7 @@ def test_a_run_of_models_alone_is_not_gone_on_with(start, rows, tmp_path, capsys
     assert "optimiser" in capsys.readouterr().err
 
 
+@pytest.mark.draws
 def test_validation_while_training_and_the_best_checkpoint(start, rows, tmp_path):
     data = tmp_path / "eval.jsonl"
     lines = [{"query": f"a {q} 9", "positive": [f"the {p} 9"], "negative": ["an it", "some tree"]} for q, p in PAIRS]
@@ -338,18 +341,18 @@ def test_checkpoints_are_saved_as_asked_for_and_the_best_besides(ruin, tmp_path)
 
 def test_killed_and_resumed_it_is_the_same_run(dropping, rows, tmp_path):
     start = dropping
-    more = ["--max-steps", "40", "--save-strategy", "steps", "--save-steps", "5", "--save-total-limit", "3"]
+    more = ["--max-steps", "20", "--save-strategy", "steps", "--save-steps", "5", "--save-total-limit", "2"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    command = [sys.executable, "-m", "bgekit.training.embedder"]
-    process = subprocess.Popen(command + arguments(start, rows, broken, *more), stderr=subprocess.DEVNULL)
+    given = arguments(start, rows, broken, *more)
+    process = forked.start_module("bgekit.training.embedder", given, threads=torch.get_num_threads())
     deadline = time.monotonic() + 120
-    while last_whole_checkpoint(broken) is None and process.poll() is None and time.monotonic() < deadline:
+    while last_whole_checkpoint(broken) is None and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert not (broken / "config.json").exists()
     # A checkpoint that was not finished: it must be passed over.
-    half = broken / "checkpoint-39"
+    half = broken / "checkpoint-19"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
     assert finetune(*arguments(start, rows, broken, *more)) == 1
@@ -433,8 +436,7 @@ def test_two_processes_train_what_one_does(start, rows, tmp_path):
     more = ["--max-steps", "3", "--save-strategy", "no", "--negatives-cross-device", "true", "--optim", "sgd"]
     one, two = tmp_path / "one", tmp_path / "two"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    single = arguments(start, rows, one, *more)
-    subprocess.run([sys.executable, "-m", "bgekit.training.embedder", *single], env=environment, check=True)
+    assert finetune(*arguments(start, rows, one, *more)) == 0
     halves = arguments(start, rows, two, *more)
     halves[halves.index("--per-device-train-batch-size") + 1] = "3"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -446,13 +448,10 @@ def test_two_processes_train_what_one_does(start, rows, tmp_path):
 
 def test_two_processes_save_and_go_on(dropping, rows, tmp_path):
     output = tmp_path / "out"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
     def train(steps: int, *more: str) -> None:
         given = ["--max-steps", str(steps), "--save-strategy", "steps", "--save-steps", "2", "--save-total-limit", "1"]
-        command = [*launcher, "-m", "bgekit.training.embedder", *arguments(dropping, rows, output, *given, *more)]
-        subprocess.run(command, env=environment, check=True, timeout=200)
+        forked.torchrun("bgekit.training.embedder", arguments(dropping, rows, output, *given, *more), world=2)
 
     train(2)
     assert last_whole_checkpoint(output).name == "checkpoint-2"

@@ -11,6 +11,7 @@ from bgekit import FlagReranker
 from bgekit.cli.main import main
 from conftest import check_modes, read_readme
 
+pytestmark = pytest.mark.usefixtures("quick_figures")
 PAIRS = [("cat", "bird"), ("dog", "tree"), ("house", "river"), ("mountain", "blue"), ("red", "walk"), ("read", "learn")]
 
 
@@ -47,6 +48,7 @@ def finetune(start: str, rows: str, output: Path, *more: str) -> int:
     ])  # fmt: skip
 
 
+@pytest.mark.draws
 def test_it_learns_to_put_the_right_passage_first(start, rows, tmp_path, monkeypatch):
     output = tmp_path / "out"
     # 36 rows in batches of 5: the last one is short, which upstream trains wrongly.
@@ -109,6 +111,7 @@ def test_the_gradient_cache_and_resuming_change_nothing(start, rows, tmp_path):
         assert np.array_equal(value, resumed[name]), name
 
 
+@pytest.mark.draws
 def test_validation_is_of_what_the_first_stage_finds(start, rows, tmp_path, capsys):
     data = tmp_path / "eval.jsonl"
     # What the first stage finds without fail, and two steps from a new head do not.

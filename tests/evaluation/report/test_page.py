@@ -139,6 +139,7 @@ def test_one_model_on_one_task_needs_no_comparison(make_report):
     assert re.search(r"95\s%\sinterval", parsed.text) and re.search(r"\d\d\.\d\d to \d\d\.\d\d", parsed.text)
 
 
+@pytest.mark.usefixtures("quick_figures")
 def test_many_models_get_a_table_of_all_against_all(make_report):
     models = [f"model {number}" for number in range(9)]
     parsed = Page(html(make_report(models, ["SciFact", "LCQMC"])))
