@@ -4,11 +4,12 @@
     python benchmarks/commits.py run --before /tmp/before --out commits.json
     python benchmarks/commits.py table commits.json
 
-What is timed are the turns of encode.py (bge-small's real weights, a model of bge-base's shape) and of train.py
-(all-MiniLM-L6-v2 on SciFact, in bfloat16), each in a process of its own that imports a checkout's sources, in the
-environment of `make dev`. In a round, made of new processes, the two commits take turns, as short as they can be, in an
-order that changes, so that what the machine does beside them meets both. A ratio is after / before; its interval holds
-the mean ratio of such rounds with 95 % (Student's t over the rounds' logarithms).
+What is timed are the turns of encode.py (bge-small's real weights, a model of bge-base's shape), of a reranker
+(bge-small's weights with a head, the same texts in pairs) and of train.py (all-MiniLM-L6-v2 on SciFact, in bfloat16),
+each in a process of its own that imports a checkout's sources, in the environment of `make dev`. In a round, made of
+new processes, the two commits take turns, as short as they can be, in an order that changes, so that what the machine
+does beside them meets both. A ratio is after / before; its interval holds the mean ratio of such rounds with 95 %
+(Student's t over the rounds' logarithms).
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ def run(args: argparse.Namespace) -> None:
             for name, figures in encoded(
                 size, {name: checkouts[name] for name in order}, files[size], args.repeats
             ).items():
+                facts[name] |= figures
+        if args.pairs:
+            for name, figures in scored({name: checkouts[name] for name in order}, args, work).items():
                 facts[name] |= figures
         for name in order if args.steps else ():
             facts[name] |= trained(turn, checkouts[name], args, work)
@@ -87,6 +91,37 @@ def encoded(size: str, checkouts: dict[str, Path], files: dict[str, Any], repeat
     for worker in workers.values():
         worker.close()
     return facts
+
+
+def scored(checkouts: dict[str, Path], args: argparse.Namespace, work: Path) -> dict[str, dict[str, float]]:
+    """The commits' figures of a reranker; the turns are those of `encoded`."""
+    folder, file = reranker_folder(work), write_texts(work / "pairs.jsonl", real_texts(10_000)[: args.pairs])
+    workers = {name: Worker("bgekit reranker", folder, None, checkout) for name, checkout in checkouts.items()}
+    for worker in workers.values():
+        worker.ask(texts=file)
+    facts: dict[str, dict[str, float]] = {}
+    for name, turns in by_turns(workers, [file] * args.repeats).items():
+        seconds = statistics.median(turn["seconds"][0] for turn in turns)
+        facts[name] = {
+            "reranker: pairs/s": args.pairs / seconds, "reranker: others": max(turn["others"] for turn in turns)
+        }  # fmt: skip
+    for worker in workers.values():
+        worker.close()
+    return facts
+
+
+def reranker_folder(work: Path) -> Path:
+    """A reranker of bge-small's weights, with a head that is drawn at random."""
+    folder = work / "reranker"
+    if not (folder / "config.json").exists():
+        import torch
+        from transformers import AutoTokenizer, BertForSequenceClassification
+
+        torch.manual_seed(0)
+        source = model_folder("small", work)
+        BertForSequenceClassification.from_pretrained(source, num_labels=1).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return folder
 
 
 def by_turns(workers: dict[str, Worker], files: list[str], **how: bool) -> dict[str, list[dict[str, Any]]]:
@@ -167,6 +202,7 @@ def main() -> None:
     measure.add_argument("--models", nargs="*", choices=["small", "base"], default=["small", "base"])
     measure.add_argument("--texts", type=int, default=200, help="texts for small; base gets a third")
     measure.add_argument("--repeats", type=int, default=4, help="times a round; the median counts")
+    measure.add_argument("--pairs", type=int, default=100, help="that a reranker scores; 0 for none")
     measure.add_argument("--steps", type=int, default=10, help="of a turn of training; 0 for none")
     measure.add_argument("--out", default="commits.json")
     measure.add_argument("--work", default=str(Path(tempfile.gettempdir()) / "bgekit-benchmark-commits"))

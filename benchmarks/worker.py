@@ -25,6 +25,14 @@ def bgekit(folder: str, **options: Any) -> Encode:
     return FlagModel(folder, **options).encode
 
 
+def bgekit_reranker(folder: str) -> Encode:
+    """Scores of texts, each paired with the next one."""
+    from bgekit import FlagReranker
+
+    model = FlagReranker(folder)
+    return lambda texts: model.compute_score(list(zip(texts, texts[1:] + texts[:1], strict=True)))
+
+
 def flagembedding(folder: str, **options: Any) -> Encode:
     """Its default asks for fp16, which it drops on CPUs; instructions are off, so that all encode the same tokens."""
     from FlagEmbedding import FlagModel
@@ -149,6 +157,7 @@ PEERS: dict[str, tuple[str, Callable[..., Encode]]] = {
     "bgekit": ("bgekit", bgekit),
     "bgekit fp32": ("bgekit", lambda folder, **options: bgekit(folder, use_fp16=False, **options)),
     "bgekit int8": ("bgekit", lambda folder, **options: bgekit(folder, dtype="int8", **options)),
+    "bgekit reranker": ("bgekit", bgekit_reranker),
     "FlagEmbedding": ("FlagEmbedding", flagembedding),
     "sentence-transformers": ("sentence_transformers", sentence_transformers),
     "sentence-transformers bf16": ("sentence_transformers", sentence_transformers_bf16),
