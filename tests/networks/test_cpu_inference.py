@@ -317,3 +317,10 @@ def test_long_calls_do_it_and_short_ones_do_not(
 
 def test_it_can_be_done_here() -> None:
     cpu_inference.return_freed_memory()
+
+
+@pytest.mark.parametrize(("limit", "kind"), [("", "amx"), ("AVX512_CORE_BF16", "other"), ("avx512_core_amx", "amx")])
+def test_kernels_follow_what_onednn_may_use(limit: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert cpu_inference.kernels() is KERNELS[kind]

@@ -68,8 +68,10 @@ KERNELS: Final = {
 
 
 def kernels() -> Kernels:
-    """Those of this CPU."""
-    return KERNELS["amx" if torch.cpu._is_amx_tile_supported() else "other"]
+    """Those of this CPU, as far as oneDNN may use it (its variable ONEDNN_MAX_CPU_ISA)."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    allowed = limit in ("", "ALL", "DEFAULT") or "AMX" in limit
+    return KERNELS["amx" if allowed and torch.cpu._is_amx_tile_supported() else "other"]
 
 
 def can_fuse(model: PreTrainedModel | StoredBert) -> bool:
