@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
@@ -31,7 +31,19 @@ from .nearest import (
     read_approximate,
     worthwhile,
 )
-from .storage import APPROXIMATE, FACTS, Facts, Stored, StoredFiles, StoredShards, facts_of_shards, read_facts
+from .storage import (
+    FACTS,
+    Facts,
+    Joined,
+    Selected,
+    Stored,
+    StoredFiles,
+    StoredShards,
+    facts_of_shards,
+    open_stored,
+    read_deleted,
+    read_facts,
+)
 from .where import Where
 
 if TYPE_CHECKING:
@@ -88,7 +100,6 @@ class SearchIndex:
     """An index on disk; only what a search needs is read.
 
     Attributes:
-        facts: How the vectors were made, and how they are searched.
         folder: Where it lies.
 
     Example:
@@ -101,11 +112,10 @@ class SearchIndex:
         3
     """
 
-    def __init__(self, folder: Path, facts: Facts, stored: Stored) -> None:
-        self.folder, self.facts, self.stored = folder, facts, stored
+    def __init__(self, folder: Path, state: _State) -> None:
+        self.folder, self._state = folder, state
         self._checked: set[str] = set()
         self._warned = False
-        self._last: tuple[str, Rows] | None = None
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> SearchIndex:
@@ -117,20 +127,59 @@ class SearchIndex:
         """
         path = Path(folder)
         if (path / FACTS).exists():
-            facts = read_facts(path)
-            columns = None if facts.metadata is None else facts.metadata["columns"]
-            index = cls(path, facts, StoredFiles(path, facts.count, facts.dimension, columns))
-            if facts.index_type != "exact":
-                _ = index._approximate  # What is missing or damaged shows now.
-            return index
+            return cls(path, _opened(path))
         if (path / MANIFEST).exists():
             shards = load_shards(path)
-            return cls(path, facts_of_shards(shards), StoredShards(shards))
+            return cls(path, _State(facts_of_shards(shards), StoredShards(shards)))
         what = "is neither an index nor a folder of encoded shards" if path.exists() else "does not exist"
         raise OutputError(f"{path} {what}; `bge search FILE... --index DIR` makes an index")
 
+    def refresh(self) -> bool:
+        """Go on with what the index folder holds now, after documents were added or removed.
+
+        Until then an index that is open answers from the state that it was opened in, also when that state's files are
+        gone; so do searches under way in other threads. What has not changed stays open. An index of encoded shards
+        never changes.
+
+        Returns:
+            Whether it has changed.
+
+        Raises:
+            OutputError: the folder is no index any more, or damaged; the index stays as it is.
+        """
+        if isinstance(self.stored, StoredShards):
+            return False
+        state = _opened(self.folder, self._state)
+        if state is self._state:
+            return False
+        if state.facts.model_fingerprint != self.facts.model_fingerprint:
+            self._checked = set()
+        self._state = state
+        return True
+
+    @property
+    def facts(self) -> Facts:
+        """How the vectors were made, and how they are searched."""
+        return self._state.facts
+
+    @property
+    def stored(self) -> Stored:
+        """All rows, deleted ones included: what the numbers of rows mean."""
+        return self._state.stored
+
+    @property
+    def live(self) -> Stored:
+        """The rows that are not deleted, numbered anew."""
+        return self.stored if self._state.live is None else Selected(self.stored, self._state.live)
+
+    @property
+    def whole_structure(self) -> Any:
+        """The approximate structure over all rows where there is one and no row is deleted; else None."""
+        structures = self._state.structures
+        return structures[0][2] if len(structures) == 1 and self._state.deleted is None else None
+
     def __len__(self) -> int:
-        """Vectors; with documents split into passages, of passages."""
+        """Vectors, deleted ones left out; with documents split into passages, of passages."""
         return self.facts.count
 
     @property
@@ -140,7 +189,7 @@ class SearchIndex:
 
     @property
     def metadata(self) -> Any:
-        """Columns that were kept, as a pyarrow table with a row per vector; None without."""
+        """Columns that were kept, as a pyarrow table with a row per vector, deleted ones included; None without."""
         return self.stored.metadata
 
     def ask(
@@ -170,12 +219,13 @@ class SearchIndex:
                 meaning for its metadata.
         """
         check_count("rerank_top_k", rerank_top_k, "documents")
-        kept = None if where is None else self.rows_where(where)
+        now = copy.copy(self)  # Which no refresh() changes meanwhile.
+        kept = now._kept(where)
         self._check_model(model)
         vectors = model.encode_queries(list(queries), convert_to_numpy=True, instruction=instruction)
         if reranker is None:
-            return self._search(vectors, top_k, kept)
-        return reranked(reranker, list(queries), self._search(vectors, max(top_k, rerank_top_k), kept), top_k)
+            return now._search(vectors, top_k, kept)
+        return reranked(reranker, list(queries), now._search(vectors, max(top_k, rerank_top_k), kept), top_k)
 
     def search(
         self, queries: npt.ArrayLike, top_k: int = 10, *, where: str | None = None, model: Embedder | None = None
@@ -199,15 +249,18 @@ class SearchIndex:
             self._check_model(model)
         for origin in _origins(queries):
             self._check_origin(origin, model)
-        return self._search(queries, top_k, None if where is None else self.rows_where(where))
+        now = copy.copy(self)
+        return now._search(queries, top_k, now._kept(where))
 
     def rows_where(self, where: str) -> Rows:
-        """The rows that meet a condition on metadata, in order.
+        """The rows that meet a condition on metadata, in order, deleted ones left out.
 
         Raises:
             ArgumentError: it is not written as conditions are, or has no meaning for the metadata of the index.
         """
-        if self._last is None or self._last[0] != where:
+        state = self._state
+        last = state.last
+        if last is None or last[0] != where:
             condition = Where(where)
             if self.metadata is None:
                 columns = [each if each.isidentifier() else f"'{each}'" for each in condition.columns]
@@ -215,8 +268,13 @@ class SearchIndex:
                     f"{self.folder} keeps no metadata for a condition: build it again with keep=[...] "
                     f"(--keep {' '.join(columns)})"
                 )
-            self._last = where, np.flatnonzero(condition.rows(self.metadata))
-        return self._last[1]
+            meeting = condition.rows(state.stored.metadata)
+            state.last = last = where, np.flatnonzero(meeting if state.deleted is None else meeting & ~state.deleted)
+        return last[1]
+
+    def _kept(self, where: str | None) -> Rows | None:
+        """The rows that may be found; None for all."""
+        return self._state.live if where is None else self.rows_where(where)
 
     def _check_model(self, model: Embedder) -> None:
         if model.fingerprint not in self._checked:
@@ -280,7 +338,7 @@ class SearchIndex:
         """Documents by their best passage: the first of each in the order of passages."""
         answers: list[list[Hit]] = [[] for _ in queries]
         open_queries = list(range(len(queries)))
-        depth, most = _PASSAGES_A_DOCUMENT * top_k, len(self) if kept is None else len(kept)
+        depth, most = _PASSAGES_A_DOCUMENT * top_k, self.stored.count if kept is None else len(kept)
         while open_queries:
             found = self._nearest(queries[open_queries], depth, kept)
             for query, (scores, rows) in zip(open_queries, found, strict=True):
@@ -304,8 +362,8 @@ class SearchIndex:
 
     def _nearest(self, queries: Floats, top_k: int, kept: Rows | None) -> list[tuple[Floats, Rows]]:
         cosine = self.facts.similarity == "cosine"
-        kept = None if kept is not None and len(kept) == len(self) else kept
-        top_k = min(top_k, len(self) if kept is None else len(kept))
+        kept = None if kept is not None and len(kept) == self.stored.count else kept
+        top_k = min(top_k, self.stored.count if kept is None else len(kept))
         if top_k == 0:
             return [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in queries]
         queries = unit(queries) if cosine else queries
@@ -326,14 +384,31 @@ class SearchIndex:
         return [(scores[:top_k], rows[:top_k]) for scores, rows in answers]
 
     def _candidates(self, queries: Floats, top_k: int, kept: Rows | None) -> list[Rows]:
-        """Rows that an approximate index finds, some more than wanted.
+        """Rows that approximate structures find, some more than wanted, and those of segments that have none.
 
         None without one, or where looking at every vector is no more work.
         """
-        rows = len(self) if kept is None else len(kept)
-        if self.facts.index_type == "exact" or top_k > rows // 4 or not worthwhile(self._approximate, rows):
-            return [np.empty(0, np.int64) for _ in queries]
-        return nearest_approximately(self._approximate, queries, top_k + _SPARE, kept)
+        rows = self.stored.count if kept is None else len(kept)
+        none = [np.empty(0, np.int64) for _ in queries]
+        if self.facts.index_type == "exact" or top_k > rows // 4:
+            return none
+        found = [[each] for each in none]
+        for first, count, structure in self._state.structures:
+            inside = None
+            if kept is not None:
+                begin, end = np.searchsorted(kept, (first, first + count))
+                inside = None if end - begin == count else kept[begin:end] - first
+            rows = count if inside is None else len(inside)
+            if structure is None or not worthwhile(structure, rows):
+                if count * 2 > self.stored.count:
+                    return none
+                for each in found:
+                    each.append(first + (np.arange(count) if inside is None else inside))
+            else:
+                for each, some in zip(found, nearest_approximately(structure, queries, top_k + _SPARE, inside),
+                                      strict=True):  # fmt: skip
+                    each.append(first + some)
+        return [np.concatenate(each) for each in found]
 
     def _scored(self, query: Floats, rows: Rows, cosine: bool) -> tuple[Floats, Rows]:
         """Rows in the order of their scores, computed one by one, for a query of length 1 if scores are cosines.
@@ -348,12 +423,71 @@ class SearchIndex:
         order = np.lexsort((rows, -scores))
         return scores[order], rows[order]
 
-    @cached_property
-    def _approximate(self) -> Any:
-        index = read_approximate(self.folder / APPROXIMATE)
-        if index.ntotal != len(self) or index.d != self.dimension:
-            raise OutputError(f"{self.folder / APPROXIMATE} belongs to another index; build the index again")
-        return index
+
+@dataclass
+class _State:
+    """What index.json said when it was read, and the files that it names, open.
+
+    Attributes:
+        facts: What it said.
+        stored: The rows.
+        deleted: Whether each row is deleted; None where none is.
+        live: The rows that are not; None for all.
+        structures: First row, number of rows and approximate structure of each segment; None for none.
+        last: The last condition, and the rows that met it.
+    """
+
+    facts: Facts
+    stored: Stored
+    deleted: npt.NDArray[np.bool_] | None = None
+    live: Rows | None = None
+    structures: list[tuple[int, int, Any]] = field(default_factory=list)
+    last: tuple[str, Rows] | None = None
+
+
+#: Times that an index is read again because a change was made meanwhile.
+_ATTEMPTS: Final = 100
+
+
+def _opened(path: Path, before: _State | None = None) -> _State:
+    """The present state of an index folder; `before` itself if that is still it.
+
+    Whoever changes an index removes the files of the state before, so one of them may be gone when it is opened: then
+    there is a new index.json.
+    """
+    for _ in range(_ATTEMPTS):
+        facts = read_facts(path)
+        if before is not None and before.facts == facts:
+            return before
+        try:
+            return _open_state(path, facts, before)
+        except OutputError:
+            if read_facts(path) == facts:
+                raise
+    raise OutputError(f"{path} changes faster than it can be opened: try again")
+
+
+def _open_state(path: Path, facts: Facts, before: _State | None) -> _State:
+    known: dict[str, StoredFiles] = {}
+    structures: dict[str, Any] = {}
+    if before is not None and before.facts.dimension == facts.dimension:
+        parts = before.stored.parts if isinstance(before.stored, Joined) else [before.stored]
+        for segment, part, (_, _, structure) in zip(before.facts.segments, parts, before.structures, strict=True):
+            if segment in facts.segments:
+                known[segment.folder], structures[segment.folder] = cast("StoredFiles", part), structure
+    stored = open_stored(path, facts, known)
+    deleted = read_deleted(path, facts)
+    opened, first = [], 0
+    for segment in facts.segments:
+        structure = structures.get(segment.folder)
+        if structure is None and segment.structure is not None:
+            file = path / segment.folder / segment.structure["files"][0]
+            structure = read_approximate(file)  # What is missing or damaged shows now.
+            if structure.ntotal != segment.count or structure.d != facts.dimension:
+                raise OutputError(f"{file} belongs to another index; build the index again")
+        opened.append((first, segment.count, structure))
+        first += segment.count
+    return _State(facts, stored, deleted, None if deleted is None else np.flatnonzero(~deleted), opened)
 
 
 def _origins(queries: object) -> set[Origin | None]:

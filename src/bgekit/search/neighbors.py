@@ -25,10 +25,8 @@ from .nearest import (
     build_approximate,
     nearest,
     nearest_approximately,
-    read_approximate,
     row_scores,
 )
-from .storage import APPROXIMATE
 
 logger = logging.getLogger(__name__)
 #: Up to so many rows every row is compared with every other.
@@ -79,7 +77,7 @@ def find_neighbors(
     distances: Any = np.lib.format.open_memmap(folder / "distances.npy", "w+", np.float32, (rows, width))
     for first in range(0, rows, QUERIES):
         asked = np.arange(first, min(first + QUERIES, rows))
-        for row, (scores, found) in zip(asked, search(unit(index.stored.vectors(asked))), strict=True):
+        for row, (scores, found) in zip(asked, search(unit(index.live.vectors(asked))), strict=True):
             # The row itself stands first even if copies of it come before it.
             others = np.flatnonzero(found != row)[: width - 1]
             ids[row, 0], ids[row, 1:] = row, found[others]
@@ -91,7 +89,7 @@ def find_neighbors(
 
 def _searcher(index: SearchIndex, width: int, exact_up_to: int) -> tuple[_Search, str]:
     """What finds the nearest rows of queries of length 1, best first, and its name."""
-    stored, units = index.stored, index.facts.unit_vectors
+    stored, units = index.live, index.facts.unit_vectors
 
     def compare_all(queries: Floats) -> list[tuple[Floats, Rows]]:
         longest = UNIT_LENGTH if units else None
@@ -118,8 +116,8 @@ def _searcher(index: SearchIndex, width: int, exact_up_to: int) -> tuple[_Search
 def _graph(index: SearchIndex) -> tuple[Any, str]:
     """An approximate index by cosine and its type: the index's own, else one in memory; None without faiss."""
     facts, card = index.facts, index.facts.model_card
-    if facts.index_type != "exact" and (facts.similarity == "cosine" or card["normalize"]):
-        return read_approximate(index.folder / APPROXIMATE), facts.index_type
+    if index.whole_structure is not None and (facts.similarity == "cosine" or card["normalize"]):
+        return index.whole_structure, facts.index_type
     try:
         import_extra("faiss", "faiss")
     except MissingExtraError:
@@ -129,6 +127,6 @@ def _graph(index: SearchIndex) -> tuple[Any, str]:
         )  # fmt: skip
         return None, "exact"
     made = build_approximate(
-        "hnsw", index.stored.blocks, len(index), index.dimension, cosine=True, normalized=facts.unit_vectors
+        "hnsw", index.live.blocks, len(index), index.dimension, cosine=True, normalized=facts.unit_vectors
     )
     return made, "hnsw"
