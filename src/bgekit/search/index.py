@@ -245,12 +245,52 @@ class SearchIndex:
             ArgumentError: the vectors, or the model, are of another model than the index, or the condition has no
                 meaning for its metadata.
         """
-        if model is not None:
-            self._check_model(model)
-        for origin in _origins(queries):
-            self._check_origin(origin, model)
+        self._check_vectors(queries, model)
         now = copy.copy(self)
         return now._search(queries, top_k, now._kept(where))
+
+    def nearest(
+        self, vectors: npt.ArrayLike, k: int, where: str | None = None, *, model: Embedder | None = None
+    ) -> tuple[Floats, Rows]:
+        """Scores and rows of the nearest stored vectors of each query vector, best first; `search` makes hits of them.
+
+        Rows are numbered from 0 through the whole index, deleted ones included, until it is compacted; with documents
+        split into passages, each passage is a row.
+        Of equal scores the earlier row comes first. Where fewer than `k` rows can be found, the rest of a line is
+        filled as faiss fills it, with row -1, and with the score -inf.
+
+        Args:
+            vectors: Query vectors [n, dimension], or one [dimension].
+            k: Rows wanted of each.
+            where: Condition on metadata, as in `ask`.
+            model: The model that made the query vectors, as in `search`.
+
+        Returns:
+            Scores [n, k] float32, cosines or dot products as `search` gives them, and rows [n, k] int64.
+
+        Raises:
+            ArgumentError: as `search`.
+
+        Example:
+            >>> from bgekit import FlagModel
+            >>> from bgekit.data import read_records
+            >>> from bgekit.search import index_records
+            >>> model = FlagModel("BAAI/bge-small-en-v1.5")
+            >>> index, report = index_records(model, read_records("corpus.jsonl"), "index")
+            >>> scores, rows = index.nearest(model.encode_queries(["where did the cat sit?"]), k=3)
+            >>> scores.shape, rows.shape
+            ((1, 3), (1, 3))
+        """
+        self._check_vectors(vectors, model)
+        queries = self._as_queries(vectors)
+        check_count("k", k, "rows")
+        now = copy.copy(self)
+        kept = now._kept(where)
+        scores, rows = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
+        for first in range(0, len(queries), QUERIES):
+            for at, found in enumerate(now._nearest(queries[first : first + QUERIES], k, kept), first):
+                scores[at, : len(found[0])], rows[at, : len(found[1])] = found
+        return scores, rows
 
     def rows_where(self, where: str) -> Rows:
         """The rows that meet a condition on metadata, in order, deleted ones left out.
@@ -306,15 +346,25 @@ class SearchIndex:
                 )
             self._check_model(cast("Embedder", origin.model))
 
-    def _search(self, queries: npt.ArrayLike, top_k: int, kept: Rows | None) -> list[list[Hit]]:
+    def _check_vectors(self, vectors: npt.ArrayLike, model: Embedder | None) -> None:
+        if model is not None:
+            self._check_model(model)
+        for origin in _origins(vectors):
+            self._check_origin(origin, model)
+
+    def _as_queries(self, queries: npt.ArrayLike) -> Floats:
         vectors = np.atleast_2d(np.asarray(queries, dtype=np.float32))
-        check_count("top_k", top_k, "documents")
         if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
             raise ArgumentError(
                 f"query vectors must have {self.dimension} dimensions, these have the shape {vectors.shape}"
             )
         if not np.isfinite(vectors).all():
             raise ArgumentError("a query vector has NaN or infinity")
+        return vectors
+
+    def _search(self, queries: npt.ArrayLike, top_k: int, kept: Rows | None) -> list[list[Hit]]:
+        vectors = self._as_queries(queries)
+        check_count("top_k", top_k, "documents")
         found: list[list[Hit]] = []
         for first in range(0, len(vectors), QUERIES):
             part = vectors[first : first + QUERIES]
