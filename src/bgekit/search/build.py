@@ -29,8 +29,8 @@ from ..errors import ArgumentError, OutputError, require_extra
 from ..files.atomic import OutputFolder
 from ..files.hashing import digest, file_sha256, file_status
 from ..inference.shards import MANIFEST, SHARD_SIZE, Chunks, EncodeReport, ShardSet, encode_to_shards, load_shards
+from .approximate import build_approximate, write_approximate
 from .index import SearchIndex
-from .nearest import build_approximate, write_approximate
 from .storage import (
     APPROXIMATE,
     FACTS,
