@@ -220,9 +220,7 @@ def _write_index(output: OutputFolder, shards: ShardSet, index_type: IndexType, 
     segment = write_structure(output, segment, stored, facts, index_type, generation)
     commit(
         output,
-        replace(
-            facts, index_type=index_type, metadata=segment.metadata, generation=generation, segments=(segment,)
-        ),
+        replace(facts, index_type=index_type, metadata=segment.metadata, generation=generation, segments=(segment,)),
     )
 
 

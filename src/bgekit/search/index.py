@@ -20,6 +20,7 @@ from ..inference.pipeline import Embeddings, Origin
 from ..inference.shards import MANIFEST, load_shards
 from ..inference.similarity import unit
 from ..models.card import UNSET, Unset
+from .approximate import nearest_approximately, read_approximate, worthwhile
 from .nearest import (
     QUERIES,
     UNIT_LENGTH,
@@ -27,9 +28,6 @@ from .nearest import (
     Floats,
     Rows,
     nearest,
-    nearest_approximately,
-    read_approximate,
-    worthwhile,
 )
 from .storage import (
     FACTS,

@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -20,11 +20,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ..data.metadata import typed, write_table
+from ..data.metadata import write_table
 from ..errors import OutputError
 from ..files.atomic import OutputFolder
 from ..inference.shards import mapped
-from .nearest import build_approximate, write_approximate
+from .approximate import build_approximate, write_approximate
 from .storage import (
     APPROXIMATE,
     FACTS,
