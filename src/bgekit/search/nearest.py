@@ -8,6 +8,7 @@ therefore not depend on how rows are divided into blocks, nor on the number of t
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -42,8 +43,9 @@ _PRODUCTS: Final = 1 << 22
 _ROWS: Final = 16384
 #: Least rows for which another thread is worth its start.
 _SHARED: Final = 256
-#: Pairs of vectors scored at once.
+#: Pairs of vectors scored at once, and pairs of a query from which on they are scored query by query.
 _PAIRS: Final = 128
+_MANY: Final = 24
 #: Longer vectors are not multiplied as 16-bit numbers, where sums might overflow; shorter products are taken for 0.
 _LONG, _TINY = 1e15, 1e-20
 #: Unit roundoff of bfloat16, and twice that of float32.
@@ -57,8 +59,10 @@ _GROUP: Final = 16
 #: A key that comes after that of any row, and what its row's number must be below.
 _NONE: Final = np.uint64(2**64 - 1)
 _MOST_ROWS: Final = 2**32 - 1
+#: Products of a sample of which only the best is looked at.
+_MAXIMA: Final = 4
 #: Vectors from which on a sample of them says what scores to expect; the sample's share, one in so many, and size.
-_SAMPLED_FROM, _SAMPLED, _SAMPLE_MOST = 1 << 16, 16, 1 << 15
+_SAMPLED_FROM, _SAMPLED, _SAMPLE_MOST = 1 << 16, 8, 1 << 16
 
 
 class TopK:
@@ -132,6 +136,19 @@ class TopK:
             self._look(*first)
             return
         self._by_threads(_chain(first, second, parts), threads)
+
+    def at_rank(self, rank: int, blocks: AnyBlocks) -> Floats:
+        """About the score [n] that so many of the vectors of blocks reach; nothing is kept of them."""
+        self._product = self._product or self._chosen_product()
+        best: list[Floats] = []
+        for _, block in self._parts(blocks, 1):
+            vectors = block() if callable(block) else block
+            products = self._product(unit(vectors) if self._cosine else vectors, self._longest, self._own)
+            # Of all products those of 16 bits are higher than the scores, by how far they may be off.
+            best.append(products.maxima(_MAXIMA) - (products.slack / 2).astype(np.float32)[:, None])
+        values = np.concatenate(best, axis=1)
+        place = max(values.shape[1] - rank, 0)
+        return np.partition(values, place, axis=1)[:, place]
 
     def found(self) -> list[tuple[Floats, Rows]]:
         """Scores and rows for each query, both [k], best first; the lower of equal ones first."""
@@ -315,16 +332,27 @@ def pair_scores(
         cosine: Divide by the length of the other vector.
     """
     scores = np.empty(len(queries))
-    for first in range(0, len(queries), _PAIRS):
-        part = slice(first, first + _PAIRS)
+    for part, own in _groups(queries):
         others = vectors[columns[part]].astype(np.float64)
         # Not a product of matrices, which adds up a row's terms in an order that depends on the row's place.
-        own = np.einsum("nd,nd->n", others, wide[queries[part]])
+        scores[part] = np.einsum("nd,d->n" if own.ndim == 0 else "nd,nd->n", others, wide[own])
         if cosine:
-            own /= np.maximum(np.sqrt(np.einsum("nd,nd->n", others, others)), 1e-12)
-        scores[part] = own
+            scores[part] /= np.maximum(np.sqrt(np.einsum("nd,nd->n", others, others)), 1e-12)
     # Without the sign of zero.
     return scores.astype(np.float32) + np.float32(0)
+
+
+def _groups(queries: Rows) -> Iterator[tuple[slice, Any]]:
+    """Pairs that are scored at once, and their queries: a single one where each has many pairs, which saves copies."""
+    if len(queries) < _MANY * (len(np.flatnonzero(np.diff(queries))) + 1):
+        for first in range(0, len(queries), _PAIRS):
+            part = slice(first, first + _PAIRS)
+            yield part, queries[part]
+        return
+    ends = [0, *(np.flatnonzero(np.diff(queries)) + 1).tolist(), len(queries)]
+    for begin, end in itertools.pairwise(ends):
+        for first in range(begin, end, _PAIRS):
+            yield slice(first, min(first + _PAIRS, end)), queries[begin]
 
 
 def nearest(
@@ -354,13 +382,11 @@ def nearest(
     expected = None
     if sample is not None and count >= _SAMPLED_FROM and len(queries) > _FEW:
         size = min(count // _SAMPLED, _SAMPLE_MOST)
-        # So many of the best are in a sample; seldom more than four standard deviations above.
+        # So many of the best are in a sample, and seldom more than four standard deviations above that.
         share = top_k * size / count
-        rank = math.ceil(share + 4 * math.sqrt(share) + 3)
-        if rank * 2 < size:
-            best = TopK(queries, rank, cosine=cosine, longest=longest)
-            best.add_all(sample(size))
-            expected = best.arrays()[0][:, -1]
+        expected = TopK(queries, 1, cosine=cosine, longest=longest).at_rank(
+            math.ceil(share + 4 * math.sqrt(share) + 3), sample(size)
+        )
     best = TopK(queries, top_k, cosine=cosine, longest=longest, expected=expected)
     best.add_all(blocks())
     scores, rows = best.arrays()
@@ -385,10 +411,25 @@ class _Products:
 
     def values(self, query: int, columns: Rows | slice) -> Floats:
         """A copy of some products of a query."""
-        values = self._raw[query, columns]
-        if values.dtype == np.int16:  # The bits of bfloat16.
-            return (values.astype(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
-        return values.copy()
+        return _as_floats(self._raw[query, columns])
+
+    def maxima(self, size: int) -> Floats:
+        """The best of each of many groups of about so many products of each query, [queries, groups]."""
+        raw = self._raw
+        groups = max(raw.shape[1] // size, 1)
+        parts = [raw[:, first : first + groups] for first in range(0, raw.shape[1] - groups + 1, groups)]
+        best = parts[0]
+        for part in parts[1:]:
+            # Bits of bfloat16 have the order of whole numbers. Of two negative ones it is the wrong one, which is lower.
+            best = np.maximum(best, part)
+        return _as_floats(best)
+
+
+def _as_floats(raw: npt.NDArray[Any]) -> Floats:
+    """A copy of numbers in float32, or of such in bfloat16, given by their bits."""
+    if raw.dtype == np.int16:
+        return (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return raw.astype(np.float32)
 
 
 class _Product(Protocol):
