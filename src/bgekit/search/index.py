@@ -57,7 +57,7 @@ _COMPARED, _GATHERED = 1 << 20, 4096
 #: Share of the rows, one in so many, below which these are gathered instead of looked at among all others.
 _SPARSE: Final = 3
 #: Rows of a sample that lie side by side.
-_RUN: Final = 8
+_RUN: Final = 4
 #: Candidates of an approximate index beyond those wanted, which show whether the last one has copies.
 _SPARE: Final = 16
 

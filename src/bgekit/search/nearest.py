@@ -238,7 +238,8 @@ class TopK:
         last = rows + len(block) - 1 if isinstance(rows, int) else int(rows.max())
         if last >= _MOST_ROWS:
             raise ArgumentError(f"there can be {_MOST_ROWS:,} vectors at most, not a row {last:,}")
-        vectors = block if block.dtype in (np.float32, np.float16) else np.asarray(block, dtype=np.float32)
+        # A plain array: to take rows of a mapped one, numpy needs longer.
+        vectors = np.asarray(block, dtype=None if block.dtype in (np.float32, np.float16) else np.float32)
         queries, columns, scores = self._scored(None if isinstance(rows, int) else rows < 0, vectors)
         self._keep(queries, scores, rows + columns if isinstance(rows, int) else rows[columns])
 
