@@ -173,6 +173,26 @@ class RecordReader(Iterator[Record]):
             raise DataError(f"{listing(self.files)}: there is no text{skipped}")
         self._records = itertools.chain([first], self._records)
 
+    def name_rows(self) -> None:
+        """Number records without an id within their file, behind its name (`more.txt#0`), not over the whole input.
+
+        For records that join others: numbers over the input say nothing about these.
+
+        Raises:
+            ArgumentError: records have been read already.
+        """
+        names = [source.name for source in self._sources]
+        if names == self.names:
+            return
+        if self._begun:
+            raise ArgumentError("records have been read and numbered already: give a new reader")
+        self.names = list[str | None](names)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Columns that become metadata."""
+        return self._fields.kept
+
     def keep(self, columns: Keep) -> None:
         """Keep these columns as metadata, and no others.
 
