@@ -16,7 +16,8 @@ from ..files.hashing import digest
 from ..inference.engine import resolve_devices
 from ..inference.shards import encode_to_shards, load_shards
 from ..inference.similarity import unit
-from ..search.nearest import QUERIES, UNIT_LENGTH, TopK, build_approximate, nearest_approximately
+from ..search.approximate import build_approximate, nearest_approximately
+from ..search.nearest import QUERIES, UNIT_LENGTH, TopK
 from ..search.storage import check_similarity
 from .bm25 import Rows
 

@@ -20,6 +20,7 @@ from ..inference.pipeline import Embeddings, Origin
 from ..inference.shards import MANIFEST, SHARD_SIZE, load_shards
 from ..inference.similarity import unit
 from ..models.card import UNSET, Unset
+from .approximate import nearest_approximately, read_approximate, worthwhile
 from .model_check import check_model
 from .nearest import (
     QUERIES,
@@ -28,9 +29,6 @@ from .nearest import (
     Floats,
     Rows,
     nearest,
-    nearest_approximately,
-    read_approximate,
-    worthwhile,
 )
 from .segments import document_hashes, documents_of
 from .storage import (

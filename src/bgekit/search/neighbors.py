@@ -16,15 +16,14 @@ import numpy.typing as npt
 
 from ..errors import MissingExtraError, import_extra
 from ..inference.similarity import unit
+from .approximate import build_approximate, nearest_approximately
 from .index import SearchIndex
 from .nearest import (
     QUERIES,
     UNIT_LENGTH,
     Floats,
     Rows,
-    build_approximate,
     nearest,
-    nearest_approximately,
     row_scores,
 )
 

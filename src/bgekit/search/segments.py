@@ -24,7 +24,7 @@ from ..data.metadata import write_table
 from ..errors import OutputError
 from ..files.atomic import OutputFolder
 from ..inference.shards import mapped
-from .nearest import build_approximate, write_approximate
+from .approximate import build_approximate, write_approximate
 from .storage import (
     APPROXIMATE,
     FACTS,
