@@ -387,9 +387,7 @@ def extended(schema: Any, parts: Callable[[], Iterable[Part]], where: str) -> tu
     for field in columns.schema:
         before = types.get(field.name, field.type)
         # Cells are written as strings: a column that is known to be one takes them as they are.
-        joined = (
-            before if columns.are_cells(field.name) and str(before) == "string" else _joined(before, field.type)
-        )
+        joined = before if columns.are_cells(field.name) and str(before) == "string" else _joined(before, field.type)
         if joined is None:
             raise DataError(
                 f"the column {field.name} is of the type {field.type} in what is added and {before} in {where}: a "

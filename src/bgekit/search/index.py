@@ -280,8 +280,13 @@ class SearchIndex:
 
     @property
     def metadata(self) -> Any:
-        """Columns that were kept, as a pyarrow table with a row per vector, deleted ones included; None without."""
-        return self.stored.metadata
+        """Columns that were kept, as a pyarrow table with a row per vector; None without.
+
+        Mapped into memory; where documents were removed since the index was compacted, the others are copied.
+        """
+        if self._state.metadata is None:
+            self._state.metadata = self.live.metadata
+        return self._state.metadata
 
     def ask(
         self,
@@ -345,8 +350,8 @@ class SearchIndex:
     ) -> tuple[Floats, Rows]:
         """Scores and rows of the nearest stored vectors of each query vector, best first; `search` makes hits of them.
 
-        Rows are numbered from 0 through the whole index, deleted ones included, until it is compacted; with documents
-        split into passages, each passage is a row.
+        Rows are numbered from 0 through the whole index as it is now, as those of `metadata` are: `add` and `remove`
+        change the numbers. With documents split into passages, each passage is a row.
         Of equal scores the earlier row comes first. Where fewer than `k` rows can be found, the rest of a line is
         filled as faiss fills it, with row -1, and with the score -inf.
 
@@ -380,32 +385,41 @@ class SearchIndex:
         scores, rows = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
         for first in range(0, len(queries), QUERIES):
             for at, found in enumerate(now._nearest(queries[first : first + QUERIES], k, kept), first):
-                scores[at, : len(found[0])], rows[at, : len(found[1])] = found
+                scores[at, : len(found[0])], rows[at, : len(found[1])] = found[0], now._numbers(found[1])
         return scores, rows
 
     def rows_where(self, where: str) -> Rows:
-        """The rows that meet a condition on metadata, in order, deleted ones left out.
+        """The rows that meet a condition on metadata, in order, numbered as by `nearest`.
 
         Raises:
             ArgumentError: it is not written as conditions are, or has no meaning for the metadata of the index.
         """
+        now = copy.copy(self)
+        return now._numbers(now._meeting(where))
+
+    def _meeting(self, where: str) -> Rows:
+        """The rows that are stored, not deleted, and meet a condition, in order."""
         state = self._state
-        last = state.last
+        last, metadata = state.last, state.stored.metadata
         if last is None or last[0] != where:
             condition = Where(where)
-            if self.metadata is None:
+            if metadata is None:
                 columns = [each if each.isidentifier() else f"'{each}'" for each in condition.columns]
                 raise ArgumentError(
                     f"{self.folder} keeps no metadata for a condition: build it again with keep=[...] "
                     f"(--keep {' '.join(columns)})"
                 )
-            meeting = condition.rows(state.stored.metadata)
+            meeting = condition.rows(metadata)
             state.last = last = where, np.flatnonzero(meeting if state.deleted is None else meeting & ~state.deleted)
         return last[1]
 
     def _kept(self, where: str | None) -> Rows | None:
         """The rows that may be found; None for all."""
-        return self._state.live if where is None else self.rows_where(where)
+        return self._state.live if where is None else self._meeting(where)
+
+    def _numbers(self, rows: Rows) -> Rows:
+        """Numbers, among those that are not deleted, of rows that are stored."""
+        return rows if self._state.live is None else np.searchsorted(self._state.live, rows)
 
     def _check_model(self, model: Embedder) -> None:
         if model.fingerprint not in self._checked:
@@ -464,7 +478,8 @@ class SearchIndex:
         return found
 
     def _metadata_of(self, row: int) -> Metadata:
-        return {} if self.metadata is None else row_of(self.metadata, row)
+        metadata = self.stored.metadata
+        return {} if metadata is None else row_of(metadata, row)
 
     def _rows_as_hits(self, queries: Floats, top_k: int, kept: Rows | None) -> list[list[Hit]]:
         return [
@@ -576,6 +591,7 @@ class _State:
         live: The rows that are not; None for all.
         structures: First row, number of rows and approximate structure of each segment; None for none.
         last: The last condition, and the rows that met it.
+        metadata: The columns of rows that are not deleted, once they were asked for.
     """
 
     facts: Facts
@@ -584,6 +600,7 @@ class _State:
     live: Rows | None = None
     structures: list[tuple[int, int, Any]] = field(default_factory=list)
     last: tuple[str, Rows] | None = None
+    metadata: Any = None
 
 
 #: Times that an index is read again because a change was made meanwhile.

@@ -172,6 +172,8 @@ def add_records(
         facts = replace(facts, input=None if options is None else {"options": options})
         with change.read(texts, _key(model, facts, records, change.generation), replacing=True) as found:
             found.settle_metadata(all_of_it=False)
+            if not found.added and not found.gone.any():
+                return UpdateReport(0, 0, 0, change.facts.count, 0)
             report = found.encode(model, settings, records, progress)
             return change.write(found, facts, report)
 
@@ -230,7 +232,8 @@ def remove_documents(
     with _Change(folder) as change:
         rows, missing = change.rows_of_ids(list(dict.fromkeys(ids or ()))) if where is None else (None, [])
         if missing and not ignore_missing:
-            named = ", ".join(map(repr, missing[:_NAMED])) + (", ..." if len(missing) > _NAMED else "")
+            more = len(missing) - _NAMED
+            named = ", ".join(map(repr, missing[:_NAMED])) + (f" and {more:,} more" if more > 0 else "")
             raise DataError(
                 f"{folder} has no documents of {len(missing):,} of the ids: {named}. Nothing was removed; "
                 "ignore_missing=True removes the others"
@@ -238,13 +241,10 @@ def remove_documents(
         if rows is None:
             rows = change.rows_where(str(where))
         names = documents_of((change.stored.line(int(row)) for row in rows), chunked=change.facts.chunked)
-        first, count = [], 0
-        for count, name in enumerate(names, 1):  # noqa: B007
-            if len(first) < _NAMED:
-                first.append(name.decode("utf-8", "surrogatepass"))
+        first = tuple(name.decode("utf-8", "surrogatepass") for name in names[:_NAMED])
         if len(rows) and not dry_run:
             change.remove(rows)
-        return Removal(count, len(rows), len(missing), tuple(first))
+        return Removal(len(names), len(rows), len(missing), first)
 
 
 def compact(folder: Path) -> UpdateReport:
@@ -282,7 +282,7 @@ def _read_as_kept(records: Iterable[Record], facts: Facts) -> Iterable[Record]:
                 "build another index"
             )
     records.name_rows()
-    records.keep(list(dict.fromkeys([*facts.settings.get("keep", ()), *records.kept])))
+    records.keep(records.kept, where_there=facts.settings.get("keep", ()))
     return records
 
 
