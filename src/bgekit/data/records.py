@@ -206,12 +206,11 @@ class RecordReader(Iterator[Record]):
         names = checked_keep(columns)
         further = [name for name in checked_keep(where_there) if name not in names]
         names = (*names, *further)
-        self._fields.optional = set(further)
         if names == self._fields.kept:
             return
         if self._begun:
             raise ArgumentError("records have been read without these columns: give keep=... to read_records")
-        self._fields.kept = names
+        self._fields.kept, self._fields.optional = names, set(further)
 
     @property
     def position(self) -> int:

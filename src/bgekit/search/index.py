@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import os
@@ -268,6 +269,32 @@ class SearchIndex:
             found.append(hashes if deleted is None else hashes[~deleted[first + rows.astype(np.int64)]])
             first += part.count
         return len(np.unique(np.concatenate(found)))
+
+    def describe(self) -> dict[str, Any]:
+        """What the index holds and how it was made, as values that JSON takes: what `bge index info --json` prints."""
+        facts, settings = self.facts, self.facts.settings
+        size = 0
+        for path in self.folder.rglob("*"):
+            with contextlib.suppress(OSError):  # Gone meanwhile.
+                size += path.stat().st_size if path.is_file() else 0
+        return {
+            "rows": len(self),
+            "documents": self.documents,
+            "deleted": self.stored.count - len(self),
+            "segments": max(len(facts.segments), 1),
+            "generation": facts.generation,
+            "bytes": size,
+            "index_type": facts.index_type,
+            "dimension": facts.dimension,
+            "model": facts.model_name,
+            "similarity": facts.similarity,
+            "precision": facts.precision,
+            "max_length": settings["max_length"],
+            "chunk_size": settings.get("chunk_size"),
+            "chunk_overlap": settings.get("chunk_overlap"),
+            "texts": settings["store_texts"],
+            "columns": (facts.metadata or {}).get("columns", {}),
+        }
 
     def __len__(self) -> int:
         """Vectors, deleted ones left out; with documents split into passages, of passages."""
