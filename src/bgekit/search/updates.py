@@ -71,8 +71,9 @@ if TYPE_CHECKING:
     from ..inference.model import Embedder
 
 logger = logging.getLogger(__name__)
-#: Shards of texts that are being encoded, and what was read of an input before.
+#: What folders of encodes under way are called: those of a build, and those of a change with what was read before.
 BUILDING: Final = "building"
+_CHANGING: Final = f"{BUILDING}-update"
 #: Records read at once.
 _BLOCK: Final = 1024
 #: Segments of about one size, a factor of this apart, that are kept beside each other: one more, and they are merged.
@@ -446,6 +447,8 @@ class _Change:
             segments=tuple(segments), deleted=deleted, metadata=_metadata_of(self.path, segments),
         )  # fmt: skip
         commit(self.output, facts)
+        # Of this change, and of those that were interrupted and would now be others.
+        remove_building(self.path, _CHANGING)
         return written + (self.path / FACTS).stat().st_size
 
     def _write_segment(self, facts: Facts, rows: Stored, *, alone: bool) -> Segment:
@@ -507,48 +510,31 @@ class _Texts:
         self._stored = stored
         lines, texts = bytearray(), bytearray()
         for line in Selected(stored, rows).lines():
-            text = text_in(line)
-            lines += _key_of(line)
-            texts += _key_of(text) if text is not None else b"\0" * 8
+            lines += blake2b(line, digest_size=8).digest()
+            texts += blake2b(text_in(line) or b"", digest_size=8).digest()
         self._lines, self._texts = _Sorted(lines, rows), _Sorted(texts, rows)
 
     def find(self, lines: Sequence[bytes], kept: npt.NDArray[np.bool_]) -> tuple[list[int], list[int]]:
         """For each line a row with the same id and text, and one with the same text; -1 where there is none.
 
         Args:
-            lines: The lines.
+            lines: The lines, with texts.
             kept: Marks rows whose line was found; none of them is found twice.
         """
-        same, alike = [], []
-        for line, rows, others in zip(
-            lines,
-            self._lines.candidates(map(_key_of, lines)),
-            self._texts.candidates(map(_text_key, lines)),
-            strict=True,
-        ):
-            text = text_in(line)
-            row = _NONE
-            if text is not None:
-                row = next((each for each in rows if not kept[each] and self._stored.line(each) == line), _NONE)
-            if row != _NONE:
+        same, alike = [_NONE] * len(lines), [_NONE] * len(lines)
+        for at, candidates in self._lines.found(lines):
+            row = next((each for each in candidates if not kept[each] and self._stored.line(each) == lines[at]), _NONE)
+            # Without texts equal ids say nothing.
+            if row != _NONE and text_in(lines[at]) is not None:
                 kept[row] = True
-                same.append(row)
-                alike.append(row)
-                continue
-            same.append(_NONE)
-            # Of equal texts any will do; a hash that two share is as good as never seen.
-            found = itertools.islice(others, _NAMED) if text is not None else ()
-            alike.append(next((each for each in found if text_in(self._stored.line(each)) == text), _NONE))
+                same[at] = alike[at] = row
+        rest = [at for at, row in enumerate(same) if row == _NONE]
+        texts = [text_in(lines[at]) or b"" for at in rest]
+        for at, candidates in self._texts.found(texts):
+            # Of equal texts any will do; a hash that other texts share is as good as never seen.
+            some = itertools.islice(candidates, _NAMED)
+            alike[rest[at]] = next((each for each in some if text_in(self._stored.line(each)) == texts[at]), _NONE)
         return same, alike
-
-
-def _key_of(content: bytes) -> bytes:
-    return blake2b(content, digest_size=8).digest()
-
-
-def _text_key(line: bytes) -> bytes:
-    text = text_in(line)
-    return b"\0" * 8 if text is None else _key_of(text)
 
 
 class _Sorted:
@@ -559,16 +545,22 @@ class _Sorted:
         order = np.argsort(unsorted, kind="stable")
         self._hashes, self._rows = unsorted[order], rows[order]
 
-    def candidates(self, hashes: Iterable[bytes]) -> Iterator[Iterator[int]]:
-        """The rows with each hash, in order."""
-        wanted = np.frombuffer(b"".join(hashes), dtype="<u8")
-        for at, each in zip(np.searchsorted(self._hashes, wanted), wanted, strict=True):
-            yield self._from(int(at), each)
+    def found(self, contents: Sequence[bytes]) -> Iterator[tuple[int, Iterator[int]]]:
+        """Those of some contents whose hashes there are, by their places, and the rows of each hash, in order."""
+        if not len(self._hashes) or not contents:
+            return
+        hashes = b"".join(blake2b(each, digest_size=8).digest() for each in contents)
+        wanted = np.frombuffer(hashes, dtype="<u8")
+        first = np.searchsorted(self._hashes, wanted)
+        there = self._hashes[np.minimum(first, len(self._hashes) - 1)] == wanted
+        for at in np.flatnonzero(there).tolist():
+            yield at, self._from(int(first[at]))
 
-    def _from(self, at: int, wanted: np.uint64) -> Iterator[int]:
-        while at < len(self._hashes) and self._hashes[at] == wanted:
+    def _from(self, first: int) -> Iterator[int]:
+        for at in range(first, len(self._hashes)):
+            if self._hashes[at] != self._hashes[first]:
+                return
             yield int(self._rows[at])
-            at += 1
 
 
 class _Found:
@@ -605,17 +597,16 @@ class _Found:
             replacing: Whether documents replace those of the same id, and others stay; otherwise the index is to have
                 these texts alone.
         """
-        building = f"{BUILDING}-{key or 'records'}"
+        building = f"{_CHANGING}-{key or 'records'}"
         folder = change.path / f"{building}-read"
         kept = None if key is None else building
-        remove_building(change.path, but=kept)
+        remove_building(change.path, _CHANGING, but=kept)
         with contextlib.ExitStack() as stack:
-            stack.callback(remove_building, change.path, but=kept)
+            stack.callback(remove_building, change.path, _CHANGING, but=kept)
             change.output.create_folder(folder.name)
             found = cls(change, folder, key)
             found._read(texts, replacing)
             yield found
-            stack.callback(remove_building, change.path)  # Not where it was interrupted: it goes on from there.
 
     def _read(self, texts: Iterable[Record], replacing: bool) -> None:
         change, source = self._change, iter(texts)
@@ -717,7 +708,7 @@ class _Found:
         """Encode the texts that the index has not; None where it has all."""
         if not self.encoded:
             return None
-        building = self._change.path / f"{BUILDING}-{self._key or 'records'}"
+        building = self._change.path / f"{_CHANGING}-{self._key or 'records'}"
         given = {
             name: settings[name] for name in ("shard_size", "kind", "dtype", "max_length", "batch_size", "store_texts")
         }
@@ -860,8 +851,8 @@ class _Scaled:
         self._bar.encoded(texts, tokens, round(position * self._size))
 
 
-def remove_building(path: Path, *, but: str | None = None) -> None:
+def remove_building(path: Path, called: str = BUILDING, *, but: str | None = None) -> None:
     """Remove the shards of encodes that ended, or that were begun with another input."""
-    for old in path.glob(f"{BUILDING}-*"):
+    for old in path.glob(f"{called}-*"):
         if old.name != but:
             shutil.rmtree(old, ignore_errors=True)  # Left behind it takes space, no more.
