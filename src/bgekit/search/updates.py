@@ -522,19 +522,31 @@ class _Texts:
             kept: Marks rows whose line was found; none of them is found twice.
         """
         same, alike = [_NONE] * len(lines), [_NONE] * len(lines)
-        for at, candidates in self._lines.found(lines):
-            row = next((each for each in candidates if not kept[each] and self._stored.line(each) == lines[at]), _NONE)
-            # Without texts equal ids say nothing.
-            if row != _NONE and text_in(lines[at]) is not None:
+        with_texts = self._stored.count > 0 and text_in(self._stored.line(0)) is not None
+        if not with_texts:  # Equal ids say nothing.
+            return same, alike
+        for at, row, line in self._candidates(self._lines, lines):
+            if same[at] == _NONE and not kept[row] and line == lines[at]:
                 kept[row] = True
                 same[at] = alike[at] = row
         rest = [at for at, row in enumerate(same) if row == _NONE]
-        texts = [text_in(lines[at]) or b"" for at in rest]
-        for at, candidates in self._texts.found(texts):
+        texts = [text_in(lines[at]) for at in rest]
+        for at, row, line in self._candidates(self._texts, [text or b"" for text in texts], most=_NAMED):
             # Of equal texts any will do; a hash that other texts share is as good as never seen.
-            some = itertools.islice(candidates, _NAMED)
-            alike[rest[at]] = next((each for each in some if text_in(self._stored.line(each)) == texts[at]), _NONE)
+            if text_in(line) == texts[at]:
+                alike[rest[at]] = row
         return same, alike
+
+    def _candidates(
+        self, rows: _Sorted, contents: Sequence[bytes], most: int | None = None
+    ) -> Iterator[tuple[int, int, bytes]]:
+        """Places of contents with the rows that may have each, and the lines of these."""
+        places, found = list[int](), list[int]()
+        for at, candidates in rows.found(contents):
+            for row in itertools.islice(candidates, most):
+                places.append(at)
+                found.append(row)
+        yield from zip(places, found, self._stored.lines_at(np.asarray(found, np.int64)), strict=True)
 
 
 class _Sorted:
@@ -815,9 +827,9 @@ class _NewRows(Stored):
         """Their own."""
         return self._parts()
 
-    def blocks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    def blocks(self, rows: int = _BLOCK) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """As they are stored."""
-        return self._source.blocks()
+        return self._source.blocks(rows)
 
     def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """As they are stored."""
