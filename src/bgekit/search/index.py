@@ -522,7 +522,7 @@ class SearchIndex:
         metadata = self._metadata_of(known)
         return [
             [
-                Hit(rank, score, *known[row], metadata=metadata.get(row, {}))
+                Hit(rank, score, *known[row], metadata=dict(metadata.get(row, ())))
                 for rank, (score, row) in enumerate(zip(own, there, strict=True), 1)
                 if row >= 0
             ]
@@ -543,7 +543,7 @@ class SearchIndex:
             ]
             metadata = self._metadata_of(dict.fromkeys(row for passages in best for row in passages))
             for query, passages in zip(open_queries, best, strict=True):
-                answers[query] = [replace(hit, metadata=metadata.get(row, {})) for row, hit in passages.items()]
+                answers[query] = [replace(hit, metadata=dict(metadata.get(row, ()))) for row, hit in passages.items()]
             # One long document can have all the passages looked at: look at more.
             open_queries = [query for query in open_queries if len(answers[query]) < top_k and depth < most]
             depth *= 4
