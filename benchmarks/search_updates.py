@@ -1,6 +1,6 @@
 """What it costs to keep an index up to date: CPU time and bytes of adding, removing and synchronising a small part.
 
-python benchmarks/search_updates.py --sizes 100000 1000000 --types exact --share 0.01
+python benchmarks/search.py updates --sizes 100000 1000000 --types exact --share 0.01
 
 An index is built of texts with ready-made vectors (a model that only looks them up, and whose own time is left out).
 New documents, 1 % of its size, are added, as many are replaced and removed, and the input as a whole, with 1 % of its
@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -144,14 +143,18 @@ def report(place: Path, size: int, index_type: str, share: float, dimension: int
     return added / build
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of the benchmark."""
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000], help="texts of each index")
-    parser.add_argument("--types", nargs="+", default=["exact"], help="types of index")
-    parser.add_argument("--share", type=float, default=0.01, help="part that changes")
-    parser.add_argument("--dimension", type=int, default=384)
-    parser.add_argument("--most", type=float, default=0.03, help="exit 1 where adding takes more of the build's time")
-    parser.add_argument("--place", help="folder for the files [a temporary one]")
+def updates_options(commands: Any) -> None:
+    """The command `updates` of search.py."""
+    updates = commands.add_parser("updates", help="adding, removing and synchronising beside a build")
+    updates.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000], help="texts of each index")
+    updates.add_argument("--types", nargs="+", default=["exact"], help="types of index")
+    updates.add_argument("--share", type=float, default=0.01, help="part that changes [0.01]")
+    updates.add_argument("--dimension", type=int, default=384)
+    updates.add_argument(
+        "--most", type=float, default=0.03, help="exit with 1 where adding costs a larger part of a build"
+    )
+    updates.add_argument("--place", help="folder for the files [a temporary one]")
+    updates.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -163,9 +166,3 @@ def run(args: argparse.Namespace) -> int:
                 worst = max(worst, report(Path(place), size, index_type, args.share, args.dimension))
     print(f"adding took at most {worst:.2%} of a build's CPU time")
     return int(worst > args.most)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser)
-    sys.exit(run(parser.parse_args()))

@@ -324,6 +324,21 @@ def test_a_reader_goes_on_with_the_state_that_it_opened(index, model, folder):
     assert content(reader) == content(index)
 
 
+def test_a_map_has_the_rows_that_are_there(index, model, tmp_path):
+    from pyarrow import parquet
+
+    from bgekit.search.vector_map import write_map
+
+    index.add(model, [record("a", year=1), record(3, "b", year=2)])
+    index.remove(["5"])
+    write_map(index, tmp_path / "map.parquet", neighbors=2)
+    table = parquet.read_table(tmp_path / "map.parquet")
+    held = content(index)
+    assert table["id"].to_pylist() == list(held)
+    assert table["year"].to_pylist() == [known["year"] for _, known in held.values()]
+    assert all(np.array_equal(row["vector"], model.vector(row["text"])) for row in table.to_pylist())
+
+
 def test_refresh_opens_only_what_is_new(index, model, monkeypatch):
     reader, opened = SearchIndex.load(index.folder), []
     original = updates.open_stored
