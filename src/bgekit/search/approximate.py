@@ -5,61 +5,38 @@ search whatever the type; what a type decides is memory, time, and how many of t
 search and how many candidates to score is not guessed: `tuned` searches a sample exactly, measures what each width
 finds of it, and takes the least work that finds as much as is wanted.
 
-index.faiss     a graph with its vectors; or the centres of cells
-cells.ivfdata   codes and rows of each cell, one cell after the other, mapped into memory
-codes.npy       8-bit numbers of each vector [n, d], where all are looked at
-scales.npy      what they are multiplied by [n]
+index.faiss   a graph with its vectors; or the centres of cells
+index.cells   codes and rows of each cell, one cell after the other, mapped into memory
+index.int8    8-bit numbers of each vector [n, d], where all are looked at; numpy.load reads it
+index.scales  what they are multiplied by [n], in the same form
 """
 
 from __future__ import annotations
 
-import json
-import logging
+import importlib.util
 import math
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError, OutputError, import_extra
-from ..files.atomic import OutputFolder, failing
-from ..files.hashing import file_sha256
-from ..inference.similarity import unit
-from .nearest import Blocks, Floats, Rows, nearest
+from ..errors import OutputError, import_extra
+from ..inference.shards import mapped
+from .nearest import Floats, Rows
 
-logger = logging.getLogger(__name__)
-GRAPH: Final = "index.faiss"
-CELLS: Final = "cells.ivfdata"
-CODES: Final = "codes.npy"
-SCALES: Final = "scales.npy"
-#: All files of approximate indexes, of which each has some.
-FILES: Final = (GRAPH, CELLS, CODES, SCALES)
+#: Endings of the files.
+GRAPH: Final = ".faiss"
+CELLS: Final = ".cells"
+CODES: Final = ".int8"
+SCALES: Final = ".scales"
 #: Types, and what the cells of each hold of a vector, as faiss calls it; graphs hold whole vectors.
-_CELL_CODES: Final[Mapping[str, str]] = {"ivf": "Flat", "int8": "SQ8", "binary": "RaBitQ"}
-TYPES: Final = ("int8", "binary", "hnsw", "ivf")
-
-#: Recall that is aimed at unless told otherwise.
-RECALL: Final = 0.99
+CELL_CODES: Final[Mapping[str, str]] = {"ivf": "Flat", "int8": "SQ8", "binary": "RaBitQ"}
 #: Rows from which codes of 8 bits are kept in cells, if faiss is there; below, all are looked at.
 _CELLS_FROM: Final = 200_000
-#: Links of a vector in the HNSW graph, and candidates looked at while it is built.
-_LINKS, _BUILD_WIDTH = 32, 100
-#: The most cells, vectors that their centres are found from (for each), rounds of that, and vectors added at once.
-_CELLS_MOST: Final = 8192
-_TRAINING: Final = 40
-_ROUNDS: Final = 8
-_PART: Final = 1 << 19
-#: Vectors whose cells are found at once.
-_BLOCK: Final = 4096
-#: Rows of the sample that a search is measured by, the numbers of nearest rows it is measured for, candidates most.
-_SAMPLE: Final = 256
-_DEPTHS: Final = (10, 100, 1000)
-_CANDIDATES_MOST: Final = 16384
 #: How wide an index of version 0.1.0, which has not been measured, is searched.
 _OLD_GRAPH_WIDTH: Final = 128
 _OLD_PROBED: Final = 1 / 8
@@ -67,7 +44,7 @@ _OLD_PROBED_LEAST: Final = 8
 #: Candidates beyond those wanted, which show whether the last one has copies.
 SPARE: Final = 16
 #: Work of scoring a candidate by its full vector, in times of reading as many bytes of codes one after the other.
-_SCATTERED: Final = 3.0
+SCATTERED: Final = 3.0
 #: Bytes that looking at one vector of a graph takes, in vectors: its own, and those of its links.
 _GRAPH_VECTORS: Final = 16
 #: Rows looked at by 8-bit products at once, and queries.
@@ -213,11 +190,11 @@ class Approximate(ABC):
         if rows == 0 or k > rows // 4:
             return False
         effort = self.effort(k, rows / max(self.count, 1))
-        scattered = 1.0 if rows == self.count else _SCATTERED
-        return self.work(effort) + _SCATTERED * effort.candidates * row_bytes < rows * row_bytes * scattered
+        scattered = 1.0 if rows == self.count else SCATTERED
+        return self.work(effort) + SCATTERED * effort.candidates * row_bytes < rows * row_bytes * scattered
 
 
-class _Graph(Approximate):
+class Graph(Approximate):
     """A graph of near neighbours (HNSW of faiss), in memory."""
 
     def __init__(self, index: Any, tuning: Tuning | None = None) -> None:
@@ -242,7 +219,7 @@ class _Graph(Approximate):
         return Effort(math.ceil(max(_OLD_GRAPH_WIDTH, 2 * k) / share), k)
 
 
-class _Cells(Approximate):
+class Cells(Approximate):
     """Cells around centres (IVF of faiss), with codes of the vectors in them; mapped where they lie in a file."""
 
     def __init__(self, index: Any, tuning: Tuning | None = None) -> None:
@@ -283,7 +260,7 @@ class _Cells(Approximate):
         return Effort(cells, k + SPARE)
 
 
-class _Scan(Approximate):
+class Scan(Approximate):
     """Numbers of 8 bits instead of 32, all of which are looked at by integer products of torch."""
 
     def __init__(self, codes: npt.NDArray[np.int8], scales: Floats, tuning: Tuning | None = None) -> None:
@@ -360,3 +337,48 @@ def eight_bits(vectors: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
     scales = (np.abs(vectors).max(axis=1, initial=0.0) / np.float32(127)).astype(np.float32)
     codes = np.rint(vectors / np.maximum(scales, np.float32(1e-30))[:, None]).astype(np.int8)
     return codes, scales
+
+
+def has_cells(index_type: str, count: int) -> bool:
+    """Whether rows of a type are kept in cells; codes of 8 bits are where there are many, and faiss is there."""
+    if index_type == "int8":
+        return count >= _CELLS_FROM and importlib.util.find_spec("faiss") is not None
+    return index_type in CELL_CODES
+
+
+def open_structure(folder: Path, structure: Mapping[str, Any], count: int, dimension: int) -> Approximate:
+    """The approximate index of a segment.
+
+    Args:
+        folder: Where its files lie.
+        structure: What index.json keeps of it.
+        count: Rows of the segment.
+        dimension: Width of its vectors.
+
+    Raises:
+        OutputError: a file is missing, damaged, or belongs to another index.
+        MissingExtraError: it needs faiss, which is not installed.
+    """
+    files = [folder / name for name in structure["files"]]
+    for file, size in zip(files, structure.get("sizes", ()), strict=False):
+        there = file.stat().st_size if file.is_file() else None
+        if there != size:
+            what = "is missing" if there is None else f"has {there:,} bytes instead of {size:,}"
+            raise OutputError(f"{file} {what}; build the index again")
+    tuning = Tuning.from_dict(structure["tuning"]) if "tuning" in structure else None
+    if files[0].suffix == CODES:
+        codes, scales = mapped(files[0], (count, dimension)), mapped(files[1], (count,))
+        if codes.dtype != np.int8 or scales.dtype != np.float32:
+            raise OutputError(f"{files[0]} or {files[1].name} belongs to another index; build the index again")
+        return Scan(codes, scales, tuning)
+    faiss = import_extra("faiss", "faiss")
+    try:
+        # Cells stay in their file, which is mapped; what is not searched is not read.
+        index = faiss.read_index(
+            str(files[0]), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_ONDISK_SAME_DIR if len(files) > 1 else 0
+        )
+    except RuntimeError as error:
+        raise OutputError(f"{files[0]} is missing or damaged; build the index again") from error
+    if index.ntotal != count or index.d != dimension:
+        raise OutputError(f"{files[0]} belongs to another index; build the index again")
+    return Graph(index, tuning) if isinstance(index, faiss.IndexHNSW) else Cells(index, tuning)

@@ -1,12 +1,6 @@
 """Files or encoded shards -> an index folder. Memory does not grow with the corpus; an interrupted build continues.
 
-vectors.npy   vectors [n, dimension]
-rows.jsonl    a line a vector: {"id": ..., "text": ...}
-offsets.npy   where each line begins [n + 1]
-metadata.arrow  columns that were kept, a row per vector; absent without
-index.faiss   the graph or the cells, if the index is approximate
-index.json    how all this was made; written last
-building-*/   shards of the encode under way; removed at the end
+While texts are encoded, the folder has their shards in `building-*`, which is removed at the end.
 """
 
 from __future__ import annotations
@@ -21,34 +15,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
-from ..data.metadata import ALL, Keep, checked_keep, typed, write_table
+from ..data.metadata import ALL, Keep, checked_keep, typed
 from ..data.records import Record, RecordReader
 from ..errors import ArgumentError, OutputError, require_extra
 from ..files.atomic import OutputFolder
 from ..files.hashing import digest, file_sha256, file_status
 from ..inference.shards import MANIFEST, SHARD_SIZE, Chunks, EncodeReport, ShardSet, encode_to_shards, load_shards
-from .approximate import build_approximate, write_approximate
 from .index import SearchIndex
+from .segments import STRUCTURE_FROM, commit, latest_generation, segment_name, write_segment, write_structure
 from .storage import (
-    APPROXIMATE,
     FACTS,
     INDEX_TYPES,
-    METADATA,
-    OFFSETS,
-    ROWS,
-    VECTORS,
     Facts,
     IndexType,
-    Stored,
     StoredFiles,
     StoredShards,
     check_similarity,
-    columns_of,
     facts_of_shards,
     read_facts,
-    write_facts,
 )
 
 if TYPE_CHECKING:
@@ -178,11 +162,19 @@ def with_type(folder: str | os.PathLike[str], index_type: IndexType) -> None:
     """Change the type of an index, if it has another one; its vectors stay."""
     check_type(index_type)
     path = Path(folder)
-    facts = read_facts(path)
-    if facts.index_type == index_type:
+    if read_facts(path).index_type == index_type:
         return
     with OutputFolder(path) as output:
-        _write_search(output, StoredFiles(path, facts.count, facts.dimension), facts, index_type)
+        facts = read_facts(path)
+        generation = latest_generation(path) + 1
+        segments = []
+        for segment in facts.segments:
+            stored = StoredFiles(path / segment.folder, segment.count, facts.dimension)
+            large = len(facts.segments) == 1 or segment.count >= STRUCTURE_FROM
+            wanted = index_type if large else "exact"
+            segments.append(write_structure(output, segment, stored, facts, wanted, generation))
+        kind = "exact" if facts.rows == 0 else index_type
+        commit(output, replace(facts, index_type=kind, generation=generation, segments=tuple(segments)))
 
 
 def check_type(index_type: str | None) -> None:
@@ -214,43 +206,22 @@ def _facts_there(path: Path) -> Facts | None:
 
 
 def _write_index(output: OutputFolder, shards: ShardSet, index_type: IndexType, source: Any) -> None:
-    stored = StoredShards(shards)
-    facts = facts_of_shards(shards, index_type, source)
-    _remove(output.path / FACTS)  # From here to the end of `_write_search` there is no index.
-    offsets = np.zeros(stored.count + 1, dtype=np.int64)
-    with output.create(VECTORS) as file:
-        header = {"descr": "<f4", "fortran_order": False, "shape": (stored.count, stored.dimension)}
-        np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
-        for _, block in stored.blocks():
-            file.write(np.ascontiguousarray(block, dtype="<f4"))
-    with output.create(ROWS) as file:
-        for row, line in enumerate(stored.lines(), 1):
-            offsets[row] = offsets[row - 1] + file.write(line)
-    with output.create(OFFSETS) as file:
-        np.save(file, offsets)  # type: ignore[arg-type]
-    if (metadata := typed(shards.metadata_parts)) is not None:
-        schema, tables = metadata
-        with output.create(METADATA) as file:
-            write_table(file, schema, tables)
-            facts = replace(facts, metadata={"sha256": file.sha256, "columns": columns_of(schema)})
-    else:
-        _remove(output.path / METADATA)
-    _write_search(output, stored, facts, index_type)
-
-
-def _write_search(output: OutputFolder, stored: Stored, facts: Facts, index_type: IndexType) -> None:
-    _remove(output.path / FACTS)
-    if index_type == "exact" or stored.count == 0:
-        _remove(output.path / APPROXIMATE)
+    """Make encoded shards the index, in the place of the one that is there until then."""
+    stored, facts = StoredShards(shards), facts_of_shards(shards, index_type, source)
+    # The first index of a folder lies in it; a later one beside the one that it replaces.
+    first = not (output.path / FACTS).exists()
+    generation = 0 if first else latest_generation(output.path) + 1
+    segment = write_segment(
+        output, "" if first else segment_name(generation), stored, chunked=facts.chunked,
+        metadata=typed(stored.metadata_parts),
+    )  # fmt: skip
+    if stored.count == 0:
         index_type = "exact"
-    else:
-        index = build_approximate(
-            index_type, stored.blocks, stored.count, stored.dimension, cosine=facts.similarity == "cosine",
-            normalized=facts.unit_vectors,
-        )  # fmt: skip
-        with output.create(APPROXIMATE) as file:
-            write_approximate(index, file)
-    write_facts(output, replace(facts, index_type=index_type))
+    segment = write_structure(output, segment, stored, facts, index_type, generation)
+    commit(
+        output,
+        replace(facts, index_type=index_type, metadata=segment.metadata, generation=generation, segments=(segment,)),
+    )
 
 
 def _keeping(records: Iterable[Record], keep: Keep) -> Iterable[Record]:
@@ -295,13 +266,6 @@ def _contents(source: Any) -> Any:
 
 def _key(model: Embedder, source: Any) -> str:
     return digest(json.dumps([model.fingerprint, _contents(source)], sort_keys=True))[:12]
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot remove {path}: {error.strerror or error}") from error
 
 
 def _remove_building(path: Path, *, but: Path | None = None) -> None:

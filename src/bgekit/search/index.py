@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
@@ -20,7 +20,7 @@ from ..inference.pipeline import Embeddings, Origin
 from ..inference.shards import MANIFEST, load_shards
 from ..inference.similarity import unit
 from ..models.card import UNSET, Unset
-from .approximate import nearest_approximately, read_approximate, worthwhile
+from .approximate import Approximate, open_structure
 from .nearest import (
     QUERIES,
     UNIT_LENGTH,
@@ -29,7 +29,19 @@ from .nearest import (
     Rows,
     nearest,
 )
-from .storage import APPROXIMATE, FACTS, Facts, Stored, StoredFiles, StoredShards, facts_of_shards, read_facts
+from .storage import (
+    FACTS,
+    Facts,
+    Joined,
+    Selected,
+    Stored,
+    StoredFiles,
+    StoredShards,
+    facts_of_shards,
+    open_stored,
+    read_deleted,
+    read_facts,
+)
 from .where import Where
 
 if TYPE_CHECKING:
@@ -38,8 +50,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 #: Passages looked at first for each document wanted.
 _PASSAGES_A_DOCUMENT: Final = 4
-#: Candidates of an approximate index beyond those wanted, which show whether the last one has copies.
-_SPARE: Final = 16
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,6 @@ class SearchIndex:
     """An index on disk; only what a search needs is read.
 
     Attributes:
-        facts: How the vectors were made, and how they are searched.
         folder: Where it lies.
 
     Example:
@@ -99,11 +108,10 @@ class SearchIndex:
         3
     """
 
-    def __init__(self, folder: Path, facts: Facts, stored: Stored) -> None:
-        self.folder, self.facts, self.stored = folder, facts, stored
+    def __init__(self, folder: Path, state: _State) -> None:
+        self.folder, self._state = folder, state
         self._checked: set[str] = set()
         self._warned = False
-        self._last: tuple[str, Rows] | None = None
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> SearchIndex:
@@ -115,20 +123,59 @@ class SearchIndex:
         """
         path = Path(folder)
         if (path / FACTS).exists():
-            facts = read_facts(path)
-            columns = None if facts.metadata is None else facts.metadata["columns"]
-            index = cls(path, facts, StoredFiles(path, facts.count, facts.dimension, columns))
-            if facts.index_type != "exact":
-                _ = index._approximate  # What is missing or damaged shows now.
-            return index
+            return cls(path, _opened(path))
         if (path / MANIFEST).exists():
             shards = load_shards(path)
-            return cls(path, facts_of_shards(shards), StoredShards(shards))
+            return cls(path, _State(facts_of_shards(shards), StoredShards(shards)))
         what = "is neither an index nor a folder of encoded shards" if path.exists() else "does not exist"
         raise OutputError(f"{path} {what}; `bge search FILE... --index DIR` makes an index")
 
+    def refresh(self) -> bool:
+        """Go on with what the index folder holds now, after documents were added or removed.
+
+        Until then an index that is open answers from the state that it was opened in, also when that state's files are
+        gone; so do searches under way in other threads. What has not changed stays open. An index of encoded shards
+        never changes.
+
+        Returns:
+            Whether it has changed.
+
+        Raises:
+            OutputError: the folder is no index any more, or damaged; the index stays as it is.
+        """
+        if isinstance(self.stored, StoredShards):
+            return False
+        state = _opened(self.folder, self._state)
+        if state is self._state:
+            return False
+        if state.facts.model_fingerprint != self.facts.model_fingerprint:
+            self._checked = set()
+        self._state = state
+        return True
+
+    @property
+    def facts(self) -> Facts:
+        """How the vectors were made, and how they are searched."""
+        return self._state.facts
+
+    @property
+    def stored(self) -> Stored:
+        """All rows, deleted ones included: what the numbers of rows mean."""
+        return self._state.stored
+
+    @property
+    def live(self) -> Stored:
+        """The rows that are not deleted, numbered anew."""
+        return self.stored if self._state.live is None else Selected(self.stored, self._state.live)
+
+    @property
+    def whole_structure(self) -> Any:
+        """The approximate structure over all rows where there is one and no row is deleted; else None."""
+        structures = self._state.structures
+        return structures[0][2] if len(structures) == 1 and self._state.deleted is None else None
+
     def __len__(self) -> int:
-        """Vectors; with documents split into passages, of passages."""
+        """Vectors, deleted ones left out; with documents split into passages, of passages."""
         return self.facts.count
 
     @property
@@ -138,7 +185,7 @@ class SearchIndex:
 
     @property
     def metadata(self) -> Any:
-        """Columns that were kept, as a pyarrow table with a row per vector; None without."""
+        """Columns that were kept, as a pyarrow table with a row per vector, deleted ones included; None without."""
         return self.stored.metadata
 
     def ask(
@@ -168,12 +215,13 @@ class SearchIndex:
                 meaning for its metadata.
         """
         check_count("rerank_top_k", rerank_top_k, "documents")
-        kept = None if where is None else self.rows_where(where)
+        now = copy.copy(self)  # Which no refresh() changes meanwhile.
+        kept = now._kept(where)
         self._check_model(model)
         vectors = model.encode_queries(list(queries), convert_to_numpy=True, instruction=instruction)
         if reranker is None:
-            return self._search(vectors, top_k, kept)
-        return reranked(reranker, list(queries), self._search(vectors, max(top_k, rerank_top_k), kept), top_k)
+            return now._search(vectors, top_k, kept)
+        return reranked(reranker, list(queries), now._search(vectors, max(top_k, rerank_top_k), kept), top_k)
 
     def search(
         self, queries: npt.ArrayLike, top_k: int = 10, *, where: str | None = None, model: Embedder | None = None
@@ -193,19 +241,62 @@ class SearchIndex:
             ArgumentError: the vectors, or the model, are of another model than the index, or the condition has no
                 meaning for its metadata.
         """
-        if model is not None:
-            self._check_model(model)
-        for origin in _origins(queries):
-            self._check_origin(origin, model)
-        return self._search(queries, top_k, None if where is None else self.rows_where(where))
+        self._check_vectors(queries, model)
+        now = copy.copy(self)
+        return now._search(queries, top_k, now._kept(where))
+
+    def nearest(
+        self, vectors: npt.ArrayLike, k: int, where: str | None = None, *, model: Embedder | None = None
+    ) -> tuple[Floats, Rows]:
+        """Scores and rows of the nearest stored vectors of each query vector, best first; `search` makes hits of them.
+
+        Rows are numbered from 0 through the whole index, deleted ones included, until it is compacted; with documents
+        split into passages, each passage is a row.
+        Of equal scores the earlier row comes first. Where fewer than `k` rows can be found, the rest of a line is
+        filled as faiss fills it, with row -1, and with the score -inf.
+
+        Args:
+            vectors: Query vectors [n, dimension], or one [dimension].
+            k: Rows wanted of each.
+            where: Condition on metadata, as in `ask`.
+            model: The model that made the query vectors, as in `search`.
+
+        Returns:
+            Scores [n, k] float32, cosines or dot products as `search` gives them, and rows [n, k] int64.
+
+        Raises:
+            ArgumentError: as `search`.
+
+        Example:
+            >>> from bgekit import FlagModel
+            >>> from bgekit.data import read_records
+            >>> from bgekit.search import index_records
+            >>> model = FlagModel("BAAI/bge-small-en-v1.5")
+            >>> index, report = index_records(model, read_records("corpus.jsonl"), "index")
+            >>> scores, rows = index.nearest(model.encode_queries(["where did the cat sit?"]), k=3)
+            >>> scores.shape, rows.shape
+            ((1, 3), (1, 3))
+        """
+        self._check_vectors(vectors, model)
+        queries = self._as_queries(vectors)
+        check_count("k", k, "rows")
+        now = copy.copy(self)
+        kept = now._kept(where)
+        scores, rows = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
+        for first in range(0, len(queries), QUERIES):
+            for at, found in enumerate(now._nearest(queries[first : first + QUERIES], k, kept), first):
+                scores[at, : len(found[0])], rows[at, : len(found[1])] = found
+        return scores, rows
 
     def rows_where(self, where: str) -> Rows:
-        """The rows that meet a condition on metadata, in order.
+        """The rows that meet a condition on metadata, in order, deleted ones left out.
 
         Raises:
             ArgumentError: it is not written as conditions are, or has no meaning for the metadata of the index.
         """
-        if self._last is None or self._last[0] != where:
+        state = self._state
+        last = state.last
+        if last is None or last[0] != where:
             condition = Where(where)
             if self.metadata is None:
                 columns = [each if each.isidentifier() else f"'{each}'" for each in condition.columns]
@@ -213,8 +304,13 @@ class SearchIndex:
                     f"{self.folder} keeps no metadata for a condition: build it again with keep=[...] "
                     f"(--keep {' '.join(columns)})"
                 )
-            self._last = where, np.flatnonzero(condition.rows(self.metadata))
-        return self._last[1]
+            meeting = condition.rows(state.stored.metadata)
+            state.last = last = where, np.flatnonzero(meeting if state.deleted is None else meeting & ~state.deleted)
+        return last[1]
+
+    def _kept(self, where: str | None) -> Rows | None:
+        """The rows that may be found; None for all."""
+        return self._state.live if where is None else self.rows_where(where)
 
     def _check_model(self, model: Embedder) -> None:
         if model.fingerprint not in self._checked:
@@ -246,15 +342,25 @@ class SearchIndex:
                 )
             self._check_model(cast("Embedder", origin.model))
 
-    def _search(self, queries: npt.ArrayLike, top_k: int, kept: Rows | None) -> list[list[Hit]]:
+    def _check_vectors(self, vectors: npt.ArrayLike, model: Embedder | None) -> None:
+        if model is not None:
+            self._check_model(model)
+        for origin in _origins(vectors):
+            self._check_origin(origin, model)
+
+    def _as_queries(self, queries: npt.ArrayLike) -> Floats:
         vectors = np.atleast_2d(np.asarray(queries, dtype=np.float32))
-        check_count("top_k", top_k, "documents")
         if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
             raise ArgumentError(
                 f"query vectors must have {self.dimension} dimensions, these have the shape {vectors.shape}"
             )
         if not np.isfinite(vectors).all():
             raise ArgumentError("a query vector has NaN or infinity")
+        return vectors
+
+    def _search(self, queries: npt.ArrayLike, top_k: int, kept: Rows | None) -> list[list[Hit]]:
+        vectors = self._as_queries(queries)
+        check_count("top_k", top_k, "documents")
         found: list[list[Hit]] = []
         for first in range(0, len(vectors), QUERIES):
             part = vectors[first : first + QUERIES]
@@ -278,7 +384,7 @@ class SearchIndex:
         """Documents by their best passage: the first of each in the order of passages."""
         answers: list[list[Hit]] = [[] for _ in queries]
         open_queries = list(range(len(queries)))
-        depth, most = _PASSAGES_A_DOCUMENT * top_k, len(self) if kept is None else len(kept)
+        depth, most = _PASSAGES_A_DOCUMENT * top_k, self.stored.count if kept is None else len(kept)
         while open_queries:
             found = self._nearest(queries[open_queries], depth, kept)
             for query, (scores, rows) in zip(open_queries, found, strict=True):
@@ -302,8 +408,8 @@ class SearchIndex:
 
     def _nearest(self, queries: Floats, top_k: int, kept: Rows | None) -> list[tuple[Floats, Rows]]:
         cosine = self.facts.similarity == "cosine"
-        kept = None if kept is not None and len(kept) == len(self) else kept
-        top_k = min(top_k, len(self) if kept is None else len(kept))
+        kept = None if kept is not None and len(kept) == self.stored.count else kept
+        top_k = min(top_k, self.stored.count if kept is None else len(kept))
         if top_k == 0:
             return [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in queries]
         queries = unit(queries) if cosine else queries
@@ -324,14 +430,27 @@ class SearchIndex:
         return [(scores[:top_k], rows[:top_k]) for scores, rows in answers]
 
     def _candidates(self, queries: Floats, top_k: int, kept: Rows | None) -> list[Rows]:
-        """Rows that an approximate index finds, some more than wanted.
+        """Rows that approximate structures find, some more than wanted, and those of segments that have none.
 
         None without one, or where looking at every vector is no more work.
         """
-        rows = len(self) if kept is None else len(kept)
-        if self.facts.index_type == "exact" or top_k > rows // 4 or not worthwhile(self._approximate, rows):
-            return [np.empty(0, np.int64) for _ in queries]
-        return nearest_approximately(self._approximate, queries, top_k + _SPARE, kept)
+        none = [np.empty(0, np.int64) for _ in queries]
+        if all(structure is None for _, _, structure in self._state.structures):
+            return none
+        found = [[each] for each in none]
+        row_bytes = 4 * self.dimension
+        for (first, count, structure), inside in zip(self._state.structures, self._state.inside(kept), strict=True):
+            rows = count if inside is None else int(np.count_nonzero(inside))
+            if structure is None or not structure.worthwhile(min(top_k, rows), rows, row_bytes):
+                if count * 2 > self.stored.count and rows * 8 > count:
+                    return none  # One pass over all vectors looks at these as quickly.
+                every = np.arange(count) if inside is None else np.flatnonzero(inside)
+                for each in found:
+                    each.append(first + every)
+            else:
+                for each, some in zip(found, structure.candidates(queries, top_k, inside), strict=True):
+                    each.append(first + some)
+        return [np.concatenate(each) for each in found]
 
     def _scored(self, query: Floats, rows: Rows, cosine: bool) -> tuple[Floats, Rows]:
         """Rows in the order of their scores, computed one by one, for a query of length 1 if scores are cosines.
@@ -346,12 +465,86 @@ class SearchIndex:
         order = np.lexsort((rows, -scores))
         return scores[order], rows[order]
 
-    @cached_property
-    def _approximate(self) -> Any:
-        index = read_approximate(self.folder / APPROXIMATE)
-        if index.ntotal != len(self) or index.d != self.dimension:
-            raise OutputError(f"{self.folder / APPROXIMATE} belongs to another index; build the index again")
-        return index
+
+@dataclass
+class _State:
+    """What index.json said when it was read, and the files that it names, open.
+
+    Attributes:
+        facts: What it said.
+        stored: The rows.
+        deleted: Whether each row is deleted; None where none is.
+        live: The rows that are not; None for all.
+        structures: First row, number of rows and approximate structure of each segment; None for none.
+        last: The last condition, and the rows that met it.
+        marked: The last rows that were marked, and their marks in each segment.
+    """
+
+    facts: Facts
+    stored: Stored
+    deleted: npt.NDArray[np.bool_] | None = None
+    live: Rows | None = None
+    structures: list[tuple[int, int, Approximate | None]] = field(default_factory=list)
+    last: tuple[str, Rows] | None = None
+    marked: tuple[Rows, list[npt.NDArray[np.bool_] | None]] | None = None
+
+    def inside(self, kept: Rows | None) -> list[npt.NDArray[np.bool_] | None]:
+        """Whether each row of each segment is among some rows; None where all of a segment are, or all are wanted."""
+        if kept is None:
+            return [None] * len(self.structures)
+        marked = self.marked
+        if marked is None or marked[0] is not kept:
+            marks: list[npt.NDArray[np.bool_] | None] = []
+            for first, count, _ in self.structures:
+                begin, end = np.searchsorted(kept, (first, first + count))
+                marks.append(None if end - begin == count else np.zeros(count, dtype=np.bool_))
+                if marks[-1] is not None:
+                    marks[-1][kept[begin:end] - first] = True
+            self.marked = marked = kept, marks
+        return marked[1]
+
+
+#: Times that an index is read again because a change was made meanwhile.
+_ATTEMPTS: Final = 100
+
+
+def _opened(path: Path, before: _State | None = None) -> _State:
+    """The present state of an index folder; `before` itself if that is still it.
+
+    Whoever changes an index removes the files of the state before, so one of them may be gone when it is opened: then
+    there is a new index.json.
+    """
+    for _ in range(_ATTEMPTS):
+        facts = read_facts(path)
+        if before is not None and before.facts == facts:
+            return before
+        try:
+            return _open_state(path, facts, before)
+        except OutputError:
+            if read_facts(path) == facts:
+                raise
+    raise OutputError(f"{path} changes faster than it can be opened: try again")
+
+
+def _open_state(path: Path, facts: Facts, before: _State | None) -> _State:
+    known: dict[str, StoredFiles] = {}
+    structures: dict[str, Any] = {}
+    if before is not None and before.facts.dimension == facts.dimension:
+        parts = before.stored.parts if isinstance(before.stored, Joined) else [before.stored]
+        for segment, part, (_, _, structure) in zip(before.facts.segments, parts, before.structures, strict=True):
+            if segment in facts.segments:
+                known[segment.folder], structures[segment.folder] = cast("StoredFiles", part), structure
+    stored = open_stored(path, facts, known)
+    deleted = read_deleted(path, facts)
+    opened, first = [], 0
+    for segment in facts.segments:
+        structure = structures.get(segment.folder)
+        if structure is None and segment.structure is not None:
+            # What is missing or damaged shows now.
+            structure = open_structure(path / segment.folder, segment.structure, segment.count, facts.dimension)
+        opened.append((first, segment.count, structure))
+        first += segment.count
+    return _State(facts, stored, deleted, None if deleted is None else np.flatnonzero(~deleted), opened)
 
 
 def _origins(queries: object) -> set[Origin | None]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError
-from .approximate import Approximate, Effort, Measured, Tuning
+from .approximate import SCATTERED, Approximate, Effort, Measured, Tuning
 from .nearest import QUERIES, UNIT_LENGTH, Blocks, Floats, Rows, nearest
 
 #: Recall that is aimed at unless told otherwise.
@@ -77,11 +77,11 @@ def tuned(
             if reached is None:
                 continue
             candidates, measured = reached
-            cost = index.work(Effort(width, candidates)) + index.SCATTERED * candidates * row_bytes
+            cost = index.work(Effort(width, candidates)) + SCATTERED * candidates * row_bytes
             if depth not in best or cost < best[depth][0]:
                 best[depth] = cost, Measured(depth, width, candidates, round(measured, 4))
         if len(best) == len(depths) and all(
-            index.work(Effort(width, depth)) + index.SCATTERED * depth * row_bytes > best[depth][0] for depth in depths
+            index.work(Effort(width, depth)) + SCATTERED * depth * row_bytes > best[depth][0] for depth in depths
         ):
             break  # Whatever is wider is more work than what was found.
     points = [best[depth][1] if depth in best else widest[depth] for depth in depths]
@@ -109,9 +109,7 @@ def _truth(
         part = queries[first : first + QUERIES]
         found += nearest(part, blocks(), depth + 1, cosine=False, longest=longest)
     if own is not None:
-        found = [
-            (scores[rows != row], rows[rows != row]) for (scores, rows), row in zip(found, own, strict=True)
-        ]
+        found = [(scores[rows != row], rows[rows != row]) for (scores, rows), row in zip(found, own, strict=True)]
     return found
 
 
@@ -126,9 +124,7 @@ def _recall(places: Sequence[npt.NDArray[np.int64]], depth: int, candidates: int
     return np.array([np.searchsorted(each, candidates) / depth for each in places])
 
 
-def _least(
-    places: Sequence[npt.NDArray[np.int64]], depth: int, wanted: float, most: int
-) -> tuple[int, float] | None:
+def _least(places: Sequence[npt.NDArray[np.int64]], depth: int, wanted: float, most: int) -> tuple[int, float] | None:
     """The fewest candidates that reach a recall, and the recall; None if `most` do not."""
 
     def reached(candidates: int) -> tuple[bool, float]:
