@@ -108,10 +108,10 @@ class Tuning:
         depths = np.log([point.k for point in self.points])
 
         def at(depth: float, values: Sequence[int]) -> float:
-            last = self.points[-1].k
-            if depth > last:
-                return values[-1] * depth / last
-            return float(np.exp(np.interp(math.log(depth), depths, np.log(values))))
+            logs, beyond = np.log(values), max(0.0, math.log(depth) - float(depths[-1]))
+            # As steep as between the last two points, but no less than the root, and no more than in proportion.
+            slope = float(logs[-1] - logs[-2]) / float(depths[-1] - depths[-2]) if len(logs) > 1 else 1.0
+            return math.exp(float(np.interp(math.log(depth), depths, logs)) + beyond * min(max(slope, 0.5), 1.0))
 
         widths, candidates = [p.width for p in self.points], [p.candidates for p in self.points]
         deep = max(1.0, k / share)
@@ -202,16 +202,20 @@ class Graph(Approximate):
         self._index = index
 
     def ranked(self, queries: Floats, effort: Effort, selected: Selected | None = None) -> list[Rows]:
+        """By the graph."""
         faiss = import_extra("faiss", "faiss")
         sel, _kept = _selector(selected)
-        options = faiss.SearchParametersHNSW(efSearch=max(effort.width, effort.candidates), sel=sel)
-        _, found = self._index.search(_ready(queries), min(effort.candidates, self.count), params=options)
+        options = faiss.SearchParametersHNSW(efSearch=effort.width, sel=sel)
+        wanted = min(effort.candidates, effort.width, self.count)
+        _, found = self._index.search(_ready(queries), wanted, params=options)
         return _valid(found, self.count)
 
     def widths(self) -> list[int]:
+        """Widths of the search of a graph."""
         return _steps(16, min(self.count, 8192))
 
     def work(self, effort: Effort) -> float:
+        """Vectors that are looked at on the way."""
         return effort.width * _GRAPH_VECTORS * 4.0 * self._index.d
 
     def _untuned(self, k: int, share: float) -> Effort:
@@ -233,6 +237,7 @@ class Cells(Approximate):
         )
 
     def ranked(self, queries: Floats, effort: Effort, selected: Selected | None = None) -> list[Rows]:
+        """By the cells whose centres are nearest."""
         faiss = import_extra("faiss", "faiss")
         options = self._parameters()
         options.nprobe = min(effort.width, self._ivf.nlist)
@@ -249,9 +254,11 @@ class Cells(Approximate):
         return _valid(found, self.count)
 
     def widths(self) -> list[int]:
+        """Numbers of cells."""
         return _steps(4, self._ivf.nlist)
 
     def work(self, effort: Effort) -> float:
+        """The centres, and the codes of the cells."""
         share = min(effort.width / self._ivf.nlist, 1.0)
         return 4.0 * self._ivf.d * self._ivf.nlist + share * self.count * (self._ivf.code_size + 8)
 
@@ -268,6 +275,7 @@ class Scan(Approximate):
         self._codes, self._scales = codes, scales
 
     def ranked(self, queries: Floats, effort: Effort, selected: Selected | None = None) -> list[Rows]:
+        """By the codes of all."""
         found: list[Rows] = []
         for first in range(0, len(queries), _SCANNED_QUERIES):
             found += self._best(queries[first : first + _SCANNED_QUERIES], min(effort.candidates, self.count), selected)
@@ -296,9 +304,11 @@ class Scan(Approximate):
         return [own[scores > -math.inf] for scores, own in zip(best, rows, strict=True)]
 
     def widths(self) -> list[int]:
+        """One: all rows."""
         return [max(self.count, 1)]
 
     def work(self, effort: Effort) -> float:
+        """All codes."""
         return float(self._codes.size)
 
     def _untuned(self, k: int, share: float) -> Effort:
@@ -325,10 +335,10 @@ def _valid(found: Rows, count: int) -> list[Rows]:
 
 
 def _steps(first: int, last: int) -> list[int]:
-    """Numbers from the first to the last, each half as large again as the one before."""
+    """Numbers from the first to the last, each twice the one before."""
     steps = [min(first, last)]
     while steps[-1] < last:
-        steps.append(min(last, max(steps[-1] + 1, steps[-1] * 3 // 2)))
+        steps.append(min(last, max(steps[-1] + 1, steps[-1] * 2)))
     return steps
 
 
@@ -374,9 +384,7 @@ def open_structure(folder: Path, structure: Mapping[str, Any], count: int, dimen
     faiss = import_extra("faiss", "faiss")
     try:
         # Cells stay in their file, which is mapped; what is not searched is not read.
-        index = faiss.read_index(
-            str(files[0]), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_ONDISK_SAME_DIR if len(files) > 1 else 0
-        )
+        index = faiss.read_index(str(files[0]), faiss.IO_FLAG_MMAP)
     except RuntimeError as error:
         raise OutputError(f"{files[0]} is missing or damaged; build the index again") from error
     if index.ntotal != count or index.d != dimension:

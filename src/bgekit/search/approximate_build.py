@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import shutil
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +25,6 @@ from ..files.atomic import OutputFolder, failing
 from ..inference.similarity import unit
 from .approximate import (
     CELL_CODES,
-    CELLS,
     CODES,
     GRAPH,
     SCALES,
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 #: Links of a vector in the HNSW graph, and candidates looked at while it is built.
 _LINKS, _BUILD_WIDTH = 32, 100
 #: Cells: at most so many, and four times the root of the number of vectors below that.
-_CELLS_MOST: Final = 8192
+_CELLS_MOST: Final = 4096
 #: Vectors that the centres are found from for each cell, at least and at most, and rounds of it.
 _TRAIN_LEAST, _TRAIN_MOST = 39, 48
 _ROUNDS: Final = 8
@@ -97,7 +97,7 @@ def write_approximate(
             _write_index(graph, file)
         del graph
     elif has_cells(index_type, stored.count):
-        names = [f"{stem}{GRAPH}", f"{stem}{CELLS}"]
+        names = [f"{stem}{GRAPH}"]
         _write_cells(output, prefix, names, source, CELL_CODES[index_type])
     else:
         names = [f"{stem}{CODES}", f"{stem}{SCALES}"]
@@ -235,34 +235,42 @@ def _write_cells(output: OutputFolder, prefix: str, names: list[str], source: _S
                 with _finished(part) as path:
                     faiss.write_index(index, str(path))
                 del index
-        data = output.path / (prefix + names[1])
-        working = data.with_name(f"{data.name}.tmp")
-        index = faiss.read_index(str(trained))
-        lists = _merged(index, parts, working)
-        os.replace(working, data)
-        lists.filename = data.name  # Beside the index, wherever that is moved to.
         with output.create(prefix + names[0]) as file:
-            _write_index(index, file)
-        del index, lists
+            _write_merged(faiss.read_index(str(trained)), parts, file)
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _merged(index: Any, parts: list[Path], data: Path) -> Any:
-    """Put the cells of all parts into a file, one cell after the other, and that file into an empty index."""
+def _write_merged(index: Any, parts: list[Path], file: Any) -> None:
+    """Write an index of faiss with the cells of all parts, one cell after the other, without holding them in memory.
+
+    faiss writes such a file of what it has in memory only, or prints what it does; so its last section, the cells, is
+    written here: `ilar`, their number, bytes of a code, `full`, the sizes, then the codes and the rows of each.
+
+    Args:
+        index: The empty index.
+        parts: Files of indexes whose cells have the same centres.
+        file: What is written to.
+    """
     faiss = import_extra("faiss", "faiss")
     inner = faiss.extract_index_ivf(index)
-    lists = faiss.OnDiskInvertedLists(inner.nlist, inner.code_size, str(data))
     opened = [faiss.read_index(str(part), faiss.IO_FLAG_MMAP) for part in parts]
-    vector = faiss.InvertedListsPtrVector()
-    for each in opened:
-        vector.push_back(faiss.extract_index_ivf(each).invlists)
-    count = lists.merge_from_multiple(vector.data(), vector.size(), False)
-    inner.ntotal = index.ntotal = count
-    inner.replace_invlists(lists, True)
-    lists.this.disown()
-    with data.open("rb+") as file:
-        os.fsync(file.fileno())
-    return lists
+    lists = [faiss.extract_index_ivf(each).invlists for each in opened]
+    cells, width = inner.nlist, inner.code_size
+    sizes = np.array([[each.list_size(cell) for cell in range(cells)] for each in lists])
+    inner.ntotal = index.ntotal = int(sizes.sum())
+    empty = faiss.serialize_index(index).tobytes()
+    head, mark, _ = empty.rpartition(b"ilar")
+    if not mark:
+        raise RuntimeError(f"faiss {faiss.__version__} writes cells in a form that is not known here")
+    file.write(head + mark + struct.pack("<QQ", cells, width) + b"full" + struct.pack("<Q", cells))
+    file.write(sizes.sum(axis=0).astype("<u8").tobytes())
+    for cell in range(cells):
+        for part, each in enumerate(lists):
+            if size := int(sizes[part, cell]):
+                file.write(faiss.rev_swig_ptr(each.get_codes(cell), size * width).tobytes())
+        for part, each in enumerate(lists):
+            if size := int(sizes[part, cell]):
+                file.write(faiss.rev_swig_ptr(each.get_ids(cell), size).astype("<i8").tobytes())
 
 
 @contextlib.contextmanager
@@ -285,7 +293,7 @@ def find_centres(sample: Floats, cells: int) -> Floats:
     """
     import torch
 
-    vectors = torch.from_numpy(sample)
+    vectors = torch.from_numpy(np.require(sample, requirements="W"))
     draw = torch.Generator().manual_seed(0)
     centres = vectors[torch.randperm(len(sample), generator=draw)[:cells]].clone()
     for _ in range(_ROUNDS):
@@ -309,7 +317,7 @@ def nearest_centres(vectors: Floats, centres: Floats) -> Rows:
     columns = columns.bfloat16().contiguous() if half else columns.contiguous()
     own = np.empty(len(vectors), dtype=np.int64)
     for first in range(0, len(vectors), _BLOCK):
-        block = torch.from_numpy(vectors[first : first + _BLOCK])
+        block = torch.tensor(vectors[first : first + _BLOCK])
         scores = (block.bfloat16() if half else block) @ columns
         own[first : first + _BLOCK] = scores.float().numpy().argmax(axis=1)  # Ten times as fast as torch's.
     return own

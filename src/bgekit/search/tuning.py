@@ -17,8 +17,8 @@ from .nearest import QUERIES, UNIT_LENGTH, Blocks, Floats, Rows, nearest
 RECALL: Final = 0.99
 #: Queries that a search is measured with, numbers of nearest rows it is measured for, and candidates at most.
 _SAMPLE: Final = 256
-_DEPTHS: Final = (10, 100, 1000)
-_CANDIDATES_MOST: Final = 16384
+_DEPTHS: Final = (10, 100)
+_CANDIDATES_MOST: Final = 4096
 #: Scores that count as equal.
 _TIE: Final = 1e-6
 
@@ -27,8 +27,8 @@ def check_recall(recall: float | None) -> None:
     """Raise ArgumentError unless a recall is left out (None) or lies between 0.5 and 1, 1 itself excluded."""
     if recall is not None and not 0.5 <= recall < 1:
         raise ArgumentError(
-            f"recall is the share of the nearest texts that is found, from 0.5 up to but not including 1, not {recall}: "
-            "for all of them choose the index type exact"
+            f"recall must be at least 0.5 and less than 1, the share of the nearest texts found, not {recall}; "
+            "the index type exact finds all of them"
         )
 
 
