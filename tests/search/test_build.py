@@ -251,7 +251,14 @@ def test_columns_are_kept_and_others_are_another_index(tmp_path, embedder):
     path = tmp_path / "a.csv"
     path.write_text("id,text,year,lang,code\n1,x,2020,en,007\n2,y,,fr,12\n3,z,2021.5,,1\n")
     index, _ = index_records(embedder(), read_records(path), tmp_path / "index", keep=["year", "code"])
-    assert names(tmp_path / "index") == ["ids.npy", "index.json", "metadata.arrow", "offsets.npy", "rows.jsonl", "vectors.npy"]
+    assert names(tmp_path / "index") == [
+        "ids.npy",
+        "index.json",
+        "metadata.arrow",
+        "offsets.npy",
+        "rows.jsonl",
+        "vectors.npy",
+    ]
     facts = json.loads((tmp_path / "index" / "index.json").read_text())
     assert facts["metadata"]["columns"] == {"year": "double", "code": "string"}
     assert facts["metadata"]["sha256"] == file_sha256(tmp_path / "index" / "metadata.arrow")

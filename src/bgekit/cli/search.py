@@ -154,7 +154,7 @@ def _write(args: argparse.Namespace, answers: Iterator[tuple[str, list[Hit]]], i
                 show(query, hits, as_json=False, typed=True, empty=_nothing(args))
             yield query, hits
 
-    schema = None if index.metadata is None else index.metadata.schema
+    schema = None if index.stored.metadata is None else index.stored.metadata.schema
     results = write_results(args.output, counted(), metadata=schema, overwrite=args.overwrite)
     _report(args, f"wrote {results:,} results of {questions:,} questions to {args.output}")
 
@@ -341,7 +341,8 @@ def _size(index: SearchIndex) -> str:
 def _columns(index: SearchIndex) -> str:
     from ..data.formats import listing
 
-    return "" if index.metadata is None else f"; metadata: {listing(index.metadata.column_names)}"
+    metadata = index.stored.metadata
+    return "" if metadata is None else f"; metadata: {listing(metadata.column_names)}"
 
 
 def _counted(index: SearchIndex) -> str:

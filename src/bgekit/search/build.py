@@ -9,11 +9,10 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from ..data.metadata import ALL, Keep, checked_keep, typed
 from ..data.records import Record, RecordReader
@@ -34,13 +33,13 @@ from .storage import (
     facts_of_shards,
     read_facts,
 )
+from .updates import BUILDING, remove_building, synchronise
 
 if TYPE_CHECKING:
     from ..display.terminal import EncodeProgress
     from ..inference.model import Embedder
 
 logger = logging.getLogger(__name__)
-_BUILDING: Final = "building"
 
 
 def index_records(
@@ -56,13 +55,17 @@ def index_records(
     keep: Keep | None = None,
     progress: Callable[[], EncodeProgress] | None = None,
 ) -> tuple[SearchIndex, EncodeReport | None]:
-    """The index of some records in a folder: the one that is there if nothing has changed, else a new one.
+    """The index of some records in a folder, which then holds exactly these.
+
+    If nothing has changed, it is the one that is there. Else that takes what is new and loses what is gone: only texts
+    that it does not have are encoded. An index of another model, or with texts cut elsewhere, is built anew. Until the
+    new state is complete, the old one stays.
 
     Args:
         model: What encodes.
         records: The documents. With `read_records(files)` it is known whether the files have changed; other records
-            are indexed again each time.
-        folder: Where the index lies or will lie. An index that is there is replaced when the new one is complete.
+            are compared with the index each time.
+        folder: Where the index lies or will lie.
         index_type: `exact`, or with the extra `faiss` the approximate `hnsw` and `ivf`; by default that of the index
             that is there, else `exact`.
         chunks: Split long documents into passages; a document is found by its best one.
@@ -108,16 +111,27 @@ def index_records(
         if _contents(there.input) == _contents(source):
             with_type(path, kind)
             return SearchIndex.load(path), None
+    settings = {
+        "kind": "document", "max_length": max_length, "batch_size": batch_size, "dtype": "float32",
+        "shard_size": shard_size, "store_texts": True,
+    }  # fmt: skip
+    if there is not None:
+        synchronised = synchronise(
+            path, model, records, source, settings=settings, chunks=chunks, progress=progress
+        )  # fmt: skip
+        if synchronised is not None:
+            with_type(path, kind)
+            return SearchIndex.load(path), synchronised
     with OutputFolder(path) as output:
-        building = path / f"{_BUILDING}-{_key(model, source)}"
-        _remove_building(path, but=building)
+        building = path / f"{BUILDING}-{_key(model, source)}"
+        remove_building(path, but=building.name)
         with contextlib.nullcontext() if progress is None else progress() as shown:
             report = encode_to_shards(
                 model, records, building, chunks=chunks, max_length=max_length, batch_size=batch_size,
                 shard_size=shard_size, store_texts=True, overwrite=source is None, progress=shown,
             )  # fmt: skip
         _write_index(output, load_shards(building), kind, source)
-        _remove_building(path)
+        remove_building(path)
     return SearchIndex.load(path), report
 
 
@@ -266,10 +280,3 @@ def _contents(source: Any) -> Any:
 
 def _key(model: Embedder, source: Any) -> str:
     return digest(json.dumps([model.fingerprint, _contents(source)], sort_keys=True))[:12]
-
-
-def _remove_building(path: Path, *, but: Path | None = None) -> None:
-    """Remove the shards of builds that ended, or that were begun with another input."""
-    for old in path.glob(f"{_BUILDING}-*"):
-        if old != but:
-            shutil.rmtree(old, ignore_errors=True)  # Left behind it takes space, no more.

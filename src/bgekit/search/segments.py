@@ -37,12 +37,15 @@ from .storage import (
     IndexType,
     Segment,
     Stored,
+    StoredFiles,
     columns_of,
     facts_bytes,
 )
 
 #: The id at the beginning of a row of `rows.jsonl`, as JSON.
 _ID: Final = re.compile(rb'\{"id": "([^"\\]*(?:\\.[^"\\]*)*)"')
+#: What follows it where texts are kept.
+_TEXT: Final = b', "text": "'
 #: What changes make: folders of segments, files of deleted rows, and structures.
 _MADE: Final = re.compile(r"(segment|deleted|index)-(\d{6,})(\.\w+)?$")
 #: Names of structures in the folder of a segment, with the number of a change or without.
@@ -223,15 +226,35 @@ class DocumentHashes:
         return np.stack([hashes[order], order.astype(np.uint64)])
 
 
-def document_hashes(path: Path, segment: Segment, stored: Stored, *, chunked: bool) -> npt.NDArray[np.uint64]:
+def document_hashes(stored: StoredFiles, *, chunked: bool) -> npt.NDArray[np.uint64]:
     """Sorted hashes of the documents of a segment, and the row of each [2, n], mapped.
 
-    Of a folder that 0.1.0 wrote, which has none, they are made of its rows, and kept where that is possible.
+    Of a folder that 0.1.0 wrote, which has none, they are made of its rows.
     """
-    file = path / segment.folder / IDS
-    if not file.exists():
-        hashes = DocumentHashes(chunked)
-        for line in stored.lines():
-            hashes.add(line)
-        return hashes.sorted()
-    return mapped(file, (2, segment.count))
+    if (stored.folder / IDS).exists():
+        return mapped(stored.folder / IDS, (2, stored.count))
+    hashes = DocumentHashes(chunked)
+    for line in stored.lines():
+        hashes.add(line)
+    return hashes.sorted()
+
+
+def keep_hashes(output: OutputFolder, segment: Segment, hashes: npt.NDArray[np.uint64]) -> None:
+    """Write what `document_hashes` gave, where it is not there."""
+    name = f"{segment.folder}/{IDS}" if segment.folder else IDS
+    if not (output.path / name).exists():
+        with output.create(name) as file:
+            np.save(file, hashes)  # type: ignore[arg-type]
+
+
+def documents_of(lines: Iterable[bytes], *, chunked: bool) -> list[bytes]:
+    """The ids of the documents of rows, each once, in order."""
+    return list(dict.fromkeys(document_in(id_of(line), chunked) for line in lines))
+
+
+def text_in(line: bytes) -> bytes | None:
+    """The text of a row, as JSON writes it; None without."""
+    found = _ID.match(line)
+    if found is None or not line.startswith(_TEXT, found.end()):
+        return None
+    return line[found.end() + len(_TEXT) :]

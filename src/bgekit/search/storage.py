@@ -24,7 +24,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -206,12 +206,16 @@ class Joined(Stored):
         #: The first row of each part, and the number of all.
         self.firsts = np.concatenate([[0], np.cumsum([part.count for part in parts], dtype=np.int64)]).astype(np.int64)
         self.count = int(self.firsts[-1])
-        self._metadata = _one_table(self.metadata_parts)
 
-    @property
+    @cached_property
     def metadata(self) -> Any:
         """The tables of all parts as one, null where a part lacks a column; in memory where types had to change."""
-        return self._metadata
+        whole = typed(self.metadata_parts)
+        if whole is None:
+            return None
+        import pyarrow
+
+        return pyarrow.concat_tables(whole[1])
 
     def metadata_parts(self) -> Iterator[Part]:
         """Those of all parts."""
@@ -245,15 +249,6 @@ class Joined(Stored):
 
     def _part_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return np.searchsorted(self.firsts, rows, side="right") - 1
-
-
-def _one_table(parts: Any) -> Any:
-    whole = typed(parts)
-    if whole is None:
-        return None
-    import pyarrow
-
-    return pyarrow.concat_tables(whole[1])
 
 
 class Selected(Stored):
@@ -568,6 +563,12 @@ def open_stored(path: Path, facts: Facts, known: Mapping[str, StoredFiles] | Non
             part = StoredFiles(path / segment.folder, segment.count, facts.dimension, columns)
         parts.append(part)
     return parts[0] if len(parts) == 1 else Joined(parts, facts.dimension)
+
+
+def segments_of(stored: Stored) -> list[StoredFiles]:
+    """The parts that `open_stored` opened."""
+    parts = stored.parts if isinstance(stored, Joined) else [stored]
+    return [part for part in parts if isinstance(part, StoredFiles)]
 
 
 def read_deleted(path: Path, facts: Facts) -> npt.NDArray[np.bool_] | None:
