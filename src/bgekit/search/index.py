@@ -6,8 +6,9 @@ import contextlib
 import copy
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.chunking import document_of
-from ..data.metadata import Metadata, plain, row_of
+from ..data.metadata import Metadata, plain, rows_of
 from ..errors import ArgumentError, OutputError, check_count
 from ..inference.pipeline import Embeddings, Origin
 from ..inference.shards import MANIFEST, SHARD_SIZE, load_shards
@@ -30,6 +31,7 @@ from .nearest import (
     Floats,
     Rows,
     nearest,
+    pair_scores,
 )
 from .segments import document_hashes, documents_of
 from .storage import (
@@ -56,6 +58,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 #: Passages looked at first for each document wanted.
 _PASSAGES_A_DOCUMENT: Final = 4
+#: Vectors of a block that is mapped, and of one that is gathered, which takes memory.
+_COMPARED, _GATHERED = 1 << 20, 4096
+#: Share of the rows, one in so many, below which these are gathered instead of looked at among all others.
+_SPARSE: Final = 3
+#: Rows of a sample that lie side by side.
+_RUN: Final = 8
 
 
 @dataclass(frozen=True)
@@ -407,10 +415,13 @@ class SearchIndex:
         check_count("k", k, "rows")
         now = copy.copy(self)
         kept = now._kept(where)
-        scores, rows = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
-        for first in range(0, len(queries), QUERIES):
-            for at, found in enumerate(now._nearest(queries[first : first + QUERIES], k, kept), first):
-                scores[at, : len(found[0])], rows[at, : len(found[1])] = found[0], now._numbers(found[1])
+        step = _at_once(k)
+        found = [now._nearest(queries[first : first + step], k, kept) for first in range(0, len(queries), step)]
+        if len(found) == 1:
+            return found[0][0], now._numbers(found[0][1])
+        scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+        for first, (own, there) in zip(range(0, len(queries), step), found, strict=True):
+            scores[first : first + step], rows[first : first + step] = own, now._numbers(there)
         return scores, rows
 
     def rows_where(self, where: str) -> Rows:
@@ -443,8 +454,9 @@ class SearchIndex:
         return self._state.live if where is None else self._meeting(where)
 
     def _numbers(self, rows: Rows) -> Rows:
-        """Numbers, among those that are not deleted, of rows that are stored."""
-        return rows if self._state.live is None else np.searchsorted(self._state.live, rows)
+        """Numbers, among those that are not deleted, of rows that are stored; -1 is no row."""
+        live = self._state.live
+        return rows if live is None else np.where(rows < 0, rows, np.searchsorted(live, rows))
 
     def _check_model(self, model: Embedder) -> None:
         if model.fingerprint not in self._checked:
@@ -496,23 +508,24 @@ class SearchIndex:
         vectors = self._as_queries(queries)
         check_count("top_k", top_k, "documents")
         found: list[list[Hit]] = []
-        for first in range(0, len(vectors), QUERIES):
-            part = vectors[first : first + QUERIES]
+        step = _at_once(top_k)
+        for first in range(0, len(vectors), step):
+            part = vectors[first : first + step]
             hits = self._documents if self.facts.chunked else self._rows_as_hits
             found += hits(part, top_k, kept)
         return found
 
-    def _metadata_of(self, row: int) -> Metadata:
-        metadata = self.stored.metadata
-        return {} if metadata is None else row_of(metadata, row)
-
     def _rows_as_hits(self, queries: Floats, top_k: int, kept: Rows | None) -> list[list[Hit]]:
+        scores, rows = self._nearest(queries, top_k, kept)
+        known = self._known(rows)
+        metadata = self._metadata_of(known)
         return [
             [
-                Hit(rank, float(score), *self.stored.row(int(row)), metadata=self._metadata_of(int(row)))
-                for rank, (score, row) in enumerate(zip(scores, rows, strict=True), 1)
+                Hit(rank, score, *known[row], metadata=metadata.get(row, {}))
+                for rank, (score, row) in enumerate(zip(own, there, strict=True), 1)
+                if row >= 0
             ]
-            for scores, rows in self._nearest(queries, top_k, kept)
+            for own, there in zip(scores.tolist(), rows.tolist(), strict=True)
         ]
 
     def _documents(self, queries: Floats, top_k: int, kept: Rows | None) -> list[list[Hit]]:
@@ -521,48 +534,107 @@ class SearchIndex:
         open_queries = list(range(len(queries)))
         depth, most = _PASSAGES_A_DOCUMENT * top_k, self.stored.count if kept is None else len(kept)
         while open_queries:
-            found = self._nearest(queries[open_queries], depth, kept)
-            for query, (scores, rows) in zip(open_queries, found, strict=True):
-                answers[query] = self._best_passages(scores, rows, top_k)
+            scores, rows = self._nearest(queries[open_queries], min(depth, most), kept)
+            known = self._known(rows)
+            best = [
+                self._best_passages(own, there, known, top_k)
+                for own, there in zip(scores.tolist(), rows.tolist(), strict=True)
+            ]
+            metadata = self._metadata_of(dict.fromkeys(row for passages in best for row in passages))
+            for query, passages in zip(open_queries, best, strict=True):
+                answers[query] = [replace(hit, metadata=metadata.get(row, {})) for row, hit in passages.items()]
             # One long document can have all the passages looked at: look at more.
             open_queries = [query for query in open_queries if len(answers[query]) < top_k and depth < most]
             depth *= 4
         return answers
 
-    def _best_passages(self, scores: Floats, rows: Rows, top_k: int) -> list[Hit]:
-        hits: dict[str, Hit] = {}
+    def _best_passages(
+        self, scores: list[float], rows: list[int], known: Mapping[int, tuple[str, str | None]], top_k: int
+    ) -> dict[int, Hit]:
+        """Hits by their rows, without metadata."""
+        hits: dict[int, Hit] = {}
+        documents: set[str] = set()
         for score, row in zip(scores, rows, strict=True):
-            name, text = self.stored.row(int(row))
-            document, number = document_of(name)
-            if document not in hits:
-                metadata = self._metadata_of(int(row))
-                hits[document] = Hit(len(hits) + 1, float(score), document, text, number, metadata=metadata)
-            if len(hits) == top_k:
+            if row < 0 or len(hits) == top_k:
                 break
-        return list(hits.values())
+            name, text = known[row]
+            document, number = document_of(name)
+            if document not in documents:
+                documents.add(document)
+                hits[row] = Hit(len(hits) + 1, score, document, text, number)
+        return hits
 
-    def _nearest(self, queries: Floats, top_k: int, kept: Rows | None) -> list[tuple[Floats, Rows]]:
+    def _known(self, rows: Rows) -> dict[int, tuple[str, str | None]]:
+        """Ids and texts of rows, each of which is read once; -1 is no row."""
+        some = np.unique(rows)
+        some = some[some >= 0]
+        return dict(zip(some.tolist(), self.stored.rows_at(some), strict=True))
+
+    def _metadata_of(self, rows: Iterable[int]) -> dict[int, Metadata]:
+        """The metadata of rows; none without metadata."""
+        metadata = self.stored.metadata
+        if metadata is None:
+            return {}
+        some = list(rows)
+        return dict(zip(some, rows_of(metadata, some), strict=True))
+
+    def _nearest(self, queries: Floats, top_k: int, kept: Rows | None) -> tuple[Floats, Rows]:
+        """Scores and rows [queries, top_k], best first, filled with -inf and -1 where there are fewer rows."""
         cosine = self.facts.similarity == "cosine"
         kept = None if kept is not None and len(kept) == self.stored.count else kept
-        top_k = min(top_k, self.stored.count if kept is None else len(kept))
-        if top_k == 0:
-            return [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in queries]
+        wanted = min(top_k, self.stored.count if kept is None else len(kept))
+        scores = np.full((len(queries), top_k), -np.inf, np.float32)
+        rows = np.full((len(queries), top_k), -1, np.int64)
+        if wanted == 0:
+            return scores, rows
         queries = unit(queries) if cosine else queries
-        found = self._candidates(queries, top_k, kept)
-        answers = [self._scored(query, rows, cosine) for query, rows in zip(queries, found, strict=True)]
         # All queries of an exact index; of others those whose cells or whose graph did not lead to enough, or to copies
         # of the last text so many that there may be earlier ones among those left out.
-        few = [query for query, (scores, _) in enumerate(answers)
-               if len(scores) < top_k or scores[top_k - 1] == scores[-1]]  # fmt: skip
+        few = []
+        for query, found in enumerate(self._candidates(queries, wanted, kept)):
+            if len(found) >= wanted:
+                own, there = self._scored(queries[query], found, cosine)
+                scores[query, :wanted], rows[query, :wanted] = own[:wanted], there[:wanted]
+            if len(found) < wanted or own[wanted - 1] == own[-1]:
+                few.append(query)
         if few:
-            # Of unit vectors the dot product is the cosine: no need to measure the length of every one again.
-            cosine_needed = cosine and not self.facts.unit_vectors
-            longest = UNIT_LENGTH if self.facts.unit_vectors else None
-            blocks: AnyBlocks = self.stored.blocks() if kept is None else self.stored.gathered(kept)
-            complete = nearest(queries[few], blocks, top_k, cosine=cosine_needed, longest=longest)
-            for query, (_, rows) in zip(few, complete, strict=True):
-                answers[query] = self._scored(queries[query], rows, cosine)
-        return [(scores[:top_k], rows[:top_k]) for scores, rows in answers]
+            scores[few, :wanted], rows[few, :wanted] = self._compared(queries[few], wanted, kept, cosine)
+        return scores, rows
+
+    def _compared(self, queries: Floats, top_k: int, kept: Rows | None, cosine: bool) -> tuple[Floats, Rows]:
+        """Scores and rows [queries, top_k] of the nearest of all rows, or of those kept: every one is looked at."""
+        stored, count = self.stored, self.stored.count if kept is None else len(kept)
+
+        def gathered(rows: Rows) -> AnyBlocks:
+            for first in range(0, len(rows), _GATHERED):
+                part = rows[first : first + _GATHERED]
+                yield part, partial(stored.vectors, part)
+
+        def blocks() -> AnyBlocks:
+            if kept is None:
+                yield from stored.blocks(_COMPARED)
+            elif count * _SPARSE < stored.count:
+                yield from gathered(kept)
+            else:
+                # To look at the others, too, takes less time than to gather these.
+                for first, block in stored.blocks(_COMPARED):
+                    begin, end = np.searchsorted(kept, (first, first + len(block)))
+                    rows = np.full(len(block), -1, dtype=np.int64)
+                    rows[kept[begin:end] - first] = kept[begin:end]
+                    yield rows, block
+
+        def sample(size: int) -> AnyBlocks:
+            # Some rows side by side, so that a cold disk is read at fewer places.
+            firsts = np.linspace(0, count - _RUN, size // _RUN).astype(np.int64)
+            some = (firsts[:, None] + np.arange(_RUN)).ravel()
+            return gathered(some if kept is None else kept[some])
+
+        # Of unit vectors the dot product is the cosine: no need to measure the length of every one again.
+        units = self.facts.unit_vectors
+        return nearest(
+            queries, blocks, top_k, cosine=cosine and not units, longest=UNIT_LENGTH if units else None,
+            count=count, sample=sample,
+        )  # fmt: skip
 
     def _candidates(self, queries: Floats, top_k: int, kept: Rows | None) -> list[Rows]:
         """Rows that approximate structures find, some more than wanted, and those of segments that have none.
@@ -593,10 +665,8 @@ class SearchIndex:
         A matrix product rounds a row's score differently depending on its place in a block, so that equal texts
         could come out unequal; like this, scores depend on the two vectors alone, whatever the type of index.
         """
-        vectors = self.stored.vectors(rows).astype(np.float64)
-        if cosine:
-            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        scores = (vectors * query.astype(np.float64)).sum(axis=1).astype(np.float32)
+        vectors, one = self.stored.vectors(rows), np.zeros(len(rows), dtype=np.int64)
+        scores = pair_scores(query[None].astype(np.float64), one, vectors, np.arange(len(rows)), cosine=cosine)
         order = np.lexsort((rows, -scores))
         return scores[order], rows[order]
 
@@ -682,6 +752,11 @@ def _open_state(path: Path, facts: Facts, before: _State | None) -> _State:
         found.append((first, segment.count, structure))
         first += segment.count
     return _State(facts, stored, deleted, None if deleted is None else np.flatnonzero(~deleted), found)
+
+
+def _at_once(top_k: int) -> int:
+    """Queries that are compared at once: the fewer, the more rows of each are wanted, as these take memory."""
+    return max(64, QUERIES * 1000 // max(top_k, 1000 // 8))
 
 
 def _origins(queries: object) -> set[Origin | None]:

@@ -25,7 +25,7 @@ from .nearest import (
     Floats,
     Rows,
     nearest,
-    row_scores,
+    pair_scores,
 )
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,8 @@ def _searcher(index: SearchIndex, width: int, exact_up_to: int) -> tuple[_Search
 
     def compare_all(queries: Floats) -> list[tuple[Floats, Rows]]:
         longest = UNIT_LENGTH if units else None
-        return nearest(queries, stored.blocks(), width, cosine=not units, longest=longest)
+        scores, rows = nearest(queries, stored.blocks, width, cosine=not units, longest=longest)
+        return list(zip(scores, rows, strict=True))
 
     graph, method = (None, "exact") if len(index) <= exact_up_to else _graph(index)
     if graph is None:
@@ -100,7 +101,9 @@ def _searcher(index: SearchIndex, width: int, exact_up_to: int) -> tuple[_Search
     def look_up(queries: Floats) -> list[tuple[Floats, Rows]]:
         answers = []
         for query, rows in zip(queries, graph.candidates(queries, width), strict=True):
-            scores = row_scores(query, unit(stored.vectors(rows)))
+            one, places = np.zeros(len(rows), dtype=np.int64), np.arange(len(rows))
+            wide = query[None].astype(np.float64)
+            scores = pair_scores(wide, one, stored.vectors(rows), places, cosine=not units)
             order = np.lexsort((rows, -scores))[:width]
             answers.append((scores[order], rows[order]))
         if few := [place for place, (_, rows) in enumerate(answers) if len(rows) < width]:

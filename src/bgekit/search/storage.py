@@ -61,14 +61,8 @@ class Stored(ABC):
         yield self.metadata, "the index", self.count
 
     @abstractmethod
-    def blocks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-        """First row and vectors [rows, dimension] of each block, in order."""
-
-    def gathered(self, rows: npt.NDArray[np.int64]) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]]:
-        """Rows and vectors of blocks of some rows, which are given in order."""
-        for first in range(0, len(rows), _GATHERED):
-            part = rows[first : first + _GATHERED]
-            yield part, self.vectors(part)
+    def blocks(self, rows: int = _BLOCK) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """First row and vectors [rows, dimension] of each block, in order; of so many rows, unless they lie apart."""
 
     @abstractmethod
     def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
@@ -82,9 +76,17 @@ class Stored(ABC):
     def line(self, row: int) -> bytes:
         """One row as a JSON line: `id`, and `text` if texts are kept."""
 
+    def lines_at(self, rows: npt.NDArray[np.int64]) -> list[bytes]:
+        """Some rows as JSON lines."""
+        return [self.line(row) for row in rows.tolist()]
+
     def row(self, row: int) -> tuple[str, str | None]:
         """Id of a row, and its text if texts are kept."""
         return _read_row(row, self.line(row))
+
+    def rows_at(self, rows: npt.NDArray[np.int64]) -> list[tuple[str, str | None]]:
+        """The same of some rows."""
+        return [_read_row(row, line) for row, line in zip(rows.tolist(), self.lines_at(rows), strict=True)]
 
     def rows(self) -> Iterator[tuple[str, str | None]]:
         """The same of all rows, in order."""
@@ -143,10 +145,10 @@ class StoredFiles(Stored):
         """The one table."""
         yield self._metadata, str(self.folder / METADATA), self.count
 
-    def blocks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    def blocks(self, rows: int = _BLOCK) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """Parts of the one array."""
-        for first in range(0, self.count, _BLOCK):
-            yield first, self._vectors[first : first + _BLOCK]
+        for first in range(0, self.count, rows):
+            yield first, self._vectors[first : first + rows]
 
     def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Read from the one array."""
@@ -163,8 +165,12 @@ class StoredFiles(Stored):
 
     def line(self, row: int) -> bytes:
         """Read from its place in the one file."""
-        start, end = int(self._offsets[row]), int(self._offsets[row + 1])
-        return _read(self._file, start, end - start)
+        return self.lines_at(np.asarray([row]))[0]
+
+    def lines_at(self, rows: npt.NDArray[np.int64]) -> list[bytes]:
+        """Each read from its place in the one file."""
+        starts, ends = self._offsets[rows].tolist(), self._offsets[rows + 1].tolist()
+        return [_read(self._file, start, end - start) for start, end in zip(starts, ends, strict=True)]
 
 
 #: Bytes of rows read at once.
@@ -222,10 +228,10 @@ class Joined(Stored):
         for part in self.parts:
             yield from part.metadata_parts()
 
-    def blocks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    def blocks(self, rows: int = _BLOCK) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """Those of all parts."""
         for start, part in zip(self.firsts, self.parts, strict=False):
-            for first, block in part.blocks():
+            for first, block in part.blocks(rows):
                 yield int(start) + first, block
 
     def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
@@ -241,6 +247,17 @@ class Joined(Stored):
         """Those of all parts."""
         for part in self.parts:
             yield from part.lines()
+
+    def lines_at(self, rows: npt.NDArray[np.int64]) -> list[bytes]:
+        """Each read from its part."""
+        found: list[bytes] = [b""] * len(rows)
+        places = self._part_of(rows)
+        for place in np.unique(places):
+            chosen = np.flatnonzero(places == place)
+            lines = self.parts[place].lines_at(rows[chosen] - self.firsts[place])
+            for at, line in zip(chosen.tolist(), lines, strict=True):
+                found[at] = line
+        return found
 
     def line(self, row: int) -> bytes:
         """Read from its part."""
@@ -271,10 +288,11 @@ class Selected(Stored):
             rows = self._rows[first : first + _SELECTED]
             yield None if table is None else table.take(rows), "the index", len(rows)
 
-    def blocks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    def blocks(self, rows: int = _GATHERED) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """Copies of the rows' vectors."""
-        for first in range(0, self.count, _GATHERED):
-            yield first, self._stored.vectors(self._rows[first : first + _GATHERED])
+        step = min(rows, _GATHERED)
+        for first in range(0, self.count, step):
+            yield first, self._stored.vectors(self._rows[first : first + step])
 
     def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Read from where they are stored."""
@@ -319,7 +337,7 @@ class StoredShards(Stored):
         """The table of each shard as it is stored: cells of csv files without types."""
         return self._shards.metadata_parts()
 
-    def blocks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    def blocks(self, rows: int = _BLOCK) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """The shards."""
         # Opened again each time: thousands of files kept mapped would be too many open files.
         for shard in range(len(self._entries)):

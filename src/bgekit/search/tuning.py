@@ -103,11 +103,12 @@ def _truth(
     queries: Floats, blocks: Callable[[], Blocks], depth: int, own: Rows | None, unit_vectors: bool
 ) -> list[tuple[Floats, Rows]]:
     """Scores and rows of the nearest of each query, best first, without its own row; a few more than `depth`."""
-    found: list[tuple[Floats, Rows]] = []
     longest = UNIT_LENGTH if unit_vectors else None
+    found: list[tuple[Floats, Rows]] = []
     for first in range(0, len(queries), QUERIES):
         part = queries[first : first + QUERIES]
-        found += nearest(part, blocks(), depth + 1, cosine=False, longest=longest)
+        scores, rows = nearest(part, blocks, depth + 1, cosine=False, longest=longest)
+        found += [(best[there >= 0], there[there >= 0]) for best, there in zip(scores, rows, strict=True)]
     if own is not None:
         found = [(scores[rows != row], rows[rows != row]) for (scores, rows), row in zip(found, own, strict=True)]
     return found

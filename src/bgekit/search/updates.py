@@ -824,9 +824,9 @@ class _NewRows(Stored):
         """Their own."""
         return self._parts()
 
-    def blocks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    def blocks(self, rows: int = 4096) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """As they are stored."""
-        return self._source.blocks()
+        return self._source.blocks(rows)
 
     def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """As they are stored."""
