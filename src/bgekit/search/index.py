@@ -22,7 +22,7 @@ from ..inference.pipeline import Embeddings, Origin
 from ..inference.shards import MANIFEST, SHARD_SIZE, load_shards
 from ..inference.similarity import unit
 from ..models.card import UNSET, Unset
-from .approximate import nearest_approximately, read_approximate, worthwhile
+from .approximate import Approximate, open_structure
 from .model_check import check_model
 from .nearest import (
     QUERIES,
@@ -64,8 +64,6 @@ _COMPARED, _GATHERED = 1 << 20, 4096
 _SPARSE: Final = 3
 #: Rows of a sample that lie side by side.
 _RUN: Final = 8
-#: Candidates of an approximate index beyond those wanted, which show whether the last one has copies.
-_SPARE: Final = 16
 
 
 @dataclass(frozen=True)
@@ -456,8 +454,9 @@ class SearchIndex:
         return self._state.live if where is None else self._meeting(where)
 
     def _numbers(self, rows: Rows) -> Rows:
-        """Numbers, among those that are not deleted, of rows that are stored; -1 stays."""
-        return rows if self._state.live is None else np.where(rows < 0, -1, np.searchsorted(self._state.live, rows))
+        """Numbers, among those that are not deleted, of rows that are stored; -1 is no row."""
+        live = self._state.live
+        return rows if live is None else np.where(rows < 0, rows, np.searchsorted(live, rows))
 
     def _check_model(self, model: Embedder) -> None:
         if model.fingerprint not in self._checked:
@@ -573,10 +572,11 @@ class SearchIndex:
 
     def _metadata_of(self, rows: Iterable[int]) -> dict[int, Metadata]:
         """The metadata of rows; none without metadata."""
-        if self.stored.metadata is None:
+        metadata = self.stored.metadata
+        if metadata is None:
             return {}
         some = list(rows)
-        return dict(zip(some, rows_of(self.stored.metadata, some), strict=True))
+        return dict(zip(some, rows_of(metadata, some), strict=True))
 
     def _nearest(self, queries: Floats, top_k: int, kept: Rows | None) -> tuple[Floats, Rows]:
         """Scores and rows [queries, top_k], best first, filled with -inf and -1 where there are fewer rows."""
@@ -641,25 +641,21 @@ class SearchIndex:
 
         None without one, or where looking at every vector is no more work.
         """
-        rows = self.stored.count if kept is None else len(kept)
         none = [np.empty(0, np.int64) for _ in queries]
-        if self.facts.index_type == "exact" or top_k > rows // 4:
+        if all(structure is None for _, _, structure in self._state.structures):
             return none
         found = [[each] for each in none]
-        for first, count, structure in self._state.structures:
-            inside = None
-            if kept is not None:
-                begin, end = np.searchsorted(kept, (first, first + count))
-                inside = None if end - begin == count else kept[begin:end] - first
-            rows = count if inside is None else len(inside)
-            if structure is None or not worthwhile(structure, rows):
-                if count * 2 > self.stored.count:
-                    return none
+        row_bytes = 4 * self.dimension
+        for (first, count, structure), inside in zip(self._state.structures, self._state.inside(kept), strict=True):
+            rows = count if inside is None else int(np.count_nonzero(inside))
+            if structure is None or not structure.worthwhile(min(top_k, rows), rows, row_bytes):
+                if count * 2 > self.stored.count and rows * 8 > count:
+                    return none  # One pass over all vectors looks at these as quickly.
+                every = np.arange(count) if inside is None else np.flatnonzero(inside)
                 for each in found:
-                    each.append(first + (np.arange(count) if inside is None else inside))
+                    each.append(first + every)
             else:
-                for each, some in zip(found, nearest_approximately(structure, queries, top_k + _SPARE, inside),
-                                      strict=True):  # fmt: skip
+                for each, some in zip(found, structure.candidates(queries, top_k, inside), strict=True):
                     each.append(first + some)
         return [np.concatenate(each) for each in found]
 
@@ -686,6 +682,7 @@ class _State:
         live: The rows that are not; None for all.
         structures: First row, number of rows and approximate structure of each segment; None for none.
         last: The last condition, and the rows that met it.
+        marked: The last rows that were marked, and their marks in each segment.
         metadata: The columns of rows that are not deleted, once they were asked for.
     """
 
@@ -693,9 +690,25 @@ class _State:
     stored: Stored
     deleted: npt.NDArray[np.bool_] | None = None
     live: Rows | None = None
-    structures: list[tuple[int, int, Any]] = field(default_factory=list)
+    structures: list[tuple[int, int, Approximate | None]] = field(default_factory=list)
     last: tuple[str, Rows] | None = None
     metadata: Any = None
+    marked: tuple[Rows, list[npt.NDArray[np.bool_] | None]] | None = None
+
+    def inside(self, kept: Rows | None) -> list[npt.NDArray[np.bool_] | None]:
+        """Whether each row of each segment is among some rows; None where all of a segment are, or all are wanted."""
+        if kept is None:
+            return [None] * len(self.structures)
+        marked = self.marked
+        if marked is None or marked[0] is not kept:
+            marks: list[npt.NDArray[np.bool_] | None] = []
+            for first, count, _ in self.structures:
+                begin, end = np.searchsorted(kept, (first, first + count))
+                marks.append(None if end - begin == count else np.zeros(count, dtype=np.bool_))
+                if marks[-1] is not None:
+                    marks[-1][kept[begin:end] - first] = True
+            self.marked = marked = kept, marks
+        return marked[1]
 
 
 #: Times that an index is read again because a change was made meanwhile.
@@ -734,10 +747,8 @@ def _open_state(path: Path, facts: Facts, before: _State | None) -> _State:
     for segment in facts.segments:
         structure = structures.get(segment.folder)
         if structure is None and segment.structure is not None:
-            file = path / segment.folder / segment.structure["files"][0]
-            structure = read_approximate(file)  # What is missing or damaged shows now.
-            if structure.ntotal != segment.count or structure.d != facts.dimension:
-                raise OutputError(f"{file} belongs to another index; build the index again")
+            # What is missing or damaged shows now.
+            structure = open_structure(path / segment.folder, segment.structure, segment.count, facts.dimension)
         found.append((first, segment.count, structure))
         first += segment.count
     return _State(facts, stored, deleted, None if deleted is None else np.flatnonzero(~deleted), found)

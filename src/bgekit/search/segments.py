@@ -24,9 +24,9 @@ from ..data.metadata import write_table
 from ..errors import OutputError
 from ..files.atomic import OutputFolder
 from ..inference.shards import mapped
-from .approximate import build_approximate, write_approximate
+from .approximate_build import write_approximate
+from .nearest import Floats
 from .storage import (
-    APPROXIMATE,
     FACTS,
     IDS,
     METADATA,
@@ -104,7 +104,13 @@ def write_segment(
 
 
 def write_structure(
-    output: OutputFolder, segment: Segment, stored: Stored, facts: Facts, index_type: IndexType, generation: int
+    output: OutputFolder,
+    segment: Segment,
+    stored: Stored,
+    facts: Facts,
+    index_type: IndexType,
+    generation: int,
+    queries: Floats | None = None,
 ) -> Segment:
     """Write what a search of this type needs of a segment beside its rows: the segment with it.
 
@@ -115,20 +121,16 @@ def write_structure(
         facts: How its vectors were made.
         index_type: The type.
         generation: Number of the change, for the name of a file where there is one already.
+        queries: Vectors of queries by which it is measured how wide to search; by default rows of the segment.
     """
     if index_type == "exact" or segment.count == 0:
         return replace(segment, structure=None)
-    index = build_approximate(
-        index_type, stored.blocks, stored.count, stored.dimension, cosine=facts.similarity == "cosine",
-        normalized=facts.unit_vectors,
+    taken = any(_STRUCTURE.match(each.name) and each.name != FACTS for each in (output.path / segment.folder).iterdir())
+    structure = write_approximate(
+        output, segment.folder, f"index-{generation:06d}" if taken else "index", stored, index_type,
+        cosine=facts.similarity == "cosine", normalized=facts.unit_vectors, recall=facts.recall, queries=queries,
     )  # fmt: skip
-    name = APPROXIMATE
-    if (output.path / segment.folder / name).exists():
-        name = f"index-{generation:06d}.faiss"
-    with output.create(f"{segment.folder}/{name}" if segment.folder else name) as file:
-        write_approximate(index, file)
-    output.sync(segment.folder)
-    return replace(segment, structure={"type": index_type, "files": [name]})
+    return replace(segment, structure=structure)
 
 
 def write_deleted(output: OutputFolder, deleted: npt.NDArray[np.bool_], generation: int) -> dict[str, Any] | None:

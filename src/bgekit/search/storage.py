@@ -389,8 +389,8 @@ FORMAT: Final = "bgekit index"
 #: Version of a folder whose only segment lies in it and has all its rows, which is what 0.1.0 wrote; and of others.
 VERSION_PLAIN: Final = 1
 VERSION: Final = 2
-IndexType = Literal["exact", "hnsw", "ivf"]
-INDEX_TYPES: Final = ("exact", "hnsw", "ivf")
+IndexType = Literal["exact", "int8", "binary", "hnsw", "ivf"]
+INDEX_TYPES: Final = ("exact", "int8", "binary", "hnsw", "ivf")
 
 
 @dataclass(frozen=True)
@@ -416,7 +416,7 @@ class Facts:
     """Record of how an index was made, and of the files that are its present state.
 
     Attributes:
-        index_type: `exact`, `hnsw` or `ivf`.
+        index_type: `exact`, `int8`, `binary`, `hnsw` or `ivf`.
         count: Vectors in it, without those that are deleted.
         dimension: Their width.
         model_card: Card of the model that made them.
@@ -428,6 +428,7 @@ class Facts:
         generation: Changes since the index was built; the next one names its files by the next number.
         segments: The parts, in the order of their rows.
         deleted: Name of the file of bits of deleted rows, and how many these are; None where there are none.
+        recall: Share of the nearest rows that an approximate search is to find; None for the usual one.
     """
 
     index_type: IndexType
@@ -442,6 +443,7 @@ class Facts:
     generation: int = 0
     segments: tuple[Segment, ...] = ()
     deleted: dict[str, Any] | None = None
+    recall: float | None = None
 
     @property
     def rows(self) -> int:
@@ -525,7 +527,7 @@ def read_facts(folder: Path) -> Facts:
         )
     names = {each.name for each in dataclasses.fields(Facts)}
     # Written where there is any, so that indexes without stay what they were.
-    optional = {"metadata"} | (_LATER if version == VERSION_PLAIN else {"deleted"})
+    optional = {"metadata"} | (_LATER if version == VERSION_PLAIN else {"deleted", "recall"})
     try:
         if not names - optional <= content.keys() <= names or (version == VERSION_PLAIN and content.keys() & _LATER):
             raise ValueError("other fields than it should have")
@@ -538,7 +540,7 @@ def read_facts(folder: Path) -> Facts:
 
 
 #: What index.json says only where there was a change since the index was built.
-_LATER: Final = {"generation", "segments", "deleted"}
+_LATER: Final = {"generation", "segments", "deleted", "recall"}
 #: Types that 0.1.0 knows.
 _PLAIN_TYPES: Final = ("exact", "hnsw", "ivf")
 
