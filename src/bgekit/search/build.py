@@ -21,7 +21,7 @@ from ..files.atomic import OutputFolder
 from ..files.hashing import digest, file_sha256, file_status
 from ..inference.shards import MANIFEST, SHARD_SIZE, Chunks, EncodeReport, ShardSet, encode_to_shards, load_shards
 from .index import SearchIndex
-from .segments import STRUCTURE_FROM, commit, latest_generation, segment_name, write_segment, write_structure
+from .segments import STRUCTURE_FROM, commit, next_generation, segment_name, write_segment, write_structure
 from .storage import (
     FACTS,
     INDEX_TYPES,
@@ -124,7 +124,8 @@ def index_records(
             return SearchIndex.load(path), synchronised
     with OutputFolder(path) as output:
         building = path / f"{BUILDING}-{_key(model, source)}"
-        remove_building(path, but=building.name)
+        # Not what a structure is being built in.
+        remove_building(path, f"{BUILDING}-{'[0-9a-f]' * 12}", but=building.name)
         with contextlib.nullcontext() if progress is None else progress() as shown:
             report = encode_to_shards(
                 model, records, building, chunks=chunks, max_length=max_length, batch_size=batch_size,
@@ -180,7 +181,7 @@ def with_type(folder: str | os.PathLike[str], index_type: IndexType) -> None:
         return
     with OutputFolder(path) as output:
         facts = read_facts(path)
-        generation = latest_generation(path) + 1
+        generation = next_generation(path)
         segments = []
         for segment in facts.segments:
             stored = StoredFiles(path / segment.folder, segment.count, facts.dimension)
@@ -224,7 +225,7 @@ def _write_index(output: OutputFolder, shards: ShardSet, index_type: IndexType, 
     stored, facts = StoredShards(shards), facts_of_shards(shards, index_type, source)
     # The first index of a folder lies in it; a later one beside the one that it replaces.
     first = not (output.path / FACTS).exists()
-    generation = 0 if first else latest_generation(output.path) + 1
+    generation = 0 if first else next_generation(output.path)
     segment = write_segment(
         output, "" if first else segment_name(generation), stored, chunked=facts.chunked,
         metadata=typed(stored.metadata_parts),

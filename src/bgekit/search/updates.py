@@ -41,7 +41,7 @@ from .segments import (
     id_bytes,
     id_of,
     keep_hashes,
-    latest_generation,
+    next_generation,
     segment_name,
     text_in,
     write_deleted,
@@ -319,7 +319,7 @@ class _Change:
             marks = read_deleted(self.path, self.facts)
             self._before = np.zeros(self.facts.rows, np.bool_) if marks is None else marks
             self.deleted = self._before.copy()
-            self.generation = max(latest_generation(self.path), self.facts.generation) + 1
+            self.generation = next_generation(self.path)
             self._stack = stack.pop_all()
         return self
 
@@ -448,7 +448,7 @@ class _Change:
         )  # fmt: skip
         commit(self.output, facts)
         # Of this change, and of those that were interrupted and would now be others.
-        remove_building(self.path, _CHANGING)
+        remove_building(self.path, f"{_CHANGING}-*")
         return written + (self.path / FACTS).stat().st_size
 
     def _write_segment(self, facts: Facts, rows: Stored, *, alone: bool) -> Segment:
@@ -612,9 +612,9 @@ class _Found:
         building = f"{_CHANGING}-{key or 'records'}"
         folder = change.path / f"{building}-read"
         kept = None if key is None else building
-        remove_building(change.path, _CHANGING, but=kept)
+        remove_building(change.path, f"{_CHANGING}-*", but=kept)
         with contextlib.ExitStack() as stack:
-            stack.callback(remove_building, change.path, _CHANGING, but=kept)
+            stack.callback(remove_building, change.path, f"{_CHANGING}-*", but=kept)
             change.output.create_folder(folder.name)
             found = cls(change, folder, key)
             found._read(texts, replacing)
@@ -863,8 +863,14 @@ class _Scaled:
         self._bar.encoded(texts, tokens, round(position * self._size))
 
 
-def remove_building(path: Path, called: str = BUILDING, *, but: str | None = None) -> None:
-    """Remove the shards of encodes that ended, or that were begun with another input."""
-    for old in path.glob(f"{called}-*"):
+def remove_building(path: Path, called: str = f"{BUILDING}-*", *, but: str | None = None) -> None:
+    """Remove the shards of encodes that ended, or that were begun with another input.
+
+    Args:
+        path: The index folder.
+        called: Pattern of the names of what is removed.
+        but: Name of what stays.
+    """
+    for old in path.glob(called):
         if old.name != but:
             shutil.rmtree(old, ignore_errors=True)  # Left behind it takes space, no more.
