@@ -77,7 +77,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("index")
     group.add_argument(
-        "--index", metavar="DIR", help="keep the index here, and reuse it as long as the files are the same"
+        "--index", metavar="DIR", help="keep the index here; the next time only texts that it does not have are encoded"
     )
     group.add_argument(
         "--index-type", choices=("exact", "hnsw", "ivf"),
@@ -154,7 +154,7 @@ def _write(args: argparse.Namespace, answers: Iterator[tuple[str, list[Hit]]], i
                 show(query, hits, as_json=False, typed=True, empty=_nothing(args))
             yield query, hits
 
-    schema = None if index.metadata is None else index.metadata.schema
+    schema = None if index.stored.metadata is None else index.stored.metadata.schema
     results = write_results(args.output, counted(), metadata=schema, overwrite=args.overwrite)
     _report(args, f"wrote {results:,} results of {questions:,} questions to {args.output}")
 
@@ -281,6 +281,8 @@ def _open_files(
     if report is not None:
         what = "passages" if index.facts.chunked else "texts"
         parts = [f"encoded {report.texts - report.kept:,} {what} in {time.perf_counter() - start:,.1f} s"]
+        if report.kept:
+            parts.append(f"{report.kept:,} were encoded before")
         if report.truncated:
             parts.append(f"{report.truncated:,} were cut at the maximum length (--chunk splits them instead)")
         if records.skipped.count:
@@ -341,7 +343,8 @@ def _size(index: SearchIndex) -> str:
 def _columns(index: SearchIndex) -> str:
     from ..data.formats import listing
 
-    return "" if index.metadata is None else f"; metadata: {listing(index.metadata.column_names)}"
+    metadata = index.stored.metadata
+    return "" if metadata is None else f"; metadata: {listing(metadata.column_names)}"
 
 
 def _counted(index: SearchIndex) -> str:

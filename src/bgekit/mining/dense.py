@@ -15,7 +15,8 @@ from ..files.hashing import digest
 from ..inference.engine import resolve_devices
 from ..inference.shards import encode_to_shards, load_shards
 from ..inference.similarity import unit
-from ..search.approximate import build_approximate, nearest_approximately
+from ..search.approximate import Approximate
+from ..search.approximate_build import build_in_memory
 from ..search.nearest import QUERIES, UNIT_LENGTH, TopK
 from ..search.storage import check_similarity
 from .bm25 import Rows
@@ -71,7 +72,7 @@ class DenseMiner:
         self._embedder, self._store, self._kind, self._device = embedder, store, index, device
         self._folder = folder / f"vectors-{digest(embedder.fingerprint, store.digest)[:16]}"
         self._shards: list[npt.NDArray[Any]] = []
-        self._index: Any = None
+        self._index: Approximate | None = None
 
     def prepare(self, progress: EncodeProgress | None = None) -> None:
         """Encode all texts, as far as an earlier run has not, and build the index."""
@@ -80,7 +81,7 @@ class DenseMiner:
         )
         self._shards = [vectors for _, vectors in load_shards(self._folder).iter_shards()]
         if self._kind != "exact" and self._store.candidates:
-            self._index = build_approximate(
+            self._index = build_in_memory(
                 self._kind, lambda: self._blocks(SHARD), self._store.candidates, self._embedder.dimension,
                 cosine=self.cosine, normalized=self._embedder.card.normalize,
             )  # fmt: skip
@@ -103,7 +104,7 @@ class DenseMiner:
     def rank(self, queries: Floats, top_k: int) -> list[Rows]:
         """The candidates nearest to each query; of equal ones the earlier first."""
         if self._index is not None:
-            return self._rank_by_index(queries, top_k)
+            return self._rank_by_index(self._index, queries, top_k)
         make: Callable[..., TopK] = TopK if self._device is None else partial(_DeviceTopK, device=self._device)
         longest = UNIT_LENGTH if self.cosine else None
         best = [
@@ -125,11 +126,11 @@ class DenseMiner:
             found[there] = np.einsum("d,nd->n", query, vectors, dtype=np.float64)
         return found
 
-    def _rank_by_index(self, queries: Floats, top_k: int) -> list[Rows]:
+    def _rank_by_index(self, index: Approximate, queries: Floats, top_k: int) -> list[Rows]:
         rankings = []
-        for query, rows in zip(queries, nearest_approximately(self._index, queries, top_k), strict=True):
+        for query, rows in zip(queries, index.candidates(queries, top_k), strict=True):
             rows = np.sort(rows)
-            rankings.append(rows[np.argsort(-self.similarity(query, rows), kind="stable")])
+            rankings.append(rows[np.argsort(-self.similarity(query, rows), kind="stable")][:top_k])
         return rankings
 
     def _comparable(self, vectors: npt.NDArray[Any]) -> Floats:

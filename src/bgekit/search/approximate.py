@@ -1,9 +1,23 @@
-"""Approximate indexes of faiss: graphs and cells, which lead to most of the nearest vectors."""
+"""Approximate indexes: rows that are probably among the nearest, found by cells, a graph, or small codes.
+
+What is found here are candidates. Whoever asks for them scores them by the full vectors, so scores are those of exact
+search whatever the type; what a type decides is memory, time, and how many of the nearest are missed. How wide to
+search and how many candidates to score is not guessed: `tuned` searches a sample exactly, measures what each width
+finds of it, and takes the least work that finds as much as is wanted.
+
+index.faiss   a graph with its vectors; or the centres of cells
+index.cells   codes and rows of each cell, one cell after the other, mapped into memory
+index.int8    8-bit numbers of each vector [n, d], where all are looked at; numpy.load reads it
+index.scales  what they are multiplied by [n], in the same form
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from collections.abc import Callable, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,116 +25,368 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import OutputError, import_extra
-from ..inference.similarity import unit
-from .nearest import Blocks, Floats, Rows
+from ..inference.shards import mapped
+from .nearest import Floats, Rows
 
-#: Links of a vector in the HNSW graph, and candidates looked at while it is built and while it is searched.
-_LINKS, _BUILD_WIDTH, _SEARCH_WIDTH = 32, 100, 128
-#: Vectors that the cells are found from, for each cell: faiss asks for 39 at least, and more than 64 take memory.
-_TRAIN_LEAST, _TRAIN_MOST = 39, 64
-#: Share of the cells of an IVF index that a query looks into, and the least number of them.
-_PROBED: Final = 1 / 8
-_PROBED_LEAST: Final = 8
-#: Vectors that exact search looks at in the time of a search of the graph.
-_GRAPH_WORK: Final = 8000
+#: Endings of the files.
+GRAPH: Final = ".faiss"
+CELLS: Final = ".cells"
+CODES: Final = ".int8"
+SCALES: Final = ".scales"
+#: Types, and what the cells of each hold of a vector, as faiss calls it; graphs hold whole vectors.
+CELL_CODES: Final[Mapping[str, str]] = {"ivf": "Flat", "int8": "SQ8", "binary": "RaBitQ"}
+#: Rows from which codes of 8 bits are kept in cells, if faiss is there; below, all are looked at.
+_CELLS_FROM: Final = 200_000
+#: How wide an index of version 0.1.0, which has not been measured, is searched.
+_OLD_GRAPH_WIDTH: Final = 128
+_OLD_PROBED: Final = 1 / 8
+_OLD_PROBED_LEAST: Final = 8
+#: Candidates beyond those wanted, which show whether the last one has copies.
+SPARE: Final = 16
+#: Work of scoring a candidate by its full vector, in times of reading as many bytes of codes one after the other.
+SCATTERED: Final = 3.0
+#: Bytes that looking at one vector of a graph takes, in vectors: its own, and those of its links.
+_GRAPH_VECTORS: Final = 16
+#: Rows looked at by 8-bit products at once, and queries.
+_SCANNED, _SCANNED_QUERIES = 1 << 16, 64
+
+Selected = npt.NDArray[np.bool_]
 
 
-def build_approximate(
-    index_type: str, blocks: Callable[[], Blocks], count: int, dimension: int, *, cosine: bool, normalized: bool
-) -> Any:
-    """A faiss index over all blocks, in order.
+@dataclass(frozen=True)
+class Effort:
+    """How wide a search is.
+
+    Attributes:
+        width: Cells that are looked into, or the width of the search of a graph; all rows, where all are looked at.
+        candidates: Rows that are scored by their full vectors.
+    """
+
+    width: int
+    candidates: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How much of the nearest rows a search of some effort finds.
+
+    Attributes:
+        k: Nearest rows wanted.
+        width: As in `Effort`.
+        candidates: As in `Effort`.
+        recall: Share of them that are among the candidates, the mean over the sample.
+    """
+
+    k: int
+    width: int
+    candidates: int
+    recall: float
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was measured when an index was built, by which it is searched since.
+
+    Attributes:
+        wanted: Recall that was asked for.
+        sample: Queries that it was measured with.
+        queries: Whether these were queries; otherwise they were rows of the index, each left out of its own answer.
+        points: For each number of nearest rows, the least work that reaches it.
+    """
+
+    wanted: float
+    sample: int
+    queries: bool
+    points: tuple[Measured, ...]
+
+    def effort(self, k: int, share: float = 1.0) -> Effort:
+        """How wide to search for the `k` nearest, where a share of all rows may be found.
+
+        The nearest of a share of the rows are, by and large, among k / share nearest of all: to look for these is wide
+        enough, and of as many candidates all but the share are left out.
+        """
+        depths = np.log([point.k for point in self.points])
+
+        def at(depth: float, values: Sequence[int]) -> float:
+            logs, beyond = np.log(values), max(0.0, math.log(depth) - float(depths[-1]))
+            # As steep as between the last two points, but no less than the root, and no more than in proportion.
+            slope = float(logs[-1] - logs[-2]) / float(depths[-1] - depths[-2]) if len(logs) > 1 else 1.0
+            return math.exp(float(np.interp(math.log(depth), depths, logs)) + beyond * min(max(slope, 0.5), 1.0))
+
+        widths, candidates = [p.width for p in self.points], [p.candidates for p in self.points]
+        deep = max(1.0, k / share)
+        scored = max(at(k, candidates), at(deep, candidates) * share)
+        return Effort(math.ceil(at(deep, widths)), max(math.ceil(scored), k + SPARE))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The tuning as JSON takes it."""
+        return {**asdict(self), "points": [asdict(point) for point in self.points]}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Tuning:
+        """The tuning that `to_dict` gave."""
+        points = tuple(Measured(**point) for point in content["points"])
+        return cls(content["wanted"], content["sample"], content["queries"], points)
+
+
+class Approximate(ABC):
+    """An approximate index that is open.
+
+    Attributes:
+        count: Rows in it.
+        tuning: How it is searched; None for one of version 0.1.0.
+    """
+
+    def __init__(self, count: int, tuning: Tuning | None = None) -> None:
+        self.count, self.tuning = count, tuning
+
+    @abstractmethod
+    def ranked(self, queries: Floats, effort: Effort, selected: Selected | None = None) -> list[Rows]:
+        """Candidates for each query, best first by what the index knows of them; fewer where it found fewer.
+
+        Args:
+            queries: [n, d] float32, of length 1 if scores are cosines.
+            effort: How wide the search is.
+            selected: Whether each row may be found [count]; None for all.
+        """
+
+    @abstractmethod
+    def widths(self) -> list[int]:
+        """Widths of a search that are worth measuring, in order."""
+
+    @abstractmethod
+    def work(self, effort: Effort) -> float:
+        """Work of a search, in bytes that are read one after the other."""
+
+    def effort(self, k: int, share: float = 1.0) -> Effort:
+        """How wide to search for the `k` nearest, where a share of all rows may be found."""
+        if self.tuning is None:
+            return self._untuned(k, share)
+        return self.tuning.effort(k, share)
+
+    @abstractmethod
+    def _untuned(self, k: int, share: float) -> Effort:
+        """The same for an index that was not measured."""
+
+    def candidates(self, queries: Floats, k: int, selected: Selected | None = None) -> list[Rows]:
+        """Rows that are probably the `k` nearest, and some more, for each query.
+
+        Args:
+            queries: As in `ranked`.
+            k: Rows wanted.
+            selected: Whether each row may be found [count]; None for all.
+        """
+        share = 1.0 if selected is None else max(int(np.count_nonzero(selected)), 1) / max(self.count, 1)
+        return self.ranked(queries, self.effort(k, share), selected)
+
+    def worthwhile(self, k: int, rows: int, row_bytes: int) -> bool:
+        """Whether finding the `k` nearest of some rows is less work than looking at all of these.
+
+        Args:
+            k: Rows wanted.
+            rows: How many rows may be found.
+            row_bytes: Bytes of a full vector.
+        """
+        if rows == 0 or k > rows // 4:
+            return False
+        effort = self.effort(k, rows / max(self.count, 1))
+        scattered = 1.0 if rows == self.count else SCATTERED
+        return self.work(effort) + SCATTERED * effort.candidates * row_bytes < rows * row_bytes * scattered
+
+
+class Graph(Approximate):
+    """A graph of near neighbours (HNSW of faiss), in memory."""
+
+    def __init__(self, index: Any, tuning: Tuning | None = None) -> None:
+        super().__init__(int(index.ntotal), tuning)
+        self._index = index
+
+    def ranked(self, queries: Floats, effort: Effort, selected: Selected | None = None) -> list[Rows]:
+        """By the graph."""
+        faiss = import_extra("faiss", "faiss")
+        sel, _kept = _selector(selected)
+        options = faiss.SearchParametersHNSW(efSearch=effort.width, sel=sel)
+        wanted = min(effort.candidates, effort.width, self.count)
+        _, found = self._index.search(_ready(queries), wanted, params=options)
+        return _valid(found, self.count)
+
+    def widths(self) -> list[int]:
+        """Widths of the search of a graph."""
+        return _steps(16, min(self.count, 8192))
+
+    def work(self, effort: Effort) -> float:
+        """Vectors that are looked at on the way."""
+        return effort.width * _GRAPH_VECTORS * 4.0 * self._index.d
+
+    def _untuned(self, k: int, share: float) -> Effort:
+        k += SPARE
+        return Effort(math.ceil(max(_OLD_GRAPH_WIDTH, 2 * k) / share), k)
+
+
+class Cells(Approximate):
+    """Cells around centres (IVF of faiss), with codes of the vectors in them; mapped where they lie in a file."""
+
+    def __init__(self, index: Any, tuning: Tuning | None = None) -> None:
+        faiss = import_extra("faiss", "faiss")
+        super().__init__(int(index.ntotal), tuning)
+        self._index, self._ivf = index, faiss.extract_index_ivf(index)
+        self._parameters = (
+            faiss.IVFRaBitQSearchParameters
+            if isinstance(self._ivf, faiss.IndexIVFRaBitQ)
+            else faiss.SearchParametersIVF
+        )
+
+    def ranked(self, queries: Floats, effort: Effort, selected: Selected | None = None) -> list[Rows]:
+        """By the cells whose centres are nearest."""
+        faiss = import_extra("faiss", "faiss")
+        options = self._parameters()
+        options.nprobe = min(effort.width, self._ivf.nlist)
+        sel, _kept = _selector(selected)
+        if sel is not None:
+            options.sel = sel
+        whole = options
+        if isinstance(self._index, faiss.IndexPreTransform):
+            whole = faiss.SearchParametersPreTransform()
+            whole.index_params = options
+        # One query is shared out by its cells, several by themselves.
+        self._ivf.parallel_mode = 1 if len(queries) == 1 else 0
+        _, found = self._index.search(_ready(queries), min(effort.candidates, self.count), params=whole)
+        return _valid(found, self.count)
+
+    def widths(self) -> list[int]:
+        """Numbers of cells."""
+        return _steps(4, self._ivf.nlist)
+
+    def work(self, effort: Effort) -> float:
+        """The centres, and the codes of the cells."""
+        share = min(effort.width / self._ivf.nlist, 1.0)
+        return 4.0 * self._ivf.d * self._ivf.nlist + share * self.count * (self._ivf.code_size + 8)
+
+    def _untuned(self, k: int, share: float) -> Effort:
+        cells = math.ceil(max(_OLD_PROBED_LEAST, self._ivf.nlist * _OLD_PROBED) / share)
+        return Effort(cells, k + SPARE)
+
+
+class Scan(Approximate):
+    """Numbers of 8 bits instead of 32, all of which are looked at by integer products of torch."""
+
+    def __init__(self, codes: npt.NDArray[np.int8], scales: Floats, tuning: Tuning | None = None) -> None:
+        super().__init__(len(codes), tuning)
+        self._codes, self._scales = codes, scales
+
+    def ranked(self, queries: Floats, effort: Effort, selected: Selected | None = None) -> list[Rows]:
+        """By the codes of all."""
+        found: list[Rows] = []
+        for first in range(0, len(queries), _SCANNED_QUERIES):
+            found += self._best(queries[first : first + _SCANNED_QUERIES], min(effort.candidates, self.count), selected)
+        return found
+
+    def _best(self, queries: Floats, wanted: int, selected: Selected | None) -> list[Rows]:
+        import torch
+
+        asked, _ = eight_bits(queries)  # A query's own scale changes no order.
+        columns = torch.from_numpy(asked).T
+        best: Any = torch.empty(len(queries), 0)
+        rows: Any = torch.empty(len(queries), 0, dtype=torch.int64)
+        for first in range(0, self.count, _SCANNED):
+            block = torch.from_numpy(np.array(self._codes[first : first + _SCANNED]))
+            scores = torch._int_mm(block, columns).float()
+            scores *= torch.from_numpy(np.array(self._scales[first : first + _SCANNED]))[:, None]
+            if selected is not None:
+                scores[torch.from_numpy(~selected[first : first + _SCANNED])] = -math.inf
+            top, places = scores.T.topk(min(wanted, len(block)), dim=1)
+            best, rows = torch.cat([best, top], dim=1), torch.cat([rows, places + first], dim=1)
+            if best.shape[1] > wanted:
+                best, places = best.topk(wanted, dim=1)
+                rows = rows.gather(1, places)
+        order = best.argsort(dim=1, descending=True)
+        best, rows = best.gather(1, order).numpy(), rows.gather(1, order).numpy()
+        return [own[scores > -math.inf] for scores, own in zip(best, rows, strict=True)]
+
+    def widths(self) -> list[int]:
+        """One: all rows."""
+        return [max(self.count, 1)]
+
+    def work(self, effort: Effort) -> float:
+        """All codes."""
+        return float(self._codes.size)
+
+    def _untuned(self, k: int, share: float) -> Effort:
+        return Effort(self.count, 4 * k + 64)
+
+
+def _selector(selected: Selected | None) -> tuple[Any, Any]:
+    """What faiss asks whether a row may be found, and the bits that it reads, which must stay while it does."""
+    if selected is None:
+        return None, None
+    faiss = import_extra("faiss", "faiss")
+    bits = np.packbits(selected, bitorder="little")
+    return faiss.IDSelectorBitmap(bits), bits
+
+
+def _ready(queries: Floats) -> Floats:
+    return np.ascontiguousarray(queries, dtype=np.float32)
+
+
+def _valid(found: Rows, count: int) -> list[Rows]:
+    if found.size and int(found.max()) >= count:
+        raise OutputError("the approximate index names rows that there are not: it is damaged; build the index again")
+    return [rows[rows >= 0] for rows in found]
+
+
+def _steps(first: int, last: int) -> list[int]:
+    """Numbers from the first to the last, each twice the one before."""
+    steps = [min(first, last)]
+    while steps[-1] < last:
+        steps.append(min(last, max(steps[-1] + 1, steps[-1] * 2)))
+    return steps
+
+
+def eight_bits(vectors: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
+    """Vectors [n, d] as whole numbers from -127 to 127 [n, d], and what each row is to be multiplied by [n]."""
+    scales = (np.abs(vectors).max(axis=1, initial=0.0) / np.float32(127)).astype(np.float32)
+    codes = np.rint(vectors / np.maximum(scales, np.float32(1e-30))[:, None]).astype(np.int8)
+    return codes, scales
+
+
+def has_cells(index_type: str, count: int) -> bool:
+    """Whether rows of a type are kept in cells; codes of 8 bits are where there are many, and faiss is there."""
+    if index_type == "int8":
+        return count >= _CELLS_FROM and importlib.util.find_spec("faiss") is not None
+    return index_type in CELL_CODES
+
+
+def open_structure(folder: Path, structure: Mapping[str, Any], count: int, dimension: int) -> Approximate:
+    """The approximate index of a segment.
 
     Args:
-        index_type: `hnsw` (a graph: fast and accurate, slow to build) or `ivf` (cells: quick to build).
-        blocks: Gives the vectors, in order, each time it is called.
-        count: Number of all vectors.
-        dimension: Their width.
-        cosine: Compare by cosine; otherwise by dot product.
-        normalized: Whether the vectors have unit length already.
+        folder: Where its files lie.
+        structure: What index.json keeps of it.
+        count: Rows of the segment.
+        dimension: Width of its vectors.
 
     Raises:
-        MissingExtraError: faiss is not installed.
+        OutputError: a file is missing, damaged, or belongs to another index.
+        MissingExtraError: it needs faiss, which is not installed.
     """
-    faiss = import_extra("faiss", "faiss")
-
-    def prepared(block: npt.NDArray[Any]) -> Floats:
-        ready = unit(block) if cosine and not normalized else block
-        return np.ascontiguousarray(ready, dtype=np.float32)
-
-    index: Any
-    if index_type == "hnsw":
-        index = faiss.IndexHNSWFlat(dimension, _LINKS, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = _BUILD_WIDTH
-    else:
-        cells = max(1, min(round(4 * math.sqrt(count)), count // _TRAIN_LEAST))
-        index = faiss.index_factory(dimension, f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
-        wanted = np.random.default_rng(0).permutation(count)[: cells * _TRAIN_MOST]
-        index.train(np.concatenate([prepared(part) for part in _sample(blocks(), np.sort(wanted))]))
-    for _, block in blocks():
-        index.add(prepared(block))
-    return index
-
-
-def _sample(blocks: Blocks, rows: Rows) -> Iterable[npt.NDArray[Any]]:
-    for first, block in blocks:
-        begin, end = np.searchsorted(rows, (first, first + len(block)))
-        yield np.asarray(block[rows[begin:end] - first])
-
-
-def write_approximate(index: Any, file: Any) -> None:
-    """Write an index of faiss to a file opened for bytes."""
-    faiss = import_extra("faiss", "faiss")
-    faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
-
-
-def read_approximate(path: Path) -> Any:
-    """The index of faiss in a file.
-
-    Raises:
-        OutputError: the file is missing or damaged.
-        MissingExtraError: faiss is not installed.
-    """
+    files = [folder / name for name in structure["files"]]
+    for file, size in zip(files, structure.get("sizes", ()), strict=False):
+        there = file.stat().st_size if file.is_file() else None
+        if there != size:
+            what = "is missing" if there is None else f"has {there:,} bytes instead of {size:,}"
+            raise OutputError(f"{file} {what}; build the index again")
+    tuning = Tuning.from_dict(structure["tuning"]) if "tuning" in structure else None
+    if files[0].suffix == CODES:
+        codes, scales = mapped(files[0], (count, dimension)), mapped(files[1], (count,))
+        if codes.dtype != np.int8 or scales.dtype != np.float32:
+            raise OutputError(f"{files[0]} or {files[1].name} belongs to another index; build the index again")
+        return Scan(codes, scales, tuning)
     faiss = import_extra("faiss", "faiss")
     try:
-        return faiss.read_index(str(path))
+        # Cells stay in their file, which is mapped; what is not searched is not read.
+        index = faiss.read_index(str(files[0]), faiss.IO_FLAG_MMAP)
     except RuntimeError as error:
-        raise OutputError(f"{path} is missing or damaged; build the index again") from error
-
-
-def worthwhile(index: Any, rows: int) -> bool:
-    """Whether an index of faiss finds some of its rows with less work than looking at all of them takes.
-
-    To look at as many of them as of all rows, it must look at more rows, in the ratio of all to some: of a graph, which
-    is then searched longer; of cells, until these are all there are.
-
-    Args:
-        index: The index.
-        rows: How many of its rows may be found.
-    """
-    share = rows / max(index.ntotal, 1)
-    return share == 1 or (share > _PROBED if hasattr(index, "nprobe") else rows * share > _GRAPH_WORK)
-
-
-def nearest_approximately(index: Any, queries: Floats, top_k: int, kept: Rows | None = None) -> list[Rows]:
-    """Rows that are probably the nearest to each query, in no order; fewer than `top_k` where it found fewer.
-
-    Args:
-        index: An index of faiss.
-        queries: [n, d] float32.
-        top_k: Rows wanted.
-        kept: The rows that may be found, where these are not all: the search is as much wider as they are fewer.
-    """
-    faiss = import_extra("faiss", "faiss")
-    wider, selected = 1.0, None
-    if kept is not None:
-        marks = np.zeros(index.ntotal, dtype=np.bool_)
-        marks[kept] = True
-        wider, selected = index.ntotal / len(kept), faiss.IDSelectorBitmap(np.packbits(marks, bitorder="little"))
-    if isinstance(index, faiss.IndexHNSW):
-        width = math.ceil(max(_SEARCH_WIDTH, 2 * top_k) * wider)
-        options = faiss.SearchParametersHNSW(efSearch=width, sel=selected)
-    else:
-        cells = math.ceil(max(_PROBED_LEAST, index.nlist * _PROBED) * wider)
-        options = faiss.SearchParametersIVF(nprobe=min(cells, index.nlist), sel=selected)
-    _, found = index.search(np.ascontiguousarray(queries, dtype=np.float32), top_k, params=options)
-    return [rows[rows >= 0] for rows in found]
+        raise OutputError(f"{files[0]} is missing or damaged; build the index again") from error
+    if index.ntotal != count or index.d != dimension:
+        raise OutputError(f"{files[0]} belongs to another index; build the index again")
+    return Graph(index, tuning) if isinstance(index, faiss.IndexHNSW) else Cells(index, tuning)

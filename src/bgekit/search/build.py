@@ -9,11 +9,10 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from ..data.metadata import ALL, Keep, checked_keep, typed
 from ..data.records import Record, RecordReader
@@ -22,7 +21,7 @@ from ..files.atomic import OutputFolder
 from ..files.hashing import digest, file_sha256, file_status
 from ..inference.shards import MANIFEST, SHARD_SIZE, Chunks, EncodeReport, ShardSet, encode_to_shards, load_shards
 from .index import SearchIndex
-from .segments import STRUCTURE_FROM, commit, latest_generation, segment_name, write_segment, write_structure
+from .segments import STRUCTURE_FROM, commit, next_generation, segment_name, write_segment, write_structure
 from .storage import (
     FACTS,
     INDEX_TYPES,
@@ -34,13 +33,13 @@ from .storage import (
     facts_of_shards,
     read_facts,
 )
+from .updates import BUILDING, remove_building, synchronise
 
 if TYPE_CHECKING:
     from ..display.terminal import EncodeProgress
     from ..inference.model import Embedder
 
 logger = logging.getLogger(__name__)
-_BUILDING: Final = "building"
 
 
 def index_records(
@@ -56,13 +55,17 @@ def index_records(
     keep: Keep | None = None,
     progress: Callable[[], EncodeProgress] | None = None,
 ) -> tuple[SearchIndex, EncodeReport | None]:
-    """The index of some records in a folder: the one that is there if nothing has changed, else a new one.
+    """The index of some records in a folder, which then holds exactly these.
+
+    If nothing has changed, it is the one that is there. Else that takes what is new and loses what is gone: only texts
+    that it does not have are encoded. An index of another model, or with texts cut elsewhere, is built anew. Until the
+    new state is complete, the old one stays.
 
     Args:
         model: What encodes.
         records: The documents. With `read_records(files)` it is known whether the files have changed; other records
-            are indexed again each time.
-        folder: Where the index lies or will lie. An index that is there is replaced when the new one is complete.
+            are compared with the index each time.
+        folder: Where the index lies or will lie.
         index_type: `exact`, or with the extra `faiss` the approximate `hnsw` and `ivf`; by default that of the index
             that is there, else `exact`.
         chunks: Split long documents into passages; a document is found by its best one.
@@ -108,16 +111,28 @@ def index_records(
         if _contents(there.input) == _contents(source):
             with_type(path, kind)
             return SearchIndex.load(path), None
+    settings = {
+        "kind": "document", "max_length": max_length, "batch_size": batch_size, "dtype": "float32",
+        "shard_size": shard_size, "store_texts": True,
+    }  # fmt: skip
+    if there is not None:
+        synchronised = synchronise(
+            path, model, records, source, settings=settings, chunks=chunks, progress=progress
+        )  # fmt: skip
+        if synchronised is not None:
+            with_type(path, kind)
+            return SearchIndex.load(path), synchronised
     with OutputFolder(path) as output:
-        building = path / f"{_BUILDING}-{_key(model, source)}"
-        _remove_building(path, but=building)
+        building = path / f"{BUILDING}-{_key(model, source)}"
+        # Not what a structure is being built in.
+        remove_building(path, f"{BUILDING}-{'[0-9a-f]' * 12}", but=building.name)
         with contextlib.nullcontext() if progress is None else progress() as shown:
             report = encode_to_shards(
                 model, records, building, chunks=chunks, max_length=max_length, batch_size=batch_size,
                 shard_size=shard_size, store_texts=True, overwrite=source is None, progress=shown,
             )  # fmt: skip
         _write_index(output, load_shards(building), kind, source)
-        _remove_building(path)
+        remove_building(path)
     return SearchIndex.load(path), report
 
 
@@ -166,7 +181,7 @@ def with_type(folder: str | os.PathLike[str], index_type: IndexType) -> None:
         return
     with OutputFolder(path) as output:
         facts = read_facts(path)
-        generation = latest_generation(path) + 1
+        generation = next_generation(path)
         segments = []
         for segment in facts.segments:
             stored = StoredFiles(path / segment.folder, segment.count, facts.dimension)
@@ -210,7 +225,7 @@ def _write_index(output: OutputFolder, shards: ShardSet, index_type: IndexType, 
     stored, facts = StoredShards(shards), facts_of_shards(shards, index_type, source)
     # The first index of a folder lies in it; a later one beside the one that it replaces.
     first = not (output.path / FACTS).exists()
-    generation = 0 if first else latest_generation(output.path) + 1
+    generation = 0 if first else next_generation(output.path)
     segment = write_segment(
         output, "" if first else segment_name(generation), stored, chunked=facts.chunked,
         metadata=typed(stored.metadata_parts),
@@ -266,10 +281,3 @@ def _contents(source: Any) -> Any:
 
 def _key(model: Embedder, source: Any) -> str:
     return digest(json.dumps([model.fingerprint, _contents(source)], sort_keys=True))[:12]
-
-
-def _remove_building(path: Path, *, but: Path | None = None) -> None:
-    """Remove the shards of builds that ended, or that were begun with another input."""
-    for old in path.glob(f"{_BUILDING}-*"):
-        if old != but:
-            shutil.rmtree(old, ignore_errors=True)  # Left behind it takes space, no more.

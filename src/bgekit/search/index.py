@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,11 @@ from ..data.chunking import document_of
 from ..data.metadata import Metadata, plain, rows_of
 from ..errors import ArgumentError, OutputError, check_count
 from ..inference.pipeline import Embeddings, Origin
-from ..inference.shards import MANIFEST, load_shards
+from ..inference.shards import MANIFEST, SHARD_SIZE, load_shards
 from ..inference.similarity import unit
 from ..models.card import UNSET, Unset
-from .approximate import nearest_approximately, read_approximate, worthwhile
+from .approximate import Approximate, open_structure
+from .model_check import check_model
 from .nearest import (
     QUERIES,
     UNIT_LENGTH,
@@ -31,10 +33,10 @@ from .nearest import (
     nearest,
     pair_scores,
 )
+from .segments import document_hashes, documents_of
 from .storage import (
     FACTS,
     Facts,
-    Joined,
     Selected,
     Stored,
     StoredFiles,
@@ -43,10 +45,14 @@ from .storage import (
     open_stored,
     read_deleted,
     read_facts,
+    segments_of,
 )
+from .updates import Removal, UpdateReport, add_records, compact, remove_documents
 from .where import Where
 
 if TYPE_CHECKING:
+    from ..data.records import Record
+    from ..display.terminal import EncodeProgress
     from ..inference.model import Embedder
 
 logger = logging.getLogger(__name__)
@@ -58,8 +64,6 @@ _COMPARED, _GATHERED = 1 << 20, 4096
 _SPARSE: Final = 3
 #: Rows of a sample that lie side by side.
 _RUN: Final = 4
-#: Candidates of an approximate index beyond those wanted, which show whether the last one has copies.
-_SPARE: Final = 16
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,120 @@ class SearchIndex:
         structures = self._state.structures
         return structures[0][2] if len(structures) == 1 and self._state.deleted is None else None
 
+    def add(
+        self,
+        model: Embedder,
+        records: Iterable[Record],
+        *,
+        batch_size: int | None = None,
+        shard_size: int = SHARD_SIZE,
+        progress: Callable[[], EncodeProgress] | None = None,
+    ) -> UpdateReport:
+        """Add documents; one whose id is there replaces that document, with all its passages.
+
+        They are split and cut as those of the index. Texts that the replaced documents had already are not encoded
+        again. Records of files without an id are numbered within their file, behind its name (`more.txt#0`). A column
+        of metadata that is new is null in rows that are there. Until all is written, and if it fails, the index stays
+        what it was; an interrupted call with the same files goes on where it stopped.
+
+        Args:
+            model: The model that the index was made with.
+            records: The documents. Of files the columns are kept that the index keeps, and those that
+                `read_records(..., keep=...)` names.
+            batch_size: Maximum number of texts per batch; by default sized from the device.
+            shard_size: Texts encoded between two signs of progress.
+            progress: As in `index_records`.
+
+        Raises:
+            ArgumentError: the model is another one, or the files are read otherwise than those of the index.
+            DataError: a record cannot be read, or a column of metadata has another type than in the index.
+            OutputError: the folder cannot be written, or another process writes to it.
+        """
+        report = add_records(
+            self.folder, model, records, batch_size=batch_size, shard_size=shard_size, progress=progress
+        )
+        self.refresh()
+        return report
+
+    def remove(
+        self,
+        ids: Iterable[str] | None = None,
+        *,
+        where: str | None = None,
+        ignore_missing: bool = False,
+        dry_run: bool = False,
+    ) -> Removal:
+        """Remove documents, with all their passages, by their ids or by a condition on metadata.
+
+        They are not found any more; the space they take is free again after `compact`, or when `add` writes the part
+        of the index again that they lie in.
+
+        Args:
+            ids: Ids of documents.
+            where: Condition on metadata, as in `ask`.
+            ignore_missing: Remove the others where an id is not there; otherwise nothing is removed.
+            dry_run: Remove nothing, and say what would be removed.
+
+        Raises:
+            ArgumentError: both are given or neither, or the condition has no meaning for the metadata.
+            DataError: an id is not there.
+            OutputError: the folder cannot be written, or another process writes to it.
+        """
+        removal = remove_documents(self.folder, ids, where=where, ignore_missing=ignore_missing, dry_run=dry_run)
+        self.refresh()
+        return removal
+
+    def compact(self) -> UpdateReport:
+        """Write the index anew without what was removed, as one segment; nothing is encoded.
+
+        Takes as much space beside the index as it has, until it is done.
+
+        Raises:
+            OutputError: the folder cannot be written, or another process writes to it.
+        """
+        report = compact(self.folder)
+        self.refresh()
+        return report
+
+    @property
+    def documents(self) -> int:
+        """Documents: texts, or where these were split into passages, what was split."""
+        if isinstance(self.stored, StoredShards):
+            return len(documents_of(self.stored.lines(), chunked=self.facts.chunked))
+        found, first = list[npt.NDArray[np.uint64]](), 0
+        for part in segments_of(self.stored):
+            hashes, rows = document_hashes(part, chunked=self.facts.chunked)
+            deleted = self._state.deleted
+            found.append(hashes if deleted is None else hashes[~deleted[first + rows.astype(np.int64)]])
+            first += part.count
+        return len(np.unique(np.concatenate(found)))
+
+    def describe(self) -> dict[str, Any]:
+        """What the index holds and how it was made, as values that JSON takes: what `bge index info --json` prints."""
+        facts, settings = self.facts, self.facts.settings
+        size = 0
+        for path in self.folder.rglob("*"):
+            with contextlib.suppress(OSError):  # Gone meanwhile.
+                size += path.stat().st_size if path.is_file() else 0
+        return {
+            "rows": len(self),
+            "documents": self.documents,
+            "deleted": self.stored.count - len(self),
+            "segments": max(len(facts.segments), 1),
+            "generation": facts.generation,
+            "bytes": size,
+            "index_type": facts.index_type,
+            "dimension": facts.dimension,
+            "model": facts.model_name,
+            "similarity": facts.similarity,
+            "precision": facts.precision,
+            "max_length": settings["max_length"],
+            "chunk_size": settings.get("chunk_size"),
+            "chunk_overlap": settings.get("chunk_overlap"),
+            "texts": settings["store_texts"],
+            "columns": (facts.metadata or {}).get("columns", {}),
+        }
+
     def __len__(self) -> int:
         """Vectors, deleted ones left out; with documents split into passages, of passages."""
         return self.facts.count
@@ -195,8 +313,13 @@ class SearchIndex:
 
     @property
     def metadata(self) -> Any:
-        """Columns that were kept, as a pyarrow table with a row per vector, deleted ones included; None without."""
-        return self.stored.metadata
+        """Columns that were kept, as a pyarrow table with a row per vector; None without.
+
+        Mapped into memory; where documents were removed since the index was compacted, the others are copied.
+        """
+        if self._state.metadata is None:
+            self._state.metadata = self.live.metadata
+        return self._state.metadata
 
     def ask(
         self,
@@ -260,8 +383,8 @@ class SearchIndex:
     ) -> tuple[Floats, Rows]:
         """Scores and rows of the nearest stored vectors of each query vector, best first; `search` makes hits of them.
 
-        Rows are numbered from 0 through the whole index, deleted ones included, until it is compacted; with documents
-        split into passages, each passage is a row.
+        Rows are numbered from 0 through the whole index as it is now, as those of `metadata` are: `add` and `remove`
+        change the numbers. With documents split into passages, each passage is a row.
         Of equal scores the earlier row comes first. Where fewer than `k` rows can be found, the rest of a line is
         filled as faiss fills it, with row -1, and with the score -inf.
 
@@ -295,35 +418,45 @@ class SearchIndex:
         step = _at_once(k)
         found = [now._nearest(queries[first : first + step], k, kept) for first in range(0, len(queries), step)]
         if len(found) == 1:
-            return found[0]
+            return found[0][0], now._numbers(found[0][1])
         scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
         for first, (own, there) in zip(range(0, len(queries), step), found, strict=True):
-            scores[first : first + step], rows[first : first + step] = own, there
+            scores[first : first + step], rows[first : first + step] = own, now._numbers(there)
         return scores, rows
 
     def rows_where(self, where: str) -> Rows:
-        """The rows that meet a condition on metadata, in order, deleted ones left out.
+        """The rows that meet a condition on metadata, in order, numbered as by `nearest`.
 
         Raises:
             ArgumentError: it is not written as conditions are, or has no meaning for the metadata of the index.
         """
+        now = copy.copy(self)
+        return now._numbers(now._meeting(where))
+
+    def _meeting(self, where: str) -> Rows:
+        """The rows that are stored, not deleted, and meet a condition, in order."""
         state = self._state
-        last = state.last
+        last, metadata = state.last, state.stored.metadata
         if last is None or last[0] != where:
             condition = Where(where)
-            if self.metadata is None:
+            if metadata is None:
                 columns = [each if each.isidentifier() else f"'{each}'" for each in condition.columns]
                 raise ArgumentError(
                     f"{self.folder} keeps no metadata for a condition: build it again with keep=[...] "
                     f"(--keep {' '.join(columns)})"
                 )
-            meeting = condition.rows(state.stored.metadata)
+            meeting = condition.rows(metadata)
             state.last = last = where, np.flatnonzero(meeting if state.deleted is None else meeting & ~state.deleted)
         return last[1]
 
     def _kept(self, where: str | None) -> Rows | None:
         """The rows that may be found; None for all."""
-        return self._state.live if where is None else self.rows_where(where)
+        return self._state.live if where is None else self._meeting(where)
+
+    def _numbers(self, rows: Rows) -> Rows:
+        """Numbers, among those that are not deleted, of rows that are stored; -1 is no row."""
+        live = self._state.live
+        return rows if live is None else np.where(rows < 0, rows, np.searchsorted(live, rows))
 
     def _check_model(self, model: Embedder) -> None:
         if model.fingerprint not in self._checked:
@@ -439,10 +572,11 @@ class SearchIndex:
 
     def _metadata_of(self, rows: Iterable[int]) -> dict[int, Metadata]:
         """The metadata of rows; none without metadata."""
-        if self.metadata is None:
+        metadata = self.stored.metadata
+        if metadata is None:
             return {}
         some = list(rows)
-        return dict(zip(some, rows_of(self.metadata, some), strict=True))
+        return dict(zip(some, rows_of(metadata, some), strict=True))
 
     def _nearest(self, queries: Floats, top_k: int, kept: Rows | None) -> tuple[Floats, Rows]:
         """Scores and rows [queries, top_k], best first, filled with -inf and -1 where there are fewer rows."""
@@ -507,25 +641,21 @@ class SearchIndex:
 
         None without one, or where looking at every vector is no more work.
         """
-        rows = self.stored.count if kept is None else len(kept)
         none = [np.empty(0, np.int64) for _ in queries]
-        if self.facts.index_type == "exact" or top_k > rows // 4:
+        if all(structure is None for _, _, structure in self._state.structures):
             return none
         found = [[each] for each in none]
-        for first, count, structure in self._state.structures:
-            inside = None
-            if kept is not None:
-                begin, end = np.searchsorted(kept, (first, first + count))
-                inside = None if end - begin == count else kept[begin:end] - first
-            rows = count if inside is None else len(inside)
-            if structure is None or not worthwhile(structure, rows):
-                if count * 2 > self.stored.count:
-                    return none
+        row_bytes = 4 * self.dimension
+        for (first, count, structure), inside in zip(self._state.structures, self._state.inside(kept), strict=True):
+            rows = count if inside is None else int(np.count_nonzero(inside))
+            if structure is None or not structure.worthwhile(min(top_k, rows), rows, row_bytes):
+                if count * 2 > self.stored.count and rows * 8 > count:
+                    return none  # One pass over all vectors looks at these as quickly.
+                every = np.arange(count) if inside is None else np.flatnonzero(inside)
                 for each in found:
-                    each.append(first + (np.arange(count) if inside is None else inside))
+                    each.append(first + every)
             else:
-                for each, some in zip(found, nearest_approximately(structure, queries, top_k + _SPARE, inside),
-                                      strict=True):  # fmt: skip
+                for each, some in zip(found, structure.candidates(queries, top_k, inside), strict=True):
                     each.append(first + some)
         return [np.concatenate(each) for each in found]
 
@@ -552,14 +682,33 @@ class _State:
         live: The rows that are not; None for all.
         structures: First row, number of rows and approximate structure of each segment; None for none.
         last: The last condition, and the rows that met it.
+        marked: The last rows that were marked, and their marks in each segment.
+        metadata: The columns of rows that are not deleted, once they were asked for.
     """
 
     facts: Facts
     stored: Stored
     deleted: npt.NDArray[np.bool_] | None = None
     live: Rows | None = None
-    structures: list[tuple[int, int, Any]] = field(default_factory=list)
+    structures: list[tuple[int, int, Approximate | None]] = field(default_factory=list)
     last: tuple[str, Rows] | None = None
+    metadata: Any = None
+    marked: tuple[Rows, list[npt.NDArray[np.bool_] | None]] | None = None
+
+    def inside(self, kept: Rows | None) -> list[npt.NDArray[np.bool_] | None]:
+        """Whether each row of each segment is among some rows; None where all of a segment are, or all are wanted."""
+        if kept is None:
+            return [None] * len(self.structures)
+        marked = self.marked
+        if marked is None or marked[0] is not kept:
+            marks: list[npt.NDArray[np.bool_] | None] = []
+            for first, count, _ in self.structures:
+                begin, end = np.searchsorted(kept, (first, first + count))
+                marks.append(None if end - begin == count else np.zeros(count, dtype=np.bool_))
+                if marks[-1] is not None:
+                    marks[-1][kept[begin:end] - first] = True
+            self.marked = marked = kept, marks
+        return marked[1]
 
 
 #: Times that an index is read again because a change was made meanwhile.
@@ -588,23 +737,21 @@ def _open_state(path: Path, facts: Facts, before: _State | None) -> _State:
     known: dict[str, StoredFiles] = {}
     structures: dict[str, Any] = {}
     if before is not None and before.facts.dimension == facts.dimension:
-        parts = before.stored.parts if isinstance(before.stored, Joined) else [before.stored]
-        for segment, part, (_, _, structure) in zip(before.facts.segments, parts, before.structures, strict=True):
-            if segment in facts.segments:
-                known[segment.folder], structures[segment.folder] = cast("StoredFiles", part), structure
+        opened = zip(before.facts.segments, segments_of(before.stored), before.structures, strict=True)
+        for segment, part, (_, _, structure) in opened:
+            if segment in facts.segments and part.is_current():
+                known[segment.folder], structures[segment.folder] = part, structure
     stored = open_stored(path, facts, known)
     deleted = read_deleted(path, facts)
-    opened, first = [], 0
+    found, first = list[tuple[int, int, Any]](), 0
     for segment in facts.segments:
         structure = structures.get(segment.folder)
         if structure is None and segment.structure is not None:
-            file = path / segment.folder / segment.structure["files"][0]
-            structure = read_approximate(file)  # What is missing or damaged shows now.
-            if structure.ntotal != segment.count or structure.d != facts.dimension:
-                raise OutputError(f"{file} belongs to another index; build the index again")
-        opened.append((first, segment.count, structure))
+            # What is missing or damaged shows now.
+            structure = open_structure(path / segment.folder, segment.structure, segment.count, facts.dimension)
+        found.append((first, segment.count, structure))
         first += segment.count
-    return _State(facts, stored, deleted, None if deleted is None else np.flatnonzero(~deleted), opened)
+    return _State(facts, stored, deleted, None if deleted is None else np.flatnonzero(~deleted), found)
 
 
 def _at_once(top_k: int) -> int:
@@ -651,101 +798,3 @@ def reranked(scorer: PairScorer, queries: Sequence[str], found: Sequence[Sequenc
         scored.sort(key=lambda hit: -hit.score)
         answers.append([replace(hit, rank=rank) for rank, hit in enumerate(scored[:top_k], 1)])
     return answers
-
-
-#: Rows among which a short text is looked for, to encode it again.
-_ROWS: Final = 64
-#: Characters that every model takes uncut.
-_SHORT: Final = 100
-#: Least cosine of a text's new vector to the stored one. Number formats differ by less than 0.02, models by more.
-_COSINE: Final = 0.98
-
-
-def check_model(model: Embedder, facts: Facts, stored: Stored) -> None:
-    """Make sure that the model makes vectors like those of the index.
-
-    Another number format than the one the index was made in is fine (an index made on a machine that is fast in
-    bfloat16 may be searched on one that is not); so are other instructions for queries. A text of the index,
-    encoded again, tells them from another model.
-
-    Raises:
-        ArgumentError: it does not; the message says what differs.
-    """
-    if model.fingerprint == facts.model_fingerprint:
-        return
-    difference = _difference(model, facts, stored)
-    if difference is None:
-        return
-    (what, advice), name = difference, facts.model_name
-    if name == model.card.name:
-        raise ArgumentError(
-            f"the index was made with {name}, with other settings: {what}. {advice}, or build the index again"
-        )
-    raise ArgumentError(
-        f"the index was made with {name} and cannot be searched with {model.card.name}: {what}. "
-        f"Search with --model {name}, or build an index with {model.card.name}."
-    )
-
-
-def _difference(model: Embedder, facts: Facts, stored: Stored) -> tuple[str, str] | None:
-    """What differs, and advice where the model is the same one."""
-    card = model.card.to_dict()
-    if model.dimension != facts.dimension:
-        whole = facts.dimension == facts.model_card.get("dimension")
-        return (
-            f"its vectors have {facts.dimension} dimensions, the model's have {model.dimension}",
-            "Leave out truncate_dim=..." if whole else f"Give truncate_dim={facts.dimension}",
-        )
-    for fact, argument in (("pooling", "pooling_method"), ("normalize", "normalize_embeddings"), ("similarity", "")):
-        before = facts.model_card.get(fact)
-        if card[fact] != before:
-            advice = "Use the model as it was then"
-            if fact == "normalize":
-                advice = "Leave out normalize_embeddings=False" if before else "Give normalize_embeddings=False"
-            elif argument:
-                advice = f"Give {argument}={before}"
-            return f"{fact} was {before} and is {card[fact]} now", advice
-    if stored.count == 0:
-        return None
-    row, text = _short_text(stored)
-    if not text:
-        return (
-            "their fingerprints differ, and the index keeps no texts to compare their vectors by",
-            "Give the model's files and options as they were then",
-        )
-    role: str = facts.settings["kind"]
-    length = min(facts.settings["max_length"], model.card.max_length)
-    encoded = next(iter(model.encode_blocks([[text]], role=role, max_length=length)))
-    cosine = float(unit(encoded.vectors[0]) @ unit(stored.vectors(np.asarray([row]))[0]))
-    if cosine < _COSINE:
-        return (
-            f"a text of the index has another vector now (cosine {cosine:.3f} to the stored one)",
-            _of_prompts(card, facts) or "Give the model's files as they were then",
-        )
-    logger.info(
-        "the index was made by %s in %s and is searched by %s in %s: a text's vectors agree (cosine %.4f)",
-        facts.model_name, facts.precision, model.card.name, model.precision, cosine,
-    )  # fmt: skip
-    return None
-
-
-def _of_prompts(card: Mapping[str, Any], facts: Facts) -> str | None:
-    """Advice where documents have another instruction now; None where they have the same."""
-    before, now = (each.get("prompts", {}).get("document", ["", ""]) for each in (facts.model_card, card))
-    if list(before) == list(now):
-        return None
-    if before[1]:
-        return (
-            f"Documents had the instruction {before[0]!r}, with {before[1]!r} behind the text: give the model with it"
-        )
-    return f"Give passage_instruction_for_retrieval={before[0]!r}"
-
-
-def _short_text(stored: Stored) -> tuple[int, str]:
-    """Row and text of the longest of the first texts that no model cuts, else of the shortest; "" without texts."""
-    texts = [stored.row(row)[1] or "" for row in range(min(_ROWS, stored.count))]
-    lengths = [len(text) for text in texts]
-    best = max(range(len(texts)), key=lambda row: lengths[row] if lengths[row] <= _SHORT else -lengths[row])
-    if not texts[best]:
-        best = min((row for row in range(len(texts)) if texts[row]), key=lengths.__getitem__, default=best)
-    return best, texts[best]

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from ..errors import MissingExtraError, import_extra
 from ..inference.similarity import unit
-from .approximate import build_approximate, nearest_approximately
+from .approximate import Approximate
+from .approximate_build import build_in_memory
 from .index import SearchIndex
 from .nearest import (
     QUERIES,
@@ -30,8 +31,6 @@ from .nearest import (
 logger = logging.getLogger(__name__)
 #: Up to so many rows every row is compared with every other.
 EXACT_UP_TO: Final = 200_000
-#: Candidates of an approximate index beyond those wanted, among which the order is made by the vectors themselves.
-_SPARE: Final = 16
 
 _Search = Callable[[Floats], list[tuple[Floats, Rows]]]
 
@@ -101,7 +100,7 @@ def _searcher(index: SearchIndex, width: int, exact_up_to: int) -> tuple[_Search
 
     def look_up(queries: Floats) -> list[tuple[Floats, Rows]]:
         answers = []
-        for query, rows in zip(queries, nearest_approximately(graph, queries, width + _SPARE), strict=True):
+        for query, rows in zip(queries, graph.candidates(queries, width), strict=True):
             one, places = np.zeros(len(rows), dtype=np.int64), np.arange(len(rows))
             wide = query[None].astype(np.float64)
             scores = pair_scores(wide, one, stored.vectors(rows), places, cosine=not units)
@@ -115,7 +114,7 @@ def _searcher(index: SearchIndex, width: int, exact_up_to: int) -> tuple[_Search
     return look_up, method
 
 
-def _graph(index: SearchIndex) -> tuple[Any, str]:
+def _graph(index: SearchIndex) -> tuple[Approximate | None, str]:
     """An approximate index by cosine and its type: the index's own, else one in memory; None without faiss."""
     facts, card = index.facts, index.facts.model_card
     if index.whole_structure is not None and (facts.similarity == "cosine" or card["normalize"]):
@@ -128,7 +127,7 @@ def _graph(index: SearchIndex) -> tuple[Any, str]:
             "nearly all of the nearest in a small part of the time", f"{len(index):,}",
         )  # fmt: skip
         return None, "exact"
-    made = build_approximate(
+    made = build_in_memory(
         "hnsw", index.live.blocks, len(index), index.dimension, cosine=True, normalized=facts.unit_vectors
     )
     return made, "hnsw"

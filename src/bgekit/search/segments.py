@@ -24,9 +24,10 @@ from ..data.metadata import write_table
 from ..errors import OutputError
 from ..files.atomic import OutputFolder
 from ..inference.shards import mapped
-from .approximate import build_approximate, write_approximate
+from .approximate import CODES, GRAPH, SCALES
+from .approximate_build import write_approximate
+from .nearest import Floats
 from .storage import (
-    APPROXIMATE,
     FACTS,
     IDS,
     METADATA,
@@ -37,16 +38,20 @@ from .storage import (
     IndexType,
     Segment,
     Stored,
+    StoredFiles,
     columns_of,
     facts_bytes,
+    read_facts,
 )
 
 #: The id at the beginning of a row of `rows.jsonl`, as JSON.
 _ID: Final = re.compile(rb'\{"id": "([^"\\]*(?:\\.[^"\\]*)*)"')
+#: What follows it where texts are kept.
+_TEXT: Final = b', "text": "'
 #: What changes make: folders of segments, files of deleted rows, and structures.
 _MADE: Final = re.compile(r"(segment|deleted|index)-(\d{6,})(\.\w+)?$")
 #: Names of structures in the folder of a segment, with the number of a change or without.
-_STRUCTURE: Final = re.compile(r"index[.-]")
+_STRUCTURE: Final = re.compile(rf"index(-\d{{6,}})?({'|'.join(map(re.escape, (GRAPH, CODES, SCALES)))})$")
 #: Rows from which on a segment that is added gets an approximate structure: fewer are as soon compared one by one.
 STRUCTURE_FROM: Final = 20_000
 
@@ -56,10 +61,12 @@ def segment_name(generation: int) -> str:
     return f"segment-{generation:06d}"
 
 
-def latest_generation(path: Path) -> int:
-    """The highest number that a name in an index folder has, 0 without: what is named by a higher one is new."""
+def next_generation(path: Path) -> int:
+    """The number of the next change of an index: no name in its folder has it, nor had one that index.json named."""
     found = [int(match[2]) for each in path.iterdir() if (match := _MADE.match(each.name))]
-    return max(found, default=0)
+    with contextlib.suppress(OutputError):  # Where index.json is damaged, its numbers are in the names.
+        found.append(read_facts(path).generation)
+    return max(found, default=0) + 1
 
 
 def write_segment(
@@ -101,7 +108,13 @@ def write_segment(
 
 
 def write_structure(
-    output: OutputFolder, segment: Segment, stored: Stored, facts: Facts, index_type: IndexType, generation: int
+    output: OutputFolder,
+    segment: Segment,
+    stored: Stored,
+    facts: Facts,
+    index_type: IndexType,
+    generation: int,
+    queries: Floats | None = None,
 ) -> Segment:
     """Write what a search of this type needs of a segment beside its rows: the segment with it.
 
@@ -112,20 +125,16 @@ def write_structure(
         facts: How its vectors were made.
         index_type: The type.
         generation: Number of the change, for the name of a file where there is one already.
+        queries: Vectors of queries by which it is measured how wide to search; by default rows of the segment.
     """
     if index_type == "exact" or segment.count == 0:
         return replace(segment, structure=None)
-    index = build_approximate(
-        index_type, stored.blocks, stored.count, stored.dimension, cosine=facts.similarity == "cosine",
-        normalized=facts.unit_vectors,
+    taken = any(_STRUCTURE.match(each.name) for each in (output.path / segment.folder).iterdir())
+    structure = write_approximate(
+        output, segment.folder, f"index-{generation:06d}" if taken else "index", stored, index_type,
+        cosine=facts.similarity == "cosine", normalized=facts.unit_vectors, recall=facts.recall, queries=queries,
     )  # fmt: skip
-    name = APPROXIMATE
-    if (output.path / segment.folder / name).exists():
-        name = f"index-{generation:06d}.faiss"
-    with output.create(f"{segment.folder}/{name}" if segment.folder else name) as file:
-        write_approximate(index, file)
-    output.sync(segment.folder)
-    return replace(segment, structure={"type": index_type, "files": [name]})
+    return replace(segment, structure=structure)
 
 
 def write_deleted(output: OutputFolder, deleted: npt.NDArray[np.bool_], generation: int) -> dict[str, Any] | None:
@@ -166,7 +175,7 @@ def remove_unnamed(path: Path, facts: Facts) -> None:
                 _unlink(each)
         for folder, files in {"": set[str](), **named}.items():
             for each in (path / folder).iterdir():
-                if _STRUCTURE.match(each.name) and each.name not in (FACTS, *files):
+                if _STRUCTURE.match(each.name) and each.name not in files:
                     _unlink(each)
 
 
@@ -221,15 +230,35 @@ class DocumentHashes:
         return np.stack([hashes[order], order.astype(np.uint64)])
 
 
-def document_hashes(path: Path, segment: Segment, stored: Stored, *, chunked: bool) -> npt.NDArray[np.uint64]:
+def document_hashes(stored: StoredFiles, *, chunked: bool) -> npt.NDArray[np.uint64]:
     """Sorted hashes of the documents of a segment, and the row of each [2, n], mapped.
 
-    Of a folder that 0.1.0 wrote, which has none, they are made of its rows, and kept where that is possible.
+    Of a folder that 0.1.0 wrote, which has none, they are made of its rows.
     """
-    file = path / segment.folder / IDS
-    if not file.exists():
-        hashes = DocumentHashes(chunked)
-        for line in stored.lines():
-            hashes.add(line)
-        return hashes.sorted()
-    return mapped(file, (2, segment.count))
+    if (stored.folder / IDS).exists():
+        return mapped(stored.folder / IDS, (2, stored.count))
+    hashes = DocumentHashes(chunked)
+    for line in stored.lines():
+        hashes.add(line)
+    return hashes.sorted()
+
+
+def keep_hashes(output: OutputFolder, segment: Segment, hashes: npt.NDArray[np.uint64]) -> None:
+    """Write what `document_hashes` gave, where it is not there."""
+    name = f"{segment.folder}/{IDS}" if segment.folder else IDS
+    if not (output.path / name).exists():
+        with output.create(name) as file:
+            np.save(file, hashes)  # type: ignore[arg-type]
+
+
+def documents_of(lines: Iterable[bytes], *, chunked: bool) -> list[bytes]:
+    """The ids of the documents of rows, each once, in order."""
+    return list(dict.fromkeys(document_in(id_of(line), chunked) for line in lines))
+
+
+def text_in(line: bytes) -> bytes | None:
+    """The text of a row, as JSON writes it; None without."""
+    found = _ID.match(line)
+    if found is None or not line.startswith(_TEXT, found.end()):
+        return None
+    return line[found.end() + len(_TEXT) :]

@@ -16,6 +16,7 @@ is replaced in one step, so that a folder holds one state or the next.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import io
 import itertools
@@ -24,7 +25,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -120,7 +121,7 @@ class StoredFiles(Stored):
     def __init__(self, folder: Path, count: int, dimension: int, columns: dict[str, str] | None = None) -> None:
         self.folder, self.count, self.dimension = folder, count, dimension
         self._vectors = mapped(folder / VECTORS, (count, dimension))
-        self._offsets = mapped(folder / OFFSETS, (count + 1,))
+        self._offsets = np.asarray(mapped(folder / OFFSETS, (count + 1,)))  # Of which one number is read sooner.
         self._file = _open(folder / ROWS, int(self._offsets[-1]))
         self._metadata: Any = None
         if columns is not None:
@@ -212,12 +213,17 @@ class Joined(Stored):
         #: The first row of each part, and the number of all.
         self.firsts = np.concatenate([[0], np.cumsum([part.count for part in parts], dtype=np.int64)]).astype(np.int64)
         self.count = int(self.firsts[-1])
-        self._metadata = _one_table(self.metadata_parts)
+        self._starts: list[int] = self.firsts[:-1].tolist()
 
-    @property
+    @cached_property
     def metadata(self) -> Any:
         """The tables of all parts as one, null where a part lacks a column; in memory where types had to change."""
-        return self._metadata
+        whole = typed(self.metadata_parts)
+        if whole is None:
+            return None
+        import pyarrow
+
+        return pyarrow.concat_tables(whole[1])
 
     def metadata_parts(self) -> Iterator[Part]:
         """Those of all parts."""
@@ -257,20 +263,11 @@ class Joined(Stored):
 
     def line(self, row: int) -> bytes:
         """Read from its part."""
-        place = int(self._part_of(np.asarray([row]))[0])
-        return self.parts[place].line(row - int(self.firsts[place]))
+        place = bisect.bisect_right(self._starts, row) - 1
+        return self.parts[place].line(row - self._starts[place])
 
     def _part_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return np.searchsorted(self.firsts, rows, side="right") - 1
-
-
-def _one_table(parts: Any) -> Any:
-    whole = typed(parts)
-    if whole is None:
-        return None
-    import pyarrow
-
-    return pyarrow.concat_tables(whole[1])
 
 
 class Selected(Stored):
@@ -392,8 +389,8 @@ FORMAT: Final = "bgekit index"
 #: Version of a folder whose only segment lies in it and has all its rows, which is what 0.1.0 wrote; and of others.
 VERSION_PLAIN: Final = 1
 VERSION: Final = 2
-IndexType = Literal["exact", "hnsw", "ivf"]
-INDEX_TYPES: Final = ("exact", "hnsw", "ivf")
+IndexType = Literal["exact", "int8", "binary", "hnsw", "ivf"]
+INDEX_TYPES: Final = ("exact", "int8", "binary", "hnsw", "ivf")
 
 
 @dataclass(frozen=True)
@@ -419,7 +416,7 @@ class Facts:
     """Record of how an index was made, and of the files that are its present state.
 
     Attributes:
-        index_type: `exact`, `hnsw` or `ivf`.
+        index_type: `exact`, `int8`, `binary`, `hnsw` or `ivf`.
         count: Vectors in it, without those that are deleted.
         dimension: Their width.
         model_card: Card of the model that made them.
@@ -431,6 +428,7 @@ class Facts:
         generation: Changes since the index was built; the next one names its files by the next number.
         segments: The parts, in the order of their rows.
         deleted: Name of the file of bits of deleted rows, and how many these are; None where there are none.
+        recall: Share of the nearest rows that an approximate search is to find; None for the usual one.
     """
 
     index_type: IndexType
@@ -445,6 +443,7 @@ class Facts:
     generation: int = 0
     segments: tuple[Segment, ...] = ()
     deleted: dict[str, Any] | None = None
+    recall: float | None = None
 
     @property
     def rows(self) -> int:
@@ -528,7 +527,7 @@ def read_facts(folder: Path) -> Facts:
         )
     names = {each.name for each in dataclasses.fields(Facts)}
     # Written where there is any, so that indexes without stay what they were.
-    optional = {"metadata"} | (_LATER if version == VERSION_PLAIN else {"deleted"})
+    optional = {"metadata"} | (_LATER if version == VERSION_PLAIN else {"deleted", "recall"})
     try:
         if not names - optional <= content.keys() <= names or (version == VERSION_PLAIN and content.keys() & _LATER):
             raise ValueError("other fields than it should have")
@@ -541,7 +540,7 @@ def read_facts(folder: Path) -> Facts:
 
 
 #: What index.json says only where there was a change since the index was built.
-_LATER: Final = {"generation", "segments", "deleted"}
+_LATER: Final = {"generation", "segments", "deleted", "recall"}
 #: Types that 0.1.0 knows.
 _PLAIN_TYPES: Final = ("exact", "hnsw", "ivf")
 
@@ -584,6 +583,12 @@ def open_stored(path: Path, facts: Facts, known: Mapping[str, StoredFiles] | Non
             part = StoredFiles(path / segment.folder, segment.count, facts.dimension, columns)
         parts.append(part)
     return parts[0] if len(parts) == 1 else Joined(parts, facts.dimension)
+
+
+def segments_of(stored: Stored) -> list[StoredFiles]:
+    """The parts that `open_stored` opened."""
+    parts = stored.parts if isinstance(stored, Joined) else [stored]
+    return [part for part in parts if isinstance(part, StoredFiles)]
 
 
 def read_deleted(path: Path, facts: Facts) -> npt.NDArray[np.bool_] | None:

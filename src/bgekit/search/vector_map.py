@@ -128,7 +128,7 @@ def write_map(
         raise DataError(f"{opened.folder} holds no vectors: there is nothing to map")
     if opened.live.row(0)[1] is None:
         raise DataError(f"{opened.folder} keeps no texts: encode with --store-texts, or map the files themselves")
-    table = opened.live.metadata if metadata is None else metadata
+    table = opened.metadata if metadata is None else metadata
     if table is not None and table.num_rows != len(opened):
         raise ArgumentError(f"metadata must have a row per text, {len(opened):,}, not {table.num_rows:,}")
     path = Path(output)

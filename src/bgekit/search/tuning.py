@@ -1,0 +1,143 @@
+"""How wide an approximate index is searched: measured on a sample, against exact search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ArgumentError
+from .approximate import SCATTERED, Approximate, Effort, Measured, Tuning
+from .nearest import QUERIES, UNIT_LENGTH, Blocks, Floats, Rows, nearest
+
+#: Recall that is aimed at unless told otherwise.
+RECALL: Final = 0.99
+#: Queries that a search is measured with, numbers of nearest rows it is measured for, and candidates at most.
+_SAMPLE: Final = 256
+_DEPTHS: Final = (10, 100)
+_CANDIDATES_MOST: Final = 4096
+#: Scores that count as equal.
+_TIE: Final = 1e-6
+
+
+def check_recall(recall: float | None) -> None:
+    """Raise ArgumentError unless a recall is left out (None) or lies between 0.5 and 1, 1 itself excluded."""
+    if recall is not None and not 0.5 <= recall < 1:
+        raise ArgumentError(
+            f"recall must be at least 0.5 and less than 1, the share of the nearest texts found, not {recall}; "
+            "the index type exact finds all of them"
+        )
+
+
+def tuned(
+    index: Approximate,
+    blocks: Callable[[], Blocks],
+    vectors: Callable[[Rows], npt.NDArray[np.float32]],
+    *,
+    recall: float,
+    queries: Floats | None = None,
+    unit_vectors: bool,
+) -> Tuning:
+    """The least work that finds as much of the nearest rows as is wanted, measured on a sample.
+
+    Args:
+        index: The index.
+        blocks: Gives all vectors, in order, each time it is called; of length 1 if scores are cosines.
+        vectors: Gives those of some rows.
+        recall: Share of the nearest that is to be found. It is reached by the mean over the sample less its standard
+            error.
+        queries: Vectors [n, d] of queries, of length 1 if scores are cosines. Without, rows of the index are asked for
+            their neighbours, themselves left out.
+        unit_vectors: Whether all vectors have length 1.
+    """
+    own: Rows | None = None
+    if queries is None or not len(queries):
+        own = np.sort(np.random.default_rng(0).permutation(index.count)[:_SAMPLE])
+        queries = np.asarray(vectors(own), dtype=np.float32)
+    else:
+        queries = queries[np.sort(np.random.default_rng(0).permutation(len(queries))[:_SAMPLE])]
+    depths = [depth for depth in _DEPTHS if depth <= max(index.count // 4, _DEPTHS[0])]
+    truth = _truth(queries, blocks, depths[-1], own, unit_vectors)
+    row_bytes = 4.0 * queries.shape[1]
+    best: dict[int, tuple[float, Measured]] = {}
+    widest: dict[int, Measured] = {}
+    most = min(_CANDIDATES_MOST, index.count)
+    for width in index.widths():
+        found = index.ranked(queries, Effort(width, most))
+        if own is not None:
+            found = [rows[rows != row] for rows, row in zip(found, own, strict=True)]
+        for depth in depths:
+            places = [_places(rows, scores, known, depth) for rows, (scores, known) in zip(found, truth, strict=True)]
+            reached = _least(places, depth, recall, most)
+            at_most = _recall(places, depth, most)
+            widest[depth] = Measured(depth, width, most, round(float(at_most.mean()), 4))
+            if reached is None:
+                continue
+            candidates, measured = reached
+            cost = index.work(Effort(width, candidates)) + SCATTERED * candidates * row_bytes
+            if depth not in best or cost < best[depth][0]:
+                best[depth] = cost, Measured(depth, width, candidates, round(measured, 4))
+        if len(best) == len(depths) and all(
+            index.work(Effort(width, depth)) + SCATTERED * depth * row_bytes > best[depth][0] for depth in depths
+        ):
+            break  # Whatever is wider is more work than what was found.
+    points = [best[depth][1] if depth in best else widest[depth] for depth in depths]
+    return Tuning(recall, len(queries), own is None, tuple(_rising(points)))
+
+
+def _rising(points: Sequence[Measured]) -> list[Measured]:
+    """Points of which none is narrower than one for fewer rows."""
+    rising: list[Measured] = []
+    for point in points:
+        before = rising[-1] if rising else point
+        rising.append(
+            Measured(point.k, max(point.width, before.width), max(point.candidates, before.candidates), point.recall)
+        )
+    return rising
+
+
+def _truth(
+    queries: Floats, blocks: Callable[[], Blocks], depth: int, own: Rows | None, unit_vectors: bool
+) -> list[tuple[Floats, Rows]]:
+    """Scores and rows of the nearest of each query, best first, without its own row; a few more than `depth`."""
+    longest = UNIT_LENGTH if unit_vectors else None
+    found: list[tuple[Floats, Rows]] = []
+    for first in range(0, len(queries), QUERIES):
+        part = queries[first : first + QUERIES]
+        scores, rows = nearest(part, blocks, depth + 1, cosine=False, longest=longest)
+        found += [(best[there >= 0], there[there >= 0]) for best, there in zip(scores, rows, strict=True)]
+    if own is not None:
+        found = [(scores[rows != row], rows[rows != row]) for (scores, rows), row in zip(found, own, strict=True)]
+    return found
+
+
+def _places(rows: Rows, scores: Floats, known: Rows, depth: int) -> npt.NDArray[np.int64]:
+    """Places in a ranking of the nearest rows, in order; rows that tie with the last of these are as good."""
+    good = known[scores >= scores[min(depth, len(scores)) - 1] - _TIE]
+    return np.flatnonzero(np.isin(rows, good))[:depth]
+
+
+def _recall(places: Sequence[npt.NDArray[np.int64]], depth: int, candidates: int) -> npt.NDArray[np.float64]:
+    """Recall of each query if so many candidates are scored."""
+    return np.array([np.searchsorted(each, candidates) / depth for each in places])
+
+
+def _least(places: Sequence[npt.NDArray[np.int64]], depth: int, wanted: float, most: int) -> tuple[int, float] | None:
+    """The fewest candidates that reach a recall, and the recall; None if `most` do not."""
+
+    def reached(candidates: int) -> tuple[bool, float]:
+        each = _recall(places, depth, candidates)
+        mean = float(each.mean())
+        error = float(each.std()) / math.sqrt(len(each))
+        return mean - error >= wanted or mean == 1.0, mean
+
+    if not reached(most)[0]:
+        return None
+    low, high = min(depth, most), most
+    while high - low > max(1, low // 50):
+        middle = (low + high) // 2
+        low, high = (low, middle) if reached(middle)[0] else (middle, high)
+    return high, reached(high)[1]
