@@ -863,5 +863,6 @@ class _Scaled:
 def remove_building(path: Path, *, but: str | None = None) -> None:
     """Remove the shards of encodes that ended, or that were begun with another input."""
     for old in path.glob(f"{BUILDING}-*"):
-        if old.name != but:
+        # Cells that were being built are known again by their vectors.
+        if old.name != but and not (but and old.name.startswith(f"{BUILDING}-cells-")):
             shutil.rmtree(old, ignore_errors=True)  # Left behind it takes space, no more.
