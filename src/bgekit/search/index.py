@@ -63,7 +63,7 @@ _COMPARED, _GATHERED = 1 << 20, 4096
 #: Share of the rows, one in so many, below which these are gathered instead of looked at among all others.
 _SPARSE: Final = 3
 #: Rows of a sample that lie side by side.
-_RUN: Final = 8
+_RUN: Final = 4
 
 
 @dataclass(frozen=True)
@@ -527,7 +527,7 @@ class SearchIndex:
         metadata = self._metadata_of(known)
         return [
             [
-                Hit(rank, score, *known[row], metadata=metadata.get(row, {}))
+                Hit(rank, score, *known[row], metadata=dict(metadata.get(row, ())))
                 for rank, (score, row) in enumerate(zip(own, there, strict=True), 1)
                 if row >= 0
             ]
@@ -548,7 +548,7 @@ class SearchIndex:
             ]
             metadata = self._metadata_of(dict.fromkeys(row for passages in best for row in passages))
             for query, passages in zip(open_queries, best, strict=True):
-                answers[query] = [replace(hit, metadata=metadata.get(row, {})) for row, hit in passages.items()]
+                answers[query] = [replace(hit, metadata=dict(metadata.get(row, ()))) for row, hit in passages.items()]
             # One long document can have all the passages looked at: look at more.
             open_queries = [query for query in open_queries if len(answers[query]) < top_k and depth < most]
             depth *= 4

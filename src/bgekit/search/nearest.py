@@ -96,8 +96,8 @@ class TopK:
         self._top_k, self._cosine = top_k, cosine
         self._longest = UNIT_LENGTH if cosine else longest
         count = len(self._queries)
-        # Rows and scores as keys whose order is that of the best: up to three times as many as wanted, then sorted out.
-        self._keys = np.full((count, 3 * top_k + 256), _NONE, dtype=np.uint64)
+        # Rows and scores as keys whose order is that of the best: some more than twice as many as wanted.
+        self._keys = np.full((count, 2 * top_k + 256), _NONE, dtype=np.uint64)
         self._counts = np.zeros(count, dtype=np.int64)
         self._worst = np.full(count, _NONE, dtype=np.uint64)
         # What a score must exceed to be among the best so far.
@@ -140,15 +140,15 @@ class TopK:
     def at_rank(self, rank: int, blocks: AnyBlocks) -> Floats:
         """About the score [n] that so many of the vectors of blocks reach; nothing is kept of them."""
         self._product = self._product or self._chosen_product()
-        best: list[Floats] = []
+        best = np.empty((len(self._queries), 0), dtype=np.float32)
         for _, block in self._parts(blocks, 1):
             vectors = block() if callable(block) else block
             products = self._product(unit(vectors) if self._cosine else vectors, self._longest, self._own)
             # Of all products those of 16 bits are higher than the scores, by how far they may be off.
-            best.append(products.maxima(_MAXIMA) - (products.slack / 2).astype(np.float32)[:, None])
-        values = np.concatenate(best, axis=1)
-        place = max(values.shape[1] - rank, 0)
-        return np.partition(values, place, axis=1)[:, place]
+            values = products.maxima(_MAXIMA) - (products.slack / 2).astype(np.float32)[:, None]
+            best = np.concatenate([best, values], axis=1)
+            best = np.partition(best, max(best.shape[1] - rank, 0), axis=1)[:, -rank:]
+        return best.min(axis=1)
 
     def found(self) -> list[tuple[Floats, Rows]]:
         """Scores and rows for each query, both [k], best first; the lower of equal ones first."""
@@ -158,7 +158,8 @@ class TopK:
 
     def arrays(self) -> tuple[Floats, Rows]:
         """The same as two arrays [n, top_k], filled with -inf and -1 where there are fewer rows."""
-        best = np.sort(self._keys, axis=1)[:, : self._top_k]
+        self._keys.sort(axis=1)
+        best = self._keys[:, : self._top_k]
         scores, rows = _of_keys(best)
         nothing = best == _NONE
         scores[nothing], rows[nothing] = -np.inf, -1
@@ -167,7 +168,7 @@ class TopK:
     def unsure(self) -> Rows:
         """The queries that do not have as many rows as wanted with the scores that were expected."""
         scores, _ = self.arrays()
-        return np.flatnonzero(~np.isneginf(self._expected) & ~(scores[:, -1] > self._expected))
+        return np.flatnonzero(~(scores[:, -1] > self._expected))
 
     def _threaded(self) -> bool:
         """Whether threads look at blocks of their own; of few queries, torch divides each product."""
@@ -237,7 +238,8 @@ class TopK:
         last = rows + len(block) - 1 if isinstance(rows, int) else int(rows.max())
         if last >= _MOST_ROWS:
             raise ArgumentError(f"there can be {_MOST_ROWS:,} vectors at most, not a row {last:,}")
-        vectors = block if block.dtype in (np.float32, np.float16) else np.asarray(block, dtype=np.float32)
+        # A plain array: to take rows of a mapped one, numpy needs longer.
+        vectors = np.asarray(block, dtype=None if block.dtype in (np.float32, np.float16) else np.float32)
         queries, columns, scores = self._scored(None if isinstance(rows, int) else rows < 0, vectors)
         self._keep(queries, scores, rows + columns if isinstance(rows, int) else rows[columns])
 
@@ -273,7 +275,7 @@ class TopK:
         """Which of some columns may be among the best of these."""
         values = products.values(query, columns)
         if hidden is not None:
-            values[hidden] = -np.inf
+            values[hidden] = np.finfo(np.float32).min
         if len(values) <= self._top_k:
             return np.ones(len(values), dtype=np.bool_)
         least = _kth(values, self._top_k)
@@ -420,7 +422,7 @@ class _Products:
         parts = [raw[:, first : first + groups] for first in range(0, raw.shape[1] - groups + 1, groups)]
         best = parts[0]
         for part in parts[1:]:
-            # Bits of bfloat16 have the order of whole numbers. Of two negative ones it is the wrong one, which is lower.
+            # Bits of bfloat16 have the order of whole numbers. Of two negative ones it is the lower one that is taken.
             best = np.maximum(best, part)
         return _as_floats(best)
 

@@ -96,7 +96,7 @@ class Stored(ABC):
 
 def _read_row(row: int, line: bytes) -> tuple[str, str | None]:
     try:
-        content = json.loads(line)
+        content = json.loads(line.decode())  # Of bytes it would find out the encoding first.
         return content["id"], content.get("text")
     except (ValueError, KeyError, TypeError) as error:
         raise OutputError(f"row {row} of the index is damaged ({error}); build the index again") from error
