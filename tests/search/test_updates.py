@@ -392,7 +392,7 @@ def test_many_small_additions(index, model, monkeypatch):
     check(index, model)
 
 
-@pytest.mark.parametrize("index_type", ["hnsw", "ivf"])
+@pytest.mark.parametrize("index_type", ["hnsw", "ivf", "int8"])
 def test_approximate_types(model, folder, index_type, monkeypatch):
     pytest.importorskip("faiss", reason="approximate indexes need the extra faiss")
     records = [record(n, year=n) for n in range(700)]

@@ -291,6 +291,7 @@ class SearchIndex:
             "generation": facts.generation,
             "bytes": size,
             "index_type": facts.index_type,
+            "measured": self._measured(),
             "dimension": facts.dimension,
             "model": facts.model_name,
             "similarity": facts.similarity,
@@ -301,6 +302,11 @@ class SearchIndex:
             "texts": settings["store_texts"],
             "columns": (facts.metadata or {}).get("columns", {}),
         }
+
+    def _measured(self) -> dict[str, Any] | None:
+        """What was measured of the largest segment that is searched approximately; None without one."""
+        tuned = [(count, each.tuning) for _, count, each in self._state.structures if each is not None and each.tuning]
+        return max(tuned, key=lambda each: each[0])[1].to_dict() if tuned else None
 
     def __len__(self) -> int:
         """Vectors, deleted ones left out; with documents split into passages, of passages."""
