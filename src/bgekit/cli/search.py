@@ -191,7 +191,7 @@ def _check(args: argparse.Namespace) -> RecordReader | None:
             raise ArgumentError("--json prints the results, and --output writes them: give one of the two")
         check_results_file(args.output, overwrite=args.overwrite)
     elif args.overwrite:
-        raise ArgumentError("--overwrite goes with --output FILE: an index is built again where its files have changed")
+        raise ArgumentError("--overwrite goes with --output FILE: an index follows its files by itself")
     check_type(args.index_type, args.recall)
     if args.index and args.sources:
         check_place(args.index, folder=True)
