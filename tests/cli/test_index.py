@@ -137,6 +137,13 @@ def test_passages(bge, tmp_path, tiny_bert):
     assert "passages of at most 16 tokens, sharing 2" in bge("index", "info", index)
 
 
+def test_records_of_standard_input_need_ids(bge, index):
+    said = bge("index", "add", index, "-", "--no-progress", stdin="a bird\n", code=1)
+    assert "standard input, line 1: the record has no id" in said
+    bge("index", "add", index, "-", "--format", "jsonl", "--no-progress", stdin='{"id": "x", "text": "a bird"}\n')
+    assert info(bge, index)["rows"] == 5
+
+
 def test_mistakes(bge, index, corpus, tmp_path, tiny_bert):
     vectors = tmp_path / "vectors"
     bge("encode", corpus, "-o", vectors, "--model", tiny_bert, "--store-texts", "--no-progress")

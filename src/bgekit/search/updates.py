@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ..data.formats import line_of
+from ..data.formats import STDIN, line_of
 from ..data.metadata import Part, cast_table, extended, read_table, table_of, typed, write_table
 from ..data.records import Record, RecordReader
 from ..errors import ArgumentError, DataError, OutputError
@@ -157,16 +157,16 @@ def add_records(
                 "the index was made in %s and its new texts are encoded in %s: their vectors differ in the last digits",
                 facts.precision, model.precision,
             )  # fmt: skip
-        records = _read_as_kept(records, facts)
+        read = _read_as_kept(records, facts)
         size, overlap = facts.settings.get("chunk_size"), facts.settings.get("chunk_overlap")
         own = {name: facts.settings[name] for name in ("kind", "max_length", "dtype", "store_texts")}
         texts, settings = prepared(
-            model, records, batch_size=batch_size, shard_size=shard_size,
+            model, read, batch_size=batch_size, shard_size=shard_size,
             chunks=None if size is None else Chunks(size, overlap), **own,
         )  # fmt: skip
-        kept = settings.get("keep", facts.settings.get("keep"))
+        kept = list(records.kept) if isinstance(records, RecordReader) else []
         options = (facts.input or {}).get("options")
-        if kept is not None:
+        if kept:
             facts = replace(facts, settings=facts.settings | {"keep": kept})
             options = None if options is None else options | {"keep": kept}
         # What the index holds now is no more what its files hold.
@@ -284,7 +284,18 @@ def _read_as_kept(records: Iterable[Record], facts: Facts) -> Iterable[Record]:
             )
     records.name_rows()
     records.keep(records.kept, where_there=facts.settings.get("keep", ()))
-    return records
+    return _with_ids(records) if STDIN in records.files else records
+
+
+def _with_ids(records: Iterable[Record]) -> Iterator[Record]:
+    """Records, of standard input only those with ids: what others would replace nobody can know."""
+    for record in records:
+        if record.file == STDIN and record.id == f"{STDIN}#{record.line - 1}":
+            raise DataError(
+                f"standard input, line {record.line:,}: the record has no id, so that it cannot be told which document "
+                "it replaces: write it with an id, or to a file, whose name then stands for it"
+            )
+        yield record
 
 
 def _key(model: Embedder, facts: Facts, records: Iterable[Record]) -> str | None:
