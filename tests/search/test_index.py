@@ -171,7 +171,8 @@ class TestWhere:
     @pytest.mark.parametrize("index_type", TYPES)
     @pytest.mark.parametrize("most", [1, 5, 30, 80, 100])
     def test_the_nearest_of_those_that_meet_it(self, shards_of, tmp_path, rows, index_type, most, monkeypatch):
-        monkeypatch.setattr("bgekit.search.approximate._GRAPH_WORK", 0)  # In so small a graph it would be no more work.
+        # In so small an index it would be no more work to look at all.
+        monkeypatch.setattr("bgekit.search.approximate.Approximate.worthwhile", lambda _, k, rows, __: k <= rows // 4)
         vectors, queries = random_unit(3000), random_unit(30, seed=1)
         folder = shards_of(vectors, metadata=rows)
         index = index_shards(load_shards(folder), tmp_path / "index", index_type=index_type)

@@ -108,6 +108,29 @@ def test_documents_are_added_replaced_and_removed(index, model, folder):
     check(index, model)
 
 
+def test_an_interrupted_addition_goes_on(index, embedder, tmp_path):
+    path = write(tmp_path / "new.jsonl", [{"id": f"n{n}", "text": f"new {n}"} for n in range(30)])
+    model, calls = embedder(), []
+    original = model._compute
+
+    def interrupted(blocks, *rest):
+        for encoded in original(blocks, *rest):
+            calls.append(1)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            yield encoded
+
+    model._compute = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        index.add(model, read_records(path), shard_size=10)
+    assert len(SearchIndex.load(index.folder)) == 20
+    fresh = embedder()
+    report = index.add(fresh, read_records(path), shard_size=10)
+    assert (report.added, report.encoding.kept, fresh.encoded, len(index)) == (30, 20, 10, 50)
+    assert not list(index.folder.glob("building*"))
+    check(index, fresh)
+
+
 def test_metadata_alone_costs_no_text(index, model):
     before = model.encoded
     report = index.add(model, [record(3, year=7, lang="en")])
@@ -392,7 +415,7 @@ def test_many_small_additions(index, model, monkeypatch):
     check(index, model)
 
 
-@pytest.mark.parametrize("index_type", ["hnsw", "ivf"])
+@pytest.mark.parametrize("index_type", ["hnsw", "ivf", "int8"])
 def test_approximate_types(model, folder, index_type, monkeypatch):
     pytest.importorskip("faiss", reason="approximate indexes need the extra faiss")
     records = [record(n, year=n) for n in range(700)]

@@ -221,6 +221,7 @@ def _info(args: argparse.Namespace) -> None:
     rows = {
         "holds": held + waiting,
         "search": known["index_type"],
+        **({"recall": _recall(known)} if known["measured"] else {}),
         "model": made,
         "texts": f"at most {known['max_length']} tokens",
         "metadata": ", ".join(f"{name} ({type_})" for name, type_ in known["columns"].items()) or "none",
@@ -229,6 +230,17 @@ def _info(args: argparse.Namespace) -> None:
     if facts.chunked:
         rows["texts"] = f"passages of at most {known['chunk_size']} tokens, sharing {known['chunk_overlap']}"
     print("\n".join(f"{name:<9} {encodable(printable(value))}" for name, value in rows.items()))
+
+
+def _recall(known: dict[str, Any]) -> str:
+    """What was measured of the largest part that is searched approximately."""
+    tuning = known["measured"]
+    found = ", ".join(
+        f"{point['recall']:.1%} of the nearest {point['k']} (searching {point['width']:,} wide, scoring "
+        f"{point['candidates']:,})" for point in tuning["points"]
+    )  # fmt: skip
+    by = f"{tuning['sample']:,} {'queries' if tuning['queries'] else 'texts of the index, slightly moved'}"
+    return f"{tuning['wanted']:.1%} wanted; found {found}, measured with {by}"
 
 
 def _compact(args: argparse.Namespace) -> None:

@@ -90,7 +90,8 @@ class Tuning:
     Attributes:
         wanted: Recall that was asked for.
         sample: Queries that it was measured with.
-        queries: Whether these were queries; otherwise they were rows of the index, each left out of its own answer.
+        queries: Whether these were queries; otherwise rows of the index stood for them, each moved a little and itself
+            left out of what it should find.
         points: For each number of nearest rows, the least work that reaches it.
     """
 
@@ -373,8 +374,9 @@ def open_structure(folder: Path, structure: Mapping[str, Any], count: int, dimen
     for file, size in zip(files, structure.get("sizes", ()), strict=False):
         there = file.stat().st_size if file.is_file() else None
         if there != size:
-            what = "is missing" if there is None else f"has {there:,} bytes instead of {size:,}"
-            raise OutputError(f"{file} {what}; build the index again")
+            what = "is missing" if there is None else "is damaged or belongs to another index"
+            size_of = "" if there is None else f" ({there:,} bytes instead of {size:,})"
+            raise OutputError(f"{file} {what}{size_of}; build the index again")
     tuning = Tuning.from_dict(structure["tuning"]) if "tuning" in structure else None
     if files[0].suffix == CODES:
         codes, scales = mapped(files[0], (count, dimension)), mapped(files[1], (count,))

@@ -107,7 +107,26 @@ def write_approximate(
     structure: dict[str, Any] = {
         "type": index_type, "files": names, "sizes": [(path / name).stat().st_size for name in names]
     }  # fmt: skip
-    index = open_structure(path, structure, stored.count, stored.dimension)
+    return measured(
+        path, structure, stored, cosine=cosine, normalized=normalized, recall=recall, queries=queries
+    )  # fmt: skip
+
+
+def measured(
+    folder: Path,
+    structure: dict[str, Any],
+    stored: Stored,
+    *,
+    cosine: bool,
+    normalized: bool,
+    recall: float | None = None,
+    queries: Floats | None = None,
+) -> dict[str, Any]:
+    """What index.json keeps of a structure in a folder, with how wide it has to be searched; as `write_approximate`."""
+    source = _Source(stored, cosine and not normalized)
+    index = open_structure(folder, structure, stored.count, stored.dimension)
+    if queries is not None:
+        queries = unit(queries) if cosine else queries
     tuning = tuned(
         index, source.blocks, source.vectors, recall=recall or RECALL, queries=queries,
         unit_vectors=cosine or normalized,

@@ -280,9 +280,10 @@ class SearchIndex:
         """What the index holds and how it was made, as values that JSON takes: what `bge index info --json` prints."""
         facts, settings = self.facts, self.facts.settings
         size = 0
-        for path in self.folder.rglob("*"):
-            with contextlib.suppress(OSError):  # Gone meanwhile.
-                size += path.stat().st_size if path.is_file() else 0
+        for place, _, names in os.walk(self.folder):
+            for name in names:
+                with contextlib.suppress(OSError):  # Gone meanwhile.
+                    size += os.path.getsize(os.path.join(place, name))
         return {
             "rows": len(self),
             "documents": self.documents,
@@ -291,6 +292,7 @@ class SearchIndex:
             "generation": facts.generation,
             "bytes": size,
             "index_type": facts.index_type,
+            "measured": self._measured(),
             "dimension": facts.dimension,
             "model": facts.model_name,
             "similarity": facts.similarity,
@@ -301,6 +303,11 @@ class SearchIndex:
             "texts": settings["store_texts"],
             "columns": (facts.metadata or {}).get("columns", {}),
         }
+
+    def _measured(self) -> dict[str, Any] | None:
+        """What was measured of the largest segment that is searched approximately; None without one."""
+        tuned = [(count, each.tuning) for _, count, each in self._state.structures if each is not None and each.tuning]
+        return max(tuned, key=lambda each: each[0])[1].to_dict() if tuned else None
 
     def __len__(self) -> int:
         """Vectors, deleted ones left out; with documents split into passages, of passages."""

@@ -25,7 +25,7 @@ from ..errors import OutputError
 from ..files.atomic import OutputFolder
 from ..inference.shards import mapped
 from .approximate import CODES, GRAPH, SCALES
-from .approximate_build import write_approximate
+from .approximate_build import measured, write_approximate
 from .nearest import Floats
 from .storage import (
     FACTS,
@@ -133,6 +133,17 @@ def write_structure(
     structure = write_approximate(
         output, segment.folder, f"index-{generation:06d}" if taken else "index", stored, index_type,
         cosine=facts.similarity == "cosine", normalized=facts.unit_vectors, recall=facts.recall, queries=queries,
+    )  # fmt: skip
+    return replace(segment, structure=structure)
+
+
+def measure_structure(
+    path: Path, segment: Segment, stored: Stored, facts: Facts, queries: Floats | None = None
+) -> Segment:
+    """A segment whose structure stays, with how wide it has to be searched measured again for `facts.recall`."""
+    structure = measured(
+        path / segment.folder, segment.structure or {}, stored, cosine=facts.similarity == "cosine",
+        normalized=facts.unit_vectors, recall=facts.recall, queries=queries,
     )  # fmt: skip
     return replace(segment, structure=structure)
 

@@ -398,6 +398,7 @@ FORMAT: Final = "bgekit index"
 VERSION_PLAIN: Final = 1
 VERSION: Final = 2
 IndexType = Literal["exact", "int8", "binary", "hnsw", "ivf"]
+Auto = Literal["auto"]
 INDEX_TYPES: Final = ("exact", "int8", "binary", "hnsw", "ivf")
 
 

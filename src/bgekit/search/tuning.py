@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError
+from ..inference.similarity import unit
 from .approximate import SCATTERED, Approximate, Effort, Measured, Tuning
 from .nearest import QUERIES, UNIT_LENGTH, Blocks, Floats, Rows, nearest
 
@@ -19,6 +20,8 @@ RECALL: Final = 0.99
 _SAMPLE: Final = 256
 _DEPTHS: Final = (10, 100)
 _CANDIDATES_MOST: Final = 4096
+#: Cosine of what stands for a query to the row of the index that it is made of.
+_NEAR: Final = 0.85
 #: Scores that count as equal.
 _TIE: Final = 1e-6
 
@@ -49,43 +52,76 @@ def tuned(
         vectors: Gives those of some rows.
         recall: Share of the nearest that is to be found. It is reached by the mean over the sample less its standard
             error.
-        queries: Vectors [n, d] of queries, of length 1 if scores are cosines. Without, rows of the index are asked for
-            their neighbours, themselves left out.
+        queries: Vectors [n, d] of queries, of length 1 if scores are cosines. Without, rows of the index stand for
+            them, each moved a little and itself left out of what it should find.
         unit_vectors: Whether all vectors have length 1.
     """
+    if index.count <= 2 * _DEPTHS[0]:
+        return Tuning(recall, 0, False, (Measured(_DEPTHS[0], index.widths()[-1], max(index.count, 1), 1.0),))
     own: Rows | None = None
     if queries is None or not len(queries):
         own = np.sort(np.random.default_rng(0).permutation(index.count)[:_SAMPLE])
-        queries = np.asarray(vectors(own), dtype=np.float32)
+        queries = _moved(np.asarray(vectors(own), dtype=np.float32))
     else:
         queries = queries[np.sort(np.random.default_rng(0).permutation(len(queries))[:_SAMPLE])]
     depths = [depth for depth in _DEPTHS if depth <= max(index.count // 4, _DEPTHS[0])]
     truth = _truth(queries, blocks, depths[-1], own, unit_vectors)
-    row_bytes = 4.0 * queries.shape[1]
-    best: dict[int, tuple[float, Measured]] = {}
-    widest: dict[int, Measured] = {}
     most = min(_CANDIDATES_MOST, index.count)
-    for width in index.widths():
+    # For each width so far, the fewest candidates that reach the recall at each depth; None where it is not reached.
+    measured: list[list[Measured | None]] = []
+
+    def work(point: Measured | None) -> float:
+        if point is None:
+            return math.inf
+        scored = SCATTERED * point.candidates * 4.0 * queries.shape[1]
+        return index.work(Effort(point.width, point.candidates)) + scored
+
+    def least(column: int) -> int | None:
+        """The place in `measured` of the least work at a depth; None where no width reaches the recall."""
+        works = [work(points[column]) for points in measured]
+        return int(np.argmin(works)) if min(works) < math.inf else None
+
+    for at, width in enumerate(index.widths()):
         found = index.ranked(queries, Effort(width, most))
         if own is not None:
             found = [rows[rows != row] for rows, row in zip(found, own, strict=True)]
-        for depth in depths:
+        measured.append([_measured(found, truth, depth, recall, most, width) for depth in depths])
+        best = [least(column) for column in range(len(depths))]
+        if all(place is not None and place <= at - 2 for place in best):
+            break  # Two more were no less work: none is.
+    points = []
+    for column, depth in enumerate(depths):
+        place = least(column)
+        if place is not None and own is not None:
+            # Queries lie farther from texts than these from each other: once wider than was enough.
+            place = min(place + 1, len(measured) - 1)
+        point = None if place is None else measured[place][column] or measured[place - 1][column]
+        if point is None:  # Nothing reaches the recall: as wide as there is.
             places = [_places(rows, scores, known, depth) for rows, (scores, known) in zip(found, truth, strict=True)]
-            reached = _least(places, depth, recall, most)
-            at_most = _recall(places, depth, most)
-            widest[depth] = Measured(depth, width, most, round(float(at_most.mean()), 4))
-            if reached is None:
-                continue
-            candidates, measured = reached
-            cost = index.work(Effort(width, candidates)) + SCATTERED * candidates * row_bytes
-            if depth not in best or cost < best[depth][0]:
-                best[depth] = cost, Measured(depth, width, candidates, round(measured, 4))
-        if len(best) == len(depths) and all(
-            index.work(Effort(width, depth)) + SCATTERED * depth * row_bytes > best[depth][0] for depth in depths
-        ):
-            break  # Whatever is wider is more work than what was found.
-    points = [best[depth][1] if depth in best else widest[depth] for depth in depths]
+            point = Measured(depth, width, most, round(float(_recall(places, depth, most).mean()), 4))
+        points.append(point)
     return Tuning(recall, len(queries), own is None, tuple(_rising(points)))
+
+
+def _measured(
+    found: Sequence[Rows], truth: Sequence[tuple[Floats, Rows]], depth: int, wanted: float, most: int, width: int
+) -> Measured | None:
+    """The fewest candidates of what a width found that reach a recall at a depth; None if all do not."""
+    places = [_places(rows, scores, known, depth) for rows, (scores, known) in zip(found, truth, strict=True)]
+    reached = _least(places, depth, wanted, most)
+    return None if reached is None else Measured(depth, width, reached[0], round(reached[1], 4))
+
+
+def _moved(vectors: Floats) -> Floats:
+    """Vectors that stand for queries, near rows of an index: their cosine to these is `_NEAR`.
+
+    The rows themselves would be found too easily: a graph has links from each to its neighbours, and cells are made of
+    them.
+    """
+    noise = np.random.default_rng(1).standard_normal(vectors.shape, dtype=np.float32)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    noise *= lengths / np.linalg.norm(noise, axis=1, keepdims=True)
+    return np.asarray(unit(_NEAR * vectors + math.sqrt(1 - _NEAR**2) * noise) * lengths, dtype=np.float32)
 
 
 def _rising(points: Sequence[Measured]) -> list[Measured]:

@@ -171,7 +171,7 @@ def add_records(
             options = None if options is None else options | {"keep": kept}
         # What the index holds now is no more what its files hold.
         facts = replace(facts, input=None if options is None else {"options": options})
-        with change.read(texts, _key(model, facts, records, change.generation), replacing=True) as found:
+        with change.read(texts, _key(model, facts, records), replacing=True) as found:
             found.settle_metadata(all_of_it=False)
             if not found.added and not found.gone.any():
                 return UpdateReport(0, 0, 0, change.facts.count, 0)
@@ -210,7 +210,7 @@ def synchronise(
         facts = replace(
             change.facts, model_card=model.card.to_dict(), settings=made, input=source,
         )  # fmt: skip
-        with change.read(texts, _key(model, facts, records, change.generation), replacing=False) as found:
+        with change.read(texts, _key(model, facts, records), replacing=False) as found:
             found.settle_metadata(all_of_it=True)
             report = found.encode(model, made, records, progress)
             change.write(found, facts, report)
@@ -287,12 +287,15 @@ def _read_as_kept(records: Iterable[Record], facts: Facts) -> Iterable[Record]:
     return records
 
 
-def _key(model: Embedder, facts: Facts, records: Iterable[Record], generation: int) -> str | None:
-    """What an interrupted change is known by, None where its input cannot be told from another."""
+def _key(model: Embedder, facts: Facts, records: Iterable[Record]) -> str | None:
+    """What an interrupted change is known by: its input, and the state of the index that it is compared with.
+
+    None where an input cannot be told from another.
+    """
     if not isinstance(records, RecordReader) or records.size is None:
         return None
     files = [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in records.files]
-    return digest(json.dumps([model.fingerprint, facts.settings, files, generation], sort_keys=True))[:12]
+    return digest(json.dumps([model.fingerprint, facts.settings, files, facts.generation], sort_keys=True))[:12]
 
 
 class _Change:
