@@ -213,7 +213,7 @@ class Graph(Approximate):
 
     def widths(self) -> list[int]:
         """Widths of the search of a graph."""
-        return _steps(16, min(self.count, 8192))
+        return _steps(64, min(self.count, 8192))
 
     def work(self, effort: Effort) -> float:
         """Vectors that are looked at on the way."""

@@ -87,7 +87,15 @@ class Stored(ABC):
 
     def rows_at(self, rows: npt.NDArray[np.int64]) -> list[tuple[str, str | None]]:
         """The same of some rows."""
-        return [_read_row(row, line) for row, line in zip(rows.tolist(), self.lines_at(rows), strict=True)]
+        lines = self.lines_at(rows)
+        try:
+            # One list is read in two thirds of the time of its rows.
+            found = [(content["id"], content.get("text")) for content in json.loads(b"[%s]" % b",".join(lines))]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            found = []
+        if len(found) == len(lines):
+            return found
+        return [_read_row(row, line) for row, line in zip(rows.tolist(), lines, strict=True)]  # Names the damaged one.
 
     def rows(self) -> Iterator[tuple[str, str | None]]:
         """The same of all rows, in order."""
