@@ -2,6 +2,7 @@
 
 python benchmarks/search.py exact --sizes 100000 1000000 --k 10 100 1000 --queries 1 1000 --least 1.0
 python benchmarks/search.py approximate --sizes 1000000
+python benchmarks/search.py updates --sizes 100000 1000000
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 from search_approximate import approximate_options
+from search_updates import updates_options
 
 from bgekit.data import Record
 from bgekit.inference import encode_to_shards, load_shards
@@ -47,7 +49,7 @@ TIE = 1e-6
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (exact_options, memory_options, approximate_options):
+    for add in (exact_options, memory_options, updates_options, approximate_options):
         add(commands)
     args = parser.parse_args()
     return int(args.run(args))

@@ -10,7 +10,10 @@ import os
 import random
 import re
 import shutil
+import signal
 import tarfile
+import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +106,29 @@ def test_documents_are_added_replaced_and_removed(index, model, folder):
     assert sorted(each.name for each in folder.iterdir()) == ["index.json", "segment-000004"]
     assert index.compact().bytes_written == 0
     check(index, model)
+
+
+def test_an_interrupted_addition_goes_on(index, embedder, tmp_path):
+    path = write(tmp_path / "new.jsonl", [{"id": f"n{n}", "text": f"new {n}"} for n in range(30)])
+    model, calls = embedder(), []
+    original = model._compute
+
+    def interrupted(blocks, *rest):
+        for encoded in original(blocks, *rest):
+            calls.append(1)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            yield encoded
+
+    model._compute = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        index.add(model, read_records(path), shard_size=10)
+    assert len(SearchIndex.load(index.folder)) == 20
+    fresh = embedder()
+    report = index.add(fresh, read_records(path), shard_size=10)
+    assert (report.added, report.encoding.kept, fresh.encoded, len(index)) == (30, 20, 10, 50)
+    assert not list(index.folder.glob("building*"))
+    check(index, fresh)
 
 
 def test_metadata_alone_costs_no_text(index, model):
@@ -321,6 +347,21 @@ def test_a_reader_goes_on_with_the_state_that_it_opened(index, model, folder):
     assert content(reader) == content(index)
 
 
+def test_a_map_has_the_rows_that_are_there(index, model, tmp_path):
+    from pyarrow import parquet
+
+    from bgekit.search.vector_map import write_map
+
+    index.add(model, [record("a", year=1), record(3, "b", year=2)])
+    index.remove(["5"])
+    write_map(index, tmp_path / "map.parquet", neighbors=2)
+    table = parquet.read_table(tmp_path / "map.parquet")
+    held = content(index)
+    assert table["id"].to_pylist() == list(held)
+    assert table["year"].to_pylist() == [known["year"] for _, known in held.values()]
+    assert all(np.array_equal(row["vector"], model.vector(row["text"])) for row in table.to_pylist())
+
+
 def test_refresh_opens_only_what_is_new(index, model, monkeypatch):
     reader, opened = SearchIndex.load(index.folder), []
     original = updates.open_stored
@@ -374,7 +415,7 @@ def test_many_small_additions(index, model, monkeypatch):
     check(index, model)
 
 
-@pytest.mark.parametrize("index_type", ["hnsw", "ivf"])
+@pytest.mark.parametrize("index_type", ["hnsw", "ivf", "int8"])
 def test_approximate_types(model, folder, index_type, monkeypatch):
     pytest.importorskip("faiss", reason="approximate indexes need the extra faiss")
     records = [record(n, year=n) for n in range(700)]
@@ -587,3 +628,115 @@ def test_messages_of_readers_and_writers(index, model, caplog):
         index.remove(["a"])
         index.compact()
     assert not caplog.messages
+
+
+def held_after(number, held):
+    """What is done in the change of a number, and what the index holds after it."""
+    generator = random.Random(number)
+    what = generator.choice(["add", "add", "remove", "where", "compact", "synchronise"])
+    names = [f"d{each}" for each in generator.sample(range(400), 60)]
+    new = {name: generator.randint(0, 99) for name in names}
+    if what == "add":
+        return (what, new), held | new
+    if what == "remove":
+        gone = generator.sample(sorted(held), len(held) // 8)
+        return (what, gone), {name: n for name, n in held.items() if name not in gone}
+    if what == "where":
+        least = generator.randint(0, 30)
+        return (what, least), {name: n for name, n in held.items() if n >= least}
+    if what == "synchronise":
+        kept = {name: held[name] for name in generator.sample(sorted(held), len(held) * 3 // 4)}
+        return (what, kept | new), kept | new
+    return (what, None), held
+
+
+def numbered(held):
+    return [Record(name, f"{name} is {n}", metadata={"n": n}) for name, n in held.items()]
+
+
+def changing(folder, model, number, held, told):
+    """One change after another, until the process is killed; what is done is told."""
+    index = SearchIndex.load(folder)
+    while True:
+        (what, which), held = held_after(number, held)
+        if what == "add":
+            index.add(model, numbered(which))
+        elif what == "remove":
+            index.remove(which)
+        elif what == "where":
+            index.remove(where=f"n < {which}")
+        elif what == "compact":
+            index.compact()
+        else:
+            index_records(model, numbered(which), folder)
+        os.write(told, b"%d\n" % number)
+        number += 1
+
+
+def reading(folder, model, done):
+    """Opens, refreshes and searches; every answer is one whole state."""
+    rounds = 0
+    while not done.exists():
+        index = SearchIndex.load(folder)
+        for _ in range(5):
+            rounds += 1
+            table, vectors = index.metadata, index.live
+            for row in random.Random(rounds).sample(range(len(index)), min(5, len(index))):
+                name, text = vectors.row(row)
+                assert text == f"{name} is {table['n'][row].as_py()}"
+                assert np.array_equal(vectors.vectors(np.array([row]))[0], model.vector(text))
+                (hit, *_) = index.search(model.vector(text), 2, model=model)[0]
+                assert (hit.id, hit.text) == (name, text)
+            index.refresh()
+    return rounds
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
+@pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_process_that_is_killed_leaves_the_old_state_or_the_new(model, folder, tmp_path, kills):
+    held = {f"d{n}": n % 100 for n in range(300)}
+    index_records(model, numbered(held), folder)
+    done, generator, changes, broken = tmp_path / "done", random.Random(1), 0, 0
+    reader = os.fork()
+    if reader == 0:
+        code = 1
+        try:
+            code = 0 if reading(folder, model, done) else 2
+        except BaseException:
+            traceback.print_exc()
+        os._exit(code)
+    try:
+        for _ in range(kills):
+            end, told = os.pipe()
+            writer = os.fork()
+            if writer == 0:
+                try:
+                    changing(folder, model, changes, held, told)
+                except BaseException:
+                    traceback.print_exc()
+                os._exit(1)
+            os.close(told)
+            time.sleep(generator.uniform(0, 0.5))
+            os.kill(writer, signal.SIGKILL)
+            assert os.WIFSIGNALED(os.waitpid(writer, 0)[1]), "the writer failed"
+            with open(end, "rb") as said:
+                finished = len(said.read().splitlines())
+            for _ in range(finished):
+                held = held_after(changes, held)[1]
+                changes += 1
+            now = {name: known["n"] for name, (_, known) in content(SearchIndex.load(folder)).items()}
+            if now != held:
+                broken += 1
+                held = held_after(changes, held)[1]
+                changes += 1
+            assert now == held
+    finally:
+        done.touch()
+        code = os.waitstatus_to_exitcode(os.waitpid(reader, 0)[1])
+    assert code == 0, "the reader failed"
+    print(f"{kills} kills in {changes} changes; after {broken} the change was there before it was told")
+    index = SearchIndex.load(folder)
+    index.remove(["d0"], ignore_missing=True)
+    index.add(model, [record("d0", n=1)])
+    index.compact()
+    assert sorted(each.name for each in folder.iterdir()) == ["index.json", index.facts.segments[0].folder]

@@ -77,7 +77,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("index")
     group.add_argument(
-        "--index", metavar="DIR", help="keep the index here, and reuse it as long as the files are the same"
+        "--index", metavar="DIR", help="keep the index here; the next time only texts that it does not have are encoded"
     )
     group.add_argument(
         "--index-type", choices=("exact", "int8", "binary", "hnsw", "ivf", "auto"),
@@ -191,7 +191,7 @@ def _check(args: argparse.Namespace) -> RecordReader | None:
             raise ArgumentError("--json prints the results, and --output writes them: give one of the two")
         check_results_file(args.output, overwrite=args.overwrite)
     elif args.overwrite:
-        raise ArgumentError("--overwrite goes with --output FILE: an index is built again where its files have changed")
+        raise ArgumentError("--overwrite goes with --output FILE: an index follows its files by itself")
     check_type(args.index_type, args.recall)
     if args.index and args.sources:
         check_place(args.index, folder=True)
@@ -292,6 +292,8 @@ def _open_files(
     if report is not None:
         what = "passages" if index.facts.chunked else "texts"
         parts = [f"encoded {report.texts - report.kept:,} {what} in {time.perf_counter() - start:,.1f} s"]
+        if report.kept:
+            parts.append(f"{report.kept:,} were encoded before")
         if report.truncated:
             parts.append(f"{report.truncated:,} were cut at the maximum length (--chunk splits them instead)")
         if records.skipped.count:

@@ -29,8 +29,8 @@ from .nearest import Floats
 from .segments import (
     STRUCTURE_FROM,
     commit,
-    latest_generation,
     measure_structure,
+    next_generation,
     segment_name,
     write_segment,
     write_structure,
@@ -150,7 +150,8 @@ def index_records(
             return SearchIndex.load(path), synchronised
     with OutputFolder(path) as output:
         building = path / f"{BUILDING}-{_key(model, source)}"
-        remove_building(path, but=building.name)
+        # Not what a structure is being built in.
+        remove_building(path, f"{BUILDING}-{'[0-9a-f]' * 12}", but=building.name)
         with contextlib.nullcontext() if progress is None else progress() as shown:
             report = encode_to_shards(
                 model, records, building, chunks=chunks, max_length=max_length, batch_size=batch_size,
@@ -233,7 +234,7 @@ def with_type(
         kind = choose_type(facts.rows, facts.dimension)[0] if index_type == "auto" else index_type
         same = kind == facts.index_type
         facts = replace(facts, recall=None if kind == "exact" else recall or facts.recall)
-        generation = latest_generation(path) + 1
+        generation = next_generation(path)
         segments = []
         for segment in facts.segments:
             stored = StoredFiles(path / segment.folder, segment.count, facts.dimension)
@@ -327,7 +328,7 @@ def _write_index(
     facts = replace(facts_of_shards(shards, kind, source), recall=None if kind == "exact" else recall)
     # The first index of a folder lies in it; a later one beside the one that it replaces.
     first = not (output.path / FACTS).exists()
-    generation = 0 if first else latest_generation(output.path) + 1
+    generation = 0 if first else next_generation(output.path)
     segment = write_segment(
         output, "" if first else segment_name(generation), stored, chunked=facts.chunked,
         metadata=typed(stored.metadata_parts),

@@ -280,9 +280,10 @@ class SearchIndex:
         """What the index holds and how it was made, as values that JSON takes: what `bge index info --json` prints."""
         facts, settings = self.facts, self.facts.settings
         size = 0
-        for path in self.folder.rglob("*"):
-            with contextlib.suppress(OSError):  # Gone meanwhile.
-                size += path.stat().st_size if path.is_file() else 0
+        for place, _, names in os.walk(self.folder):
+            for name in names:
+                with contextlib.suppress(OSError):  # Gone meanwhile.
+                    size += os.path.getsize(os.path.join(place, name))
         return {
             "rows": len(self),
             "documents": self.documents,

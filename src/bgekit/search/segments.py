@@ -24,6 +24,7 @@ from ..data.metadata import write_table
 from ..errors import OutputError
 from ..files.atomic import OutputFolder
 from ..inference.shards import mapped
+from .approximate import CODES, GRAPH, SCALES
 from .approximate_build import measured, write_approximate
 from .nearest import Floats
 from .storage import (
@@ -40,6 +41,7 @@ from .storage import (
     StoredFiles,
     columns_of,
     facts_bytes,
+    read_facts,
 )
 
 #: The id at the beginning of a row of `rows.jsonl`, as JSON.
@@ -49,7 +51,7 @@ _TEXT: Final = b', "text": "'
 #: What changes make: folders of segments, files of deleted rows, and structures.
 _MADE: Final = re.compile(r"(segment|deleted|index)-(\d{6,})(\.\w+)?$")
 #: Names of structures in the folder of a segment, with the number of a change or without.
-_STRUCTURE: Final = re.compile(r"index[.-]")
+_STRUCTURE: Final = re.compile(rf"index(-\d{{6,}})?({'|'.join(map(re.escape, (GRAPH, CODES, SCALES)))})$")
 #: Rows from which on a segment that is added gets an approximate structure: fewer are as soon compared one by one.
 STRUCTURE_FROM: Final = 20_000
 
@@ -59,10 +61,12 @@ def segment_name(generation: int) -> str:
     return f"segment-{generation:06d}"
 
 
-def latest_generation(path: Path) -> int:
-    """The highest number that a name in an index folder has, 0 without: what is named by a higher one is new."""
+def next_generation(path: Path) -> int:
+    """The number of the next change of an index: no name in its folder has it, nor had one that index.json named."""
     found = [int(match[2]) for each in path.iterdir() if (match := _MADE.match(each.name))]
-    return max(found, default=0)
+    with contextlib.suppress(OutputError):  # Where index.json is damaged, its numbers are in the names.
+        found.append(read_facts(path).generation)
+    return max(found, default=0) + 1
 
 
 def write_segment(
@@ -125,7 +129,7 @@ def write_structure(
     """
     if index_type == "exact" or segment.count == 0:
         return replace(segment, structure=None)
-    taken = any(_STRUCTURE.match(each.name) and each.name != FACTS for each in (output.path / segment.folder).iterdir())
+    taken = any(_STRUCTURE.match(each.name) for each in (output.path / segment.folder).iterdir())
     structure = write_approximate(
         output, segment.folder, f"index-{generation:06d}" if taken else "index", stored, index_type,
         cosine=facts.similarity == "cosine", normalized=facts.unit_vectors, recall=facts.recall, queries=queries,
@@ -182,7 +186,7 @@ def remove_unnamed(path: Path, facts: Facts) -> None:
                 _unlink(each)
         for folder, files in {"": set[str](), **named}.items():
             for each in (path / folder).iterdir():
-                if _STRUCTURE.match(each.name) and each.name not in (FACTS, *files):
+                if _STRUCTURE.match(each.name) and each.name not in files:
                     _unlink(each)
 
 

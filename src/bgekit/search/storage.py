@@ -16,6 +16,7 @@ is replaced in one step, so that a folder holds one state or the next.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import io
 import itertools
@@ -120,7 +121,7 @@ class StoredFiles(Stored):
     def __init__(self, folder: Path, count: int, dimension: int, columns: dict[str, str] | None = None) -> None:
         self.folder, self.count, self.dimension = folder, count, dimension
         self._vectors = mapped(folder / VECTORS, (count, dimension))
-        self._offsets = mapped(folder / OFFSETS, (count + 1,))
+        self._offsets = np.asarray(mapped(folder / OFFSETS, (count + 1,)))  # Of which one number is read sooner.
         self._file = _open(folder / ROWS, int(self._offsets[-1]))
         self._metadata: Any = None
         if columns is not None:
@@ -212,6 +213,7 @@ class Joined(Stored):
         #: The first row of each part, and the number of all.
         self.firsts = np.concatenate([[0], np.cumsum([part.count for part in parts], dtype=np.int64)]).astype(np.int64)
         self.count = int(self.firsts[-1])
+        self._starts: list[int] = self.firsts[:-1].tolist()
 
     @cached_property
     def metadata(self) -> Any:
@@ -261,8 +263,8 @@ class Joined(Stored):
 
     def line(self, row: int) -> bytes:
         """Read from its part."""
-        place = int(self._part_of(np.asarray([row]))[0])
-        return self.parts[place].line(row - int(self.firsts[place]))
+        place = bisect.bisect_right(self._starts, row) - 1
+        return self.parts[place].line(row - self._starts[place])
 
     def _part_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return np.searchsorted(self.firsts, rows, side="right") - 1

@@ -41,7 +41,7 @@ from .segments import (
     id_bytes,
     id_of,
     keep_hashes,
-    latest_generation,
+    next_generation,
     segment_name,
     text_in,
     write_deleted,
@@ -71,8 +71,9 @@ if TYPE_CHECKING:
     from ..inference.model import Embedder
 
 logger = logging.getLogger(__name__)
-#: Shards of texts that are being encoded, and what was read of an input before.
+#: What folders of encodes under way are called: those of a build, and those of a change with what was read before.
 BUILDING: Final = "building"
+_CHANGING: Final = f"{BUILDING}-update"
 #: Records read at once.
 _BLOCK: Final = 1024
 #: Segments of about one size, a factor of this apart, that are kept beside each other: one more, and they are merged.
@@ -170,7 +171,7 @@ def add_records(
             options = None if options is None else options | {"keep": kept}
         # What the index holds now is no more what its files hold.
         facts = replace(facts, input=None if options is None else {"options": options})
-        with change.read(texts, _key(model, facts, records, change.generation), replacing=True) as found:
+        with change.read(texts, _key(model, facts, records), replacing=True) as found:
             found.settle_metadata(all_of_it=False)
             if not found.added and not found.gone.any():
                 return UpdateReport(0, 0, 0, change.facts.count, 0)
@@ -209,7 +210,7 @@ def synchronise(
         facts = replace(
             change.facts, model_card=model.card.to_dict(), settings=made, input=source,
         )  # fmt: skip
-        with change.read(texts, _key(model, facts, records, change.generation), replacing=False) as found:
+        with change.read(texts, _key(model, facts, records), replacing=False) as found:
             found.settle_metadata(all_of_it=True)
             report = found.encode(model, made, records, progress)
             change.write(found, facts, report)
@@ -286,12 +287,15 @@ def _read_as_kept(records: Iterable[Record], facts: Facts) -> Iterable[Record]:
     return records
 
 
-def _key(model: Embedder, facts: Facts, records: Iterable[Record], generation: int) -> str | None:
-    """What an interrupted change is known by, None where its input cannot be told from another."""
+def _key(model: Embedder, facts: Facts, records: Iterable[Record]) -> str | None:
+    """What an interrupted change is known by: its input, and the state of the index that it is compared with.
+
+    None where an input cannot be told from another.
+    """
     if not isinstance(records, RecordReader) or records.size is None:
         return None
     files = [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in records.files]
-    return digest(json.dumps([model.fingerprint, facts.settings, files, generation], sort_keys=True))[:12]
+    return digest(json.dumps([model.fingerprint, facts.settings, files, facts.generation], sort_keys=True))[:12]
 
 
 class _Change:
@@ -318,7 +322,7 @@ class _Change:
             marks = read_deleted(self.path, self.facts)
             self._before = np.zeros(self.facts.rows, np.bool_) if marks is None else marks
             self.deleted = self._before.copy()
-            self.generation = max(latest_generation(self.path), self.facts.generation) + 1
+            self.generation = next_generation(self.path)
             self._stack = stack.pop_all()
         return self
 
@@ -446,6 +450,8 @@ class _Change:
             segments=tuple(segments), deleted=deleted, metadata=_metadata_of(self.path, segments),
         )  # fmt: skip
         commit(self.output, facts)
+        # Of this change, and of those that were interrupted and would now be others.
+        remove_building(self.path, f"{_CHANGING}-*")
         return written + (self.path / FACTS).stat().st_size
 
     def _write_segment(self, facts: Facts, rows: Stored, *, alone: bool) -> Segment:
@@ -507,48 +513,43 @@ class _Texts:
         self._stored = stored
         lines, texts = bytearray(), bytearray()
         for line in Selected(stored, rows).lines():
-            text = text_in(line)
-            lines += _key_of(line)
-            texts += _key_of(text) if text is not None else b"\0" * 8
+            lines += blake2b(line, digest_size=8).digest()
+            texts += blake2b(text_in(line) or b"", digest_size=8).digest()
         self._lines, self._texts = _Sorted(lines, rows), _Sorted(texts, rows)
 
     def find(self, lines: Sequence[bytes], kept: npt.NDArray[np.bool_]) -> tuple[list[int], list[int]]:
         """For each line a row with the same id and text, and one with the same text; -1 where there is none.
 
         Args:
-            lines: The lines.
+            lines: The lines, with texts.
             kept: Marks rows whose line was found; none of them is found twice.
         """
-        same, alike = [], []
-        for line, rows, others in zip(
-            lines,
-            self._lines.candidates(map(_key_of, lines)),
-            self._texts.candidates(map(_text_key, lines)),
-            strict=True,
-        ):
-            text = text_in(line)
-            row = _NONE
-            if text is not None:
-                row = next((each for each in rows if not kept[each] and self._stored.line(each) == line), _NONE)
-            if row != _NONE:
+        same, alike = [_NONE] * len(lines), [_NONE] * len(lines)
+        with_texts = self._stored.count > 0 and text_in(self._stored.line(0)) is not None
+        if not with_texts:  # Equal ids say nothing.
+            return same, alike
+        for at, row, line in self._candidates(self._lines, lines):
+            if same[at] == _NONE and not kept[row] and line == lines[at]:
                 kept[row] = True
-                same.append(row)
-                alike.append(row)
-                continue
-            same.append(_NONE)
-            # Of equal texts any will do; a hash that two share is as good as never seen.
-            found = itertools.islice(others, _NAMED) if text is not None else ()
-            alike.append(next((each for each in found if text_in(self._stored.line(each)) == text), _NONE))
+                same[at] = alike[at] = row
+        rest = [at for at, row in enumerate(same) if row == _NONE]
+        texts = [text_in(lines[at]) for at in rest]
+        for at, row, line in self._candidates(self._texts, [text or b"" for text in texts], most=_NAMED):
+            # Of equal texts any will do; a hash that other texts share is as good as never seen.
+            if text_in(line) == texts[at]:
+                alike[rest[at]] = row
         return same, alike
 
-
-def _key_of(content: bytes) -> bytes:
-    return blake2b(content, digest_size=8).digest()
-
-
-def _text_key(line: bytes) -> bytes:
-    text = text_in(line)
-    return b"\0" * 8 if text is None else _key_of(text)
+    def _candidates(
+        self, rows: _Sorted, contents: Sequence[bytes], most: int | None = None
+    ) -> Iterator[tuple[int, int, bytes]]:
+        """Places of contents with the rows that may have each, and the lines of these."""
+        places, found = list[int](), list[int]()
+        for at, candidates in rows.found(contents):
+            for row in itertools.islice(candidates, most):
+                places.append(at)
+                found.append(row)
+        yield from zip(places, found, self._stored.lines_at(np.asarray(found, np.int64)), strict=True)
 
 
 class _Sorted:
@@ -559,16 +560,22 @@ class _Sorted:
         order = np.argsort(unsorted, kind="stable")
         self._hashes, self._rows = unsorted[order], rows[order]
 
-    def candidates(self, hashes: Iterable[bytes]) -> Iterator[Iterator[int]]:
-        """The rows with each hash, in order."""
-        wanted = np.frombuffer(b"".join(hashes), dtype="<u8")
-        for at, each in zip(np.searchsorted(self._hashes, wanted), wanted, strict=True):
-            yield self._from(int(at), each)
+    def found(self, contents: Sequence[bytes]) -> Iterator[tuple[int, Iterator[int]]]:
+        """Those of some contents whose hashes there are, by their places, and the rows of each hash, in order."""
+        if not len(self._hashes) or not contents:
+            return
+        hashes = b"".join(blake2b(each, digest_size=8).digest() for each in contents)
+        wanted = np.frombuffer(hashes, dtype="<u8")
+        first = np.searchsorted(self._hashes, wanted)
+        there = self._hashes[np.minimum(first, len(self._hashes) - 1)] == wanted
+        for at in np.flatnonzero(there).tolist():
+            yield at, self._from(int(first[at]))
 
-    def _from(self, at: int, wanted: np.uint64) -> Iterator[int]:
-        while at < len(self._hashes) and self._hashes[at] == wanted:
+    def _from(self, first: int) -> Iterator[int]:
+        for at in range(first, len(self._hashes)):
+            if self._hashes[at] != self._hashes[first]:
+                return
             yield int(self._rows[at])
-            at += 1
 
 
 class _Found:
@@ -605,17 +612,16 @@ class _Found:
             replacing: Whether documents replace those of the same id, and others stay; otherwise the index is to have
                 these texts alone.
         """
-        building = f"{BUILDING}-{key or 'records'}"
+        building = f"{_CHANGING}-{key or 'records'}"
         folder = change.path / f"{building}-read"
         kept = None if key is None else building
-        remove_building(change.path, but=kept)
+        remove_building(change.path, f"{_CHANGING}-*", but=kept)
         with contextlib.ExitStack() as stack:
-            stack.callback(remove_building, change.path, but=kept)
+            stack.callback(remove_building, change.path, f"{_CHANGING}-*", but=kept)
             change.output.create_folder(folder.name)
             found = cls(change, folder, key)
             found._read(texts, replacing)
             yield found
-            stack.callback(remove_building, change.path)  # Not where it was interrupted: it goes on from there.
 
     def _read(self, texts: Iterable[Record], replacing: bool) -> None:
         change, source = self._change, iter(texts)
@@ -717,7 +723,7 @@ class _Found:
         """Encode the texts that the index has not; None where it has all."""
         if not self.encoded:
             return None
-        building = self._change.path / f"{BUILDING}-{self._key or 'records'}"
+        building = self._change.path / f"{_CHANGING}-{self._key or 'records'}"
         given = {
             name: settings[name] for name in ("shard_size", "kind", "dtype", "max_length", "batch_size", "store_texts")
         }
@@ -824,7 +830,7 @@ class _NewRows(Stored):
         """Their own."""
         return self._parts()
 
-    def blocks(self, rows: int = 4096) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    def blocks(self, rows: int = _BLOCK) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """As they are stored."""
         return self._source.blocks(rows)
 
@@ -860,9 +866,14 @@ class _Scaled:
         self._bar.encoded(texts, tokens, round(position * self._size))
 
 
-def remove_building(path: Path, *, but: str | None = None) -> None:
-    """Remove the shards of encodes that ended, or that were begun with another input."""
-    for old in path.glob(f"{BUILDING}-*"):
-        # Cells that were being built are known again by their vectors.
-        if old.name != but and not (but and old.name.startswith(f"{BUILDING}-cells-")):
+def remove_building(path: Path, called: str = f"{BUILDING}-*", *, but: str | None = None) -> None:
+    """Remove the shards of encodes that ended, or that were begun with another input.
+
+    Args:
+        path: The index folder.
+        called: Pattern of the names of what is removed.
+        but: Name of what stays.
+    """
+    for old in path.glob(called):
+        if old.name != but:
             shutil.rmtree(old, ignore_errors=True)  # Left behind it takes space, no more.
