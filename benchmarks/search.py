@@ -1,6 +1,7 @@
 """Search over stored vectors, see benchmarks/README.md.
 
 python benchmarks/search.py exact --sizes 100000 1000000 --k 10 100 1000 --queries 1 1000 --least 1.0
+python benchmarks/search.py approximate --sizes 1000000
 python benchmarks/search.py updates --sizes 100000 1000000
 """
 
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from search_approximate import approximate_options
 from search_updates import updates_options
 
 from bgekit.data import Record
@@ -47,7 +49,7 @@ TIE = 1e-6
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (exact_options, memory_options, updates_options):
+    for add in (exact_options, memory_options, updates_options, approximate_options):
         add(commands)
     args = parser.parse_args()
     return int(args.run(args))

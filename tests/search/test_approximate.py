@@ -65,6 +65,18 @@ def test_what_is_found(folder, monkeypatch, kind, files):
     assert (folder / segment.structure["files"][0]).stat().st_mtime_ns == before  # Only measured again.
 
 
+def test_what_meets_a_condition_and_lies_elsewhere_than_the_query(folder, monkeypatch):
+    """More cells are looked into until enough of the rows that may be found are."""
+    monkeypatch.setattr(approximate.Approximate, "worthwhile", lambda *_: True)
+    with_type(folder, "ivf")
+    index, vectors = SearchIndex.load(folder), vectors_of(ROWS)
+    query = vectors_of(1, seed=3)
+    far = np.sort(np.argsort(vectors @ query[0])[:400])
+    found = index._nearest(query, 10, far)[1]
+    best = far[np.argsort(-(vectors[far] @ query[0]))[:10]]
+    assert np.isin(best, found).mean() >= 0.9
+
+
 def test_a_build_that_was_interrupted_goes_on(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(approximate_build, "_PART", 700)
     with_type(folder, "binary")

@@ -225,12 +225,21 @@ class Graph(Approximate):
 
 
 class Cells(Approximate):
-    """Cells around centres (IVF of faiss), with codes of the vectors in them; mapped where they lie in a file."""
+    """Cells around centres (IVF of faiss), with codes of the vectors in them; mapped where they lie in a file.
 
-    def __init__(self, index: Any, tuning: Tuning | None = None) -> None:
+    Args:
+        index: The index of faiss.
+        tuning: As in `Approximate`.
+        again: The same index opened again, if it can be: there a single query is shared out to all threads by its
+            cells. faiss keeps as a property of the index whether it does that, which other threads must not see change.
+    """
+
+    def __init__(self, index: Any, tuning: Tuning | None = None, again: Any = None) -> None:
         faiss = import_extra("faiss", "faiss")
         super().__init__(int(index.ntotal), tuning)
-        self._index, self._ivf = index, faiss.extract_index_ivf(index)
+        self._index, self._ivf, self._again = index, faiss.extract_index_ivf(index), again
+        if again is not None:
+            faiss.extract_index_ivf(again).parallel_mode = 1
         self._parameters = (
             faiss.IVFRaBitQSearchParameters
             if isinstance(self._ivf, faiss.IndexIVFRaBitQ)
@@ -243,15 +252,19 @@ class Cells(Approximate):
         options = self._parameters()
         options.nprobe = min(effort.width, self._ivf.nlist)
         sel, _kept = _selector(selected)
-        if sel is not None:
-            options.sel = sel
+        if selected is not None:
+            # As many of the rows that may be found as would lie in the cells if they lay everywhere: where they lie
+            # elsewhere than the query, more cells are looked into.
+            options.sel, options.nprobe = sel, self._ivf.nlist
+            share = min(effort.width / self._ivf.nlist, 1.0)
+            options.max_codes = max(math.ceil(share * np.count_nonzero(selected)), effort.candidates)
         whole = options
         if isinstance(self._index, faiss.IndexPreTransform):
             whole = faiss.SearchParametersPreTransform()
             whole.index_params = options
-        # One query is shared out by its cells, several by themselves.
-        self._ivf.parallel_mode = 1 if len(queries) == 1 else 0
-        _, found = self._index.search(_ready(queries), min(effort.candidates, self.count), params=whole)
+        alone = len(queries) == 1 and selected is None and self._again is not None
+        index = self._again if alone else self._index
+        _, found = index.search(_ready(queries), min(effort.candidates, self.count), params=whole)
         return _valid(found, self.count)
 
     def widths(self) -> list[int]:
@@ -387,8 +400,10 @@ def open_structure(folder: Path, structure: Mapping[str, Any], count: int, dimen
     try:
         # Cells stay in their file, which is mapped; what is not searched is not read.
         index = faiss.read_index(str(files[0]), faiss.IO_FLAG_MMAP)
+        graph = isinstance(index, faiss.IndexHNSW)
+        again = None if graph else faiss.read_index(str(files[0]), faiss.IO_FLAG_MMAP)
     except RuntimeError as error:
         raise OutputError(f"{files[0]} is missing or damaged; build the index again") from error
     if index.ntotal != count or index.d != dimension:
         raise OutputError(f"{files[0]} belongs to another index; build the index again")
-    return Graph(index, tuning) if isinstance(index, faiss.IndexHNSW) else Cells(index, tuning)
+    return Graph(index, tuning) if graph else Cells(index, tuning, again)
