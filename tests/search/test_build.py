@@ -205,7 +205,7 @@ def test_without_faiss_it_is_said_before_encoding(corpus, embedder, tmp_path, mo
 
 
 def test_unknown_type(corpus, embedder, tmp_path):
-    with pytest.raises(ArgumentError, match="exact, hnsw, ivf"):
+    with pytest.raises(ArgumentError, match="exact, int8, binary, hnsw, ivf or auto"):
         index_records(embedder(), read_records(corpus), tmp_path / "index", index_type="flat")
 
 
