@@ -290,6 +290,7 @@ def memory_of_search(args: argparse.Namespace) -> int:
 
     if args.threads:
         torch.set_num_threads(args.threads)
+    logging.getLogger("bgekit").setLevel(logging.ERROR)
     index, queries = SearchIndex.load(args.index), np.load(args.queries)[:1000]
     small = torch.ones(64, 64, dtype=torch.bfloat16)
     torch.mm(small, small)  # What libraries take once.

@@ -125,17 +125,19 @@ class TopK:
         if not len(self._queries):
             return
         self._product = self._product or self._chosen_product()
-        if threads == 1 or not self._threaded():
-            for part in parts:
-                self._look(*part)
-            return
         first, second = next(parts, None), next(parts, None)
         if first is None:
             return
         if second is None:
             self._look(*first)
             return
-        self._by_threads(_chain(first, second, parts), threads)
+        every = _chain(first, second, parts)
+        # To gather vectors is work for several threads, too, though there be few queries.
+        if threads > 1 and (self._threaded() or callable(first[1])):
+            self._by_threads(every, threads)
+            return
+        for part in every:
+            self._look(*part)
 
     def at_rank(self, rank: int, blocks: AnyBlocks) -> Floats:
         """About the score [n] that so many of the vectors of blocks reach; nothing is kept of them."""
