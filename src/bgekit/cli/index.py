@@ -239,7 +239,7 @@ def _recall(known: dict[str, Any]) -> str:
         f"{point['recall']:.1%} of the nearest {point['k']} (searching {point['width']:,} wide, scoring "
         f"{point['candidates']:,})" for point in tuning["points"]
     )  # fmt: skip
-    by = f"{tuning['sample']:,} {'queries' if tuning['queries'] else 'texts of the index, slightly moved'}"
+    by = f"{tuning['sample']:,} {'queries' if tuning['queries'] else 'points between two texts of the index'}"
     return f"{tuning['wanted']:.1%} wanted; found {found}, measured with {by}"
 
 

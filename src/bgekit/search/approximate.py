@@ -90,8 +90,8 @@ class Tuning:
     Attributes:
         wanted: Recall that was asked for.
         sample: Queries that it was measured with.
-        queries: Whether these were queries; otherwise rows of the index stood for them, each moved a little and itself
-            left out of what it should find.
+        queries: Whether these were queries; otherwise what lies half way between two rows of the index stood
+            for each, and these two were left out.
         points: For each number of nearest rows, the least work that reaches it.
     """
 
@@ -238,6 +238,8 @@ class Cells(Approximate):
         faiss = import_extra("faiss", "faiss")
         super().__init__(int(index.ntotal), tuning)
         self._index, self._ivf, self._again = index, faiss.extract_index_ivf(index), again
+        lists = self._ivf.invlists
+        self._largest = max(lists.list_size(cell) for cell in range(self._ivf.nlist))
         if again is not None:
             faiss.extract_index_ivf(again).parallel_mode = 1
         self._parameters = (
@@ -257,7 +259,8 @@ class Cells(Approximate):
             # elsewhere than the query, more cells are looked into.
             options.sel, options.nprobe = sel, self._ivf.nlist
             share = min(effort.width / self._ivf.nlist, 1.0)
-            options.max_codes = max(math.ceil(share * np.count_nonzero(selected)), effort.candidates)
+            # faiss cuts a cell at what is left of these, counting rows that must not be found, too.
+            options.max_codes = math.ceil(share * np.count_nonzero(selected)) + self._largest
         whole = options
         if isinstance(self._index, faiss.IndexPreTransform):
             whole = faiss.SearchParametersPreTransform()

@@ -20,8 +20,6 @@ RECALL: Final = 0.99
 _SAMPLE: Final = 256
 _DEPTHS: Final = (10, 100)
 _CANDIDATES_MOST: Final = 4096
-#: Cosine of what stands for a query to the row of the index that it is made of.
-_NEAR: Final = 0.85
 #: Scores that count as equal.
 _TIE: Final = 1e-6
 
@@ -52,16 +50,21 @@ def tuned(
         vectors: Gives those of some rows.
         recall: Share of the nearest that is to be found. It is reached by the mean over the sample less its standard
             error.
-        queries: Vectors [n, d] of queries, of length 1 if scores are cosines. Without, rows of the index stand for
-            them, each moved a little and itself left out of what it should find.
+        queries: Vectors [n, d] of queries, of length 1 if scores are cosines. Without, what lies half way between
+            two rows of the index stands for one, and these two are left out of what it should find.
         unit_vectors: Whether all vectors have length 1.
     """
     if index.count <= 2 * _DEPTHS[0]:
         return Tuning(recall, 0, False, (Measured(_DEPTHS[0], index.widths()[-1], max(index.count, 1), 1.0),))
     own: Rows | None = None
     if queries is None or not len(queries):
-        own = np.sort(np.random.default_rng(0).permutation(index.count)[:_SAMPLE])
-        queries = _moved(np.asarray(vectors(own), dtype=np.float32))
+        size = 2 * min(_SAMPLE, index.count // 2)
+        own = np.sort(np.random.default_rng(0).permutation(index.count)[:size])
+        queries = np.asarray(vectors(own), dtype=np.float32)
+        mixed = np.random.default_rng(1).permutation(size)
+        own = own[mixed].reshape(2, -1).T  # Two rows for each, which it must not find.
+        queries = _between(queries[mixed])
+        queries = unit(queries) if unit_vectors else queries
     else:
         queries = queries[np.sort(np.random.default_rng(0).permutation(len(queries))[:_SAMPLE])]
     depths = [depth for depth in _DEPTHS if depth <= max(index.count // 4, _DEPTHS[0])]
@@ -84,7 +87,7 @@ def tuned(
     for at, width in enumerate(index.widths()):
         found = index.ranked(queries, Effort(width, most))
         if own is not None:
-            found = [rows[rows != row] for rows, row in zip(found, own, strict=True)]
+            found = [rows[~np.isin(rows, two)] for rows, two in zip(found, own, strict=True)]
         measured.append([_measured(found, truth, depth, recall, most, width) for depth in depths])
         best = [least(column) for column in range(len(depths))]
         if all(place is not None and place <= at - 2 for place in best):
@@ -92,10 +95,7 @@ def tuned(
     points = []
     for column, depth in enumerate(depths):
         place = least(column)
-        if place is not None and own is not None:
-            # Queries lie farther from texts than these from each other: once wider than was enough.
-            place = min(place + 1, len(measured) - 1)
-        point = None if place is None else measured[place][column] or measured[place - 1][column]
+        point = None if place is None else measured[place][column]
         if point is None:  # Nothing reaches the recall: as wide as there is.
             places = [_places(rows, scores, known, depth) for rows, (scores, known) in zip(found, truth, strict=True)]
             point = Measured(depth, width, most, round(float(_recall(places, depth, most).mean()), 4))
@@ -112,16 +112,14 @@ def _measured(
     return None if reached is None else Measured(depth, width, reached[0], round(reached[1], 4))
 
 
-def _moved(vectors: Floats) -> Floats:
-    """Vectors that stand for queries, near rows of an index: their cosine to these is `_NEAR`.
+def _between(vectors: Floats) -> Floats:
+    """Vectors [n, d] half way between one of the first n and one of the last n of 2 n rows: they stand for queries.
 
-    The rows themselves would be found too easily: a graph has links from each to its neighbours, and cells are made of
-    them.
+    Rows themselves would be found too easily: a graph has links to their neighbours, and cells are made of them.
+    What is nearest to a query lies in many cells, as it does half way between two rows.
     """
-    noise = np.random.default_rng(1).standard_normal(vectors.shape, dtype=np.float32)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    noise *= lengths / np.linalg.norm(noise, axis=1, keepdims=True)
-    return np.asarray(unit(_NEAR * vectors + math.sqrt(1 - _NEAR**2) * noise) * lengths, dtype=np.float32)
+    half = len(vectors) // 2
+    return np.ascontiguousarray((vectors[:half] + vectors[half:]) / 2)
 
 
 def _rising(points: Sequence[Measured]) -> list[Measured]:
@@ -138,15 +136,16 @@ def _rising(points: Sequence[Measured]) -> list[Measured]:
 def _truth(
     queries: Floats, blocks: Callable[[], Blocks], depth: int, own: Rows | None, unit_vectors: bool
 ) -> list[tuple[Floats, Rows]]:
-    """Scores and rows of the nearest of each query, best first, without its own row; a few more than `depth`."""
+    """Scores and rows of the nearest of each query, best first, without its own rows; a few more than `depth`."""
     longest = UNIT_LENGTH if unit_vectors else None
     found: list[tuple[Floats, Rows]] = []
     for first in range(0, len(queries), QUERIES):
         part = queries[first : first + QUERIES]
-        scores, rows = nearest(part, blocks, depth + 1, cosine=False, longest=longest)
+        scores, rows = nearest(part, blocks, depth + 2, cosine=False, longest=longest)
         found += [(best[there >= 0], there[there >= 0]) for best, there in zip(scores, rows, strict=True)]
     if own is not None:
-        found = [(scores[rows != row], rows[rows != row]) for (scores, rows), row in zip(found, own, strict=True)]
+        shown = [~np.isin(rows, two) for (_, rows), two in zip(found, own, strict=True)]
+        found = [(scores[each], rows[each]) for (scores, rows), each in zip(found, shown, strict=True)]
     return found
 
 
