@@ -142,7 +142,7 @@ def peer_search(size: str) -> dict[str, Any]:
     blocks = [(first, vectors[first : first + 1024]) for first in range(0, len(vectors), 1024)]
     start = time.perf_counter()
     for first in range(0, QUERIES, PART):
-        nearest(queries[first : first + PART], blocks, 1000, cosine=False)
+        nearest(queries[first : first + PART], lambda: blocks, 1000, cosine=False)
     ours = time.perf_counter() - start
     start = time.perf_counter()
     for first in range(0, QUERIES, PART):

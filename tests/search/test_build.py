@@ -40,7 +40,7 @@ def test_made_once(corpus, embedder, tmp_path):
     assert report.texts == 30
     (hits,) = index.ask(model, ["T text 7"], 3)
     assert (hits[0].id, hits[0].text, round(hits[0].score, 6)) == ("d7", "T text 7", 1)
-    assert names(tmp_path / "index") == ["index.json", "offsets.npy", "rows.jsonl", "vectors.npy"]
+    assert names(tmp_path / "index") == ["ids.npy", "index.json", "offsets.npy", "rows.jsonl", "vectors.npy"]
     encoded = model.encoded
     again, report = index_records(model, read_records(corpus), tmp_path / "index")
     assert report is None
@@ -144,7 +144,7 @@ def test_an_interrupted_build_goes_on(corpus, embedder, tmp_path):
     fresh = embedder()
     _, report = index_records(fresh, read_records(corpus), tmp_path / "index", shard_size=10)
     assert (report.kept, fresh.encoded) == (20, 10)
-    assert names(tmp_path / "index") == ["index.json", "offsets.npy", "rows.jsonl", "vectors.npy"]
+    assert names(tmp_path / "index") == ["ids.npy", "index.json", "offsets.npy", "rows.jsonl", "vectors.npy"]
     # What was begun with another input is not mixed in.
     write(corpus, range(20, 60))
     model.encoded, calls[:] = 0, []
@@ -189,7 +189,7 @@ def test_the_type_changes_without_encoding(corpus, embedder, tmp_path):
     for wanted, got in (("hnsw", "hnsw"), (None, "hnsw"), ("ivf", "ivf"), ("exact", "exact")):
         index, report = index_records(model, read_records(corpus), tmp_path / "index", index_type=wanted)
         assert (index.facts.index_type, report, model.encoded) == (got, None, encoded)
-        assert (tmp_path / "index" / "index.faiss").exists() == (got != "exact")
+        assert bool(list((tmp_path / "index").glob("index*.faiss"))) == (got != "exact")
     # A new input keeps the type.
     index_records(model, read_records(corpus), tmp_path / "index", index_type="ivf")
     write(corpus, range(5))
@@ -205,7 +205,7 @@ def test_without_faiss_it_is_said_before_encoding(corpus, embedder, tmp_path, mo
 
 
 def test_unknown_type(corpus, embedder, tmp_path):
-    with pytest.raises(ArgumentError, match="exact, hnsw, ivf"):
+    with pytest.raises(ArgumentError, match="exact, int8, binary, hnsw, ivf or auto"):
         index_records(embedder(), read_records(corpus), tmp_path / "index", index_type="flat")
 
 
@@ -251,7 +251,14 @@ def test_columns_are_kept_and_others_are_another_index(tmp_path, embedder):
     path = tmp_path / "a.csv"
     path.write_text("id,text,year,lang,code\n1,x,2020,en,007\n2,y,,fr,12\n3,z,2021.5,,1\n")
     index, _ = index_records(embedder(), read_records(path), tmp_path / "index", keep=["year", "code"])
-    assert names(tmp_path / "index") == ["index.json", "metadata.arrow", "offsets.npy", "rows.jsonl", "vectors.npy"]
+    assert names(tmp_path / "index") == [
+        "ids.npy",
+        "index.json",
+        "metadata.arrow",
+        "offsets.npy",
+        "rows.jsonl",
+        "vectors.npy",
+    ]
     facts = json.loads((tmp_path / "index" / "index.json").read_text())
     assert facts["metadata"]["columns"] == {"year": "double", "code": "string"}
     assert facts["metadata"]["sha256"] == file_sha256(tmp_path / "index" / "metadata.arrow")
@@ -264,7 +271,9 @@ def test_columns_are_kept_and_others_are_another_index(tmp_path, embedder):
     assert index.metadata.to_pylist()[0] == {"year": 2020.0, "lang": "en", "code": "007"}
     index, report = index_records(embedder(), read_records(path), tmp_path / "index")
     assert (index.metadata, report.texts) == (None, 3)
-    assert names(tmp_path / "index") == ["index.json", "offsets.npy", "rows.jsonl", "vectors.npy"]
+    (segment,) = (tmp_path / "index").glob("segment-*")
+    assert names(tmp_path / "index") == ["index.json", segment.name]
+    assert names(segment) == ["ids.npy", "offsets.npy", "rows.jsonl", "vectors.npy"]
     assert "metadata" not in (tmp_path / "index" / "index.json").read_text()
 
 

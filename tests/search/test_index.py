@@ -123,6 +123,31 @@ def test_documents_are_ranked_by_their_best_passage(shards_of, tmp_path, index_t
     assert len(index.search([[1, 0], [0, 1]], 1)[1]) == 1
 
 
+@pytest.mark.parametrize("index_type", TYPES)
+def test_nearest_gives_what_search_makes_hits_of(shards_of, tmp_path, index_type):
+    vectors, queries = random_unit(700), random_unit(5, seed=1)
+    metadata = [{"part": row % 7} for row in range(700)]
+    index = index_shards(load_shards(shards_of(vectors, metadata=metadata)), tmp_path / "i", index_type=index_type)
+    for where in (None, "part = 3"):
+        scores, rows = index.nearest(queries, 30, where)
+        assert (scores.dtype, rows.dtype, scores.shape, rows.shape) == (np.float32, np.int64, (5, 30), (5, 30))
+        for hits, own, there in zip(index.search(queries, 30, where=where), scores, rows, strict=True):
+            assert [hit.score for hit in hits] == own.tolist()
+            assert [int(hit.id) for hit in hits] == there.tolist()
+
+
+def test_nearest_fills_what_is_not_there_as_faiss_does(shards_of):
+    index = SearchIndex.load(shards_of(random_unit(3)))
+    scores, rows = index.nearest(random_unit(1, seed=2)[0], 5)
+    assert sorted(rows[0, :3]) == [0, 1, 2]
+    assert rows[0, 3:].tolist() == [-1, -1]
+    assert scores[0, 3:].tolist() == [-np.inf, -np.inf]
+    with pytest.raises(ArgumentError, match="k must"):
+        index.nearest(random_unit(1), 0)
+    with pytest.raises(ArgumentError, match="24 dimensions"):
+        index.nearest(np.zeros((1, 3)), 5)
+
+
 def test_queries_are_checked(shards_of):
     index = SearchIndex.load(shards_of(random_unit(5)))
     with pytest.raises(ArgumentError, match="24 dimensions"):
@@ -146,7 +171,8 @@ class TestWhere:
     @pytest.mark.parametrize("index_type", TYPES)
     @pytest.mark.parametrize("most", [1, 5, 30, 80, 100])
     def test_the_nearest_of_those_that_meet_it(self, shards_of, tmp_path, rows, index_type, most, monkeypatch):
-        monkeypatch.setattr("bgekit.search.nearest._GRAPH_WORK", 0)  # In so small a graph it would be no more work.
+        # In so small an index it would be no more work to look at all.
+        monkeypatch.setattr("bgekit.search.approximate.Approximate.worthwhile", lambda _, k, rows, __: k <= rows // 4)
         vectors, queries = random_unit(3000), random_unit(30, seed=1)
         folder = shards_of(vectors, metadata=rows)
         index = index_shards(load_shards(folder), tmp_path / "index", index_type=index_type)

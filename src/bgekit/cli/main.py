@@ -25,6 +25,7 @@ from .options import Parser, add_verb, check_model_names, say_what_was_held_back
 VERBS: Final = {
     "encode": "encode the texts of files into vectors on disk",
     "search": "search files or encoded vectors by meaning",
+    "index": "show an index; add documents to it and remove some",
     "map": "map texts by their vectors: neighbours, near copies, lone texts, a picture",
     "rerank": "rerank passages with a cross-encoder",
     "eval": "measure and compare models on your data or on named benchmarks",

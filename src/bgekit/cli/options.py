@@ -394,8 +394,17 @@ def text_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return {"encoding": args.encoding, "quoting": args.quoting}
 
 
-def open_records(args: argparse.Namespace, files: Sequence[str]) -> RecordReader:
-    """The records of some files, read as the options of `add_input_options` say; there is at least one."""
+def open_records(
+    args: argparse.Namespace, files: Sequence[str], *, joining: Sequence[str] | None = None
+) -> RecordReader:
+    """The records of some files, read as the options of `add_input_options` say; there is at least one.
+
+    Args:
+        args: What was parsed.
+        files: The files.
+        joining: Columns of the index that the records join: these are kept, too, where files have them, and records
+            without an id are numbered within their file, behind its name. None if they join none.
+    """
     from ..data.records import read_records
 
     # To cut lines into passages helps nobody. Not every verb cuts.
@@ -404,6 +413,9 @@ def open_records(args: argparse.Namespace, files: Sequence[str]) -> RecordReader
     fields = {name: getattr(args, name, None) for name in ("text_field", "title_field", "id_field", "keep")}
     reading = document_arguments(args) | text_arguments(args) | fields | {"on_error": args.on_error}
     records = read_records(files, **reading | {"records": args.records or ("file" if cut else None)})
+    if joining is not None:
+        records.name_rows()
+        records.keep(records.kept, where_there=joining)
     records.require()
     return records
 

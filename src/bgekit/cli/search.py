@@ -77,11 +77,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("index")
     group.add_argument(
-        "--index", metavar="DIR", help="keep the index here, and reuse it as long as the files are the same"
+        "--index", metavar="DIR", help="keep the index here; the next time only texts that it does not have are encoded"
     )
     group.add_argument(
-        "--index-type", choices=("exact", "hnsw", "ivf"),
-        help="exact looks at every vector; hnsw and ivf are faster on millions [that of the index in DIR, else exact]",
+        "--index-type", choices=("exact", "int8", "binary", "hnsw", "ivf", "auto"),
+        help="exact looks at every vector; the others are faster on millions; auto chooses one "
+        "[that of the index in DIR, else exact]",
+    )  # fmt: skip
+    group.add_argument(
+        "--recall", type=float, metavar="R",
+        help="share of the nearest that the other types are to find, by which is measured how wide they search [0.99]",
     )  # fmt: skip
     group = parser.add_argument_group("metadata")
     options.add_keep_option(group)
@@ -113,6 +118,11 @@ def run(args: argparse.Namespace) -> int:
         index, model = _open(args, records, stack)
         place = f" in {index.folder}" if args.index or not args.sources else ""
         _report(args, f"{_size(index)}{place}{_columns(index)}")
+        if args.index_type == "auto":
+            from ..search.build import choose_type
+
+            kind, reason = choose_type(index.stored.count, index.dimension)
+            _report(args, f"auto is {kind}: {reason}")
         if args.where is not None:
             _report(args, f"{len(index.rows_where(args.where)):,} of {_counted(index)} meet the condition")
 
@@ -154,7 +164,7 @@ def _write(args: argparse.Namespace, answers: Iterator[tuple[str, list[Hit]]], i
                 show(query, hits, as_json=False, typed=True, empty=_nothing(args))
             yield query, hits
 
-    schema = None if index.metadata is None else index.metadata.schema
+    schema = None if index.stored.metadata is None else index.stored.metadata.schema
     results = write_results(args.output, counted(), metadata=schema, overwrite=args.overwrite)
     _report(args, f"wrote {results:,} results of {questions:,} questions to {args.output}")
 
@@ -181,8 +191,8 @@ def _check(args: argparse.Namespace) -> RecordReader | None:
             raise ArgumentError("--json prints the results, and --output writes them: give one of the two")
         check_results_file(args.output, overwrite=args.overwrite)
     elif args.overwrite:
-        raise ArgumentError("--overwrite goes with --output FILE: an index is built again where its files have changed")
-    check_type(args.index_type)
+        raise ArgumentError("--overwrite goes with --output FILE: an index follows its files by itself")
+    check_type(args.index_type, args.recall)
     if args.index and args.sources:
         check_place(args.index, folder=True)
     where = None if args.where is None else Where(args.where)
@@ -248,16 +258,16 @@ def _open_folder(args: argparse.Namespace, folder: str, stack: contextlib.ExitSt
     from ..inference.shards import load_shards
     from ..search.build import index_shards, with_type
     from ..search.index import SearchIndex
-    from ..search.storage import FACTS
+    from ..search.storage import FACTS, read_facts
 
     is_index = (Path(folder) / FACTS).exists()
     if is_index and args.sources and args.index:
         raise ArgumentError(f"{folder} is an index itself: leave out --index {args.index}")
-    if is_index and args.index_type:
-        with_type(folder, args.index_type)
+    if is_index and (args.index_type or args.recall is not None):
+        with_type(folder, args.index_type or read_facts(Path(folder)).index_type, recall=args.recall)
     if is_index or not (args.sources and (args.index or args.index_type not in (None, "exact"))):
         return SearchIndex.load(folder)
-    return index_shards(load_shards(folder), _index_folder(args, stack), index_type=args.index_type)
+    return index_shards(load_shards(folder), _index_folder(args, stack), index_type=args.index_type, recall=args.recall)
 
 
 def _open_files(
@@ -274,6 +284,7 @@ def _open_files(
         records,
         _index_folder(args, stack),
         index_type=args.index_type,
+        recall=args.recall,
         chunks=options.chosen_chunks(args),
         batch_size=args.batch_size,
         progress=None if args.no_progress else lambda: EncodeProgress(records.size),
@@ -281,6 +292,8 @@ def _open_files(
     if report is not None:
         what = "passages" if index.facts.chunked else "texts"
         parts = [f"encoded {report.texts - report.kept:,} {what} in {time.perf_counter() - start:,.1f} s"]
+        if report.kept:
+            parts.append(f"{report.kept:,} were encoded before")
         if report.truncated:
             parts.append(f"{report.truncated:,} were cut at the maximum length (--chunk splits them instead)")
         if records.skipped.count:
@@ -341,7 +354,8 @@ def _size(index: SearchIndex) -> str:
 def _columns(index: SearchIndex) -> str:
     from ..data.formats import listing
 
-    return "" if index.metadata is None else f"; metadata: {listing(index.metadata.column_names)}"
+    metadata = index.stored.metadata
+    return "" if metadata is None else f"; metadata: {listing(metadata.column_names)}"
 
 
 def _counted(index: SearchIndex) -> str:

@@ -256,19 +256,29 @@ class Columns:
         cells = {name: found.type for name, found in self._cells.items()}
         return pyarrow.schema([pyarrow.field(name, cells.get(name, type_)) for name, type_ in self._types.items()])
 
-    def cast(self, table: Any, rows: int) -> Any:
-        """One of the tables with the types of all: nulls for columns that it lacks, and for all if it is None."""
+    def cast(self, table: Any, rows: int, schema: Any = None) -> Any:
+        """One of the tables with the types of all: nulls for columns that it lacks, and for all if it is None.
+
+        Args:
+            table: The table.
+            rows: Its number of rows.
+            schema: Types that it gets instead, such as those that all have together with further tables.
+        """
         import pyarrow
 
-        columns = []
-        for field in self.schema:
+        schema, columns = self.schema if schema is None else schema, []
+        for field in schema:
             if table is None or field.name not in table.column_names:
                 columns.append(pyarrow.nulls(rows, field.type))
             elif field.name in self._cells and table.schema.field(field.name).metadata == _UNTYPED:
                 columns.append(_typed(table.column(field.name), field.type))
             else:
                 columns.append(table.column(field.name).cast(field.type, safe=False))
-        return pyarrow.table(columns, schema=self.schema)
+        return pyarrow.table(columns, schema=schema)
+
+    def are_cells(self, name: str) -> bool:
+        """Whether a column has nothing but cells, whose type was seen from what they are."""
+        return name in self._cells and self._types[name] == _CELLS_OF_TABLES
 
 
 def _is_null(type_: Any) -> bool:
@@ -356,6 +366,51 @@ def typed(parts: Callable[[], Iterable[Part]]) -> tuple[Any, Iterator[Any]] | No
     return (schema, (columns.cast(table, rows) for table, _, rows in parts())) if len(schema) else None
 
 
+def extended(schema: Any, parts: Callable[[], Iterable[Part]], where: str) -> tuple[Any, Iterator[Any]] | None:
+    """As `typed`, of parts that are added to a table: the schema that both have together, None without columns.
+
+    Args:
+        schema: Schema of the table; None if it has no columns.
+        parts: What is added.
+        where: Stands in messages for the place of the table, such as the name of an index.
+
+    Raises:
+        DataError: a column has different types in the parts, or another one than in the table.
+    """
+    import pyarrow
+
+    columns = Columns()
+    for table, place, _ in parts():
+        if table is not None:
+            columns.add(table, place)
+    types = {} if schema is None else {field.name: field.type for field in schema}
+    for field in columns.schema:
+        before = types.get(field.name, field.type)
+        # Cells are written as strings: a column that is known to be one takes them as they are.
+        joined = before if columns.are_cells(field.name) and str(before) == "string" else _joined(before, field.type)
+        if joined is None:
+            raise DataError(
+                f"the column {field.name} is of the type {field.type} in what is added and {before} in {where}: a "
+                "column that is kept has one type"
+            )
+        types[field.name] = joined
+    if not types:
+        return None
+    whole = pyarrow.schema(list(types.items()))
+    return whole, (columns.cast(table, rows, whole) for table, _, rows in parts())
+
+
+def cast_table(table: Any, rows: int, schema: Any) -> Any:
+    """A table with the types of a schema, which take its values, and nulls for columns that it lacks.
+
+    Args:
+        table: The table; None is one without columns.
+        rows: Its number of rows.
+        schema: The schema.
+    """
+    return Columns().cast(table, rows, schema)
+
+
 def content_of(table: Any) -> bytes:
     """The content of a table, for fingerprints: it does not depend on how Arrow stores it."""
     types = [(field.name, str(field.type), field.metadata) for field in table.schema]
@@ -413,6 +468,19 @@ def read_table(path: str | os.PathLike[str], rows: int) -> Any:
 def row_of(table: Any, row: int) -> dict[str, Any]:
     """The metadata of a row as Python values."""
     return {name: column[row].as_py() for name, column in zip(table.column_names, table.columns, strict=True)}
+
+
+def rows_of(table: Any, rows: Sequence[int]) -> list[dict[str, Any]]:
+    """The same of several rows, read column by column."""
+    if len(rows) < _ALONE:
+        return [row_of(table, row) for row in rows]
+    columns = [column.to_pylist() for column in table.take(rows).columns]
+    names = table.column_names
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+#: Rows that are sooner read one by one.
+_ALONE: Final = 16
 
 
 def plain(value: Any) -> Any:

@@ -173,18 +173,44 @@ class RecordReader(Iterator[Record]):
             raise DataError(f"{listing(self.files)}: there is no text{skipped}")
         self._records = itertools.chain([first], self._records)
 
-    def keep(self, columns: Keep) -> None:
+    def name_rows(self) -> None:
+        """Number records without an id within their file, behind its name (`more.txt#0`), not over the whole input.
+
+        For records that join others: numbers over the input say nothing about these.
+
+        Raises:
+            ArgumentError: records have been read already.
+        """
+        names = [source.name for source in self._sources]
+        if names == self.names:
+            return
+        if self._begun:
+            raise ArgumentError("records have been read and numbered already: give a new reader")
+        self.names = list[str | None](names)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Columns that become metadata."""
+        return self._fields.kept
+
+    def keep(self, columns: Keep, *, where_there: Keep = ()) -> None:
         """Keep these columns as metadata, and no others.
+
+        Args:
+            columns: Their names.
+            where_there: Names of further ones, which tables need not have.
 
         Raises:
             ArgumentError: records have been read already.
         """
         names = checked_keep(columns)
+        further = [name for name in checked_keep(where_there) if name not in names]
+        names = (*names, *further)
         if names == self._fields.kept:
             return
         if self._begun:
             raise ArgumentError("records have been read without these columns: give keep=... to read_records")
-        self._fields.kept = names
+        self._fields.kept, self._fields.optional = names, set(further)
 
     @property
     def position(self) -> int:
@@ -281,7 +307,7 @@ class _Fields:
     """Names of the fields that hold a row's text, title and id, those first that count most, and of those kept."""
 
     def __init__(self, text: str | None, title: str | None, id: str | None, kept: tuple[str, ...]) -> None:
-        self.kept = kept
+        self.kept, self.optional = kept, set[str]()
         self._kinds, self._seen, self._first = Kinds(), set[str](), dict[str, None]()
         self.asked = {"text": text, "title": title, "id": id}
         self._texts = (text,) if text else TEXT_FIELDS
@@ -347,10 +373,12 @@ class _Fields:
                 other = ", or what separates the columns with --delimiter" if len(names) == 1 else ""
                 raise DataError(f"{lacking}; it has {listing(names)}. Name it with --{kind}-field{other}.")
             found += present[: 1 if kind == "text" else None]
-        absent = [name for name in self._named if name not in names]
+        absent = [name for name in self._named if name not in {*names, *self.optional}]
         if absent:
             raise DataError(f"{file} has no column {' or '.join(absent)} to keep; it has {listing(names)}")
-        return list(dict.fromkeys(names if ALL in self.kept else [*found, *self._named]))
+        return list(
+            dict.fromkeys(names if ALL in self.kept else [*found, *(each for each in self._named if each in names)])
+        )
 
     def _text(self, line: Line) -> str:
         for name in self._texts:

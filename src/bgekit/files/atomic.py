@@ -96,12 +96,17 @@ class OutputFolder:
         """A file of the folder to be written, as by `atomic_file`; its temporary name needs no owner: we are alone."""
         return _written(self.path / name, self.path / f"{name}{_TEMPORARY}", f"write {self.path / name}")
 
-    def sync(self) -> None:
-        """Put the names of the files on the disk, too (where the system can)."""
+    def create_folder(self, name: str) -> None:
+        """A folder within it; "" is the folder itself, which is there."""
+        with failing(f"write to the folder {self.path / name}"):
+            (self.path / name).mkdir(exist_ok=True)
+
+    def sync(self, name: str = "") -> None:
+        """Put the names of the files in it, or in a folder within it, on the disk, too (where the system can)."""
         try:
-            _sync(self.path)
+            _sync(self.path / name)
         except OSError as error:
-            logger.debug("%s cannot be synced: %s", self.path, error)
+            logger.debug("%s cannot be synced: %s", self.path / name, error)
 
 
 def _locked(path: Path) -> BaseFileLock:

@@ -157,14 +157,10 @@ def encode_to_shards(
         raise ArgumentError(f"shard_size must be a positive number of texts, not {shard_size}")
     with nullcontext(output) if isinstance(output, OutputFolder) else OutputFolder(output) as folder:
         model.settle()
-        settings = {
-            "kind": kind, "max_length": max_length or model.max_length_of(kind), "batch_size": batch_size,
-            "dtype": dtype, "dimension": model.dimension, "shard_size": shard_size, "store_texts": store_texts,
-            **(records.settings if isinstance(records, RecordReader) else {}),
-        }  # fmt: skip
-        texts = records
-        if chunks is not None:
-            texts, settings["chunk_size"], settings["chunk_overlap"] = _passages(model, records, chunks, settings)
+        texts, settings = prepared(
+            model, records, kind=kind, max_length=max_length, batch_size=batch_size, dtype=dtype,
+            shard_size=shard_size, store_texts=store_texts, chunks=chunks,
+        )  # fmt: skip
         run = _Run(folder, records, describe(model, settings), progress, allow_mixed)
         run.begin(resume=resume, overwrite=overwrite)
         blocks = run.blocks(texts)
@@ -177,6 +173,32 @@ def encode_to_shards(
             for encoded in results:
                 run.store(encoded)
         return run.finish()
+
+
+def prepared(
+    model: Embedder, records: Iterable[Record], *, chunks: Chunks | None = None, **settings: Any
+) -> tuple[Iterable[Record], dict[str, Any]]:
+    """The texts that are encoded of some records, and the settings that a manifest keeps.
+
+    Args:
+        model: What encodes.
+        records: The records.
+        chunks: How documents are split into passages, if they are.
+        settings: Further arguments of `encode_to_shards`.
+
+    Raises:
+        ArgumentError: the model cannot split documents, or not like this.
+    """
+    settings = {
+        "kind": settings["kind"], "max_length": settings["max_length"] or model.max_length_of(settings["kind"]),
+        "batch_size": settings["batch_size"], "dtype": settings["dtype"], "dimension": model.dimension,
+        "shard_size": settings["shard_size"], "store_texts": settings["store_texts"],
+        **(records.settings if isinstance(records, RecordReader) else {}),
+    }  # fmt: skip
+    if chunks is None:
+        return records, settings
+    texts, settings["chunk_size"], settings["chunk_overlap"] = _passages(model, records, chunks, settings)
+    return texts, settings
 
 
 def _passages(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,9 @@ from ..files.hashing import digest
 from ..inference.engine import resolve_devices
 from ..inference.shards import encode_to_shards, load_shards
 from ..inference.similarity import unit
-from ..search.nearest import QUERIES, UNIT_LENGTH, TopK, build_approximate, nearest_approximately
+from ..search.approximate import Approximate
+from ..search.approximate_build import build_in_memory
+from ..search.nearest import QUERIES, UNIT_LENGTH, TopK
 from ..search.storage import check_similarity
 from .bm25 import Rows
 
@@ -71,7 +72,7 @@ class DenseMiner:
         self._embedder, self._store, self._kind, self._device = embedder, store, index, device
         self._folder = folder / f"vectors-{digest(embedder.fingerprint, store.digest)[:16]}"
         self._shards: list[npt.NDArray[Any]] = []
-        self._index: Any = None
+        self._index: Approximate | None = None
 
     def prepare(self, progress: EncodeProgress | None = None) -> None:
         """Encode all texts, as far as an earlier run has not, and build the index."""
@@ -80,7 +81,7 @@ class DenseMiner:
         )
         self._shards = [vectors for _, vectors in load_shards(self._folder).iter_shards()]
         if self._kind != "exact" and self._store.candidates:
-            self._index = build_approximate(
+            self._index = build_in_memory(
                 self._kind, lambda: self._blocks(SHARD), self._store.candidates, self._embedder.dimension,
                 cosine=self.cosine, normalized=self._embedder.card.normalize,
             )  # fmt: skip
@@ -103,7 +104,7 @@ class DenseMiner:
     def rank(self, queries: Floats, top_k: int) -> list[Rows]:
         """The candidates nearest to each query; of equal ones the earlier first."""
         if self._index is not None:
-            return self._rank_by_index(queries, top_k)
+            return self._rank_by_index(self._index, queries, top_k)
         make: Callable[..., TopK] = TopK if self._device is None else partial(_DeviceTopK, device=self._device)
         longest = UNIT_LENGTH if self.cosine else None
         best = [
@@ -125,11 +126,11 @@ class DenseMiner:
             found[there] = np.einsum("d,nd->n", query, vectors, dtype=np.float64)
         return found
 
-    def _rank_by_index(self, queries: Floats, top_k: int) -> list[Rows]:
+    def _rank_by_index(self, index: Approximate, queries: Floats, top_k: int) -> list[Rows]:
         rankings = []
-        for query, rows in zip(queries, nearest_approximately(self._index, queries, top_k), strict=True):
+        for query, rows in zip(queries, index.candidates(queries, top_k), strict=True):
             rows = np.sort(rows)
-            rankings.append(rows[np.argsort(-self.similarity(query, rows), kind="stable")])
+            rankings.append(rows[np.argsort(-self.similarity(query, rows), kind="stable")][:top_k])
         return rankings
 
     def _comparable(self, vectors: npt.NDArray[Any]) -> Floats:
@@ -154,26 +155,30 @@ class _DeviceTopK(TopK):
         super().__init__(queries, top_k, cosine=cosine, longest=longest)
         self._torch, self._there = torch, torch.as_tensor(self._queries, device=device)
 
-    def _coarseness(self) -> float:
-        # A caller may have allowed TF32 or bfloat16 for products of float32.
-        return {"highest": 0.0, "high": 2.0**-9, "medium": 2.0**-6}[self._torch.get_float32_matmul_precision()]
-
-    def _promising(self, vectors: Floats, rounding: Floats) -> Iterator[tuple[int, Rows, Floats]]:
+    def add(self, rows: int | Rows, block: npt.NDArray[Any]) -> None:
+        """Look at the vectors [rows, d] of a block at once."""
+        if not len(block) or not len(self._queries):
+            return
         torch = self._torch
-        block = torch.as_tensor(np.ascontiguousarray(vectors), device=self._there.device)
-        margin = torch.as_tensor(rounding, device=block.device)
-        products = self._there @ block.T
+        vectors = torch.as_tensor(np.ascontiguousarray(block, dtype=np.float32), device=self._there.device)
+        if self._cosine:
+            vectors = vectors / vectors.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        longest = self._longest or float(vectors.norm(dim=1).max()) * UNIT_LENGTH
+        rounding = vectors.shape[1] * float(np.finfo(np.float32).eps) + self._coarseness()
+        margin = self._there.norm(dim=1, keepdim=True) * longest * rounding
+        products = self._there @ vectors.T
         least = products.topk(min(self._top_k, len(block)), dim=1).values[:, -1:]
-        floors = torch.as_tensor(self._floors, device=block.device)
+        floors = torch.as_tensor(self._floors[:, None], device=vectors.device)
         queries, columns = ((products > floors - margin) & (products >= least - 2 * margin)).nonzero(as_tuple=True)
         # In float64: how a reduction is divided depends on the number of its rows, and must not be seen in float32.
         parts = [
-            (self._there[some_queries].double() * block[some_columns].double()).sum(dim=1).float()
+            (self._there[some_queries].double() * vectors[some_columns].double()).sum(dim=1).float()
             for some_queries, some_columns in zip(queries.split(_SCORED), columns.split(_SCORED), strict=True)
         ]
-        scores = torch.cat([self._there.new_empty(0), *parts]).cpu().numpy()
-        ends = np.searchsorted(queries.cpu().numpy(), np.arange(len(self._queries) + 1))
-        rows = columns.cpu().numpy()
-        for query, (start, end) in enumerate(itertools.pairwise(ends)):
-            if end > start:
-                yield query, rows[start:end], scores[start:end]
+        scores = torch.cat([self._there.new_empty(0), *parts]).cpu().numpy() + np.float32(0)
+        places = columns.cpu().numpy()
+        self._keep(queries.cpu().numpy(), scores, places + rows if isinstance(rows, int) else rows[places])
+
+    def _coarseness(self) -> float:
+        # A caller may have allowed TF32 or bfloat16 for products of float32.
+        return {"highest": 0.0, "high": 2.0**-9, "medium": 2.0**-6}[self._torch.get_float32_matmul_precision()]

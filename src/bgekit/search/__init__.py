@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .index import SearchIndex as SearchIndex
     from .map_plot import draw_map as draw_map
     from .results import write_results as write_results
+    from .updates import Removal as Removal
+    from .updates import UpdateReport as UpdateReport
     from .vector_map import MapReport as MapReport
     from .vector_map import write_map as write_map
 
@@ -23,6 +25,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "index": ("Hit", "SearchIndex"),
         "map_plot": ("draw_map",),
         "results": ("write_results",),
+        "updates": ("Removal", "UpdateReport"),
         "vector_map": ("MapReport", "write_map"),
     },
 )

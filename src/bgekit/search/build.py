@@ -1,62 +1,62 @@
 """Files or encoded shards -> an index folder. Memory does not grow with the corpus; an interrupted build continues.
 
-vectors.npy   vectors [n, dimension]
-rows.jsonl    a line a vector: {"id": ..., "text": ...}
-offsets.npy   where each line begins [n + 1]
-metadata.arrow  columns that were kept, a row per vector; absent without
-index.faiss   the graph or the cells, if the index is approximate
-index.json    how all this was made; written last
-building-*/   shards of the encode under way; removed at the end
+While texts are encoded, the folder has their shards in `building-*`, which is removed at the end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
-from ..data.metadata import ALL, Keep, checked_keep, typed, write_table
+from ..data.metadata import ALL, Keep, checked_keep, typed
 from ..data.records import Record, RecordReader
 from ..errors import ArgumentError, OutputError, require_extra
 from ..files.atomic import OutputFolder
 from ..files.hashing import digest, file_sha256, file_status
 from ..inference.shards import MANIFEST, SHARD_SIZE, Chunks, EncodeReport, ShardSet, encode_to_shards, load_shards
 from .index import SearchIndex
-from .nearest import build_approximate, write_approximate
+from .nearest import Floats
+from .segments import (
+    STRUCTURE_FROM,
+    commit,
+    measure_structure,
+    next_generation,
+    segment_name,
+    write_segment,
+    write_structure,
+)
 from .storage import (
-    APPROXIMATE,
     FACTS,
     INDEX_TYPES,
-    METADATA,
-    OFFSETS,
-    ROWS,
-    VECTORS,
+    Auto,
     Facts,
     IndexType,
-    Stored,
     StoredFiles,
     StoredShards,
     check_similarity,
-    columns_of,
     facts_of_shards,
     read_facts,
-    write_facts,
 )
+from .tuning import check_recall
+from .updates import BUILDING, remove_building, synchronise
 
 if TYPE_CHECKING:
     from ..display.terminal import EncodeProgress
     from ..inference.model import Embedder
 
 logger = logging.getLogger(__name__)
-_BUILDING: Final = "building"
+#: Bytes of vectors up to which `auto` takes an exact index.
+_SMALL: Final = 256 << 20
 
 
 def index_records(
@@ -64,7 +64,9 @@ def index_records(
     records: Iterable[Record],
     folder: str | os.PathLike[str],
     *,
-    index_type: IndexType | None = None,
+    index_type: IndexType | Auto | None = None,
+    recall: float | None = None,
+    queries: npt.ArrayLike | None = None,
     chunks: Chunks | None = None,
     max_length: int | None = None,
     batch_size: int | None = None,
@@ -72,15 +74,24 @@ def index_records(
     keep: Keep | None = None,
     progress: Callable[[], EncodeProgress] | None = None,
 ) -> tuple[SearchIndex, EncodeReport | None]:
-    """The index of some records in a folder: the one that is there if nothing has changed, else a new one.
+    """The index of some records in a folder, which then holds exactly these.
+
+    If nothing has changed, it is the one that is there. Else that takes what is new and loses what is gone: only texts
+    that it does not have are encoded. An index of another model, or with texts cut elsewhere, is built anew. Until the
+    new state is complete, the old one stays.
 
     Args:
         model: What encodes.
         records: The documents. With `read_records(files)` it is known whether the files have changed; other records
-            are indexed again each time.
-        folder: Where the index lies or will lie. An index that is there is replaced when the new one is complete.
-        index_type: `exact`, or with the extra `faiss` the approximate `hnsw` and `ivf`; by default that of the index
+            are compared with the index each time.
+        folder: Where the index lies or will lie.
+        index_type: `exact`; `int8`, which is approximate; with the extra `faiss` also `binary`, `hnsw` and `ivf`; or
+            `auto`, which chooses by the number of texts and the extras that are there. By default that of the index
             that is there, else `exact`.
+        recall: Share of the nearest that an approximate type is to find, 0.99 unless the index has another; how wide
+            that has to search is measured.
+        queries: Vectors of queries [n, dimension], as `encode_queries` gives them, to measure it with; by default
+            texts of the index stand for queries.
         chunks: Split long documents into passages; a document is found by its best one.
         max_length: Cut texts at this many tokens; by default the model's own limit.
         batch_size: Maximum number of texts per batch; by default sized from the device.
@@ -106,7 +117,8 @@ def index_records(
         >>> len(index)
         6
     """
-    check_type(index_type)
+    check_type(index_type, recall)
+    asked = _queries(queries, model.dimension)
     check_similarity(model.card.name, model.card.similarity, unit_vectors=model.card.normalize)
     path = Path(folder)
     if keep is not None:
@@ -119,33 +131,54 @@ def index_records(
     }
     there = _facts_there(path)
     kind = index_type or (there.index_type if there else "exact")
+    check_type(kind, recall)
     source = _source(records, options, None if there is None else there.input)
     if there is not None and source is not None and there.model_fingerprint == model.fingerprint:
         if _contents(there.input) == _contents(source):
-            with_type(path, kind)
+            with_type(path, kind, recall=recall, queries=asked)
             return SearchIndex.load(path), None
+    settings = {
+        "kind": "document", "max_length": max_length, "batch_size": batch_size, "dtype": "float32",
+        "shard_size": shard_size, "store_texts": True,
+    }  # fmt: skip
+    if there is not None:
+        synchronised = synchronise(
+            path, model, records, source, settings=settings, chunks=chunks, progress=progress
+        )  # fmt: skip
+        if synchronised is not None:
+            with_type(path, kind, recall=recall, queries=asked)
+            return SearchIndex.load(path), synchronised
     with OutputFolder(path) as output:
-        building = path / f"{_BUILDING}-{_key(model, source)}"
-        _remove_building(path, but=building)
+        building = path / f"{BUILDING}-{_key(model, source)}"
+        # Not what a structure is being built in.
+        remove_building(path, f"{BUILDING}-{'[0-9a-f]' * 12}", but=building.name)
         with contextlib.nullcontext() if progress is None else progress() as shown:
             report = encode_to_shards(
                 model, records, building, chunks=chunks, max_length=max_length, batch_size=batch_size,
                 shard_size=shard_size, store_texts=True, overwrite=source is None, progress=shown,
             )  # fmt: skip
-        _write_index(output, load_shards(building), kind, source)
-        _remove_building(path)
+        known = recall or (None if there is None else there.recall)
+        _write_index(output, load_shards(building), kind, source, known, asked)
+        remove_building(path)
     return SearchIndex.load(path), report
 
 
 def index_shards(
-    shards: ShardSet, folder: str | os.PathLike[str], *, index_type: IndexType | None = "exact"
+    shards: ShardSet,
+    folder: str | os.PathLike[str],
+    *,
+    index_type: IndexType | Auto | None = "exact",
+    recall: float | None = None,
+    queries: npt.ArrayLike | None = None,
 ) -> SearchIndex:
     """The index of encoded shards in a folder: the one that is there if nothing has changed, else a new one.
 
     Args:
         shards: What `encode_to_shards` wrote.
         folder: Where the index lies or will lie.
-        index_type: As in `index_records`.
+        index_type: As in `index_records`; None for that of the index that is there.
+        recall: As in `index_records`.
+        queries: As in `index_records`.
 
     Raises:
         OutputError: the folder cannot be written, or another process writes to it.
@@ -161,43 +194,110 @@ def index_shards(
         >>> len(index)
         6
     """
-    check_type(index_type)
+    check_type(index_type, recall)
+    asked = _queries(queries, shards.dimension)
     path = Path(folder)
     source = {"manifest_sha256": file_sha256(shards.folder / MANIFEST)}
     there = _facts_there(path)
     kind = index_type or (there.index_type if there else "exact")
+    check_type(kind, recall)
     if there is not None and there.input == source:
-        with_type(path, kind)
+        with_type(path, kind, recall=recall, queries=asked)
     else:
         with OutputFolder(path) as output:
-            _write_index(output, shards, kind, source)
+            known = recall or (None if there is None else there.recall)
+            _write_index(output, shards, kind, source, known, asked)
     return SearchIndex.load(path)
 
 
-def with_type(folder: str | os.PathLike[str], index_type: IndexType) -> None:
-    """Change the type of an index, if it has another one; its vectors stay."""
-    check_type(index_type)
+def with_type(
+    folder: str | os.PathLike[str],
+    index_type: IndexType | Auto,
+    *,
+    recall: float | None = None,
+    queries: Floats | None = None,
+) -> None:
+    """Change the type of an index, or how much of the nearest it finds, if it has another; its vectors stay.
+
+    Args:
+        folder: The index.
+        index_type: As in `index_records`.
+        recall: As in `index_records`. Where only this changes, nothing is built again: what it takes is measured.
+        queries: Vectors of queries [n, dimension] float32 to measure it with.
+    """
+    check_type(index_type, recall)
     path = Path(folder)
-    facts = read_facts(path)
-    if facts.index_type == index_type:
+    if _as_wanted(read_facts(path), index_type, recall):
         return
     with OutputFolder(path) as output:
-        _write_search(output, StoredFiles(path, facts.count, facts.dimension), facts, index_type)
+        facts = read_facts(path)
+        kind = choose_type(facts.rows, facts.dimension)[0] if index_type == "auto" else index_type
+        same = kind == facts.index_type
+        facts = replace(facts, recall=None if kind == "exact" else recall or facts.recall)
+        generation = next_generation(path)
+        segments = []
+        for segment in facts.segments:
+            stored = StoredFiles(path / segment.folder, segment.count, facts.dimension)
+            large = len(facts.segments) == 1 or segment.count >= STRUCTURE_FROM
+            if same and segment.structure is not None:
+                segments.append(measure_structure(path, segment, stored, facts, queries))
+            else:
+                wanted = kind if large else "exact"
+                segments.append(write_structure(output, segment, stored, facts, wanted, generation, queries))
+        kind = "exact" if facts.rows == 0 else kind
+        commit(output, replace(facts, index_type=kind, generation=generation, segments=tuple(segments)))
 
 
-def check_type(index_type: str | None) -> None:
+def _as_wanted(facts: Facts, index_type: IndexType | Auto, recall: float | None) -> bool:
+    kind = choose_type(facts.rows, facts.dimension)[0] if index_type == "auto" else index_type
+    return kind == facts.index_type and (kind == "exact" or recall in (None, facts.recall))
+
+
+def check_type(index_type: str | None, recall: float | None = None) -> None:
     """See to it that there is such a type of index, and what it needs; None is that of an index that is there.
 
     Raises:
-        ArgumentError: there is none of that name.
+        ArgumentError: there is none of that name, or none finds such a share of the nearest.
         MissingExtraError: it needs faiss, which is not installed.
     """
-    if index_type is None:
+    check_recall(recall)
+    if index_type in (None, "auto"):
         return
     if index_type not in INDEX_TYPES:
-        raise ArgumentError(f"index_type must be one of {', '.join(INDEX_TYPES)}, not {index_type!r}")
-    if index_type != "exact":
+        raise ArgumentError(f"index_type must be one of {', '.join(INDEX_TYPES)} or auto, not {index_type!r}")
+    if index_type == "exact" and recall is not None:
+        raise ArgumentError("an exact index finds all of the nearest: leave out recall, or choose another index_type")
+    if index_type not in ("exact", "int8"):
         require_extra("faiss", "faiss")  # Before hours of encoding, not after them.
+
+
+def choose_type(count: int, dimension: int) -> tuple[IndexType, str]:
+    """The type of index that `auto` stands for, and why.
+
+    Args:
+        count: Vectors.
+        dimension: Their width.
+    """
+    size = count * dimension * 4
+    of = f"{count:,} vectors of {dimension} dimensions, {size / 1e6:,.0f} MB"
+    if size <= _SMALL:
+        return "exact", f"{of}: to look at all of them takes some hundredths of a second"
+    if importlib.util.find_spec("faiss") is not None:
+        return "binary", f"{of}: codes of {count * (dimension // 8 + 16) / 1e6:,.0f} MB in cells find them with faiss"
+    return "int8", (
+        f"{of}: numbers of 8 bits take a quarter of that (pip install 'bgekit[faiss]' brings cells with smaller codes)"
+    )
+
+
+def _queries(queries: npt.ArrayLike | None, dimension: int) -> Floats | None:
+    if queries is None:
+        return None
+    vectors = np.asarray(queries, dtype=np.float32)
+    if vectors.ndim != 2 or vectors.shape[1] != dimension or not np.isfinite(vectors).all():
+        raise ArgumentError(
+            f"queries must be vectors [n, {dimension}] without NaN, these have the shape {list(vectors.shape)}"
+        )
+    return vectors
 
 
 def _facts_there(path: Path) -> Facts | None:
@@ -213,44 +313,28 @@ def _facts_there(path: Path) -> Facts | None:
     return None
 
 
-def _write_index(output: OutputFolder, shards: ShardSet, index_type: IndexType, source: Any) -> None:
+def _write_index(
+    output: OutputFolder,
+    shards: ShardSet,
+    index_type: IndexType | Auto,
+    source: Any,
+    recall: float | None,
+    queries: Floats | None,
+) -> None:
+    """Make encoded shards the index, in the place of the one that is there until then."""
     stored = StoredShards(shards)
-    facts = facts_of_shards(shards, index_type, source)
-    _remove(output.path / FACTS)  # From here to the end of `_write_search` there is no index.
-    offsets = np.zeros(stored.count + 1, dtype=np.int64)
-    with output.create(VECTORS) as file:
-        header = {"descr": "<f4", "fortran_order": False, "shape": (stored.count, stored.dimension)}
-        np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
-        for _, block in stored.blocks():
-            file.write(np.ascontiguousarray(block, dtype="<f4"))
-    with output.create(ROWS) as file:
-        for row, line in enumerate(stored.lines(), 1):
-            offsets[row] = offsets[row - 1] + file.write(line)
-    with output.create(OFFSETS) as file:
-        np.save(file, offsets)  # type: ignore[arg-type]
-    if (metadata := typed(shards.metadata_parts)) is not None:
-        schema, tables = metadata
-        with output.create(METADATA) as file:
-            write_table(file, schema, tables)
-            facts = replace(facts, metadata={"sha256": file.sha256, "columns": columns_of(schema)})
-    else:
-        _remove(output.path / METADATA)
-    _write_search(output, stored, facts, index_type)
-
-
-def _write_search(output: OutputFolder, stored: Stored, facts: Facts, index_type: IndexType) -> None:
-    _remove(output.path / FACTS)
-    if index_type == "exact" or stored.count == 0:
-        _remove(output.path / APPROXIMATE)
-        index_type = "exact"
-    else:
-        index = build_approximate(
-            index_type, stored.blocks, stored.count, stored.dimension, cosine=facts.similarity == "cosine",
-            normalized=facts.unit_vectors,
-        )  # fmt: skip
-        with output.create(APPROXIMATE) as file:
-            write_approximate(index, file)
-    write_facts(output, replace(facts, index_type=index_type))
+    kind = choose_type(stored.count, stored.dimension)[0] if index_type == "auto" else index_type
+    kind = "exact" if stored.count == 0 else kind
+    facts = replace(facts_of_shards(shards, kind, source), recall=None if kind == "exact" else recall)
+    # The first index of a folder lies in it; a later one beside the one that it replaces.
+    first = not (output.path / FACTS).exists()
+    generation = 0 if first else next_generation(output.path)
+    segment = write_segment(
+        output, "" if first else segment_name(generation), stored, chunked=facts.chunked,
+        metadata=typed(stored.metadata_parts),
+    )  # fmt: skip
+    segment = write_structure(output, segment, stored, facts, kind, generation, queries)
+    commit(output, replace(facts, metadata=segment.metadata, generation=generation, segments=(segment,)))
 
 
 def _keeping(records: Iterable[Record], keep: Keep) -> Iterable[Record]:
@@ -295,17 +379,3 @@ def _contents(source: Any) -> Any:
 
 def _key(model: Embedder, source: Any) -> str:
     return digest(json.dumps([model.fingerprint, _contents(source)], sort_keys=True))[:12]
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot remove {path}: {error.strerror or error}") from error
-
-
-def _remove_building(path: Path, *, but: Path | None = None) -> None:
-    """Remove the shards of builds that ended, or that were begun with another input."""
-    for old in path.glob(f"{_BUILDING}-*"):
-        if old != but:
-            shutil.rmtree(old, ignore_errors=True)  # Left behind it takes space, no more.

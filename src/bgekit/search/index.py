@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
@@ -14,12 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.chunking import document_of
-from ..data.metadata import Metadata, plain, row_of
+from ..data.metadata import Metadata, plain, rows_of
 from ..errors import ArgumentError, OutputError, check_count
 from ..inference.pipeline import Embeddings, Origin
-from ..inference.shards import MANIFEST, load_shards
+from ..inference.shards import MANIFEST, SHARD_SIZE, load_shards
 from ..inference.similarity import unit
 from ..models.card import UNSET, Unset
+from .approximate import Approximate, open_structure
+from .model_check import check_model
 from .nearest import (
     QUERIES,
     UNIT_LENGTH,
@@ -27,21 +31,39 @@ from .nearest import (
     Floats,
     Rows,
     nearest,
-    nearest_approximately,
-    read_approximate,
-    worthwhile,
+    pair_scores,
 )
-from .storage import APPROXIMATE, FACTS, Facts, Stored, StoredFiles, StoredShards, facts_of_shards, read_facts
+from .segments import document_hashes, documents_of
+from .storage import (
+    FACTS,
+    Facts,
+    Selected,
+    Stored,
+    StoredFiles,
+    StoredShards,
+    facts_of_shards,
+    open_stored,
+    read_deleted,
+    read_facts,
+    segments_of,
+)
+from .updates import Removal, UpdateReport, add_records, compact, remove_documents
 from .where import Where
 
 if TYPE_CHECKING:
+    from ..data.records import Record
+    from ..display.terminal import EncodeProgress
     from ..inference.model import Embedder
 
 logger = logging.getLogger(__name__)
 #: Passages looked at first for each document wanted.
 _PASSAGES_A_DOCUMENT: Final = 4
-#: Candidates of an approximate index beyond those wanted, which show whether the last one has copies.
-_SPARE: Final = 16
+#: Vectors of a block that is mapped, and of one that is gathered, which takes memory.
+_COMPARED, _GATHERED = 1 << 20, 4096
+#: Share of the rows, one in so many, below which these are gathered instead of looked at among all others.
+_SPARSE: Final = 3
+#: Rows of a sample that lie side by side.
+_RUN: Final = 4
 
 
 @dataclass(frozen=True)
@@ -88,7 +110,6 @@ class SearchIndex:
     """An index on disk; only what a search needs is read.
 
     Attributes:
-        facts: How the vectors were made, and how they are searched.
         folder: Where it lies.
 
     Example:
@@ -101,11 +122,10 @@ class SearchIndex:
         3
     """
 
-    def __init__(self, folder: Path, facts: Facts, stored: Stored) -> None:
-        self.folder, self.facts, self.stored = folder, facts, stored
+    def __init__(self, folder: Path, state: _State) -> None:
+        self.folder, self._state = folder, state
         self._checked: set[str] = set()
         self._warned = False
-        self._last: tuple[str, Rows] | None = None
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> SearchIndex:
@@ -117,20 +137,180 @@ class SearchIndex:
         """
         path = Path(folder)
         if (path / FACTS).exists():
-            facts = read_facts(path)
-            columns = None if facts.metadata is None else facts.metadata["columns"]
-            index = cls(path, facts, StoredFiles(path, facts.count, facts.dimension, columns))
-            if facts.index_type != "exact":
-                _ = index._approximate  # What is missing or damaged shows now.
-            return index
+            return cls(path, _opened(path))
         if (path / MANIFEST).exists():
             shards = load_shards(path)
-            return cls(path, facts_of_shards(shards), StoredShards(shards))
+            return cls(path, _State(facts_of_shards(shards), StoredShards(shards)))
         what = "is neither an index nor a folder of encoded shards" if path.exists() else "does not exist"
         raise OutputError(f"{path} {what}; `bge search FILE... --index DIR` makes an index")
 
+    def refresh(self) -> bool:
+        """Go on with what the index folder holds now, after documents were added or removed.
+
+        Until then an index that is open answers from the state that it was opened in, also when that state's files are
+        gone; so do searches under way in other threads. What has not changed stays open. An index of encoded shards
+        never changes.
+
+        Returns:
+            Whether it has changed.
+
+        Raises:
+            OutputError: the folder is no index any more, or damaged; the index stays as it is.
+        """
+        if isinstance(self.stored, StoredShards):
+            return False
+        state = _opened(self.folder, self._state)
+        if state is self._state:
+            return False
+        if state.facts.model_fingerprint != self.facts.model_fingerprint:
+            self._checked = set()
+        self._state = state
+        return True
+
+    @property
+    def facts(self) -> Facts:
+        """How the vectors were made, and how they are searched."""
+        return self._state.facts
+
+    @property
+    def stored(self) -> Stored:
+        """All rows, deleted ones included: what the numbers of rows mean."""
+        return self._state.stored
+
+    @property
+    def live(self) -> Stored:
+        """The rows that are not deleted, numbered anew."""
+        return self.stored if self._state.live is None else Selected(self.stored, self._state.live)
+
+    @property
+    def whole_structure(self) -> Any:
+        """The approximate structure over all rows where there is one and no row is deleted; else None."""
+        structures = self._state.structures
+        return structures[0][2] if len(structures) == 1 and self._state.deleted is None else None
+
+    def add(
+        self,
+        model: Embedder,
+        records: Iterable[Record],
+        *,
+        batch_size: int | None = None,
+        shard_size: int = SHARD_SIZE,
+        progress: Callable[[], EncodeProgress] | None = None,
+    ) -> UpdateReport:
+        """Add documents; one whose id is there replaces that document, with all its passages.
+
+        They are split and cut as those of the index. Texts that the replaced documents had already are not encoded
+        again. Records of files without an id are numbered within their file, behind its name (`more.txt#0`). A column
+        of metadata that is new is null in rows that are there. Until all is written, and if it fails, the index stays
+        what it was; an interrupted call with the same files goes on where it stopped.
+
+        Args:
+            model: The model that the index was made with.
+            records: The documents. Of files the columns are kept that the index keeps, and those that
+                `read_records(..., keep=...)` names.
+            batch_size: Maximum number of texts per batch; by default sized from the device.
+            shard_size: Texts encoded between two signs of progress.
+            progress: As in `index_records`.
+
+        Raises:
+            ArgumentError: the model is another one, or the files are read otherwise than those of the index.
+            DataError: a record cannot be read, or a column of metadata has another type than in the index.
+            OutputError: the folder cannot be written, or another process writes to it.
+        """
+        report = add_records(
+            self.folder, model, records, batch_size=batch_size, shard_size=shard_size, progress=progress
+        )
+        self.refresh()
+        return report
+
+    def remove(
+        self,
+        ids: Iterable[str] | None = None,
+        *,
+        where: str | None = None,
+        ignore_missing: bool = False,
+        dry_run: bool = False,
+    ) -> Removal:
+        """Remove documents, with all their passages, by their ids or by a condition on metadata.
+
+        They are not found any more; the space they take is free again after `compact`, or when `add` writes the part
+        of the index again that they lie in.
+
+        Args:
+            ids: Ids of documents.
+            where: Condition on metadata, as in `ask`.
+            ignore_missing: Remove the others where an id is not there; otherwise nothing is removed.
+            dry_run: Remove nothing, and say what would be removed.
+
+        Raises:
+            ArgumentError: both are given or neither, or the condition has no meaning for the metadata.
+            DataError: an id is not there.
+            OutputError: the folder cannot be written, or another process writes to it.
+        """
+        removal = remove_documents(self.folder, ids, where=where, ignore_missing=ignore_missing, dry_run=dry_run)
+        self.refresh()
+        return removal
+
+    def compact(self) -> UpdateReport:
+        """Write the index anew without what was removed, as one segment; nothing is encoded.
+
+        Takes as much space beside the index as it has, until it is done.
+
+        Raises:
+            OutputError: the folder cannot be written, or another process writes to it.
+        """
+        report = compact(self.folder)
+        self.refresh()
+        return report
+
+    @property
+    def documents(self) -> int:
+        """Documents: texts, or where these were split into passages, what was split."""
+        if isinstance(self.stored, StoredShards):
+            return len(documents_of(self.stored.lines(), chunked=self.facts.chunked))
+        found, first = list[npt.NDArray[np.uint64]](), 0
+        for part in segments_of(self.stored):
+            hashes, rows = document_hashes(part, chunked=self.facts.chunked)
+            deleted = self._state.deleted
+            found.append(hashes if deleted is None else hashes[~deleted[first + rows.astype(np.int64)]])
+            first += part.count
+        return len(np.unique(np.concatenate(found)))
+
+    def describe(self) -> dict[str, Any]:
+        """What the index holds and how it was made, as values that JSON takes: what `bge index info --json` prints."""
+        facts, settings = self.facts, self.facts.settings
+        size = 0
+        for place, _, names in os.walk(self.folder):
+            for name in names:
+                with contextlib.suppress(OSError):  # Gone meanwhile.
+                    size += os.path.getsize(os.path.join(place, name))
+        return {
+            "rows": len(self),
+            "documents": self.documents,
+            "deleted": self.stored.count - len(self),
+            "segments": max(len(facts.segments), 1),
+            "generation": facts.generation,
+            "bytes": size,
+            "index_type": facts.index_type,
+            "measured": self._measured(),
+            "dimension": facts.dimension,
+            "model": facts.model_name,
+            "similarity": facts.similarity,
+            "precision": facts.precision,
+            "max_length": settings["max_length"],
+            "chunk_size": settings.get("chunk_size"),
+            "chunk_overlap": settings.get("chunk_overlap"),
+            "texts": settings["store_texts"],
+            "columns": (facts.metadata or {}).get("columns", {}),
+        }
+
+    def _measured(self) -> dict[str, Any] | None:
+        """What was measured of the largest segment that is searched approximately; None without one."""
+        tuned = [(count, each.tuning) for _, count, each in self._state.structures if each is not None and each.tuning]
+        return max(tuned, key=lambda each: each[0])[1].to_dict() if tuned else None
+
     def __len__(self) -> int:
-        """Vectors; with documents split into passages, of passages."""
+        """Vectors, deleted ones left out; with documents split into passages, of passages."""
         return self.facts.count
 
     @property
@@ -140,8 +320,13 @@ class SearchIndex:
 
     @property
     def metadata(self) -> Any:
-        """Columns that were kept, as a pyarrow table with a row per vector; None without."""
-        return self.stored.metadata
+        """Columns that were kept, as a pyarrow table with a row per vector; None without.
+
+        Mapped into memory; where documents were removed since the index was compacted, the others are copied.
+        """
+        if self._state.metadata is None:
+            self._state.metadata = self.live.metadata
+        return self._state.metadata
 
     def ask(
         self,
@@ -170,12 +355,13 @@ class SearchIndex:
                 meaning for its metadata.
         """
         check_count("rerank_top_k", rerank_top_k, "documents")
-        kept = None if where is None else self.rows_where(where)
+        now = copy.copy(self)  # Which no refresh() changes meanwhile.
+        kept = now._kept(where)
         self._check_model(model)
         vectors = model.encode_queries(list(queries), convert_to_numpy=True, instruction=instruction)
         if reranker is None:
-            return self._search(vectors, top_k, kept)
-        return reranked(reranker, list(queries), self._search(vectors, max(top_k, rerank_top_k), kept), top_k)
+            return now._search(vectors, top_k, kept)
+        return reranked(reranker, list(queries), now._search(vectors, max(top_k, rerank_top_k), kept), top_k)
 
     def search(
         self, queries: npt.ArrayLike, top_k: int = 10, *, where: str | None = None, model: Embedder | None = None
@@ -195,28 +381,89 @@ class SearchIndex:
             ArgumentError: the vectors, or the model, are of another model than the index, or the condition has no
                 meaning for its metadata.
         """
-        if model is not None:
-            self._check_model(model)
-        for origin in _origins(queries):
-            self._check_origin(origin, model)
-        return self._search(queries, top_k, None if where is None else self.rows_where(where))
+        self._check_vectors(queries, model)
+        now = copy.copy(self)
+        return now._search(queries, top_k, now._kept(where))
+
+    def nearest(
+        self, vectors: npt.ArrayLike, k: int, where: str | None = None, *, model: Embedder | None = None
+    ) -> tuple[Floats, Rows]:
+        """Scores and rows of the nearest stored vectors of each query vector, best first; `search` makes hits of them.
+
+        Rows are numbered from 0 through the whole index as it is now, as those of `metadata` are: `add` and `remove`
+        change the numbers. With documents split into passages, each passage is a row.
+        Of equal scores the earlier row comes first. Where fewer than `k` rows can be found, the rest of a line is
+        filled as faiss fills it, with row -1, and with the score -inf.
+
+        Args:
+            vectors: Query vectors [n, dimension], or one [dimension].
+            k: Rows wanted of each.
+            where: Condition on metadata, as in `ask`.
+            model: The model that made the query vectors, as in `search`.
+
+        Returns:
+            Scores [n, k] float32, cosines or dot products as `search` gives them, and rows [n, k] int64.
+
+        Raises:
+            ArgumentError: as `search`.
+
+        Example:
+            >>> from bgekit import FlagModel
+            >>> from bgekit.data import read_records
+            >>> from bgekit.search import index_records
+            >>> model = FlagModel("BAAI/bge-small-en-v1.5")
+            >>> index, report = index_records(model, read_records("corpus.jsonl"), "index")
+            >>> scores, rows = index.nearest(model.encode_queries(["where did the cat sit?"]), k=3)
+            >>> scores.shape, rows.shape
+            ((1, 3), (1, 3))
+        """
+        self._check_vectors(vectors, model)
+        queries = self._as_queries(vectors)
+        check_count("k", k, "rows")
+        now = copy.copy(self)
+        kept = now._kept(where)
+        step = _at_once(k)
+        found = [now._nearest(queries[first : first + step], k, kept) for first in range(0, len(queries), step)]
+        if len(found) == 1:
+            return found[0][0], now._numbers(found[0][1])
+        scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+        for first, (own, there) in zip(range(0, len(queries), step), found, strict=True):
+            scores[first : first + step], rows[first : first + step] = own, now._numbers(there)
+        return scores, rows
 
     def rows_where(self, where: str) -> Rows:
-        """The rows that meet a condition on metadata, in order.
+        """The rows that meet a condition on metadata, in order, numbered as by `nearest`.
 
         Raises:
             ArgumentError: it is not written as conditions are, or has no meaning for the metadata of the index.
         """
-        if self._last is None or self._last[0] != where:
+        now = copy.copy(self)
+        return now._numbers(now._meeting(where))
+
+    def _meeting(self, where: str) -> Rows:
+        """The rows that are stored, not deleted, and meet a condition, in order."""
+        state = self._state
+        last, metadata = state.last, state.stored.metadata
+        if last is None or last[0] != where:
             condition = Where(where)
-            if self.metadata is None:
+            if metadata is None:
                 columns = [each if each.isidentifier() else f"'{each}'" for each in condition.columns]
                 raise ArgumentError(
                     f"{self.folder} keeps no metadata for a condition: build it again with keep=[...] "
                     f"(--keep {' '.join(columns)})"
                 )
-            self._last = where, np.flatnonzero(condition.rows(self.metadata))
-        return self._last[1]
+            meeting = condition.rows(metadata)
+            state.last = last = where, np.flatnonzero(meeting if state.deleted is None else meeting & ~state.deleted)
+        return last[1]
+
+    def _kept(self, where: str | None) -> Rows | None:
+        """The rows that may be found; None for all."""
+        return self._state.live if where is None else self._meeting(where)
+
+    def _numbers(self, rows: Rows) -> Rows:
+        """Numbers, among those that are not deleted, of rows that are stored; -1 is no row."""
+        live = self._state.live
+        return rows if live is None else np.where(rows < 0, rows, np.searchsorted(live, rows))
 
     def _check_model(self, model: Embedder) -> None:
         if model.fingerprint not in self._checked:
@@ -248,92 +495,176 @@ class SearchIndex:
                 )
             self._check_model(cast("Embedder", origin.model))
 
-    def _search(self, queries: npt.ArrayLike, top_k: int, kept: Rows | None) -> list[list[Hit]]:
+    def _check_vectors(self, vectors: npt.ArrayLike, model: Embedder | None) -> None:
+        if model is not None:
+            self._check_model(model)
+        for origin in _origins(vectors):
+            self._check_origin(origin, model)
+
+    def _as_queries(self, queries: npt.ArrayLike) -> Floats:
         vectors = np.atleast_2d(np.asarray(queries, dtype=np.float32))
-        check_count("top_k", top_k, "documents")
         if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
             raise ArgumentError(
                 f"query vectors must have {self.dimension} dimensions, these have the shape {vectors.shape}"
             )
         if not np.isfinite(vectors).all():
             raise ArgumentError("a query vector has NaN or infinity")
+        return vectors
+
+    def _search(self, queries: npt.ArrayLike, top_k: int, kept: Rows | None) -> list[list[Hit]]:
+        vectors = self._as_queries(queries)
+        check_count("top_k", top_k, "documents")
         found: list[list[Hit]] = []
-        for first in range(0, len(vectors), QUERIES):
-            part = vectors[first : first + QUERIES]
+        step = _at_once(top_k)
+        for first in range(0, len(vectors), step):
+            part = vectors[first : first + step]
             hits = self._documents if self.facts.chunked else self._rows_as_hits
             found += hits(part, top_k, kept)
         return found
 
-    def _metadata_of(self, row: int) -> Metadata:
-        return {} if self.metadata is None else row_of(self.metadata, row)
-
     def _rows_as_hits(self, queries: Floats, top_k: int, kept: Rows | None) -> list[list[Hit]]:
+        scores, rows = self._nearest(queries, top_k, kept)
+        known = self._known(rows)
+        metadata = self._metadata_of(known)
         return [
             [
-                Hit(rank, float(score), *self.stored.row(int(row)), metadata=self._metadata_of(int(row)))
-                for rank, (score, row) in enumerate(zip(scores, rows, strict=True), 1)
+                Hit(rank, score, *known[row], metadata=dict(metadata.get(row, ())))
+                for rank, (score, row) in enumerate(zip(own, there, strict=True), 1)
+                if row >= 0
             ]
-            for scores, rows in self._nearest(queries, top_k, kept)
+            for own, there in zip(scores.tolist(), rows.tolist(), strict=True)
         ]
 
     def _documents(self, queries: Floats, top_k: int, kept: Rows | None) -> list[list[Hit]]:
         """Documents by their best passage: the first of each in the order of passages."""
         answers: list[list[Hit]] = [[] for _ in queries]
         open_queries = list(range(len(queries)))
-        depth, most = _PASSAGES_A_DOCUMENT * top_k, len(self) if kept is None else len(kept)
+        depth, most = _PASSAGES_A_DOCUMENT * top_k, self.stored.count if kept is None else len(kept)
         while open_queries:
-            found = self._nearest(queries[open_queries], depth, kept)
-            for query, (scores, rows) in zip(open_queries, found, strict=True):
-                answers[query] = self._best_passages(scores, rows, top_k)
+            scores, rows = self._nearest(queries[open_queries], min(depth, most), kept)
+            known = self._known(rows)
+            best = [
+                self._best_passages(own, there, known, top_k)
+                for own, there in zip(scores.tolist(), rows.tolist(), strict=True)
+            ]
+            metadata = self._metadata_of(dict.fromkeys(row for passages in best for row in passages))
+            for query, passages in zip(open_queries, best, strict=True):
+                answers[query] = [replace(hit, metadata=dict(metadata.get(row, ()))) for row, hit in passages.items()]
             # One long document can have all the passages looked at: look at more.
             open_queries = [query for query in open_queries if len(answers[query]) < top_k and depth < most]
             depth *= 4
         return answers
 
-    def _best_passages(self, scores: Floats, rows: Rows, top_k: int) -> list[Hit]:
-        hits: dict[str, Hit] = {}
+    def _best_passages(
+        self, scores: list[float], rows: list[int], known: Mapping[int, tuple[str, str | None]], top_k: int
+    ) -> dict[int, Hit]:
+        """Hits by their rows, without metadata."""
+        hits: dict[int, Hit] = {}
+        documents: set[str] = set()
         for score, row in zip(scores, rows, strict=True):
-            name, text = self.stored.row(int(row))
-            document, number = document_of(name)
-            if document not in hits:
-                metadata = self._metadata_of(int(row))
-                hits[document] = Hit(len(hits) + 1, float(score), document, text, number, metadata=metadata)
-            if len(hits) == top_k:
+            if row < 0 or len(hits) == top_k:
                 break
-        return list(hits.values())
+            name, text = known[row]
+            document, number = document_of(name)
+            if document not in documents:
+                documents.add(document)
+                hits[row] = Hit(len(hits) + 1, score, document, text, number)
+        return hits
 
-    def _nearest(self, queries: Floats, top_k: int, kept: Rows | None) -> list[tuple[Floats, Rows]]:
+    def _known(self, rows: Rows) -> dict[int, tuple[str, str | None]]:
+        """Ids and texts of rows, each of which is read once; -1 is no row."""
+        some = np.unique(rows)
+        some = some[some >= 0]
+        return dict(zip(some.tolist(), self.stored.rows_at(some), strict=True))
+
+    def _metadata_of(self, rows: Iterable[int]) -> dict[int, Metadata]:
+        """The metadata of rows; none without metadata."""
+        metadata = self.stored.metadata
+        if metadata is None:
+            return {}
+        some = list(rows)
+        return dict(zip(some, rows_of(metadata, some), strict=True))
+
+    def _nearest(self, queries: Floats, top_k: int, kept: Rows | None) -> tuple[Floats, Rows]:
+        """Scores and rows [queries, top_k], best first, filled with -inf and -1 where there are fewer rows."""
         cosine = self.facts.similarity == "cosine"
-        kept = None if kept is not None and len(kept) == len(self) else kept
-        top_k = min(top_k, len(self) if kept is None else len(kept))
-        if top_k == 0:
-            return [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in queries]
+        kept = None if kept is not None and len(kept) == self.stored.count else kept
+        wanted = min(top_k, self.stored.count if kept is None else len(kept))
+        scores = np.full((len(queries), top_k), -np.inf, np.float32)
+        rows = np.full((len(queries), top_k), -1, np.int64)
+        if wanted == 0:
+            return scores, rows
         queries = unit(queries) if cosine else queries
-        found = self._candidates(queries, top_k, kept)
-        answers = [self._scored(query, rows, cosine) for query, rows in zip(queries, found, strict=True)]
         # All queries of an exact index; of others those whose cells or whose graph did not lead to enough, or to copies
         # of the last text so many that there may be earlier ones among those left out.
-        few = [query for query, (scores, _) in enumerate(answers)
-               if len(scores) < top_k or scores[top_k - 1] == scores[-1]]  # fmt: skip
+        few = []
+        for query, found in enumerate(self._candidates(queries, wanted, kept)):
+            if len(found) >= wanted:
+                own, there = self._scored(queries[query], found, cosine)
+                scores[query, :wanted], rows[query, :wanted] = own[:wanted], there[:wanted]
+            if len(found) < wanted or own[wanted - 1] == own[-1]:
+                few.append(query)
         if few:
-            # Of unit vectors the dot product is the cosine: no need to measure the length of every one again.
-            cosine_needed = cosine and not self.facts.unit_vectors
-            longest = UNIT_LENGTH if self.facts.unit_vectors else None
-            blocks: AnyBlocks = self.stored.blocks() if kept is None else self.stored.gathered(kept)
-            complete = nearest(queries[few], blocks, top_k, cosine=cosine_needed, longest=longest)
-            for query, (_, rows) in zip(few, complete, strict=True):
-                answers[query] = self._scored(queries[query], rows, cosine)
-        return [(scores[:top_k], rows[:top_k]) for scores, rows in answers]
+            scores[few, :wanted], rows[few, :wanted] = self._compared(queries[few], wanted, kept, cosine)
+        return scores, rows
+
+    def _compared(self, queries: Floats, top_k: int, kept: Rows | None, cosine: bool) -> tuple[Floats, Rows]:
+        """Scores and rows [queries, top_k] of the nearest of all rows, or of those kept: every one is looked at."""
+        stored, count = self.stored, self.stored.count if kept is None else len(kept)
+
+        def gathered(rows: Rows) -> AnyBlocks:
+            for first in range(0, len(rows), _GATHERED):
+                part = rows[first : first + _GATHERED]
+                yield part, partial(stored.vectors, part)
+
+        def blocks() -> AnyBlocks:
+            if kept is None:
+                yield from stored.blocks(_COMPARED)
+            elif count * _SPARSE < stored.count:
+                yield from gathered(kept)
+            else:
+                # To look at the others, too, takes less time than to gather these.
+                for first, block in stored.blocks(_COMPARED):
+                    begin, end = np.searchsorted(kept, (first, first + len(block)))
+                    rows = np.full(len(block), -1, dtype=np.int64)
+                    rows[kept[begin:end] - first] = kept[begin:end]
+                    yield rows, block
+
+        def sample(size: int) -> AnyBlocks:
+            # Some rows side by side, so that a cold disk is read at fewer places.
+            firsts = np.linspace(0, count - _RUN, size // _RUN).astype(np.int64)
+            some = (firsts[:, None] + np.arange(_RUN)).ravel()
+            return gathered(some if kept is None else kept[some])
+
+        # Of unit vectors the dot product is the cosine: no need to measure the length of every one again.
+        units = self.facts.unit_vectors
+        return nearest(
+            queries, blocks, top_k, cosine=cosine and not units, longest=UNIT_LENGTH if units else None,
+            count=count, sample=sample,
+        )  # fmt: skip
 
     def _candidates(self, queries: Floats, top_k: int, kept: Rows | None) -> list[Rows]:
-        """Rows that an approximate index finds, some more than wanted.
+        """Rows that approximate structures find, some more than wanted, and those of segments that have none.
 
         None without one, or where looking at every vector is no more work.
         """
-        rows = len(self) if kept is None else len(kept)
-        if self.facts.index_type == "exact" or top_k > rows // 4 or not worthwhile(self._approximate, rows):
-            return [np.empty(0, np.int64) for _ in queries]
-        return nearest_approximately(self._approximate, queries, top_k + _SPARE, kept)
+        none = [np.empty(0, np.int64) for _ in queries]
+        if all(structure is None for _, _, structure in self._state.structures):
+            return none
+        found = [[each] for each in none]
+        row_bytes = 4 * self.dimension
+        for (first, count, structure), inside in zip(self._state.structures, self._state.inside(kept), strict=True):
+            rows = count if inside is None else int(np.count_nonzero(inside))
+            if structure is None or not structure.worthwhile(min(top_k, rows), rows, row_bytes):
+                if count * 2 > self.stored.count and rows * 8 > count:
+                    return none  # One pass over all vectors looks at these as quickly.
+                every = np.arange(count) if inside is None else np.flatnonzero(inside)
+                for each in found:
+                    each.append(first + every)
+            else:
+                for each, some in zip(found, structure.candidates(queries, top_k, inside), strict=True):
+                    each.append(first + some)
+        return [np.concatenate(each) for each in found]
 
     def _scored(self, query: Floats, rows: Rows, cosine: bool) -> tuple[Floats, Rows]:
         """Rows in the order of their scores, computed one by one, for a query of length 1 if scores are cosines.
@@ -341,19 +672,98 @@ class SearchIndex:
         A matrix product rounds a row's score differently depending on its place in a block, so that equal texts
         could come out unequal; like this, scores depend on the two vectors alone, whatever the type of index.
         """
-        vectors = self.stored.vectors(rows).astype(np.float64)
-        if cosine:
-            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        scores = (vectors * query.astype(np.float64)).sum(axis=1).astype(np.float32)
+        vectors, one = self.stored.vectors(rows), np.zeros(len(rows), dtype=np.int64)
+        scores = pair_scores(query[None].astype(np.float64), one, vectors, np.arange(len(rows)), cosine=cosine)
         order = np.lexsort((rows, -scores))
         return scores[order], rows[order]
 
-    @cached_property
-    def _approximate(self) -> Any:
-        index = read_approximate(self.folder / APPROXIMATE)
-        if index.ntotal != len(self) or index.d != self.dimension:
-            raise OutputError(f"{self.folder / APPROXIMATE} belongs to another index; build the index again")
-        return index
+
+@dataclass
+class _State:
+    """What index.json said when it was read, and the files that it names, open.
+
+    Attributes:
+        facts: What it said.
+        stored: The rows.
+        deleted: Whether each row is deleted; None where none is.
+        live: The rows that are not; None for all.
+        structures: First row, number of rows and approximate structure of each segment; None for none.
+        last: The last condition, and the rows that met it.
+        marked: The last rows that were marked, and their marks in each segment.
+        metadata: The columns of rows that are not deleted, once they were asked for.
+    """
+
+    facts: Facts
+    stored: Stored
+    deleted: npt.NDArray[np.bool_] | None = None
+    live: Rows | None = None
+    structures: list[tuple[int, int, Approximate | None]] = field(default_factory=list)
+    last: tuple[str, Rows] | None = None
+    metadata: Any = None
+    marked: tuple[Rows, list[npt.NDArray[np.bool_] | None]] | None = None
+
+    def inside(self, kept: Rows | None) -> list[npt.NDArray[np.bool_] | None]:
+        """Whether each row of each segment is among some rows; None where all of a segment are, or all are wanted."""
+        if kept is None:
+            return [None] * len(self.structures)
+        marked = self.marked
+        if marked is None or marked[0] is not kept:
+            marks: list[npt.NDArray[np.bool_] | None] = []
+            for first, count, _ in self.structures:
+                begin, end = np.searchsorted(kept, (first, first + count))
+                marks.append(None if end - begin == count else np.zeros(count, dtype=np.bool_))
+                if marks[-1] is not None:
+                    marks[-1][kept[begin:end] - first] = True
+            self.marked = marked = kept, marks
+        return marked[1]
+
+
+#: Times that an index is read again because a change was made meanwhile.
+_ATTEMPTS: Final = 100
+
+
+def _opened(path: Path, before: _State | None = None) -> _State:
+    """The present state of an index folder; `before` itself if that is still it.
+
+    Whoever changes an index removes the files of the state before, so one of them may be gone when it is opened: then
+    there is a new index.json.
+    """
+    for _ in range(_ATTEMPTS):
+        facts = read_facts(path)
+        if before is not None and before.facts == facts:
+            return before
+        try:
+            return _open_state(path, facts, before)
+        except OutputError:
+            if read_facts(path) == facts:
+                raise
+    raise OutputError(f"{path} changes faster than it can be opened: try again")
+
+
+def _open_state(path: Path, facts: Facts, before: _State | None) -> _State:
+    known: dict[str, StoredFiles] = {}
+    structures: dict[str, Any] = {}
+    if before is not None and before.facts.dimension == facts.dimension:
+        opened = zip(before.facts.segments, segments_of(before.stored), before.structures, strict=True)
+        for segment, part, (_, _, structure) in opened:
+            if segment in facts.segments and part.is_current():
+                known[segment.folder], structures[segment.folder] = part, structure
+    stored = open_stored(path, facts, known)
+    deleted = read_deleted(path, facts)
+    found, first = list[tuple[int, int, Any]](), 0
+    for segment in facts.segments:
+        structure = structures.get(segment.folder)
+        if structure is None and segment.structure is not None:
+            # What is missing or damaged shows now.
+            structure = open_structure(path / segment.folder, segment.structure, segment.count, facts.dimension)
+        found.append((first, segment.count, structure))
+        first += segment.count
+    return _State(facts, stored, deleted, None if deleted is None else np.flatnonzero(~deleted), found)
+
+
+def _at_once(top_k: int) -> int:
+    """Queries that are compared at once: the fewer, the more rows of each are wanted, as these take memory."""
+    return max(64, QUERIES * 1000 // max(top_k, 1000 // 8))
 
 
 def _origins(queries: object) -> set[Origin | None]:
@@ -395,101 +805,3 @@ def reranked(scorer: PairScorer, queries: Sequence[str], found: Sequence[Sequenc
         scored.sort(key=lambda hit: -hit.score)
         answers.append([replace(hit, rank=rank) for rank, hit in enumerate(scored[:top_k], 1)])
     return answers
-
-
-#: Rows among which a short text is looked for, to encode it again.
-_ROWS: Final = 64
-#: Characters that every model takes uncut.
-_SHORT: Final = 100
-#: Least cosine of a text's new vector to the stored one. Number formats differ by less than 0.02, models by more.
-_COSINE: Final = 0.98
-
-
-def check_model(model: Embedder, facts: Facts, stored: Stored) -> None:
-    """Make sure that the model makes vectors like those of the index.
-
-    Another number format than the one the index was made in is fine (an index made on a machine that is fast in
-    bfloat16 may be searched on one that is not); so are other instructions for queries. A text of the index,
-    encoded again, tells them from another model.
-
-    Raises:
-        ArgumentError: it does not; the message says what differs.
-    """
-    if model.fingerprint == facts.model_fingerprint:
-        return
-    difference = _difference(model, facts, stored)
-    if difference is None:
-        return
-    (what, advice), name = difference, facts.model_name
-    if name == model.card.name:
-        raise ArgumentError(
-            f"the index was made with {name}, with other settings: {what}. {advice}, or build the index again"
-        )
-    raise ArgumentError(
-        f"the index was made with {name} and cannot be searched with {model.card.name}: {what}. "
-        f"Search with --model {name}, or build an index with {model.card.name}."
-    )
-
-
-def _difference(model: Embedder, facts: Facts, stored: Stored) -> tuple[str, str] | None:
-    """What differs, and advice where the model is the same one."""
-    card = model.card.to_dict()
-    if model.dimension != facts.dimension:
-        whole = facts.dimension == facts.model_card.get("dimension")
-        return (
-            f"its vectors have {facts.dimension} dimensions, the model's have {model.dimension}",
-            "Leave out truncate_dim=..." if whole else f"Give truncate_dim={facts.dimension}",
-        )
-    for fact, argument in (("pooling", "pooling_method"), ("normalize", "normalize_embeddings"), ("similarity", "")):
-        before = facts.model_card.get(fact)
-        if card[fact] != before:
-            advice = "Use the model as it was then"
-            if fact == "normalize":
-                advice = "Leave out normalize_embeddings=False" if before else "Give normalize_embeddings=False"
-            elif argument:
-                advice = f"Give {argument}={before}"
-            return f"{fact} was {before} and is {card[fact]} now", advice
-    if stored.count == 0:
-        return None
-    row, text = _short_text(stored)
-    if not text:
-        return (
-            "their fingerprints differ, and the index keeps no texts to compare their vectors by",
-            "Give the model's files and options as they were then",
-        )
-    role: str = facts.settings["kind"]
-    length = min(facts.settings["max_length"], model.card.max_length)
-    encoded = next(iter(model.encode_blocks([[text]], role=role, max_length=length)))
-    cosine = float(unit(encoded.vectors[0]) @ unit(stored.vectors(np.asarray([row]))[0]))
-    if cosine < _COSINE:
-        return (
-            f"a text of the index has another vector now (cosine {cosine:.3f} to the stored one)",
-            _of_prompts(card, facts) or "Give the model's files as they were then",
-        )
-    logger.info(
-        "the index was made by %s in %s and is searched by %s in %s: a text's vectors agree (cosine %.4f)",
-        facts.model_name, facts.precision, model.card.name, model.precision, cosine,
-    )  # fmt: skip
-    return None
-
-
-def _of_prompts(card: Mapping[str, Any], facts: Facts) -> str | None:
-    """Advice where documents have another instruction now; None where they have the same."""
-    before, now = (each.get("prompts", {}).get("document", ["", ""]) for each in (facts.model_card, card))
-    if list(before) == list(now):
-        return None
-    if before[1]:
-        return (
-            f"Documents had the instruction {before[0]!r}, with {before[1]!r} behind the text: give the model with it"
-        )
-    return f"Give passage_instruction_for_retrieval={before[0]!r}"
-
-
-def _short_text(stored: Stored) -> tuple[int, str]:
-    """Row and text of the longest of the first texts that no model cuts, else of the shortest; "" without texts."""
-    texts = [stored.row(row)[1] or "" for row in range(min(_ROWS, stored.count))]
-    lengths = [len(text) for text in texts]
-    best = max(range(len(texts)), key=lambda row: lengths[row] if lengths[row] <= _SHORT else -lengths[row])
-    if not texts[best]:
-        best = min((row for row in range(len(texts)) if texts[row]), key=lengths.__getitem__, default=best)
-    return best, texts[best]

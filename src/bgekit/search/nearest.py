@@ -1,20 +1,31 @@
-"""The nearest vectors: found by looking at every one of them, or most of them by an approximate index of faiss."""
+"""The nearest vectors, found by looking at every one of them.
+
+A product of matrices says which rows may be among the best of a query, and only these are scored, each row for itself
+in float64. Where the processor is faster with 16-bit numbers, the product is one of bfloat16. That is some thousandths
+off, and how far at most follows from the lengths of the two vectors, so that no row is missed. What is found does
+therefore not depend on how rows are divided into blocks, nor on the number of threads.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import Any, Final
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import OutputError, import_extra
+from ..errors import ArgumentError
 from ..inference.similarity import unit
 
-#: Queries compared at once; with a block of vectors this bounds the memory that scores take.
-QUERIES: Final = 256
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Queries that callers compare at once: with the rows wanted this bounds the memory that a search takes.
+QUERIES: Final = 1024
 #: No vector of length 1 is longer, however it was rounded.
 UNIT_LENGTH: Final = 1.001
 
@@ -22,231 +33,580 @@ Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 #: The first row of each block of vectors, and the block [rows, d] in any float type, in order.
 Blocks = Iterable[tuple[int, npt.NDArray[Any]]]
-#: The same, or with the number of each row where these do not follow one another.
-AnyBlocks = Iterable[tuple[int | Rows, npt.NDArray[Any]]]
+#: The same, or with the number of each row, -1 for one that must not be found; the block itself, or what reads it.
+AnyBlocks = Iterable[tuple["int | Rows", "npt.NDArray[Any] | Callable[[], npt.NDArray[Any]]"]]
+
+#: Up to so many queries the time goes into reading the vectors, which a product of 16-bit numbers reads no faster.
+_FEW: Final = 8
+#: Products computed at once by a thread, and most rows of a block, so that both stay in the processor's caches.
+_PRODUCTS: Final = 1 << 22
+_ROWS: Final = 16384
+#: Least rows for which another thread is worth its start.
+_SHARED: Final = 256
+#: Pairs of vectors scored at once, and pairs of a query from which on they are scored query by query.
+_PAIRS: Final = 128
+_MANY: Final = 24
+#: Longer vectors are not multiplied as 16-bit numbers, where sums might overflow; shorter products are taken for 0.
+_LONG, _TINY = 1e15, 1e-20
+#: Unit roundoff of bfloat16, and twice that of float32.
+_ROUNDING_16, _ROUNDING_32 = 2.0**-8, 2.0**-23
+#: Columns behind a vector: three for the score that a query asks for, one for how far the product may be off.
+_COLUMNS: Final = 4
+#: Widths that the processor multiplies without a rest are multiples of this.
+_TILE: Final = 32
+#: Columns of which only the best is looked at, where the k-th best of very many is wanted.
+_GROUP: Final = 16
+#: A key that comes after that of any row, and what its row's number must be below.
+_NONE: Final = np.uint64(2**64 - 1)
+_MOST_ROWS: Final = 2**32 - 1
+#: Products of a sample of which only the best is looked at.
+_MAXIMA: Final = 4
+#: Vectors from which on a sample of them says what scores to expect; the sample's share, one in so many, and size.
+_SAMPLED_FROM, _SAMPLED, _SAMPLE_MOST = 1 << 16, 8, 1 << 16
 
 
 class TopK:
     """The best rows for each query so far, of vectors that come block by block.
 
-    A product of matrices finds who may be among the best, but it rounds a row's score by the row's place in the
-    block and by the number of rows. What it finds is therefore scored once more, each row for itself: equal vectors
-    have equal scores, whatever block they lie in.
+    A score is the dot product of two vectors, or their cosine, added up in float64 and rounded to float32: it depends
+    on these two alone. Of equal scores the lower row comes first, in whatever order the blocks come.
     """
 
-    def __init__(self, queries: Floats, top_k: int, *, cosine: bool, longest: float | None = None) -> None:
+    def __init__(
+        self,
+        queries: Floats,
+        top_k: int,
+        *,
+        cosine: bool,
+        longest: float | None = None,
+        expected: Floats | None = None,
+    ) -> None:
         """Nothing seen yet.
 
         Args:
-            queries: [n, d] float32, at most `QUERIES` of them.
+            queries: [n, d] float32.
             top_k: Rows wanted; there are fewer when there are fewer vectors.
-            cosine: Compare by cosine; otherwise by dot product. Both are computed in float32.
+            cosine: Compare by cosine; otherwise by dot product.
             longest: A length that no vector exceeds, where it is known: it need not be measured.
+            expected: [n] float32, scores that the rows wanted are expected to have at least. Rows with lower ones are
+                not kept, so `unsure` tells for which queries it was too much.
         """
         self._queries = unit(queries) if cosine else np.asarray(queries, dtype=np.float32)
+        self._wide = self._queries.astype(np.float64)
         self._top_k, self._cosine = top_k, cosine
         self._longest = UNIT_LENGTH if cosine else longest
-        self._lengths = np.sqrt(np.einsum("nd,nd->n", self._queries, self._queries))[:, None]
-        self._best = [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in queries]
-        # What a row must exceed to be among the best so far: an equal row comes later, so it loses.
-        self._floors = np.full((len(queries), 1), -np.inf, dtype=np.float32)
+        count = len(self._queries)
+        # Rows and scores as keys whose order is that of the best: some more than twice as many as wanted.
+        self._keys = np.full((count, 2 * top_k + 256), _NONE, dtype=np.uint64)
+        self._counts = np.zeros(count, dtype=np.int64)
+        self._worst = np.full(count, _NONE, dtype=np.uint64)
+        # What a score must exceed to be among the best so far.
+        self._floors = np.full(count, -np.inf, np.float32) if expected is None else np.nextafter(expected, -np.inf)
+        self._expected = self._floors.copy()
+        self._lock, self._own = threading.Lock(), threading.local()
+        self._product: _Product | None = None
+        self._pool: ThreadPoolExecutor | None = None
 
     def add(self, rows: int | Rows, block: npt.NDArray[Any]) -> None:
         """Look at the vectors [rows, d] of a block, of any float type.
 
         Args:
-            rows: The number of its first row, if all follow one another, or of each of them, in order.
+            rows: The number of its first row, if all follow one another, or of each of them, -1 for one that must not
+                be found.
             block: Their vectors.
         """
-        vectors = unit(block) if self._cosine else np.asarray(block, dtype=np.float32)
-        if not len(vectors):
+        self.add_all([(rows, block)])
+
+    def add_all(self, blocks: AnyBlocks) -> None:
+        """Look at all the vectors of some blocks, in as many threads as torch uses."""
+        import torch
+
+        threads, parts = torch.get_num_threads(), self._parts(blocks, torch.get_num_threads())
+        if not len(self._queries):
             return
-        for query, columns, scores in self._promising(vectors, self._lengths * self._rounding(vectors)):
-            found = rows + columns if isinstance(rows, int) else rows[columns]
-            self._best[query] = _merge(self._best[query], scores, found, self._top_k)
-            if len(self._best[query][0]) == self._top_k:
-                self._floors[query] = self._best[query][0][-1]
+        self._product = self._product or self._chosen_product()
+        first, second = next(parts, None), next(parts, None)
+        if first is None:
+            return
+        if second is None:
+            self._look(*first)
+            return
+        every = _chain(first, second, parts)
+        # To gather vectors is work for several threads, too, though there be few queries.
+        if threads > 1 and (self._threaded() or callable(first[1])):
+            self._by_threads(every, threads)
+            return
+        for part in every:
+            self._look(*part)
+
+    def at_rank(self, rank: int, blocks: AnyBlocks) -> Floats:
+        """About the score [n] that so many of the vectors of blocks reach; nothing is kept of them."""
+        self._product = self._product or self._chosen_product()
+        best = np.empty((len(self._queries), 0), dtype=np.float32)
+        for _, block in self._parts(blocks, 1):
+            vectors = block() if callable(block) else block
+            products = self._product(unit(vectors) if self._cosine else vectors, self._longest, self._own)
+            # Of all products those of 16 bits are higher than the scores, by how far they may be off.
+            values = products.maxima(_MAXIMA) - (products.slack / 2).astype(np.float32)[:, None]
+            best = np.concatenate([best, values], axis=1)
+            best = np.partition(best, max(best.shape[1] - rank, 0), axis=1)[:, -rank:]
+        return best.min(axis=1)
 
     def found(self) -> list[tuple[Floats, Rows]]:
-        """Scores and rows for each query, both [k], best first; the earlier of equal ones first."""
-        return self._best
+        """Scores and rows for each query, both [k], best first; the lower of equal ones first."""
+        scores, rows = self.arrays()
+        counts = np.minimum(self._counts, self._top_k)
+        return [(scores[at, :count], rows[at, :count]) for at, count in enumerate(counts)]
 
-    def _rounding(self, vectors: Floats) -> float:
-        """Bound on the difference of two ways of adding up a product, for a query of length 1."""
-        longest = self._longest
-        if longest is None:
-            # More than the longest has, and far quicker to find than its length.
-            longest = float(np.sqrt(vectors.shape[1])) * max(float(vectors.max()), -float(vectors.min()))
-        return (vectors.shape[1] * float(np.finfo(np.float32).eps) + self._coarseness()) * longest
+    def arrays(self) -> tuple[Floats, Rows]:
+        """The same as two arrays [n, top_k], filled with -inf and -1 where there are fewer rows."""
+        self._keys.sort(axis=1)
+        best = self._keys[:, : self._top_k]
+        scores, rows = _of_keys(best)
+        nothing = best == _NONE
+        scores[nothing], rows[nothing] = -np.inf, -1
+        return scores, rows
 
-    def _coarseness(self) -> float:
-        """Bound on the error of a matrix product beyond the rounding of float32, for vectors of length 1."""
-        return 0.0
+    def unsure(self) -> Rows:
+        """The queries that do not have as many rows as wanted with the scores that were expected."""
+        scores, _ = self.arrays()
+        return np.flatnonzero(~(scores[:, -1] > self._expected))
 
-    def _promising(self, vectors: Floats, rounding: Floats) -> Iterator[tuple[int, Rows, Floats]]:
-        """Queries, columns that may be among their best, in order, and the scores of these, each for itself.
+    def _threaded(self) -> bool:
+        """Whether threads look at blocks of their own; of few queries, torch divides each product."""
+        return len(self._queries) > _FEW
 
-        Args:
-            vectors: [rows, d].
-            rounding: [queries, 1], how far the scores of a product may be off.
-        """
-        products = self._queries @ vectors.T
-        better = products > self._floors - rounding
-        for query in np.flatnonzero(better.any(axis=1)):
-            columns = np.flatnonzero(better[query])
-            if len(columns) > self._top_k:
-                # No scores for all of a block: only for what may reach that of the k-th best.
-                found = products[query, columns]
-                least = np.partition(found, len(found) - self._top_k)[len(found) - self._top_k]
-                columns = columns[found >= least - 2 * rounding[query]]
-            yield int(query), columns, row_scores(self._queries[query], vectors[columns])
+    def _chosen_product(self) -> _Product:
+        lengths = np.sqrt(np.einsum("nd,nd->n", self._wide, self._wide))
+        kind: type[_Product32 | _Product16] = _Product32
+        if self._threaded() and bool((lengths < _LONG).all()) and (self._longest or 0) < _LONG and _fast_16():
+            kind = _Product16
+        product = kind(self._queries, lengths)
+        product.set_floors(self._floors)
+        return product
+
+    def _parts(self, blocks: AnyBlocks, threads: int) -> Iterator[tuple[int | Rows, Any]]:
+        """The blocks in parts whose products are computed at once."""
+        most = max(64, _PRODUCTS // max(len(self._queries), 4))
+        for rows, block in blocks:
+            if callable(block):
+                yield rows, block
+                continue
+            step = most
+            # What is converted as a whole takes memory.
+            if self._threaded() or self._cosine or block.dtype != np.float32:
+                step = min(step, _ROWS, max(_SHARED, -(-len(block) // threads)))
+            for first in range(0, len(block), step):
+                last = first + step
+                yield (rows + first if isinstance(rows, int) else rows[first:last]), block[first:last]
+
+    def _by_threads(self, parts: Iterator[tuple[int | Rows, Any]], threads: int) -> None:
+        import torch
+
+        from ..networks.cpu_products import threads_of
+
+        turn, stop = threading.Lock(), threading.Event()
+
+        def work() -> None:
+            with threads_of(1):
+                while not stop.is_set():
+                    with turn:
+                        part = next(parts, None)
+                    if part is None:
+                        return
+                    self._look(*part)
+
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(threads, "bgekit-nearest")
+        working = [self._pool.submit(work) for _ in range(threads)]
+        try:
+            for each in working:
+                each.result()
+        finally:
+            stop.set()
+            wait(working)
+        # Each thread has a number of its own for OpenMP, but MKL keeps one for the process.
+        torch.set_num_threads(threads)
+
+    def _look(self, rows: int | Rows, block: Any) -> None:
+        """Look at the vectors of a part."""
+        if callable(block):
+            vectors = block()
+            for part in self._parts([(rows, vectors)], 1):
+                self._look(*part)
+            return
+        if not len(block):
+            return
+        last = rows + len(block) - 1 if isinstance(rows, int) else int(rows.max())
+        if last >= _MOST_ROWS:
+            raise ArgumentError(f"there can be {_MOST_ROWS:,} vectors at most, not a row {last:,}")
+        # A plain array: to take rows of a mapped one, numpy needs longer.
+        vectors = np.asarray(block, dtype=None if block.dtype in (np.float32, np.float16) else np.float32)
+        queries, columns, scores = self._scored(None if isinstance(rows, int) else rows < 0, vectors)
+        self._keep(queries, scores, rows + columns if isinstance(rows, int) else rows[columns])
+
+    def _scored(self, hidden: npt.NDArray[np.bool_] | None, vectors: npt.NDArray[Any]) -> tuple[Rows, Rows, Floats]:
+        """Queries, in order, with the columns that may be among their best and are not hidden, and their scores."""
+        product = self._product
+        if product is None:
+            raise RuntimeError("there is no product before there are blocks")
+        products = product(unit(vectors) if self._cosine else vectors, self._longest, self._own)
+        passing = products.passing
+        hidden = hidden if hidden is not None and hidden.any() else None
+        for query in products.open:
+            passing[query] = self._cut(products, int(query), hidden, slice(None))
+        if hidden is not None:
+            passing[:, hidden] = False
+        queries, columns = _true_places(passing)
+        ends = np.searchsorted(queries, np.arange(len(self._queries) + 1))
+        kept: npt.NDArray[np.bool_] | None = None
+        # Of a block that has more of them than are wanted, only those that may be among the best of the block.
+        for query in np.flatnonzero(np.diff(ends) > 2 * self._top_k + 64):
+            kept = np.ones(len(queries), dtype=np.bool_) if kept is None else kept
+            own = slice(ends[query], ends[query + 1])
+            kept[own] = self._cut(products, int(query), None, columns[own])
+        if kept is not None:
+            queries, columns = queries[kept], columns[kept]
+        scores = pair_scores(self._wide, queries, vectors, columns, cosine=self._cosine)
+        good = scores > self._floors[queries]
+        return queries[good], columns[good], scores[good]
+
+    def _cut(
+        self, products: _Products, query: int, hidden: npt.NDArray[np.bool_] | None, columns: Rows | slice
+    ) -> npt.NDArray[np.bool_]:
+        """Which of some columns may be among the best of these."""
+        values = products.values(query, columns)
+        if hidden is not None:
+            values[hidden] = np.finfo(np.float32).min
+        if len(values) <= self._top_k:
+            return np.ones(len(values), dtype=np.bool_)
+        least = _kth(values, self._top_k)
+        rounding = products.rounding
+        lowest = least - rounding * abs(least) - products.slack[query]
+        return values + rounding * np.abs(values) >= lowest
+
+    def _keep(self, queries: Rows, scores: Floats, rows: Rows) -> None:
+        """Keep rows that may be among the best, given with their queries in order."""
+        if not len(queries):
+            return
+        keys = _keys_of(scores, rows)
+        with self._lock:
+            good = keys < self._worst[queries]
+            queries, keys = queries[good], keys[good]
+            ends = np.searchsorted(queries, np.arange(len(self._counts) + 1))
+            totals = self._counts + np.diff(ends)
+            full = (totals > self._keys.shape[1]) | (np.isneginf(self._floors) & (totals >= self._top_k))
+            for query in np.flatnonzero(full):
+                self._sort_out(int(query), keys[ends[query] : ends[query + 1]])
+            if full.any():
+                totals[full] = self._counts[full]
+                fits = ~full[queries]
+                queries, keys = queries[fits], keys[fits]
+                ends = np.searchsorted(queries, np.arange(len(self._counts) + 1))
+            places = self._counts[queries] + np.arange(len(queries)) - ends[queries]
+            self._keys[queries, places] = keys
+            self._counts = totals
+            if full.any() and self._product is not None:
+                self._product.set_floors(self._floors)
+
+    def _sort_out(self, query: int, keys: npt.NDArray[np.uint64]) -> None:
+        """Keep the best of the rows of a query, those that come to them included."""
+        keys = np.concatenate([self._keys[query, : self._counts[query]], keys])
+        if len(keys) > self._top_k:
+            keys = np.partition(keys, self._top_k - 1)[: self._top_k]
+        self._keys[query] = _NONE
+        self._keys[query, : len(keys)] = keys
+        self._counts[query] = len(keys)
+        self._worst[query] = keys.max()
+        score = _of_keys(self._worst[query : query + 1])[0][0]
+        # An equal score can belong to a lower row, and its exact value lie below what it was rounded to.
+        self._floors[query] = max(self._floors[query], np.nextafter(score, np.float32(-np.inf)))
 
 
-def row_scores(query: Floats, vectors: Floats) -> Floats:
-    """Dot products [n] of a query [d] and vectors [n, d], in float32; each depends on its two vectors alone."""
-    return np.einsum("nd,d->n", np.ascontiguousarray(vectors), query)
+def pair_scores(
+    wide: npt.NDArray[np.float64], queries: Rows, vectors: npt.NDArray[Any], columns: Rows, *, cosine: bool
+) -> Floats:
+    """Scores [n] float32 of pairs, added up in float64; each depends on its two vectors alone.
+
+    Args:
+        wide: Query vectors [q, d], of length 1 if scores are cosines.
+        queries: The query of each pair.
+        vectors: Other vectors [rows, d], of any length.
+        columns: The row of each pair in them.
+        cosine: Divide by the length of the other vector.
+    """
+    scores = np.empty(len(queries))
+    for part, own in _groups(queries):
+        others = vectors[columns[part]].astype(np.float64)
+        # Not a product of matrices, which adds up a row's terms in an order that depends on the row's place.
+        scores[part] = np.einsum("nd,d->n" if own.ndim == 0 else "nd,nd->n", others, wide[own])
+        if cosine:
+            scores[part] /= np.maximum(np.sqrt(np.einsum("nd,nd->n", others, others)), 1e-12)
+    # Without the sign of zero.
+    return scores.astype(np.float32) + np.float32(0)
+
+
+def _groups(queries: Rows) -> Iterator[tuple[slice, Any]]:
+    """Pairs that are scored at once, and their queries: a single one where each has many pairs, which saves copies."""
+    if len(queries) < _MANY * (len(np.flatnonzero(np.diff(queries))) + 1):
+        for first in range(0, len(queries), _PAIRS):
+            part = slice(first, first + _PAIRS)
+            yield part, queries[part]
+        return
+    ends = [0, *(np.flatnonzero(np.diff(queries)) + 1).tolist(), len(queries)]
+    for begin, end in itertools.pairwise(ends):
+        for first in range(begin, end, _PAIRS):
+            yield slice(first, min(first + _PAIRS, end)), queries[begin]
 
 
 def nearest(
     queries: Floats,
-    blocks: AnyBlocks,
+    blocks: Callable[[], AnyBlocks],
     top_k: int,
     *,
     cosine: bool,
     longest: float | None = None,
-) -> list[tuple[Floats, Rows]]:
+    count: int = 0,
+    sample: Callable[[int], AnyBlocks] | None = None,
+) -> tuple[Floats, Rows]:
     """The rows with the highest scores for each query, of all blocks.
 
     Args:
-        queries: [n, d] float32, at most `QUERIES` of them.
-        blocks: All vectors that are looked at.
+        queries: [n, d] float32, about `QUERIES` of them.
+        blocks: Gives all vectors that are looked at, each time it is called.
         top_k: Rows wanted; there are fewer when there are fewer vectors.
         cosine: Compare by cosine; otherwise by dot product.
         longest: A length that no vector exceeds, where it is known.
+        count: Number of all vectors, if there is a sample.
+        sample: Gives so many of the vectors, from all over the blocks: what scores they have is expected of the rest.
 
     Returns:
-        As `TopK.found`.
+        As `TopK.arrays`.
     """
-    best = TopK(queries, top_k, cosine=cosine, longest=longest)
-    for rows, block in blocks:
-        best.add(rows, block)
-    return best.found()
+    expected = None
+    if sample is not None and count >= _SAMPLED_FROM and len(queries) > _FEW:
+        size = min(count // _SAMPLED, _SAMPLE_MOST)
+        # So many of the best are in a sample, and seldom more than four standard deviations above that.
+        share = top_k * size / count
+        expected = TopK(queries, 1, cosine=cosine, longest=longest).at_rank(
+            math.ceil(share + 4 * math.sqrt(share) + 3), sample(size)
+        )
+    best = TopK(queries, top_k, cosine=cosine, longest=longest, expected=expected)
+    best.add_all(blocks())
+    scores, rows = best.arrays()
+    if expected is not None and len(few := best.unsure()):
+        scores[few], rows[few] = nearest(queries[few], blocks, top_k, cosine=cosine, longest=longest)
+    return scores, rows
 
 
-def _merge(best: tuple[Floats, Rows], scores: Floats, rows: Rows, top_k: int) -> tuple[Floats, Rows]:
-    """The best of two sets, of which all rows of the second come after those of the first."""
-    scores, rows = np.concatenate([best[0], scores]), np.concatenate([best[1], rows])
-    order = np.argsort(-scores, kind="stable")[:top_k]
-    return scores[order], rows[order]
+class _Products:
+    """Products of all queries with the vectors of a part.
 
-
-#: Links of a vector in the HNSW graph, and candidates looked at while it is built and while it is searched.
-_LINKS, _BUILD_WIDTH, _SEARCH_WIDTH = 32, 100, 128
-#: Vectors that the cells are found from, for each cell: faiss asks for 39 at least, and more than 64 take memory.
-_TRAIN_LEAST, _TRAIN_MOST = 39, 64
-#: Share of the cells of an IVF index that a query looks into, and the least number of them.
-_PROBED: Final = 1 / 8
-_PROBED_LEAST: Final = 8
-#: Vectors that exact search looks at in the time of a search of the graph.
-_GRAPH_WORK: Final = 8000
-
-
-def build_approximate(
-    index_type: str, blocks: Callable[[], Blocks], count: int, dimension: int, *, cosine: bool, normalized: bool
-) -> Any:
-    """A faiss index over all blocks, in order.
-
-    Args:
-        index_type: `hnsw` (a graph: fast and accurate, slow to build) or `ivf` (cells: quick to build).
-        blocks: Gives the vectors, in order, each time it is called.
-        count: Number of all vectors.
-        dimension: Their width.
-        cosine: Compare by cosine; otherwise by dot product.
-        normalized: Whether the vectors have unit length already.
-
-    Raises:
-        MissingExtraError: faiss is not installed.
+    Attributes:
+        passing: Where they may be those of a row with a score above the query's floor, [queries, rows].
+        open: The queries that have no floor.
+        slack: By how much the products of two rows may be in the wrong order, [queries].
+        rounding: The same, as a share of the products.
     """
-    faiss = import_extra("faiss", "faiss")
 
-    def prepared(block: npt.NDArray[Any]) -> Floats:
-        ready = unit(block) if cosine and not normalized else block
-        return np.ascontiguousarray(ready, dtype=np.float32)
+    def __init__(self, raw: npt.NDArray[Any], passing: npt.NDArray[np.bool_], open_: Rows, slack: Any,
+                 rounding: float) -> None:  # fmt: skip
+        self._raw, self.passing, self.open, self.slack, self.rounding = raw, passing, open_, slack, rounding
 
-    index: Any
-    if index_type == "hnsw":
-        index = faiss.IndexHNSWFlat(dimension, _LINKS, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = _BUILD_WIDTH
-    else:
-        cells = max(1, min(round(4 * math.sqrt(count)), count // _TRAIN_LEAST))
-        index = faiss.index_factory(dimension, f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
-        wanted = np.random.default_rng(0).permutation(count)[: cells * _TRAIN_MOST]
-        index.train(np.concatenate([prepared(part) for part in _sample(blocks(), np.sort(wanted))]))
-    for _, block in blocks():
-        index.add(prepared(block))
-    return index
+    def values(self, query: int, columns: Rows | slice) -> Floats:
+        """A copy of some products of a query."""
+        return _as_floats(self._raw[query, columns])
 
-
-def _sample(blocks: Blocks, rows: Rows) -> Iterable[npt.NDArray[Any]]:
-    for first, block in blocks:
-        begin, end = np.searchsorted(rows, (first, first + len(block)))
-        yield np.asarray(block[rows[begin:end] - first])
+    def maxima(self, size: int) -> Floats:
+        """The best of each of many groups of about so many products of each query, [queries, groups]."""
+        raw = self._raw
+        groups = max(raw.shape[1] // size, 1)
+        parts = [raw[:, first : first + groups] for first in range(0, raw.shape[1] - groups + 1, groups)]
+        best = parts[0]
+        for part in parts[1:]:
+            # Bits of bfloat16 have the order of whole numbers. Of two negative ones it is the lower one that is taken.
+            best = np.maximum(best, part)
+        return _as_floats(best)
 
 
-def write_approximate(index: Any, file: Any) -> None:
-    """Write an index of faiss to a file opened for bytes."""
-    faiss = import_extra("faiss", "faiss")
-    faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+def _as_floats(raw: npt.NDArray[Any]) -> Floats:
+    """A copy of numbers in float32, or of such in bfloat16, given by their bits."""
+    if raw.dtype == np.int16:
+        return (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return raw.astype(np.float32)
 
 
-def read_approximate(path: Path) -> Any:
-    """The index of faiss in a file.
+class _Product(Protocol):
+    """Products of queries and vectors, and which of them pass."""
 
-    Raises:
-        OutputError: the file is missing or damaged.
-        MissingExtraError: faiss is not installed.
+    def __call__(self, vectors: npt.NDArray[Any], longest: float | None, own: Any) -> _Products:
+        """Those with vectors [rows, d]; `own` holds a thread's memory between calls."""
+        ...
+
+    def set_floors(self, floors: Floats) -> None:
+        """Let only products pass that may be those of higher scores than these [queries]."""
+        ...
+
+
+class _Product32:
+    """Products in float32."""
+
+    def __init__(self, queries: Floats, lengths: npt.NDArray[np.float64]) -> None:
+        self._queries, self._lengths = _tensor(np.ascontiguousarray(queries)), lengths
+        self._floors = np.empty(0)
+
+    def set_floors(self, floors: Floats) -> None:
+        self._floors = floors.astype(np.float64)
+
+    def __call__(self, vectors: npt.NDArray[Any], longest: float | None, own: Any) -> _Products:
+        import torch
+
+        floors = self._floors
+        count, width = vectors.shape
+        others = _tensor(vectors).float()
+        if longest is None:
+            # More than the longest has, and far quicker to find than its length.
+            longest = math.sqrt(width) * max(float(others.max()), -float(others.min()))
+        out = _memory(own, "products", len(floors) * count, torch.float32).view(len(floors), count)
+        products = torch.mm(self._queries, others.T, out=out).numpy()
+        margin = self._lengths * longest * (width + 4) * _ROUNDING_32 + _TINY
+        with np.errstate(over="ignore"):
+            asked = (floors - margin).astype(np.float32)
+        passing = _memory(own, "passing", len(floors) * count, torch.bool).view(len(floors), count).numpy()
+        np.greater_equal(products, asked[:, None], out=passing)
+        return _Products(products, passing, np.flatnonzero(np.isneginf(floors)), 2 * margin, 0.0)
+
+
+class _Product16:
+    """Products in bfloat16, from which each query's floor is subtracted, so that the sign says what passes.
+
+    A product of bfloat16 numbers is exact in float32. What is off is the rounding of both vectors, at most the length
+    of what a query lost times the length of the other vector, plus 2^-8 of the product of both lengths; and the sum in
+    float32. Three more columns hold the floor, a number of float32 being the sum of three of bfloat16, and one the
+    length of each vector, which times that of the query is how far the product may be off.
     """
-    faiss = import_extra("faiss", "faiss")
-    try:
-        return faiss.read_index(str(path))
-    except RuntimeError as error:
-        raise OutputError(f"{path} is missing or damaged; build the index again") from error
+
+    def __init__(self, queries: Floats, lengths: npt.NDArray[np.float64]) -> None:
+        import torch
+
+        self._width = queries.shape[1]
+        self._padded = -(-(self._width + _COLUMNS) // _TILE) * _TILE
+        self._sums = (self._padded + 8) * _ROUNDING_32 * 1.1
+        wide = _tensor(np.ascontiguousarray(queries))
+        matrix = torch.zeros(len(queries), self._padded, dtype=torch.bfloat16)
+        matrix[:, : self._width] = wide
+        lost = (wide.double() - matrix[:, : self._width].double()).norm(dim=1).numpy()
+        off = lost + lengths * (1 + _ROUNDING_16) * (_ROUNDING_16 + self._sums)
+        # One more step of bfloat16, so that it is rounded up.
+        off = torch.from_numpy(off * (1 + 2 * _ROUNDING_16)).bfloat16()
+        matrix[:, self._width + 3] = off
+        self._off = off.double().numpy()
+        self._state = (matrix, np.empty(0, np.int64))
+
+    def set_floors(self, floors: Floats) -> None:
+        open_ = np.isneginf(floors)
+        asked = np.where(open_, 0, floors).astype(np.float64)
+        rest = _tensor(asked - self._sums * np.abs(asked) - _TINY)
+        # Other threads may be multiplying with the one that there is.
+        matrix = self._state[0].clone()
+        for column in range(self._width, self._width + 3):
+            part = rest.bfloat16()
+            matrix[:, column] = -part
+            rest = rest - part.double()
+        self._state = (matrix, np.flatnonzero(open_))
+
+    def __call__(self, vectors: npt.NDArray[Any], longest: float | None, own: Any) -> _Products:
+        import torch
+
+        matrix, open_ = self._state
+        count = len(vectors)
+        others = _memory(own, "vectors", count * self._padded, torch.bfloat16).view(count, self._padded)
+        others[:, : self._width] = _tensor(vectors)
+        if longest is None:
+            wide = vectors.astype(np.float32)
+            measured = np.sqrt(np.einsum("nd,nd->n", wide, wide)) * np.float32(UNIT_LENGTH)
+            longest = float(measured.max())
+            if not longest < _LONG:
+                raise ArgumentError(f"a vector has the length {longest:g}: scores would overflow")
+            others[:, self._width + 3] = torch.from_numpy(measured * np.float32(1 + 2 * _ROUNDING_16))
+        else:
+            others[:, self._width + 3] = longest * (1 + 2 * _ROUNDING_16)
+        others[:, self._width : self._width + 3] = 1
+        others[:, self._width + _COLUMNS :] = 0
+        out = _memory(own, "products", len(matrix) * count, torch.bfloat16).view(len(matrix), count)
+        bits = torch.mm(matrix, others.T, out=out).view(torch.int16).numpy()
+        passing = _memory(own, "passing", len(matrix) * count, torch.bool).view(len(matrix), count).numpy()
+        np.greater_equal(bits, 0, out=passing)
+        slack = 2 * self._off * longest * (1 + 4 * _ROUNDING_16) + 2 * _TINY
+        return _Products(bits, passing, open_, slack, _ROUNDING_16 * 1.02)
 
 
-def worthwhile(index: Any, rows: int) -> bool:
-    """Whether an index of faiss finds some of its rows with less work than looking at all of them takes.
+def _fast_16() -> bool:
+    from ..networks.loading import cpu_has_fast_bfloat16
 
-    To look at as many of them as of all rows, it must look at more rows, in the ratio of all to some: of a graph, which
-    is then searched longer; of cells, until these are all there are.
-
-    Args:
-        index: The index.
-        rows: How many of its rows may be found.
-    """
-    share = rows / max(index.ntotal, 1)
-    return share == 1 or (share > _PROBED if hasattr(index, "nprobe") else rows * share > _GRAPH_WORK)
+    return cpu_has_fast_bfloat16()
 
 
-def nearest_approximately(index: Any, queries: Floats, top_k: int, kept: Rows | None = None) -> list[Rows]:
-    """Rows that are probably the nearest to each query, in no order; fewer than `top_k` where it found fewer.
+class _Shared:
+    """The memory of an array, for numpy to make another array of it that may be written to, which nobody does."""
 
-    Args:
-        index: An index of faiss.
-        queries: [n, d] float32.
-        top_k: Rows wanted.
-        kept: The rows that may be found, where these are not all: the search is as much wider as they are fewer.
-    """
-    faiss = import_extra("faiss", "faiss")
-    wider, selected = 1.0, None
-    if kept is not None:
-        marks = np.zeros(index.ntotal, dtype=np.bool_)
-        marks[kept] = True
-        wider, selected = index.ntotal / len(kept), faiss.IDSelectorBitmap(np.packbits(marks, bitorder="little"))
-    if isinstance(index, faiss.IndexHNSW):
-        width = math.ceil(max(_SEARCH_WIDTH, 2 * top_k) * wider)
-        options = faiss.SearchParametersHNSW(efSearch=width, sel=selected)
-    else:
-        cells = math.ceil(max(_PROBED_LEAST, index.nlist * _PROBED) * wider)
-        options = faiss.SearchParametersIVF(nprobe=min(cells, index.nlist), sel=selected)
-    _, found = index.search(np.ascontiguousarray(queries, dtype=np.float32), top_k, params=options)
-    return [rows[rows >= 0] for rows in found]
+    def __init__(self, array: npt.NDArray[Any]) -> None:
+        self._array = array
+        self.__array_interface__ = array.__array_interface__ | {"data": (array.ctypes.data, False)}
+
+
+def _tensor(array: npt.NDArray[Any]) -> Tensor:
+    """A tensor that shares the memory of an array; also of a read-only one, of which torch would warn."""
+    import torch
+
+    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Shared(array)))
+
+
+def _memory(own: Any, name: str, size: int, dtype: Any) -> Tensor:
+    """Memory of a thread that is used again."""
+    import torch
+
+    kept: Tensor | None = getattr(own, name, None)
+    if kept is None or len(kept) < size:
+        kept = torch.empty(size, dtype=dtype)
+        setattr(own, name, kept)
+    return kept[:size]
+
+
+def _kth(values: Floats, k: int) -> float:
+    """The k-th best of more values; of very many, a value that is not better and most often as good."""
+    groups = len(values) // _GROUP
+    if groups >= 4 * k:
+        values, groups = values[: groups * _GROUP].reshape(_GROUP, groups).max(axis=0), 0
+    return float(np.partition(values, len(values) - k)[len(values) - k])
+
+
+def _true_places(marks: npt.NDArray[np.bool_]) -> tuple[Rows, Rows]:
+    """Rows and columns of what is true, in order; quick where that is little."""
+    bits = np.packbits(marks)
+    words = np.zeros(-(-len(bits) // 8), dtype=np.uint64)
+    words.view(np.uint8)[: len(bits)] = bits
+    some = np.flatnonzero(words)
+    inside = np.flatnonzero(np.unpackbits(words[some].view(np.uint8)).view(np.bool_))
+    rows, columns = np.divmod(some[inside >> 6] * 64 + (inside & 63), marks.shape[1])
+    return rows, columns
+
+
+def _keys_of(scores: Floats, rows: Rows) -> npt.NDArray[np.uint64]:
+    """Numbers in the order of the best: higher scores first, of equal ones the lower row."""
+    bits = scores.view(np.uint32)
+    rising = np.where(bits >> np.uint32(31), ~bits, bits | np.uint32(1 << 31))
+    return ((~rising).astype(np.uint64) << np.uint64(32)) | rows.astype(np.uint64)
+
+
+def _of_keys(keys: npt.NDArray[np.uint64]) -> tuple[Floats, Rows]:
+    """Scores and rows of keys."""
+    rising = ~(keys >> np.uint64(32)).astype(np.uint32)
+    bits = np.where(rising >> np.uint32(31), rising & np.uint32(0x7FFFFFFF), ~rising)
+    return bits.view(np.float32), (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+
+
+def _chain(first: Any, second: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    yield first
+    yield second
+    yield from rest

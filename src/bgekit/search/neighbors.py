@@ -16,25 +16,21 @@ import numpy.typing as npt
 
 from ..errors import MissingExtraError, import_extra
 from ..inference.similarity import unit
+from .approximate import Approximate
+from .approximate_build import build_in_memory
 from .index import SearchIndex
 from .nearest import (
     QUERIES,
     UNIT_LENGTH,
     Floats,
     Rows,
-    build_approximate,
     nearest,
-    nearest_approximately,
-    read_approximate,
-    row_scores,
+    pair_scores,
 )
-from .storage import APPROXIMATE
 
 logger = logging.getLogger(__name__)
 #: Up to so many rows every row is compared with every other.
 EXACT_UP_TO: Final = 200_000
-#: Candidates of an approximate index beyond those wanted, among which the order is made by the vectors themselves.
-_SPARE: Final = 16
 
 _Search = Callable[[Floats], list[tuple[Floats, Rows]]]
 
@@ -79,7 +75,7 @@ def find_neighbors(
     distances: Any = np.lib.format.open_memmap(folder / "distances.npy", "w+", np.float32, (rows, width))
     for first in range(0, rows, QUERIES):
         asked = np.arange(first, min(first + QUERIES, rows))
-        for row, (scores, found) in zip(asked, search(unit(index.stored.vectors(asked))), strict=True):
+        for row, (scores, found) in zip(asked, search(unit(index.live.vectors(asked))), strict=True):
             # The row itself stands first even if copies of it come before it.
             others = np.flatnonzero(found != row)[: width - 1]
             ids[row, 0], ids[row, 1:] = row, found[others]
@@ -91,11 +87,12 @@ def find_neighbors(
 
 def _searcher(index: SearchIndex, width: int, exact_up_to: int) -> tuple[_Search, str]:
     """What finds the nearest rows of queries of length 1, best first, and its name."""
-    stored, units = index.stored, index.facts.unit_vectors
+    stored, units = index.live, index.facts.unit_vectors
 
     def compare_all(queries: Floats) -> list[tuple[Floats, Rows]]:
         longest = UNIT_LENGTH if units else None
-        return nearest(queries, stored.blocks(), width, cosine=not units, longest=longest)
+        scores, rows = nearest(queries, stored.blocks, width, cosine=not units, longest=longest)
+        return list(zip(scores, rows, strict=True))
 
     graph, method = (None, "exact") if len(index) <= exact_up_to else _graph(index)
     if graph is None:
@@ -103,8 +100,10 @@ def _searcher(index: SearchIndex, width: int, exact_up_to: int) -> tuple[_Search
 
     def look_up(queries: Floats) -> list[tuple[Floats, Rows]]:
         answers = []
-        for query, rows in zip(queries, nearest_approximately(graph, queries, width + _SPARE), strict=True):
-            scores = row_scores(query, unit(stored.vectors(rows)))
+        for query, rows in zip(queries, graph.candidates(queries, width), strict=True):
+            one, places = np.zeros(len(rows), dtype=np.int64), np.arange(len(rows))
+            wide = query[None].astype(np.float64)
+            scores = pair_scores(wide, one, stored.vectors(rows), places, cosine=not units)
             order = np.lexsort((rows, -scores))[:width]
             answers.append((scores[order], rows[order]))
         if few := [place for place, (_, rows) in enumerate(answers) if len(rows) < width]:
@@ -115,11 +114,11 @@ def _searcher(index: SearchIndex, width: int, exact_up_to: int) -> tuple[_Search
     return look_up, method
 
 
-def _graph(index: SearchIndex) -> tuple[Any, str]:
+def _graph(index: SearchIndex) -> tuple[Approximate | None, str]:
     """An approximate index by cosine and its type: the index's own, else one in memory; None without faiss."""
     facts, card = index.facts, index.facts.model_card
-    if facts.index_type != "exact" and (facts.similarity == "cosine" or card["normalize"]):
-        return read_approximate(index.folder / APPROXIMATE), facts.index_type
+    if index.whole_structure is not None and (facts.similarity == "cosine" or card["normalize"]):
+        return index.whole_structure, facts.index_type
     try:
         import_extra("faiss", "faiss")
     except MissingExtraError:
@@ -128,7 +127,7 @@ def _graph(index: SearchIndex) -> tuple[Any, str]:
             "nearly all of the nearest in a small part of the time", f"{len(index):,}",
         )  # fmt: skip
         return None, "exact"
-    made = build_approximate(
-        "hnsw", index.stored.blocks, len(index), index.dimension, cosine=True, normalized=facts.unit_vectors
+    made = build_in_memory(
+        "hnsw", index.live.blocks, len(index), index.dimension, cosine=True, normalized=facts.unit_vectors
     )
     return made, "hnsw"

@@ -126,7 +126,7 @@ def write_map(
     opened = index if isinstance(index, SearchIndex) else SearchIndex.load(index)
     if not len(opened):
         raise DataError(f"{opened.folder} holds no vectors: there is nothing to map")
-    if opened.stored.row(0)[1] is None:
+    if opened.live.row(0)[1] is None:
         raise DataError(f"{opened.folder} keeps no texts: encode with --store-texts, or map the files themselves")
     table = opened.metadata if metadata is None else metadata
     if table is not None and table.num_rows != len(opened):
@@ -143,7 +143,7 @@ def write_map(
         )  # fmt: skip
         named = None if table is None else table.rename_columns(names)
         with Progress("write", "texts", len(opened), show=show_progress) as bar:
-            _write(path, opened.stored, found, near, lone, named, report, bar)
+            _write(path, opened.live, found, near, lone, named, report, bar)
     return report
 
 
