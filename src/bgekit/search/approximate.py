@@ -272,7 +272,7 @@ class Cells(Approximate):
 
     def widths(self) -> list[int]:
         """Numbers of cells."""
-        return _steps(4, self._ivf.nlist)
+        return _steps(16, self._ivf.nlist)
 
     def work(self, effort: Effort) -> float:
         """The centres, and the codes of the cells."""
