@@ -1,0 +1,1 @@
+"""The server: any model of bgekit behind HTTP, in the shapes that clients speak."""
