@@ -45,7 +45,8 @@ def decode(call: Call, kind: type[T], wrong: type[ServingError] = Unprocessable)
     said = call.headers.get("content-type", "").partition(";")[0].strip().lower()
     if said != "application/json" and not said.endswith("+json"):
         raise UnsupportedMediaType(
-            f"send the body as JSON, with the header `Content-Type: application/json`, not {said[:80] or 'without one'}"
+            "send the body as JSON, with the header `Content-Type: application/json`: it came "
+            + (f"as {said[:80]}" if said else "without such a header")
         )
     try:
         try:

@@ -20,7 +20,7 @@ from .embedding import embed
 from .openai import problem, to_base64
 
 
-class Embed(msgspec.Struct, kw_only=True):
+class CohereEmbed(msgspec.Struct, kw_only=True):
     """Body of `/v2/embed`.
 
     Attributes:
@@ -66,21 +66,21 @@ _SIDES: Final[dict[str, tuple[bool | None, Side]]] = {
 
 async def embed_v2(call: Call) -> Response:
     """Answer `/v2/embed`."""
-    body = decode(call, Embed)
+    body = decode(call, CohereEmbed)
     types = list(dict.fromkeys(body.embedding_types or ["float"]))
     return as_json({**await _answer(call, body, types), "response_type": "embeddings_by_type"})
 
 
 async def embed_v1(call: Call) -> Response:
     """Answer `/v1/embed`: without `embedding_types` a list of vectors."""
-    body = decode(call, Embed)
+    body = decode(call, CohereEmbed)
     if body.embedding_types is not None:
         return await embed_v2(call)
     answer = await _answer(call, body, ["float"])
     return as_json({**answer, "embeddings": answer["embeddings"]["float"], "response_type": "embeddings_floats"})
 
 
-async def _answer(call: Call, body: Embed, types: Sequence[str]) -> dict[str, Any]:
+async def _answer(call: Call, body: CohereEmbed, types: Sequence[str]) -> dict[str, Any]:
     texts = _texts(body)
     for name in types:
         if name not in _TYPES:
@@ -110,7 +110,7 @@ async def _answer(call: Call, body: Embed, types: Sequence[str]) -> dict[str, An
     }
 
 
-def _texts(body: Embed) -> list[str]:
+def _texts(body: CohereEmbed) -> list[str]:
     """The texts of a request."""
     if body.images:
         raise Unprocessable("`images`: only texts are served", param="images")

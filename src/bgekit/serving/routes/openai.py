@@ -11,6 +11,7 @@ import numpy.typing as npt
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ...models.card import ModelCard
 from ..bodies import as_json, decode, inputs_of
 from ..calls import Call, endpoint
 from ..errors import BadRequest, NotFound, ServingError
@@ -74,14 +75,15 @@ class EmbeddingList(msgspec.Struct, kw_only=True):
     usage: Usage
 
 
-class Model(msgspec.Struct, kw_only=True):
-    """A name of `/v1/models`."""
+class Model(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A name of `/v1/models`, with the text that it puts before inputs."""
 
     id: str
-    object: Literal["model"] = "model"
+    object: Literal["model"]
     created: int
-    owned_by: str = "bgekit"
+    owned_by: str
     max_model_len: int
+    prompt: str = ""
 
 
 class ModelList(msgspec.Struct, kw_only=True):
@@ -148,7 +150,12 @@ async def model(call: Call) -> Response:
 
 
 def _model(each: Listed) -> Model:
-    return Model(id=each.name, created=each.model.created, max_model_len=each.model.max_length)
+    served, card = each.model, each.model.card
+    prompt = card.prompt(each.alias or card.default_prompt) if isinstance(card, ModelCard) else ""
+    return Model(
+        id=each.name, object="model", created=served.created, owned_by="bgekit", max_model_len=served.max_length,
+        prompt=str(prompt),
+    )  # fmt: skip
 
 
 def routes(server: Server) -> list[Route]:

@@ -25,6 +25,7 @@ from starlette.routing import Route
 from ...errors import ArgumentError, OutputError
 from ...inference.pipeline import Embeddings, Origin
 from ...inference.reranker import sigmoid
+from ...models.sentence_transformers_files import shown_name
 from ...search.index import Hit, SearchIndex, reranked
 from ...search.storage import FACTS
 from ...search.where import Where, WhereError
@@ -227,7 +228,7 @@ class OpenIndex:
         types = {} if index.metadata is None else {each.name: str(each.type) for each in index.metadata.schema}
         columns = [Column(name=name, type=kind) for name, kind in types.items() if name not in self._hidden]
         return Info(
-            state=self._state, rows=len(index), dimension=index.dimension, model=index.facts.model_name,
+            state=self._state, rows=len(index), dimension=index.dimension, model=shown_name(index.facts.model_name),
             index_type=index.facts.index_type, passages=index.facts.chunked, columns=columns,
         )  # fmt: skip
 

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from ..._version import __version__
 from ...inference.reranker import sigmoid
 from ...models.card import ModelCard
+from ...models.sentence_transformers_files import shown_name
 from ..bodies import as_json, decode, inputs_of
 from ..calls import Call, endpoint
 from ..errors import BadRequest, NotFound, ServingError, Unprocessable
@@ -25,7 +26,7 @@ from ..server import Server
 from .embedding import embed
 
 
-class Embed(msgspec.Struct, kw_only=True):
+class TeiEmbed(msgspec.Struct, kw_only=True):
     """Body of `/embed`, and of `/` with an embedder.
 
     Attributes:
@@ -139,7 +140,7 @@ def problem(error: ServingError) -> Response:
 
 async def embed_route(call: Call) -> Response:
     """Answer `/embed`: a list of vectors, for one text, too."""
-    body = decode(call, Embed)
+    body = decode(call, TeiEmbed)
     texts, call.batch = inputs_of(body.inputs, "inputs")
     _, found = await embed(
         call, body.model, texts, prompt_name=body.prompt_name, truncate=body.truncate,
@@ -258,7 +259,7 @@ async def info(call: Call) -> Response:
     served, _ = call.server.models.find(None, None, call=call)
     settings = call.server.settings
     return as_json({
-        "model_id": served.id,
+        "model_id": shown_name(served.id),
         "model_sha": None,
         "model_dtype": served.precision,
         "served_model_name": served.name,
