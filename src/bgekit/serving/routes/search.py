@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -36,6 +36,9 @@ from ..models import Served
 from ..server import Server
 from .embedding import embed
 from .openai import problem as openai_problem
+
+if TYPE_CHECKING:
+    from ...inference.model import Embedder
 
 logger = logging.getLogger(__name__)
 #: Hits of a query, at most.
@@ -162,6 +165,14 @@ class OpenIndex:
     async def info(self) -> Info:
         """What the index is now."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._info)
+
+    def check_model(self, model: Embedder) -> None:
+        """See to it that the index was made with a model.
+
+        Raises:
+            BgekitError: it was made with another.
+        """
+        self._index.check_model(model)
 
     def check(self, where: str | None) -> None:
         """See to it that a condition can be used, before anything is computed.
