@@ -112,7 +112,7 @@ class Endpoint:
         finally:
             server.leave(call, self.work)
             if self.work:
-                server.metrics.finished(call)
+                server.metrics.finished(call, time.perf_counter() - call.started)
             _log(call, scope, 499 if response is None else response.status_code)
 
     async def _answered(self, call: Call, receive: Receive) -> Response | None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+from .metrics import Metrics
 
 if TYPE_CHECKING:
     from .calls import Call
     from .models import Models
+    from .scheduler import Scheduler
+
+#: Seconds between looks at models that nobody has used for long.
+_LOOK: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -21,22 +29,30 @@ class Settings:
         max_inputs: Texts or pairs of a request.
         max_tokens: Tokens of a request.
         max_wait: Seconds that a request may have to wait in the queue; longer, it is refused.
+        max_requests: Requests that are answered at the same time.
         grace: Seconds for the work that is accepted when the server is told to end.
         stuck: Seconds after which a batch that is still being computed means that a worker is stuck.
+        keep_alive: Seconds after which a model that nobody uses is let go; None never.
+        lazy: Whether models are loaded when they are first asked for, not at the start.
         auto_truncate: Whether texts that are too long are cut where a request does not say.
         accept_token_ids: Whether token ids are taken as the model's own where a shape has them.
         hidden: Columns of the index that are never shown.
+        devices: Where models compute; None for what there is.
     """
 
     max_body: int = 32 * 1024 * 1024
     max_inputs: int = 4096
     max_tokens: int = 1_000_000
     max_wait: float = 10.0
+    max_requests: int = 4096
     grace: float = 30.0
     stuck: float = 60.0
+    keep_alive: float | None = None
+    lazy: bool = False
     auto_truncate: bool = True
     accept_token_ids: bool = False
     hidden: tuple[str, ...] = ()
+    devices: tuple[str, ...] | None = None
 
 
 class Server:
@@ -45,31 +61,94 @@ class Server:
     Attributes:
         settings: Its settings.
         models: The models.
+        scheduler: The queue.
         api_keys: Keys, of which a request must have one; empty if it needs none.
         index: Folder of the index that is searched, None without.
         metrics: Counters.
         draining: Whether it is being shut down.
+        failed: Why it cannot go on, "" as long as it can.
         compute_type: What is computed on, such as `cpu`.
         state: For route modules, to keep what they made.
     """
 
-    settings: Settings
-    models: Models
-    api_keys: Sequence[bytes]
-    index: Path | None
-    metrics: Any
-    draining: bool
-    compute_type: str
-    state: dict[str, Any]
+    def __init__(
+        self, settings: Settings, models: Models, scheduler: Scheduler, api_keys: Iterable[str | bytes],
+        index: Path | None, compute_type: str,
+    ) -> None:  # fmt: skip
+        self.settings, self.models, self.scheduler, self.index = settings, models, scheduler, index
+        self.api_keys = tuple(key.encode() if isinstance(key, str) else key for key in api_keys)
+        self.compute_type = compute_type
+        self.draining = False
+        self.failed = ""
+        self.state: dict[str, Any] = {}
+        self.started = time.time()
+        #: Requests that are being answered, and those of them that compute.
+        self.open = self.working = 0
+        self._lock = threading.Lock()
+        self.metrics = Metrics(self._gauges)
+        scheduler.on_batch = self.metrics.batch
+        scheduler.on_stuck = self.fail
+        self._ended = threading.Event()
+        if settings.keep_alive is not None:
+            threading.Thread(target=self._let_go, name="bgekit-serve-idle", daemon=True).start()
 
     def enter(self, call: Call, work: bool) -> None:
         """A request has come."""
+        with self._lock:
+            self.open += 1
+            self.working += work
 
     def leave(self, call: Call, work: bool) -> None:
         """It is answered."""
+        with self._lock:
+            self.open -= 1
+            self.working -= work
+
+    def fail(self, reason: str) -> None:
+        """Say that the server cannot go on: it is no longer alive."""
+        self.failed = reason
+
+    @property
+    def not_ready(self) -> str:
+        """Why it takes no work, "" if it does."""
+        if self.failed:
+            return self.failed
+        if self.draining:
+            return "the server is being shut down"
+        return self.models.not_ready
+
+    def end(self) -> None:
+        """Take no more work, end threads and worker processes."""
+        self.draining = True
+        self._ended.set()
+        self.scheduler.close()
+        self.models.close()
 
     def stats(self) -> dict[str, Any]:
-        """Queue and throughput as plain values, for the page: `queued_requests`, `queued_tokens`, `tokens_per_second`,
-        `running_batches`, `models`.
-        """
-        return {}
+        """Queue and throughput as plain values, for the page."""
+        scheduler = self.scheduler
+        return {
+            "queued_requests": scheduler.queued_jobs,
+            "queued_tokens": scheduler.queued_tokens,
+            "running_batches": scheduler.running_batches,
+            "open_requests": self.open,
+            "computed_tokens": scheduler.computed_tokens,
+            "tokens_per_second": round(self.models.speed(scheduler.workers)),
+            "uptime": round(time.time() - self.started, 1),
+            "models": {each.name: each.state for each in self.models},
+        }
+
+    def _gauges(self) -> Iterable[tuple[str, str, float]]:
+        stats: Mapping[str, Any] = self.stats()
+        return (
+            ("te_queue_size", "Requests that wait in the queue", stats["queued_requests"]),
+            ("bge_queue_tokens", "Tokens that wait in the queue", stats["queued_tokens"]),
+            ("bge_running_batches", "Batches that are being computed", stats["running_batches"]),
+            ("bge_tokens_per_second", "Speed of the first model, measured", stats["tokens_per_second"]),
+            ("bge_models_loaded", "Models in memory", sum(each == "loaded" for each in stats["models"].values())),
+        )
+
+    def _let_go(self) -> None:
+        assert self.settings.keep_alive is not None
+        while not self._ended.wait(min(_LOOK, max(0.05, self.settings.keep_alive / 4))):
+            self.models.let_go(self.settings.keep_alive)
