@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ...models.card import ModelCard, listed
+from ...models.card import listed
 from ..calls import Call
 from ..errors import BadRequest, Unprocessable
 from ..instructions import ROLES, choose_role, without_instruction
@@ -42,7 +42,7 @@ async def embed(
         _check_token_ids(call, role)
     elif role == "query":
         texts = without_instruction(texts, card.prompt("query").prefix)
-    _check_dimensions(served, card, dimensions)
+    dimensions = _checked_dimensions(served, dimensions)
     call.batch = call.batch or len(texts) > 1
     found = await served.embed(
         texts, call=call, role=role if role in ROLES else None,  # type: ignore[arg-type]
@@ -65,13 +65,15 @@ def _check_token_ids(call: Call, role: str | None) -> None:
         raise Unprocessable("a prompt cannot be put before token ids: send texts, or ids with the prompt's own")
 
 
-def _check_dimensions(served: Served, card: ModelCard, dimensions: int | None) -> None:
+def _checked_dimensions(served: Served, dimensions: int | None) -> int | None:
+    """The width that vectors are cut to, None for all of it."""
     whole = served.dimension
     if dimensions is None or dimensions == whole:
-        return
+        return None
     allowed = tuple(each for each in served.matryoshka_dims if each < whole)
     if dimensions not in allowed:
         trained = f"it was trained to be cut to {listed(allowed)}" if allowed else "it was not trained to be cut"
         raise BadRequest(
             f"`dimensions`: the vectors of {served.name} have {whole} dimensions, and {trained}", param="dimensions"
         )
+    return dimensions

@@ -209,8 +209,8 @@ async def tokenize(call: Call) -> Response:
     role: str | None = None
     before = ""
     if isinstance(served.card, ModelCard):
-        role = choose_role(served.card, alias, prompt_name=body.prompt_name)
-        before = served.card.prompt(role or served.card.default_prompt).prefix
+        role = choose_role(served.card, alias, prompt_name=body.prompt_name) or served.card.default_prompt
+        before = served.card.prompt(role).prefix
     elif body.prompt_name is not None:
         raise Unprocessable(f"{served.name} is a reranker and has no prompts", param="prompt_name")
     special = True if body.add_special_tokens is None else body.add_special_tokens
