@@ -81,7 +81,7 @@ def children(pid):
 def test_a_worker_may_be_killed_and_sigterm_loses_nothing(bge_small_en):
     from bgekit import FlagModel
 
-    texts = [f"text {number} " + "of several words " * 12 for number in range(48)]
+    texts = [f"text {number} " + "of several words " * 12 for number in range(160)]
     wanted = np.asarray(FlagModel(bge_small_en, devices="cpu").encode(texts))
     with served(bge_small_en, "--devices", "cpu", "cpu") as (process, port):
         wait_for(lambda: get(port, "/live") == 200)
@@ -89,8 +89,8 @@ def test_a_worker_may_be_killed_and_sigterm_loses_nothing(bge_small_en):
         found = []
 
         def ask(number):
-            order = list(np.random.default_rng(number).permutation(len(texts)))
-            status, vectors = embed(port, [texts[row] + " " * number for row in order])
+            order = list(range(16 * number, 16 * number + 32))
+            status, vectors = embed(port, [texts[row] for row in order])
             found.append((status, vectors is None or np.array_equal(vectors, wanted[order])))
 
         def load(count):
@@ -107,7 +107,7 @@ def test_a_worker_may_be_killed_and_sigterm_loses_nothing(bge_small_en):
             thread.join()
         assert found == [(200, True)] * 4  # Computed again, by the other one.
         wait_for(lambda: children(process.pid) not in ([], [worker]), 20)
-        assert embed(port, texts)[0] == 200
+        assert embed(port, texts[:2])[0] == 200
 
         threads = load(8)
         time.sleep(0.3)
@@ -121,6 +121,7 @@ def test_a_worker_may_be_killed_and_sigterm_loses_nothing(bge_small_en):
         assert {status for status, _ in found} <= {200, 503} and all(right for _, right in found)
         assert sum(status == 200 for status, _ in found) >= 1
         _, said = process.communicate(timeout=30)
+        print(said)
         assert process.returncode == 0 and "SIGTERM" in said and "Traceback" not in said
 
 
