@@ -108,6 +108,7 @@ class Running:
         return total
 
     def family(self) -> list[int]:
+        """Process ids of it and its children."""
         found = [self.process.pid]
         for pid in found:
             with contextlib.suppress(OSError):
@@ -171,10 +172,13 @@ class Connection:
     writer: asyncio.StreamWriter
 
     async def ask(self, request: bytes) -> tuple[int, bytes, dict[str, str]]:
+        """Status, body and headers of the answer to a whole request."""
         self.writer.write(request)
         head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         lines = head.split("\r\n")
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:] if line)}
+        headers = {
+            name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:] if line)
+        }
         if headers.get("transfer-encoding") == "chunked":
             body = b""
             while size := int((await self.reader.readline()).strip(), 16):
@@ -214,6 +218,7 @@ class Load:
     server_cpu: float = 0.0
 
     def took(self, status: int, delay: float, tokens: int = 0) -> None:
+        """An answer came."""
         self.statuses[status] = self.statuses.get(status, 0) + 1
         if status == 200:
             self.answered += 1
@@ -221,6 +226,7 @@ class Load:
             self.delays.append(delay)
 
     def facts(self) -> dict[str, Any]:
+        """All as plain values."""
         return {
             "seconds": round(self.seconds, 2), "answered": self.answered,
             "tokens_per_second": round(self.tokens / self.seconds, 1) if self.seconds else 0,
@@ -334,6 +340,7 @@ class Material:
             self.queries.append(f"{' '.join(source[first : first + 8])} {number}")
 
     def vectors(self) -> Any:
+        """Those of `FlagModel.encode`, [n, d]."""
         import numpy as np
 
         if not hasattr(self, "_vectors"):
@@ -445,9 +452,7 @@ def mixed(peer: str, args: argparse.Namespace, material: Material) -> dict[str, 
             async def both(name: str = name, load: Load = load, bulk: Load = bulk) -> None:
                 working = None
                 if name == "with_bulk":
-                    working = asyncio.create_task(
-                        closed_loop(running.port, material.requests, BULK_CLIENTS, 1e9, bulk)
-                    )
+                    working = asyncio.create_task(closed_loop(running.port, material.requests, BULK_CLIENTS, 1e9, bulk))
                     await asyncio.sleep(2)
                 await open_loop(running.port, queries, args.rate, args.queries, load)
                 if working is not None:
@@ -526,7 +531,11 @@ def soak(peer: str, args: argparse.Namespace, material: Material) -> dict[str, A
             asyncio.run(watched())
     settled = [value for at, value in memory if at >= min(300, 30 * args.minutes)] or [memory[-1][1]]
     growth = statistics.median(settled[-6:]) / statistics.median(settled[:6]) - 1
-    return load.facts() | {"rate": round(rate, 2), "resident_mib": memory, "growth_after_five_minutes": round(growth, 4)}
+    return load.facts() | {
+        "rate": round(rate, 2),
+        "resident_mib": memory,
+        "growth_after_five_minutes": round(growth, 4),
+    }
 
 
 def profile(peer: str, args: argparse.Namespace, material: Material) -> dict[str, Any]:
@@ -614,7 +623,8 @@ def table(results: dict[str, Any]) -> str:
         )
         lines += [f"**{scenario}**", "", f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
         lines += [
-            f"| {peer} | {' | '.join(str(facts.get(column, '')) for column in columns)} |" for peer, facts in peers.items()
+            f"| {peer} | {' | '.join(str(facts.get(column, '')) for column in columns)} |"
+            for peer, facts in peers.items()
         ]
         for peer, facts in peers.items():
             lines += [
@@ -635,7 +645,9 @@ def main() -> None:
     measure.add_argument("--out", default="serve.json")
     measure.add_argument("--model", default=str(SHARED / "models" / "bge-small-en-v1.5"))
     measure.add_argument("--reranker", help="folder of a cross-encoder, for the scenario rerank")
-    measure.add_argument("--scenarios", nargs="+", choices=list(SCENARIOS), default=["start", "alone", "saturation", "mixed", "overload"])
+    measure.add_argument(
+        "--scenarios", nargs="+", choices=list(SCENARIOS), default=["start", "alone", "saturation", "mixed", "overload"]
+    )
     measure.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     measure.add_argument("--rounds", type=int, default=5)
     measure.add_argument("--slice", type=float, default=8.0, help="seconds of a turn")
