@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class UnsupportedMediaType(ServingError):  # noqa: N818
+class UnsupportedMediaType(ServingError):
     """The body is not said to be JSON."""
 
     status = 415

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -31,7 +31,7 @@ from ...search.storage import FACTS
 from ...search.where import Where, WhereError
 from ..bodies import as_json, decode, inputs_of
 from ..calls import Call, endpoint
-from ..errors import BadRequest, Internal, NotFound, ServingError, Unprocessable
+from ..errors import Internal, NotFound, ServingError, Unprocessable
 from ..models import Served
 from ..server import Server
 from .embedding import embed
@@ -204,9 +204,7 @@ class OpenIndex:
         }  # fmt: skip
         return Found(**content, metadata=metadata or None)
 
-    def _search(
-        self, vectors: npt.NDArray[np.float32], top_k: int, where: str | None
-    ) -> tuple[list[list[Hit]], str]:
+    def _search(self, vectors: npt.NDArray[np.float32], top_k: int, where: str | None) -> tuple[list[list[Hit]], str]:
         self._refresh()
         try:
             return self._index.search(self._known(vectors), top_k, where=where), self._state

@@ -195,9 +195,7 @@ def _pairs(inputs: str | list[str | list[str]]) -> tuple[list[tuple[str, str]], 
     for place, each in enumerate(given):
         if not isinstance(each, list) or len(each) != 2 or not all(isinstance(text, str) for text in each):
             where = f"inputs[{place}]" if several else "inputs"
-            raise Unprocessable(
-                f"`{where}`: a reranker scores pairs, [query, text], and this is none", param="inputs"
-            )
+            raise Unprocessable(f"`{where}`: a reranker scores pairs, [query, text], and this is none", param="inputs")
     return [(each[0], each[1]) for each in given], several
 
 
@@ -321,7 +319,8 @@ def check_right(direction: str | None) -> None:
     """
     if side_of(direction) == "left":
         raise Unprocessable(
-            "`truncation_direction`: pairs are cut at the end of their texts; leave it out", param="truncation_direction"
+            "`truncation_direction`: pairs are cut at the end of their texts; leave it out",
+            param="truncation_direction",
         )
 
 
