@@ -171,7 +171,7 @@ class SearchIndex:
         """
         check_count("rerank_top_k", rerank_top_k, "documents")
         kept = None if where is None else self.rows_where(where)
-        self._check_model(model)
+        self.check_model(model)
         vectors = model.encode_queries(list(queries), convert_to_numpy=True, instruction=instruction)
         if reranker is None:
             return self._search(vectors, top_k, kept)
@@ -196,7 +196,7 @@ class SearchIndex:
                 meaning for its metadata.
         """
         if model is not None:
-            self._check_model(model)
+            self.check_model(model)
         for origin in _origins(queries):
             self._check_origin(origin, model)
         return self._search(queries, top_k, None if where is None else self.rows_where(where))
@@ -218,7 +218,12 @@ class SearchIndex:
             self._last = where, np.flatnonzero(condition.rows(self.metadata))
         return self._last[1]
 
-    def _check_model(self, model: Embedder) -> None:
+    def check_model(self, model: Embedder) -> None:
+        """See to it that a model gives vectors that can be compared with those of the index.
+
+        Raises:
+            BgekitError: it does not.
+        """
         if model.fingerprint not in self._checked:
             check_model(model, self.facts, self.stored)
             self._checked.add(model.fingerprint)
@@ -246,7 +251,7 @@ class SearchIndex:
                     f"{self.facts.model_name}, or from that model with other settings. Encode the queries with it; "
                     "index.ask(model, texts) does so and checks the model"
                 )
-            self._check_model(cast("Embedder", origin.model))
+            self.check_model(cast("Embedder", origin.model))
 
     def _search(self, queries: npt.ArrayLike, top_k: int, kept: Rows | None) -> list[list[Hit]]:
         vectors = np.atleast_2d(np.asarray(queries, dtype=np.float32))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .errors import Gone, Internal, ServingError, TooLarge, Unauthorized, Unready
+from .errors import Gone, Internal, Overloaded, ServingError, TooLarge, Unauthorized, Unready
 
 if TYPE_CHECKING:
     from starlette.datastructures import Headers, QueryParams
@@ -123,6 +123,12 @@ class Endpoint:
             if self.work and call.server.draining:
                 raise Unready("the server is being shut down: ask another one")
             call.body = await _body(call, receive)
+            if self.work and not call.server.prepared:
+                await call.server.prepare()
+            if self.work and call.server.broken:
+                raise Unready(call.server.broken)
+            if self.work and call.server.working > call.server.settings.max_requests:
+                raise Overloaded(f"{call.server.working:,} requests are being answered (--max-requests)", 1.0)
             return await self._handled(call, receive)
         except Gone as error:
             call.error = error

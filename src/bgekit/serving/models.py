@@ -764,6 +764,16 @@ class Models:
         for served in () if self._lazy else self:
             served.load()
 
+    def has(self, name: str) -> bool:
+        """Whether a part of a path is a model's name, an alias included."""
+        bare, _, alias = name.partition(":")
+        return bare in self._served and (not alias or alias in ALIASES)
+
+    @property
+    def loading(self) -> bool:
+        """Whether a model is being loaded just now."""
+        return any(served.state == "loading" for served in self)
+
     @property
     def not_ready(self) -> str:
         """Why a request may have to wait for a model to be loaded, "" if none is."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -67,6 +67,7 @@ class Server:
         metrics: Counters.
         draining: Whether it is being shut down.
         failed: Why it cannot go on, "" as long as it can.
+        broken: Why models could not be loaded at the start.
         compute_type: What is computed on, such as `cpu`.
         state: For route modules, to keep what they made.
     """
@@ -79,7 +80,11 @@ class Server:
         self.api_keys = tuple(key.encode() if isinstance(key, str) else key for key in api_keys)
         self.compute_type = compute_type
         self.draining = False
-        self.failed = ""
+        self.failed = self.broken = ""
+        #: Whether models have been loaded, or nothing can be done about it.
+        self.prepared = False
+        #: Waits until then; the application has it.
+        self.prepare: Callable[[], Awaitable[None]]
         self.state: dict[str, Any] = {}
         self.started = time.time()
         #: Requests that are being answered, and those of them that compute.
@@ -115,7 +120,15 @@ class Server:
             return self.failed
         if self.draining:
             return "the server is being shut down"
+        if self.broken:
+            return self.broken
         return self.models.not_ready
+
+    async def readiness(self) -> str:
+        """`not_ready`; where nobody has started the application, it is started first."""
+        if not self.prepared and not self.models.loading:
+            await self.prepare()
+        return self.not_ready
 
     def end(self) -> None:
         """Take no more work, end threads and worker processes."""

@@ -10,11 +10,12 @@ import asyncio
 import copy
 import hashlib
 import logging
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
@@ -31,11 +32,14 @@ from ...search.storage import FACTS
 from ...search.where import Where, WhereError
 from ..bodies import as_json, decode, inputs_of
 from ..calls import Call, endpoint
-from ..errors import Internal, NotFound, ServingError, Unprocessable
+from ..errors import Internal, NotFound, ServingError, Unprocessable, Unready
 from ..models import Served
 from ..server import Server
 from .embedding import embed
 from .openai import problem as openai_problem
+
+if TYPE_CHECKING:
+    from ...inference.model import Embedder
 
 logger = logging.getLogger(__name__)
 #: Hits of a query, at most.
@@ -152,6 +156,7 @@ class OpenIndex:
         self._state = self._digest()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")
         self.served: Served | None = None
+        self._checked: weakref.ref[Embedder] | None = None
 
     async def search(
         self, vectors: npt.NDArray[np.float32], top_k: int, where: str | None
@@ -162,6 +167,15 @@ class OpenIndex:
     async def info(self) -> Info:
         """What the index is now."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._info)
+
+    def check_model(self, model: Embedder) -> None:
+        """See to it that the index was made with a model.
+
+        Raises:
+            BgekitError: it was made with another.
+        """
+        self._index.check_model(model)
+        self._checked = weakref.ref(model)
 
     def check(self, where: str | None) -> None:
         """See to it that a condition can be used, before anything is computed.
@@ -206,6 +220,7 @@ class OpenIndex:
 
     def _search(self, vectors: npt.NDArray[np.float32], top_k: int, where: str | None) -> tuple[list[list[Hit]], str]:
         self._refresh()
+        self._check_loaded()
         try:
             return self._index.search(self._known(vectors), top_k, where=where), self._state
         except WhereError as error:
@@ -215,6 +230,20 @@ class OpenIndex:
         except OutputError as error:
             logger.exception("the index in %s cannot be read", self._folder)
             raise Internal("the index cannot be read; the server's log says why") from error
+
+    def _check_loaded(self) -> None:
+        """See to it that a model that was loaded again since is still that of the index.
+
+        Raises:
+            Unready: it is not.
+        """
+        model = None if self.served is None else self.served.model
+        if model is None or (self._checked is not None and self._checked() is model):
+            return
+        try:
+            self.check_model(model)
+        except ArgumentError as error:
+            raise Unready(f"the model was loaded again, and the index was made with another: {error}", None) from error
 
     def _known(self, vectors: npt.NDArray[np.float32]) -> Embeddings:
         """Vectors of the index's model, which was checked when the index was opened."""
