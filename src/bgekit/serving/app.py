@@ -210,7 +210,7 @@ def _check_names(models: Mapping[str, Any], routes: Iterable[Route] = ()) -> Non
     """
     taken = {part for route in routes for part in route.path.strip("/").split("/")[:1] if part}
     for name in models:
-        if not name or name != name.strip() or any(letter in name for letter in _SEPARATORS):
+        if not name or any(letter in _SEPARATORS or letter.isspace() for letter in name):
             raise UsageError(f"{name!r} cannot be a model's name: it must not hold {' '.join(_SEPARATORS)} or spaces")
         if name in taken:
             raise UsageError(f"{name!r} cannot be a model's name: /{name} is a route; give another, such as my-{name}")

@@ -180,9 +180,9 @@ class Loaded:
         dead = self._worker(place)
         dead.close()
         fresh = self._pool.started(place)
-        self._warm(fresh)
         with self._lock:
-            self._pool.workers[place - 1] = fresh
+            self._pool.workers[place - 1] = fresh  # Where `close` finds it.
+        self._warm(fresh)
 
     def kill_worker(self, place: int) -> bool:
         """See `Computer`."""

@@ -444,6 +444,8 @@ class Scheduler:
                 batch.computer.replace_worker(batch.place)
                 return
             except Exception:
+                if self._closed:
+                    return
                 logger.exception("the worker of device %d of %s does not start", batch.place, batch.computer.name)
                 time.sleep(1)
 
