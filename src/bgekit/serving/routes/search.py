@@ -329,7 +329,9 @@ async def _reranked(
         return hits
     if any(hit.text is None for found in hits for hit in found):
         raise Unprocessable("the index keeps no texts that a reranker could read: leave out `rerank`", param="rerank")
+    queries_cut = list(call.truncated)
     scored = await reranker.score(pairs, call=call)
+    call.truncated = queries_cut  # What the client can name: passages that a reranker read in part are none of its texts.
     ordered = reranked(_Given(scored.scores.tolist()), queries, hits, top_k)
     if raw:
         return ordered
