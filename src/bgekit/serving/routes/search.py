@@ -331,7 +331,9 @@ async def _reranked(
         raise Unprocessable("the index keeps no texts that a reranker could read: leave out `rerank`", param="rerank")
     queries_cut = list(call.truncated)
     scored = await reranker.score(pairs, call=call)
-    call.truncated = queries_cut  # What the client can name: passages that a reranker read in part are none of its texts.
+    call.truncated = (
+        queries_cut  # What the client can name: passages that a reranker read in part are none of its texts.
+    )
     ordered = reranked(_Given(scored.scores.tolist()), queries, hits, top_k)
     if raw:
         return ordered

@@ -1,7 +1,6 @@
 """The shape of text-embeddings-inference (TEI): its routes, its errors, its names of fields.
 
-`/` is told apart by its body, as clients of the Hugging Face hub post all their requests to the address itself. Their
-`/rerank` is in `rerank.py`, which has other shapes of that path, too.
+`/rerank` is in `rerank.py`, which has other shapes of that path, too, and `/` in `root.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from ..._version import __version__
@@ -113,14 +112,6 @@ class Decode(msgspec.Struct, kw_only=True):
     ids: list[int | list[int]]
     skip_special_tokens: bool | None = None
     model: str | None = None
-
-
-class _Anything(msgspec.Struct, kw_only=True):
-    """What tells the bodies of `/` apart."""
-
-    inputs: Any = None
-    query: Any = None
-    texts: Any = None
 
 
 #: Status -> what TEI calls it.
@@ -237,21 +228,6 @@ async def decode_route(call: Call) -> Response:
     return as_json(await served.decode(ids, skip_special_tokens=skip))
 
 
-async def anything(call: Call) -> Response:
-    """Answer a POST to the address itself: what is asked for, the body shows."""
-    body = decode(call, _Anything)
-    if isinstance(body.inputs, dict):
-        return await similarity(call)
-    if body.texts is not None and body.query is not None:
-        from .rerank import tei
-
-        return await tei(call)
-    if body.inputs is None:
-        raise Unprocessable("`inputs` is missing", param="inputs")
-    served, _ = call.server.models.find(None, None, call=call)
-    return await (embed_route if served.kind == "embedder" else predict)(call)
-
-
 async def info(call: Call) -> Response:
     """Answer `/info`, by which clients choose what they send and how much of it."""
     served, _ = call.server.models.find(None, None, call=call)
@@ -282,13 +258,6 @@ def _model_type(served: Served) -> dict[str, Any]:
     names = [f"LABEL_{place}" for place in range(card.labels)]
     by_id = {str(place): name for place, name in enumerate(names)}
     return {"reranker": {"id2label": by_id, "label2id": {name: place for place, name in enumerate(names)}}}
-
-
-async def front(call: Call) -> Response:
-    """Answer a GET of the address itself: a person gets the page, a client hears that the server is there."""
-    if "text/html" in call.headers.get("accept", ""):
-        return RedirectResponse("/ui")
-    return Response()
 
 
 async def not_here(call: Call) -> Response:
@@ -333,10 +302,8 @@ def routes(server: Server) -> list[Route]:
     """The routes of this shape."""
     work = {
         "/embed": embed_route, "/similarity": similarity, "/predict": predict, "/tokenize": tokenize,
-        "/decode": decode_route, "/": anything, "/invocations": anything, "/embed_all": not_here,
-        "/embed_sparse": not_here,
+        "/decode": decode_route, "/embed_all": not_here, "/embed_sparse": not_here,
     }  # fmt: skip
     made = [Route(path, endpoint(handler, problem=problem), methods=["POST"]) for path, handler in work.items()]
     made.append(Route("/info", endpoint(info, problem=problem, work=False), methods=["GET"]))
-    made.append(Route("/", endpoint(front, problem=problem, work=False, key=False), methods=["GET"]))
     return made
