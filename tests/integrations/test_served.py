@@ -74,7 +74,7 @@ def test_what_cannot_be(bge, address, monkeypatch, folder):
         ServedModel("http://user:password@host:1")
     with pytest.raises(ArgumentError, match="no use for encode_kwargs max_length"):
         bge(address, encode_kwargs={"max_length": 8}).embed_query("a")
-    with pytest.raises(ApiError, match="no embedder by this name.*zh"):
+    with pytest.raises(ApiError, match=r"no embedder by this name.*zh"):
         bge(f"{address}/judge").embed_query("a")
     with pytest.raises(ApiError, match="401"):
         bge(address, api_key="another").embed_query("a")
@@ -106,7 +106,7 @@ def test_a_full_queue_is_asked_again(monkeypatch):
         served = ServedModel(address)
         assert served.prompt("query") == "q: "
         assert served.embed(["a"], "query").tolist() == [[1.0, 2.0]]
-    assert asked == [("m:query", ["a"])] * 2 and waited[-1] == 3.0
+    assert asked == [("m:query", ["a"])] * 2 and 3.0 in waited
 
 
 def test_llama_index(address, model, folder):

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from documents import DOCUMENTS
 
+
 @pytest.fixture(scope="session")
 def index_of(tmp_path_factory):
     """Make an index of documents with all their metadata: `index_of(model_folder, documents)`."""

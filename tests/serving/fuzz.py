@@ -7,12 +7,32 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-TEXTS = ["", "a", "the cat sat", "文本", "\U0001f600" * 3, "\x00\x01\u200b\u202e", "a\nb\tc", "\ud800", "x\udfffy", " ", "[CLS] [SEP]"]
+TEXTS = [
+    "",
+    "a",
+    "the cat sat",
+    "文本",
+    "\U0001f600" * 3,
+    "\x00\x01\u200b\u202e",
+    "a\nb\tc",
+    "\ud800",
+    "x\udfffy",
+    " ",
+    "[CLS] [SEP]",
+]
 VALUES = [
     None, True, False, 0, -1, 1, 7, 32, 10**6, 2**63, 10**30, -(2**70), 0.5, 1e308, float("nan"), float("inf"), "", "a",
     "\ud800", "float", "base64", "query", [], {}, [None], [[]], [[[]]], {"a": 1}, ["a", 1], [1, 2], [[1], ["a"]],
 ]  # fmt: skip
-KINDS = ["text/plain", "", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/xml", "json", "\x7f"]
+KINDS = [
+    "text/plain",
+    "",
+    "application/x-www-form-urlencoded",
+    "multipart/form-data; boundary=x",
+    "application/xml",
+    "json",
+    "\x7f",
+]
 NAMES = ["tiny", "judge", "tiny:query", "tiny:document", "nobody", "", "../..", "judge:query"]
 
 
@@ -65,7 +85,9 @@ class Fuzzer:
             return pick.choice(NAMES) if name in ("model", "rerank") else self._text()
         if kind == "integer":
             return pick.choice((0, 1, 2, 16, 64, 512, -1))
-        return {"null": None, "boolean": pick.random() < 0.5, "number": pick.random()}.get(kind or "", pick.choice(VALUES))
+        return {"null": None, "boolean": pick.random() < 0.5, "number": pick.random()}.get(
+            kind or "", pick.choice(VALUES)
+        )
 
     def _text(self) -> str:
         pick = self._random
@@ -73,7 +95,9 @@ class Fuzzer:
             return pick.choice(("word ", "x", "文", "\U0001f600")) * (1_000_000 // 5)
         if pick.random() < 0.5:
             return pick.choice(TEXTS)
-        return "".join(chr(pick.choice((pick.randrange(32, 127), pick.randrange(0x20000)))) for _ in range(pick.randrange(40)))
+        return "".join(
+            chr(pick.choice((pick.randrange(32, 127), pick.randrange(0x20000)))) for _ in range(pick.randrange(40))
+        )
 
     def _damaged(self, value: Any) -> Any:
         """A value with something in it that is wrong."""

@@ -18,16 +18,31 @@ import numpy as np
 import pytest
 
 pytest.importorskip("starlette")
-pytestmark = pytest.mark.slow
-
 from running_server import running
+
+pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent / "clients"
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = Path(os.environ.get("BGEKIT_CLIENTS", ROOT / "build" / "clients"))
 KEY = "a-key-of-the-test"
-CLIENTS = ["openai", "openai_node", "cohere", "huggingface_hub", "langchain_openai", "llama_index", "litellm", "haystack"]
-TEXTS = ["The cat sat on the mat.", "", "a line\nand another one", "Ünïcødé, 文本向量 \U0001f600", "rivers run to the sea " * 9]
+CLIENTS = [
+    "openai",
+    "openai_node",
+    "cohere",
+    "huggingface_hub",
+    "langchain_openai",
+    "llama_index",
+    "litellm",
+    "haystack",
+]
+TEXTS = [
+    "The cat sat on the mat.",
+    "",
+    "a line\nand another one",
+    "Ünïcødé, 文本向量 \U0001f600",
+    "rivers run to the sea " * 9,
+]
 QUERIES = ["where did the cat sit?", "文本"]
 PASSAGES = ["rivers run to the sea", "the cat sat on the mat", "dogs bark", "a tree has leaves"]
 QUERY = "where is the cat?"
@@ -75,7 +90,11 @@ def result(call, right):
     kind, values = call["kind"], call["values"]
     if kind == "message":
         assert "check_embedding_ctx_length=False" in values or "dimensions" in values
-        return "refused: " + values.partition("message': ")[2][:60] if "message': " in values else f"refused: {values[:60]}"
+        return (
+            "refused: " + values.partition("message': ")[2][:60]
+            if "message': " in values
+            else f"refused: {values[:60]}"
+        )
     if kind == "names":
         assert values and all(name.startswith(("bge-small-en-v1.5", "judge")) for name in values)
         return ", ".join(values)
@@ -134,14 +153,25 @@ def test_bodies_of_programs_that_are_not_packages(served):
     tokens = ask(f"/{name}/tokenize", {"inputs": TEXTS})
     ids = [[token["id"] for token in each] for each in tokens]
     assert ids == [model.tokenizer(text)["input_ids"] for text in TEXTS]
-    rows = [("Dify (TEI plugin)", "/info, /tokenize, /embed", "plain", _vectors(ask(f"/{name}/embed", {"inputs": TEXTS}), right["plain"]))]
+    rows = [
+        (
+            "Dify (TEI plugin)",
+            "/info, /tokenize, /embed",
+            "plain",
+            _vectors(ask(f"/{name}/embed", {"inputs": TEXTS}), right["plain"]),
+        )
+    ]
     assert next(iter(ask("/judge/info")["model_type"])) == "reranker"
     found = ask("/judge/rerank", {"query": QUERY, "texts": PASSAGES})
-    rows.append(("Dify (TEI plugin)", "/rerank", "rerank", _ranks([[e["index"], e["score"]] for e in found], right["rerank"])))
+    rows.append(
+        ("Dify (TEI plugin)", "/rerank", "rerank", _ranks([[e["index"], e["score"]] for e in found], right["rerank"]))
+    )
     found = ask(f"/{name}/embed", {"inputs": TEXTS, "truncate": True})
     rows.append(("RAGFlow (TEI)", "/embed", "plain", _vectors(found, right["plain"])))
     found = ask("/judge/rerank", {"query": QUERY, "texts": PASSAGES, "raw_scores": False, "truncate": True})
-    rows.append(("RAGFlow (TEI)", "/rerank", "rerank", _ranks([[e["index"], e["score"]] for e in found], right["rerank"])))
+    rows.append(
+        ("RAGFlow (TEI)", "/rerank", "rerank", _ranks([[e["index"], e["score"]] for e in found], right["rerank"]))
+    )
     body = {"input": TEXTS, "model": name, "encoding_format": "float", "drop_params": True}
     found = [each["embedding"] for each in ask("/v1/embeddings", body)["data"]]
     rows.append(("RAGFlow (OpenAI)", "/v1/embeddings", "plain", _vectors(found, right["plain"])))

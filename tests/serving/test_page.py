@@ -17,7 +17,8 @@ if CHROMIUM is None:
     pytest.skip("needs Chromium on the PATH (Debian: apt-get install chromium)", allow_module_level=True)
 
 #: A page that holds the server's, uses it as a reader would, and says what it saw.
-HARNESS = """<!DOCTYPE html><body style="margin:0"><iframe id="frame" src="/ui" style="width:{width}px;height:{height}px;border:0"></iframe>
+HARNESS = """<!DOCTYPE html><body style="margin:0">
+<iframe id="frame" src="/ui" style="width:{width}px;height:{height}px;border:0"></iframe>
 <pre id="seen"></pre><script>
 const frame = document.getElementById("frame"), seen = {{}};
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));

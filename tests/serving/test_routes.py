@@ -106,7 +106,8 @@ def test_other_prompts_and_contradictions(ask, matryoshka):
     own = FlagModel(matryoshka)
     for body in ({"model": "doll", "prompt_name": "topic"}, {"model": "doll", "input_type": "topic"}):
         np.testing.assert_array_equal(
-            vectors(ask("/v1/embeddings", {"input": "cat", **body})), np.asarray(own.encode(["cat"], prompt_name="topic"))
+            vectors(ask("/v1/embeddings", {"input": "cat", **body})),
+            np.asarray(own.encode(["cat"], prompt_name="topic")),
         )
     error = ask("/v1/embeddings", {"input": "cat", "model": "doll", "prompt_name": "other"}, 422)["error"]
     assert "query, document, topic" in error["message"] and error["param"] == "prompt_name"
@@ -144,7 +145,9 @@ def test_token_ids(ask, bge_name, model):
 def test_tei_shapes(ask, model, judge):
     expected = np.asarray(model.encode(TEXTS))
     np.testing.assert_array_equal(ask("/embed", {"inputs": TEXTS, "truncate": None}), expected)
-    assert int(ask.headers["x-compute-tokens"]) > 64 and int(ask.headers["x-compute-characters"]) == sum(map(len, TEXTS))
+    assert int(ask.headers["x-compute-tokens"]) > 64 and int(ask.headers["x-compute-characters"]) == sum(
+        map(len, TEXTS)
+    )
     np.testing.assert_array_equal(ask("/", {"inputs": TEXTS[0], "normalize": True}), expected[:1])
     raw = FlagModel(model.folder, normalize_embeddings=False).encode(TEXTS)
     np.testing.assert_allclose(ask("/embed", {"inputs": TEXTS, "normalize": False}), np.asarray(raw), atol=1e-6)
@@ -160,7 +163,9 @@ def test_tei_shapes(ask, model, judge):
     assert [each["text"] for each in found] == [PASSAGES[place] for place, _ in ordered(scores)]
     raw_scores = judge.compute_score([("cat", each) for each in PASSAGES])
     assert ranks(found, "score") == ordered(raw_scores)
-    assert ask("/predict", {"inputs": ["cat", PASSAGES[0]]}) == [{"score": pytest.approx(scores[0]), "label": "LABEL_0"}]
+    assert ask("/predict", {"inputs": ["cat", PASSAGES[0]]}) == [
+        {"score": pytest.approx(scores[0]), "label": "LABEL_0"}
+    ]
     pairs = [["cat", each] for each in PASSAGES]
     found = ask("/predict", {"inputs": pairs, "raw_scores": True})
     assert [each[0]["score"] for each in found] == pytest.approx(raw_scores, abs=1e-6)
@@ -244,7 +249,9 @@ def test_cohere_shapes(ask, model):
     expected = np.asarray(model.encode_corpus(TEXTS))
     answer = ask("/v2/embed", {**body, "embedding_types": ["float", "base64", "ubinary", "binary"], "truncate": "END"})
     np.testing.assert_array_equal(answer["embeddings"]["float"], expected)
-    np.testing.assert_array_equal(np.frombuffer(base64.b64decode(answer["embeddings"]["base64"][0]), "<f4"), expected[0])
+    np.testing.assert_array_equal(
+        np.frombuffer(base64.b64decode(answer["embeddings"]["base64"][0]), "<f4"), expected[0]
+    )
     bits = np.unpackbits(np.asarray(answer["embeddings"]["ubinary"], np.uint8), axis=1)
     np.testing.assert_array_equal(bits, expected >= 0)
     signed = np.asarray(answer["embeddings"]["ubinary"], np.int16) - 128
@@ -256,17 +263,25 @@ def test_cohere_shapes(ask, model):
     np.testing.assert_array_equal(plain["embeddings"], np.asarray(model.encode(TEXTS)))
     for wrong, status, said in (
         ({"truncate": "NONE"}, 422, "64"), ({"truncate": "MIDDLE"}, 422, "NONE, START or END"),
-        ({"embedding_types": ["int8"]}, 422, "int8"), ({"texts": None}, 400, "empty"), ({"images": ["x"]}, 422, "texts"),
+        ({"embedding_types": ["int8"]}, 422, "int8"), ({"texts": None}, 400, "empty"),
+        ({"images": ["x"]}, 422, "texts"),
     ):  # fmt: skip
         assert said in ask("/v2/embed", {**body, **wrong}, status)["message"]
 
 
 def test_bodies_that_are_none(ask, model):
     lone = b'{"input": ["a \\ud800 b", "\\ud83d\\ude00"]}'
-    np.testing.assert_array_equal(vectors(ask("/v1/embeddings", lone)), np.asarray(model.encode(["a � b", "\U0001f600"])))
+    np.testing.assert_array_equal(
+        vectors(ask("/v1/embeddings", lone)), np.asarray(model.encode(["a � b", "\U0001f600"]))
+    )
     answer = ask("/rerank", b'{"query": "\\udfff", "documents": ["\\ud800"], "return_documents": true}')
     assert answer["results"][0]["document"]["text"] == "�"
-    for body, said in ((b"", "JSON"), (b"{", "JSON"), (b'{"x": ' + b"[" * 100_000, "nested"), (b'{"input": "\xff"}', "UTF-8")):
+    for body, said in (
+        (b"", "JSON"),
+        (b"{", "JSON"),
+        (b'{"x": ' + b"[" * 100_000, "nested"),
+        (b'{"input": "\xff"}', "UTF-8"),
+    ):
         assert said in ask("/v1/embeddings", body, 400)["error"]["message"]
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         error = ask("/v1/embeddings", b'{"input": "a"}', 415, kind=kind)

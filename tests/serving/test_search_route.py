@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import pytest
 
@@ -120,10 +121,16 @@ def test_a_new_state_is_seen_and_a_damaged_one_is_not_taken_up(bge_name, index_o
 def test_an_index_of_another_model_is_no_start(bge_name, make_model, index_of, tmp_path):
     other = make_model(name="other", seed=5)
     folder = index_of(bge_name)
-    with pytest.raises(BgekitError, match="made with"), TestClient(create_app({"other": other}, index=folder)):
-        pass
+    with TestClient(create_app({"other": other}, index=folder), raise_server_exceptions=False) as client:
+        for _ in range(500):  # As long as it is being loaded, that is the reason.
+            assert client.get("/health").status_code == 503
+            if "is not served" in (reason := client.get("/ready").json()["reason"]):
+                break
+            time.sleep(0.02)
+        assert "made with" in reason
+        assert client.post("/v1/search", json={"query": "a"}).status_code == 503
     shutil.rmtree(tmp_path)
-    with pytest.raises(BgekitError, match="neither|does not exist"):
+    with pytest.raises(BgekitError, match=r"neither|does not exist"):
         create_app({"tiny": bge_name}, index=tmp_path)
 
 

@@ -101,8 +101,8 @@ def render_page(
     )
     style = f":root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}@media print{{:root{{{light}}}}}\n"
     return render(
-        template, title=title, policy=Markup(policy), style=Markup(style + _asset("page.css") + css), script=Markup(code),
-        **values,
+        template, title=title, policy=Markup(policy), style=Markup(style + _asset("page.css") + css),
+        script=Markup(code), **values,
     )  # fmt: skip
 
 

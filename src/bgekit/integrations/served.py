@@ -97,10 +97,14 @@ class ServedModel:
         body: dict[str, Any] = {"model": f"{known.name}:{role}" if role else known.name, "encoding_format": "base64"}
         found: list[bytes] = []
         for first in range(0, len(texts), batch_size):
-            answer = self._ask("POST", f"{known.root}/v1/embeddings", body | {"input": list(texts[first : first + batch_size])})
+            answer = self._ask(
+                "POST", f"{known.root}/v1/embeddings", body | {"input": list(texts[first : first + batch_size])}
+            )
             data = sorted(answer["data"], key=lambda each: each["index"])
             if len(data) != len(texts[first : first + batch_size]):
-                raise ApiError(f"{known.root} answered {len(data)} vectors for {len(texts[first:first + batch_size])} texts")
+                raise ApiError(
+                    f"{known.root} answered {len(data)} vectors for {len(texts[first : first + batch_size])} texts"
+                )
             found += [base64.b64decode(each["embedding"]) for each in data]
         if not found:
             return np.empty((0, 0), np.float32)

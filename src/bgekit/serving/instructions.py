@@ -46,12 +46,6 @@ def choose_role(
 
     Raises:
         Unprocessable: the model has no such prompt, or alias and field contradict each other.
-
-    Example:
-        >>> from bgekit import FlagModel
-        >>> from bgekit.serving.instructions import choose_role
-        >>> choose_role(FlagModel("BAAI/bge-small-en-v1.5").card, None, input_type="search_query")
-        'query'
     """
     if prompt_name is not None and prompt_name not in ROLES and prompt_name not in card.prompts:
         known = ", ".join(dict.fromkeys([*ROLES, *card.prompts]))
@@ -74,12 +68,6 @@ def without_instruction(texts: Sequence[str], prefix: str) -> list[str]:
     Args:
         texts: Queries, to which `prefix` will be put.
         prefix: The card's instruction; "" leaves all as they are.
-
-    Example:
-        >>> from bgekit.serving.instructions import without_instruction
-        >>> own = "Represent this sentence for searching relevant passages: "
-        >>> without_instruction(["Represent this question for searching relevant passages:  a cat", "a cat"], own)
-        ['a cat', 'a cat']
     """
     spelled = _spelled(prefix)
     return list(texts) if spelled is None else [spelled.sub("", text, count=1) for text in texts]

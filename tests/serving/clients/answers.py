@@ -1,4 +1,4 @@
-"""What the scripts of Python clients share: the address and texts from standard input, the answers to standard output."""
+"""What the scripts of Python clients share: address and texts from standard input, answers to standard output."""
 
 import importlib.metadata
 import json

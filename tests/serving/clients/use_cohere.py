@@ -1,6 +1,5 @@
-from answers import JUDGE, KEY, NAME, PASSAGES, QUERIES, QUERY, TEXTS, URL, done, lists, note
-
 import cohere
+from answers import JUDGE, KEY, NAME, PASSAGES, QUERIES, QUERY, TEXTS, URL, done, lists, note
 
 client = cohere.ClientV2(api_key=KEY, base_url=URL)
 

@@ -1,5 +1,4 @@
 from answers import KEY, NAME, QUERIES, TEXTS, URL, done, lists, note
-
 from huggingface_hub import InferenceClient
 
 client = InferenceClient(model=f"{URL}/{NAME}", token=KEY)

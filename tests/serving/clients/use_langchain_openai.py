@@ -1,5 +1,4 @@
 from answers import KEY, NAME, QUERIES, TEXTS, URL, done, note
-
 from langchain_openai import OpenAIEmbeddings
 
 

@@ -1,6 +1,5 @@
-from answers import JUDGE, KEY, NAME, PASSAGES, QUERIES, QUERY, TEXTS, URL, done, lists, note
-
 import litellm
+from answers import JUDGE, KEY, NAME, PASSAGES, QUERIES, QUERY, TEXTS, URL, done, lists, note
 
 litellm.telemetry = False
 
@@ -18,7 +17,11 @@ def reranked(model, base, **options):
 note('embedding("openai/NAME")', "plain exactly", embedded(f"openai/{NAME}", TEXTS))
 note('embedding("openai/NAME:query")', "query", embedded(f"openai/{NAME}:query", QUERIES))
 note('embedding("hosted_vllm/NAME")', "plain exactly", embedded(f"hosted_vllm/{NAME}", TEXTS))
-note('embedding("huggingface/NAME")', "plain", embedded(f"huggingface/{NAME}", TEXTS, f"{URL}/{NAME}", input_type="feature-extraction"))
+note(
+    'embedding("huggingface/NAME")',
+    "plain",
+    embedded(f"huggingface/{NAME}", TEXTS, f"{URL}/{NAME}", input_type="feature-extraction"),
+)
 note('rerank("hosted_vllm/NAME")', "rerank", reranked(f"hosted_vllm/{JUDGE}", URL))
 # It takes the documents of answers for strings, as infinity has them; vLLM's, which it asks for alike, are objects.
 found = reranked(f"infinity/{JUDGE}", URL, return_documents=False)

@@ -1,7 +1,6 @@
 import sys
 
 from answers import GIVEN, KEY, NAME, QUERIES, TEXTS, URL, done, note
-
 from llama_index.embeddings.openai import OpenAIEmbedding
 from llama_index.embeddings.text_embeddings_inference import TextEmbeddingsInference
 
@@ -17,7 +16,11 @@ def tei(name):
 
 note("TextEmbeddingsInference", "plain", tei(NAME).get_text_embedding_batch(TEXTS))
 # It puts its own spelling of the instruction before queries.
-note("TextEmbeddingsInference at /NAME:query", "query", [tei(f"{NAME}:query").get_query_embedding(each) for each in QUERIES])
+note(
+    "TextEmbeddingsInference at /NAME:query",
+    "query",
+    [tei(f"{NAME}:query").get_query_embedding(each) for each in QUERIES],
+)
 # Its own packages first, then bgekit with what it needs.
 sys.path.extend(GIVEN["paths"])
 from bgekit.integrations.llama_index import BgeEmbedding  # noqa: E402

@@ -16,7 +16,9 @@ note('embeddings.create(model="NAME:query")', "query", created(f"{NAME}:query", 
 note('embeddings.create(model="NAME:document")', "document", created(f"{NAME}:document"))
 note("embeddings.create(dimensions=all)", "plain exactly", created(NAME, dimensions=GIVEN["dimension"], user="me"))
 note("embeddings.create(input=str)", "first exactly", created(NAME, input=TEXTS[0]))
-raw = client.post("/embeddings", body={"model": NAME, "input": TEXTS, "encoding_format": None, "drop_params": True}, cast_to=object)
+raw = client.post(
+    "/embeddings", body={"model": NAME, "input": TEXTS, "encoding_format": None, "drop_params": True}, cast_to=object
+)
 note("null and unknown fields", "plain exactly", [each["embedding"] for each in raw["data"]])
 try:
     client.embeddings.create(model=NAME, input=[[15339, 1917]])

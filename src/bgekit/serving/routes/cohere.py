@@ -127,7 +127,9 @@ def _texts(body: CohereEmbed) -> list[str]:
 def _content(entry: dict[str, Any], place: int) -> str:
     contents = entry.get("content")
     parts = contents if isinstance(contents, list) else [contents]
-    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part for part in parts]
+    texts: list[Any] = [
+        part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part for part in parts
+    ]
     if not texts or not all(isinstance(text, str) for text in texts):
         raise Unprocessable(f"`inputs[{place}]`: expected contents of the type text", param="inputs")
     return "\n".join(texts)

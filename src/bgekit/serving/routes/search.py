@@ -10,11 +10,12 @@ import asyncio
 import copy
 import hashlib
 import logging
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
@@ -31,7 +32,7 @@ from ...search.storage import FACTS
 from ...search.where import Where, WhereError
 from ..bodies import as_json, decode, inputs_of
 from ..calls import Call, endpoint
-from ..errors import BadRequest, Internal, NotFound, ServingError, Unprocessable
+from ..errors import Internal, NotFound, ServingError, Unprocessable, Unready
 from ..models import Served
 from ..server import Server
 from .embedding import embed
@@ -155,6 +156,7 @@ class OpenIndex:
         self._state = self._digest()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")
         self.served: Served | None = None
+        self._checked: weakref.ref[Embedder] | None = None
 
     async def search(
         self, vectors: npt.NDArray[np.float32], top_k: int, where: str | None
@@ -173,6 +175,7 @@ class OpenIndex:
             BgekitError: it was made with another.
         """
         self._index.check_model(model)
+        self._checked = weakref.ref(model)
 
     def check(self, where: str | None) -> None:
         """See to it that a condition can be used, before anything is computed.
@@ -215,10 +218,9 @@ class OpenIndex:
         }  # fmt: skip
         return Found(**content, metadata=metadata or None)
 
-    def _search(
-        self, vectors: npt.NDArray[np.float32], top_k: int, where: str | None
-    ) -> tuple[list[list[Hit]], str]:
+    def _search(self, vectors: npt.NDArray[np.float32], top_k: int, where: str | None) -> tuple[list[list[Hit]], str]:
         self._refresh()
+        self._check_loaded()
         try:
             return self._index.search(self._known(vectors), top_k, where=where), self._state
         except WhereError as error:
@@ -228,6 +230,20 @@ class OpenIndex:
         except OutputError as error:
             logger.exception("the index in %s cannot be read", self._folder)
             raise Internal("the index cannot be read; the server's log says why") from error
+
+    def _check_loaded(self) -> None:
+        """See to it that a model that was loaded again since is still that of the index.
+
+        Raises:
+            Unready: it is not.
+        """
+        model = None if self.served is None else self.served.model
+        if model is None or (self._checked is not None and self._checked() is model):
+            return
+        try:
+            self.check_model(model)
+        except ArgumentError as error:
+            raise Unready(f"the model was loaded again, and the index was made with another: {error}", None) from error
 
     def _known(self, vectors: npt.NDArray[np.float32]) -> Embeddings:
         """Vectors of the index's model, which was checked when the index was opened."""
@@ -313,7 +329,11 @@ async def _reranked(
         return hits
     if any(hit.text is None for found in hits for hit in found):
         raise Unprocessable("the index keeps no texts that a reranker could read: leave out `rerank`", param="rerank")
+    queries_cut = list(call.truncated)
     scored = await reranker.score(pairs, call=call)
+    call.truncated = (
+        queries_cut  # What the client can name: passages that a reranker read in part are none of its texts.
+    )
     ordered = reranked(_Given(scored.scores.tolist()), queries, hits, top_k)
     if raw:
         return ordered

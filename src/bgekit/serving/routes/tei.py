@@ -1,7 +1,6 @@
 """The shape of text-embeddings-inference (TEI): its routes, its errors, its names of fields.
 
-`/` is told apart by its body, as clients of the Hugging Face hub post all their requests to the address itself. Their
-`/rerank` is in `rerank.py`, which has other shapes of that path, too.
+`/rerank` is in `rerank.py`, which has other shapes of that path, too, and `/` in `root.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from ..._version import __version__
@@ -115,14 +114,6 @@ class Decode(msgspec.Struct, kw_only=True):
     model: str | None = None
 
 
-class _Anything(msgspec.Struct, kw_only=True):
-    """What tells the bodies of `/` apart."""
-
-    inputs: Any = None
-    query: Any = None
-    texts: Any = None
-
-
 #: Status -> what TEI calls it.
 _KINDS: Final = {
     400: "Validation", 404: "Validation", 413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy",
@@ -195,9 +186,7 @@ def _pairs(inputs: str | list[str | list[str]]) -> tuple[list[tuple[str, str]], 
     for place, each in enumerate(given):
         if not isinstance(each, list) or len(each) != 2 or not all(isinstance(text, str) for text in each):
             where = f"inputs[{place}]" if several else "inputs"
-            raise Unprocessable(
-                f"`{where}`: a reranker scores pairs, [query, text], and this is none", param="inputs"
-            )
+            raise Unprocessable(f"`{where}`: a reranker scores pairs, [query, text], and this is none", param="inputs")
     return [(each[0], each[1]) for each in given], several
 
 
@@ -239,21 +228,6 @@ async def decode_route(call: Call) -> Response:
     return as_json(await served.decode(ids, skip_special_tokens=skip))
 
 
-async def anything(call: Call) -> Response:
-    """Answer a POST to the address itself: what is asked for, the body shows."""
-    body = decode(call, _Anything)
-    if isinstance(body.inputs, dict):
-        return await similarity(call)
-    if body.texts is not None and body.query is not None:
-        from .rerank import tei
-
-        return await tei(call)
-    if body.inputs is None:
-        raise Unprocessable("`inputs` is missing", param="inputs")
-    served, _ = call.server.models.find(None, None, call=call)
-    return await (embed_route if served.kind == "embedder" else predict)(call)
-
-
 async def info(call: Call) -> Response:
     """Answer `/info`, by which clients choose what they send and how much of it."""
     served, _ = call.server.models.find(None, None, call=call)
@@ -286,13 +260,6 @@ def _model_type(served: Served) -> dict[str, Any]:
     return {"reranker": {"id2label": by_id, "label2id": {name: place for place, name in enumerate(names)}}}
 
 
-async def front(call: Call) -> Response:
-    """Answer a GET of the address itself: a person gets the page, a client hears that the server is there."""
-    if "text/html" in call.headers.get("accept", ""):
-        return RedirectResponse("/ui")
-    return Response()
-
-
 async def not_here(call: Call) -> Response:
     """Say that a route of TEI is not here."""
     raise NotFound(f"{call.path} is not here: vectors of single tokens and sparse vectors are not served")
@@ -321,7 +288,8 @@ def check_right(direction: str | None) -> None:
     """
     if side_of(direction) == "left":
         raise Unprocessable(
-            "`truncation_direction`: pairs are cut at the end of their texts; leave it out", param="truncation_direction"
+            "`truncation_direction`: pairs are cut at the end of their texts; leave it out",
+            param="truncation_direction",
         )
 
 
@@ -334,10 +302,8 @@ def routes(server: Server) -> list[Route]:
     """The routes of this shape."""
     work = {
         "/embed": embed_route, "/similarity": similarity, "/predict": predict, "/tokenize": tokenize,
-        "/decode": decode_route, "/": anything, "/invocations": anything, "/embed_all": not_here,
-        "/embed_sparse": not_here,
+        "/decode": decode_route, "/embed_all": not_here, "/embed_sparse": not_here,
     }  # fmt: skip
     made = [Route(path, endpoint(handler, problem=problem), methods=["POST"]) for path, handler in work.items()]
     made.append(Route("/info", endpoint(info, problem=problem, work=False), methods=["GET"]))
-    made.append(Route("/", endpoint(front, problem=problem, work=False, key=False), methods=["GET"]))
     return made
