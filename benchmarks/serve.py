@@ -69,7 +69,7 @@ class Running:
         command = {
             "bgekit": ["-m", "bgekit", "serve", f"small={model}", "--port", port, "--quiet", *more],
             "infinity": [
-                "-m", "infinity_emb", "v2", "--model-id", model, "--served-model-name", "small", "--device", "cpu",
+                "-c", "from infinity_emb.cli import cli; cli()", "v2", "--model-id", model, "--served-model-name", "small", "--device", "cpu",
                 "--port", port, "--url-prefix", "/v1", "--no-bettertransformer",
             ],
             "fastapi": [str(HERE / "fastapi_service.py"), model, port],
