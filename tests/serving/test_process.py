@@ -153,6 +153,10 @@ def test_a_missing_extra_is_named(monkeypatch, capsys, tiny_bert):
     import importlib.util
 
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "uvicorn" else found(name, *more))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "uvicorn" else found(name, *more)
+    )
     assert main(["serve", str(tiny_bert)]) == 1
-    assert capsys.readouterr().err.strip() == "bge: error: this needs the package 'uvicorn': pip install 'bgekit[serve]'"
+    assert (
+        capsys.readouterr().err.strip() == "bge: error: this needs the package 'uvicorn': pip install 'bgekit[serve]'"
+    )

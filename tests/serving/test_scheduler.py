@@ -99,7 +99,11 @@ def test_equal_sequences_in_the_queue_are_computed_once(started):
     model, scheduler = Model(), started()
     blocking = scheduler.submit(model, texts(1, length=300))
     wait_until(lambda: model.batches)
-    jobs = [scheduler.submit(model, texts(5, 6)), scheduler.submit(model, texts(6, 7)), scheduler.submit(model, texts(1, length=300))]
+    jobs = [
+        scheduler.submit(model, texts(5, 6)),
+        scheduler.submit(model, texts(6, 7)),
+        scheduler.submit(model, texts(1, length=300)),
+    ]
     scheduler.drop(jobs[0])  # The other one still waits for 6.
     with pytest.raises(Unready):
         jobs[0].future.result(1)

@@ -13,9 +13,9 @@ import time
 
 import numpy as np
 import pytest
+from running_server import running
 
 from bgekit.errors import UsageError
-from running_server import running
 
 KEY = {"authorization": "Bearer secret"}
 
@@ -51,14 +51,19 @@ def model(folder):
 def ask(address, path, body=None, headers=KEY, method=None):
     connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
     content = None if body is None else json.dumps(body)
-    connection.request(method or ("POST" if body is not None else "GET"), path, content, {"content-type": "application/json", **headers})
+    connection.request(
+        method or ("POST" if body is not None else "GET"),
+        path,
+        content,
+        {"content-type": "application/json", **headers},
+    )
     answer = connection.getresponse()
     text = answer.read()
     return answer.status, (json.loads(text) if text[:1] in b"{[" and text else text.decode()), answer.headers
 
 
 def vectors(address, texts, model="small", path="/v1/embeddings", **more):
-    status, answer, headers = ask(address, path, {"model": model, "input": texts, "encoding_format": "base64", **more})
+    status, answer, _ = ask(address, path, {"model": model, "input": texts, "encoding_format": "base64", **more})
     assert status == 200, answer
     return np.stack([np.frombuffer(base64.b64decode(each["embedding"]), "<f4") for each in answer["data"]])
 
@@ -109,7 +114,9 @@ def test_what_is_cut_is_told_or_refused(address, model):
     assert int(headers["x-compute-tokens"]) == 3 + 512
     status, answer, headers = ask(address, "/embed", {"inputs": texts, "truncate": False})
     assert status == 422 and "602" in answer["error"] and "x-truncated" not in headers
-    status, answer, _ = ask(address, "/embed", {"inputs": ["begin " + "word " * 600 + "end"], "truncation_direction": "Left"})
+    status, answer, _ = ask(
+        address, "/embed", {"inputs": ["begin " + "word " * 600 + "end"], "truncation_direction": "Left"}
+    )
     left = model.encode("word " * 509 + "end")
     assert np.abs(np.array(answer[0]) - np.asarray(left)).max() < 1e-6
 
@@ -130,7 +137,6 @@ def test_metrics_have_the_names_of_dashboards(address):
     assert "# TYPE te_request_count counter\n" in page and "te_request_count_total" not in page
     lines = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
     assert float(lines['te_request_count{method="batch"}']) >= 1
-    assert float(lines['te_request_failure{err="validation"}']) >= 0 or True
     assert 'te_request_duration_bucket{le="1.5e-05"}' in lines and "te_queue_size" in lines
     assert float(lines["te_embed_inference_duration_count"]) > 0 and float(lines["bge_tokens_total"]) > 0
 
@@ -142,7 +148,8 @@ def test_a_client_that_leaves_is_dropped_from_the_queue(address, app):
     with socket.create_connection((host, int(port))) as leaving:
         leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         leaving.sendall(
-            b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\nauthorization: Bearer secret\r\ncontent-type: application/json\r\n"
+            b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\nauthorization: Bearer secret\r\n"
+            b"content-type: application/json\r\n"
             b"content-length: %d\r\n\r\n" % len(body) + body
         )
         end = time.monotonic() + 20

@@ -75,7 +75,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument(name, type=kind, metavar=metavar, help=what)
     options.add_report_options(parser)
     parser.add_argument(
-        "--access-log", metavar="FILE", help="a line of JSON for each request; - is standard output [-, with --quiet off]"
+        "--access-log",
+        metavar="FILE",
+        help="a line of JSON for each request; - is standard output [-, with --quiet off]",
     )
 
 

@@ -11,6 +11,4 @@ if TYPE_CHECKING:
     from .run import run as run
     from .server import Settings as Settings
 
-__getattr__, __dir__, __all__ = lazy_names(
-    __name__, {"app": ("create_app",), "run": ("run",), "server": ("Settings",)}
-)
+__getattr__, __dir__, __all__ = lazy_names(__name__, {"app": ("create_app",), "run": ("run",), "server": ("Settings",)})

@@ -1,10 +1,10 @@
 """`serve.yaml`: models with their settings, and settings of the server.
 
-    models:
-      small: BAAI/bge-small-en-v1.5
-      zh: {path: BAAI/bge-small-zh-v1.5, dtype: float32, max_length: 256}
-    max_wait: 5
-    devices: [cpu, cpu]
+models:
+  small: BAAI/bge-small-en-v1.5
+  zh: {path: BAAI/bge-small-zh-v1.5, dtype: float32, max_length: 256}
+max_wait: 5
+devices: [cpu, cpu]
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from ..errors import DataError, UsageError
 from .models import OPTIONS
@@ -61,7 +61,9 @@ def read_config(path: str | Path) -> tuple[dict[str, str], dict[str, dict[str, A
         options[str(name)] = {key: value for key, value in own.items() if key != "path"}
         for key in options[str(name)]:
             if key not in OPTIONS:
-                raise DataError(f"{path}: the model {name} has no setting {key!r}; there are path, {', '.join(OPTIONS)}")
+                raise DataError(
+                    f"{path}: the model {name} has no setting {key!r}; there are path, {', '.join(OPTIONS)}"
+                )
     return models, options, settings
 
 
@@ -111,5 +113,3 @@ def read_keys(path: str | Path) -> list[str]:
     if not keys:
         raise DataError(f"{path} has no key: write one a line")
     return keys
-
-

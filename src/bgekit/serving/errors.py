@@ -47,38 +47,38 @@ class ServingError(BgekitError):
             self.failure = failure
 
 
-class BadRequest(ServingError):  # noqa: N818
+class BadRequest(ServingError):
     """The body is not what the route takes."""
 
     status = 400
 
 
-class Unauthorized(ServingError):  # noqa: N818
+class Unauthorized(ServingError):
     """The key is missing or wrong."""
 
     status = 401
 
 
-class NotFound(ServingError):  # noqa: N818
+class NotFound(ServingError):
     """There is no such model, route or prompt; the message names those that there are."""
 
     status = 404
 
 
-class TooLarge(ServingError):  # noqa: N818
+class TooLarge(ServingError):
     """The body, the number of texts or the number of tokens is over a limit."""
 
     status = 413
     failure: Failure = "batch_size"
 
 
-class Unprocessable(ServingError):  # noqa: N818
+class Unprocessable(ServingError):
     """A text is too long with truncation off, or a value is impossible."""
 
     status = 422
 
 
-class Overloaded(ServingError):  # noqa: N818
+class Overloaded(ServingError):
     """The request would wait for too long."""
 
     status = 429
@@ -89,14 +89,14 @@ class Overloaded(ServingError):  # noqa: N818
         self.retry_after = retry_after
 
 
-class Internal(ServingError):  # noqa: N818
+class Internal(ServingError):
     """Something failed here; the client's request was right."""
 
     status = 500
     failure: Failure = "inference"
 
 
-class Unready(ServingError):  # noqa: N818
+class Unready(ServingError):
     """The model is being loaded, or the server is being shut down."""
 
     status = 503
@@ -107,7 +107,7 @@ class Unready(ServingError):  # noqa: N818
         self.retry_after = retry_after
 
 
-class Gone(ServingError):  # noqa: N818
+class Gone(ServingError):
     """The client has left."""
 
     status = 499

@@ -20,7 +20,7 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Met
 if TYPE_CHECKING:
     from .calls import Call
 
-#: Upper bounds of buckets, as text-embeddings-inference has them (router/src/prometheus.rs): seconds, tokens, sequences.
+#: Upper bounds of buckets, those of text-embeddings-inference (router/src/prometheus.rs).
 SECONDS: Final = tuple(15e-6 * 1.5**step for step in range(35))
 LENGTHS: Final = tuple(float(2**step) for step in range(17))
 SIZES: Final = tuple(float(2**step) for step in range(13))

@@ -41,8 +41,11 @@ Alias = Literal["query", "document"]
 ALIASES: Final[tuple[Alias, ...]] = ("query", "document")
 Side = Literal["right", "left"]
 T = TypeVar("T")
-#: Characters that a token has at most, on the average: fewer tokens than this says a request does not have.
-_CHARACTERS: Final = 8
+#: Characters of a token as long as none were counted, and how much more than the mean a request's may have.
+_CHARACTERS: Final = 4.0
+_MORE: Final = 1.5
+#: Share of a request in that mean.
+_LEARNT: Final = 0.05
 #: Sequences and tokens of the batch that shows how fast a model is.
 _TRIAL: Final = (4, 64)
 #: Token ids that every vocabulary has.
@@ -96,6 +99,8 @@ class Loaded:
         seconds_per_token: What a token costs one stream, measured.
         exact: Whether a result does not depend on the number of threads.
         most: Most tokens of a batch; None on a CPU, where the scheduler chooses.
+        used: Requests that it is kept in memory for.
+        characters_per_token: Mean of the requests before, the last ones counting most.
     """
 
     def __init__(self, name: str, model: FlagModel | FlagReranker) -> None:
@@ -107,6 +112,7 @@ class Loaded:
         self.exact = bool(self.engine.network.exact)
         self.most = None if self.engine.device.type == "cpu" else self.engine.token_budget
         self.used = 0
+        self.characters_per_token = _CHARACTERS
         self._pool = model._pool
         self._lock = threading.Lock()
         if len(model.devices) > 1:
@@ -459,14 +465,15 @@ class Served:
         self._check_count(texts, call, embed=True)
         if not texts:
             return Embedded(np.empty((0, dimensions or self.dimension), np.float32), [], [])
-        call.characters += sum(len(text) for text in texts if isinstance(text, str))
+        characters = sum(len(text) for text in texts if isinstance(text, str))
+        call.characters += characters
         loaded = await self._acquired()
         try:
             card: Any = loaded.model.card
             if prompt_name is not None and prompt_name not in card.prompts and prompt_name not in ALIASES:
                 raise NotFound(f"{self.name} has no prompt {prompt_name!r}; it has {', '.join(card.prompts)}")
             prompt: Prompt = card.prompt(prompt_name or role or card.default_prompt)
-            self._admit(loaded, call.characters)
+            self._admit(loaded, characters)
 
             def tokenize() -> Tokens:
                 tokenizer = loaded.text_tokenizer(prompt)
@@ -487,7 +494,7 @@ class Served:
 
             wanted = card.normalize if normalize is None else normalize
             raw = card.normalize and not wanted
-            vectors, tokens = await self._computed(loaded, tokenize, call, raw=raw)
+            vectors, tokens = await self._computed(loaded, tokenize, call, characters, raw=raw)
             if dimensions is not None and dimensions < vectors.shape[1]:
                 vectors = vectors[:, :dimensions]
                 if wanted:
@@ -506,10 +513,11 @@ class Served:
         self._check_count(pairs, call, embed=False)
         if not pairs:
             return Scored(np.empty(0, np.float32), [], [])
-        call.characters += sum(len(query) + len(passage) for query, passage in pairs)
+        characters = sum(len(query) + len(passage) for query, passage in pairs)
+        call.characters += characters
         loaded = await self._acquired()
         try:
-            self._admit(loaded, sum(len(passage) for _, passage in pairs))
+            self._admit(loaded, characters)
 
             def tokenize() -> Tokens:
                 tokenizer = loaded.pair_tokenizer(max_length, query_max_length)
@@ -519,7 +527,7 @@ class Served:
                     raise self._too_long(tokens.truncated[0], None, length, "pair")
                 return tokens
 
-            found, tokens = await self._computed(loaded, tokenize, call)
+            found, tokens = await self._computed(loaded, tokenize, call, characters)
             return Scored(found[:, 0], _sizes(tokens), tokens.truncated)
         finally:
             self._release(loaded)
@@ -555,7 +563,7 @@ class Served:
         return await asyncio.wrap_future(self._tokenizing.submit(work))
 
     async def _computed(
-        self, loaded: Loaded, tokenize: Callable[[], Tokens], call: Call, *, raw: bool = False
+        self, loaded: Loaded, tokenize: Callable[[], Tokens], call: Call, characters: int, *, raw: bool = False
     ) -> tuple[npt.NDArray[np.float32], Tokens]:
         """A row for each input of a request, and its tokens."""
         from ..inference.tokenization import merged
@@ -571,6 +579,8 @@ class Served:
             raise Unprocessable(str(error)) from error
         call.tokenized += time.perf_counter() - start
         size = sum(_sizes(tokens))
+        if characters:
+            loaded.characters_per_token += _LEARNT * (characters / size - loaded.characters_per_token)
         if size > self._settings.max_tokens:
             raise TooLarge(
                 f"the request has {size:,} tokens, at most {self._settings.max_tokens:,} are taken at once "
@@ -594,7 +604,7 @@ class Served:
 
     def _admit(self, loaded: Loaded, characters: int) -> None:
         """Refuse early what would be refused once it is tokenised."""
-        self._scheduler.admit(loaded, characters // _CHARACTERS)
+        self._scheduler.admit(loaded, int(characters / (_MORE * loaded.characters_per_token)))
 
     def _check_count(self, inputs: Sequence[Any], call: Call, *, embed: bool) -> None:
         call.model, call.embed = self.name, embed

@@ -58,7 +58,9 @@ def run(app: Any, *, host: str = "127.0.0.1", port: int = 8080, **options: Any) 
     try:
         server.run()
     except SystemExit:  # So uvicorn says that it cannot listen.
-        raise OutputError(f"{host}:{port} cannot be listened on: another program has it, or it is not allowed") from None
+        raise OutputError(
+            f"{host}:{port} cannot be listened on: another program has it, or it is not allowed"
+        ) from None
     if server.error is not None:
         raise server.error
     return STUCK if app.server.failed else 0
@@ -91,7 +93,9 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: end where a batch is stuck."""
         if self._shared.failed and not self.should_exit:
-            logger.error("%s: the process ends, with code %d, so that it can be started again", self._shared.failed, STUCK)
+            logger.error(
+                "%s: the process ends, with code %d, so that it can be started again", self._shared.failed, STUCK
+            )
             # A thread that is stuck in a computation would keep Python from ending.
             threading.Timer(1.0, os._exit, (STUCK,)).start()
             return True
@@ -119,7 +123,9 @@ class _Server(uvicorn.Server):
         if self._ending is not None:
             logger.warning("a second signal: ending at once")
             os._exit(128 + number)
-        logger.info("%s: no more work is taken, %d requests are finished", signal.Signals(number).name, self._shared.working)
+        logger.info(
+            "%s: no more work is taken, %d requests are finished", signal.Signals(number).name, self._shared.working
+        )
         self._shared.draining = True
         self._ending = asyncio.ensure_future(self._drain())
 
@@ -130,7 +136,9 @@ class _Server(uvicorn.Server):
         while shared.working and loop.time() - start < shared.settings.grace:
             await asyncio.sleep(_LOOK)
         if shared.working:
-            logger.warning("%d requests are refused: they were not done within %g s", shared.working, shared.settings.grace)
+            logger.warning(
+                "%d requests are refused: they were not done within %g s", shared.working, shared.settings.grace
+            )
             shared.scheduler.fail_all(Unready("the server was shut down before this was computed: ask another one"))
             while shared.working and loop.time() - start < shared.settings.grace + _LEAVE:
                 await asyncio.sleep(_LOOK)

@@ -230,11 +230,11 @@ class Scheduler:
                 )  # fmt: skip
             if self.queued_tokens + tokens > self.max_tokens:
                 rest = self.queued_tokens * computer.seconds_per_token / self.workers
-                raise Overloaded(f"the queue is full: {self.queued_tokens:,} tokens wait", retry_after=max(1.0, rest / 2))
+                raise Overloaded(
+                    f"the queue is full: {self.queued_tokens:,} tokens wait", retry_after=max(1.0, rest / 2)
+                )
 
-    def submit(
-        self, computer: Computer, tokens: Tokens, *, raw: bool = False
-    ) -> Job:
+    def submit(self, computer: Computer, tokens: Tokens, *, raw: bool = False) -> Job:
         """Queue the distinct sequences of a request; all of them or none.
 
         Args:
@@ -254,8 +254,8 @@ class Scheduler:
             keys = tokens.keys
             if tokens.places is not None:  # Keys are of inputs; of merged sequences, that of the first input of each.
                 first: dict[int, bytes] = {}
-                for key, place in zip(tokens.keys, tokens.places, strict=True):
-                    first.setdefault(place, key)
+                for digest, place in zip(tokens.keys, tokens.places, strict=True):
+                    first.setdefault(place, digest)
                 keys = [first[place] for place in range(len(tokens.ids))]
             for place, ids in enumerate(tokens.ids):
                 key = id(computer), raw, tokens.prompt_length, keys[place]
@@ -474,14 +474,14 @@ class Scheduler:
         results: npt.NDArray[np.float32] | None, error: Exception | None,
     ) -> None:  # fmt: skip
         """Give results, or an error, to all jobs that wait for them."""
-        finite = None if results is None else np.isfinite(results).all(axis=1)
+        finite: list[bool] = [] if results is None else np.isfinite(results).all(axis=1).tolist()
         for row, (sequence, jobs) in enumerate(zip(sequences, waiters, strict=True)):
             for job, place in jobs:
                 if results is None:
                     said = "a worker died twice" if isinstance(error, WorkerError) else "the model failed"
                     _settle(job, error=Internal(f"{said} while it computed this request: the server's log has more"))
                     self.drop(job)
-                elif finite is None or not finite[row]:
+                elif not finite[row]:
                     logger.error("%s gives NaN or infinity for %d tokens", job.computer.name, len(sequence.ids))
                     _settle(job, error=Internal(
                         f"{job.computer.name} gives NaN or infinity for one of the inputs, so nothing is answered: "
@@ -515,9 +515,7 @@ def _deadline(job: Job) -> float:
     return job.deadline
 
 
-def _settle(
-    job: Job, result: npt.NDArray[np.float32] | None = None, error: ServingError | None = None
-) -> None:
+def _settle(job: Job, result: npt.NDArray[np.float32] | None = None, error: ServingError | None = None) -> None:
     """End a job, if it has not ended."""
     try:
         if error is not None:
