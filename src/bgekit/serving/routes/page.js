@@ -147,9 +147,7 @@ function about(state) {
   }));
 }
 
-let next;
-async function look() {
-  clearTimeout(next);
+async function seen() {
   try {
     const state = await ask("/ui/state");
     about(state);
@@ -163,6 +161,11 @@ async function look() {
     at("trouble").textContent = error.message;
     at("trouble").hidden = false;
   }
+}
+let next;
+async function look() {
+  clearTimeout(next);
+  if (!document.hidden) await seen();
   next = setTimeout(look, 1000 * SECONDS);
 }
 at("key-row").addEventListener("submit", (event) => {
