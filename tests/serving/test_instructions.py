@@ -29,7 +29,8 @@ def test_known_spellings_are_taken_away(own, written):
     ("own", "text"),
     [
         (EN, "a text: " + EN), (EN, "represent this sentence for searching relevant passages: cat"), (EN, f"{ZH}cat"),
-        (ZH, f"{EN}cat"), ("", f"{EN}cat"), ("[", "[cat"), ("query: ", "a query: cat"), (EN, ""), ("query: ", "queries"),
+        (ZH, f"{EN}cat"), ("", f"{EN}cat"), ("[", "[cat"), ("query: ", "a query: cat"), (EN, ""),
+        ("query: ", "queries"),
     ],
 )  # fmt: skip
 def test_other_texts_are_left_alone(own, text):

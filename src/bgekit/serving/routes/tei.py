@@ -114,7 +114,7 @@ class Decode(msgspec.Struct, kw_only=True):
     model: str | None = None
 
 
-#: Texts that clients are told to send at once, as TEI tells them: more are taken, but not in the time that clients wait.
+#: Texts that clients are told to send at once, as TEI tells them; more are taken, but clients do not wait for long.
 _CLIENT_BATCH: Final = 32
 #: Status -> what TEI calls it.
 _KINDS: Final = {
