@@ -403,12 +403,12 @@ def saturation(peer: str, args: argparse.Namespace, material: Material) -> dict[
     load, within = Load(), Load()
     patient = ("--max-wait", "600") if peer == "bgekit" else ()
     with server(peer, args, *patient) as running:
-        asyncio.run(closed_loop(running.port, material.requests, CLIENTS, args.slice / 2, Load()))  # Warm.
+        asyncio.run(closed_loop(running.port, material.requests, args.clients, args.slice / 2, Load()))  # Warm.
         ratios, by_cpu = [], []
         for turn in range(args.rounds):
             part = Load()
             with measured(running, part):
-                asyncio.run(closed_loop(running.port, material.requests, CLIENTS, args.slice, part))
+                asyncio.run(closed_loop(running.port, material.requests, args.clients, args.slice, part))
             load.seconds += part.seconds
             load.tokens += part.tokens
             load.answered += part.answered
@@ -475,7 +475,7 @@ def overload(peer: str, args: argparse.Namespace, material: Material) -> dict[st
     with server(peer, args, *(("--max-wait", "3") if peer == "bgekit" else ())) as running:
         capacity = Load()
         with measured(running, capacity):
-            asyncio.run(closed_loop(running.port, material.requests, CLIENTS, args.slice, capacity))
+            asyncio.run(closed_loop(running.port, material.requests, args.clients, args.slice, capacity))
         rate = 4 * capacity.answered / capacity.seconds
         before, load = running.resident(), Load()
         with measured(running, load):
@@ -511,7 +511,7 @@ def soak(peer: str, args: argparse.Namespace, material: Material) -> dict[str, A
     with server(peer, args) as running:
         capacity = Load()
         with measured(running, capacity):
-            asyncio.run(closed_loop(running.port, material.requests, CLIENTS, args.slice, capacity))
+            asyncio.run(closed_loop(running.port, material.requests, args.clients, args.slice, capacity))
         rate = 0.8 * capacity.answered / capacity.seconds
         load, memory = Load(), []
 
@@ -544,11 +544,11 @@ def profile(peer: str, args: argparse.Namespace, material: Material) -> dict[str
     load = Load()
     try:
         running.wait()
-        asyncio.run(closed_loop(running.port, material.requests, CLIENTS, args.slice, Load()))
+        asyncio.run(closed_loop(running.port, material.requests, args.clients, args.slice, Load()))
         running.process.send_signal(signal.SIGUSR1)  # What came before is not counted.
         time.sleep(0.1)
         with measured(running, load):
-            asyncio.run(closed_loop(running.port, material.requests, CLIENTS, 2 * args.slice, load))
+            asyncio.run(closed_loop(running.port, material.requests, args.clients, 2 * args.slice, load))
     finally:
         running.close()
     running.log.seek(0)
@@ -651,6 +651,7 @@ def main() -> None:
     measure.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     measure.add_argument("--rounds", type=int, default=5)
     measure.add_argument("--slice", type=float, default=8.0, help="seconds of a turn")
+    measure.add_argument("--clients", type=int, default=CLIENTS, help="clients that saturate the server")
     measure.add_argument("--texts", type=int, default=2048)
     measure.add_argument("--queries", type=int, default=1000)
     measure.add_argument("--rate", type=float, default=RATE, help="queries a second")

@@ -9,6 +9,9 @@ from .._lazy import lazy_names
 if TYPE_CHECKING:
     from .app import create_app as create_app
     from .run import run as run
-    from .server import Settings as Settings
+    from .settings import Settings as Settings
 
-__getattr__, __dir__, __all__ = lazy_names(__name__, {"app": ("create_app",), "run": ("run",), "server": ("Settings",)})
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {"app": ("create_app",), "run": ("run",), "settings": ("Settings",)},
+)

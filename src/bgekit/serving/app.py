@@ -24,7 +24,8 @@ from .errors import NotFound, Unauthorized, Unprocessable
 from .models import Models
 from .routes import MODULES
 from .scheduler import Scheduler
-from .server import Server, Settings
+from .server import Server
+from .settings import Settings
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send

@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from .errors import Gone, Internal, Overloaded, ServingError, TooLarge, Unauthorized, Unready
+from .trace import Trace
 
 if TYPE_CHECKING:
     from starlette.datastructures import Headers, QueryParams
@@ -36,7 +37,7 @@ _ID: Final = re.compile(r"[\w.:/+=-]{1,128}")
 _NAMED: Final = 1000
 
 
-class Call:
+class Call(Trace):
     """A request, and what becomes known of it while it is answered.
 
     Attributes:
@@ -47,38 +48,16 @@ class Call:
         path_params: Parameters of its path.
         method: Its HTTP method.
         path: Its path, without the name of a model in front.
-        name: The model's name that its path began with, an alias such as `NAME:query` included; None without.
-        id: Its id.
-        model: The name of the model that answers it, once that is known.
-        inputs: Texts or pairs that were computed for it.
-        characters: Characters of those.
-        tokens: Tokens of those.
-        truncated: Positions of those that were cut.
-        embed: Whether it was answered by an embedder (True) or a reranker (False), None as long as that is not known.
-        batch: Whether the client gave several inputs.
-        tokenized: Seconds that tokenisation took.
-        queued: Seconds in the queue until its last input was taken.
-        computed: Seconds from its first input being taken to its last result.
-        error: Why it failed.
     """
 
     def __init__(self, server: Server, request: Request, body: bytes = b"") -> None:
+        given = request.headers.get("x-request-id", "")
+        super().__init__(given if _ID.fullmatch(given) else uuid.uuid4().hex, request.scope.get("bge_name"))
         self.server, self.body = server, body
         self.headers: Headers = request.headers
         self.query: QueryParams = request.query_params
         self.path_params: dict[str, Any] = request.path_params
         self.method, self.path = request.method, request.url.path
-        self.name: str | None = request.scope.get("bge_name")
-        given = self.headers.get("x-request-id", "")
-        self.id = given if _ID.fullmatch(given) else uuid.uuid4().hex
-        self.started = time.perf_counter()
-        self.model = ""
-        self.inputs = self.characters = self.tokens = 0
-        self.truncated: list[int] = []
-        self.embed: bool | None = None
-        self.batch = False
-        self.tokenized = self.queued = self.computed = 0.0
-        self.error: ServingError | None = None
 
 
 Handler = Callable[[Call], Awaitable[Response]]

@@ -18,7 +18,7 @@ import yaml  # type: ignore[import-untyped]
 
 from ..errors import DataError, UsageError
 from .models import OPTIONS
-from .server import Settings
+from .settings import Settings
 
 
 def read_config(path: str | Path) -> tuple[dict[str, str], dict[str, dict[str, Any]], dict[str, Any]]:
@@ -74,11 +74,6 @@ def named(models: Sequence[str]) -> dict[str, str]:
 
     Raises:
         UsageError: two models have one name.
-
-    Example:
-        >>> from bgekit.serving.config import named
-        >>> named(["BAAI/bge-small-en-v1.5", "zh=models/bge-small-zh-v1.5/"])
-        {'bge-small-en-v1.5': 'BAAI/bge-small-en-v1.5', 'zh': 'models/bge-small-zh-v1.5/'}
     """
     found: dict[str, str] = {}
     for given in models:

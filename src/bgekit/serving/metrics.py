@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 
 if TYPE_CHECKING:
-    from .calls import Call
+    from .trace import Trace
 
 #: Upper bounds of buckets, those of text-embeddings-inference (router/src/prometheus.rs).
 SECONDS: Final = tuple(15e-6 * 1.5**step for step in range(35))
@@ -97,7 +97,7 @@ class Metrics:
             self._histograms["te_batch_next_tokens"].observe(tokens)
             self._counters["bge_tokens"][()] += tokens
 
-    def finished(self, call: Call, seconds: float) -> None:
+    def finished(self, call: Trace, seconds: float) -> None:
         """A request has its answer, after so many seconds."""
         method = ("method", "batch" if call.batch else "single")
         with self._lock:

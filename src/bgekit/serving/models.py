@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from ..inference.engine import Worker
     from ..inference.reranker import FlagReranker
     from ..inference.tokenization import PairTokenizer, TextTokenizer, Tokens
-    from .calls import Call
     from .scheduler import Scheduler
-    from .server import Settings
+    from .settings import Settings
+    from .trace import Trace
 
 logger = logging.getLogger(__name__)
 Kind = Literal["embedder", "reranker"]
@@ -437,7 +437,7 @@ class Served:
     # Texts in, numbers out.
 
     async def embed(
-        self, texts: Sequence[str] | Sequence[Sequence[int]], *, call: Call, role: Alias | None = None,
+        self, texts: Sequence[str] | Sequence[Sequence[int]], *, call: Trace, role: Alias | None = None,
         prompt_name: str | None = None, truncate: bool = True, side: Side = "right", max_length: int | None = None,
         normalize: bool | None = None, dimensions: int | None = None,
     ) -> Embedded:  # fmt: skip
@@ -506,7 +506,7 @@ class Served:
             self._release(loaded)
 
     async def score(
-        self, pairs: Sequence[tuple[str, str]], *, call: Call, truncate: bool = True, max_length: int | None = None,
+        self, pairs: Sequence[tuple[str, str]], *, call: Trace, truncate: bool = True, max_length: int | None = None,
         query_max_length: int | None = None,
     ) -> Scored:  # fmt: skip
         """Scores of pairs of a query and a passage, those of `FlagReranker.compute_score`; see `embed`."""
@@ -563,7 +563,7 @@ class Served:
         return await asyncio.wrap_future(self._tokenizing.submit(work))
 
     async def _computed(
-        self, loaded: Loaded, tokenize: Callable[[], Tokens], call: Call, characters: int, *, raw: bool = False
+        self, loaded: Loaded, tokenize: Callable[[], Tokens], call: Trace, characters: int, *, raw: bool = False
     ) -> tuple[npt.NDArray[np.float32], Tokens]:
         """A row for each input of a request, and its tokens."""
         from ..inference.tokenization import merged
@@ -606,7 +606,7 @@ class Served:
         """Refuse early what would be refused once it is tokenised."""
         self._scheduler.admit(loaded, int(characters / (_MORE * loaded.characters_per_token)))
 
-    def _check_count(self, inputs: Sequence[Any], call: Call, *, embed: bool) -> None:
+    def _check_count(self, inputs: Sequence[Any], call: Trace, *, embed: bool) -> None:
         call.model, call.embed = self.name, embed
         if embed != (self.kind == "embedder"):
             raise Unprocessable(f"{self.name} is {_a(self.kind)}", failure="model_type")
@@ -702,7 +702,7 @@ class Models:
         return len(self._served)
 
     def find(
-        self, name: str | None, kind: Kind | None = None, *, call: Call | None = None
+        self, name: str | None, kind: Kind | None = None, *, call: Trace | None = None
     ) -> tuple[Served, Alias | None]:
         """A model by what a request calls it, and the alias in that.
 

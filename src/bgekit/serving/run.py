@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 #: Exit code where a batch is stuck: whoever watches the process starts it again.
 STUCK: Final = 70
+#: Seconds that a connection is kept without a request: longer than clients keep theirs, so that they close them.
+_KEPT: Final = 75
 #: Connections that wait to be accepted.
 _BACKLOG: Final = 2048
 #: Seconds that answers have to leave after the work is done.
@@ -52,7 +54,7 @@ def run(app: Any, *, host: str = "127.0.0.1", port: int = 8080, **options: Any) 
     """
     config = uvicorn.Config(
         app, host=host, port=port, backlog=_BACKLOG, log_config=None, access_log=False, server_header=False,
-        lifespan="on", timeout_graceful_shutdown=_LEAVE, **options,
+        lifespan="on", timeout_graceful_shutdown=_LEAVE, timeout_keep_alive=_KEPT, **options,
     )  # fmt: skip
     server = _Server(config, app)
     try:

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 SHORT: Final = 96
 #: Least and most tokens of a batch on a CPU; the least is what a query may have to wait for where nothing is short.
 _LEAST: Final = 256
-_MOST: Final = 1024
+_MOST: Final = 512
 #: Times that a sequence is computed where a worker dies with it.
 _TRIES: Final = 2
 #: Share of a new measurement in the estimate of a model's speed.
