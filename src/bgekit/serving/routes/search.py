@@ -168,6 +168,15 @@ class OpenIndex:
         """What the index is now."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._info)
 
+    @property
+    def model_name(self) -> str:
+        """Name of the model that it was made with."""
+        return self._index.facts.model_name
+
+    def made_by(self, model: Embedder) -> bool:
+        """Whether it was made by the very model, number format and instructions included."""
+        return model.fingerprint == self._index.facts.model_fingerprint
+
     def check_model(self, model: Embedder) -> None:
         """See to it that the index was made with a model.
 
