@@ -22,8 +22,9 @@ def folder(bge_name, index_of):
 
 
 @pytest.fixture(scope="module")
-def client(bge_name, tiny_reranker, folder):
-    app = create_app({"tiny": bge_name, "judge": tiny_reranker}, index=folder, hidden=("secret",))
+def client(bge_name, tiny_bert, tiny_reranker, folder):
+    models = {"other": tiny_bert, "tiny": bge_name, "judge": tiny_reranker}
+    app = create_app(models, index=folder, hidden=("secret",))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
@@ -44,6 +45,15 @@ def shown(hits):
     for each in found:
         each["metadata"] = {name: value for name, value in each["metadata"].items() if name != "secret"}
     return found
+
+
+def test_a_name_in_front_must_be_that_of_the_index(client, ask):
+    plain = ask({"query": "cat"})
+    for name in ("tiny", "tiny:query", "tiny:document"):
+        assert client.post(f"/{name}/v1/search", json={"query": "cat"}).json() == plain
+    for name in ("judge", "other"):
+        answer = client.post(f"/{name}/v1/search", json={"query": "cat"})
+        assert answer.status_code == 422, answer.text
 
 
 def test_found_is_what_the_index_finds(ask, bge_name, folder):

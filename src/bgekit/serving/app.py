@@ -184,23 +184,28 @@ class _Preparation:
 def _bind_index(server: Server) -> None:
     """Find the model of the index among those that are served.
 
+    That is the very one, or one that makes the same vectors in another number format or with other instructions.
+
     Raises:
         OutputError: it is not among them.
     """
     open_index = server.state["index"]
-    reasons = []
-    for served in server.models:
-        if served.kind != "embedder":
-            continue
+    reasons, alike = [], None
+    embedders = [served for served in server.models if served.kind == "embedder"]
+    for served in sorted(embedders, key=lambda each: each.id != open_index.model_name):
         served.load()
         try:
             open_index.check_model(served.model)
         except BgekitError as error:
             reasons.append(f"{served.name}: {error}")
             continue
-        open_index.served = served
-        return
-    raise OutputError(f"the model of the index in {server.index} is not served. " + " ".join(reasons))
+        alike = alike or served
+        if open_index.made_by(served.model):
+            alike = served
+            break
+    if alike is None:
+        raise OutputError(f"the model of the index in {server.index} is not served. " + " ".join(reasons))
+    open_index.served = alike
 
 
 def _check_names(models: Mapping[str, Any], routes: Iterable[Route] = ()) -> None:

@@ -10,6 +10,7 @@ const made = (tag, text, cls) => {
 const number = (value, digits = 0) =>
   value === null || value === undefined ? "–" : value.toLocaleString("en", { maximumFractionDigits: digits });
 
+// Paths are relative, so that the page works below a proxy's path.
 async function ask(path, body) {
   const headers = { "Content-Type": "application/json" };
   if (at("key").value) headers.Authorization = `Bearer ${at("key").value}`;
@@ -85,7 +86,7 @@ form("search", async (fields) => {
   if (fields.where.value.trim()) body.where = fields.where.value;
   if (fields.rerank.value) body.rerank = fields.rerank.value;
   try {
-    const answer = await ask("/v1/search", body);
+    const answer = await ask("v1/search", body);
     list("search", answer.results[0].map((hit) =>
       item(hit.score, hit.passage === undefined ? hit.id : `${hit.id}, passage ${hit.passage + 1}`, hit.text, hit.metadata)));
   } catch (error) {
@@ -98,7 +99,7 @@ form("compare", async (fields) => {
   const model = fields.model.value, texts = [fields.first.value, fields.second.value];
   const names = fields.query.checked ? [`${model}:query`, `${model}:document`] : [model, model];
   const vectors = await Promise.all(texts.map(async (text, place) =>
-    (await ask("/v1/embeddings", { model: names[place], input: text })).data[0].embedding));
+    (await ask("v1/embeddings", { model: names[place], input: text })).data[0].embedding));
   const dot = (a, b) => a.reduce((sum, value, place) => sum + value * b[place], 0);
   const cosine = dot(...vectors) / Math.sqrt(dot(vectors[0], vectors[0]) * dot(vectors[1], vectors[1]));
   const answer = at("compare").querySelector(".answer");
@@ -107,7 +108,7 @@ form("compare", async (fields) => {
 
 form("rerank", async (fields) => {
   const documents = fields.documents.value.split("\n").filter((line) => line.trim());
-  const answer = await ask("/v2/rerank", { model: fields.model.value, query: fields.query.value, documents });
+  const answer = await ask("v2/rerank", { model: fields.model.value, query: fields.query.value, documents });
   list("rerank", answer.results.map((each) => item(each.relevance_score, `line ${each.index + 1}`, documents[each.index])));
 });
 
@@ -147,11 +148,9 @@ function about(state) {
   }));
 }
 
-let next;
-async function look() {
-  clearTimeout(next);
+async function seen() {
   try {
-    const state = await ask("/ui/state");
+    const state = await ask("ui/state");
     about(state);
     for (const name of ["queued_requests", "queued_tokens", "running_batches", "tokens_per_second"])
       at(name).textContent = number(state.load[name]);
@@ -163,6 +162,11 @@ async function look() {
     at("trouble").textContent = error.message;
     at("trouble").hidden = false;
   }
+}
+let next;
+async function look() {
+  clearTimeout(next);
+  if (!document.hidden) await seen();
   next = setTimeout(look, 1000 * SECONDS);
 }
 at("key-row").addEventListener("submit", (event) => {

@@ -40,7 +40,7 @@ async def anything(call: Call) -> Response:
 async def front(call: Call) -> Response:
     """Answer a GET of the address itself: a person gets the page, a client hears that the server is there."""
     if "text/html" in call.headers.get("accept", ""):
-        return RedirectResponse("/ui")
+        return RedirectResponse("ui")
     return Response()
 
 

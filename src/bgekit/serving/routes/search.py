@@ -168,6 +168,15 @@ class OpenIndex:
         """What the index is now."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._info)
 
+    @property
+    def model_name(self) -> str:
+        """Name of the model that it was made with."""
+        return self._index.facts.model_name
+
+    def made_by(self, model: Embedder) -> bool:
+        """Whether it was made by the very model, number format and instructions included."""
+        return model.fingerprint == self._index.facts.model_fingerprint
+
     def check_model(self, model: Embedder) -> None:
         """See to it that the index was made with a model.
 
@@ -313,12 +322,24 @@ async def search(call: Call) -> Response:
     if rerank is not None:
         reranker, _ = call.server.models.find(rerank.model, "reranker")
         wanted = max(top_k, _checked_count("rerank.top_k", rerank.top_k, _RERANKED))
-    _, found = await embed(call, index.served.name + ":query" if index.served else None, queries)
+    _, found = await embed(call, f"{_its_model(call, index).name}:query", queries)
     hits, state = await index.search(found.vectors, wanted, body.where)
     if reranker is not None:
         hits = await _reranked(call, reranker, queries, hits, top_k, raw=bool(body.raw_scores))
     answers = [[index.answer(hit, body.keep) for hit in each] for each in hits]
     return as_json(SearchResults(results=answers, state=state))
+
+
+def _its_model(call: Call, index: OpenIndex) -> Served:
+    """The model of the index; a name in front of the path must be its name."""
+    if index.served is None:
+        raise Unready("the index is being opened")
+    if call.name is not None:
+        named, _ = call.server.models.find(None, "embedder", call=call)
+        if named is not index.served:
+            raise Unprocessable(f"the index was made with {index.served.name}: it cannot be searched with {named.name}")
+        call.name = None  # With or without an alias: queries are queries.
+    return index.served
 
 
 async def _reranked(

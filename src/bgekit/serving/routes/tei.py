@@ -114,6 +114,8 @@ class Decode(msgspec.Struct, kw_only=True):
     model: str | None = None
 
 
+#: Texts that clients are told to send at once, as TEI tells them; more are taken, but clients do not wait for long.
+_CLIENT_BATCH: Final = 32
 #: Status -> what TEI calls it.
 _KINDS: Final = {
     400: "Validation", 404: "Validation", 413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy",
@@ -238,11 +240,11 @@ async def info(call: Call) -> Response:
         "model_dtype": served.precision,
         "served_model_name": served.name,
         "model_type": _model_type(served),
-        "max_concurrent_requests": settings.max_inputs,
+        "max_concurrent_requests": settings.max_requests,
         "max_input_length": served.max_length,
         "max_batch_tokens": settings.max_tokens,
         "max_batch_requests": None,
-        "max_client_batch_size": settings.max_inputs,
+        "max_client_batch_size": min(settings.max_inputs, _CLIENT_BATCH),
         "auto_truncate": settings.auto_truncate,
         "tokenization_workers": 1,
         "version": __version__,
