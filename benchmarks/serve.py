@@ -69,8 +69,8 @@ class Running:
         command = {
             "bgekit": ["-m", "bgekit", "serve", f"small={model}", "--port", port, "--quiet", *more],
             "infinity": [
-                "-c", "from infinity_emb.cli import cli; cli()", "v2", "--model-id", model, "--served-model-name", "small", "--device", "cpu",
-                "--port", port, "--url-prefix", "/v1", "--no-bettertransformer",
+                "-c", "from infinity_emb.cli import cli; cli()", "v2", "--model-id", model, "--device", "cpu",
+                "--served-model-name", "small", "--port", port, "--url-prefix", "/v1", "--no-bettertransformer",
             ],
             "fastapi": [str(HERE / "fastapi_service.py"), model, port],
             "profiled": [str(HERE / "serve.py"), "profiled", model, port],

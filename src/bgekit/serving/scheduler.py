@@ -369,7 +369,7 @@ class Scheduler:
         sequences: list[Waiting] = []
         size = 0
         for job in [each for each in self._jobs if each.kind == first.kind][:_MIXED]:
-            # The first job fills half of a batch; the rest is of nearly the same length, whosever it is, which is faster.
+            # The first job fills half of a batch, the rest is of nearly the same length, whosever it is: that is faster.
             room = most // 2 if job is first else most
             longest = len(sequences[0].ids) if sequences else None
             shortest = len(sequences[-1].ids) if sequences else 0
