@@ -437,6 +437,7 @@ def saturation(peer: str, args: argparse.Namespace, material: Material) -> dict[
             "in_process_tokens_per_second": round(within.tokens / within.seconds, 1),
             "of_in_process": round(statistics.median(ratios), 3), "of_in_process_rounds": [round(r, 3) for r in ratios],
             "of_in_process_by_cpu": round(statistics.median(by_cpu), 3),
+            "of_in_process_by_cpu_rounds": [round(r, 3) for r in by_cpu],
         }  # fmt: skip
     return found
 

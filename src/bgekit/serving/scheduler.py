@@ -369,7 +369,7 @@ class Scheduler:
         sequences: list[Waiting] = []
         size = 0
         for job in [each for each in self._jobs if each.kind == first.kind][:_MIXED]:
-            # The first job fills half of a batch, the rest is of nearly the same length, whosever it is: that is faster.
+            # The first job fills half of a batch; the rest is of nearly the same length, whosever it is: faster.
             room = most // 2 if job is first else most
             longest = len(sequences[0].ids) if sequences else None
             shortest = len(sequences[-1].ids) if sequences else 0
@@ -501,7 +501,7 @@ class Scheduler:
         results: npt.NDArray[np.float32] | None, error: Exception | None,
     ) -> None:  # fmt: skip
         """Give results, or an error, to all jobs that wait for them."""
-        finite: list[bool] = [] if results is None else np.isfinite(results).all(axis=1).tolist()
+        finite: Any = [] if results is None else np.isfinite(results).all(axis=1)
         for row, (sequence, jobs) in enumerate(zip(sequences, waiters, strict=True)):
             for job, place in jobs:
                 if results is None:
