@@ -51,6 +51,10 @@ def run(app: Any, *, host: str = "127.0.0.1", port: int = 8080, **options: Any) 
 
     Raises:
         BgekitError: the address is taken, or a model cannot be loaded.
+
+    Example:
+        >>> from bgekit.serving import create_app, run
+        >>> run(create_app({"small": "BAAI/bge-small-en-v1.5"}), port=8080)  # doctest: +SKIP
     """
     config = uvicorn.Config(
         app, host=host, port=port, backlog=_BACKLOG, log_config=None, access_log=False, server_header=False,

@@ -23,6 +23,11 @@ class Settings:
         accept_token_ids: Whether token ids are taken as the model's own where a shape has them.
         hidden: Columns of the index that are never shown.
         devices: Where models compute; None for what there is.
+
+    Example:
+        >>> from bgekit.serving import Settings
+        >>> Settings(max_wait=5).grace
+        30.0
     """
 
     max_body: int = 32 * 1024 * 1024
