@@ -69,8 +69,8 @@ class Running:
         command = {
             "bgekit": ["-m", "bgekit", "serve", f"small={model}", "--port", port, "--quiet", *more],
             "infinity": [
-                "-m", "infinity_emb", "v2", "--model-id", model, "--served-model-name", "small", "--device", "cpu",
-                "--port", port, "--url-prefix", "/v1", "--no-bettertransformer",
+                "-c", "from infinity_emb.cli import cli; cli()", "v2", "--model-id", model, "--device", "cpu",
+                "--served-model-name", "small", "--port", port, "--url-prefix", "/v1", "--no-bettertransformer",
             ],
             "fastapi": [str(HERE / "fastapi_service.py"), model, port],
             "profiled": [str(HERE / "serve.py"), "profiled", model, port],
@@ -437,6 +437,7 @@ def saturation(peer: str, args: argparse.Namespace, material: Material) -> dict[
             "in_process_tokens_per_second": round(within.tokens / within.seconds, 1),
             "of_in_process": round(statistics.median(ratios), 3), "of_in_process_rounds": [round(r, 3) for r in ratios],
             "of_in_process_by_cpu": round(statistics.median(by_cpu), 3),
+            "of_in_process_by_cpu_rounds": [round(r, 3) for r in by_cpu],
         }  # fmt: skip
     return found
 

@@ -54,7 +54,9 @@ def run(app: Any, *, host: str = "127.0.0.1", port: int = 8080, **options: Any) 
 
     Example:
         >>> from bgekit.serving import create_app, run
-        >>> run(create_app({"small": "BAAI/bge-small-en-v1.5"}), port=8080)  # doctest: +SKIP
+        >>> app = create_app({"small": "BAAI/bge-small-en-v1.5"})
+        >>> run(app, port=8080)  # doctest: +SKIP
+        0
     """
     config = uvicorn.Config(
         app, host=host, port=port, backlog=_BACKLOG, log_config=None, access_log=False, server_header=False,

@@ -38,6 +38,8 @@ SHORT: Final = 96
 #: Least and most tokens of a batch on a CPU; the least is what a query may have to wait for where nothing is short.
 _LEAST: Final = 256
 _MOST: Final = 512
+#: Jobs whose sequences may share a batch.
+_MIXED: Final = 16
 #: Times that a sequence is computed where a worker dies with it.
 _TRIES: Final = 2
 #: Share of a new measurement in the estimate of a model's speed.
@@ -269,7 +271,7 @@ class Scheduler:
                 sequence.waiters.append((job, place))
                 if not sequence.taken:
                     job.waiting.append(sequence)
-            job.waiting.sort(key=lambda each: len(each.ids))
+            job.waiting.sort(key=_length)
             if job.waiting:
                 bisect.insort(self._jobs, job)
             else:
@@ -366,27 +368,23 @@ class Scheduler:
         most = first.computer.most or min(_MOST, max(_LEAST, -(-self.queued_tokens // (2 * self.workers))))
         sequences: list[Waiting] = []
         size = 0
-        now = time.perf_counter()
-        typed: bool | None = None
+        for job in [each for each in self._jobs if each.kind == first.kind][:_MIXED]:
+            # The first job fills half of a batch; the rest is of nearly the same length, whosever it is: faster.
+            room = most // 2 if job is first else most
+            longest = len(sequences[0].ids) if sequences else None
+            shortest = len(sequences[-1].ids) if sequences else 0
+            size += self._move(job, sequences, room - size, longest, shortest if job is not first else 0)
+            if size >= most:
+                break
         for job in [each for each in self._jobs if each.kind == first.kind]:
-            while job.waiting:
-                sequence = job.waiting[-1]
-                if sequence.taken:  # By another job that waits for it, too.
-                    job.waiting.pop()
-                    continue
-                if sequences and (size + len(sequence.ids) > most or (sequence.types is not None) != typed):
-                    break
-                typed = sequence.types is not None
-                job.waiting.pop()
-                sequence.taken = True
-                sequences.append(sequence)
-                size += len(sequence.ids)
-                for waiter, _ in sequence.waiters:
-                    waiter.begun, waiter.last = waiter.begun or now, now
-            if not job.waiting:
-                self._jobs.remove(job)
+            size += self._move(job, sequences, most - size, None, 0)
             if size >= most or job.waiting:
                 break
+        now = time.perf_counter()
+        for sequence in sequences:
+            for waiter, _ in sequence.waiters:
+                waiter.begun, waiter.last = waiter.begun or now, now
+        self._jobs = [each for each in self._jobs if each.waiting]
         if not sequences:  # Others had taken all of them meanwhile; those jobs are gone now.
             return self._take(number, place, only_short)
         self.queued_tokens -= size
@@ -395,6 +393,35 @@ class Scheduler:
             first.computer, place, first.raw, first.prompt_length, sequences, time.monotonic()
         )
         return running
+
+    @staticmethod
+    def _move(job: Job, batch: list[Waiting], room: int, longest: int | None, shortest: int) -> int:
+        """Take sequences of a job for a batch, longest first; their tokens.
+
+        Args:
+            job: The job.
+            batch: What the batch has; a batch that has nothing takes one sequence, whatever the room.
+            room: Tokens that the batch may take.
+            longest: Most tokens of one, None for any.
+            shortest: Least tokens of one.
+        """
+        moved = 0
+        place = len(job.waiting) if longest is None else bisect.bisect_right(job.waiting, longest, key=_length)
+        while place > 0:
+            place -= 1
+            sequence = job.waiting[place]
+            if sequence.taken:  # By another job that waits for it, too.
+                del job.waiting[place]
+                continue
+            size = len(sequence.ids)
+            typed = (sequence.types is None) != (batch[0].types is None) if batch else False
+            if size < shortest or typed or (batch and moved + size > room):
+                break
+            del job.waiting[place]
+            sequence.taken = True
+            batch.append(sequence)
+            moved += size
+        return moved
 
     def _compute(self, number: int, batch: _Running, threads: int) -> None:
         from ..inference.tokenization import Tokens
@@ -462,7 +489,7 @@ class Scheduler:
             for job, _ in sequence.waiters:
                 if job.future.done():
                     continue
-                bisect.insort(job.waiting, sequence, key=lambda each: len(each.ids))
+                bisect.insort(job.waiting, sequence, key=_length)
                 if job not in self._jobs:
                     bisect.insort(self._jobs, job)
         self._any.notify_all()
@@ -474,7 +501,7 @@ class Scheduler:
         results: npt.NDArray[np.float32] | None, error: Exception | None,
     ) -> None:  # fmt: skip
         """Give results, or an error, to all jobs that wait for them."""
-        finite: list[bool] = [] if results is None else np.isfinite(results).all(axis=1).tolist()
+        finite: Any = [] if results is None else np.isfinite(results).all(axis=1)
         for row, (sequence, jobs) in enumerate(zip(sequences, waiters, strict=True)):
             for job, place in jobs:
                 if results is None:
@@ -513,6 +540,10 @@ class Scheduler:
 
 def _deadline(job: Job) -> float:
     return job.deadline
+
+
+def _length(sequence: Waiting) -> int:
+    return len(sequence.ids)
 
 
 def _settle(job: Job, result: npt.NDArray[np.float32] | None = None, error: ServingError | None = None) -> None:
