@@ -31,7 +31,7 @@ KINDS = [
     "multipart/form-data; boundary=x",
     "application/xml",
     "json",
-    "\x7f",
+    "application/jsonx",
 ]
 NAMES = ["tiny", "judge", "tiny:query", "tiny:document", "nobody", "", "../..", "judge:query"]
 
