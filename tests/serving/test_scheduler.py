@@ -14,7 +14,6 @@ from bgekit.networks.cpu_inference import return_freed_memory
 from bgekit.serving.errors import Internal, Overloaded, Unready
 from bgekit.serving.scheduler import Scheduler
 
-
 assert return_freed_memory  # What threads import: by now it is there.
 
 
