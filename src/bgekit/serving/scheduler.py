@@ -338,8 +338,12 @@ class Scheduler:
 
     def _work(self, number: int, place: int, only_short: bool) -> None:
         """Compute batches until the server ends."""
+        import torch
+
         from ..networks.cpu_inference import Trimmer
 
+        # torch keeps this number for each thread, but MKL one for the process: it must not change with each batch.
+        torch.set_num_threads(1)
         trimmer = Trimmer()
         ready = self._short if only_short else self._any
         while True:
