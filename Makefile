@@ -10,7 +10,7 @@ python := $(VENV)/bin/python
 site   := build/wheel-site
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test lint format check pytest slow wheel wheel-site recipe bench lock clean distclean
+.PHONY: help demo dev test lint format check pytest slow clients wheel wheel-site recipe bench lock clean distclean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -50,6 +50,12 @@ pytest: wheel-site ## every test, against the wheel; ARGS="-k name" narrows it
 slow: wheel-site ## the tests that take minutes: published scores, 2,000 texts against plain transformers
 	PYTHONPATH="$(CURDIR)/$(site)" BGEKIT_TEST_WHEEL="$(CURDIR)/$(site)" \
 	    $(python) -m pytest -m slow --durations=15 $(ARGS)
+
+clients: wheel-site ## real clients of other makers against the server, each in an environment of its own
+	@mkdir -p build/clients; rm -f build/clients/table.md
+	PYTHONPATH="$(CURDIR)/$(site)" BGEKIT_TEST_WHEEL="$(CURDIR)/$(site)" BGEKIT_CLIENTS_TABLE="$(CURDIR)/build/clients/table.md" \
+	    $(python) -m pytest -m slow tests/serving/test_clients.py $(ARGS)
+	@cat build/clients/table.md
 
 recipe: dev ## the small recipe, end to end (docs/recipes.md)
 	$(python) -m bgekit recipe run recipes/small-demo.yaml $(ARGS)

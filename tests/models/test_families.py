@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bgekit.models.card import POOLINGS, Prompt
-from bgekit.models.families import FAMILIES, find_family, known_dimension, known_name, model_name
+from bgekit.models.card import POOLINGS, Prompt, listed
+from bgekit.models.families import FAMILIES, find_family, known_dimension, known_matryoshka, known_name, model_name
 
 EN = "Represent this sentence for searching relevant passages: "
 ZH = "为这个句子生成表示以用于检索相关文章："
@@ -347,3 +347,15 @@ def test_owners_are_of_models_that_there_are():
     from bgekit.models.families import FAMILIES
 
     assert not [name for family in FAMILIES for name in family.owners if name not in family.names]
+
+
+def test_models_that_may_be_cut_and_to_what():
+    widths = {name: dims for family in FAMILIES for name, dims in family.matryoshka.items()}
+    assert widths["embeddinggemma-300m"] == (128, 256, 512)
+    assert widths["Qwen3-Embedding-0.6B"] == tuple(range(32, 1024)) and "nomic-embed-text-v1.5" not in widths
+    assert known_matryoshka("Snowflake/snowflake-arctic-embed-m-v1.5") == (256,)
+    assert known_matryoshka("snowflake-arctic-embed-m") is None and known_matryoshka("BAAI/bge-m3") is None
+    for family in FAMILIES:
+        for name, dims in family.matryoshka.items():
+            assert list(dims) == sorted(set(dims)) and 0 < dims[0] and dims[-1] < family.dimensions[name]
+    assert listed((64, 128, *range(256, 768))) == "64, 128, 256 to 767" and listed(()) == ""

@@ -164,6 +164,15 @@ def test_it_learns_and_the_result_is_a_complete_model(start, rows, tmp_path, mon
     assert str(tmp_path) not in text and start not in text and "base_model" not in front
 
 
+def test_a_model_trained_to_be_cut_says_so(start, rows, tmp_path):
+    once = ["--max-steps", "1", "--save-strategy", "no"]
+    assert finetune(*arguments(start, rows, tmp_path / "cut", *once, "--matryoshka-dims", "16", "8", "32")) == 0
+    assert FlagModel(tmp_path / "cut").card.matryoshka_dims == (8, 16)
+    # Trained on without it, it need not be one any more.
+    assert finetune(*arguments(str(tmp_path / "cut"), rows, tmp_path / "whole", *once)) == 0
+    assert FlagModel(tmp_path / "whole").card.matryoshka_dims == ()
+
+
 def test_the_gradient_cache_changes_nothing(start, rows, tmp_path):
     for name, more in (("plain", []), ("cached", ["--grad-cache-chunk", "4"])):
         more = [*more, "--optim", "sgd"]  # Adam makes steps of gradients that are zero but for rounding.

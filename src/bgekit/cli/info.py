@@ -64,13 +64,14 @@ def run(args: argparse.Namespace) -> int:
 #: Fields that a reader needs to know only where they have another value than this; JSON has them all.
 _RARE: Final[Mapping[str, Any]] = {
     "include_prompt": True, "default_prompt": None, "dense": [], "selftest": None, "calibration": None,
-    "lower_case": False, "pretrained_only": False,
+    "lower_case": False, "pretrained_only": False, "matryoshka_dims": [],
 }  # fmt: skip
 #: Fields that are called otherwise here: `dtype` is that of the weights in the file, not of the computation.
 _CALLED: Final = {"dtype": "weights in"}
 
 
 def _card(folder: Path, name: str, pooling: str | None) -> tuple[dict[str, Any], dict[str, str]]:
+    from ..models.card import listed
     from ..models.card_reading import read_card
 
     given: dict[str, Any] = {} if pooling is None else {"pooling": pooling}
@@ -81,6 +82,7 @@ def _card(folder: Path, name: str, pooling: str | None) -> tuple[dict[str, Any],
     for role in dict.fromkeys(("query", "document", *prompts)):
         facts[f"{role} prompt"] = prompts.get(role, ["", ""])
         sources[f"{role} prompt"] = sources.get(role, sources.get("prompts", "default"))
+    facts["matryoshka_dims"] = listed(card.matryoshka_dims) if card.matryoshka_dims else []
     sources |= {"dimension": sources.get("dimension", "checkpoint"), "architecture": "checkpoint"}
     sources["family"] = "family table" if card.family else ""
     if card.notice:

@@ -37,6 +37,7 @@ VERBS: Final = {
     "mine": "find hard negatives for training data",
     "score": "add a cross-encoder's scores to training data",
     "dedup": "remove copies from training data",
+    "serve": "serve models and an index over HTTP, to the clients of OpenAI, TEI and others",
     "recipe": "run the stages of a recipe: mine, train, merge, measure",
     "demo": "search the documentation of Python's standard library, to see how it works",
     "models": "list the model families that bgekit knows",

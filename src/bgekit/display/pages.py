@@ -71,21 +71,28 @@ def render(template: str, **values: Any) -> str:
     return _environment(template.endswith(".html.jinja")).get_template(template).render(values)
 
 
-def render_page(template: str, title: str, *, script: bool = False, **values: Any) -> str:
+def render_page(
+    template: str, title: str, *, script: bool = False, code: str = "", css: str = "", **values: Any
+) -> str:  # fmt: skip
     """A page from a template that extends display/page.html.jinja: one file, with colours for light and dark.
 
     Args:
         template: Path below the package.
         title: The title in the browser's tab and at the top.
         script: Whether tables can be sorted and links unfold their target (page.js).
+        code: A page's own script instead, which may ask the server that the page is from, and no other.
+        css: A page's own style, after that of all pages.
         values: The template's variables.
     """
     from markupsafe import Markup
 
     # Nothing is loaded, and no script runs but our own: a text that slipped through escaping could do nothing.
     policy = "default-src 'none'; style-src 'unsafe-inline'"
-    code = _asset("page.js") if script else ""
-    if script:
+    if code:
+        policy += "; connect-src 'self'"
+    elif script:
+        code = _asset("page.js")
+    if code:
         policy += f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}'"
     light, dark = (
         "".join(f"--{name}:{colors[place]};" for name, colors in ROLES.items())
@@ -94,8 +101,8 @@ def render_page(template: str, title: str, *, script: bool = False, **values: An
     )
     style = f":root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}@media print{{:root{{{light}}}}}\n"
     return render(
-        template, title=title, policy=Markup(policy), style=Markup(style + _asset("page.css")), script=Markup(code),
-        **values,
+        template, title=title, policy=Markup(policy), style=Markup(style + _asset("page.css") + css),
+        script=Markup(code), **values,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ computes alone, and texts are tokenised by one thread. Streams and workers are m
 from __future__ import annotations
 
 import abc
+import copy
 import itertools
 import logging
 import os
@@ -31,12 +32,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -211,6 +213,35 @@ class Engine(Generic[N_co]):
                     vectors = [self._forward_or_split(tokens, batch) for batch in batches]
                 return iter([self._assemble(tokens, batches, vectors)])
         return self._overlapped(itertools.chain(head, source), request, preprocess, tokens, stop) if head else iter([])
+
+    def batch(self, tokens: Tokens, *, threads: int = 1, raw: bool = False) -> npt.NDArray[np.float32]:
+        """Results [n, dim] float32 of sequences that somebody else has put together, in the calling thread.
+
+        Args:
+            tokens: The sequences; all are one batch.
+            threads: Threads that share its operations, on a CPU.
+            raw: Leave the vectors of an embedder as they are before they are scaled to unit length.
+
+        Raises:
+            ForkError: the process was forked after the model was loaded on a GPU.
+        """
+        check_process(self.device, self._process)
+        rows = list(range(len(tokens.ids)))
+        with threads_of(threads) if self.device.type == "cpu" else nullcontext():
+            if raw:
+                with torch.inference_mode():
+                    results = self._raw_network(self.spec.pack(tokens, rows).to(self.device))
+            else:
+                results = self._forward_or_split(tokens, rows)
+        computed: npt.NDArray[np.float32] = results.float().cpu().numpy().reshape(len(rows), -1)
+        return computed
+
+    @cached_property
+    def _raw_network(self) -> Any:
+        """The network with the same weights, without the last step."""
+        network: Any = copy.copy(self.network)
+        network.normalize = False
+        return network
 
     @contextmanager
     def _threads_of_a_short_call(self) -> Iterator[None]:
@@ -429,26 +460,33 @@ class WorkerPool:
                 return
             yield from self.engine.compute([block], request)
         try:
-            self._start()
+            self.start()
             yield from self._share(blocks, request)
         finally:
             self._lock.release()
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the workers of all devices but the first, if they are not there."""
         if self.workers:
             return
         cpus = sum(device.type == "cpu" for device in self.devices)
-        threads = torch.get_num_threads()
         if self._shared is None and cpus > 1:
             self._shared = self.engine.share()
         try:
-            for device in self.devices[1:]:
-                on_cpu = device.type == "cpu"
-                streams, shared = (max(1, threads // cpus), self._shared) if on_cpu else (None, None)
-                self.workers.append(Worker(self.engine.spec, str(device), threads, streams, shared))
+            for place in range(1, len(self.devices)):
+                self.workers.append(self.started(place))
         except BaseException:
             self.close()
             raise
+
+    def started(self, place: int) -> Worker:
+        """A worker for a device by its place, the first being that of this process; it is not one of `workers` yet."""
+        device = self.devices[place]
+        threads = torch.get_num_threads()
+        cpus = sum(each.type == "cpu" for each in self.devices)
+        on_cpu = device.type == "cpu"
+        streams, shared = (max(1, threads // cpus), self._shared) if on_cpu else (None, None)
+        return Worker(self.engine.spec, str(device), threads, streams, shared)
 
     def _share(self, blocks: Iterator[Sequence[Any]], request: Request) -> Iterator[Encoded]:
         stop = threading.Event()

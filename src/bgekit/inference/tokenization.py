@@ -11,6 +11,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -83,6 +84,31 @@ class TextRequest(Request):
     def preprocessor(self, tokenizer: AnyTokenizer) -> TextTokenizer:
         """See `Request`."""
         return TextTokenizer(tokenizer, self.prompt, self.max_length)
+
+
+@dataclass(frozen=True)
+class TokenRequest(Request):
+    """Settings for computing what has been tokenised: an input is ids, or ids and their token types.
+
+    Attributes:
+        prompt_length: See `Tokens`.
+        typed: Whether inputs bring token types.
+    """
+
+    prompt_length: int = 0
+    typed: bool = False
+
+    def preprocessor(self, tokenizer: AnyTokenizer) -> Preprocessor:
+        """See `Request`."""
+        return self.tokens
+
+    def tokens(self, inputs: Sequence[Any]) -> Tokens:
+        """The inputs as tokens."""
+        if not self.typed:
+            return Tokens(list(inputs), prompt_length=self.prompt_length)
+        return Tokens(
+            [ids for ids, _ in inputs], prompt_length=self.prompt_length, types=[types for _, types in inputs]
+        )
 
 
 def merged(tokens: Tokens) -> Tokens:
@@ -201,16 +227,22 @@ class TextTokenizer:
     """
 
     def __init__(self, tokenizer: AnyTokenizer, prompt: Prompt, max_length: int) -> None:
+        self._tokenizer = tokenizer
         self._backend = backend_of(tokenizer)
         self._leading, self._trailing = self._special_counts()
         self._joined = "" if prompt.apart else prompt.prefix
         self._before = self._plain_ids(prompt.prefix) if prompt.apart else []
         self._after = self._plain_ids(prompt.suffix)
         self.prompt_length = self._prompt_length(prompt.prefix)
-        self._room = max_length - len(self._before) - len(self._after)
-        if self._room <= self._leading + self._trailing:
-            raise ArgumentError(f"max_length={max_length} leaves no room for text beside the special tokens")
+        self._room = self._room_in(max_length)
         self._backend.enable_truncation(self._room)
+
+    def _room_in(self, max_length: int) -> int:
+        """Tokens of a text, a prompt that is joined to it and special tokens."""
+        room = max_length - len(self._before) - len(self._after)
+        if room <= self._leading + self._trailing:
+            raise ArgumentError(f"max_length={max_length} leaves no room for text beside the special tokens")
+        return room
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Token ids of valid Unicode texts."""
@@ -224,6 +256,52 @@ class TextTokenizer:
         if self._before or self._after:
             ids = [self._surrounded(row) for row in ids]
         return Tokens(ids, truncated, self.prompt_length)
+
+    @cached_property
+    def uncut(self) -> Any:
+        """The tokenizer of the library `tokenizers`, cutting nothing."""
+        return backend_of(self._tokenizer)
+
+    def count(self, text: str) -> int:
+        """Tokens of a text with its prompt, whatever their number."""
+        return len(self.uncut.encode(self._joined + text).ids) + len(self._before) + len(self._after)
+
+    def cut(self, texts: Sequence[str], max_length: int, *, left: bool = False) -> Tokens:
+        """Token ids of valid Unicode texts, cut to another length, or from the left; prompts stay whole.
+
+        Args:
+            texts: The texts.
+            max_length: As in the class, and at most that.
+            left: Whether the end of a text is kept instead of its beginning.
+
+        Raises:
+            ArgumentError: the length leaves no room for text.
+        """
+        room = self._room_in(max_length)
+        kept = self.prompt_length if left and self._joined else self._leading if left else 0
+        if room <= kept + self._trailing:
+            raise ArgumentError(f"max_length={max_length} leaves no room for text beside the prompt")
+        ids, truncated = [], []
+        for row, encoding in enumerate(self.uncut.encode_batch_fast([self._joined + text for text in texts])):
+            own = encoding.ids
+            if len(own) > room:
+                truncated.append(row)
+                first = kept if left else room - self._trailing
+                own = own[:first] + own[len(own) - room + first :]
+            ids.append(self._surrounded(own))
+        return Tokens(ids, truncated, self.prompt_length)
+
+    def of_ids(self, given: Sequence[Sequence[int]], max_length: int, *, left: bool = False) -> Tokens:
+        """Token ids with the special tokens around them, cut as texts are; without a prompt."""
+        special = self.uncut.encode("").ids
+        room = max_length - len(special)
+        ids, truncated = [], []
+        for row, own in enumerate(given):
+            if len(own) > room:
+                truncated.append(row)
+                own = own[len(own) - room :] if left else own[:room]
+            ids.append([*special[: self._leading], *own, *special[self._leading :]])
+        return Tokens(ids, truncated)
 
     def _surrounded(self, ids: list[int]) -> list[int]:
         start, end = self._leading, len(ids) - self._trailing

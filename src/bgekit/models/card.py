@@ -7,7 +7,7 @@ contradicts a known fact is obeyed, with a warning that names both values.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
@@ -135,8 +135,22 @@ class DenseLayer:
     activation: str
 
 
+def listed(numbers: Sequence[int]) -> str:
+    """Ascending numbers for people, runs shortened: "64, 128, 256 to 767"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
+
+
 #: Fields of a card that manifests and reports leave out: what they do not depend on, or have elsewhere.
-_NOT_IN_MANIFESTS: Final = ("position_limit", "notice", "sources", "selftest", "calibration", "pretrained_only")
+_NOT_IN_MANIFESTS: Final = (
+    "position_limit", "notice", "sources", "selftest", "calibration", "pretrained_only",
+    "matryoshka_dims",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -164,6 +178,8 @@ class ModelCard:
         selftest: A text and its vector, as stored by `FlagModel.save`, None without.
         calibration: What similarities mean (`bge calibrate`), with what the model must be for it, None without.
         pretrained_only: Whether the model is not an embedder yet: it must be fine-tuned before its vectors are of use.
+        matryoshka_dims: Numbers of leading dimensions that were trained to be embeddings, too (Matryoshka,
+            arXiv:2205.13147); empty where nobody says so.
 
     Example:
         >>> from bgekit import FlagModel
@@ -194,6 +210,7 @@ class ModelCard:
     selftest: Mapping[str, Any] | None = None
     calibration: Mapping[str, Any] | None = None
     pretrained_only: bool = False
+    matryoshka_dims: Sequence[int] = ()
 
     def prompt(self, role: str | None) -> Prompt:
         """The prompt of a role; a role without one has the empty prompt."""

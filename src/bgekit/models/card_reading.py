@@ -25,7 +25,7 @@ from .card import (
     Similarity,
 )
 from .checkpoint_files import declared_dtype, hidden_size, position_limit, read_config, read_json, stored_dtype
-from .families import Family, find_family, model_name, named_within
+from .families import Family, find_family, known_matryoshka, model_name, named_within
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def read_card(folder: Path, name: str | None = None, *, adapters: Sequence[Path]
     family = family_of(name, folder)
     config = read_config(folder)
     _refuse_rerankers(name, config, family)
-    declared, facts = _declared(folder, family), Facts(name)
+    declared, facts = _declared(folder, family, name), Facts(name)
     for adapter in adapters:
         own = _checkpoint_facts(adapter)
         own.pop("dtype", None)
@@ -70,7 +70,7 @@ def read_card(folder: Path, name: str | None = None, *, adapters: Sequence[Path]
         facts.add("config.json", {"dtype": dtype})
     facts.add("default", {"normalize": True, "similarity": "cosine", "include_prompt": True, "lower_case": False})
     facts.add("default", {"default_prompt": None, "dense": (), "dtype": "float32", "selftest": None})
-    facts.add("default", {"calibration": None, "pretrained_only": False})
+    facts.add("default", {"calibration": None, "pretrained_only": False, "matryoshka_dims": ()})
     facts.add("default", {"max_length": usable_length(config), "query": Prompt(), "document": Prompt()})
     known, sources = facts.values, facts.sources
     for role in ("query", "document"):
@@ -109,21 +109,22 @@ def read_card(folder: Path, name: str | None = None, *, adapters: Sequence[Path]
 #: Fields of a card that are what the first source says.
 _TAKEN: Final = (
     "pooling", "normalize", "similarity", "lower_case", "include_prompt", "default_prompt", "dense", "dtype",
-    "selftest", "calibration", "pretrained_only",
+    "selftest", "calibration", "pretrained_only", "matryoshka_dims",
 )  # fmt: skip
 
 
 def declared_query(folder: Path, name: str) -> Prompt:
     """The query prompt that a checkpoint's files or the table of families declare, whatever a caller makes of it."""
-    prompt: Prompt = ChainMap(*_declared(folder, family_of(name, folder)).values()).get("query", Prompt())
+    prompt: Prompt = ChainMap(*_declared(folder, family_of(name, folder), name).values()).get("query", Prompt())
     return prompt
 
 
-def _declared(folder: Path, family: Family | None) -> dict[str, dict[str, Any]]:
+def _declared(folder: Path, family: Family | None, name: str) -> dict[str, dict[str, Any]]:
     """What the files of a checkpoint, then the table of families, say of it: by source."""
     declared = {"checkpoint": _checkpoint_facts(folder)}
     if family is not None:
         said = {key: getattr(family, key) for key in _OF_FAMILIES}
+        said["matryoshka_dims"] = known_matryoshka(name) or known_matryoshka(str(folder.resolve()))
         declared[f"family table ({family.title})"] = {key: value for key, value in said.items() if value is not None}
     return declared
 
@@ -261,6 +262,8 @@ def _prompt_facts(folder: Path) -> dict[str, Any]:
     suffixes, apart = ours.get("prompt_suffixes") or {}, ours.get("prompts_apart") or ()
     if ours.get("pretrained_only") is True:
         facts["pretrained_only"] = True
+    if isinstance(dims := ours.get("matryoshka_dims"), list):
+        facts["matryoshka_dims"] = tuple(dims)
     prompts = {
         role: Prompt(text or "", suffixes.get(role, ""), role in apart)
         for role, text in (content.get("prompts") or {}).items()

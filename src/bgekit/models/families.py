@@ -38,6 +38,7 @@ class Family:
         languages: `en`, `zh` or `multilingual`, None where no source at hand says it.
         parameters: Number of parameters by model name, where a source at hand says it.
         licences: Licence that a model is published under, by model name, where a source at hand says it.
+        matryoshka: Numbers of leading dimensions that were trained to be embeddings, too, by model name.
 
     Example:
         >>> from bgekit.models import find_family
@@ -64,6 +65,7 @@ class Family:
     languages: str | None = None
     parameters: dict[str, int] = field(default_factory=dict)
     licences: dict[str, str] = field(default_factory=dict)
+    matryoshka: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def id_of(self, name: str) -> str:
         """What `--model` takes for a model of the family: its hub id, or its name where it is hosted."""
@@ -80,6 +82,11 @@ def _read(fields: dict[str, Any]) -> Family:
     for one, each in (("owner", "owners"), ("licence", "licences")):
         value = fields.pop(one, {})
         fields[each] = dict.fromkeys(models, value) if isinstance(value, str) else value
+    cut = fields.pop("matryoshka", {})
+    fields["matryoshka"] = {
+        name: tuple(given if isinstance(given, list) else range(given["from"], models[name]))
+        for name, given in cut.items()
+    }
     widths = {name: width for name, width in models.items() if width is not None}
     return Family(names=tuple(models), dimensions=widths, **fields)
 
@@ -187,6 +194,12 @@ def known_dimension(name_or_path: str) -> int | None:
     """Width of a model's vectors by the table, None where it does not say."""
     family, name = _find(name_or_path)
     return family.dimensions.get(name) if family and name else None
+
+
+def known_matryoshka(name_or_path: str) -> tuple[int, ...] | None:
+    """Leading dimensions of a model that are embeddings, too, by the table; None where it does not say."""
+    family, name = _find(name_or_path)
+    return family.matryoshka.get(name) if family and name else None
 
 
 def named_within(name_or_path: str) -> str | None:

@@ -96,6 +96,9 @@ def _main_config(card: ModelCard, selftest: Mapping[str, Any] | None, versions: 
     ours |= {"prompts_apart": apart} if apart else {}
     ours |= {"selftest": dict(selftest)} if selftest is not None else {}
     ours |= {"pretrained_only": True} if card.pretrained_only else {}
+    # An empty list where something else said otherwise: a fine-tune of such a model need not be one.
+    if card.matryoshka_dims or card.sources.get("matryoshka_dims", "default") != "default":
+        ours["matryoshka_dims"] = list(card.matryoshka_dims)
     ours |= {"calibration": dict(card.calibration)} if card.calibration is not None else {}
     return {
         "model_type": "SentenceTransformer",

@@ -261,6 +261,7 @@ def _card(source: Path | None, name: str, config: Any) -> ModelCard:
     return replace(
         card, pooling="cls", normalize=True, dense=(), dimension=hidden_size(facts), similarity="cosine",
         include_prompt=True, dtype="float32", selftest=None, calibration=None, notice=None, pretrained_only=True,
+        matryoshka_dims=(),
     )  # fmt: skip
 
 

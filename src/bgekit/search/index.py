@@ -357,7 +357,7 @@ class SearchIndex:
         check_count("rerank_top_k", rerank_top_k, "documents")
         now = copy.copy(self)  # Which no refresh() changes meanwhile.
         kept = now._kept(where)
-        self._check_model(model)
+        self.check_model(model)
         vectors = model.encode_queries(list(queries), convert_to_numpy=True, instruction=instruction)
         if reranker is None:
             return now._search(vectors, top_k, kept)
@@ -465,7 +465,12 @@ class SearchIndex:
         live = self._state.live
         return rows if live is None else np.where(rows < 0, rows, np.searchsorted(live, rows))
 
-    def _check_model(self, model: Embedder) -> None:
+    def check_model(self, model: Embedder) -> None:
+        """See to it that a model gives vectors that can be compared with those of the index.
+
+        Raises:
+            BgekitError: it does not.
+        """
         if model.fingerprint not in self._checked:
             check_model(model, self.facts, self.stored)
             self._checked.add(model.fingerprint)
@@ -493,11 +498,11 @@ class SearchIndex:
                     f"{self.facts.model_name}, or from that model with other settings. Encode the queries with it; "
                     "index.ask(model, texts) does so and checks the model"
                 )
-            self._check_model(cast("Embedder", origin.model))
+            self.check_model(cast("Embedder", origin.model))
 
     def _check_vectors(self, vectors: npt.ArrayLike, model: Embedder | None) -> None:
         if model is not None:
-            self._check_model(model)
+            self.check_model(model)
         for origin in _origins(vectors):
             self._check_origin(origin, model)
 

@@ -51,6 +51,20 @@ _MICROSECONDS: Final = 10**6
 _DAY: Final = 24 * 3600 * _MICROSECONDS
 
 
+class WhereError(ArgumentError):
+    """A condition that does not follow the grammar, or has no meaning for the metadata.
+
+    Attributes:
+        reason: What is wrong.
+        start: Character of the condition where that stands.
+        end: Character behind it.
+    """
+
+    def __init__(self, message: str, reason: str, start: int, end: int) -> None:
+        super().__init__(message)
+        self.reason, self.start, self.end = reason, start, end
+
+
 @dataclass(frozen=True)
 class _Token:
     """A piece of an expression, from character `start` to before `end`; `kind` is "end" behind the last one."""
@@ -155,7 +169,7 @@ def _fail(expression: str, place: _Token, reason: str) -> NoReturn:
     # One column of the terminal for each line break and tab, so that the mark stands where it should.
     shown = "".join(" " if each.isspace() else each for each in expression)
     mark = " " * columns_taken(shown[: place.start]) + "^" * max(columns_taken(shown[place.start : place.end]), 1)
-    raise ArgumentError(f"where: {reason}\n    {shown}\n    {mark}")
+    raise WhereError(f"where: {reason}\n    {shown}\n    {mark}", reason, place.start, place.end)
 
 
 def _tokens(expression: str) -> Iterator[_Token]:

@@ -90,7 +90,8 @@ def finetune(model: ModelArguments, data: DataArguments, args: EmbedderArguments
     if args.dry_run:
         show_dry_run(steps, network, network.transformer.config, args)
         return None
-    files = _files(start, network, model, origin(model.model_name_or_path, sum(map(len, rows.datasets))))
+    from_base = origin(model.model_name_or_path, sum(map(len, rows.datasets)))
+    files = _files(start, network, model, from_base, objective.matryoshka_dims)
     diagnosis = Diagnosis(objective.temperature, start.card.normalize)
     if args.process_index == 0:
         _diagnose(diagnosis, steps, start, data, idle)
@@ -192,6 +193,7 @@ class _Objective:
         )
         self.across = args.negatives_cross_device
         scored: Loss = SCORED_LOSSES[args.scored_loss]()
+        self.matryoshka_dims: tuple[int, ...] = ()
         if args.matryoshka:
             whole = card.dimension
             dims = args.matryoshka_dims or [whole // 2, whole // 4, whole // 8]
@@ -200,6 +202,7 @@ class _Objective:
                     f"--matryoshka-dims {max(dims)} is more than the {whole} dimensions of the vectors of {card.name}"
                 )
             every = sorted({whole, *dims}, reverse=True)
+            self.matryoshka_dims = tuple(sorted(each for each in dims if each < whole))
             contrastive = Matryoshka(contrastive, every, normalized=card.normalize)
             scored = Matryoshka(scored, every, normalized=card.normalize)
         self.contrastive, self.scored = contrastive, scored
@@ -244,10 +247,15 @@ def _suspects(queries: Tensor, passages: Tensor, batch: Batch) -> dict[str, Tens
     return {"suspect": nearer[compared].float().mean()}
 
 
-def _files(start: FlagModel, network: TrainableEncoder, model: ModelArguments, origin: str) -> ModelFiles:
+def _files(
+    start: FlagModel, network: TrainableEncoder, model: ModelArguments, origin: str, matryoshka_dims: tuple[int, ...]
+) -> ModelFiles:
     """The network on the disk; adapters are merged into the weights, and kept beside them to continue from."""
     # Trained in float32, kept in float32: a run that continues from a checkpoint must find what was there.
-    card = replace(start.card, dtype="float32", selftest=None, calibration=None, pretrained_only=False)
+    card = replace(
+        start.card, dtype="float32", selftest=None, calibration=None, pretrained_only=False,
+        matryoshka_dims=matryoshka_dims,
+    )  # fmt: skip
 
     def write(folder: Path, title: str | None) -> None:
         save_encoder(

@@ -1,0 +1,566 @@
+"""The queue of a server: sequences of all requests to all models, and the threads that compute them.
+
+A request is a `Job`: its sequences, and a deadline on the server's own clock, which counts the work that was handed
+out. The deadline is the clock's time when the job came plus the job's own work, and the earliest goes first. So short
+jobs overtake long ones, and none starves: what came later goes first only as long as the clock has not moved by the
+difference of both jobs' work.
+
+A batch holds sequences of one model, of the job that is first and of those that follow. Its size follows what waits,
+and it stays small on a CPU, where large batches are no faster. Short jobs have a thread of their own beside those that
+compute any: what they wait for is never a whole batch of others. Equal sequences that wait are one, whoever sent them.
+
+Threads know nothing of event loops: a job ends in a `concurrent.futures.Future`.
+"""
+
+from __future__ import annotations
+
+import bisect
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import WorkerError
+from .errors import Internal, Overloaded, ServingError, Unready
+
+if TYPE_CHECKING:
+    from ..inference.tokenization import Tokens
+
+logger = logging.getLogger(__name__)
+#: Tokens of a job that counts as short: a query, or a few of them.
+SHORT: Final = 96
+#: Least and most tokens of a batch on a CPU; the least is what a query may have to wait for where nothing is short.
+_LEAST: Final = 256
+_MOST: Final = 512
+#: Jobs whose sequences may share a batch.
+_MIXED: Final = 16
+#: Times that a sequence is computed where a worker dies with it.
+_TRIES: Final = 2
+#: Share of a new measurement in the estimate of a model's speed.
+_WEIGHT: Final = 0.1
+#: Seconds between looks at batches that take too long.
+_LOOK: Final = 0.5
+
+
+class Computer(Protocol):
+    """A loaded model, as the scheduler needs it.
+
+    Attributes:
+        name: Its name, for messages.
+        seconds_per_token: What a token costs one stream; measured again and again.
+        exact: Whether a result does not depend on the number of threads.
+        most: Most tokens of a batch, None for the scheduler's own choice.
+    """
+
+    name: str
+    seconds_per_token: float
+    exact: bool
+    most: int | None
+
+    def compute(self, place: int, tokens: Tokens, *, raw: bool, threads: int) -> npt.NDArray[np.float32]:
+        """[n, d] for the sequences of a batch, computed on a device by its place, 0 being that of this process."""
+        ...
+
+    def replace_worker(self, place: int) -> None:
+        """Start the worker of a device again; it has died."""
+        ...
+
+    def kill_worker(self, place: int) -> bool:
+        """End the worker of a device that is stuck; false where there is none."""
+        ...
+
+
+class Waiting:
+    """A sequence of tokens that waits, and is computed once for all who wait for it."""
+
+    __slots__ = ("ids", "key", "taken", "tries", "types", "waiters")
+
+    def __init__(self, key: tuple[Any, ...], ids: list[int], types: list[int] | None) -> None:
+        self.key, self.ids, self.types = key, ids, types
+        self.taken = False
+        self.tries = 0
+        self.waiters: list[tuple[Job, int]] = []
+
+
+class Job:
+    """The sequences of a request.
+
+    Attributes:
+        computer: The model.
+        raw: Whether vectors are wanted as they are before they are scaled.
+        prompt_length: See `Tokens`.
+        tokens: Tokens of its sequences.
+        future: Its results [n, d], a row for each of its distinct sequences.
+        deadline: On the scheduler's clock.
+        came: When it came, in seconds of `time.perf_counter`.
+        begun: When the first of its sequences was handed out, 0 before.
+        last: When the last of them was.
+    """
+
+    def __init__(self, computer: Computer, raw: bool, prompt_length: int, tokens: int, count: int) -> None:
+        self.computer, self.raw, self.prompt_length, self.tokens = computer, raw, prompt_length, tokens
+        self.future: Future[npt.NDArray[np.float32]] = Future()
+        self.deadline = 0.0
+        self.came = time.perf_counter()
+        self.begun = self.last = 0.0
+        #: Those that wait, shortest first: they are taken from the end, so neighbours in a batch are alike.
+        self.waiting: list[Waiting] = []
+        self.rows: list[npt.NDArray[np.float32] | None] = [None] * count
+        self.left = count
+
+    @property
+    def short(self) -> bool:
+        """Whether it is for the lane of short jobs, too."""
+        return self.tokens <= SHORT
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What jobs must have in common to share a batch."""
+        return id(self.computer), self.raw, self.prompt_length, self.short
+
+    def __lt__(self, other: Job) -> bool:
+        return self.deadline < other.deadline
+
+
+@dataclass
+class _Running:
+    """A batch that is being computed."""
+
+    computer: Computer
+    place: int
+    raw: bool
+    prompt_length: int
+    sequences: list[Waiting]
+    since: float
+    told: bool = False
+
+
+class Scheduler:
+    """The queue, and the threads that compute what is in it. They start with the first job."""
+
+    def __init__(
+        self, streams: int, *, devices: int = 1, max_wait: float = 10.0, max_tokens: int = 4_000_000,
+        stuck: float = 60.0, all_threads: int = 1, on_batch: Callable[[int, int], None] | None = None,
+        on_stuck: Callable[[str], None] | None = None,
+    ) -> None:  # fmt: skip
+        """Nothing started yet.
+
+        Args:
+            streams: Threads that compute batches in this process.
+            devices: How many devices there are; each beyond the first is a worker process, served by a thread.
+            max_wait: Seconds that a job may have to wait; one that would wait longer is refused.
+            max_tokens: Tokens that may wait in all: what bounds the memory.
+            stuck: Seconds after which a batch counts as stuck.
+            all_threads: Threads that share a batch that is alone.
+            on_batch: Told the sequences and tokens of each batch.
+            on_stuck: Told, in words, that a batch in this process is stuck.
+        """
+        self.streams, self.devices, self.max_wait, self.max_tokens = streams, devices, max_wait, max_tokens
+        self.stuck, self._all_threads, self.on_batch, self.on_stuck = stuck, all_threads, on_batch, on_stuck
+        self._lock = threading.RLock()
+        self._any = threading.Condition(self._lock)
+        self._short = threading.Condition(self._lock)
+        self._jobs: list[Job] = []
+        self._known: dict[tuple[Any, ...], Waiting] = {}
+        self._running: dict[int, _Running] = {}
+        self._idle = 0
+        self._threads: list[threading.Thread] = []
+        self._clock = 0.0
+        self._closed = False
+        #: Tokens that wait.
+        self.queued_tokens = 0
+        #: Tokens that were computed, and sequences that another request had in the queue already.
+        self.computed_tokens = self.shared_sequences = 0
+        #: When a batch was last done, in seconds of `time.monotonic`.
+        self.last_done = time.monotonic()
+
+    @property
+    def queued_jobs(self) -> int:
+        """Jobs that have sequences that wait."""
+        return len(self._jobs)
+
+    @property
+    def running_batches(self) -> int:
+        """Batches that are being computed."""
+        return len(self._running)
+
+    @property
+    def workers(self) -> int:
+        """Streams of all devices together."""
+        return self.streams + self.devices - 1
+
+    def wait_for(self, computer: Computer, tokens: int) -> float:
+        """Seconds that so many new tokens for a model would wait until their last one is computed, about."""
+        with self._lock:
+            own = tokens * computer.seconds_per_token
+            deadline = self._clock + own
+            ahead = sum(
+                self._left_of(job) for job in self._jobs[: bisect.bisect_right(self._jobs, deadline, key=_deadline)]
+            )
+        return (ahead + own) / self.workers
+
+    @staticmethod
+    def _left_of(job: Job) -> float:
+        return sum(len(each.ids) for each in job.waiting if not each.taken) * job.computer.seconds_per_token
+
+    def admit(self, computer: Computer, tokens: int) -> None:
+        """See whether a job of at least so many tokens would be taken.
+
+        Raises:
+            Overloaded: it would have to wait for too long.
+            Unready: the server has ended.
+        """
+        with self._lock:
+            if self._closed:
+                raise Unready("the server is being shut down: ask another one")
+            if not self._jobs:
+                return
+            wait = self.wait_for(computer, tokens)
+            own = tokens * computer.seconds_per_token / self.workers
+            # A job that takes longer than all may wait is taken when it is not made to wait besides.
+            late = wait - max(self.max_wait, own)
+            if late > 0:
+                raise Overloaded(
+                    f"the queue is full: {self.queued_tokens:,} tokens wait, this request would be answered in "
+                    f"{wait:.0f} s (--max-wait {self.max_wait:g})", retry_after=min(60.0, max(1.0, late)),
+                )  # fmt: skip
+            if self.queued_tokens + tokens > self.max_tokens:
+                rest = self.queued_tokens * computer.seconds_per_token / self.workers
+                raise Overloaded(
+                    f"the queue is full: {self.queued_tokens:,} tokens wait", retry_after=max(1.0, rest / 2)
+                )
+
+    def submit(self, computer: Computer, tokens: Tokens, *, raw: bool = False) -> Job:
+        """Queue the distinct sequences of a request; all of them or none.
+
+        Args:
+            computer: The model.
+            tokens: Merged tokens: each sequence once.
+            raw: See `Job`.
+
+        Raises:
+            Overloaded: they would have to wait for too long.
+            Unready: the server has ended.
+        """
+        size = sum(map(len, tokens.ids))
+        with self._lock:
+            self.admit(computer, size)
+            job = Job(computer, raw, tokens.prompt_length, size, len(tokens.ids))
+            job.deadline = self._clock + size * computer.seconds_per_token
+            keys = tokens.keys
+            if tokens.places is not None:  # Keys are of inputs; of merged sequences, that of the first input of each.
+                first: dict[int, bytes] = {}
+                for digest, place in zip(tokens.keys, tokens.places, strict=True):
+                    first.setdefault(place, digest)
+                keys = [first[place] for place in range(len(tokens.ids))]
+            for place, ids in enumerate(tokens.ids):
+                key = id(computer), raw, tokens.prompt_length, keys[place]
+                sequence = self._known.get(key)
+                if sequence is None:
+                    types = None if tokens.types is None else tokens.types[place]
+                    sequence = self._known[key] = Waiting(key, ids, types)
+                    self.queued_tokens += len(ids)
+                else:
+                    self.shared_sequences += 1
+                sequence.waiters.append((job, place))
+                if not sequence.taken:
+                    job.waiting.append(sequence)
+            job.waiting.sort(key=_length)
+            if job.waiting:
+                bisect.insort(self._jobs, job)
+            else:
+                job.begun = job.last = job.came
+            self._start()
+            self._wake(job.short)
+        return job
+
+    def drop(self, job: Job) -> None:
+        """Forget a job that nobody waits for any more; what others wait for, too, stays."""
+        with self._lock:
+            if job in self._jobs:
+                self._jobs.remove(job)
+            for sequence in job.waiting:
+                sequence.waiters = [waiter for waiter in sequence.waiters if waiter[0] is not job]
+                if not sequence.waiters and not sequence.taken:
+                    sequence.taken = True
+                    self.queued_tokens -= len(sequence.ids)
+                    self._known.pop(sequence.key, None)
+            job.waiting = []
+        _settle(job, error=Unready("the request was dropped"))
+
+    def fail_all(self, error: ServingError) -> None:
+        """Refuse all that waits; batches that are being computed are finished."""
+        with self._lock:
+            jobs = list(self._jobs)
+        for job in jobs:
+            _settle(job, error=error)
+            self.drop(job)
+
+    def close(self) -> None:
+        """Take no more jobs, refuse those that wait, end the threads when they have finished their batches."""
+        with self._lock:
+            self._closed = True
+            self._any.notify_all()
+            self._short.notify_all()
+        self.fail_all(Unready("the server is being shut down: ask another one"))
+
+    def stuck_for(self) -> float:
+        """Seconds that the oldest batch has been computed for, 0 where there is none."""
+        now = time.monotonic()
+        with self._lock:
+            return max((now - each.since for each in self._running.values()), default=0.0)
+
+    # Threads.
+
+    def _start(self) -> None:
+        if self._threads:
+            return
+        places = [(0, False)] * self.streams + [(0, True)] + [(place, False) for place in range(1, self.devices)]
+        for number, (place, short) in enumerate(places):
+            name = f"bgekit-serve-{'short' if short else place}-{number}"
+            thread = threading.Thread(target=self._work, args=(number, place, short), name=name, daemon=True)
+            self._threads.append(thread)
+        self._threads.append(threading.Thread(target=self._watch, name="bgekit-serve-watch", daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    def _wake(self, short: bool) -> None:
+        if self._idle:
+            self._any.notify(1 if short else self._idle)
+        elif short:
+            self._short.notify()
+
+    def _work(self, number: int, place: int, only_short: bool) -> None:
+        """Compute batches until the server ends."""
+        import torch
+
+        from ..networks.cpu_inference import Trimmer
+
+        # torch keeps this number for each thread, but MKL one for the process: it must not change with each batch.
+        torch.set_num_threads(1)
+        trimmer = Trimmer()
+        ready = self._short if only_short else self._any
+        while True:
+            with self._lock:
+                batch = self._take(number, place, only_short)
+                while batch is None:
+                    if self._closed:
+                        return
+                    self._idle += not only_short
+                    ready.wait()
+                    self._idle -= not only_short
+                    batch = self._take(number, place, only_short)
+                # Where nothing else is there to do, all threads share the batch.
+                alone = place == 0 and len(self._running) == 1 and not self._jobs and batch.computer.exact
+                if self._jobs:
+                    self._wake(self._jobs[0].short)
+            self._compute(number, batch, self._all_threads if alone else 1)
+            if not only_short:
+                trimmer.trim()
+
+    def _take(self, number: int, place: int, only_short: bool) -> _Running | None:
+        """The next batch, marked as taken; None where there is none."""
+        first = next((job for job in self._jobs if job.short or not only_short), None)
+        if first is None:
+            return None
+        most = first.computer.most or min(_MOST, max(_LEAST, -(-self.queued_tokens // (2 * self.workers))))
+        sequences: list[Waiting] = []
+        size = 0
+        for job in [each for each in self._jobs if each.kind == first.kind][:_MIXED]:
+            # The first job fills half of a batch; the rest is of nearly the same length, whosever it is: faster.
+            room = most // 2 if job is first else most
+            longest = len(sequences[0].ids) if sequences else None
+            shortest = len(sequences[-1].ids) if sequences else 0
+            size += self._move(job, sequences, room - size, longest, shortest if job is not first else 0)
+            if size >= most:
+                break
+        for job in [each for each in self._jobs if each.kind == first.kind]:
+            size += self._move(job, sequences, most - size, None, 0)
+            if size >= most or job.waiting:
+                break
+        now = time.perf_counter()
+        for sequence in sequences:
+            for waiter, _ in sequence.waiters:
+                waiter.begun, waiter.last = waiter.begun or now, now
+        self._jobs = [each for each in self._jobs if each.waiting]
+        if not sequences:  # Others had taken all of them meanwhile; those jobs are gone now.
+            return self._take(number, place, only_short)
+        self.queued_tokens -= size
+        self._clock += size * first.computer.seconds_per_token
+        running = self._running[number] = _Running(
+            first.computer, place, first.raw, first.prompt_length, sequences, time.monotonic()
+        )
+        return running
+
+    @staticmethod
+    def _move(job: Job, batch: list[Waiting], room: int, longest: int | None, shortest: int) -> int:
+        """Take sequences of a job for a batch, longest first; their tokens.
+
+        Args:
+            job: The job.
+            batch: What the batch has; a batch that has nothing takes one sequence, whatever the room.
+            room: Tokens that the batch may take.
+            longest: Most tokens of one, None for any.
+            shortest: Least tokens of one.
+        """
+        moved = 0
+        place = len(job.waiting) if longest is None else bisect.bisect_right(job.waiting, longest, key=_length)
+        while place > 0:
+            place -= 1
+            sequence = job.waiting[place]
+            if sequence.taken:  # By another job that waits for it, too.
+                del job.waiting[place]
+                continue
+            size = len(sequence.ids)
+            typed = (sequence.types is None) != (batch[0].types is None) if batch else False
+            if size < shortest or typed or (batch and moved + size > room):
+                break
+            del job.waiting[place]
+            sequence.taken = True
+            batch.append(sequence)
+            moved += size
+        return moved
+
+    def _compute(self, number: int, batch: _Running, threads: int) -> None:
+        from ..inference.tokenization import Tokens
+
+        sequences = batch.sequences
+        typed = sequences[0].types is not None
+        tokens = Tokens(
+            [each.ids for each in sequences], prompt_length=batch.prompt_length,
+            types=[each.types or [] for each in sequences] if typed else None,
+        )  # fmt: skip
+        size = sum(map(len, tokens.ids))
+        start = time.perf_counter()
+        error: Exception | None = None
+        results: npt.NDArray[np.float32] | None = None
+        try:
+            results = batch.computer.compute(batch.place, tokens, raw=batch.raw, threads=threads)
+        except WorkerError as died:
+            error = died
+        except Exception as failed:
+            logger.exception("a batch of %s failed", batch.computer.name)
+            error = failed
+        seconds = time.perf_counter() - start
+        with self._lock:
+            self._running.pop(number, None)
+            self.last_done = time.monotonic()
+            if results is None:
+                again = self._put_back(sequences) if isinstance(error, WorkerError) else []
+                sequences = [each for each in sequences if each not in again]
+            else:
+                self.computed_tokens += size
+                if size >= _LEAST:
+                    spent = seconds * threads / size
+                    batch.computer.seconds_per_token += _WEIGHT * (spent - batch.computer.seconds_per_token)
+            for sequence in sequences:
+                self._known.pop(sequence.key, None)
+            waiters = [list(each.waiters) for each in sequences]
+        if results is not None and self.on_batch is not None:
+            self.on_batch(len(sequences), size)
+        self._hand_out(sequences, waiters, results, error)
+        if isinstance(error, WorkerError):
+            logger.error("%s; it is started again", error)
+            self._revive(batch)
+
+    def _revive(self, batch: _Running) -> None:
+        while not self._closed:
+            try:
+                batch.computer.replace_worker(batch.place)
+                return
+            except Exception:
+                if self._closed:
+                    return
+                logger.exception("the worker of device %d of %s does not start", batch.place, batch.computer.name)
+                time.sleep(1)
+
+    def _put_back(self, sequences: list[Waiting]) -> list[Waiting]:
+        """Queue sequences again that a worker died with; returns those that were."""
+        again = []
+        for sequence in sequences:
+            sequence.tries += 1
+            if sequence.tries >= _TRIES or self._closed:
+                continue
+            again.append(sequence)
+            sequence.taken = False
+            self.queued_tokens += len(sequence.ids)
+            for job, _ in sequence.waiters:
+                if job.future.done():
+                    continue
+                bisect.insort(job.waiting, sequence, key=_length)
+                if job not in self._jobs:
+                    bisect.insort(self._jobs, job)
+        self._any.notify_all()
+        self._short.notify_all()
+        return again
+
+    def _hand_out(
+        self, sequences: list[Waiting], waiters: list[list[tuple[Job, int]]],
+        results: npt.NDArray[np.float32] | None, error: Exception | None,
+    ) -> None:  # fmt: skip
+        """Give results, or an error, to all jobs that wait for them."""
+        finite: Any = [] if results is None else np.isfinite(results).all(axis=1)
+        for row, (sequence, jobs) in enumerate(zip(sequences, waiters, strict=True)):
+            for job, place in jobs:
+                if results is None:
+                    said = "a worker died twice" if isinstance(error, WorkerError) else "the model failed"
+                    _settle(job, error=Internal(f"{said} while it computed this request: the server's log has more"))
+                    self.drop(job)
+                elif not finite[row]:
+                    logger.error("%s gives NaN or infinity for %d tokens", job.computer.name, len(sequence.ids))
+                    _settle(job, error=Internal(
+                        f"{job.computer.name} gives NaN or infinity for one of the inputs, so nothing is answered: "
+                        "its weights are damaged, or its number format is too narrow (dtype: float32)"
+                    ))  # fmt: skip
+                    self.drop(job)
+                else:
+                    job.rows[place] = results[row]
+                    with self._lock:
+                        job.left -= 1
+                        done = job.left == 0
+                    if done:
+                        _settle(job, result=np.stack([each for each in job.rows if each is not None]))
+
+    def _watch(self) -> None:
+        """Notice batches that take too long."""
+        while not self._closed:
+            time.sleep(_LOOK)
+            now = time.monotonic()
+            with self._lock:
+                late = [each for each in self._running.values() if now - each.since > self.stuck and not each.told]
+            for each in late:
+                each.told = True
+                said = f"a batch of {each.computer.name} has been computed for more than {self.stuck:g} s"
+                logger.error("%s", said)
+                if not each.computer.kill_worker(each.place) and self.on_stuck is not None:
+                    self.on_stuck(said)
+
+
+def _deadline(job: Job) -> float:
+    return job.deadline
+
+
+def _length(sequence: Waiting) -> int:
+    return len(sequence.ids)
+
+
+def _settle(job: Job, result: npt.NDArray[np.float32] | None = None, error: ServingError | None = None) -> None:
+    """End a job, if it has not ended."""
+    try:
+        if error is not None:
+            job.future.set_exception(error)
+        elif result is not None:
+            job.future.set_result(result)
+    except InvalidStateError:  # It was cancelled, or has failed before.
+        logger.debug("a job had ended already")
+
+
+def rows_of(found: npt.NDArray[np.float32], places: Sequence[int] | None) -> npt.NDArray[np.float32]:
+    """A row for each input, of rows of distinct sequences."""
+    return found if places is None else found[np.asarray(places)]

@@ -1,0 +1,162 @@
+"""`bge serve` as a process: a worker that dies, the end by a signal, what is wrong before it listens."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from bgekit.cli.main import main
+
+
+@contextmanager
+def served(*arguments):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bgekit", "serve", *map(str, arguments), "--port", str(port)],
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        yield process, port
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def get(port, path):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    except ConnectionRefusedError:
+        return None
+
+
+def embed(port, texts):
+    """Status and vectors; None where no answer came to what was sent."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.connect()
+    except ConnectionRefusedError:
+        return "refused", None
+    try:
+        body = json.dumps({"input": texts, "encoding_format": "base64"})
+        connection.request("POST", "/v1/embeddings", body, {"content-type": "application/json"})
+        answer = connection.getresponse()
+        content = answer.read()
+    except OSError:
+        return None, None
+    if answer.status != 200:
+        return answer.status, None
+    data = json.loads(content)["data"]
+    return 200, np.stack([np.frombuffer(base64.b64decode(each["embedding"]), "<f4") for each in data])
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def children(pid):
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(each) for each in found.stdout.split()]
+
+
+def test_a_worker_may_be_killed_and_sigterm_loses_nothing(bge_small_en):
+    from bgekit import FlagModel
+
+    texts = [f"text {number} " + "of several words " * 12 for number in range(160)]
+    wanted = np.asarray(FlagModel(bge_small_en, devices="cpu").encode(texts))
+    with served(bge_small_en, "--devices", "cpu", "cpu") as (process, port):
+        wait_for(lambda: get(port, "/live") == 200)
+        wait_for(lambda: get(port, "/health") == 200)
+        found = []
+
+        def ask(number):
+            order = list(range(16 * number, 16 * number + 32))
+            status, vectors = embed(port, [texts[row] for row in order])
+            found.append((status, vectors is None or np.array_equal(vectors, wanted[order])))
+
+        def load(count):
+            found.clear()
+            threads = [threading.Thread(target=ask, args=(number,)) for number in range(count)]
+            for thread in threads:
+                thread.start()
+            return threads
+
+        threads = load(4)
+        (worker,) = children(process.pid)
+        os.kill(worker, signal.SIGKILL)
+        for thread in threads:
+            thread.join()
+        assert found == [(200, True)] * 4  # Computed again, by the other one.
+        wait_for(lambda: children(process.pid) not in ([], [worker]), 20)
+        assert embed(port, texts[:2])[0] == 200
+
+        threads = load(8)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        wait_for(lambda: get(port, "/health") in (503, None), 5)
+        status, _ = embed(port, ["late"])
+        assert status in (503, "refused")
+        for thread in threads:
+            thread.join()
+        # What had been received is answered; what came with the signal is told to go elsewhere.
+        assert {status for status, _ in found} <= {200, 503} and all(right for _, right in found)
+        assert sum(status == 200 for status, _ in found) >= 1
+        _, said = process.communicate(timeout=30)
+        print(said)
+        assert process.returncode == 0 and "SIGTERM" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "name at least one model"),
+        (["no/such/model"], "there is no folder no/such/model"),
+        (["TINY", "a=TINY", "--config", "missing.yaml"], "missing.yaml cannot be read"),
+        (["x:y=TINY"], "cannot be a model's name"),
+        (["TINY", "TINY"], "two models are called"),
+        (["TINY", "--api-key-file", "EMPTY"], "has no key"),
+        (["TINY", "--port", "TAKEN"], "cannot be listened on"),
+        (["text-embedding-3-small"], "hosted model"),
+    ],
+)
+def test_what_is_wrong_is_one_line(arguments, said, tiny_bert, tmp_path, capsys):
+    (tmp_path / "empty").write_text("# none\n")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        meant = {"EMPTY": str(tmp_path / "empty"), "TAKEN": str(taken.getsockname()[1])}
+        assert main(["serve", *(meant.get(each, each.replace("TINY", str(tiny_bert))) for each in arguments)])
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("bge: error: ") and said in line
+
+
+def test_a_missing_extra_is_named(monkeypatch, capsys, tiny_bert):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "uvicorn" else found(name, *more)
+    )
+    assert main(["serve", str(tiny_bert)]) == 1
+    assert (
+        capsys.readouterr().err.strip() == "bge: error: this needs the package 'uvicorn': pip install 'bgekit[serve]'"
+    )
