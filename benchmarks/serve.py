@@ -663,6 +663,8 @@ def main() -> None:
     show = verbs.add_parser("table")
     show.add_argument("results", type=Path)
     args = parser.parse_args()
+    if args.verb == "run":  # However this ends, servers end with it.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if args.verb == "setup":
         setup(args.envs, ("infinity", "fastapi"))
     elif args.verb == "run":
