@@ -49,7 +49,6 @@ MOVED: Final[dict[str, tuple[str, ...]]] = {
     "reranking.network": ("networks", "networks.cross_encoder"),
     "reranking.reranker": ("inference", "inference.reranker"),
     "reranking.saving": ("networks", "networks.saving"),
-    "search.approximate": ("search.nearest",),
     "search.building": ("search", "search.build"),
     "search.exact": ("search.nearest",),
     "training.arguments": ("training", "training.loop.arguments"),

@@ -6,7 +6,7 @@ documents. Every route is at /NAME/..., too. docs/serve.md has the routes, the c
 
 Examples:
   bge serve BAAI/bge-small-en-v1.5
-  bge serve small=BAAI/bge-small-en-v1.5 rerank=BAAI/bge-reranker-base --port 8080 --api-key-file keys.txt
+  bge serve small=BAAI/bge-small-en-v1.5 reranker=BAAI/bge-reranker-base --port 8080 --api-key-file keys.txt
   bge serve packaged:all-MiniLM-L6-v2 --index docs.index
   bge serve --config serve.yaml --host 0.0.0.0
   curl -s localhost:8080/v1/embeddings -H 'content-type: application/json' -d '{"input": "a text", "model": "small"}'

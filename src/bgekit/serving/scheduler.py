@@ -342,7 +342,7 @@ class Scheduler:
 
         from ..networks.cpu_inference import Trimmer
 
-        # torch keeps this number for each thread, but MKL one for the process: it must not change with each batch.
+        # Set once: torch keeps this number for each thread, but MKL may keep one for the process.
         torch.set_num_threads(1)
         trimmer = Trimmer()
         ready = self._short if only_short else self._any
