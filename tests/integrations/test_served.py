@@ -1,19 +1,14 @@
 """The classes for other frameworks with a server's address in place of a model."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 pytest.importorskip("starlette")
-sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
-
-from running_server import running
 
 from bgekit import FlagModel
 from bgekit.errors import ApiError, ArgumentError
 from bgekit.integrations.served import ServedModel
+from serving.running_server import running
 
 ZH = "为这个句子生成表示以用于检索相关文章："
 DOCUMENTS = ["the cat sleeps", "a river runs to the sea", "样例数据-1", "", "a lone \ud800 surrogate"]

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("starlette")
-from running_server import running
+from serving.running_server import running
 
 pytestmark = pytest.mark.slow
 

@@ -8,11 +8,11 @@ import httpx
 import pytest
 
 pytest.importorskip("starlette")
-from fuzz import Fuzzer
-from running_server import running
 from starlette.testclient import TestClient
 
 from bgekit.serving import create_app
+from serving.fuzz import Fuzzer
+from serving.running_server import running
 
 #: Statuses of answers: 424 is TEI's for a model of the other kind.
 GOOD = {200, 400, 404, 413, 415, 422, 424, 429}

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("starlette")
 
-from running_server import running
+from serving.running_server import running
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if CHROMIUM is None:

@@ -7,13 +7,13 @@ import time
 import pytest
 
 pytest.importorskip("starlette")
-from documents import DOCUMENTS
 from starlette.testclient import TestClient
 
 from bgekit import FlagModel, FlagReranker
 from bgekit.errors import BgekitError
 from bgekit.search import SearchIndex
 from bgekit.serving import create_app
+from serving.documents import DOCUMENTS
 
 
 @pytest.fixture(scope="module")

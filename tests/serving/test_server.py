@@ -13,9 +13,9 @@ import time
 
 import numpy as np
 import pytest
-from running_server import running
 
 from bgekit.errors import UsageError
+from serving.running_server import running
 
 KEY = {"authorization": "Bearer secret"}
 
