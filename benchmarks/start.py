@@ -196,7 +196,7 @@ def table(results: dict[str, Any]) -> str:
             rows.append(f"- {task}: {figure} of {who} / {whom} = {ratio:.3f}, at most {most:.2f}: {verdict}")
     for task, runs in tasks.items():
         same = runs["before"][0]["answer"] == runs["after"][0]["answer"]
-        rows.append(f"- {task}: the answer of both commits is {'the same to the bit' if same else 'NOT the same'}")
+        rows.append(f"- {task}: the answer of both commits is {'the same' if same else 'not the same'} to the bit")
     others = max(facts["others"] for runs in tasks.values() for each in runs.values() for facts in each)
     rows.append(f"- other processes used at most {others:.0%} of the CPU during a run")
     rows += [f"- {peer} was left out: {reason}" for peer, reason in results["skipped"].items()]
