@@ -16,7 +16,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,30 +157,13 @@ def peer_search(size: str) -> dict[str, Any]:
 
 def synthetic_embedder() -> Any:
     import numpy as np
+    from given import Given
 
-    from bgekit.inference.model import Embedder
-    from bgekit.inference.pipeline import Encoded
-    from bgekit.models.card import ModelCard, Prompt
+    def vectors_of(texts: list[str]) -> Any:
+        seed = int.from_bytes(hashlib.sha256(texts[0].encode()).digest()[:8], "little")
+        return np.random.default_rng(seed).standard_normal((len(texts), DIMENSION), dtype=np.float32)
 
-    class Synthetic(Embedder):
-        card = ModelCard(
-            name="synthetic",
-            dimension=DIMENSION,
-            pooling="cls",
-            normalize=True,
-            max_length=512,
-            prompts={"query": Prompt(), "document": Prompt()},
-        )
-        dimension, precision = DIMENSION, "float32"
-        fingerprint = hashlib.sha256(b"synthetic").hexdigest()
-
-        def _compute(self, blocks: Iterable[list[str]], *_: Any) -> Iterator[Encoded]:
-            for texts in blocks:
-                seed = int.from_bytes(hashlib.sha256(texts[0].encode()).digest()[:8], "little")
-                random = np.random.default_rng(seed)
-                yield Encoded(random.standard_normal((len(texts), DIMENSION), dtype=np.float32), len(texts))
-
-    return Synthetic()
+    return Given("synthetic", DIMENSION, vectors_of)
 
 
 class Memory:

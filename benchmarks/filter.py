@@ -14,22 +14,18 @@ It exits with 1 if exact search with a condition that keeps 10 % takes more than
 from __future__ import annotations
 
 import argparse
-import hashlib
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from given import Given
 
 from bgekit.data import Record
 from bgekit.inference import encode_to_shards, load_shards
-from bgekit.inference.model import Embedder
-from bgekit.inference.pipeline import Encoded
-from bgekit.models.card import ModelCard, Prompt
 from bgekit.search import SearchIndex, index_shards
 from bgekit.search.build import with_type
 
@@ -129,23 +125,12 @@ def around(centres: Any, random: np.random.Generator, count: int) -> Any:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def synthetic_embedder(width: int) -> Embedder:
+def synthetic_embedder(width: int) -> Given:
     """An embedder whose vectors come from the number that a block of texts begins with."""
     centres = centres_of(width)
-
-    class Synthetic(Embedder):
-        card = ModelCard(
-            name="synthetic", dimension=width, pooling="cls", normalize=True, max_length=512,
-            prompts={"query": Prompt(), "document": Prompt()},
-        )  # fmt: skip
-        dimension, precision = width, "float32"
-        fingerprint = hashlib.sha256(b"synthetic").hexdigest()
-
-        def _compute(self, blocks: Iterable[list[str]], *_: Any) -> Iterator[Encoded]:
-            for texts in blocks:
-                yield Encoded(around(centres, np.random.default_rng(int(texts[0])), len(texts)), len(texts))
-
-    return Synthetic()
+    return Given(
+        "synthetic", width, lambda texts: around(centres, np.random.default_rng(int(texts[0])), len(texts))
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

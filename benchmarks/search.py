@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import hashlib
 import json
 import logging
 import os
@@ -19,21 +18,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from given import Given
 from search_approximate import approximate_options
 from search_updates import updates_options
 
 from bgekit.data import Record
 from bgekit.inference import encode_to_shards, load_shards
-from bgekit.inference.model import Embedder
-from bgekit.inference.pipeline import Encoded
-from bgekit.models.card import ModelCard, Prompt
 from bgekit.search import SearchIndex, index_shards
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -111,26 +108,16 @@ def index_of(documents: Any, size: int, work: Path) -> Path:
     """An exact index of so many vectors, with texts and metadata; kept in a folder."""
     folder = work / f"index-{size}"
     if not folder.exists():
-        width = documents.shape[1]
-
-        class Given(Embedder):
-            card = ModelCard(
-                name="given", dimension=width, pooling="cls", normalize=True, max_length=512,
-                prompts={"query": Prompt(), "document": Prompt()},
-            )  # fmt: skip
-            dimension, precision = width, "float32"
-            fingerprint = hashlib.sha256(b"given").hexdigest()
-
-            def _compute(self, blocks: Iterable[list[str]], *_: Any) -> Iterator[Encoded]:
-                for texts in blocks:
-                    yield Encoded(with_copies(documents, int(texts[0].split()[-1]), len(texts)), len(texts))
-
+        model = Given(
+            "given", documents.shape[1],
+            lambda texts: with_copies(documents, int(texts[0].split()[-1]), len(texts)),
+        )  # fmt: skip
         words = "a passage of about as many characters as those that people search for have, give or take some, " * 4
         records = (
             Record(f"d{row}", f"{words}{row}", metadata={"year": 1990 + row % 40, "lang": "en"}) for row in range(size)
         )
         with tempfile.TemporaryDirectory(dir=work) as place:
-            encode_to_shards(Given(), records, f"{place}/shards", shard_size=1 << 14, store_texts=True)
+            encode_to_shards(model, records, f"{place}/shards", shard_size=1 << 14, store_texts=True)
             index_shards(load_shards(f"{place}/shards"), folder)
     return folder
 

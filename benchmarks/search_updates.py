@@ -11,7 +11,6 @@ what the process handed to the system, temporary files included, and what the ch
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shutil
 import tempfile
@@ -21,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from given import Given
 
 from bgekit.data import Record
-from bgekit.inference import Embedder, encode_to_shards, load_shards
-from bgekit.inference.pipeline import Encoded
-from bgekit.models import ModelCard
+from bgekit.inference import encode_to_shards, load_shards
 from bgekit.search import SearchIndex, index_records, index_shards
 
 #: Texts are about as long as passages of MS MARCO.
@@ -33,42 +32,19 @@ WORDS = "the of a to and in is for with on as are by from at or an be this that 
 TAILS = [" ".join(WORDS[(own * (at + 7)) % 21] for at in range(100)) for own in range(997)]
 
 
-class Ready(Embedder):
+def ready(dimension: int) -> Given:
     """A model whose vectors are there: `12: some words` has the vector 12 of a few."""
+    few = np.random.default_rng(0).normal(size=(8192, dimension)).astype(np.float32)
+    few /= np.linalg.norm(few, axis=1, keepdims=True)
 
-    def __init__(self, dimension: int) -> None:
-        self.card = ModelCard(
-            name="ready", dimension=dimension, pooling="cls", normalize=True, prompts={}, max_length=512
-        )
-        vectors = np.random.default_rng(0).normal(size=(8192, dimension)).astype(np.float32)
-        self._vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        self.seconds = 0.0
+    def vectors_of(texts: list[str]) -> npt.NDArray[np.float32]:
+        numbers = np.array([int(text.partition(":")[0]) for text in texts])
+        # Each its own: a little of another vector, by the number.
+        vectors = few[numbers % 8192] + 0.3 * few[(numbers // 8192 + 1) % 8192]
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors.astype(np.float32)
 
-    @property
-    def dimension(self) -> int:
-        """Width of the vectors."""
-        return int(self._vectors.shape[1])
-
-    @property
-    def precision(self) -> str:
-        """Number format."""
-        return "float32"
-
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the model."""
-        return hashlib.sha256(f"ready {self.dimension}".encode()).hexdigest()
-
-    def _compute(self, blocks: Iterable[list[str]], *rest: Any) -> Iterator[Encoded]:
-        for texts in blocks:
-            start = time.process_time()
-            numbers = np.array([int(text.partition(":")[0]) for text in texts])
-            # Each its own: a little of another vector, by the number.
-            vectors = self._vectors[numbers % 8192] + 0.3 * self._vectors[(numbers // 8192 + 1) % 8192]
-            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-            found = Encoded(vectors.astype(np.float32), len(texts))
-            self.seconds += time.process_time() - start
-            yield found
+    return Given("ready", dimension, vectors_of)
 
 
 def records(numbers: Iterable[int], offset: int = 0) -> Iterator[Record]:
@@ -84,7 +60,7 @@ def written() -> int:
     return int(fields["wchar"])
 
 
-def measured(model: Ready, do: Callable[[], Any]) -> tuple[float, int, Any]:
+def measured(model: Given, do: Callable[[], Any]) -> tuple[float, int, Any]:
     """CPU seconds without the model's own, and bytes written."""
     start, own, before = time.process_time(), model.seconds, written()
     found = do()
@@ -98,7 +74,7 @@ def size_of(folder: Path) -> int:
 
 def report(place: Path, size: int, index_type: str, share: float, dimension: int) -> float:
     """Print the costs for one index; returns the time of adding as a share of the build's."""
-    model, part, folder = Ready(dimension), max(1, round(size * share)), place / "index"
+    model, part, folder = ready(dimension), max(1, round(size * share)), place / "index"
     encode_to_shards(model, records(range(size)), place / "shards", store_texts=True)
     alone, _, _ = measured(
         model, lambda: index_shards(load_shards(place / "shards"), place / "alone", index_type=index_type)

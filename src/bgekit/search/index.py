@@ -443,16 +443,9 @@ class SearchIndex:
     def _meeting(self, where: str) -> Rows:
         """The rows that are stored, not deleted, and meet a condition, in order."""
         state = self._state
-        last, metadata = state.last, state.stored.metadata
+        last = state.last
         if last is None or last[0] != where:
-            condition = Where(where)
-            if metadata is None:
-                columns = [each if each.isidentifier() else f"'{each}'" for each in condition.columns]
-                raise ArgumentError(
-                    f"{self.folder} keeps no metadata for a condition: build it again with keep=[...] "
-                    f"(--keep {' '.join(columns)})"
-                )
-            meeting = condition.rows(metadata)
+            meeting = Where(where).rows_in(self.folder, state.stored.metadata)
             state.last = last = where, np.flatnonzero(meeting if state.deleted is None else meeting & ~state.deleted)
         return last[1]
 

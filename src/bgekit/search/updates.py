@@ -391,10 +391,7 @@ class _Change:
 
     def rows_where(self, where: str) -> npt.NDArray[np.int64]:
         """Rows that are not deleted and meet a condition, in order."""
-        condition, table = Where(where), self.stored.metadata
-        if table is None:
-            raise ArgumentError(f"{self.path} keeps no metadata for a condition")
-        return np.flatnonzero(condition.rows(table) & ~self.deleted)
+        return np.flatnonzero(Where(where).rows_in(self.path, self.stored.metadata) & ~self.deleted)
 
     def remove(self, rows: npt.NDArray[np.int64]) -> None:
         """Mark rows as deleted."""

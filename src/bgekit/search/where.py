@@ -154,6 +154,23 @@ class Where:
         held = pc.fill_null(_Evaluation(self.expression, table).holds(self._condition), False)
         return np.asarray(held.to_numpy(), dtype=np.bool_)
 
+    def rows_in(self, place: object, table: Any) -> npt.NDArray[np.bool_]:
+        """The same for the metadata of an index.
+
+        Args:
+            place: The index, as messages name it.
+            table: Its metadata; None where it keeps none.
+
+        Raises:
+            ArgumentError: as `rows`, or the index keeps no metadata.
+        """
+        if table is None:
+            columns = " ".join(each if each.isidentifier() else f"'{each}'" for each in self.columns)
+            raise ArgumentError(
+                f"{place} keeps no metadata for a condition: build it again with keep=[...] (--keep {columns})"
+            )
+        return self.rows(table)
+
 
 def _columns_of(condition: _Condition) -> Iterator[str]:
     if isinstance(condition, _Not):

@@ -478,18 +478,17 @@ class Served:
             def tokenize() -> Tokens:
                 tokenizer = loaded.text_tokenizer(prompt)
                 length, left = max_length or card.max_length, side == "left"
-                if not isinstance(texts[0], str):
+                if isinstance(texts[0], str):
+                    valid = [repair(text)[0] for text in texts]  # type: ignore[arg-type]
+                    whole = length >= card.max_length and not left
+                    tokens = tokenizer(valid) if whole else tokenizer.cut(valid, length, left=left)
+                else:
                     self._check_ids(loaded, texts)  # type: ignore[arg-type]
                     tokens = tokenizer.of_ids(texts, length, left=left)  # type: ignore[arg-type]
-                else:
-                    valid = [repair(text)[0] for text in texts]  # type: ignore[arg-type]
-                    whole = length >= card.max_length
-                    tokens = tokenizer(valid) if whole and not left else tokenizer.cut(valid, length, left=left)
-                    if tokens.truncated and not truncate:
-                        row = tokens.truncated[0]
-                        raise self._too_long(row, tokenizer.count(valid[row]), length)
                 if tokens.truncated and not truncate:
-                    raise self._too_long(row := tokens.truncated[0], len(texts[row]) + 2, length)
+                    row = tokens.truncated[0]
+                    had = tokenizer.count(valid[row]) if isinstance(texts[0], str) else len(texts[row]) + 2
+                    raise self._too_long(row, had, length)
                 return tokens
 
             wanted = card.normalize if normalize is None else normalize
