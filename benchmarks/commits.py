@@ -27,6 +27,8 @@ from train import copied, cost, take_turn, training_rows, write_batches
 
 #: Words of the texts that are encoded alone; turns of a round, and texts of a turn, of which the first do not count.
 WORDS, BLOCKS, SINGLE, WARM = (8, 80), 10, 12, 2
+#: Many short texts: words of each, and how many are encoded in one call.
+QUESTION, SHORT = 9, 200
 
 
 def run(args: argparse.Namespace) -> None:
@@ -65,6 +67,9 @@ def text_files(size: str, args: argparse.Namespace, work: Path) -> dict[str, Any
     long = [text.split() for text in every if len(text.split()) >= WORDS[-1]]
     files: dict[str, Any] = {"folder": folder, "tokens": count_tokens(folder, texts)}
     files["timed"] = write_texts(work / f"{size}.jsonl", texts)
+    files["short"] = write_texts(
+        work / f"{size}-short.jsonl", [" ".join(text.split()[:QUESTION]) for text in every[:SHORT]]
+    )
     for words in WORDS:
         cut = [" ".join(text[:words]) for text in long]
         blocks = [cut[block::BLOCKS][:SINGLE] for block in range(BLOCKS)]
@@ -84,6 +89,9 @@ def encoded(size: str, checkouts: dict[str, Path], files: dict[str, Any], repeat
         seconds = statistics.median(turn["seconds"][0] for turn in turns)
         facts[name] |= {f"{size}: tokens/s": files["tokens"] / seconds, f"{size}: peak MiB": turns[-1]["peak_mib"]}
         facts[name][f"{size}: others"] = max(turn["others"] for turn in turns)
+    for name, turns in by_turns(workers, [files["short"]] * (repeats + 1)).items():
+        seconds = statistics.median(turn["seconds"][0] for turn in turns[1:])  # The first makes what they need.
+        facts[name][f"{size}: texts of {QUESTION} words, texts/s"] = SHORT / seconds
     for words in WORDS:
         for name, turns in by_turns(workers, files[str(words)], single=True).items():
             times = [seconds for turn in turns for seconds in turn["seconds"][WARM:]]
