@@ -19,7 +19,7 @@ from bgekit.errors import ArgumentError
 from bgekit.networks import cpu_attention, cpu_inference
 from bgekit.networks.cpu_attention import OwnAttention, attend
 from bgekit.networks.cpu_inference import KERNELS, FusedEncoder, can_fuse
-from bgekit.networks.cpu_products import Int8Linear, has_fast_int8
+from bgekit.networks.cpu_products import FEW, Int8Linear, has_fast_int8
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 INT8 = pytest.param("int8", marks=pytest.mark.skipif(not has_fast_int8(), reason="needs a CPU with VNNI"))
@@ -145,7 +145,7 @@ def test_huge_attention_scores(dtype: Any, exact_calls: list[int], monkeypatch: 
     ids = token_ids([1, 2, 9, 40, 64, 64, 70])
     encoder = FusedEncoder(model, dtype)
     own = encoder.attention is OwnAttention
-    run(encoder, ids)
+    run(encoder, [row for row in ids if len(row) > FEW])
     assert bool(exact_calls) != own  # ordinary scores need no third pass
     with torch.no_grad():
         for layer in model.encoder.layer:
@@ -171,7 +171,7 @@ def test_attention_is_softmax_at_any_scale(scale: float, padded: bool, queries: 
     mask = (torch.arange(length) < torch.tensor([[24], [20], [17]]))[:, None, None, :] if padded else None
     out = torch.empty(n, queries, heads, width)
     own = torch.full((n, 1, 1, 1), float(length)) if mask is None else mask.sum(3, keepdim=True).float()
-    attend(query, key, value, mask, own, out)
+    attend(query, key, value, None if mask is None else mask.float().transpose(2, 3), own, out)
     scores = (query.double() @ key.double().transpose(2, 3)) * math.log(2)  # given in units of log2
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
@@ -275,12 +275,15 @@ def test_the_source_is_left_as_it_is(model: Any) -> None:
     assert all(torch.equal(before[name], parameter) for name, parameter in model.state_dict().items())
 
 
-@pytest.mark.parametrize(("count", "most"), [(1, 1), (7, 4), (12, 100), (100, 7), (0, 3)])
-def test_parts_are_powers_of_two_and_complete(count: int, most: int) -> None:
-    parts = list(cpu_attention._powers_of_two(count, most))
-    sizes = [part.stop - part.start for part in parts]
-    assert [row for part in parts for row in range(count)[part]] == list(range(count))
-    assert all(size & (size - 1) == 0 and size <= most for size in sizes)
+@pytest.mark.parametrize(
+    ("sequences", "heads", "most"), [(1, 12, 100), (7, 12, 50), (100, 1, 7), (2, 12, 8), (1, 2, 1), (0, 2, 3)]
+)
+def test_parts_of_attention_are_few_and_complete(sequences: int, heads: int, most: int) -> None:
+    parts = list(cpu_attention._parts(sequences, heads, most))
+    sizes = {part.stop - part.start for part in parts}
+    assert [row for part in parts for row in range(sequences * heads)[part]] == list(range(sequences * heads))
+    step = heads if heads <= most else 1
+    assert all(size <= most and size % step == 0 and (size // step).bit_count() == 1 for size in sizes)
 
 
 @pytest.fixture

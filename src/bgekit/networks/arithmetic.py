@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .cpu_inference import Norm, kernels
-from .cpu_products import ACTIVATIONS, MANY, Int8Linear, Linear, has_fast_int8, threads_of
+from .cpu_products import ACTIVATIONS, FEW, MANY, Int8Linear, Linear, has_fast_int8, threads_of
 
 #: Columns of x and of the result of each product, and what follows it.
 _PRODUCTS: Final = ((384, 384, "gelu"), (1536, 384, None), (768, 768, None))
@@ -72,9 +72,9 @@ def _results(precision: str) -> list[Tensor]:
             results.append(Linear(weight, bias, dtype, activation).multiply(x.to(dtype), None)[:8])
     norm = nn.LayerNorm(384)
     results.append(Norm(norm)(_numbers(16, 384)))
-    for lengths in ([9], [70]):
-        attention = kernels().attention_in(dtype)
-        results.append(attention(lengths, lengths[0], 12, dtype)(_numbers(lengths[0], 1152).to(dtype), None))
+    for length, like in ((9, FEW), (70, MANY)):
+        attention = kernels().attention_in(dtype, like)
+        results.append(attention([length], length, 12, dtype)(_numbers(length, 1152).to(dtype), None))
     return results
 
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
@@ -54,6 +54,11 @@ class Group:
             return None
         return torch.zeros(self.mask.shape, dtype=self.own.dtype).masked_fill_(~self.mask, -math.inf)
 
+    @cached_property
+    def share(self) -> Tensor | None:
+        """[n, 1, length, 1] in the compute dtype: one for real tokens and zero for padding."""
+        return None if self.mask is None else self.mask.to(self.own.dtype).transpose(2, 3)
+
     @classmethod
     def of(cls, lengths: list[int], length: int, first: int, start: int, rows: int, dtype: torch.dtype) -> Group:
         """The group of sequences `first` and following, whose tokens begin at row `start` of `rows`."""
@@ -78,7 +83,12 @@ class Attention(abc.ABC):
 
     A sequence is computed with as many keys as its own length, rounded up, says. What stands in the padding is masked,
     so it adds exactly nothing.
+
+    Attributes:
+        scale: What the products of its queries and keys are to be multiplied by; None for 1/sqrt(width).
     """
+
+    scale: ClassVar[float | None] = None
 
     def __init__(self, lengths: list[int], rows: int, heads: int, dtype: torch.dtype) -> None:
         """Lay the batch out.
@@ -91,6 +101,9 @@ class Attention(abc.ABC):
         """
         self.heads = heads
         self.groups: list[Group] = []
+        #: Rows of zeros behind the states, which serve a sequence alone as its padding.
+        self.more = max(0, self.padded(lengths[0]) - rows) if len(lengths) == 1 else 0
+        rows += self.more
         first = start = 0
         # A sequence that needs no padding has no mask in any company: a mask of nothing rounds otherwise.
         for (length, _), same in itertools.groupby(lengths, lambda own: (self.padded(own), self.padded(own) == own)):
@@ -130,6 +143,9 @@ class Attention(abc.ABC):
                 are given, [rows, 2 * hidden] keys and values.
             queries: One per sequence, [at least n, hidden], or None for those of all tokens.
         """
+        rows = (states if queries is None else queries).shape[0]
+        if self.more:
+            states = with_zeros(states, self.more)
         wide = states.shape[1]
         kinds = 3 if queries is None else 2
         hidden = wide // kinds
@@ -154,13 +170,13 @@ class Attention(abc.ABC):
             else:
                 results.append(result.view(-1, hidden))
         context = results[0] if len(results) == 1 else torch.cat(results)
-        rows = len(states) if queries is None else len(queries)
         # A sequence alone brings rows of padding, too: what is behind the last token only has to be numbers.
-        return context[:rows] if len(context) >= rows else with_zeros(context, rows - len(context))
+        more = rows - context.shape[0]
+        return context[:rows] if more <= 0 else with_zeros(context, more)
 
 
 class TorchAttention(Attention):
-    """torch's own kernel; the fastest with AMX.
+    """torch's own kernel; the fastest with AMX, and for a short sequence alone everywhere, as it is one call.
 
     It takes up to twice as long where the last 16 keys are not full, and makes zeros of fewer than 16 that are NaN, so
     there are always as many.
@@ -178,36 +194,47 @@ class TorchAttention(Attention):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, group: Group) -> Tensor:
         """See `Attention`."""
-        with threads_of(_safe_threads(group.length, group.mask is not None, self.heads, query.shape[3], query.dtype)):
-            result = scaled_dot_product_attention(query, key, value, attn_mask=group.addend)
+        shape = query.shape[2], group.length, self.heads, query.shape[3]
+        with threads_of(_safe_threads(shape, group.mask is not None, query.dtype)):
+            result = scaled_dot_product_attention(query, key, value, attn_mask=group.addend, scale=self.scale)
         return result.transpose(1, 2)
 
 
 #: Threads of an attention call: with more, its work is cut by how many sequences there are.
 _MOST_THREADS: Final = 8
-_threads: dict[tuple[int, bool, int, int, torch.dtype, int], int] = {}
+_threads: dict[tuple[tuple[int, int, int, int], bool, torch.dtype, int], int] = {}
 _threads_lock = threading.Lock()
 
 
-def _safe_threads(length: int, masked: bool, heads: int, width: int, dtype: torch.dtype) -> int:
-    """Threads that give attention of a length the bits that one gives: those of the caller if they do, else one.
+def _safe_threads(shape: tuple[int, int, int, int], masked: bool, dtype: torch.dtype) -> int:
+    """Threads that give attention of a shape the bits that one gives: those of the caller if they do, else one.
 
-    In float32 its products are MKL's, which chooses its way by the number of threads, too.
+    In float32 its products are MKL's, which chooses its way by the number of threads, too, and on some CPUs by where in
+    memory the scores of a thread begin: with an odd number of queries each thread's begin elsewhere.
+
+    Args:
+        shape: Queries and keys of a sequence, heads, and width of a head.
+        masked: Whether there is a mask.
+        dtype: Type of the states.
     """
-    case = length, masked, heads, width, dtype, min(_MOST_THREADS, torch.get_num_threads())
+    case = shape, masked, dtype, min(_MOST_THREADS, torch.get_num_threads())
     if case[-1] == 1:
         return 1
     try:
         return _threads[case]
     except KeyError:
         with _threads_lock:
+            queries, length, heads, width = shape
             draw = torch.Generator().manual_seed(0)
-            query, keys, value = torch.randn(3, 1, heads, length, width, generator=draw).to(dtype)
+            # As many sequences as give each thread at least two heads.
+            shared = -(-2 * case[-1] // heads), heads
+            query = torch.randn(*shared, queries, width, generator=draw).to(dtype)
+            key, value = torch.randn(2, *shared, length, width, generator=draw).to(dtype)
             mask = (torch.arange(length) < length - 1)[None, None, None, :] if masked else None
             results = []
             for threads in (1, case[-1]):
                 with threads_of(threads):
-                    results.append(scaled_dot_product_attention(query, keys, value, attn_mask=mask))
+                    results.append(scaled_dot_product_attention(query, key, value, attn_mask=mask))
             return _threads.setdefault(case, case[-1] if torch.equal(*results) else 1)
 
 
@@ -217,9 +244,12 @@ class OwnAttention(Attention):
     For bfloat16: batched products in float32 are MKL's, which sums them up by how many there are.
     """
 
+    #: Its queries bring the rest: scores are in units of log2, so that softmax needs exp2 alone.
+    scale = math.log(2)
+
     @staticmethod
     def query_factor(width: int) -> float:
-        """See `Attention`: scores come out in units of log2, so that softmax needs exp2 alone."""
+        """See `Attention`."""
         return math.log2(math.e) / math.sqrt(width)
 
     @staticmethod
@@ -231,8 +261,14 @@ class OwnAttention(Attention):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, group: Group) -> Tensor:
         """See `Attention`."""
         out = query.new_empty(group.count, query.shape[2], self.heads, query.shape[3])
-        attend(query, key, value, group.mask, group.own, out)
+        attend(query, key, value, group.share, group.own, out)
         return out
+
+
+class ShortAttention(TorchAttention):
+    """torch's kernel for queries that were made for `OwnAttention`."""
+
+    scale = OwnAttention.scale
 
 
 #: Attention scores computed at once: they are read three times, so they should stay in the cache.
@@ -241,52 +277,58 @@ _SCORES: Final = 1 << 20
 _SMALLEST, _LARGEST = 1e-25, 1e25
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, own: Tensor, out: Tensor) -> None:
+def attend(query: Tensor, key: Tensor, value: Tensor, share: Tensor | None, own: Tensor, out: Tensor) -> None:
     """softmax(query key^T) value of each head, with scores in units of log2.
 
     Args:
         query: [n, heads, q, d].
         key: [n, heads, L, d].
         value: [n, heads, L, d].
-        mask: [n, 1, 1, L] bool, true for tokens and false for padding, None without padding.
+        share: [n, 1, L, 1] one for tokens and zero for padding, None without padding.
         own: [n, 1, 1, 1] tokens of each sequence.
         out: [n, q, heads, d], written with the results.
     """
     n, heads, length, width = key.shape
     queries = query.reshape(n * heads, -1, width)
-    share = None if mask is None else mask.to(key.dtype).transpose(2, 3)
     # Softmax does not see a constant added to a row of scores, so the keys' mean may go: what is left is
     # smaller, hence finer in bfloat16, and exp2 needs no pass to find and subtract the row's maximum.
     known = key if share is None else torch.mul(key, share, out=key.new_empty(key.shape))
     mean = known.sum(2, keepdim=True).div_(own)
     keys = torch.sub(key, mean, out=key.new_empty(key.shape)).view(n * heads, length, width)
+    # A column of ones behind the values sums the weights up. Padding adds nothing to either sum: it is zero in both.
+    values = value.new_empty(n, heads, length, width + 1)
     if share is None:
-        values, ones = value.reshape(keys.shape), keys.new_ones(n * heads, length, 1)
+        values[..., :width], values[..., width:] = value, 1
     else:
-        # Padding adds nothing to either sum once its values and its share of the denominator are zero.
-        values = torch.mul(value, share, out=value.new_empty(value.shape)).view(keys.shape)
-        ones = share.expand(n, heads, length, 1).reshape(n * heads, length, 1)
-    sums, totals = torch.empty_like(queries), queries.new_empty(n * heads, queries.shape[1], 1)
-    for part in _powers_of_two(n * heads, max(1, _SCORES // (length * queries.shape[1]))):
+        torch.mul(value, share, out=values[..., :width])
+        values[..., width:] = share
+    values = values.view(n * heads, length, width + 1)
+    sums = queries.new_empty(n * heads, queries.shape[1], width + 1)
+    for part in _parts(n, heads, max(1, _SCORES // (length * queries.shape[1]))):
         weights = torch.bmm(queries[part], keys[part].transpose(1, 2)).exp2_()
         torch.bmm(weights, values[part], out=sums[part])
-        torch.bmm(weights, ones[part], out=totals[part])
-    smallest, largest = torch.aminmax(totals)
-    torch.div(sums.view(query.shape).transpose(1, 2), totals.view(n, heads, -1, 1).transpose(1, 2), out=out)
+    totals = sums[..., width:]
+    smallest, largest = (bound.item() for bound in torch.aminmax(totals))
+    divided, by = sums.view(n, heads, -1, width + 1).transpose(1, 2).split([width, 1], 3)
+    torch.div(divided, by, out=out)
     if not (smallest > _SMALLEST and largest < _LARGEST):
         # Scores of hundreds, which trained encoders do not have; NaN comes here too, and stays NaN.
         held = ((totals > _SMALLEST) & (totals < _LARGEST)).view(n, -1).all(1)
         for row in (~held).nonzero()[:, 0].tolist():
             one = slice(row, row + 1)
-            valid = None if mask is None else mask[one]
+            valid = None if share is None else share[one].transpose(2, 3).bool()
             exact = scaled_dot_product_attention(query[one], key[one], value[one], attn_mask=valid, scale=math.log(2))
             out[one] = exact.transpose(1, 2)
 
 
-def _powers_of_two(count: int, most: int) -> Iterator[slice]:
-    """Cut `count` into the largest powers of two up to `most`, so that few shapes occur (see `round_up`)."""
+def _parts(sequences: int, heads: int, most: int) -> Iterator[slice]:
+    """Cut the heads of all sequences into parts of at most `most`: whole sequences, or heads where one has more.
+
+    There are as many as the largest power of two, so that few shapes occur (see `round_up`).
+    """
+    count, step = (sequences, heads) if heads <= most else (sequences * heads, 1)
     start = 0
     while start < count:
-        stop = start + (1 << (min(count - start, most).bit_length() - 1))
-        yield slice(start, stop)
+        stop = start + (1 << (min(count - start, most // step).bit_length() - 1))
+        yield slice(start * step, stop * step)
         start = stop

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, layer_norm, pad
 
 from ..errors import ArgumentError
-from .cpu_attention import Attention, OwnAttention, TorchAttention
+from .cpu_attention import Attention, OwnAttention, ShortAttention, TorchAttention
 from .cpu_products import ACTIVATIONS, FEW, MANY, Int8Linear, Linear, Product, has_fast_int8, round_up
 from .packing import roberta_positions
 from .stored_bert import StoredBert, StoredLinear
@@ -47,23 +47,29 @@ class Kernels:
 
     Attributes:
         attention: How attention in bfloat16 is computed; in float32 it is torch's kernel, see `OwnAttention`.
+        short: The same for sequences of at most `FEW` tokens.
+        step: Numbers of rows up to `FEW` are multiples of this.
         block: Rows that go through a feed-forward network at a time: what lies between stays in the core's cache.
         batch: Tokens that a batch should have.
     """
 
     attention: type[Attention]
+    short: type[Attention]
+    step: int
     block: int
     batch: int
 
-    def attention_in(self, dtype: torch.dtype) -> type[Attention]:
-        """How attention in a number format is computed."""
-        return self.attention if dtype == torch.bfloat16 else TorchAttention
+    def attention_in(self, dtype: torch.dtype, like: int = MANY) -> type[Attention]:
+        """How attention in a number format is computed, of sequences whose products are those of `like` rows."""
+        if dtype != torch.bfloat16:
+            return TorchAttention
+        return self.short if like == FEW else self.attention
 
 
 #: By kind of CPU. Measured with `benchmarks/encode.py`; see docs/performance.md.
 KERNELS: Final = {
-    "amx": Kernels(TorchAttention, block=2048, batch=2048),
-    "other": Kernels(OwnAttention, block=256, batch=2048),
+    "amx": Kernels(TorchAttention, TorchAttention, step=16, block=2048, batch=2048),
+    "other": Kernels(OwnAttention, ShortAttention, step=4, block=256, batch=2048),
 }
 
 
@@ -126,10 +132,10 @@ class _Layer:
 
     def finish(self, x: Tensor, context: Tensor, like: int) -> Tensor:
         """The layer's output for its input and the heads' results, all [rows, hidden]; `like` as of `Product`."""
-        if len(x) <= self.block:
+        if x.shape[0] <= self.block:
             return self._finish(x, context, like)
         result = torch.empty_like(x)
-        for start in range(0, len(x), self.block):
+        for start in range(0, x.shape[0], self.block):
             rows = slice(start, start + self.block)
             result[rows] = self._finish(x[rows], context[rows], like)
         return result
@@ -261,7 +267,8 @@ class FusedEncoder:
         self, input_ids: Tensor, lengths: list[int], select: Select, token_types: Tensor | None, like: int
     ) -> Tensor:
         """`__call__` for ascending lengths and one kind of products, see `Product`."""
-        count, rows = len(input_ids), round_up(len(input_ids))
+        count = input_ids.shape[0]
+        rows = round_up(count, self.kernels.step)
         own = torch.tensor(lengths)
         ends = own.cumsum(0)
         if len(lengths) == 1 and self.padding is None:
@@ -276,14 +283,14 @@ class FusedEncoder:
         if token_types is not None:
             x += embedding(pad(token_types, more), self.segments)
         x = self.norm(x).to(self.state_dtype)
-        attention = self.attention(lengths, rows, self.heads, self.dtype)
+        attention = self.kernels.attention_in(self.dtype, like)(lengths, rows, self.heads, self.dtype)
         for layer in self.layers if select == "all" else self.layers[:-1]:
             x = layer.finish(x, attention(layer.qkv(x, like), None), like)
         if select != "all":
             # The last layer for one row a sequence; attention still reads the other rows.
             wanted = ends - own if select == "first" else ends - 1
             count = len(wanted)
-            chosen = x[pad(wanted, (0, round_up(count) - count))]
+            chosen = x[pad(wanted, (0, round_up(count, self.kernels.step) - count))]
             heads = attention(self.last_pair(x, like), self.last_query(chosen, like))
             x = self.layers[-1].finish(chosen, heads, like)
         return x[:count].float()

@@ -55,13 +55,14 @@ def threads_of(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def round_up(count: int) -> int:
-    """The next of the few numbers of rows that matrices have.
+def round_up(count: int, step: int = 16) -> int:
+    """The next of the few numbers of rows that matrices have: of up to `FEW` rows, a multiple of `step`.
 
     oneDNN compiles and keeps a kernel for each new shape (here 0.2 to 0.7 ms and 0.6 to 0.9 MB, up to 1,024 of
     them), which would cost every batch of a new size time, and the process its memory.
     """
-    step = 16 if count <= 256 else 32 if count <= 1024 else 64
+    if count > FEW:
+        step = 16 if count <= 256 else 32 if count <= 1024 else 64
     return -(-count // step) * step
 
 
@@ -277,10 +278,11 @@ class Linear:
         return self._product(x, other, like)
 
     def _product(self, x: Tensor, other: Tensor | None, like: int) -> Tensor:
-        parts = self._check.parts(len(x), other is not None, like)
+        rows = x.shape[0]
+        parts = self._check.parts(rows, other is not None, like)
         if parts is None:
             return self.multiply(x, other)
-        if like == FEW and (width := self._check.width(len(x), other is not None)):
+        if like == FEW and (width := self._check.width(rows, other is not None)):
             added = itertools.repeat(None) if other is None else other.split(width, 1)
             return torch.cat([
                 block.multiply(x, own) for block, own in zip(self._in_blocks(width), added, strict=False)
