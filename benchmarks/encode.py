@@ -338,9 +338,13 @@ def _cpu_seconds() -> tuple[float, float]:
 
 
 def _cpu() -> str:
+    """Name, cores and kind: with AMX, AVX512-BF16, or neither."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{name}, {sum(line.startswith('processor') for line in lines) or '?'} cores"
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    kinds = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
+    kind = next((kind for flag, kind in kinds.items() if flag in flags), "no bf16")
+    return f"{name}, {sum(line.startswith('processor') for line in lines) or '?'} cores, {kind}"
 
 
 def main() -> None:
