@@ -160,8 +160,13 @@ def _without_gz(name: str) -> str:
 
 @dataclass
 class Position:
-    """The bytes of a file that were read so far: by its stream, or by rows where there is no stream; and its format."""
+    """The bytes of a file that were read so far: by its stream, or by rows where there is no stream; and its format.
 
+    Attributes:
+        lines: The lines of a file that can be entered at any of them.
+    """
+
+    lines: Lines | None = None
     form: str = ""
     stream: Stream | None = None
     rows: int = 0
@@ -174,10 +179,16 @@ class Position:
             return self.stream.tell()
         return self.size * self.row // self.rows if self.rows else 0
 
+    @property
+    def offset(self) -> int | None:
+        """Bytes before the row that comes next, from which `file_rows` can begin; None where it cannot."""
+        return None if self.lines is None else self.lines.offset
+
 
 def file_rows(
-    file: str, form: str | None, columns: ChooseColumns, position: Position, dialect: Dialect
-) -> Iterator[tuple[int, Row]]:
+    file: str, form: str | None, columns: ChooseColumns, position: Position, dialect: Dialect,
+    *, after: tuple[int, int] = (0, 0),
+) -> Iterator[tuple[int, Row]]:  # fmt: skip
     """Line numbers (from 1; of tables row numbers) and rows of a file; a row that cannot be parsed as its reason.
 
     Args:
@@ -186,6 +197,7 @@ def file_rows(
         columns: Chooses the columns of a table.
         position: Updated with how far the file has been read.
         dialect: How it is written.
+        after: Lines and bytes of the file to begin behind: what `position.offset` was there.
     """
     line = 0
     try:
@@ -200,8 +212,10 @@ def file_rows(
                 position.rows, rows = open_table(file, columns)
                 position.size = size
             else:
-                rows = _text_rows(form, file, stream, columns, dialect)
+                if after[1]:
+                    raw.seek(after[1])
                 position.stream = raw if size is not None else None
+                rows = _text_rows(form, file, stream, columns, dialect, position, after)
             for line, row in rows:
                 position.row = line
                 yield line, row
@@ -246,18 +260,22 @@ def checked_size(file: str) -> int | None:
 
 
 def _text_rows(
-    form: str, file: str, stream: Stream, choose_columns: ChooseColumns, dialect: Dialect
-) -> Iterator[tuple[int, Row]]:
+    form: str, file: str, stream: Stream, choose_columns: ChooseColumns, dialect: Dialect, position: Position,
+    after: tuple[int, int],
+) -> Iterator[tuple[int, Row]]:  # fmt: skip
     """Line numbers (from 1) and rows of a stream of jsonl, csv, tsv or txt.
 
     Raises:
         DataError: the stream as a whole is not what it should be.
     """
-    lines = Lines(file, stream, dialect.encoding)
+    first, offset = after
+    lines = Lines(file, stream, dialect.encoding, offset)
+    if stream is position.stream and form in ("jsonl", "txt"):
+        position.lines = lines
     if form == "jsonl":
-        return _json_rows(file, lines)
+        return _json_rows(file, lines, first, position)
     if form == "txt":
-        return _plain_rows(lines)
+        return _plain_rows(lines, first)
     texts: Iterator[str] = iter(lines)
     delimiter = dialect.delimiter or ("\t" if form == "tsv" else None)
     if delimiter is None:
@@ -354,12 +372,13 @@ def format_of(name: str, stream: Stream, encoding: str | None = None) -> str:
     return "txt"
 
 
-def _json_rows(file: str, lines: Lines) -> Iterator[tuple[int, Row]]:
-    rest, first = iter(lines), True
-    for line, text in enumerate(rest, 1):
+def _json_rows(file: str, lines: Lines, before: int, position: Position) -> Iterator[tuple[int, Row]]:
+    rest, first = iter(lines), not before
+    for line, text in enumerate(rest, before + 1):
         if text.isspace():
             continue
         if first and _SPREAD.match(text):
+            position.lines = None
             yield from _spread_json(file, lines, chain([text], rest), line)
             return
         first = False
@@ -427,9 +446,9 @@ def _spread_json(file: str, lines: Lines, texts: Iterable[str], line: int) -> It
         buffer, place = buffer[place:] + "".join(added), 0
 
 
-def _plain_rows(lines: Lines) -> Iterator[tuple[int, Row]]:
+def _plain_rows(lines: Lines, before: int) -> Iterator[tuple[int, Row]]:
     # Every line counts, an empty one too: line n of the file stays row n of the vectors.
-    for line, text in enumerate(lines, 1):
+    for line, text in enumerate(lines, before + 1):
         problem = lines.problem(text)
         yield line, BadRow(problem) if problem else text.removesuffix("\n").removesuffix("\r")
 
