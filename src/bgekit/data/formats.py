@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
+import errno
 import gzip
 import io
 import json
@@ -24,6 +25,7 @@ from itertools import chain, islice
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from ..errors import ArgumentError, DataError
+from ..files.remote import is_url, open_binary, url_status
 from .encodings import BOM, Ahead, Lines, check_encoding, is_utf8, not_utf8
 
 logger = logging.getLogger(__name__)
@@ -142,7 +144,7 @@ def open_stream(file: str, stack: contextlib.ExitStack) -> tuple[Stream, Stream,
         DataError: the file is called `.gz` and is not gzipped, or is a pointer to a file that was not fetched.
         OSError: it cannot be opened.
     """
-    raw: Any = sys.stdin.buffer if file == STDIN else stack.enter_context(open(file, "rb", buffering=1 << 17))
+    raw: Any = sys.stdin.buffer if file == STDIN else stack.enter_context(open_binary(file))
     if raw.peek(len(_POINTER))[: len(_POINTER)] == _POINTER:
         raise DataError(f"{file} is a pointer of Git LFS, not the file itself: fetch it, with `git lfs pull`")
     if raw.peek(2)[:2] == b"\x1f\x8b":
@@ -209,8 +211,9 @@ def file_rows(
                 if size is None:
                     raise DataError(f"{form.title()} cannot be read from a pipe, only from a file: name the file")
                 open_table = _arrow_rows if form == "arrow" else _parquet_rows
-                position.rows, rows = open_table(file, columns)
-                position.size = size
+                # A file on the disk is mapped; of one at a URL the parts that are needed are read.
+                position.rows, rows = open_table(file, columns, raw if is_url(file) else None)
+                position.size, position.stream = size, raw if is_url(file) and not position.rows else None
             else:
                 if after[1]:
                     raw.seek(after[1])
@@ -232,9 +235,14 @@ def check_format(format: str | None) -> None:
 
 
 def file_size(file: str) -> int | None:
-    """Bytes of a regular file; None for pipes and standard input."""
+    """Bytes of a regular file; None for pipes and standard input, and at URLs whose server does not say."""
     if file == STDIN:
         return None
+    if is_url(file):
+        there = url_status(file)
+        if there.is_folder:
+            raise IsADirectoryError(errno.EISDIR, f"it is a folder; give the files in it ({file.rstrip('/')}/*)", file)
+        return there.size
     status = os.stat(file)
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
@@ -249,11 +257,13 @@ def checked_size(file: str) -> int | None:
     # looked at: opening it would take what was written to it.
     try:
         size = file_size(file)
-        if size is not None:
+        if size is not None and not is_url(file):
             with open(file, "rb"):
                 return size
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror or error}") from error
+    if is_url(file):
+        return size
     if file != STDIN and os.path.isdir(file):
         raise DataError(f"cannot read {file}: it is a folder; give the files in it ({file.rstrip('/')}/*)")
     return None
@@ -284,10 +294,17 @@ def _text_rows(
     return _table_rows(file, lines, texts, delimiter, choose_columns, dialect.quoting)
 
 
-def _arrow_rows(file: str, choose_columns: ChooseColumns) -> tuple[int, Iterator[tuple[int, Row]]]:
+def _arrow_rows(
+    file: str, choose_columns: ChooseColumns, stream: Stream | None
+) -> tuple[int, Iterator[tuple[int, Row]]]:
     """Number of rows of an Arrow file, and its row numbers (from 1) and rows.
 
     It may be as `datasets` writes them (a stream of batches), or have an index at its end.
+
+    Args:
+        file: The file.
+        choose_columns: Chooses the columns.
+        stream: Its content, if it cannot be mapped: its rows are not counted then, as that would read all of it.
 
     Raises:
         DataError: the file is damaged or lacks a column (while iterating, too).
@@ -297,26 +314,30 @@ def _arrow_rows(file: str, choose_columns: ChooseColumns) -> tuple[int, Iterator
 
     def batches() -> Iterator[Any]:
         # Mapped, so that counting rows reads no texts.
-        with pyarrow.memory_map(file) as source:
+        whole = contextlib.nullcontext(pyarrow.PythonFile(stream, "r")) if stream else pyarrow.memory_map(file)
+        with whole as source:
+            source.seek(0)
             indexed = source.read(6) == b"ARROW1"
             source.seek(0)
             reader = ipc.open_file(source) if indexed else ipc.open_stream(source)
             yield from map(reader.get_batch, range(reader.num_record_batches)) if indexed else reader
 
     with _arrow_errors(file, "Arrow"):
-        counts = [batch.num_rows for batch in batches()]
+        counts = [batch.num_rows for batch in batches()] if stream is None else []
         first = next(batches(), None)
         columns = choose_columns(first.schema.names if first is not None else [])
 
     return sum(counts), _numbered(file, "Arrow", (batch.select(columns) for batch in batches()))
 
 
-def _parquet_rows(file: str, choose_columns: ChooseColumns) -> tuple[int, Iterator[tuple[int, Row]]]:
-    """Number of rows of a Parquet file, and its row numbers (from 1) and rows."""
+def _parquet_rows(
+    file: str, choose_columns: ChooseColumns, stream: Stream | None
+) -> tuple[int, Iterator[tuple[int, Row]]]:
+    """Number of rows of a Parquet file, and its row numbers (from 1) and rows; arguments as of `_arrow_rows`."""
     from pyarrow import parquet
 
     with _arrow_errors(file, "Parquet"):
-        table = parquet.ParquetFile(file)
+        table = parquet.ParquetFile(file if stream is None else stream)
         columns = choose_columns(table.schema_arrow.names)
 
     def batches() -> Iterator[Any]:
