@@ -7,6 +7,7 @@ stopped, with the same result.
 
 Examples:
   bge encode corpus.jsonl -o vectors --model BAAI/bge-small-en-v1.5
+  bge encode corpus/ -o /shared/vectors --model BAAI/bge-m3 --ray auto
   zcat dump.gz | bge encode - -o vectors --model BAAI/bge-m3 --format jsonl --text-field body --chunk
 """
 
@@ -51,6 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_model_options(parser)
     options.add_input_options(parser)
     options.add_chunk_options(parser)
+    options.add_ray_options(parser)
     options.add_report_options(parser)
 
 

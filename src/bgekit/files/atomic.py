@@ -19,6 +19,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
@@ -103,12 +104,73 @@ class OutputFolder:
         with failing(f"write to the folder {self.path / name}"):
             (self.path / name).mkdir(exist_ok=True)
 
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[SharedFolder]:
+        """While this is open, helpers of this process, on other machines too, write to the folder as well."""
+        folder = SharedFolder(self.path.absolute(), secrets.token_hex(8))
+        with failing(f"write to the folder {self.path}"):
+            folder.mark.touch()
+        try:
+            yield folder
+        finally:
+            # First what lets them write, then what those that were killed have left.
+            for leftover in (folder.mark, *self.path.glob(f"*{_TEMPORARY}")):
+                with contextlib.suppress(OSError):
+                    leftover.unlink(missing_ok=True)
+
     def sync(self, name: str = "") -> None:
         """Put the names of the files in it, or in a folder within it, on the disk, too (where the system can)."""
         try:
             _sync(self.path / name)
         except OSError as error:
             logger.debug("%s cannot be synced: %s", self.path / name, error)
+
+
+@dataclass(frozen=True)
+class SharedFolder:
+    """A folder that another process holds (`OutputFolder.shared`), for those that help it. Can be pickled.
+
+    Two helpers may write the same file at once; the last one to finish counts. When the run is over, or another one
+    has begun, nothing can be written any more.
+
+    Attributes:
+        path: The folder, absolute.
+        token: Name of the run.
+    """
+
+    path: Path
+    token: str
+
+    @property
+    def mark(self) -> Path:
+        """File that is there as long as the run goes on."""
+        return self.path / f".run-{self.token}{_TEMPORARY}"
+
+    def check(self) -> None:
+        """See to it that this process sees the folder, and that the run goes on.
+
+        Raises:
+            OutputError: it does not.
+        """
+        if not self.mark.exists():
+            raise OutputError(
+                f"{self.path} on {platform.node()} is not the folder of this run: its run has ended, or the folder is "
+                "not on storage that all nodes share"
+            )
+
+    @contextlib.contextmanager
+    def create(self, name: str) -> Iterator[HashedFile]:
+        """A file of the folder to be written, as by `atomic_file`."""
+        working = self.path / f".{name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}{_TEMPORARY}"
+        self.check()
+        with _written(self.path / name, working, f"write {self.path / name}") as file:
+            yield file
+            self.check()
+
+    def sync(self) -> None:
+        """Put the names of its files on the disk (where the system can)."""
+        with contextlib.suppress(OSError):
+            _sync(self.path)
 
 
 def _locked(path: Path) -> BaseFileLock:

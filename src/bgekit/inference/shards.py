@@ -26,16 +26,16 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from ..data.chunking import chunk_records
+from ..data.chunking import chunk_records, document_of
 from ..data.columns import BadLines
 from ..data.formats import line_of
 from ..data.metadata import Columns, content_of, read_table, table_of, typed, write_table
-from ..data.records import Record, RecordReader
+from ..data.records import Place, Record, RecordReader
 from ..errors import ArgumentError, BgekitError, NumericalError, OutputError
 from ..files.atomic import OutputFolder
 from ..files.hashing import HashedFile, file_sha256
@@ -58,6 +58,8 @@ _CHANGES: Final = ("truncated", "repaired")
 #: Bytes of the manifest's entries that are kept in memory.
 _ENTRIES_IN_MEMORY: Final = 1 << 20
 Dtype = Literal["float32", "float16"]
+#: `encode_to_shards`, or something that does the same with more machines.
+EncodeShards: TypeAlias = "Callable[..., EncodeReport]"
 
 
 @dataclass(frozen=True)
@@ -167,10 +169,11 @@ def encode_to_shards(
         )  # fmt: skip
         run = ShardRun(folder, describe(model, settings), allow_mixed=allow_mixed, progress=progress)
         run.begin(resume=resume, overwrite=overwrite)
-        missing = run.missing(ShardPlanner(texts, shard_size, records if isinstance(records, RecordReader) else None))
+        reader = records if isinstance(records, RecordReader) else None
+        planner = ShardPlanner(texts, shard_size, reader, chunked=chunks is not None)
         told = None if progress is None else run.tell
         computed = compute_shards(
-            model, missing, kind=kind, max_length=max_length, batch_size=batch_size, progress=told
+            model, run.missing(planner), kind=kind, max_length=max_length, batch_size=batch_size, progress=told
         )  # fmt: skip
         # Closed, an interrupted generator ends its threads now, not when it happens to be collected.
         with closing(computed) as results:
@@ -178,7 +181,7 @@ def encode_to_shards(
                 with run.keeping():
                     facts = write_shard(folder, shard, encoded, settings)
                 run.done(shard.plan, facts)
-        return run.finish()
+        return run.finish(planner)
 
 
 def prepared(
@@ -238,6 +241,8 @@ class ShardPlan:
         position: Where it ends in the input: in bytes of the files, or else in texts.
         file: File of its first text, "" where it is from none.
         line: Line of that text in the file.
+        place: Where its first record is in the input; None where the input cannot be read again from there.
+        skip: Passages of that record that are before the shard, where documents are split.
     """
 
     index: int
@@ -247,6 +252,8 @@ class ShardPlan:
     position: int
     file: str = ""
     line: int = 0
+    place: Place | None = None
+    skip: int = 0
 
     def __str__(self) -> str:
         where = f" ({self.file}, line {self.line})" if self.file else ""
@@ -268,8 +275,18 @@ class Shard:
     metadata: Any = None
 
     @classmethod
-    def of(cls, records: Sequence[Record], *, index: int, first: int, position: int) -> Shard:
-        """The shard that some records make; arguments as the attributes of `ShardPlan`."""
+    def of(
+        cls, records: Sequence[Record], *, index: int, first: int, position: int, chunked: bool = False
+    ) -> Shard:  # fmt: skip
+        """The shard that some records make.
+
+        Args:
+            records: The records, at least one.
+            index: As in `ShardPlan`; so are the next two.
+            first: Number of the first text.
+            position: Where it ends.
+            chunked: Whether they are passages that documents were split into.
+        """
         digest = hashlib.sha256()
         for record in records:
             for value in (record.id, record.text):
@@ -283,7 +300,10 @@ class Shard:
         if metadata is not None:
             digest.update(content_of(metadata))
         start = records[0]
-        plan = ShardPlan(index, first, len(records), digest.hexdigest(), position, start.file, start.line)
+        plan = ShardPlan(
+            index, first, len(records), digest.hexdigest(), position, start.file, start.line, start.place,
+            document_of(start.id)[1] if chunked else 0,
+        )  # fmt: skip
         return cls(plan, records, metadata)
 
 
@@ -294,13 +314,16 @@ class ShardPlanner(Iterable[Shard]):
         records: The input.
         size: Texts of a shard.
         reader: What reads the input from files, if they are files.
+        chunked: Whether records are passages that documents were split into.
 
     Attributes:
-        reader: The same.
+        reader: As the argument.
     """
 
-    def __init__(self, records: Iterable[Record], size: int, reader: RecordReader | None = None) -> None:
-        self.reader = reader
+    def __init__(
+        self, records: Iterable[Record], size: int, reader: RecordReader | None = None, *, chunked: bool = False
+    ) -> None:
+        self.reader, self._chunked = reader, chunked
         self._records, self._size = records, size
         self._columns, self._input = Columns(), hashlib.sha256()
 
@@ -311,12 +334,16 @@ class ShardPlanner(Iterable[Shard]):
             if not part:
                 return
             position = self.reader.position if self.reader else first + len(part)
-            shard = Shard.of(part, index=index, first=first, position=position)
+            shard = Shard.of(part, index=index, first=first, position=position, chunked=self._chunked)
             if shard.metadata is not None:
                 self._columns.add(shard.metadata, f"records from {first:,} on")
-            self._input.update(bytes.fromhex(shard.plan.input_sha256))
+            self.count(shard.plan)
             yield shard
             first += len(part)
+
+    def count(self, plan: ShardPlan) -> None:
+        """Let a shard be the next of the input."""
+        self._input.update(bytes.fromhex(plan.input_sha256))
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -361,9 +388,23 @@ def compute_shards(
     encoding = model.encode_blocks(
         blocks(), role=kind, max_length=max_length, batch_size=batch_size, progress=progress
     )  # fmt: skip
-    with closing(encoding) as results:
-        for encoded in results:
-            yield waiting.popleft(), encoded
+    done = 0
+    try:
+        with closing(encoding) as results:
+            for encoded in results:
+                shard = waiting.popleft()
+                done += shard.plan.texts
+                yield shard, encoded
+    except NumericalError as error:
+        if error.row is None:
+            raise
+        record = next(itertools.islice(_records_of(waiting), error.row - done, None))
+        where = f"{record.file}, line {record.line}: " if record.file else ""
+        raise NumericalError(f"{where}the text of {record.id!r} has no vector: {error}") from error
+
+
+def _records_of(shards: Iterable[Shard]) -> Iterator[Record]:
+    return itertools.chain.from_iterable(shard.records for shard in shards)
 
 
 class ShardFolder(Protocol):
@@ -465,7 +506,6 @@ class ShardRun:
     ) -> None:  # fmt: skip
         self._folder, self._manifest, self._progress, self._allow_mixed = folder, manifest, progress, allow_mixed
         self._entries = _Entries()
-        self._planner: ShardPlanner | None = None
         self._kept = 0
         self._failure: BgekitError | None = None
         #: The manifest of the run that is gone on with, until its arithmetic was compared.
@@ -506,7 +546,7 @@ class ShardRun:
 
         What stops the input ends it, too, and is raised by `finish`: the shards before it are computed first.
         """
-        self._planner, index = planner, -1
+        index = -1
         try:
             for shard in planner:
                 index = shard.plan.index
@@ -524,6 +564,32 @@ class ShardRun:
                 raise _other_run(self._folder.path, f"the input is shorter now: it ends in shard {index}")
         except BgekitError as error:
             self._failure = error
+
+    def admit(self, arithmetic: dict[str, str] | None, who: str) -> None:
+        """See to it that another process may compute shards of this run, before it does.
+
+        Args:
+            arithmetic: How it computes (`Embedder.arithmetic`).
+            who: What it is, for the message.
+
+        Raises:
+            ArgumentError: its bits are others, and a mixture is not allowed.
+        """
+        known = self._manifest.get(ARITHMETIC, [])
+        if arithmetic is None or arithmetic in known:
+            return
+        if arithmetic["class"] not in {each["class"] for each in known}:
+            what = f"{who} computes with {in_words([arithmetic])}, the others with {in_words(known)}"
+            if not self._allow_mixed:
+                raise ArgumentError(
+                    f"{what}, and the same text would have slightly other vectors there; choose nodes of one kind, or "
+                    "--allow-mixed, which records it"
+                )
+            logger.warning("%s: %s", self._folder.path, what)
+        self._manifest[ARITHMETIC] = [*known, arithmetic]
+        if self._earlier is None:
+            self._write_json(MANIFEST, self._manifest)
+            self._folder.sync()
 
     def _compare_arithmetic(self) -> None:
         """Before a first shard is computed beside others: refuse, or record, where bits differ."""
@@ -569,12 +635,15 @@ class ShardRun:
         if self._progress is not None:
             self._progress.encoded(plan.texts, facts["tokens"], plan.position)
 
-    def finish(self) -> EncodeReport:
-        """Complete the manifest, or raise what stopped the input."""
+    def finish(self, planner: ShardPlanner) -> EncodeReport:
+        """Complete the manifest, or raise what stopped the input.
+
+        Args:
+            planner: What has planned the shards that are done.
+        """
         if self._failure is not None:
             raise self._failure
-        counts = self._entries.counts
-        of_input = self._planner.facts if self._planner is not None else {}
+        counts, of_input = self._entries.counts, planner.facts
         if self._earlier is not None and ARITHMETIC in self._earlier:  # Nothing was computed here.
             self._manifest[ARITHMETIC] = self._earlier[ARITHMETIC]
         elif self._earlier is not None:
