@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from . import options
 
 if TYPE_CHECKING:
+    from ..files.atomic import OutputFolder
     from ..inference.shards import EncodeReport
 
 #: What is said when it is interrupted.
@@ -59,11 +60,17 @@ def run(args: argparse.Namespace) -> int:
     options.set_up_logging(args)
     options.count_changes_itself()
     from ..files.atomic import OutputFolder
+    from ..files.remote import is_url
+    from ..files.transfer import check_target
 
     # What can fail at once does, before a model is loaded: a missing input, an output that another process holds.
     records = options.open_records(args, args.files)
     with contextlib.ExitStack() as stack:
-        output = stack.enter_context(OutputFolder(args.output))
+        output: OutputFolder | str = args.output
+        if is_url(args.output):
+            check_target(args.output, folder=True)
+        else:
+            output = stack.enter_context(OutputFolder(args.output))
         model = stack.enter_context(options.load_model(args))
         from ..display.terminal import EncodeProgress
         from ..inference.shards import encode_to_shards
