@@ -20,6 +20,8 @@ from ..data.formats import STDIN, line_of
 from ..data.records import Place, Record, RecordReader, read_records
 from ..errors import ArgumentError, BgekitError, DataError
 from ..files.atomic import OutputFolder, SharedFolder
+from ..files.remote import is_url
+from ..inference.shard_stores import LocalShards, RemoteShards, ShardStore
 from ..inference.shards import (
     ARITHMETIC,
     SHARD_SIZE,
@@ -65,7 +67,7 @@ class EncodeJob:
     Attributes:
         recipe: The model.
         source: The input.
-        folder: The output.
+        output: The output: its folder, or its URL.
         chunks: How documents are split, if they are.
         settings: Further arguments of `encode_to_shards` that decide the bytes of a shard.
         work_folder: Folder that relative names start from.
@@ -74,7 +76,7 @@ class EncodeJob:
 
     recipe: ModelRecipe
     source: Source
-    folder: SharedFolder
+    output: SharedFolder | str
     chunks: Chunks | None
     settings: dict[str, Any]
     work_folder: str
@@ -145,9 +147,10 @@ def encode_on_cluster(
         "store_texts": store_texts,
     }  # fmt: skip
     with contextlib.ExitStack() as stack:
-        folder = output if isinstance(output, OutputFolder) else stack.enter_context(OutputFolder(output))
-        shared = stack.enter_context(folder.shared())
-        source = _source_of(records, folder)
+        if not isinstance(output, OutputFolder) and not is_url(output):
+            output = stack.enter_context(OutputFolder(output))
+        shared = stack.enter_context(output.shared()) if isinstance(output, OutputFolder) else str(output)
+        source = _source_of(records, output)
         job = EncodeJob(
             recipe, source, shared, chunks, settings, os.getcwd(), os.environ.get("OMP_NUM_THREADS")
         )  # fmt: skip
@@ -177,7 +180,8 @@ def encode_on_cluster(
             tokenizer = cluster.ray.get(actor.tokenizer.remote())
             made = manifest["settings"]
             texts = chunk_records(texts, tokenizer, made["chunk_size"], made["chunk_overlap"])
-        run = ShardRun(folder, manifest, allow_mixed=allow_mixed, progress=progress)
+        store = LocalShards(output) if isinstance(output, OutputFolder) else RemoteShards(str(output), manifest)
+        run = ShardRun(store, manifest, allow_mixed=allow_mixed, progress=progress)
         run.begin(resume=resume, overwrite=overwrite)
         for said, where in early[1:]:
             admit(said, where)
@@ -206,10 +210,12 @@ def _check_same(first: dict[str, Any], other: dict[str, Any], where: str) -> Non
             )
 
 
-def _source_of(records: Iterable[Record], folder: OutputFolder) -> Any:
+def _source_of(records: Iterable[Record], folder: Any) -> Any:
     """The records as others can read them."""
     if hasattr(records, "at"):
         return records.at(Place()) if isinstance(records, RecordReader) else records
+    if not isinstance(folder, OutputFolder):
+        raise ArgumentError("records that are in no file are encoded to a URL by one machine: give read_records(...)")
     with folder.create(_SPOOL) as file:
         for record in records:
             if record.metadata:
@@ -276,6 +282,7 @@ class ShardActor:
     def __init__(self) -> None:
         self._orders: SimpleQueue[tuple[Any, Future[Any]]] = SimpleQueue()
         self._model: Any = None
+        self._max_length: int | None = None
 
     def hello(self) -> str:
         """The name of its machine."""
@@ -294,7 +301,8 @@ class ShardActor:
             os.environ.pop("OMP_NUM_THREADS", None)  # Ray's; ours are set below.
         with contextlib.suppress(OSError):  # All names may be absolute.
             os.chdir(job.work_folder)
-        job.folder.check()
+        if isinstance(job.output, SharedFolder):
+            job.output.check()
         threading.Thread(target=self._live, args=(job, _share_of_cores()), daemon=True, name="bgekit-shards").start()
         return dict(self._ask(None))
 
@@ -323,26 +331,30 @@ class ShardActor:
 
             torch.set_num_threads(max(1, min(threads, torch.get_num_threads())))
             self._model = model = job.recipe.load()
+            self._max_length = job.settings["max_length"]
             model.settle()
             reader = job.source if isinstance(job.source, RecordReader) else ()
             _, settings = prepared(model, reader, chunks=job.chunks, **job.settings)
             manifest = describe(model, settings)
+            store: ShardStore = (
+                LocalShards(job.output) if isinstance(job.output, SharedFolder) else RemoteShards(job.output, manifest)
+            )
         except BaseException as error:
             answer.set_exception(_plain(error))
             return
         split = None
         if job.chunks is not None:
             size, overlap = settings["chunk_size"], settings["chunk_overlap"]
-            split = lambda records: chunk_records(records, model.tokenizer, size, overlap)  # noqa: E731
+            tokenizer = self.tokenizer()
+            split = lambda records: chunk_records(records, tokenizer, size, overlap)  # noqa: E731
         shards = ShardReader(job.source, split)
         answer.set_result(manifest)
         while True:
-            self._stream(job, model, settings, shards, self._orders.get())
+            self._stream(store, settings, shards, self._orders.get())
 
     def _stream(
-        self, job: EncodeJob, model: Embedder, settings: dict[str, Any], reader: ShardReader,
-        order: tuple[Any, Future[Any]],
-    ) -> None:  # fmt: skip
+        self, store: ShardStore, settings: dict[str, Any], reader: ShardReader, order: tuple[Any, Future[Any]]
+    ) -> None:
         """Compute a shard, and those that are asked for meanwhile: while one is computed the next ones are read."""
         waiting: deque[Future[Any]] = deque()
 
@@ -364,11 +376,11 @@ class ShardActor:
 
         try:
             computed = compute_shards(
-                model, shards(), kind=settings["kind"], max_length=job.settings["max_length"],
-                batch_size=job.settings["batch_size"],
+                self._model, shards(), kind=settings["kind"], max_length=self._max_length,
+                batch_size=settings["batch_size"],
             )  # fmt: skip
             for shard, encoded in computed:
-                facts = write_shard(job.folder, shard, encoded, settings)
+                facts = write_shard(store, shard, encoded, settings)
                 waiting.popleft().set_result(facts)
         except BaseException as error:
             for answer in waiting:

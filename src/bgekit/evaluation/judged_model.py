@@ -16,7 +16,8 @@ import numpy.typing as npt
 from ..display.terminal import EncodeProgress, titled
 from ..errors import ArgumentError, check_count
 from ..files.hashing import digest
-from ..inference.shards import MANIFEST, encode_to_shards, load_shards, read_manifest
+from ..inference.shard_stores import MANIFEST, read_manifest
+from ..inference.shards import encode_to_shards, load_shards
 from ..inference.similarity import paired_similarity, unit
 from ..models.card import UNSET, ModelCard, Role, Unset
 

@@ -8,7 +8,8 @@
 
 A shard is finished when its facts are there. Its input is hashed, so a later run reads the input again, keeps the
 shards whose input, settings and files are the same, and encodes the rest; the result does not depend on how often
-it was interrupted. Files hold no times, so two runs over the same input can be compared byte by byte.
+it was interrupted. Files hold no times, so two runs over the same input can be compared byte by byte. What is else at a
+URL, `shard_stores` says.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ import os
 import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,20 @@ from ..data.metadata import Columns, content_of, read_table, table_of, typed, wr
 from ..data.records import Place, Record, RecordReader
 from ..errors import ArgumentError, BgekitError, NumericalError, OutputError
 from ..files.atomic import OutputFolder
-from ..files.hashing import HashedFile, file_sha256
+from ..files.remote import is_url
+from .shard_stores import (
+    FORMAT,
+    MANIFEST,
+    METADATA,
+    VERSION,
+    LocalShards,
+    RemoteShards,
+    ShardStore,
+    copied_shards,
+    differences,
+    json_bytes,
+    read_manifest,
+)
 
 if TYPE_CHECKING:
     from ..display.terminal import EncodeProgress
@@ -130,7 +144,7 @@ def encode_to_shards(
     Args:
         model: What encodes.
         records: The input, most often `read_records(files)`; to resume, the same again from the start.
-        output: The folder; an `OutputFolder` that the caller has entered, or a path.
+        output: The folder: a path, its URL, or an `OutputFolder` that the caller has entered.
         shard_size: Texts of a shard.
         kind: Which prompt the texts get: that of the role `query` or `document`, or another one of the card by its
             name, or (`plain`) the card's default, which most often is none.
@@ -161,13 +175,17 @@ def encode_to_shards(
     """
     if shard_size < 1:
         raise ArgumentError(f"shard_size must be a positive number of texts, not {shard_size}")
-    with nullcontext(output) if isinstance(output, OutputFolder) else OutputFolder(output) as folder:
+    with ExitStack() as stack:
+        if not isinstance(output, OutputFolder) and not is_url(output):
+            output = stack.enter_context(OutputFolder(output))
         model.settle()
         texts, settings = prepared(
             model, records, kind=kind, max_length=max_length, batch_size=batch_size, dtype=dtype,
             shard_size=shard_size, store_texts=store_texts, chunks=chunks,
         )  # fmt: skip
-        run = ShardRun(folder, describe(model, settings), allow_mixed=allow_mixed, progress=progress)
+        manifest = describe(model, settings)
+        store = LocalShards(output) if isinstance(output, OutputFolder) else RemoteShards(str(output), manifest)
+        run = ShardRun(store, manifest, allow_mixed=allow_mixed, progress=progress)
         run.begin(resume=resume, overwrite=overwrite)
         reader = records if isinstance(records, RecordReader) else None
         planner = ShardPlanner(texts, shard_size, reader, chunked=chunks is not None)
@@ -179,7 +197,7 @@ def encode_to_shards(
         with closing(computed) as results:
             for shard, encoded in results:
                 with run.keeping():
-                    facts = write_shard(folder, shard, encoded, settings)
+                    facts = write_shard(store, shard, encoded, settings)
                 run.done(shard.plan, facts)
         return run.finish(planner)
 
@@ -407,21 +425,11 @@ def _records_of(shards: Iterable[Shard]) -> Iterator[Record]:
     return itertools.chain.from_iterable(shard.records for shard in shards)
 
 
-class ShardFolder(Protocol):
-    """A folder that files are written to, each whole or not at all, as `OutputFolder` is."""
-
-    def create(self, name: str) -> AbstractContextManager[HashedFile]:
-        """A file of the folder to be written."""
-
-    def sync(self) -> None:
-        """Put the names of its files on the disk."""
-
-
-def write_shard(folder: ShardFolder, shard: Shard, encoded: Encoded, settings: Mapping[str, Any]) -> dict[str, Any]:
+def write_shard(store: ShardStore, shard: Shard, encoded: Encoded, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Write the files of a shard, its facts last.
 
     Args:
-        folder: Where to.
+        store: Where to.
         shard: The shard.
         encoded: Results of its texts.
         settings: Those of the manifest (`prepared`).
@@ -439,10 +447,10 @@ def write_shard(folder: ShardFolder, shard: Shard, encoded: Encoded, settings: M
     if not np.isfinite(vectors).all():
         row = int(np.argmin(np.isfinite(vectors).all(axis=1)))
         raise NumericalError(f"the vector of {records[row].id!r} is too large for {vectors.dtype}")
-    with folder.create(shard_name(index, ".npy")) as file:
+    with store.create(index, ".npy") as file:
         np.save(file, np.ascontiguousarray(vectors))  # type: ignore[arg-type]
         vectors_sha256 = file.sha256
-    with folder.create(shard_name(index, ".ids.jsonl")) as file:
+    with store.create(index, ".ids.jsonl") as file:
         for record in records:
             file.write(
                 line_of({"id": record.id, "text": record.text} if settings["store_texts"] else {"id": record.id})
@@ -459,52 +467,54 @@ def write_shard(folder: ShardFolder, shard: Shard, encoded: Encoded, settings: M
         "ids_sha256": ids_sha256,
     }
     if shard.metadata is not None:
-        with folder.create(shard_name(index, _METADATA)) as file:
+        with store.create(index, METADATA) as file:
             write_table(file, shard.metadata.schema, [shard.metadata])
             facts["metadata_sha256"] = file.sha256
-    with folder.create(shard_name(index, ".json")) as file:
-        file.write(json_bytes(facts))
-    folder.sync()
+    store.finish(index, facts)
     return facts
 
 
-def finished_facts(folder: Path, plan: ShardPlan) -> dict[str, Any] | None:
-    """The facts of a shard that is finished in a folder; None where it must be computed.
+def finished_facts(store: ShardStore, plan: ShardPlan) -> dict[str, Any] | None:
+    """The facts of a shard that is finished; None where it must be computed.
 
     Raises:
         OutputError: it is finished, of other input.
     """
-    facts = read_facts(folder / shard_name(plan.index, ".json"))
+    facts = store.facts(plan.index)
     if facts is None:
         return None
     if facts["input_sha256"] != plan.input_sha256:
-        raise _other_run(folder, f"the input has changed in {plan}")
-    for suffix, key in ((".npy", "vectors_sha256"), (".ids.jsonl", "ids_sha256"), (_METADATA, "metadata_sha256")):
-        name = shard_name(plan.index, suffix)
-        if key in facts and file_sha256(folder / name) != facts[key]:
-            logger.warning("%s is missing or was changed: its shard is encoded again", folder / name)
+        raise store.other_run(f"the input has changed in {plan}")
+    for suffix, key in _PARTS.items():
+        if key in facts and not store.holds(plan.index, suffix, facts[key]):
+            name = store.name(plan.index, suffix, facts[key])
+            logger.warning("%s/%s is missing or was changed: its shard is encoded again", store.place, name)
             return None
     return facts
+
+
+#: Endings of the files of a shard, and which of its facts is the sha256 of each.
+_PARTS: Final = {".npy": "vectors_sha256", ".ids.jsonl": "ids_sha256", METADATA: "metadata_sha256"}
 
 
 class ShardRun:
     """A run over one output: which shards are missing, which are done, and the manifest.
 
-    The process that holds the folder has it, and alone writes the manifest. What `missing` gives may be computed and
-    written by anyone, in any order, and is reported to `done`.
+    One process has it, and alone writes the manifest. What `missing` gives may be computed and written by anyone, in
+    any order, and is reported to `done`.
 
     Args:
-        folder: The output.
+        store: The output.
         manifest: What is known of it from the start (`describe`).
         allow_mixed: Go on with shards of another arithmetic, and record it.
         progress: What to tell how far it is.
     """
 
     def __init__(
-        self, folder: OutputFolder, manifest: dict[str, Any], *, allow_mixed: bool = False,
+        self, store: ShardStore, manifest: dict[str, Any], *, allow_mixed: bool = False,
         progress: EncodeProgress | None = None,
     ) -> None:  # fmt: skip
-        self._folder, self._manifest, self._progress, self._allow_mixed = folder, manifest, progress, allow_mixed
+        self._store, self._manifest, self._progress, self._allow_mixed = store, manifest, progress, allow_mixed
         self._entries = _Entries()
         self._kept = 0
         self._failure: BgekitError | None = None
@@ -519,27 +529,16 @@ class ShardRun:
         Raises:
             OutputError: the folder holds what is not gone on with.
         """
-        path = self._folder.path / MANIFEST
-        there = path.exists()
-        if there and not overwrite and next(self._folder.path.glob("shard-*[0-9].json"), None) is None:
-            # An earlier run came to nothing, and what it was to be binds nobody; a manifest of something else does.
-            read_manifest(path)
-            self._remove()
-            there = False
         if overwrite:
-            self._remove()
-        elif there and not resume:
-            raise OutputError(f"{self._folder.path} already holds shards; --overwrite starts over")
-        elif there:
-            differing = differences(read_manifest(path), self._manifest)
-            if differing:
-                raise _other_run(self._folder.path, "; ".join(differing))
-            self._earlier = read_manifest(path)
+            self._store.clear()
+        elif (earlier := self._store.earlier()) is not None:
+            if not resume:
+                raise OutputError(f"{self._store.place} already holds shards; --overwrite starts over")
+            if differing := differences(earlier, self._manifest):
+                raise self._store.other_run("; ".join(differing))
+            self._earlier = earlier
             return
-        elif next(self._folder.path.glob("shard-*.npy"), None) is not None:
-            raise OutputError(f"{self._folder.path} holds shards without {MANIFEST}; --overwrite removes them")
-        self._write_json(MANIFEST, self._manifest)
-        self._folder.sync()
+        self._store.begin(self._manifest)
 
     def missing(self, planner: ShardPlanner) -> Iterator[Shard]:
         """Each shard that is not finished yet.
@@ -552,16 +551,16 @@ class ShardRun:
                 index = shard.plan.index
                 self._size_of_text = (shard.plan.position - self._read) / shard.plan.texts
                 self._read = shard.plan.position
-                if (facts := finished_facts(self._folder.path, shard.plan)) is not None:
-                    self._entries.add(index, _entry(index, facts))
+                if (facts := finished_facts(self._store, shard.plan)) is not None:
+                    self._entries.add(index, _entry(self._store, index, facts))
                     self._kept += shard.plan.texts
                     if self._progress is not None:
                         self._progress.kept(shard.plan.texts, shard.plan.position)
                     continue
                 self._compare_arithmetic()
                 yield shard
-            if (self._folder.path / shard_name(index + 1, ".json")).exists():
-                raise _other_run(self._folder.path, f"the input is shorter now: it ends in shard {index}")
+            if self._store.facts(index + 1) is not None:
+                raise self._store.other_run(f"the input is shorter now: it ends in shard {index}")
         except BgekitError as error:
             self._failure = error
 
@@ -585,11 +584,10 @@ class ShardRun:
                     f"{what}, and the same text would have slightly other vectors there; choose nodes of one kind, or "
                     "--allow-mixed, which records it"
                 )
-            logger.warning("%s: %s", self._folder.path, what)
+            logger.warning("%s: %s", self._store.place, what)
         self._manifest[ARITHMETIC] = [*known, arithmetic]
         if self._earlier is None:
-            self._write_json(MANIFEST, self._manifest)
-            self._folder.sync()
+            self._store.begin(self._manifest)
 
     def _compare_arithmetic(self) -> None:
         """Before a first shard is computed beside others: refuse, or record, where bits differ."""
@@ -600,19 +598,17 @@ class ShardRun:
         if not now:
             return
         if not there:
-            logger.info("%s does not say how its shards were computed (bgekit 0.1.0)", self._folder.path)
+            logger.info("%s does not say how its shards were computed (bgekit 0.1.0)", self._store.place)
         elif not {each["class"] for each in now} <= {each["class"] for each in there}:
             what = f"its shards were computed with {in_words(there)}, this is {in_words(now)}"
             if not self._allow_mixed:
-                raise _other_run(
-                    self._folder.path,
+                raise self._store.other_run(
                     f"{what}, and the same text would have slightly other vectors in the rest; --allow-mixed continues "
-                    "and records it",
+                    "and records it"
                 )
-            logger.warning("%s: %s", self._folder.path, what)
+            logger.warning("%s: %s", self._store.place, what)
         self._manifest[ARITHMETIC] = there + [each for each in now if each not in there]
-        self._write_json(MANIFEST, earlier | {ARITHMETIC: self._manifest[ARITHMETIC]})
-        self._folder.sync()
+        self._store.begin(earlier | {ARITHMETIC: self._manifest[ARITHMETIC]})
 
     def tell(self, texts: float, tokens: int) -> None:
         """Texts were computed, a share of the shards under way."""
@@ -631,7 +627,7 @@ class ShardRun:
 
     def done(self, plan: ShardPlan, facts: Mapping[str, Any]) -> None:
         """A shard is written, with these facts."""
-        self._entries.add(plan.index, _entry(plan.index, facts))
+        self._entries.add(plan.index, _entry(self._store, plan.index, facts))
         if self._progress is not None:
             self._progress.encoded(plan.texts, facts["tokens"], plan.position)
 
@@ -659,13 +655,12 @@ class ShardRun:
         digest = hashlib.sha256()
         for part in _manifest_parts(manifest, self._entries):
             digest.update(part)
-        if file_sha256(self._folder.path / MANIFEST) != digest.hexdigest():
-            with self._folder.create(MANIFEST) as file:
-                for part in _manifest_parts(manifest, self._entries):
-                    file.write(part)
-            self._folder.sync()
+        self._store.commit(
+            lambda: _manifest_parts(manifest, self._entries), digest.hexdigest(),
+            lambda: (entry[key] for entry in self._entries for key in ("vectors", "ids", "metadata") if key in entry),
+        )  # fmt: skip
         if not len(self._entries):
-            logger.warning("the input has no records: %s holds no vectors", self._folder.path)
+            logger.warning("the input has no records: %s holds no vectors", self._store.place)
         skipped = of_input["skipped"]["count"]
         return EncodeReport(**counts, kept=self._kept, shards=len(self._entries), skipped=skipped)
 
@@ -675,23 +670,9 @@ class ShardRun:
             if len(found) >= _NAMED:
                 break
             if entry[change]:
-                facts = read_facts(self._folder.path / shard_name(index, ".json")) or {}
+                facts = self._store.facts(index) or {}
                 found += facts.get(change, [])
         return found[:_NAMED]
-
-    def _remove(self) -> None:
-        try:
-            # The manifest first: shards without one are refused, and never mixed with new ones.
-            (self._folder.path / MANIFEST).unlink(missing_ok=True)
-            for path in self._folder.path.glob("shard-*.*"):
-                if path.name.endswith((".npy", ".ids.jsonl", _METADATA, ".json")):
-                    path.unlink()
-        except OSError as error:
-            raise OutputError(f"cannot remove the old shards in {self._folder.path}: {error.strerror}") from error
-
-    def _write_json(self, name: str, content: dict[str, Any]) -> None:
-        with self._folder.create(name) as file:
-            file.write(json_bytes(content))
 
 
 class _Entries:
@@ -733,13 +714,11 @@ class _Entries:
                 yield json.loads(self._file.read(length))
 
 
-def _entry(index: int, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _entry(store: ShardStore, index: int, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What the manifest says of a shard."""
-    metadata = {"metadata": shard_name(index, _METADATA)} if "metadata_sha256" in facts else {}
+    names = {key: store.name(index, suffix, facts[key]) for suffix, key in _PARTS.items() if key in facts}
     return {
-        "vectors": shard_name(index, ".npy"),
-        "ids": shard_name(index, ".ids.jsonl"),
-        **metadata,
+        **{key.removesuffix("_sha256"): name for key, name in names.items()},
         **{key: facts[key] for key in ("texts", "tokens")},
         **{key: len(facts[key]) for key in _CHANGES},
         **{key: facts[key] for key in ("input_sha256", "vectors_sha256", "metadata_sha256") if key in facts},
@@ -757,72 +736,6 @@ def _manifest_parts(manifest: dict[str, Any], entries: _Entries) -> Iterator[byt
         text = json.dumps(entry, indent=1).replace("\n", "\n  ")
         yield f"{',' if number else ''}\n  {text}".encode()
     yield b"\n ]" + tail
-
-
-def _other_run(folder: Path, what: str) -> OutputError:
-    return OutputError(f"{folder} was made by another run: {what}. Use another folder, or --overwrite to start over.")
-
-
-MANIFEST: Final = "manifest.json"
-_METADATA: Final = ".metadata.arrow"
-FORMAT: Final = "bgekit shards"
-VERSION: Final = 1
-_FACTS: Final = frozenset(
-    ("first", "texts", "tokens", "truncated", "repaired", "input_sha256", "vectors_sha256", "ids_sha256")
-)
-
-
-def shard_name(index: int, suffix: str) -> str:
-    """Name of a file of a shard: `shard-00012.npy`."""
-    return f"shard-{index:05d}{suffix}"
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a folder of shards.
-
-    Raises:
-        OutputError: it is missing, damaged, or of another kind or version.
-    """
-    try:
-        content = _read_json(path)
-    except ValueError as error:
-        raise OutputError(f"{path} is damaged ({error}); --overwrite starts over") from error
-    if content is None:
-        raise OutputError(f"{path.parent} is not a folder of encoded shards: it has no {path.name}")
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise OutputError(f"{path} is not a manifest of encoded shards; use another folder, or --overwrite")
-    if content.get("version") != VERSION:
-        raise OutputError(f"{path} has version {content.get('version')}; this bgekit knows version {VERSION}")
-    return content
-
-
-def read_facts(path: Path) -> dict[str, Any] | None:
-    """Facts about one finished shard, None when it is not finished or its facts are damaged.
-
-    Raises:
-        OutputError: the file cannot be read.
-    """
-    try:
-        facts = _read_json(path)
-    except ValueError as error:
-        logger.warning("%s is damaged (%s): the shard is encoded again", path, error)
-        return None
-    return facts if isinstance(facts, dict) and _FACTS <= facts.keys() else None
-
-
-def _read_json(path: Path) -> Any:
-    """The content of a file, None when it is not there; a ValueError where it is not JSON."""
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise OutputError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def json_bytes(content: dict[str, Any]) -> bytes:
-    """JSON for a file; in ASCII, because ids can hold lone surrogates."""
-    return (json.dumps(content, indent=1) + "\n").encode()
 
 
 def describe(model: Embedder, settings: dict[str, Any]) -> dict[str, Any]:
@@ -844,29 +757,8 @@ def in_words(arithmetics: Sequence[Mapping[str, str]]) -> str:
     return " and ".join(f"torch {each['torch']} on {each['cpu'] or 'a CPU'} ({each['class']})" for each in arithmetics)
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Differences in how the vectors of two manifests are made, in words."""
-    found = []
-    before, now = _comparable(old), _comparable(new)
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            found.append(f"{key} was {before.get(key)!r:.80} and is {now.get(key)!r:.80} now")
-    if len(found) > 1:  # A fingerprint tells nobody anything where there is something to tell.
-        found = [each for each in found if not each.startswith("model fingerprint ")]
-    if found and old["model_card"].get("name") != new["model_card"].get("name"):
-        found.insert(0, f"model was {old['model_card'].get('name')} and is {new['model_card'].get('name')} now")
-    return found
-
-
-def _comparable(manifest: dict[str, Any]) -> dict[str, Any]:
-    # The name a model goes by does not matter as long as the weights and the card are the same.
-    card = {f"model {key}": value for key, value in manifest["model_card"].items() if key not in ("name", "family")}
-    rest = {"model fingerprint": manifest["model_fingerprint"], "precision": manifest["precision"]}
-    return json.loads(json.dumps(card | rest | manifest["settings"]))
-
-
 def load_shards(folder: str | os.PathLike[str]) -> ShardSet:
-    """The vectors, ids and manifest of a folder that `bge encode` wrote.
+    """The vectors, ids and manifest of a folder that `bge encode` wrote; those at a URL are copied to the local cache.
 
     Raises:
         OutputError: it is no such folder, or its run was interrupted.
@@ -879,7 +771,7 @@ def load_shards(folder: str | os.PathLike[str]) -> ShardSet:
         >>> load_shards("vectors").vectors().shape
         (6, 384)
     """
-    return ShardSet(folder)
+    return ShardSet(copied_shards(os.fspath(folder)) if is_url(folder) else folder)
 
 
 def mapped(path: Path, shape: tuple[int, ...]) -> npt.NDArray[Any]:
