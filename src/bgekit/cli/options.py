@@ -301,6 +301,14 @@ def add_pair_length_options(group: argparse._ActionsContainer, *own: str) -> Non
 
 def load_reranker(args: argparse.Namespace, name: str) -> FlagReranker:
     """The reranker `name`, with the options of `add_reranker_options`; behind an embedder with those they share."""
+    with loading(name, show=not args.no_progress):
+        from .. import FlagReranker
+
+        return FlagReranker(name, **reranker_arguments(args))
+
+
+def reranker_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `FlagReranker` that these options stand for, as far as they were given."""
     same = ["dtype", "devices", "cache_dir", "trust_remote_code", "allow_pickle"]
     others: dict[str, Any] = {}
     if hasattr(args, "reranker_max_length"):
@@ -312,10 +320,7 @@ def load_reranker(args: argparse.Namespace, name: str) -> FlagReranker:
             "query_instruction_for_rerank": args.query_instruction,
             "passage_instruction_for_rerank": args.passage_instruction,
         }
-    with loading(name, show=not args.no_progress):
-        from .. import FlagReranker
-
-        return FlagReranker(name, **given(args, *same, use_fp16=not args.fp32, **others))
+    return given(args, *same, use_fp16=not args.fp32, **others)
 
 
 def add_document_options(group: argparse._ActionsContainer) -> None:

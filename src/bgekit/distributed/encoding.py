@@ -303,7 +303,7 @@ class ShardActor:
             os.chdir(job.work_folder)
         if isinstance(job.output, SharedFolder):
             job.output.check()
-        threading.Thread(target=self._live, args=(job, _share_of_cores()), daemon=True, name="bgekit-shards").start()
+        threading.Thread(target=self._live, args=(job, share_of_cores()), daemon=True, name="bgekit-shards").start()
         return dict(self._ask(None))
 
     def tokenizer(self) -> Any:
@@ -340,7 +340,7 @@ class ShardActor:
                 LocalShards(job.output) if isinstance(job.output, SharedFolder) else RemoteShards(job.output, manifest)
             )
         except BaseException as error:
-            answer.set_exception(_plain(error))
+            answer.set_exception(plain_error(error))
             return
         split = None
         if job.chunks is not None:
@@ -365,7 +365,7 @@ class ShardActor:
                 try:
                     shard = reader.read(plan)
                 except BaseException as error:
-                    answer.set_exception(_plain(error))
+                    answer.set_exception(plain_error(error))
                 else:
                     waiting.append(answer)
                     yield shard
@@ -384,10 +384,10 @@ class ShardActor:
                 waiting.popleft().set_result(facts)
         except BaseException as error:
             for answer in waiting:
-                answer.set_exception(_plain(error))
+                answer.set_exception(plain_error(error))
 
 
-def _share_of_cores() -> int:
+def share_of_cores() -> int:
     """Processors that this actor was given."""
     import ray
 
@@ -395,7 +395,7 @@ def _share_of_cores() -> int:
     return max(1, int(given)) if given else cores()
 
 
-def _plain(error: BaseException) -> BaseException:
+def plain_error(error: BaseException) -> BaseException:
     """An error that can be sent: ours without its cause, whose classes others may lack."""
     if isinstance(error, BgekitError):
         try:

@@ -29,6 +29,7 @@ from ..files.atomic import OutputFolder
 from ..files.hashing import digest
 from ..files.remote import is_url
 from ..files.transfer import local_place
+from ..inference.shards import EncodeShards, encode_to_shards
 from ..models.families import known_name, model_name
 from ..models.sentence_transformers_files import short_names, shown_name
 from .comparison import compare_all
@@ -110,6 +111,7 @@ def evaluate(
     notes: Sequence[str] = (),
     encoding: str | None = None,
     quoting: Quoting = "auto",
+    encode: EncodeShards = encode_to_shards,
     **options: Any,
 ) -> Report:
     """Measure models on data, and compare them.
@@ -133,6 +135,7 @@ def evaluate(
         notes: Put into the report.
         encoding: What text files of data are written in, by a name that Python knows; by default UTF-8.
         quoting: Whether quotes in csv and tsv enclose fields: `auto`, `csv` or `none`, see `read_records`.
+        encode: Encodes corpora: `encode_to_shards`, or the same with more machines; these need an output that all see.
         **options: Of `FlagModel`, for models given by name.
 
     Returns:
@@ -187,7 +190,7 @@ def evaluate(
             number = len(candidates) - len(waiting) + 1
             place = f"model {number} of {len(candidates)}" if len(candidates) > 1 else ""
             said = logging.INFO if log_scores and progress is not False else logging.DEBUG
-            results += _judge(*waiting.popleft(), found, cache, progress, place, said)
+            results += _judge(*waiting.popleft(), found, cache, progress, place, said, encode)
         # As a reader wants them: task by task, models in the order given.
         places = {label: place for place, label in enumerate(labels)}
         order = {(task.name, task.split): place for place, task in enumerate(found)}
@@ -263,7 +266,7 @@ class FirstStage:
 
 def _judge(
     candidate: Candidate, embedder: Embedder, tasks: Sequence[Task], cache: ScoreCache | None, progress: bool | None,
-    place: str, said: int,
+    place: str, said: int, encode: EncodeShards,
 ) -> Iterator[Result]:  # fmt: skip
     """The results of one model in all its settings; one that was opened here is closed afterwards."""
     with contextlib.nullcontext() if candidate.embedder is not None else embedder:
@@ -273,7 +276,9 @@ def _judge(
                 if setting.reranker is not None and not task.rerankable:
                     continue
                 folder = cache.vectors() if cache is not None else None
-                model = JudgedModel(embedder, setting, folder=folder, progress=progress, memo=memo, place=place)
+                model = JudgedModel(
+                    embedder, setting, folder=folder, progress=progress, memo=memo, place=place, encode=encode
+                )  # fmt: skip
                 yield _result(candidate, model, task, cache, said)
 
 

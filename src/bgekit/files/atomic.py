@@ -105,9 +105,13 @@ class OutputFolder:
             (self.path / name).mkdir(exist_ok=True)
 
     @contextlib.contextmanager
-    def shared(self) -> Iterator[SharedFolder]:
-        """While this is open, helpers of this process, on other machines too, write to the folder as well."""
-        folder = SharedFolder(self.path.absolute(), secrets.token_hex(8))
+    def shared(self, folder: SharedFolder | None = None) -> Iterator[SharedFolder]:
+        """While this is open, helpers of this process, on other machines too, write to the folder as well.
+
+        Args:
+            folder: What they have been given already; by default a new one, which is returned.
+        """
+        folder = folder or SharedFolder.of(self.path)
         with failing(f"write to the folder {self.path}"):
             folder.mark.touch()
         try:
@@ -140,6 +144,11 @@ class SharedFolder:
 
     path: Path
     token: str
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str]) -> SharedFolder:
+        """A folder by its path, for a new run."""
+        return cls(Path(path).expanduser().absolute(), secrets.token_hex(8))
 
     @property
     def mark(self) -> Path:

@@ -30,6 +30,7 @@ from ..files.atomic import OutputFolder, check_place
 from ..files.hashing import digest, file_sha256
 from ..files.remote import is_url
 from ..files.transfer import check_target, local_place, write_files
+from ..inference.shards import EncodeShards, encode_to_shards
 from .bm25 import Bm25, Rows
 from .dense import DenseMiner, Floats, IndexKind
 from .known_pairs import Judgements, Relevant, distinct_negatives
@@ -133,6 +134,7 @@ def mine(
     reranker: Teacher | None = None,
     progress: MakeProgress | None = None,
     advance: Callable[[int, int], None] | None = None,
+    encode: EncodeShards = encode_to_shards,
 ) -> dict[str, Any]:
     """Mine negatives, and write them and a report: for `mined.jsonl` as `mined.report.json` and `mined.report.html`.
 
@@ -142,6 +144,7 @@ def mine(
         reranker: Judges candidates if `max_reranker_score` is set.
         progress: Makes the context manager that receives the progress of encoding.
         advance: Called after each block with the rows that are done, and all rows.
+        encode: Encodes the passages: `encode_to_shards`, or the same with more machines.
 
     Returns:
         The content of the report.
@@ -174,7 +177,7 @@ def mine(
             judged = Relevant((), ())
             if judgements is not None:
                 judged = judgements.relevant(read_training(task.input, task.dialect), store)
-            run = _Run(task, models, store, folder, count, reranker, relevant, judged)
+            run = _Run(task, models, store, folder, count, reranker, relevant, judged, encode)
             content = run.all(progress, advance)
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         shown = page(content, os.path.basename(task.output))
@@ -264,14 +267,15 @@ def _sources(task: Mining, models: Sequence[str]) -> list[str]:
 class _Run:
     def __init__(
         self, task: Mining, models: Sequence[Embedder], store: TextStore, folder: OutputFolder, count: int,
-        reranker: Teacher | None, relevant: Relevant, judged: Relevant,
+        reranker: Teacher | None, relevant: Relevant, judged: Relevant, encode: EncodeShards,
     ) -> None:  # fmt: skip
         names = [model.card.name for model in models]
         equal = (1,) * len(_sources(task, names))
         self._choice = replace(task.choice, shares=task.choice.shares if len(task.choice.shares) > 1 else equal)
         self._task, self._store, self._folder, self._count, self._reranker = task, store, folder, count, reranker
         self._dense = [
-            DenseMiner(model, store, folder.path, index=task.index, device=task.search_device) for model in models
+            DenseMiner(model, store, folder.path, index=task.index, device=task.search_device, encode=encode)
+            for model in models
         ]
         self._relevant, self._judged = relevant, judged
         self._step = step_of(bool(self._dense) and self._dense[0].cosine)

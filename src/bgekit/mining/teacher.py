@@ -6,18 +6,19 @@ scored in groups of fixed size, so its bytes do not depend on how often a run wa
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from ..data.formats import Dialect, Quoting, line_of
-from ..data.training_rows import InputRow, check_output, check_training, copy_key, read_training
+from ..data.training_rows import InputRow, Row, check_output, check_training, copy_key, read_training
 from ..errors import OutputError
 from ..files.atomic import OutputFolder
 from ..files.hashing import file_sha256
@@ -45,6 +46,48 @@ class Teacher(PairScorer, Protocol):
         """One score for each pair; higher is more relevant."""
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """What is scored of a file of training data.
+
+    Attributes:
+        input: The file, or its URL.
+        dialect: How it is written.
+        overwrite_scores: Score rows that have scores, too.
+        normalize: Scores between 0 and 1.
+    """
+
+    input: str
+    dialect: Dialect
+    overwrite_scores: bool
+    normalize: bool
+
+    def groups(self, first_row: int) -> Iterator[list[InputRow]]:
+        """The groups of rows from a row on that begins one."""
+        rows = itertools.islice(read_training(self.input, self.dialect), first_row, None)
+        return iter(lambda: list(itertools.islice(rows, GROUP)), [])
+
+    def pairs(self, group: Sequence[InputRow]) -> list[tuple[str, str]]:
+        """The pairs of a group that are scored."""
+        wanted = [each.row for each in group if self.wants(each.row)]
+        return [(row.query, text) for row in wanted for text in (*row.positives, *row.negatives)]
+
+    def wants(self, row: Row) -> bool:
+        """Whether a row is scored."""
+        return row.score is None and (self.overwrite_scores or not row.has_teacher)
+
+
+class GroupTeacher(Protocol):
+    """What scores the groups of a file by itself, such as a cluster."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with whatever decides a score."""
+
+    def score_groups(self, scoring: Scoring, first_row: int) -> Iterator[Sequence[float]]:
+        """The scores of the pairs of each group from a row on that begins one, in order."""
+
+
 @dataclass
 class ScoreCounts:
     """Counts of a run.
@@ -67,13 +110,14 @@ class ScoreCounts:
 
 
 def score(
-    teacher: Teacher, input: str, output: str, *, overwrite_scores: bool = False, normalize: bool = False,
-    advance: Callable[[int, int], None] | None = None, encoding: str | None = None, quoting: Quoting = "auto",
+    teacher: Teacher | GroupTeacher, input: str, output: str, *, overwrite_scores: bool = False,
+    normalize: bool = False, advance: Callable[[int, int], None] | None = None,
+    encoding: str | None = None, quoting: Quoting = "auto",
 ) -> ScoreCounts:  # fmt: skip
     """Write a file of training data with `pos_scores` and `neg_scores`.
 
     Args:
-        teacher: What scores.
+        teacher: What scores: here, or by itself, group by group.
         input: File of training data, or its URL.
         output: The file to write, or its URL; one that is there is replaced when the new one is complete.
         overwrite_scores: Replace scores that rows have; otherwise these rows are left as they are.
@@ -106,12 +150,12 @@ def score(
     with OutputFolder(work) as folder:
         done, size = _begun(folder, partial, facts, output)
         counts.resumed = done
-        rows = itertools.islice(read_training(input, dialect), done, None)
+        scoring = Scoring(input, dialect, overwrite_scores, normalize)
         try:
-            with partial.open("ab") as file:
+            with partial.open("ab") as file, contextlib.closing(_scores(teacher, scoring, done)) as scores:
                 file.truncate(size)
-                while group := list(itertools.islice(rows, GROUP)):
-                    file.write(b"".join(map(line_of, _scored(teacher, group, counts, overwrite_scores, normalize))))
+                for group, found in zip(scoring.groups(done), scores, strict=True):
+                    file.write(b"".join(map(line_of, _scored(scoring, group, found, counts))))
                     # To the system, so that a killed process loses no more than a group.
                     file.flush()
                     done += len(group)
@@ -180,21 +224,32 @@ def _finished(partial: Path) -> tuple[int, int]:
     return rows, size
 
 
+def _scores(
+    teacher: Teacher | GroupTeacher, scoring: Scoring, first_row: int
+) -> Generator[Sequence[float], None, None]:
+    """The scores of the pairs of each group, in order."""
+    if not hasattr(teacher, "compute_score"):
+        yield from teacher.score_groups(scoring, first_row)
+        return
+    for group in scoring.groups(first_row):
+        pairs = scoring.pairs(group)
+        yield teacher.compute_score(pairs, normalize=scoring.normalize, show_progress=False) if pairs else ()
+
+
 def _scored(
-    teacher: Teacher, group: Sequence[InputRow], counts: ScoreCounts, overwrite: bool, normalize: bool
+    scoring: Scoring, group: Sequence[InputRow], found: Sequence[float], counts: ScoreCounts
 ) -> list[dict[str, Any]]:
     wanted = []
     for each in group:
         row = each.row
         if row.score is not None:
             counts.scored_pairs += 1
-        elif row.has_teacher and not overwrite:
+        elif not scoring.wants(row):
             counts.had_scores += 1
         else:
             counts.scored += 1
             wanted.append(row)
-    pairs = [(row.query, text) for row in wanted for text in (*row.positives, *row.negatives)]
-    scores = iter(teacher.compute_score(pairs, normalize=normalize, show_progress=False) if pairs else ())
+    scores = iter(found)
     new = {
         row.index: {
             "pos_scores": [round(float(next(scores)), 6) for _ in row.positives],
