@@ -64,7 +64,7 @@ class RemoteTeacher:
         self._cluster, self._model = cluster, model
         self._said: dict[str, Any] = {}
         self._stack = contextlib.ExitStack()
-        self._crew: Crew[GroupTask] | None = None
+        self._crew: Crew[tuple[Scoring, GroupTask]] | None = None
 
     def __enter__(self) -> Self:
         arguments = [self._model, os.getcwd(), os.environ.get("OMP_NUM_THREADS")]
