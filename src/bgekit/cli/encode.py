@@ -2,12 +2,13 @@
 
 Encode the texts of files (jsonl, csv, tsv, parquet, txt, md, html, pdf, docx; gzipped or not; - is standard input), or
 of the files in folders, into a folder: vectors as shard-00000.npy, ..., ids as shard-00000.ids.jsonl, ..., and
-manifest.json. Memory does not grow with the input. Give the same command again to continue an interrupted run where it
-stopped, with the same result.
+manifest.json. Both can be URLs of object stores. Memory does not grow with the input. Give the same command again to
+continue an interrupted run where it stopped, with the same result.
 
 Examples:
   bge encode corpus.jsonl -o vectors --model BAAI/bge-small-en-v1.5
   bge encode corpus/ -o /shared/vectors --model BAAI/bge-m3 --ray auto
+  bge encode s3://bucket/corpus/ -o s3://bucket/vectors --model BAAI/bge-small-en-v1.5
   zcat dump.gz | bge encode - -o vectors --model BAAI/bge-m3 --format jsonl --text-field body --chunk
 """
 
