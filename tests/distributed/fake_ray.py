@@ -1,4 +1,4 @@
-"""A stand-in for Ray in one process: actors whose tasks are done when they are waited for, and that die when told to."""
+"""A stand-in for Ray in one process: actors whose tasks are done when they are waited for, and that die when told."""
 
 import itertools
 from types import SimpleNamespace

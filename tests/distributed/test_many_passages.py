@@ -6,8 +6,8 @@ import os
 import signal
 
 import pytest
-from conftest import shared
 
+from conftest import shared
 from distributed.clusters import contents, nodes, processes, run, start, wait_for, write_lines
 
 pytestmark = pytest.mark.slow

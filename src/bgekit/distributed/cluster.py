@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -320,9 +320,10 @@ class Crew(Generic[Task]):
                     member.alone = bool(deaths[task])
                     member.tasks[member.handle.work.remote(task)] = task
             if exhausted and not back:
-                if not any(member.tasks for member in self._members):
+                under_way = {task for member in self._members for task in member.tasks.values()}
+                if not under_way - done:  # Who still computes what another has done is not waited for.
                     return
-                self._help()
+                self._help(done)
             for member, task, result, death in self._hear(_POLL):
                 if death is None:
                     member.alone = False
@@ -345,19 +346,13 @@ class Crew(Generic[Task]):
                     )
                 back.extendleft(reversed(suspects))
 
-    def _help(self) -> None:
-        """Give an idle actor the last task of one that has several: the end does not wait for the slowest."""
+    def _help(self, done: Collection[Task]) -> None:
+        """Give idle actors tasks that one other has: the end does not wait for the slowest, or for one that hangs."""
+        held = Counter(task for member in self._members for task in member.tasks.values())
+        alone = [task for task, count in held.items() if count == 1 and task not in done]
         idle = [member for member in self._members if member.state == "ready" and not member.tasks]
-        for member in idle:
-            busy = max(self._members, key=lambda each: len(each.tasks))
-            waiting = [
-                task
-                for task in busy.tasks.values()
-                if not any(task in each.tasks.values() for each in self._members if each is not busy)
-            ]
-            if len(waiting) < 2:
-                return
-            member.tasks[member.handle.work.remote(waiting[-1])] = waiting[-1]
+        for member, task in zip(idle, reversed(alone), strict=False):
+            member.tasks[member.handle.work.remote(task)] = task
 
     def _look(self) -> None:
         """Start actors where nodes have room for one and there is none; give up those that find none."""
