@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import platform
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -389,8 +390,9 @@ class ShardActor:
 
 def share_of_cores() -> int:
     """Processors that this actor was given."""
-    import ray
-
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return cores()
     given = ray.get_runtime_context().get_assigned_resources().get("CPU")
     return max(1, int(given)) if given else cores()
 
