@@ -14,6 +14,8 @@ import hypothesis
 import numpy as np
 import pytest
 
+from object_store import bucket as bucket
+from object_store import object_store as object_store
 from table_embedder import TableEmbedder
 from tiny_rerankers import make_classifier
 

@@ -80,7 +80,13 @@ class OutputError(BgekitError, OSError):
 
 
 class NumericalError(BgekitError, ArithmeticError):
-    """A vector contains NaN or infinity."""
+    """A vector contains NaN or infinity.
+
+    Attributes:
+        row: Place of its text in the input, from 0; None where that is not known.
+    """
+
+    row: int | None = None
 
 
 class WorkerError(BgekitError, RuntimeError):

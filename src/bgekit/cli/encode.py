@@ -2,11 +2,13 @@
 
 Encode the texts of files (jsonl, csv, tsv, parquet, txt, md, html, pdf, docx; gzipped or not; - is standard input), or
 of the files in folders, into a folder: vectors as shard-00000.npy, ..., ids as shard-00000.ids.jsonl, ..., and
-manifest.json. Memory does not grow with the input. Give the same command again to continue an interrupted run where it
-stopped, with the same result.
+manifest.json. Both can be URLs of object stores. Memory does not grow with the input. Give the same command again to
+continue an interrupted run where it stopped, with the same result.
 
 Examples:
   bge encode corpus.jsonl -o vectors --model BAAI/bge-small-en-v1.5
+  bge encode corpus/ -o /shared/vectors --model BAAI/bge-m3 --ray auto
+  bge encode s3://bucket/corpus/ -o s3://bucket/vectors --model BAAI/bge-small-en-v1.5
   zcat dump.gz | bge encode - -o vectors --model BAAI/bge-m3 --format jsonl --text-field body --chunk
 """
 
@@ -16,12 +18,14 @@ import argparse
 import contextlib
 import shlex
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from . import options
 
 if TYPE_CHECKING:
-    from ..inference.shards import EncodeReport
+    from ..files.atomic import OutputFolder
+    from ..inference.shards import EncodeReport, EncodeShards
 
 #: What is said when it is interrupted.
 INTERRUPTED: Final = "the same command continues from the shards that are finished (--overwrite starts over)"
@@ -51,6 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_model_options(parser)
     options.add_input_options(parser)
     options.add_chunk_options(parser)
+    options.add_ray_options(parser)
     options.add_report_options(parser)
 
 
@@ -59,19 +64,23 @@ def run(args: argparse.Namespace) -> int:
     options.set_up_logging(args)
     options.count_changes_itself()
     from ..files.atomic import OutputFolder
+    from ..files.remote import is_url
+    from ..files.transfer import check_target
 
     # What can fail at once does, before a model is loaded: a missing input, an output that another process holds.
     records = options.open_records(args, args.files)
     with contextlib.ExitStack() as stack:
-        output = stack.enter_context(OutputFolder(args.output))
-        model = stack.enter_context(options.load_model(args))
+        output: OutputFolder | str = args.output
+        if is_url(args.output):
+            check_target(args.output, folder=True)
+        else:
+            output = stack.enter_context(OutputFolder(args.output))
+        encode = _encoder(args, stack)
         from ..display.terminal import EncodeProgress
-        from ..inference.shards import encode_to_shards
 
         progress = stack.enter_context(EncodeProgress(records.size, show=not args.no_progress))
         start = time.perf_counter()
-        report = encode_to_shards(
-            model,
+        report = encode(
             records,
             output,
             shard_size=args.shard_size,
@@ -89,6 +98,20 @@ def run(args: argparse.Namespace) -> int:
         next_step = f"; next: {following}" if args.kind == "document" else ""
         print(_summary(report, args.output, time.perf_counter() - start, str(records.skipped)) + next_step)
     return 0
+
+
+def _encoder(args: argparse.Namespace, stack: contextlib.ExitStack) -> EncodeShards:
+    """`encode_to_shards` with the model, or the same with a cluster, which loads it on its nodes."""
+    cluster = options.ray_cluster(args)
+    if cluster is None:
+        from ..inference.shards import encode_to_shards
+
+        return partial(encode_to_shards, stack.enter_context(options.load_model(args)))
+    from ..distributed.encoding import encode_on_cluster
+    from ..distributed.recipes import ModelRecipe
+
+    recipe = ModelRecipe(args.model, options.model_arguments(args))
+    return partial(encode_on_cluster, stack.enter_context(cluster), recipe)
 
 
 def _summary(report: EncodeReport, output: str, seconds: float, skipped: str) -> str:

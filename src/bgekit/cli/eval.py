@@ -17,8 +17,10 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ArgumentError
@@ -74,6 +76,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--keep-vectors", action="store_true", help="keep the vectors of documents in OUT")
     group.add_argument("--table", action="store_true", help="print the published tables with these models in them")
     options.add_model_options(parser, several="several are compared")
+    options.add_ray_options(parser)
     options.add_report_options(parser)
 
 
@@ -89,20 +92,31 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluation.evaluator import evaluate
     from ..evaluation.report.report import console
     from ..evaluation.tasks.base import check_rerankable
-    from ..files.atomic import check_place
+    from ..files.remote import is_url
+    from ..files.transfer import check_target
+    from ..inference.shards import encode_to_shards
 
     # What can fail at once does, before a model is loaded.
     if args.output:
-        check_place(args.output, folder=True)
+        if args.keep_vectors and is_url(args.output):
+            raise ArgumentError("--keep-vectors keeps them in a local folder, and --output is a URL")
+        check_target(args.output, folder=True)
     tasks, notes = _tasks(args)
     if args.reranker and not any(task.rerankable for task in tasks):
         check_rerankable(tasks)
     reranker = options.load_reranker(args, args.reranker) if args.reranker else None
     candidates = [candidate for name in args.model for candidate in _candidates(name, args, reranker)]
-    report = evaluate(
-        candidates, tasks, output=args.output, keep_vectors=args.keep_vectors, seed=args.seed, notes=notes,
-        progress=not args.no_progress,
-    )  # fmt: skip
+    cluster = options.ray_cluster(args)
+    with contextlib.ExitStack() as stack:
+        encode = encode_to_shards
+        if cluster is not None:
+            from ..distributed.encoding import encode_on_cluster
+
+            encode = partial(encode_on_cluster, stack.enter_context(cluster))
+        report = evaluate(
+            candidates, tasks, output=args.output, keep_vectors=args.keep_vectors, seed=args.seed, notes=notes,
+            progress=not args.no_progress, encode=encode,
+        )  # fmt: skip
     print(encodable(console(report)))
     if args.table:
         _tables(args, report.results)
@@ -144,6 +158,9 @@ def _check(args: argparse.Namespace) -> None:
         "--data-root goes with --benchmark; your own data is given by --data": args.data_root and not args.benchmark,
         "--split goes with --data; a benchmark says which split of each task counts": args.split and args.benchmark,
         "--keep-vectors needs --output: that is where they are kept": args.keep_vectors and not args.output,
+        "--ray needs --output, a folder that all nodes see: vectors of documents are written there": (
+            args.ray and not args.output
+        ),
         "--rerank-top-k goes with --reranker": args.rerank_top_k is not None and not args.reranker,
         "--dimensions goes with --compare dimension": args.dimensions and args.compare != "dimension",
         "--compare precision chooses the formats itself: leave out --fp32 and --dtype": (

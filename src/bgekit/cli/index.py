@@ -86,8 +86,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace) -> SearchIndex:
     from ..data.documents import made_here
+    from ..files.remote import refuse_url
     from ..search.index import SearchIndex
 
+    refuse_url(args.index, "indexes are changed and shown")
     if made_here(args.index) == "shards":
         raise ArgumentError(f"{args.index} holds encoded shards: bge search {args.index} --index DIR makes an index")
     return SearchIndex.load(args.index)

@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import shlex
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ..display.option_names import listed_option
@@ -73,6 +74,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--work-folder", metavar="DIR", help="folder that keeps the vectors [beside the output, until it is done]"
     )
     options.add_model_options(parser, several="several take turns")
+    options.add_ray_options(parser)
     group = parser.add_argument_group("report")
     group.add_argument("--samples", type=options.not_negative, default=5, metavar="N", help="rows shown in full [5]")
     options.add_report_options(parser)
@@ -153,11 +155,15 @@ def run(args: argparse.Namespace) -> int:
     from .. import load_model
     from ..data.training_rows import check_output, check_training
     from ..display.terminal import EncodeProgress, RowProgress, loading
+    from ..inference.shards import encode_to_shards
     from ..mining.known_pairs import Judgements
     from ..mining.mining import check_task, mine, page_path
     from ..mining.mining_report import readable
 
     task = _task(args)
+    cluster = options.ray_cluster(args)
+    if cluster is not None and "dense" not in task.miners:
+        raise ArgumentError("--ray encodes passages, and without the miner dense there is nothing to encode")
     if "dense" in task.miners and not args.model:
         raise ArgumentError(
             "--model is needed, such as --model BAAI/bge-base-en-v1.5; --miner bm25 and --random need none"
@@ -175,7 +181,14 @@ def run(args: argparse.Namespace) -> int:
         reranker = stack.enter_context(options.load_reranker(args, args.reranker)) if args.reranker else None
         show = not args.no_progress
         advance = stack.enter_context(RowProgress("mine", "rows", show=show))
-        content = mine(task, models, reranker=reranker, progress=EncodeProgress if show else None, advance=advance)
+        encode = encode_to_shards
+        if cluster is not None:
+            from ..distributed.encoding import encode_on_cluster
+
+            encode = partial(encode_on_cluster, stack.enter_context(cluster))
+        content = mine(
+            task, models, reranker=reranker, progress=EncodeProgress if show else None, advance=advance, encode=encode
+        )  # fmt: skip
     if not args.quiet:
         print(readable(content), file=sys.stderr)
         print(

@@ -11,12 +11,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from ..display.option_names import add_option as add_option
-from ..display.option_names import did_you_mean, spoken, take_both_spellings, with_nearest
+from ..display.option_names import did_you_mean, listed_option, spoken, take_both_spellings, with_nearest
 from ..display.terminal import loading, write_line
 from ..errors import ArgumentError, CheckpointError, UsageError, require_extra
 
 if TYPE_CHECKING:
     from ..data.records import RecordReader
+    from ..distributed.cluster import RayCluster
     from ..inference.model import Embedder
     from ..inference.reranker import FlagReranker
     from ..inference.shards import Chunks
@@ -300,6 +301,14 @@ def add_pair_length_options(group: argparse._ActionsContainer, *own: str) -> Non
 
 def load_reranker(args: argparse.Namespace, name: str) -> FlagReranker:
     """The reranker `name`, with the options of `add_reranker_options`; behind an embedder with those they share."""
+    with loading(name, show=not args.no_progress):
+        from .. import FlagReranker
+
+        return FlagReranker(name, **reranker_arguments(args))
+
+
+def reranker_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `FlagReranker` that these options stand for, as far as they were given."""
     same = ["dtype", "devices", "cache_dir", "trust_remote_code", "allow_pickle"]
     others: dict[str, Any] = {}
     if hasattr(args, "reranker_max_length"):
@@ -311,10 +320,7 @@ def load_reranker(args: argparse.Namespace, name: str) -> FlagReranker:
             "query_instruction_for_rerank": args.query_instruction,
             "passage_instruction_for_rerank": args.passage_instruction,
         }
-    with loading(name, show=not args.no_progress):
-        from .. import FlagReranker
-
-        return FlagReranker(name, **given(args, *same, use_fp16=not args.fp32, **others))
+    return given(args, *same, use_fp16=not args.fp32, **others)
 
 
 def add_document_options(group: argparse._ActionsContainer) -> None:
@@ -433,6 +439,44 @@ def add_chunk_options(parser: argparse.ArgumentParser) -> None:
         "--chunk-overlap", type=not_negative, metavar="TOKENS",
         help="tokens shared by neighbouring passages [1/8 of --chunk-size]",
     )  # fmt: skip
+
+
+def add_ray_options(parser: argparse.ArgumentParser) -> None:
+    """Options of computing on many machines; `ray_cluster` obeys them."""
+    group = parser.add_argument_group("many machines")
+    group.add_argument(
+        "--ray", metavar="ADDRESS",
+        help="compute on a cluster of Ray: its address, auto, or local, which starts one here; all nodes must see "
+        "inputs, output and model folders under the same paths",
+    )  # fmt: skip
+    group.add_argument(
+        "--ray-actors", type=positive, metavar="N", help="processes that compute [one per GPU, else one per node]"
+    )
+    group.add_argument(
+        "--ray-resources", metavar="JSON",
+        help='what each of them gets, such as \'{"CPU": 8}\' [a GPU, else all cores of its node]',
+    )  # fmt: skip
+
+
+def ray_cluster(args: argparse.Namespace) -> RayCluster | None:
+    """The cluster that the options of `add_ray_options` name, to be entered; None for this machine alone.
+
+    Raises:
+        ArgumentError: an option is of no use.
+        MissingExtraError: the package `ray` is not installed.
+    """
+    if args.ray is None:
+        for name in ("ray_actors", "ray_resources"):
+            if getattr(args, name) is not None:
+                raise ArgumentError(f"{listed_option(name)} goes with --ray")
+        return None
+    if args.devices:
+        raise ArgumentError("--devices is of one machine: with --ray each process has what --ray-resources says")
+    require_extra("ray", "ray")
+    from ..distributed.cluster import RayCluster, parsed_resources
+
+    resources = None if args.ray_resources is None else parsed_resources(args.ray_resources)
+    return RayCluster(args.ray, actors=args.ray_actors, resources=resources)
 
 
 def chosen_chunks(args: argparse.Namespace) -> Chunks | None:

@@ -14,9 +14,12 @@ import argparse
 import contextlib
 import shlex
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from . import options
+
+if TYPE_CHECKING:
+    from ..mining.teacher import GroupTeacher, Teacher
 
 #: What is said when it is interrupted.
 INTERRUPTED: Final = "the same command continues from what is finished"
@@ -28,6 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite-scores", action="store_true", help="replace scores that rows have [keep them]")
     parser.add_argument("--normalize", action="store_true", help="scores from 0 to 1, by a sigmoid [as they are]")
     options.add_reranker_options(parser)
+    options.add_ray_options(parser)
     options.add_text_options(parser)
     options.add_report_options(parser)
 
@@ -45,7 +49,16 @@ def run(args: argparse.Namespace) -> int:
         args.input, scored_pairs=True, dialect=Dialect(**options.text_arguments(args))
     )  # Before a model is loaded.
     with contextlib.ExitStack() as stack:
-        reranker = stack.enter_context(options.load_reranker(args, args.model))
+        cluster = options.ray_cluster(args)
+        reranker: Teacher | GroupTeacher
+        if cluster is None:
+            reranker = stack.enter_context(options.load_reranker(args, args.model))
+        else:
+            from ..distributed.recipes import ModelRecipe
+            from ..distributed.scoring import RemoteTeacher
+
+            recipe = ModelRecipe(args.model, options.reranker_arguments(args))
+            reranker = stack.enter_context(RemoteTeacher(stack.enter_context(cluster), recipe))
         advance = stack.enter_context(RowProgress("score", "rows", show=not args.no_progress))
         counts = score(
             reranker, args.input, args.output, overwrite_scores=args.overwrite_scores, normalize=args.normalize,

@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
             reranker = stack.enter_context(options.load_reranker(args, args.reranker))
             asked |= {"reranker": reranker, "rerank_top_k": args.rerank_top_k}
         index, model = _open(args, records, stack)
-        place = f" in {index.folder}" if args.index or not args.sources else ""
+        place = f" in {index.origin}" if args.index or not args.sources else ""
         _report(args, f"{_size(index)}{place}{_columns(index)}")
         if args.index_type == "auto":
             from ..search.build import choose_type
@@ -182,6 +182,7 @@ def _check(args: argparse.Namespace) -> RecordReader | None:
     if (folders or not args.sources) and options.chosen_chunks(args) is not None:
         raise ArgumentError("encoded texts cannot be split into passages any more: use --chunk when they are encoded")
     from ..files.atomic import check_place
+    from ..files.remote import refuse_url
     from ..search.build import check_type
     from ..search.results import check_results_file
     from ..search.where import Where
@@ -194,6 +195,7 @@ def _check(args: argparse.Namespace) -> RecordReader | None:
         raise ArgumentError("--overwrite goes with --output FILE: an index follows its files by itself")
     check_type(args.index_type, args.recall)
     if args.index and args.sources:
+        refuse_url(args.index, "an index is made")
         check_place(args.index, folder=True)
     where = None if args.where is None else Where(args.where)
     if not all(question.strip() for question in args.query or ()):
@@ -255,15 +257,18 @@ def _open(
 
 
 def _open_folder(args: argparse.Namespace, folder: str, stack: contextlib.ExitStack) -> SearchIndex:
+    from ..data.documents import made_here
+    from ..files.remote import is_url, refuse_url
     from ..inference.shards import load_shards
     from ..search.build import index_shards, with_type
     from ..search.index import SearchIndex
     from ..search.storage import FACTS, read_facts
 
-    is_index = (Path(folder) / FACTS).exists()
+    is_index = made_here(folder) == "index" if is_url(folder) else (Path(folder) / FACTS).exists()
     if is_index and args.sources and args.index:
         raise ArgumentError(f"{folder} is an index itself: leave out --index {args.index}")
     if is_index and (args.index_type or args.recall is not None):
+        refuse_url(folder, "an index is changed")
         with_type(folder, args.index_type or read_facts(Path(folder)).index_type, recall=args.recall)
     if is_index or not (args.sources and (args.index or args.index_type not in (None, "exact"))):
         return SearchIndex.load(folder)

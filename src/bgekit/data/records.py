@@ -5,13 +5,14 @@ One record is in memory at a time, whatever the size of the input; of a document
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import ArgumentError, DataError
 from .columns import IDS, TITLES, BadLines, Line, OnError
@@ -26,13 +27,31 @@ from .formats import (
     Row,
     checked_size,
     file_rows,
-    file_size,
     listing,
 )
 from .markup import DOCUMENTS, VERSION, Document, Part, parts, read_document
 from .metadata import ALL, BadValue, Cell, Keep, Kinds, Metadata, checked_keep
 
 logger = logging.getLogger(__name__)
+
+
+class Place(NamedTuple):
+    """A place in the input of a reader, before a row: where to begin to read on from there (`RecordReader.at`).
+
+    Attributes:
+        source: Number of the file among those that are read.
+        rows: Rows of that file that are before it.
+        row: Rows of the whole input that are before it.
+        line: Lines of the file that are before it.
+        offset: Bytes of the file that are before it; None where the file must be read from its start (gzipped files,
+            tables, arrays, documents).
+    """
+
+    source: int = 0
+    rows: int = 0
+    row: int = 0
+    line: int = 0
+    offset: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +67,7 @@ class Record:
         document: Text and title apart, of a document in which headings, tables and fences count: `chunk_records` cuts
             it there. None for other texts.
         metadata: What else is known of it and kept, by column: strings, numbers, truth values, dates, lists of these.
+        place: Where it stands in the input of its reader.
 
     Example:
         >>> from bgekit.data import Record
@@ -61,14 +81,16 @@ class Record:
     line: int = 0
     document: Document | None = field(default=None, compare=False, repr=False)
     metadata: Metadata = field(default_factory=dict, hash=False)
+    place: Place | None = field(default=None, compare=False, repr=False)
 
 
 class RecordReader(Iterator[Record]):
     """The records of some files, one after another. `read_records` is its name where it is called.
 
     Args:
-        paths: Files, folders, globs; `-` for standard input. What is gzipped is recognised by its content. Of folders
-            the files of known endings are read, those hidden or named by a .gitignore passed over.
+        paths: Files, folders, globs, also as URLs of object stores (`s3://bucket/folder`); `-` for standard input. What
+            is gzipped is recognised by its content. Of folders the files of known endings are read, those hidden or
+            named by a .gitignore passed over.
         text_field: Field of the text; by default the first of `text`, `content`, `contents`.
         title_field: Field of the title; by default `title`, if there is one. "" for no title.
         id_field: Field of the id; by default `_id` or `id`. Records without one are numbered by row.
@@ -135,14 +157,14 @@ class RecordReader(Iterator[Record]):
         self._fields = _Fields(text_field, title_field, id_field, checked_keep(keep))
         self._format, self._dialect = format, Dialect(encoding, quoting, delimiter)
         self._unit, self._chosen = records, {"include": include, "exclude": exclude}
-        self._sources, sizes = list[Source](), list[int | None]()
+        self._sources, self._sizes = list[Source](), list[int | None]()
         found = find_sources(
             [os.fspath(path) for path in listed], self.skipped, format=format, encoding=encoding,
             include=include, exclude=exclude,
         )  # fmt: skip
         for source in found:
             try:
-                sizes.append(checked_size(source.path))
+                self._sizes.append(checked_size(source.path) if source.size is None else source.size)
             except DataError as error:
                 if not source.found:
                     raise
@@ -153,10 +175,34 @@ class RecordReader(Iterator[Record]):
         self.names = [self._name_of(source) for source in self._sources]
         if self.files.count(STDIN) > 1:
             raise DataError("standard input (-) is given twice; it can be read only once")
-        self.size = sum(size for size in sizes if size is not None) if None not in sizes else None
+        self.size = None if None in self._sizes else sum(size or 0 for size in self._sizes)
         self._finished_bytes, self._begun = 0, False
-        self._current = Position()
+        self._current, self._begin = Position(), Place()
         self._records: Iterator[Record] = self._read()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What has been read stays with the process that has read it.
+        return {name: value for name, value in vars(self).items() if name not in ("_records", "_current")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._restart(Place())
+
+    def at(self, place: Place) -> RecordReader:
+        """Another reader of the same files that begins at a place, with the record that had it.
+
+        It has read and counted nothing of what is before.
+        """
+        other = copy.copy(self)
+        other._restart(place)
+        return other
+
+    def _restart(self, place: Place) -> None:
+        self.skipped = BadLines("raise" if self._strict else "skip")
+        self._fields = self._fields.unread()
+        self._finished_bytes, self._begun = 0, False
+        self._current, self._begin = Position(), place
+        self._records = self._read()
 
     def __next__(self) -> Record:
         return next(self._records)
@@ -233,16 +279,18 @@ class RecordReader(Iterator[Record]):
         return found
 
     def _read(self) -> Iterator[Record]:
-        row_number, self._begun = 0, True
-        for source, name in zip(self._sources, self.names, strict=True):
-            any_good = False
-            for line, row in self._rows(source):
+        row_number, self._begun = self._begin.row, True
+        sources = enumerate(zip(self._sources, self.names, self._sizes, strict=True))
+        for at, (source, name, size) in itertools.islice(sources, self._begin.source, None):
+            begin = self._begin if at == self._begin.source else Place(at, row=row_number)
+            place, any_good = begin, begin.rows > 0
+            for line, row in self._rows(source, begin):
                 try:
                     if isinstance(row, Part):
-                        record = self._fields.record_of_part(row, source, line)
+                        record = self._fields.record_of_part(row, source, line, place)
                     else:
                         number = row_number if name is None else f"{name}#{line - 1}"
-                        record = self._fields.record(row, number, source.path, line, self._current.form)
+                        record = self._fields.record(row, number, source.path, line, self._current.form, place)
                 except BadRow as reason:
                     # Other JSON, say, than records. What is to be kept was asked for.
                     if source.found and self._strict and not any_good and not isinstance(reason, BadValue):
@@ -254,20 +302,27 @@ class RecordReader(Iterator[Record]):
                     self.skipped.good()
                     yield record
                 row_number += 1
-            self._finished_bytes += file_size(source.path) or 0
+                place = Place(at, place.rows + 1, row_number, line, self._current.offset)
+            self._finished_bytes += size or 0
             self._current = Position()
         self.skipped.end()
         self._fields.end()
 
-    def _rows(self, source: Source) -> Iterator[tuple[int, Row | Part]]:
-        """Line numbers and rows of a file, or the parts of a document; nothing more from where it cannot be read."""
+    def _rows(self, source: Source, begin: Place) -> Iterator[tuple[int, Row | Part]]:
+        """Line numbers and rows of a file from a place on; nothing more from where it cannot be read."""
+        if begin.offset is None or (self._unit or source.unit) != "line":
+            return itertools.islice(self._all_rows(source), begin.rows, None)
+        return self._all_rows(source, (begin.line, begin.offset))
+
+    def _all_rows(self, source: Source, after: tuple[int, int] = (0, 0)) -> Iterator[tuple[int, Row | Part]]:
+        """Line numbers and rows of a file behind so many lines and bytes, or the parts of a document."""
         unit, columns, lines = self._unit or source.unit, partial(self._fields.columns, source.path), list[str]()
         try:
             if source.form is not None and source.form in DOCUMENTS and unit != "line":
                 yield from self._parts(read_document(source.path, source.form, self._dialect.encoding), unit)
                 return
             form = "txt" if source.form in DOCUMENTS else source.form
-            rows = file_rows(source.path, form, columns, self._current, self._dialect)
+            rows = file_rows(source.path, form, columns, self._current, self._dialect, after=after)
             if unit == "line":
                 yield from rows
                 return
@@ -314,23 +369,29 @@ class _Fields:
         self._titles = () if title == "" else (title,) if title else TITLES
         self._ids = (id,) if id else IDS
 
-    def record(self, row: Row, number: int | str, file: str, line: int, form: str) -> Record:
+    def unread(self) -> _Fields:
+        """The same, of an input of which nothing was seen."""
+        other = copy.copy(self)
+        other._kinds, other._seen, other._first = Kinds(), set(), {}
+        return other
+
+    def record(self, row: Row, number: int | str, file: str, line: int, form: str, place: Place) -> Record:
         if isinstance(row, BadRow):
             raise row
         if isinstance(row, str):
-            return Record(str(number), row, file, line, metadata=dict.fromkeys(self._named))
+            return Record(str(number), row, file, line, metadata=dict.fromkeys(self._named), place=place)
         fields = Line(file, line, row)
         text = titled(self._title(fields), self._text(fields))
         metadata = self._metadata(fields, cells=form in ("csv", "tsv")) if self.kept else {}
-        return Record(self._id(fields, number), text, file, line, metadata=metadata)
+        return Record(self._id(fields, number), text, file, line, metadata=metadata, place=place)
 
-    def record_of_part(self, part: Part, source: Source, line: int) -> Record:
+    def record_of_part(self, part: Part, source: Source, line: int, place: Place) -> Record:
         """The record of a part of a document, with fields of its front matter."""
         document = part.document
         text = titled(document.own_title, document.whole)
         metadata = self._metadata(Line(source.path, line, document.fields)) if self.kept else {}
         marked = document if document.marked else None
-        return Record(source.name + part.suffix, text, source.path, line, marked, metadata)
+        return Record(source.name + part.suffix, text, source.path, line, marked, metadata, place)
 
     @property
     def _named(self) -> list[str]:

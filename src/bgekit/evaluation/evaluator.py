@@ -27,6 +27,9 @@ from ..display.terminal import loading, shown_command
 from ..errors import ArgumentError, NumericalError
 from ..files.atomic import OutputFolder
 from ..files.hashing import digest
+from ..files.remote import is_url
+from ..files.transfer import local_place
+from ..inference.shards import EncodeShards, encode_to_shards
 from ..models.families import known_name, model_name
 from ..models.sentence_transformers_files import short_names, shown_name
 from .comparison import compare_all
@@ -108,6 +111,7 @@ def evaluate(
     notes: Sequence[str] = (),
     encoding: str | None = None,
     quoting: Quoting = "auto",
+    encode: EncodeShards = encode_to_shards,
     **options: Any,
 ) -> Report:
     """Measure models on data, and compare them.
@@ -121,7 +125,8 @@ def evaluate(
             tasks that can be reranked; the report notes the others.
         output: Folder for results.json, per_item.jsonl, report.md and report.html; also for scores and vectors that a
             later run can use: what was computed from the same model, data and settings is not computed again, and an
-            interrupted run continues.
+            interrupted run continues. At a URL only the four files are written; what a later run can use stays in the
+            local cache.
         keep_vectors: Leave the corpora's vectors in the output; by default they go when all is done.
         compare: Compare every pair of models and settings on every task.
         seed: Random seed for the comparisons' randomisations.
@@ -130,6 +135,7 @@ def evaluate(
         notes: Put into the report.
         encoding: What text files of data are written in, by a name that Python knows; by default UTF-8.
         quoting: Whether quotes in csv and tsv enclose fields: `auto`, `csv` or `none`, see `read_records`.
+        encode: Encodes corpora: `encode_to_shards`, or the same with more machines; these need an output that all see.
         **options: Of `FlagModel`, for models given by name.
 
     Returns:
@@ -149,6 +155,11 @@ def evaluate(
         ('retrieval', 'ndcg_at_10')
     """
     start = time.perf_counter()
+    work = None if output is None else Path(output)
+    if output is not None and is_url(output):
+        if keep_vectors:
+            raise ArgumentError(f"vectors are kept in a local folder only, and the output {output} is a URL")
+        work = local_place("runs", os.fspath(output))
     candidates = [_candidate(each, settings, options) for each in _listed(model)]
     seen: Counter[str] = Counter()
     for candidate, shown in zip(candidates, _shown_names([each.name for each in candidates]), strict=True):
@@ -168,8 +179,8 @@ def evaluate(
     results: list[Result] = []
     with contextlib.ExitStack() as stack:
         cache = None
-        if output is not None:
-            cache = ScoreCache(stack.enter_context(OutputFolder(Path(output) / CACHE)))
+        if work is not None:
+            cache = ScoreCache(stack.enter_context(OutputFolder(work / CACHE)))
         # All are opened before one is used: what is wrong with the last costs no work of the first.
         waiting: deque[tuple[Candidate, Embedder]] = deque()
         for candidate in candidates:
@@ -179,7 +190,7 @@ def evaluate(
             number = len(candidates) - len(waiting) + 1
             place = f"model {number} of {len(candidates)}" if len(candidates) > 1 else ""
             said = logging.INFO if log_scores and progress is not False else logging.DEBUG
-            results += _judge(*waiting.popleft(), found, cache, progress, place, said)
+            results += _judge(*waiting.popleft(), found, cache, progress, place, said, encode)
         # As a reader wants them: task by task, models in the order given.
         places = {label: place for place, label in enumerate(labels)}
         order = {(task.name, task.split): place for place, task in enumerate(found)}
@@ -255,7 +266,7 @@ class FirstStage:
 
 def _judge(
     candidate: Candidate, embedder: Embedder, tasks: Sequence[Task], cache: ScoreCache | None, progress: bool | None,
-    place: str, said: int,
+    place: str, said: int, encode: EncodeShards,
 ) -> Iterator[Result]:  # fmt: skip
     """The results of one model in all its settings; one that was opened here is closed afterwards."""
     with contextlib.nullcontext() if candidate.embedder is not None else embedder:
@@ -265,7 +276,9 @@ def _judge(
                 if setting.reranker is not None and not task.rerankable:
                     continue
                 folder = cache.vectors() if cache is not None else None
-                model = JudgedModel(embedder, setting, folder=folder, progress=progress, memo=memo, place=place)
+                model = JudgedModel(
+                    embedder, setting, folder=folder, progress=progress, memo=memo, place=place, encode=encode
+                )  # fmt: skip
                 yield _result(candidate, model, task, cache, said)
 
 

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from ..display.terminal import EncodeProgress, titled
 from ..errors import ArgumentError, check_count
 from ..files.hashing import digest
-from ..inference.shards import MANIFEST, encode_to_shards, load_shards, read_manifest
+from ..inference.shard_stores import MANIFEST, read_manifest
+from ..inference.shards import EncodeShards, encode_to_shards, load_shards
 from ..inference.similarity import paired_similarity, unit
 from ..models.card import UNSET, ModelCard, Role, Unset
 
@@ -155,6 +156,7 @@ class JudgedModel:
     def __init__(
         self, embedder: Embedder, setting: Setting | None = None, *, folder: Path | None = None,
         progress: bool | None = None, memo: dict[str, Floats] | None = None, place: str = "",
+        encode: EncodeShards = encode_to_shards,
     ) -> None:  # fmt: skip
         """A model in a setting.
 
@@ -165,12 +167,13 @@ class JudgedModel:
             progress: Show progress bars; by default on a terminal.
             memo: Vectors that settings of one model share, so that they are computed once.
             place: Which of the models it is, such as `model 2 of 2`, for the bars.
+            encode: Encodes corpora: `encode_to_shards`, or the same with more machines.
         """
         self.embedder, self.setting = embedder, setting or Setting()
         card = embedder.card
         # Of vectors of length 1 the Euclidean distance has the order of the cosine.
         self.cosine = card.similarity == "cosine" or (card.similarity == "euclidean" and card.normalize)
-        self._folder, self._progress, self._place = folder, progress, place
+        self._folder, self._progress, self._place, self._encode_shards = folder, progress, place, encode
         self._memo = memo if memo is not None else {}
         self._own: set[str] = set()
         self.reused = False
@@ -233,7 +236,7 @@ class JudgedModel:
                     shows = sys.stderr.isatty() if self._progress is None else self._progress
                     shown.enter_context(titled(self._title(task, "document")))
                     bar = shown.enter_context(EncodeProgress(count)) if shows else None
-                    encode_to_shards(
+                    self._encode_shards(
                         self.embedder, records, folder, kind=role or "plain", allow_mixed=True, progress=bar
                     )
             yield self._blocks(folder)

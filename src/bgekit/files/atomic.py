@@ -19,12 +19,14 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import BgekitError, OutputError
 from .hashing import HashedFile
+from .remote import is_there, is_url, refuse_url
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -62,6 +64,7 @@ class OutputFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        refuse_url(path, "this is written")
         self.path = Path(path)
         self._lock: BaseFileLock | None = None
         self._created = False
@@ -101,12 +104,82 @@ class OutputFolder:
         with failing(f"write to the folder {self.path / name}"):
             (self.path / name).mkdir(exist_ok=True)
 
+    @contextlib.contextmanager
+    def shared(self, folder: SharedFolder | None = None) -> Iterator[SharedFolder]:
+        """While this is open, helpers of this process, on other machines too, write to the folder as well.
+
+        Args:
+            folder: What they have been given already; by default a new one, which is returned.
+        """
+        folder = folder or SharedFolder.of(self.path)
+        with failing(f"write to the folder {self.path}"):
+            folder.mark.touch()
+        try:
+            yield folder
+        finally:
+            # First what lets them write, then what those that were killed have left.
+            for leftover in (folder.mark, *self.path.glob(f"*{_TEMPORARY}")):
+                with contextlib.suppress(OSError):
+                    leftover.unlink(missing_ok=True)
+
     def sync(self, name: str = "") -> None:
         """Put the names of the files in it, or in a folder within it, on the disk, too (where the system can)."""
         try:
             _sync(self.path / name)
         except OSError as error:
             logger.debug("%s cannot be synced: %s", self.path / name, error)
+
+
+@dataclass(frozen=True)
+class SharedFolder:
+    """A folder that another process holds (`OutputFolder.shared`), for those that help it. Can be pickled.
+
+    Two helpers may write the same file at once; the last one to finish counts. When the run is over, or another one
+    has begun, nothing can be written any more.
+
+    Attributes:
+        path: The folder, absolute.
+        token: Name of the run.
+    """
+
+    path: Path
+    token: str
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str]) -> SharedFolder:
+        """A folder by its path, for a new run."""
+        return cls(Path(path).expanduser().absolute(), secrets.token_hex(8))
+
+    @property
+    def mark(self) -> Path:
+        """File that is there as long as the run goes on."""
+        return self.path / f".run-{self.token}{_TEMPORARY}"
+
+    def check(self) -> None:
+        """See to it that this process sees the folder, and that the run goes on.
+
+        Raises:
+            OutputError: it does not.
+        """
+        if not self.mark.exists():
+            raise OutputError(
+                f"{self.path} on {platform.node()} is not the folder of this run: its run has ended, or the folder is "
+                "not on storage that all nodes share"
+            )
+
+    @contextlib.contextmanager
+    def create(self, name: str) -> Iterator[HashedFile]:
+        """A file of the folder to be written, as by `atomic_file`."""
+        working = self.path / f".{name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}{_TEMPORARY}"
+        self.check()
+        with _written(self.path / name, working, f"write {self.path / name}") as file:
+            yield file
+            self.check()
+
+    def sync(self) -> None:
+        """Put the names of its files on the disk (where the system can)."""
+        with contextlib.suppress(OSError):
+            _sync(self.path)
 
 
 def _locked(path: Path) -> BaseFileLock:
@@ -150,6 +223,7 @@ def check_place(path: str | os.PathLike[str], *, folder: bool = False, doing: st
     Raises:
         OutputError: it cannot be made.
     """
+    refuse_url(path, "this is written")
     place = Path(path).expanduser().absolute()
     if folder and place.exists() and not place.is_dir():
         raise OutputError(f"{path} is a file; the output must be a folder")
@@ -171,12 +245,14 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
     Raises:
         OutputError: it is there, and they do not.
     """
-    if not overwrite and Path(path).expanduser().exists():
+    there = is_there(str(path)) if is_url(path) else Path(path).expanduser().exists()
+    if there and not overwrite:
         raise OutputError(f"{path} exists; pass overwrite=True to replace it, or give another file")
 
 
 def target_folder(path: Path, overwrite: bool) -> Path:
     """The folder to make, links resolved: a link to it stays one."""
+    refuse_url(path, "models are saved")
     path = path.expanduser().resolve()
     if not path.exists():
         check_place(path, doing="save the model to")
@@ -206,6 +282,7 @@ def atomic_file(path: Path, *, doing: str = "", advice: str = "") -> Iterator[Ha
     Raises:
         OutputError: it cannot be written; what was there is unchanged.
     """
+    refuse_url(path, "this is written")
     doing = doing or f"write {path}"
     with failing(doing, advice):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -287,6 +364,7 @@ def atomic_folder(path: Path, *, doing: str = "save the model to") -> Iterator[P
     """
     from safetensors import SafetensorError
 
+    refuse_url(path, "this is written")
     with working_names(path) as (working, replaced):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 #: Least cosine to the stored self-test vector (float32) by precision; a wrong pooling gives about 0.8.
 _SELFTEST_COSINE: Final = {"float32": 0.9999, "bfloat16": 0.99, "float16": 0.99, "int8": 0.97}
+#: Arguments of `FlagModel` that need no name, in order.
+_PLACES: Final = ("pooling_method", "normalize_embeddings", "query_instruction_for_retrieval", "use_fp16")
 #: Families and folders whose advice has been logged in this process.
 _noticed: set[str] = set()
 
@@ -115,6 +117,8 @@ class FlagModel(CheckpointModel, Embedder):
     """
 
     card: ModelCard
+    #: Its name and arguments, of which another process can make it, too.
+    made_of: tuple[str, dict[str, Any]]
     _spec: EmbedderSpec
     #: Whether a model that is not an embedder yet deserves a warning; training loads such on purpose.
     _to_be_used = True
@@ -123,7 +127,9 @@ class FlagModel(CheckpointModel, Embedder):
         """Leave the name of a hosted model to `load_model`, whose type says what comes of it, as no class's can."""
         if is_hosted(os.fspath(model_name_or_path)):
             return load_model(model_name_or_path, *args, **options)
-        return super().__new__(cls)
+        model = super().__new__(cls)
+        model.made_of = (os.fspath(model_name_or_path), dict(zip(_PLACES, args, strict=False)) | options)
+        return model
 
     def __init__(
         self,

@@ -296,10 +296,12 @@ class Pipeline(Generic[T]):
         finite = np.isfinite(encoded.vectors).all(axis=1)
         if not finite.all():
             bad = int(np.argmin(finite))
-            raise NumericalError(
-                f"{self._result} at index {block.rows[len(earlier) + bad]} has NaN or infinity: "
-                f"{block.inputs[bad]!r:.200}. {self._advice}"
+            row = int(block.rows[len(earlier) + bad])
+            error = NumericalError(
+                f"{self._result} at index {row} has NaN or infinity: {block.inputs[bad]!r:.200}. {self._advice}"
             )
+            error.row = row
+            raise error
         if across:
             if len(encoded.vectors) and encoded.vectors.shape[1] != self._width:
                 self._take_width(encoded.vectors.shape[1])

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ..errors import ArgumentError, require_extra
 from ..files.hashing import digest
 from ..inference.engine import resolve_devices
-from ..inference.shards import encode_to_shards, load_shards
+from ..inference.shards import EncodeShards, encode_to_shards, load_shards
 from ..inference.similarity import unit
 from ..search.approximate import Approximate
 from ..search.approximate_build import build_in_memory
@@ -46,7 +46,7 @@ class DenseMiner:
     """
 
     def __init__(self, embedder: Embedder, store: TextStore, folder: Path, *, index: IndexKind = "exact",
-                 device: str | None = None) -> None:  # fmt: skip
+                 device: str | None = None, encode: EncodeShards = encode_to_shards) -> None:  # fmt: skip
         """A miner; `prepare` computes the vectors.
 
         Args:
@@ -55,6 +55,7 @@ class DenseMiner:
             folder: Where vectors are kept.
             index: `exact` looks at every vector; `hnsw` and `ivf` need faiss.
             device: Compare vectors there (`cuda`); by default on the CPU.
+            encode: Encodes the texts: `encode_to_shards`, or the same with more machines.
 
         Raises:
             ArgumentError: the model's vectors are not compared by cosine or dot product, or the device cannot be used.
@@ -70,13 +71,14 @@ class DenseMiner:
             resolve_devices(device)
         self.name, self.cosine = embedder.card.name, embedder.card.similarity == "cosine"
         self._embedder, self._store, self._kind, self._device = embedder, store, index, device
+        self._encode = encode
         self._folder = folder / f"vectors-{digest(embedder.fingerprint, store.digest)[:16]}"
         self._shards: list[npt.NDArray[Any]] = []
         self._index: Approximate | None = None
 
     def prepare(self, progress: EncodeProgress | None = None) -> None:
         """Encode all texts, as far as an earlier run has not, and build the index."""
-        encode_to_shards(
+        self._encode(
             self._embedder, self._store.records(), self._folder, shard_size=SHARD, allow_mixed=True, progress=progress
         )
         self._shards = [vectors for _, vectors in load_shards(self._folder).iter_shards()]

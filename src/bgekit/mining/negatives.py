@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from ..data.arrow_store import ArrowStore, write_batches
 from ..data.encodings import repair
-from ..data.records import Record
+from ..data.records import Place, Record
 from ..data.training_rows import Row, copy_key
 from ..errors import ArgumentError
 from ..inference.similarity import share_of
@@ -86,9 +86,29 @@ class TextStore(ArrowStore):
     def _by_key(self) -> Rows:
         return np.argsort(self.keys, kind="stable")
 
-    def records(self) -> Iterator[Record]:
-        """All texts, in order."""
-        return (Record(str(number), self[number]) for number in range(len(self)))
+    def records(self) -> StoredRecords:
+        """All texts, in order, with their numbers as ids."""
+        return StoredRecords(self.path)
+
+
+@dataclass(frozen=True)
+class StoredRecords(Iterable[Record]):
+    """The texts of a store as records, read from its file: in other processes, too.
+
+    Attributes:
+        path: The file.
+    """
+
+    path: Path
+
+    def __iter__(self) -> Iterator[Record]:
+        return self.at(Place())
+
+    def at(self, place: Place) -> Iterator[Record]:
+        """The records from a place on that one of them had."""
+        store = ArrowStore(self.path)
+        for row in range(place.row, len(store)):
+            yield Record(str(row), str(store.value("text", row)), place=Place(rows=row, row=row))
 
 
 def store_texts(

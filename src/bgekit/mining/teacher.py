@@ -1,26 +1,29 @@
 """A cross-encoder's scores for training data (`bge score`): streamed, and going on where a run was interrupted.
 
-The output grows as `OUTPUT.partial`, with `OUTPUT.partial.json` that says how it is made; it gets its name when it is
-complete. Rows are scored in groups of fixed size, so its bytes do not depend on how often a run was interrupted.
+The output grows as `OUTPUT.partial`, of a URL in the local cache; it gets its name when it is complete. Rows are
+scored in groups of fixed size, so its bytes do not depend on how often a run was interrupted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from ..data.formats import Dialect, Quoting, line_of
-from ..data.training_rows import InputRow, check_output, check_training, copy_key, read_training
+from ..data.training_rows import InputRow, Row, check_output, check_training, copy_key, read_training
 from ..errors import OutputError
 from ..files.atomic import OutputFolder
 from ..files.hashing import file_sha256
+from ..files.remote import is_url, write_url
+from ..files.transfer import local_place
 from ..search.index import PairScorer
 from .known_pairs import Relevant
 
@@ -41,6 +44,48 @@ class Teacher(PairScorer, Protocol):
         self, sentence_pairs: list[tuple[str, str]], *, normalize: bool = False, show_progress: bool = False
     ) -> Sequence[float]:
         """One score for each pair; higher is more relevant."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What is scored of a file of training data.
+
+    Attributes:
+        input: The file, or its URL.
+        dialect: How it is written.
+        overwrite_scores: Score rows that have scores, too.
+        normalize: Scores between 0 and 1.
+    """
+
+    input: str
+    dialect: Dialect
+    overwrite_scores: bool
+    normalize: bool
+
+    def groups(self, first_row: int) -> Iterator[list[InputRow]]:
+        """The groups of rows from a row on that begins one."""
+        rows = itertools.islice(read_training(self.input, self.dialect), first_row, None)
+        return iter(lambda: list(itertools.islice(rows, GROUP)), [])
+
+    def pairs(self, group: Sequence[InputRow]) -> list[tuple[str, str]]:
+        """The pairs of a group that are scored."""
+        wanted = [each.row for each in group if self.wants(each.row)]
+        return [(row.query, text) for row in wanted for text in (*row.positives, *row.negatives)]
+
+    def wants(self, row: Row) -> bool:
+        """Whether a row is scored."""
+        return row.score is None and (self.overwrite_scores or not row.has_teacher)
+
+
+class GroupTeacher(Protocol):
+    """What scores the groups of a file by itself, such as a cluster."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with whatever decides a score."""
+
+    def score_groups(self, scoring: Scoring, first_row: int) -> Iterator[Sequence[float]]:
+        """The scores of the pairs of each group from a row on that begins one, in order."""
 
 
 @dataclass
@@ -65,15 +110,16 @@ class ScoreCounts:
 
 
 def score(
-    teacher: Teacher, input: str, output: str, *, overwrite_scores: bool = False, normalize: bool = False,
-    advance: Callable[[int, int], None] | None = None, encoding: str | None = None, quoting: Quoting = "auto",
+    teacher: Teacher | GroupTeacher, input: str, output: str, *, overwrite_scores: bool = False,
+    normalize: bool = False, advance: Callable[[int, int], None] | None = None,
+    encoding: str | None = None, quoting: Quoting = "auto",
 ) -> ScoreCounts:  # fmt: skip
     """Write a file of training data with `pos_scores` and `neg_scores`.
 
     Args:
-        teacher: What scores.
-        input: File of training data.
-        output: The file to write; one that is there is replaced when the new one is complete.
+        teacher: What scores: here, or by itself, group by group.
+        input: File of training data, or its URL.
+        output: The file to write, or its URL; one that is there is replaced when the new one is complete.
         overwrite_scores: Replace scores that rows have; otherwise these rows are left as they are.
         normalize: Scores between 0 and 1, by a sigmoid.
         advance: Called after each group with the rows that are done, and all rows.
@@ -94,27 +140,33 @@ def score(
     counts = ScoreCounts(rows=check_training(input, scored_pairs=True, dialect=dialect))
     _warn_of_positives(input, dialect)
     facts = {
-        "input_sha256": file_sha256(Path(input)), "teacher": str(teacher.fingerprint), "normalize": normalize,
+        "input_sha256": file_sha256(input), "teacher": str(teacher.fingerprint), "normalize": normalize,
         "overwrite_scores": overwrite_scores, "group": GROUP, **dialect.settings,
     }  # fmt: skip
-    path, partial = Path(output), Path(f"{output}.partial")
     # Beside the output, so that the last step is a renaming; the lock keeps a second run out.
-    with OutputFolder(f"{output}.scoring") as folder:
+    beside = not is_url(output)
+    work = Path(f"{output}.scoring") if beside else local_place("runs", f"{output}.scoring")
+    partial = Path(f"{output}.partial") if beside else work / "partial"
+    with OutputFolder(work) as folder:
         done, size = _begun(folder, partial, facts, output)
         counts.resumed = done
-        rows = itertools.islice(read_training(input, dialect), done, None)
+        scoring = Scoring(input, dialect, overwrite_scores, normalize)
         try:
-            with partial.open("ab") as file:
+            with partial.open("ab") as file, contextlib.closing(_scores(teacher, scoring, done)) as scores:
                 file.truncate(size)
-                while group := list(itertools.islice(rows, GROUP)):
-                    file.write(b"".join(map(line_of, _scored(teacher, group, counts, overwrite_scores, normalize))))
+                for group, found in zip(scoring.groups(done), scores, strict=True):
+                    file.write(b"".join(map(line_of, _scored(scoring, group, found, counts))))
                     # To the system, so that a killed process loses no more than a group.
                     file.flush()
                     done += len(group)
                     if advance is not None:
                         advance(done, counts.rows)
                 os.fsync(file.fileno())
-            os.replace(partial, path)
+            if beside:
+                os.replace(partial, output)
+            else:
+                write_url(output, partial)
+                partial.unlink()
             (folder.path / _FACTS).unlink()
         except OSError as error:
             if isinstance(error, OutputError):
@@ -122,7 +174,7 @@ def score(
             raise OutputError(
                 f"cannot write {output}: {error.strerror or error}; the same command continues from what is written"
             ) from error
-    Path(f"{output}.scoring").rmdir()
+    work.rmdir()
     return counts
 
 
@@ -172,21 +224,32 @@ def _finished(partial: Path) -> tuple[int, int]:
     return rows, size
 
 
+def _scores(
+    teacher: Teacher | GroupTeacher, scoring: Scoring, first_row: int
+) -> Generator[Sequence[float], None, None]:
+    """The scores of the pairs of each group, in order."""
+    if not hasattr(teacher, "compute_score"):
+        yield from teacher.score_groups(scoring, first_row)
+        return
+    for group in scoring.groups(first_row):
+        pairs = scoring.pairs(group)
+        yield teacher.compute_score(pairs, normalize=scoring.normalize, show_progress=False) if pairs else ()
+
+
 def _scored(
-    teacher: Teacher, group: Sequence[InputRow], counts: ScoreCounts, overwrite: bool, normalize: bool
+    scoring: Scoring, group: Sequence[InputRow], found: Sequence[float], counts: ScoreCounts
 ) -> list[dict[str, Any]]:
     wanted = []
     for each in group:
         row = each.row
         if row.score is not None:
             counts.scored_pairs += 1
-        elif row.has_teacher and not overwrite:
+        elif not scoring.wants(row):
             counts.had_scores += 1
         else:
             counts.scored += 1
             wanted.append(row)
-    pairs = [(row.query, text) for row in wanted for text in (*row.positives, *row.negatives)]
-    scores = iter(teacher.compute_score(pairs, normalize=normalize, show_progress=False) if pairs else ())
+    scores = iter(found)
     new = {
         row.index: {
             "pos_scores": [round(float(next(scores)), 6) for _ in row.positives],

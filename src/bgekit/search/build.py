@@ -23,7 +23,9 @@ from ..data.records import Record, RecordReader
 from ..errors import ArgumentError, OutputError, require_extra
 from ..files.atomic import OutputFolder
 from ..files.hashing import digest, file_sha256, file_status
-from ..inference.shards import MANIFEST, SHARD_SIZE, Chunks, EncodeReport, ShardSet, encode_to_shards, load_shards
+from ..files.remote import is_url, refuse_url
+from ..inference.shard_stores import MANIFEST
+from ..inference.shards import SHARD_SIZE, Chunks, EncodeReport, ShardSet, encode_to_shards, load_shards
 from .index import SearchIndex
 from .nearest import Floats
 from .segments import (
@@ -117,6 +119,7 @@ def index_records(
         >>> len(index)
         6
     """
+    refuse_url(folder, "an index is made")
     check_type(index_type, recall)
     asked = _queries(queries, model.dimension)
     check_similarity(model.card.name, model.card.similarity, unit_vectors=model.card.normalize)
@@ -194,6 +197,7 @@ def index_shards(
         >>> len(index)
         6
     """
+    refuse_url(folder, "an index is made")
     check_type(index_type, recall)
     asked = _queries(queries, shards.dimension)
     path = Path(folder)
@@ -225,6 +229,7 @@ def with_type(
         recall: As in `index_records`. Where only this changes, nothing is built again: what it takes is measured.
         queries: Vectors of queries [n, dimension] float32 to measure it with.
     """
+    refuse_url(folder, "an index is changed")
     check_type(index_type, recall)
     path = Path(folder)
     if _as_wanted(read_facts(path), index_type, recall):
@@ -361,10 +366,10 @@ def _source(records: Iterable[Record], options: dict[str, Any], known: Any) -> d
     before = {entry["path"]: entry for entry in (known or {}).get("files", [])}
     files = []
     for file, name in zip(records.files, records.names, strict=True):
-        path = os.path.abspath(file)
-        old, status = before.get(path, {}), file_status(Path(file))
+        path = file if is_url(file) else os.path.abspath(file)
+        old, status = before.get(path, {}), file_status(file)
         same = status is not None and old.get("status") == status
-        entry = {"path": path, "status": status, "sha256": old["sha256"] if same else file_sha256(Path(file))}
+        entry = {"path": path, "status": status, "sha256": old["sha256"] if same else file_sha256(file)}
         files.append(entry if name is None else entry | {"name": name})
     return {"options": options, "files": files}
 

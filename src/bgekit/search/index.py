@@ -18,11 +18,14 @@ import numpy.typing as npt
 from ..data.chunking import document_of
 from ..data.metadata import Metadata, plain, rows_of
 from ..errors import ArgumentError, OutputError, check_count
+from ..files.remote import is_url, refuse_url
 from ..inference.pipeline import Embeddings, Origin
-from ..inference.shards import MANIFEST, SHARD_SIZE, load_shards
+from ..inference.shard_stores import MANIFEST
+from ..inference.shards import SHARD_SIZE, load_shards
 from ..inference.similarity import unit
 from ..models.card import UNSET, Unset
 from .approximate import Approximate, open_structure
+from .copied import local_index
 from .model_check import check_model
 from .nearest import (
     QUERIES,
@@ -110,7 +113,8 @@ class SearchIndex:
     """An index on disk; only what a search needs is read.
 
     Attributes:
-        folder: Where it lies.
+        folder: Where it lies on the local disk.
+        origin: Where it was opened from: the folder, or its URL.
 
     Example:
         >>> from bgekit import FlagModel
@@ -122,8 +126,9 @@ class SearchIndex:
         3
     """
 
-    def __init__(self, folder: Path, state: _State) -> None:
+    def __init__(self, folder: Path, state: _State, origin: str = "") -> None:
         self.folder, self._state = folder, state
+        self.origin = origin or str(folder)
         self._checked: set[str] = set()
         self._warned = False
 
@@ -131,16 +136,18 @@ class SearchIndex:
     def load(cls, folder: str | os.PathLike[str]) -> SearchIndex:
         """Open an index folder, or a folder of shards of `bge encode` (searched exactly).
 
+        One at a URL is copied to the local cache, where it stays as long as it is the same; it is not changed there.
+
         Raises:
             OutputError: it is neither, unfinished, or damaged.
             MissingExtraError: the index needs faiss, which is not installed.
         """
-        path = Path(folder)
+        path, origin = local_index(folder), os.fspath(folder)
         if (path / FACTS).exists():
-            return cls(path, _opened(path))
+            return cls(path, _opened(path), origin)
         if (path / MANIFEST).exists():
             shards = load_shards(path)
-            return cls(path, _State(facts_of_shards(shards), StoredShards(shards)))
+            return cls(path, _State(facts_of_shards(shards), StoredShards(shards)), origin)
         what = "is neither an index nor a folder of encoded shards" if path.exists() else "does not exist"
         raise OutputError(f"{path} {what}; `bge search FILE... --index DIR` makes an index")
 
@@ -159,6 +166,8 @@ class SearchIndex:
         """
         if isinstance(self.stored, StoredShards):
             return False
+        if is_url(self.origin):
+            self.folder = local_index(self.origin)
         state = _opened(self.folder, self._state)
         if state is self._state:
             return False
@@ -217,6 +226,7 @@ class SearchIndex:
             DataError: a record cannot be read, or a column of metadata has another type than in the index.
             OutputError: the folder cannot be written, or another process writes to it.
         """
+        refuse_url(self.origin, "an index is changed")
         report = add_records(
             self.folder, model, records, batch_size=batch_size, shard_size=shard_size, progress=progress
         )
@@ -247,6 +257,7 @@ class SearchIndex:
             DataError: an id is not there.
             OutputError: the folder cannot be written, or another process writes to it.
         """
+        refuse_url(self.origin, "an index is changed")
         removal = remove_documents(self.folder, ids, where=where, ignore_missing=ignore_missing, dry_run=dry_run)
         self.refresh()
         return removal
@@ -259,6 +270,7 @@ class SearchIndex:
         Raises:
             OutputError: the folder cannot be written, or another process writes to it.
         """
+        refuse_url(self.origin, "an index is changed")
         report = compact(self.folder)
         self.refresh()
         return report

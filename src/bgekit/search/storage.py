@@ -34,7 +34,8 @@ import numpy.typing as npt
 
 from ..data.metadata import Part, read_table, typed
 from ..errors import ArgumentError, OutputError
-from ..inference.shards import ShardSet, json_bytes, mapped
+from ..inference.shard_stores import json_bytes
+from ..inference.shards import ShardSet, mapped
 
 VECTORS: Final = "vectors.npy"
 ROWS: Final = "rows.jsonl"

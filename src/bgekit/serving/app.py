@@ -9,7 +9,6 @@ import logging
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.applications import Starlette
@@ -53,6 +52,7 @@ def create_app(
     Args:
         models: Name -> folder, Hugging Face id or `packaged:NAME`, embedders and rerankers; or a model that is loaded.
         index: Folder of an index of `bge search`, which is searched at `/v1/search`; its model must be among `models`.
+            One at a URL is copied when the application starts.
         api_keys: Keys, of which requests must have one; none if empty.
         options: Name -> `dtype`, `max_length`, `pooling`, `revision`, ... of that model.
         settings: Of `Settings`: `max_wait=5`, `lazy=True`, ...
@@ -71,14 +71,14 @@ def create_app(
     chosen = Settings(**settings)
     if strange := [name for name in options or {} if name not in models]:
         raise UsageError(f"there are settings for {strange[0]}, which is not served; served are {', '.join(models)}")
-    return App(models, None if index is None else Path(index), tuple(api_keys), options, chosen)
+    return App(models, None if index is None else os.fspath(index), tuple(api_keys), options, chosen)
 
 
 class App:
     """The application: requests to `/NAME/...` go where those to `/...` go, with the model's name noted."""
 
     def __init__(
-        self, models: Mapping[str, Any], index: Path | None, api_keys: tuple[str, ...],
+        self, models: Mapping[str, Any], index: str | None, api_keys: tuple[str, ...],
         options: Mapping[str, Mapping[str, Any]] | None, settings: Settings,
     ) -> None:  # fmt: skip
         import torch

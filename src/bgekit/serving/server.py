@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from .metrics import Metrics
@@ -28,7 +27,7 @@ class Server:
         models: The models.
         scheduler: The queue.
         api_keys: Keys, of which a request must have one; empty if it needs none.
-        index: Folder of the index that is searched, None without.
+        index: Folder of the index that is searched, or its URL; None without.
         metrics: Counters.
         draining: Whether it is being shut down.
         failed: Why it cannot go on, "" as long as it can.
@@ -39,7 +38,7 @@ class Server:
 
     def __init__(
         self, settings: Settings, models: Models, scheduler: Scheduler, api_keys: Iterable[str | bytes],
-        index: Path | None, compute_type: str,
+        index: str | None, compute_type: str,
     ) -> None:  # fmt: skip
         self.settings, self.models, self.scheduler, self.index = settings, models, scheduler, index
         self.api_keys = tuple(key.encode() if isinstance(key, str) else key for key in api_keys)

@@ -14,7 +14,6 @@ import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -27,6 +26,7 @@ from ...errors import ArgumentError, OutputError
 from ...inference.pipeline import Embeddings, Origin
 from ...inference.reranker import sigmoid
 from ...models.sentence_transformers_files import shown_name
+from ...search.copied import local_index
 from ...search.index import Hit, SearchIndex, reranked
 from ...search.storage import FACTS
 from ...search.where import Where, WhereError
@@ -144,14 +144,14 @@ class OpenIndex:
         served: The model that it was made with.
     """
 
-    def __init__(self, folder: Path, hidden: Sequence[str]) -> None:
-        """Open an index.
+    def __init__(self, place: str, hidden: Sequence[str]) -> None:
+        """Open the index in a folder; one at a URL is copied, and stays as it is.
 
         Raises:
             OutputError: the folder is none.
         """
-        self._folder, self._hidden = folder, frozenset(hidden)
-        self._index = SearchIndex.load(folder)
+        self._folder, self._hidden = local_index(place), frozenset(hidden)
+        self._index = SearchIndex.load(self._folder)
         self._stamp = self._stamp_now()
         self._state = self._digest()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")
