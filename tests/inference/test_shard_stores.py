@@ -74,7 +74,7 @@ def test_killed_and_run_again_a_url_has_the_same_files(corpus, bucket):
     for shards, more in ((1, 1), (6, 5)):
         command = [sys.executable, PROGRAM, f"{bucket}/out", corpus, "--hang-after", str(more)]
         with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-            while sum(name.startswith("shard-") and ".json" in name[-5:] for name in listed(f"{bucket}/out")) < shards:
+            while sum(name.startswith("shard-") and name.endswith(".json") for name in listed(f"{bucket}/out")) < shards:
                 assert process.poll() is None, process.stderr.read()
                 time.sleep(0.02)
             process.send_signal(signal.SIGKILL)
@@ -119,8 +119,8 @@ def test_a_run_that_starts_over_and_is_stopped_leaves_the_older_state_and_goes_o
     with pytest.raises(DataError, match="the input breaks"):
         encode_to_shards(FakeEncoder(), broken(), url, shard_size=10, overwrite=True)
     assert load_shards(url).vectors().dtype == np.float16
-    assert {name: content for name, content in stored(url).items() if name in older and ".json" not in name[-5:]} == {
-        name: content for name, content in older.items() if ".json" not in name[-5:]
+    assert {name: content for name, content in stored(url).items() if name in older and not name.endswith(".json")} == {
+        name: content for name, content in older.items() if not name.endswith(".json")
     }
     with pytest.raises(OutputError, match=r"was made by another run: dtype was 'float32' and is 'float16' now"):
         encode_to_shards(FakeEncoder(), records, url, shard_size=10, dtype="float16")
