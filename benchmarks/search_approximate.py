@@ -62,7 +62,8 @@ def approximate_search(args: argparse.Namespace) -> int:
     print(f"{what}; all vectors are copies of these with noise, cosine 0.8 to 0.9; {len(queries[ASKED]):,} real "
           f"queries, one at a time; best {K}; {args.threads} threads; {disk(args.work)}")  # fmt: skip
     print(f"{'vectors':>10} {'index':<11} {'build, s':>8} {'CPU, s':>7} {'own MB':>7} {'on disk':>8} {'resident':>8} "
-          f"{'vectors':>8} {'ms':>7} {'cold ms':>7} {'recall':>7}  recall, ms where {KEPT} % are kept")  # fmt: skip
+          f"{'vectors':>8} {'ms':>7} {'CPU ms':>7} {'cold ms':>7} {'recall':>7}  "
+          f"recall, ms where {KEPT} % are kept")  # fmt: skip
     for size in args.sizes:
         folder = args.work / f"copies-{size}"
         made = child("make-vectors", folder, str(size), files, args)
@@ -82,8 +83,8 @@ def print_row(size: int, kind: str, row: dict[str, Any]) -> None:
 
     kept = "  ".join(f"{recall:.3f} {ms:.1f}" for recall, ms in row.get("kept", []))
     print(f"{size:10,} {kind:<11} {shown('build'):>8} {shown('cpu'):>7} {shown('own'):>7} {shown('disk'):>8} "
-          f"{shown('resident'):>8} {shown('mapped'):>8} {shown('ms', 2):>7} {shown('cold', 2):>7} "
-          f"{shown('recall', 4):>7}  {kept}", flush=True)  # fmt: skip
+          f"{shown('resident'):>8} {shown('mapped'):>8} {shown('ms', 2):>7} {shown('cpu_ms', 2):>7} "
+          f"{shown('cold', 2):>7} {shown('recall', 4):>7}  {kept}", flush=True)  # fmt: skip
 
 
 def child(command: str, folder: Path, kind: str, queries: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -234,9 +235,9 @@ def serve_type(args: argparse.Namespace) -> int:
     if args.cold:
         forget(args.folder / "vectors.npy")
         few = queries[:100] if args.kind != "exact" else queries[:3]
-        row["cold"], _ = one_by_one(few, lambda asked: index.nearest(asked, K)[1])
+        row["cold"], _, _ = one_by_one(few, lambda asked: index.nearest(asked, K)[1])
     for _ in range(2):  # The second time all that is needed is in memory.
-        row["ms"], found = one_by_one(queries, lambda asked: index.nearest(asked, K)[1])
+        row["ms"], row["cpu_ms"], found = one_by_one(queries, lambda asked: index.nearest(asked, K)[1])
     row["recall"] = recall(found, truth["all"])
     resident = resident_mb()
     row["mapped"] = resident.pop("vectors.npy", 0.0)
@@ -245,7 +246,7 @@ def serve_type(args: argparse.Namespace) -> int:
     for percent in KEPT:
         where = f"part < {percent}"
         index.nearest(queries[:1], K, where)  # The condition itself is computed once.
-        ms, found = one_by_one(queries[:KEPT_QUERIES], lambda asked, where=where: index.nearest(asked, K, where)[1])
+        ms, _, found = one_by_one(queries[:KEPT_QUERIES], lambda asked, where=where: index.nearest(asked, K, where)[1])
         row["kept"].append((recall(found, truth[str(percent)]), ms))
     print(json.dumps(row))
     return 0
@@ -293,7 +294,7 @@ def make_peer(args: argparse.Namespace) -> int:
             index.hnsw.efSearch = width_of_search
         else:
             index.nprobe = width_of_search
-        row["ms"], found = one_by_one(queries, ask)
+        row["ms"], row["cpu_ms"], found = one_by_one(queries, ask)
         row["recall"] = recall(found, truth)
         if row["recall"] >= (args.recall or 0.99):
             break
@@ -316,14 +317,15 @@ def set_threads(threads: int) -> None:
     logging.getLogger("bgekit").setLevel(logging.ERROR)  # It is not known whose vectors these are.
 
 
-def one_by_one(queries: Any, ask: Callable[[Any], Any]) -> tuple[float, Any]:
-    """Median milliseconds of a query, and the rows that were found."""
-    times, found = [], []
+def one_by_one(queries: Any, ask: Callable[[Any], Any]) -> tuple[float, float, Any]:
+    """Median milliseconds of a query, wall and CPU time, and the rows that were found."""
+    times, used, found = [], [], []
     for at in range(len(queries)):
-        start = time.perf_counter()
+        start, before = time.perf_counter(), time.process_time()
         found.append(ask(queries[at : at + 1])[0])
         times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1000, np.array(found)
+        used.append(time.process_time() - before)
+    return statistics.median(times) * 1000, statistics.median(used) * 1000, np.array(found)
 
 
 def recall(found: Any, truth: Any) -> float:
