@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import resource
@@ -18,8 +19,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-#: Queries that are asked one at a time, and nearest rows that are wanted of each.
-QUERIES, K = 1000, 10
+#: Queries that are asked one at a time, and nearest rows that are wanted of each. The first 1,000 were looked at when
+#: the ways of search were chosen: these are others.
+ASKED, K = slice(1000, 2000), 10
 #: Percent of the rows that conditions keep, and queries that each is measured with.
 KEPT, KEPT_QUERIES = (50, 10, 1), 100
 #: Widths that a graph of a peer is searched with until it finds enough.
@@ -37,7 +39,9 @@ def approximate_options(commands: Any) -> None:
     parser.add_argument("--cold", action="store_true", help="also with the vectors out of the system's cache")
     parser.add_argument("--work", type=Path, default=Path("build/search"), help="where vectors and indexes are kept")
     parser.set_defaults(run=approximate_search)
-    for name, run in (("make-type", make_type), ("serve-type", serve_type), ("make-peer", make_peer)):
+    for name, run in (
+        ("make-vectors", make_vectors), ("make-type", make_type), ("serve-type", serve_type), ("make-peer", make_peer)
+    ):  # fmt: skip
         child = commands.add_parser(name, help="used by approximate, in a process of its own")
         child.add_argument("folder", type=Path)
         child.add_argument("kind")
@@ -52,16 +56,19 @@ def approximate_search(args: argparse.Namespace) -> int:
     from search import real_vectors
 
     args.work.mkdir(parents=True, exist_ok=True)
-    documents, queries, what = real_vectors(args.work)
+    _, queries, what = real_vectors(args.work)
     files = args.work / "asked.npy"
-    np.save(files, queries[:QUERIES])
-    print(f"{what}; all vectors are copies of these with noise, cosine 0.8 to 0.9; {QUERIES:,} real queries, one at a "
-          f"time; best {K}; {args.threads} threads; {disk(args.work)}")  # fmt: skip
+    np.save(files, queries[ASKED])
+    print(f"{what}; all vectors are copies of these with noise, cosine 0.8 to 0.9; {len(queries[ASKED]):,} real "
+          f"queries, one at a time; best {K}; {args.threads} threads; {disk(args.work)}")  # fmt: skip
     print(f"{'vectors':>10} {'index':<11} {'build, s':>8} {'CPU, s':>7} {'own MB':>7} {'on disk':>8} {'resident':>8} "
-          f"{'vectors':>8} {'ms':>7} {'cold ms':>7} {'recall':>7}  recall, ms where {KEPT} % are kept")  # fmt: skip
+          f"{'vectors':>8} {'ms':>7} {'CPU ms':>7} {'cold ms':>7} {'recall':>7}  "
+          f"recall, ms where {KEPT} % are kept")  # fmt: skip
     for size in args.sizes:
-        folder = folder_of(documents, size, args.work)
-        truth_of(folder, queries[:QUERIES])
+        folder = args.work / f"copies-{size}"
+        made = child("make-vectors", folder, str(size), files, args)
+        if made["made"]:
+            print_row(size, "vectors", made)
         for kind in args.types:
             made = child("make-type", folder, kind, files, args)
             print_row(size, kind, made | child("serve-type", folder, kind, files, args))
@@ -76,8 +83,8 @@ def print_row(size: int, kind: str, row: dict[str, Any]) -> None:
 
     kept = "  ".join(f"{recall:.3f} {ms:.1f}" for recall, ms in row.get("kept", []))
     print(f"{size:10,} {kind:<11} {shown('build'):>8} {shown('cpu'):>7} {shown('own'):>7} {shown('disk'):>8} "
-          f"{shown('resident'):>8} {shown('mapped'):>8} {shown('ms', 2):>7} {shown('cold', 2):>7} "
-          f"{shown('recall', 4):>7}  {kept}", flush=True)  # fmt: skip
+          f"{shown('resident'):>8} {shown('mapped'):>8} {shown('ms', 2):>7} {shown('cpu_ms', 2):>7} "
+          f"{shown('cold', 2):>7} {shown('recall', 4):>7}  {kept}", flush=True)  # fmt: skip
 
 
 def child(command: str, folder: Path, kind: str, queries: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -118,16 +125,30 @@ def forget(file: Path) -> None:
 # What is searched.
 
 
-def folder_of(documents: Any, size: int, work: Path) -> Path:
-    """An exact index of so many copies with ids and a column `part`, without texts; kept in a folder."""
+def make_vectors(args: argparse.Namespace) -> int:
+    """Write the vectors, and what is nearest to each query; both are kept."""
+    from search import own_pages, real_vectors
+
+    set_threads(args.threads)
+    documents, _, _ = real_vectors(args.folder.parent)
+    row: dict[str, Any] = {"made": not (args.folder / "index.json").exists()}
+    start, before = time.perf_counter(), cpu()
+    if row["made"]:
+        with own_pages() as most:
+            write_copies(documents, int(args.kind), args.folder)
+        row |= {"build": time.perf_counter() - start, "cpu": cpu() - before, "own": most[0] / 1e6}
+        row["disk"] = sum(each.stat().st_size for each in args.folder.rglob("*")) / 1e6
+    write_truth(args.folder, np.load(args.queries))
+    print(json.dumps(row))
+    return 0
+
+
+def write_copies(documents: Any, size: int, folder: Path) -> None:
+    """An exact index of so many copies with ids and a column `part`, without texts."""
     from bgekit.files import OutputFolder
     from bgekit.search.segments import commit, write_segment
     from bgekit.search.storage import Facts, Stored, columns_of
     from search import with_copies
-
-    folder = work / f"copies-{size}"
-    if (folder / "index.json").exists():
-        return folder
 
     class Copies(Stored):
         count, dimension = size, documents.shape[1]
@@ -162,22 +183,26 @@ def folder_of(documents: Any, size: int, work: Path) -> Path:
                       {**segment.metadata, "columns": columns_of(schema)} if segment.metadata else None,
                       segments=(segment,))  # fmt: skip
         commit(output, facts)
-    return folder
 
 
-def truth_of(folder: Path, queries: Any) -> None:
+def write_truth(folder: Path, queries: Any) -> None:
     """The nearest rows of each query, by exact search; of all rows, and of those that conditions keep."""
     from bgekit.search import SearchIndex
     from bgekit.search.build import with_type
 
-    if (folder / f"truth-{len(queries)}.npz").exists():
+    if truth_file(folder, queries).exists():
         return
     with_type(folder, "exact")
     index = SearchIndex.load(folder)
     found = {"all": index.nearest(queries, K)[1]}
     for percent in KEPT:
         found[str(percent)] = index.nearest(queries[:KEPT_QUERIES], K, f"part < {percent}")[1]
-    np.savez(folder / f"truth-{len(queries)}.npz", **found)
+    np.savez(truth_file(folder, queries), **found)
+
+
+def truth_file(folder: Path, queries: Any) -> Path:
+    """Where the nearest rows of these queries are kept."""
+    return folder / f"truth-{hashlib.sha256(queries.tobytes()).hexdigest()[:12]}.npz"
 
 
 # Steps, each in a process of its own.
@@ -204,15 +229,15 @@ def serve_type(args: argparse.Namespace) -> int:
 
     set_threads(args.threads)
     queries = np.load(args.queries)
-    truth = np.load(args.folder / f"truth-{len(queries)}.npz")
+    truth = np.load(truth_file(args.folder, queries))
     row: dict[str, Any] = {"cold": None}
     index = SearchIndex.load(args.folder)
     if args.cold:
         forget(args.folder / "vectors.npy")
         few = queries[:100] if args.kind != "exact" else queries[:3]
-        row["cold"], _ = one_by_one(few, lambda asked: index.nearest(asked, K)[1])
+        row["cold"], _, _ = one_by_one(few, lambda asked: index.nearest(asked, K)[1])
     for _ in range(2):  # The second time all that is needed is in memory.
-        row["ms"], found = one_by_one(queries, lambda asked: index.nearest(asked, K)[1])
+        row["ms"], row["cpu_ms"], found = one_by_one(queries, lambda asked: index.nearest(asked, K)[1])
     row["recall"] = recall(found, truth["all"])
     resident = resident_mb()
     row["mapped"] = resident.pop("vectors.npy", 0.0)
@@ -221,7 +246,7 @@ def serve_type(args: argparse.Namespace) -> int:
     for percent in KEPT:
         where = f"part < {percent}"
         index.nearest(queries[:1], K, where)  # The condition itself is computed once.
-        ms, found = one_by_one(queries[:KEPT_QUERIES], lambda asked, where=where: index.nearest(asked, K, where)[1])
+        ms, _, found = one_by_one(queries[:KEPT_QUERIES], lambda asked, where=where: index.nearest(asked, K, where)[1])
         row["kept"].append((recall(found, truth[str(percent)]), ms))
     print(json.dumps(row))
     return 0
@@ -235,7 +260,7 @@ def make_peer(args: argparse.Namespace) -> int:
 
     set_threads(args.threads)
     queries, vectors = np.load(args.queries), np.load(args.folder / "vectors.npy", mmap_mode="r")
-    truth = np.load(args.folder / f"truth-{len(queries)}.npz")["all"]
+    truth = np.load(truth_file(args.folder, queries))["all"]
     start, before = time.perf_counter(), cpu()
     count, width = vectors.shape
     with own_pages() as most:
@@ -269,7 +294,7 @@ def make_peer(args: argparse.Namespace) -> int:
             index.hnsw.efSearch = width_of_search
         else:
             index.nprobe = width_of_search
-        row["ms"], found = one_by_one(queries, ask)
+        row["ms"], row["cpu_ms"], found = one_by_one(queries, ask)
         row["recall"] = recall(found, truth)
         if row["recall"] >= (args.recall or 0.99):
             break
@@ -292,14 +317,15 @@ def set_threads(threads: int) -> None:
     logging.getLogger("bgekit").setLevel(logging.ERROR)  # It is not known whose vectors these are.
 
 
-def one_by_one(queries: Any, ask: Callable[[Any], Any]) -> tuple[float, Any]:
-    """Median milliseconds of a query, and the rows that were found."""
-    times, found = [], []
+def one_by_one(queries: Any, ask: Callable[[Any], Any]) -> tuple[float, float, Any]:
+    """Median milliseconds of a query, wall and CPU time, and the rows that were found."""
+    times, used, found = [], [], []
     for at in range(len(queries)):
-        start = time.perf_counter()
+        start, before = time.perf_counter(), time.process_time()
         found.append(ask(queries[at : at + 1])[0])
         times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1000, np.array(found)
+        used.append(time.process_time() - before)
+    return statistics.median(times) * 1000, statistics.median(used) * 1000, np.array(found)
 
 
 def recall(found: Any, truth: Any) -> float:

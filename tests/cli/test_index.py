@@ -78,6 +78,31 @@ def test_documents_come_and_go(bge, index, tmp_path):
     assert set(ids(bge, index)) == {"d1", "d3"}
 
 
+def test_the_recall_that_is_wanted_is_measured_kept_and_shown(bge, tiny_bert, tmp_path):
+    words = [
+        f"{first} {second} {number}"
+        for first in ("cat", "dog", "tree")
+        for second in ("fast", "small")
+        for number in range(50)
+    ]
+    corpus, index = write(tmp_path / "docs.jsonl", [{"text": text} for text in words]), tmp_path / "index"
+    bge("search", corpus, "--model", tiny_bert, "--index", index, "--index-type", "int8", "--recall", "0.8", "-q", "x",
+        "--no-progress")  # fmt: skip
+    measured = info(bge, index)["measured"]
+    assert measured["wanted"] == 0.8 and all(point["recall"] >= 0.8 for point in measured["points"])
+    assert "80.0% wanted; found " in bge("index", "info", index)
+    # Of an index that is there it is only measured again.
+    files = {file: file.stat().st_mtime_ns for file in index.glob("index.int8")}
+    bge("search", "--index", index, "--recall", "0.95", "-q", "x", "--no-progress")
+    assert info(bge, index)["measured"]["wanted"] == 0.95
+    assert files == {file: file.stat().st_mtime_ns for file in index.glob("index.int8")} != {}
+    assert "recall must be at least 0.5 and less than 1" in bge(
+        "search", "--index", index, "--recall", "1.5", "-q", "x", code=1
+    )
+    exact = ("search", corpus, "--model", tiny_bert, "--index", tmp_path / "exact", "-q", "x", "--recall", "0.9")
+    assert "an exact index finds all of the nearest: leave out --recall" in bge(*exact, "--no-progress", code=1)
+
+
 def test_ids_from_rows_and_standard_input(bge, index, corpus):
     said = bge("index", "remove", index, "--ids", "-", stdin="d0\nx\n", code=1)
     assert "has no documents of 1 of the ids: 'x'. Nothing was removed; --ignore-missing removes the others" in said

@@ -284,6 +284,17 @@ def test_the_fingerprint_changes_with_what_decides_vectors(copy: Path) -> None:
     assert len(fingerprint(copy)) == 64
 
 
+def test_the_fingerprint_changes_with_code_that_computes(copy: Path) -> None:
+    (copy / "own").mkdir()
+    for changed in (copy / "modeling.py", copy / "own" / "layers.py"):
+        changed.write_text("SCALE = 1")
+    plain, seen = fingerprint(copy), {fingerprint(copy, own_code=True)}
+    for changed in (copy / "modeling.py", copy / "own" / "layers.py"):
+        changed.write_text("SCALE = 2")  # As long as before.
+        seen.add(fingerprint(copy, own_code=True))
+    assert len(seen) == 3 and fingerprint(copy) == plain
+
+
 def test_a_file_that_vanishes_while_it_is_hashed_gives_no_fingerprint(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bgekit.inference.similarity import unit
-from bgekit.search.nearest import TopK, _keys_of, _of_keys, _true_places, nearest
+from bgekit.search import nearest as module
+from bgekit.search.nearest import TopK, _keys_of, _of_keys, _true_places, nearest, pair_scores
 
 
 def blocks(vectors, size):
@@ -91,6 +92,29 @@ def test_a_length_that_is_known_is_not_measured():
         each.add(0, vectors)
     for (_, rows), (_, others) in zip(plain.found(), told.found(), strict=True):
         assert rows.tolist() == others.tolist()
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+@pytest.mark.parametrize(("width", "dtype"), [(384, np.float32), (31, np.float16), (5, np.float32)])
+def test_the_score_of_a_pair_has_the_same_bits_in_any_company(width, dtype, cosine, monkeypatch, recwarn):
+    generator = np.random.default_rng(width)
+    wide, vectors = generator.normal(size=(20, width)), generator.normal(size=(300, width)).astype(dtype)
+    queries, columns = np.nonzero(generator.random((20, 300)) < 0.3)
+    scores = pair_scores(wide, queries, vectors, columns, cosine=cosine)
+    everything = wide @ vectors.T.astype(np.float64)
+    if cosine:
+        everything /= np.linalg.norm(vectors.astype(np.float64), axis=1)
+    np.testing.assert_allclose(scores, everything[queries, columns], rtol=1e-6, atol=1e-6)
+    some = np.flatnonzero(generator.random(len(queries)) < 0.1)
+    assert np.array_equal(pair_scores(wide, queries[some], vectors, columns[some], cosine=cosine), scores[some])
+    for at in some[:20]:
+        one = np.zeros(1, np.int64)
+        alone = pair_scores(wide[queries[at]][None], one, vectors[columns[at]][None], one, cosine=cosine)
+        assert alone == scores[at : at + 1]
+    monkeypatch.setattr(module, "_WIDE", 8 * width * 7)
+    assert np.array_equal(pair_scores(wide, queries, vectors, columns, cosine=cosine), scores)
+    assert pair_scores(wide, one[:0], vectors, one[:0], cosine=cosine).shape == (0,)
+    assert not list(recwarn)
 
 
 @pytest.fixture(params=[True, False], ids=["16 bits", "32 bits"])

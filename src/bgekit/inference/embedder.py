@@ -358,7 +358,7 @@ class FlagModel(CheckpointModel, Embedder):
 
 
 def _fingerprint(spec: EmbedderSpec, query_max_length: int | None, passage_max_length: int | None) -> str:
-    weights = fingerprint(spec.folder, allow_pickle=spec.allow_pickle)
+    weights = fingerprint(spec.folder, allow_pickle=spec.allow_pickle, own_code=spec.trust_remote_code)
     card = {key: value for key, value in spec.card.to_dict().items() if key not in ("name", "family")}
     lengths = [str(query_max_length), str(passage_max_length)]
     # Only where there are some, so that what was stored without them is found again.

@@ -279,7 +279,8 @@ class FlagReranker(CheckpointModel):
     @cached_property
     def fingerprint(self) -> str:
         """sha256 (hex) of all that decides what score a pair gets: weights, tokenizer, settings and precision."""
-        weights = fingerprint(self.folder, allow_pickle=self._spec.allow_pickle)
+        spec = self._spec
+        weights = fingerprint(self.folder, allow_pickle=spec.allow_pickle, own_code=spec.trust_remote_code)
         return digest(weights, repr(self._request), self.precision, str(self.normalize))
 
     @overload

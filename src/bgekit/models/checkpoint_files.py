@@ -324,8 +324,14 @@ def read_tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
         raise CheckpointError(f"{file} is damaged or holds more than weights: {error}") from error
 
 
-def fingerprint(folder: Path, *, allow_pickle: bool = False) -> str:
-    """sha256 (hex) of the weights and of the files that decide how text becomes tokens."""
+def fingerprint(folder: Path, *, allow_pickle: bool = False, own_code: bool = False) -> str:
+    """sha256 (hex) of the weights, of the files that decide how text becomes tokens, and of code that comes with them.
+
+    Args:
+        folder: The checkpoint.
+        allow_pickle: Whether weights may be stored as pickles.
+        own_code: Whether Python files of the checkpoint compute, so that they decide, too.
+    """
     digest = hashlib.sha256()
     files = weight_files(folder, allow_pickle=allow_pickle)
     files += [path for path in sorted(folder.glob("*/model.safetensors"))]
@@ -333,4 +339,6 @@ def fingerprint(folder: Path, *, allow_pickle: bool = False) -> str:
     for path in files:
         if path.is_file():
             digest.update(f"{path.name}:{content_sha256(path)}\n".encode())
+    for path in sorted(folder.rglob("*.py")) if own_code else ():
+        digest.update(f"{path.relative_to(folder).as_posix()}:{content_sha256(path)}\n".encode())
     return digest.hexdigest()

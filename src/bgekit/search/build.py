@@ -271,7 +271,9 @@ def check_type(index_type: str | None, recall: float | None = None) -> None:
     if index_type not in INDEX_TYPES:
         raise ArgumentError(f"index_type must be one of {', '.join(INDEX_TYPES)} or auto, not {index_type!r}")
     if index_type == "exact" and recall is not None:
-        raise ArgumentError("an exact index finds all of the nearest: leave out recall, or choose another index_type")
+        raise ArgumentError(
+            "an exact index finds all of the nearest: leave out recall=..., or choose another index_type"
+        )
     if index_type not in ("exact", "int8"):
         require_extra("faiss", "faiss")  # Before hours of encoding, not after them.
 
