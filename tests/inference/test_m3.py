@@ -106,7 +106,7 @@ def check_equal(found, expected, atol: float = 1e-5) -> None:
 
 def test_all_outputs_of_real_texts_equal_plain_transformers(shared_path, tmp_path):
     texts = real_texts(shared_path, 200)
-    folder = make_m3(tmp_path / "m3", texts, dim=48)
+    folder = make_m3(tmp_path / "m3", texts, dim=48, pieces=6000)
     plain, model = Plain(folder), BGEM3FlagModel(folder, use_fp16=False, devices="cpu")
     found = model.encode(texts, **ALL)
     assert len(texts) == 200 and found["dense_vecs"].truncated == (199,)
@@ -136,7 +136,7 @@ def test_flag_embedding_gives_the_same_numbers(shared_path, tmp_path):
     if python is None:
         pytest.skip("needs FLAGEMBEDDING_PYTHON, the interpreter of an environment with FlagEmbedding 1.4.2")
     texts = real_texts(shared_path, 200)
-    folder = make_m3(tmp_path / "m3", texts)
+    folder = make_m3(tmp_path / "m3", texts, pieces=6000)
     pairs = list(zip(texts[:40], texts[160:], strict=True))
     (tmp_path / "input.json").write_text(json.dumps({"texts": texts, "pairs": pairs}))
     program = """
@@ -298,7 +298,8 @@ def same(one, other) -> bool:
     return (
         np.array_equal(one["dense_vecs"], other["dense_vecs"])
         and one["lexical_weights"] == other["lexical_weights"]
-        and all(map(np.array_equal, one["colbert_vecs"], other["colbert_vecs"], strict=True))
+        and len(one["colbert_vecs"]) == len(other["colbert_vecs"])
+        and all(map(np.array_equal, one["colbert_vecs"], other["colbert_vecs"]))
     )
 
 
