@@ -29,13 +29,18 @@ from ..files.atomic import OutputFolder, SharedFolder, failing
 from ..files.hashing import HashedFile, digest, file_sha256
 from ..files.remote import is_there, list_url, read_url, remove_url, write_url
 from ..files.transfer import LocalCopy, local_copy, uploaded_file
+from .ragged_shards import RAGGED_FILES
 
 logger = logging.getLogger(__name__)
 #: Digits of a hash in a name.
 _DIGITS: Final = 16
-_SHARD: Final = re.compile(r"shard-\d+\.[0-9a-f]+\.(npy|ids\.jsonl|metadata\.arrow|json)")
 MANIFEST: Final = "manifest.json"
 METADATA: Final = ".metadata.arrow"
+#: Endings of the files of a shard -> the facts that hold their hashes.
+PARTS: Final = {
+    ".npy": "vectors_sha256", ".ids.jsonl": "ids_sha256", METADATA: "metadata_sha256", **RAGGED_FILES
+}  # fmt: skip
+_SHARD: Final = re.compile(rf"shard-\d+\.[0-9a-f]+({'|'.join(map(re.escape, (*PARTS, '.json')))})")
 FORMAT: Final = "bgekit shards"
 VERSION: Final = 1
 _FACTS: Final = frozenset(
@@ -236,7 +241,7 @@ class LocalShards(ShardStore):
             # The manifest first: shards without one are refused, and never mixed with new ones.
             (self._path / MANIFEST).unlink(missing_ok=True)
             for path in self._path.glob("shard-*.*"):
-                if path.name.endswith((".npy", ".ids.jsonl", METADATA, ".json")):
+                if path.name.endswith((*PARTS, ".json")):
                     path.unlink()
 
     def begin(self, manifest: dict[str, Any]) -> None:
@@ -391,7 +396,7 @@ def _run_key(manifest: dict[str, Any]) -> str:
 def _named_by(manifest: dict[str, Any]) -> Iterator[str]:
     """The files that a manifest names."""
     for shard in manifest["shards"]:
-        yield from (shard[key] for key in ("vectors", "ids", "metadata") if key in shard)
+        yield from (shard[name] for name in (key.removesuffix("_sha256") for key in PARTS.values()) if name in shard)
 
 
 def copied_shards(url: str) -> Path:

@@ -3,6 +3,7 @@
     shard-00000.npy        vectors [n, dimension]
     shard-00000.ids.jsonl  a line a vector: {"id": ...}, with "text" if texts are stored
     shard-00000.metadata.arrow  the columns of metadata that records have, if they have any: a row per vector
+    shard-00000.sparse.npz, ...  further outputs, see `ragged_shards`
     shard-00000.json       facts of the shard, with sha256 of its input and files; written last
     manifest.json          how the vectors were made (from the start), and what they are (when all are there)
 
@@ -22,10 +23,10 @@ import logging
 import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -40,10 +41,14 @@ from ..data.records import Place, Record, RecordReader
 from ..errors import ArgumentError, BgekitError, NumericalError, OutputError
 from ..files.atomic import OutputFolder
 from ..files.remote import is_url
+from ..models.head_files import DENSE, OUTPUTS, Output
+from .ragged import LexicalCsr, Ragged
+from .ragged_shards import read_lexical, write_ragged
 from .shard_stores import (
     FORMAT,
     MANIFEST,
     METADATA,
+    PARTS,
     VERSION,
     LocalShards,
     RemoteShards,
@@ -130,6 +135,7 @@ def encode_to_shards(
     dtype: Dtype = "float32",
     max_length: int | None = None,
     batch_size: int | None = None,
+    outputs: Collection[Output] = DENSE,
     chunks: Chunks | None = None,
     store_texts: bool = False,
     resume: bool = True,
@@ -151,6 +157,8 @@ def encode_to_shards(
         dtype: Number format of the stored vectors.
         max_length: Cut texts at this many tokens; by default the model's own limit.
         batch_size: Maximum number of texts per batch; by default sized from the device.
+        outputs: What is computed and stored, from one pass; those beside `dense` take a model with heads. Vectors of
+            tokens are large, so 256 texts make a better shard.
         chunks: Split documents into passages; by default they are cut at the maximum length.
         store_texts: Keep the texts beside the ids, for searching.
         resume: Continue with an output that was begun; otherwise it is an error.
@@ -181,7 +189,7 @@ def encode_to_shards(
         model.settle()
         texts, settings = prepared(
             model, records, kind=kind, max_length=max_length, batch_size=batch_size, dtype=dtype,
-            shard_size=shard_size, store_texts=store_texts, chunks=chunks,
+            shard_size=shard_size, store_texts=store_texts, chunks=chunks, outputs=outputs,
         )  # fmt: skip
         manifest = describe(model, settings)
         store = LocalShards(output) if isinstance(output, OutputFolder) else RemoteShards(str(output), manifest)
@@ -191,7 +199,8 @@ def encode_to_shards(
         planner = ShardPlanner(texts, shard_size, reader, chunked=chunks is not None)
         told = None if progress is None else run.tell
         computed = compute_shards(
-            model, run.missing(planner), kind=kind, max_length=max_length, batch_size=batch_size, progress=told
+            model, run.missing(planner), kind=kind, max_length=max_length, batch_size=batch_size, outputs=outputs,
+            progress=told,
         )  # fmt: skip
         # Closed, an interrupted generator ends its threads now, not when it happens to be collected.
         with closing(computed) as results:
@@ -203,29 +212,48 @@ def encode_to_shards(
 
 
 def prepared(
-    model: Embedder, records: Iterable[Record], *, chunks: Chunks | None = None, **settings: Any
-) -> tuple[Iterable[Record], dict[str, Any]]:
+    model: Embedder, records: Iterable[Record], *, chunks: Chunks | None = None, outputs: Collection[Output] = DENSE,
+    **settings: Any,
+) -> tuple[Iterable[Record], dict[str, Any]]:  # fmt: skip
     """The texts that are encoded of some records, and the settings that a manifest keeps.
 
     Args:
         model: What encodes.
         records: The records.
         chunks: How documents are split into passages, if they are.
+        outputs: What is computed.
         settings: Further arguments of `encode_to_shards`.
 
     Raises:
-        ArgumentError: the model cannot split documents, or not like this.
+        ArgumentError: the model cannot split documents, or not like this, or does not have the outputs.
+        CheckpointError: a head that an output takes is missing, damaged or of another shape.
     """
+    model.check_outputs(outputs)
     settings = {
         "kind": settings["kind"], "max_length": settings["max_length"] or model.max_length_of(settings["kind"]),
         "batch_size": settings["batch_size"], "dtype": settings["dtype"], "dimension": model.dimension,
         "shard_size": settings["shard_size"], "store_texts": settings["store_texts"],
         **(records.settings if isinstance(records, RecordReader) else {}),
+        **_output_settings(model, outputs),
     }  # fmt: skip
     if chunks is None:
         return records, settings
     texts, settings["chunk_size"], settings["chunk_overlap"] = _passages(model, records, chunks, settings)
     return texts, settings
+
+
+def _output_settings(model: Embedder, outputs: Collection[Output]) -> dict[str, Any]:
+    """What a manifest keeps of outputs; nothing for dense vectors alone, which have all else."""
+    if set(outputs) == set(DENSE):
+        return {}
+    named = [output for output in OUTPUTS if output in outputs]
+    return {
+        "outputs": named,
+        **({} if "dense" in named else {"dimension": 0}),
+        **({"vocabulary": model.vocabulary} if "sparse" in named else {}),
+        **({"token_dimension": model.token_dimension} if "multi-vector" in named else {}),
+        "heads": {output: model.output_fingerprint(output) for output in named if output != "dense"},
+    }
 
 
 def _passages(
@@ -381,6 +409,7 @@ def compute_shards(
     kind: str,
     max_length: int | None = None,
     batch_size: int | None = None,
+    outputs: Collection[Output] = DENSE,
     progress: Callable[[float, int], None] | None = None,
 ) -> Generator[tuple[Shard, Encoded], None, None]:
     """Each shard with the results of its texts, in order; while one is computed, the next ones are read.
@@ -391,6 +420,7 @@ def compute_shards(
         kind: As in `encode_to_shards`; so are the next two.
         max_length: Tokens at which texts are cut.
         batch_size: Maximum number of texts per batch.
+        outputs: What is computed.
         progress: As in `Embedder.encode_blocks`.
 
     Raises:
@@ -404,7 +434,7 @@ def compute_shards(
             yield [record.text for record in shard.records]
 
     encoding = model.encode_blocks(
-        blocks(), role=kind, max_length=max_length, batch_size=batch_size, progress=progress
+        blocks(), role=kind, max_length=max_length, batch_size=batch_size, outputs=outputs, progress=progress
     )  # fmt: skip
     done = 0
     try:
@@ -465,6 +495,7 @@ def write_shard(store: ShardStore, shard: Shard, encoded: Encoded, settings: Map
         "input_sha256": shard.plan.input_sha256,
         "vectors_sha256": vectors_sha256,
         "ids_sha256": ids_sha256,
+        **write_ragged(partial(store.create, index), encoded, settings),
     }
     if shard.metadata is not None:
         with store.create(index, METADATA) as file:
@@ -485,7 +516,7 @@ def finished_facts(store: ShardStore, plan: ShardPlan) -> dict[str, Any] | None:
         return None
     if facts["input_sha256"] != plan.input_sha256:
         raise store.other_run(f"the input has changed in {plan}")
-    for suffix, key in _PARTS.items():
+    for suffix, key in PARTS.items():
         if key in facts and not store.holds(plan.index, suffix, facts[key]):
             name = store.name(plan.index, suffix, facts[key])
             logger.warning("%s/%s is missing or was changed: its shard is encoded again", store.place, name)
@@ -494,7 +525,6 @@ def finished_facts(store: ShardStore, plan: ShardPlan) -> dict[str, Any] | None:
 
 
 #: Endings of the files of a shard, and which of its facts is the sha256 of each.
-_PARTS: Final = {".npy": "vectors_sha256", ".ids.jsonl": "ids_sha256", METADATA: "metadata_sha256"}
 
 
 class ShardRun:
@@ -716,12 +746,13 @@ class _Entries:
 
 def _entry(store: ShardStore, index: int, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What the manifest says of a shard."""
-    names = {key: store.name(index, suffix, facts[key]) for suffix, key in _PARTS.items() if key in facts}
+    names = {key: store.name(index, suffix, facts[key]) for suffix, key in PARTS.items() if key in facts}
     return {
         **{key.removesuffix("_sha256"): name for key, name in names.items()},
         **{key: facts[key] for key in ("texts", "tokens")},
         **{key: len(facts[key]) for key in _CHANGES},
-        **{key: facts[key] for key in ("input_sha256", "vectors_sha256", "metadata_sha256") if key in facts},
+        **{key: facts[key] for key in ("input_sha256", *PARTS.values()) if key in facts and key != "ids_sha256"},
+        **({"token_vectors": facts["token_vectors"]} if "token_vectors" in facts else {}),
     }
 
 
@@ -873,6 +904,43 @@ class ShardSet:
             result[row : row + len(part)] = part
             row += len(part)
         return result
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What is stored: `dense`, and what else `bge encode --outputs` was told."""
+        return tuple(self.manifest["settings"].get("outputs", DENSE))
+
+    def lexical_parts(self) -> Iterator[LexicalCsr]:
+        """The lexical weights of each shard.
+
+        Raises:
+            OutputError: there are none, or a file is missing or damaged.
+        """
+        self._require("sparse")
+        for shard in self.manifest["shards"]:
+            yield read_lexical(self._ragged(shard, ".sparse.npz"), shard["texts"])
+
+    def multi_vector_parts(self) -> Iterator[Ragged]:
+        """The multi-vectors of each shard, memory-mapped.
+
+        Raises:
+            OutputError: there are none, or a file is missing or damaged.
+        """
+        self._require("multi-vector")
+        width = self.manifest["settings"]["token_dimension"]
+        for shard in self.manifest["shards"]:
+            values = mapped(self._ragged(shard, ".multi.npy"), (shard["token_vectors"], width))
+            yield Ragged(values, np.asarray(mapped(self._ragged(shard, ".offsets.npy"), (shard["texts"] + 1,))))
+
+    def _require(self, output: Output) -> None:
+        if output not in self.outputs:
+            raise OutputError(
+                f"{self.folder} holds {', '.join(self.outputs)} alone: encode into another folder with --outputs "
+                f"{' '.join((*self.outputs, output))}"
+            )
+
+    def _ragged(self, shard: dict[str, Any], suffix: str) -> Path:
+        return self.folder / shard[PARTS[suffix].removesuffix("_sha256")]
 
     def _vectors(self, shard: dict[str, Any]) -> npt.NDArray[Any]:
         return mapped(self.folder / shard["vectors"], (shard["texts"], self.dimension))
