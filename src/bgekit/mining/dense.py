@@ -19,7 +19,7 @@ from ..search.approximate import Approximate
 from ..search.approximate_build import build_in_memory
 from ..search.nearest import QUERIES, UNIT_LENGTH, TopK
 from ..search.storage import check_similarity
-from .bm25 import Rows
+from ..search.nearest import Rows
 
 if TYPE_CHECKING:
     from ..display.terminal import EncodeProgress
