@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,6 @@ from .words import words
 
 #: Weights of how fast repetition saturates, and of how much length counts (Lucene's).
 K1, B = 1.2, 0.75
-#: Least score that is one: words that are in all rows count for something, however little.
-_LEAST: Final = np.float32(0)
 
 
 class Bm25:
@@ -76,7 +74,7 @@ class Bm25:
         if scores is None:
             return np.empty(0, np.int64)
         rows = best_rows(scores, top_k)
-        return rows[scores[rows] > _LEAST]
+        return rows[scores[rows] > 0]
 
     def scores(self, query: str, texts: Sequence[str]) -> npt.NDArray[np.float64]:
         """The scores [n] of any texts, in the index or not."""
@@ -84,14 +82,14 @@ class Bm25:
                   if (there := self._find(word))]  # fmt: skip
         found = np.zeros(len(texts))
         for position, text in enumerate(texts):
-            there = words(text)
-            counts, norm = Counter(there), float(_norm(np.asarray(len(there)), self._mean))
+            own = words(text)
+            counts, norm = Counter(own), float(_norm(np.asarray(len(own)), self._mean))
             found[position] = sum(idf * counts[word] / (counts[word] + norm) for word, idf in wanted)
         return found
 
-    def _find(self, word: str) -> list[tuple[Rows, npt.NDArray[Any]]]:
+    def _find(self, word: str) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
         """Rows that have a word and are not deleted, and how often each has it, by parts."""
-        term, found = word.encode("utf-8", "surrogatepass"), []
+        term, found = word.encode("utf-8", "surrogatepass"), list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]()
         for first, part in self._parts:
             rows, counts = part.find(term)
             if not len(rows):
@@ -104,7 +102,7 @@ class Bm25:
                 found.append((whole, counts))
         return found
 
-    def _idf(self, there: Sequence[tuple[Rows, Any]]) -> float:
+    def _idf(self, there: Sequence[tuple[npt.NDArray[Any], Any]]) -> float:
         df = sum(len(rows) for rows, _ in there)
         return math.log1p((self._live - df + 0.5) / (df + 0.5))
 

@@ -149,8 +149,8 @@ def open_bm25(facts: Facts, parts: Sequence[tuple[int, OpenParts]], deleted: Any
     known = (facts.parts or {}).get("bm25")
     if known is None:
         raise ArgumentError(
-            "the index has no words to search by: `bge search --index DIR --parts bm25` adds them from its texts "
-            "(in Python index_records(..., parts=['bm25']))"
+            "the index has no words to search by: give --parts bm25 once, which takes them from its texts (in Python "
+            "index_records(..., parts=['bm25']))"
         )
     if known["words"] != words.VERSION:
         raise OutputError("the words of the index were taken by another version of bgekit: build the index again")

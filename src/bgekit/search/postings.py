@@ -218,7 +218,7 @@ def write_postings(
     with create("rows.npy") as rows, create("values.npy") as values:
         _header(rows, count, np.dtype(np.int32))
         _header(values, count, kind)
-        for part in blocks and ([blocks[0][1]] if len(blocks) == 1 else merged(blocks)):
+        for part in merged(blocks) if len(blocks) > 1 else [block for _, block in blocks]:
             terms.append(part.terms.tobytes())
             ends.append(part.bounds[0, 1:] + ends[-1][-1])
             starts.append(part.bounds[1, 1:] + starts[-1][-1])
