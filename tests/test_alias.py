@@ -25,8 +25,9 @@ MISSING = (
 
 
 def test_it_is_the_same_class():
-    from FlagEmbedding import BGEM3FlagModel, FlagModel
     from FlagEmbedding.inference.embedder.encoder_only.m3 import M3Embedder
+
+    from FlagEmbedding import BGEM3FlagModel, FlagModel
 
     assert FlagModel is FlagEmbedding.FlagModel is bgekit.FlagModel
     assert BGEM3FlagModel is M3Embedder is bgekit.BGEM3FlagModel
