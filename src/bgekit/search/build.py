@@ -27,7 +27,7 @@ from ..files.remote import is_url
 from ..inference.shards import MANIFEST, SHARD_SIZE, Chunks, EncodeReport, ShardSet, encode_to_shards, load_shards
 from .index import SearchIndex
 from .nearest import Floats
-from .parts import check_parts, facts_of_parts, outputs_of
+from .parts import check_heads, check_parts, facts_of_parts, outputs_of
 from .segments import (
     STRUCTURE_FROM,
     add_parts,
@@ -143,7 +143,7 @@ def index_records(
     if there is not None and there.parts:
         parts = list(dict.fromkeys([*there.parts, *parts]))
     outputs = outputs_of(parts)
-    model.check_outputs(outputs)
+    check_heads(model, parts)
     if len(outputs) > 1:
         options["outputs"] = outputs
     # What a model has to compute of all texts again makes it another index.

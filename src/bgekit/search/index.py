@@ -41,6 +41,7 @@ from .nearest import (
     nearest,
     pair_scores,
 )
+from .parts import check_heads
 from .postings import Postings
 from .segments import document_hashes, documents_of
 from .storage import (
@@ -506,11 +507,7 @@ class SearchIndex:
             output, known = _OUTPUTS.get(name), (self.facts.parts or {}).get(name)
             if output is None or output == "dense":
                 continue
-            if output not in model.outputs:
-                raise ArgumentError(
-                    f"{model.card.name} has no head for mode {name!r}, as BGE-M3 has: mode 'bm25' compares words with "
-                    "any model"
-                )
+            check_heads(model, [name])
             if known is None and name == "lexical":
                 raise ArgumentError(_LACKING[name])
             same = model.fingerprint == self.facts.model_fingerprint

@@ -1,8 +1,8 @@
 """Parts of an index beside its vectors: what is written for each segment in the pass that writes its rows, and read.
 
 bm25/          postings of the words of each text (`postings`); lengths.npy, the number of words of each row, int32 [n]
-lexical/       postings of the tokens of each text with the weights that a model gives them; tokens.npy, the same row by row,
-               and offsets.npy, where those of each row begin [n + 1]
+lexical/       postings of the tokens of each text with the weights that a model gives them; tokens.npy, the same row by
+               row, and offsets.npy, where those of each row begin [n + 1]
 multi-vector/  vectors.npy, vectors of the tokens of all texts in float16 [tokens, d], and offsets.npy
 
 Like all files of a segment these never change; a part that an index gets later lies in a folder with the number of the
@@ -16,7 +16,7 @@ import json
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,10 @@ from ..models.head_files import Output
 from . import words
 from .postings import Postings, TokenPostings, WordPostings, kept_in, write_postings
 
-#: What an index can have beside its vectors, and of which output of a model it is made; "" where texts are enough.
+if TYPE_CHECKING:
+    from ..inference.model import Embedder
+
+#: What an index can have beside its vectors, and of which output of a model it is made; None where texts are enough.
 PARTS: Final[dict[str, Output | None]] = {"bm25": None, "lexical": "sparse", "multi-vector": "multi-vector"}
 _LENGTHS, _OFFSETS = "lengths.npy", "offsets.npy"
 #: What a part has row by row.
@@ -49,6 +52,22 @@ def check_parts(parts: Collection[str]) -> None:
     for name in parts:
         if name not in PARTS:
             raise ArgumentError(f"parts of an index are {', '.join(PARTS)}, not {name!r}; its vectors need no name")
+
+
+def check_heads(model: Embedder, parts: Collection[str]) -> None:
+    """See to it that a model gives what parts are made of, before any work.
+
+    Raises:
+        ArgumentError: it has no head for one.
+        CheckpointError: a head is damaged, or of another shape.
+    """
+    for name in parts:
+        if PARTS[name] is not None and PARTS[name] not in model.outputs:
+            raise ArgumentError(
+                f"{model.card.name} has no head for {name!r}, as BGE-M3 has: the part and mode 'bm25' compares words with "
+                "any model"
+            )
+    model.check_outputs(outputs_of(parts))
 
 
 def outputs_of(parts: Collection[str]) -> list[Output]:
