@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
         {"prepare": prepare, "build": build, "search": search}[args.step](args)
         return 0
     prepare(args)
+    quarter(args)
     for texts, parts in ((args.texts // 4, ["bm25"]), (args.texts, []), (args.texts, ["bm25"])):
         _child(args, "build", texts, parts)
     _child(args, "search", args.texts, ["bm25"])
@@ -76,6 +78,24 @@ def prepare(args: argparse.Namespace) -> None:
     )  # fmt: skip
 
 
+def quarter(args: argparse.Namespace) -> None:
+    """The first quarter of the encoded passages as shards of their own: what memory grows with shows in it."""
+    from given import Given
+
+    from bgekit.data import read_records
+    from bgekit.inference import encode_to_shards, load_shards
+
+    count = args.texts // 4
+    folder = args.work / f"vectors-{count}"
+    if folder.exists():
+        return
+    vectors = load_shards(args.work / f"vectors-{args.texts}").vectors()[:count]
+    records = list(itertools.islice(read_records(args.work / f"passages-{args.texts}.jsonl"), count))
+    row_of = {record.text: row for row, record in enumerate(records)}
+    model = Given("given", vectors.shape[1], lambda texts: vectors[[row_of[text] for text in texts]])
+    encode_to_shards(model, records, folder, store_texts=True, shard_size=4096)
+
+
 def _unpacked(work: Path, package: str) -> Path:
     folder = work / package
     if not folder.exists():
@@ -107,7 +127,7 @@ def build(args: argparse.Namespace) -> None:
     from bgekit.inference import load_shards
     from bgekit.search import index_shards
 
-    folder = args.work / f"index-{'-'.join(['dense', *args.parts])}"
+    folder = args.work / f"index-{'-'.join(['dense', *args.parts])}-{args.texts}"
     subprocess.run(["rm", "-rf", str(folder)], check=True)
     shards = load_shards(args.work / f"vectors-{args.texts}")
     with memory() as most:
@@ -126,7 +146,7 @@ def search(args: argparse.Namespace) -> None:
     from bgekit import FlagModel
     from bgekit.search import SearchIndex
 
-    index = SearchIndex.load(args.work / "index-dense-bm25")
+    index = SearchIndex.load(args.work / f"index-dense-bm25-{args.texts}")
     model = FlagModel(str(MODEL))
     rows = range(0, len(index), max(len(index) // args.queries, 1))
     # Half of a passage asks for it: as many words as a question has.

@@ -64,8 +64,7 @@ def check_heads(model: Embedder, parts: Collection[str]) -> None:
     for name in parts:
         if PARTS[name] is not None and PARTS[name] not in model.outputs:
             raise ArgumentError(
-                f"{model.card.name} has no head for {name!r}, as BGE-M3 has: the part and mode 'bm25' compares words with "
-                "any model"
+                f"{model.card.name} has no head for {name!r}, as BGE-M3 has: 'bm25' compares words with any model"
             )
     model.check_outputs(outputs_of(parts))
 
