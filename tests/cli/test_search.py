@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,35 @@ def test_words_come_to_an_index_that_lacks_them(bge, corpus, tiny_bert, tmp_path
     for asked in ([corpus, "--model", tiny_bert], ["--index", index]):
         code, out, err = bge(*asked, "--mode", "lexical", "-q", "x")
         assert (code, out) == (1, "") and "lexical" in err and "Traceback" not in err
+
+
+def test_modes_of_a_model_with_heads(bge, corpus, tiny_bert, tmp_path):
+    import torch
+
+    model, index, vectors = tmp_path / "model", tmp_path / "index", tmp_path / "vectors"
+    shutil.copytree(tiny_bert, model)
+    torch.manual_seed(0)
+    for name, width in (("sparse_linear", 1), ("colbert_linear", 32)):
+        torch.save({"weight": torch.randn(width, 32), "bias": torch.ones(width)}, model / f"{name}.pt")
+    build = (corpus, "--model", model, "--index", index, "--parts", "multi-vector", "--mode", "hybrid", "-q", TEXTS[0])
+    code, out, err = bge(*build, "--json")
+    assert code == 0 and answers(out)[0]["results"][0]["id"] == "d0"
+    assert "hybrid of dense, lexical and multi-vector by" in err
+    assert "encoded" not in bge(*build)[2]
+    found = {}
+    for mode in ("lexical", "multi-vector", "hybrid"):
+        code, out, err = bge("--index", index, "--mode", mode, "-q", TEXTS[1], "--json")
+        found[mode] = answers(out)[0]["results"]
+        assert code == 0 and found[mode][0]["id"] == "d1"
+    encode = ["encode", corpus, "-o", vectors, "--model", model, "--store-texts", "--outputs", "dense", "sparse"]
+    assert main([*map(str, encode), "--no-progress"]) == 0
+    bge()
+    code, out, err = bge(vectors, "--mode", "lexical", "-q", TEXTS[1], "--json")
+    assert code == 0 and answers(out)[0]["results"] == found["lexical"]
+    code, out, err = bge(vectors, "--mode", "multi-vector", "-q", TEXTS[1], "--json")
+    assert "encoded now" in err
+    rounded = pytest.approx(found["multi-vector"][0]["score"], abs=1e-3)
+    assert answers(out)[0]["results"][0]["score"] == rounded
 
 
 def test_chunks(bge, tiny_bert, tmp_path):
