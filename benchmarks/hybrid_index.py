@@ -131,12 +131,12 @@ def build(args: argparse.Namespace) -> None:
     subprocess.run(["rm", "-rf", str(folder)], check=True)
     shards = load_shards(args.work / f"vectors-{args.texts}")
     with memory() as most:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         index = index_shards(shards, folder, parts=args.parts)
-        took = time.perf_counter() - start
+        took, cpu = time.perf_counter() - start, time.process_time() - cpu
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(
-        f"{' + '.join(['dense', *args.parts])}: {len(index):,} passages in {took:.1f} s; {size / 1e6:,.0f} MB; "
+        f"{' + '.join(['dense', *args.parts])}: {len(index):,} passages in {took:.1f} s, {cpu:.1f} s of CPU time; {size / 1e6:,.0f} MB; "
         f"memory of the process at most {most[0]:,.0f} MB, without mapped files"
     )
 
@@ -152,19 +152,20 @@ def search(args: argparse.Namespace) -> None:
     # Half of a passage asks for it: as many words as a question has.
     questions = [" ".join((text := index.stored.row(row)[1] or "").split()[:9]) or text[:20] for row in rows]
     questions = questions[: args.queries]
-    took: dict[str, list[float]] = {"dense": [], "bm25": [], "hybrid": []}
+    took: dict[str, list[tuple[float, float]]] = {"dense": [], "bm25": [], "hybrid": []}
     for mode in took:
         index.ask(model, questions[:3], mode=mode)
     for question in questions:
         for mode, times in took.items():
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             index.ask(model, [question], 10, mode=mode)
-            times.append(time.perf_counter() - start)
-    medians = {mode: statistics.median(times) * 1e3 for mode, times in took.items()}
-    nineties = {mode: statistics.quantiles(times, n=10)[-1] * 1e3 for mode, times in took.items()}
-    for mode in took:
-        print(f"{mode}: median {medians[mode]:.1f} ms, 90 % within {nineties[mode]:.1f} ms")
-    print(f"hybrid takes {medians['hybrid'] / medians['dense']:.2f} of the time of dense at the median")
+            times.append((time.perf_counter() - start, time.process_time() - cpu))
+    for at, what in enumerate(("", " of CPU time")):
+        medians = {mode: statistics.median(each[at] for each in times) * 1e3 for mode, times in took.items()}
+        for mode, times in took.items():
+            ninety = statistics.quantiles((each[at] for each in times), n=10)[-1] * 1e3
+            print(f"{mode}: median {medians[mode]:.1f} ms{what}, 90 % within {ninety:.1f} ms")
+        print(f"hybrid / dense at the median{what}: {medians['hybrid'] / medians['dense']:.2f}")
 
 
 @contextmanager
