@@ -1,14 +1,14 @@
 """Weights of a hybrid search, fitted on judged queries, and what they bring for queries that they were not fitted on.
 
-Weights lie on a grid, so everything that fitting asks is asked once: the score of each query at each point of the grid is
-computed first (`score_table`), and fitting weights on some of the queries is the best column among these rows. That
-makes folds and thousands of resamples cheap, and no optimiser can end in the wrong place.
+Weights lie on a grid, so everything that fitting asks is asked once: the score of each query at each point of the grid
+is computed first (`score_table`), and to fit weights to some of the queries is to find the best column of these rows.
+That makes folds and thousands of resamples cheap, and no optimiser can end in the wrong place.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -31,15 +31,26 @@ _MORE: Final = 8
 
 @dataclass(frozen=True)
 class Candidates:
-    """What the modes found for one query.
+    """What any of some modes found for one query.
 
     Attributes:
-        documents: Ids [n]; of equal scores the earlier counts as better.
+        rows: Their rows [n]; of equal scores the earlier counts as better.
         scores: What each mode gives to each, made comparable between queries, [modes, n].
+        starts: Where rows are passages, those of one document side by side: place of the first of each document; a
+            document counts as its best passage does. None where each row is a document.
     """
 
-    documents: Sequence[str]
+    rows: npt.NDArray[np.int64]
     scores: Doubles
+    starts: npt.NDArray[np.int64] | None = None
+
+    def weighed(self, weights: Doubles) -> tuple[Doubles, npt.NDArray[np.int64]]:
+        """Weighted sums [points, documents] by weights [points, modes], and the row of each document."""
+        # Mode by mode: a product of matrices rounds by place, and documents that are alike would come apart.
+        scores = sum((weights[:, [mode]] * own for mode, own in enumerate(self.scores)), np.zeros(1))
+        if self.starts is None:
+            return scores, self.rows
+        return np.maximum.reduceat(scores, self.starts, axis=1), self.rows[self.starts]
 
 
 def weight_grid(modes: int) -> Doubles:
@@ -56,31 +67,45 @@ def weight_grid(modes: int) -> Doubles:
     return np.column_stack([first, steps - first.sum(axis=1)]) / steps
 
 
-def score_table(queries: Sequence[str], found: Sequence[Candidates], qrels: Qrels, metric: str, grid: Doubles) -> Doubles:
+def score_table(
+    queries: Sequence[str], found: Sequence[Candidates], name: Callable[[int], str], qrels: Qrels, metric: str,
+    grid: Doubles,
+) -> Doubles:  # fmt: skip
     """Score of each query with each of the weights, [queries, points].
 
     Args:
         queries: Ids of queries.
         found: What was found for each.
+        name: The id of the document of a row.
         qrels: Judgements.
         metric: A metric of `ranking_metrics` with its depth, such as `ndcg_at_10`.
         grid: Weights [points, modes].
+
+    Raises:
+        ArgumentError: the metric has no depth, or is none.
     """
-    depth = int(metric.rpartition("_at_")[2])
+    base, _, digits = metric.rpartition("_at_")
+    if not base or not digits.isdecimal():
+        raise ArgumentError(
+            f"weights are fitted to a metric of the first documents, such as ndcg_at_10, not to {metric}"
+        )
+    depth = int(digits)
     table = np.zeros((len(queries), len(grid)))
     run: dict[str, dict[str, float]] = {}
     judged: dict[str, Mapping[str, int]] = {}
-    places: list[tuple[int, npt.NDArray[np.int64]]] = []
+    places: list[tuple[int, npt.NDArray[np.bool_]]] = []
     for row, (query, own) in enumerate(zip(queries, found, strict=True)):
-        if not len(own.documents):
+        if not len(own.rows):
             continue
-        rankings, which = _distinct(_best(grid @ own.scores, depth))
-        for number, ranking in enumerate(rankings.tolist()):
-            name = f"{row} {number}"
+        scores, rows = own.weighed(grid)
+        # Neighbouring weights mostly give the same ranking, which is measured once.
+        rankings, which = np.unique(_best(scores, depth), axis=0, return_inverse=True)
+        for number, ranking in enumerate(rows[rankings].tolist()):
+            key = f"{row} {number}"
             # Ranks as scores: no two are equal.
-            run[name] = {own.documents[place]: float(depth - rank) for rank, place in enumerate(ranking)}
-            judged[name] = qrels[query]
-            places.append((row, np.flatnonzero(which == number)))
+            run[key] = {name(place): float(depth - rank) for rank, place in enumerate(ranking)}
+            judged[key] = qrels[query]
+            places.append((row, which.reshape(-1) == number))
     values = ranking_metrics(judged, run, [depth], judged=frozenset())[metric] if run else np.empty(0)
     for value, (row, points) in zip(values, places, strict=True):
         table[row, points] = value
@@ -94,12 +119,6 @@ def _best(scores: Doubles, depth: int) -> npt.NDArray[np.int64]:
     some = np.sort(np.argpartition(-scores, wanted - 1, axis=1)[:, :wanted], axis=1)
     order = np.argsort(-np.take_along_axis(scores, some, axis=1), axis=1, kind="stable")
     return np.take_along_axis(some, order, axis=1)[:, : min(depth, count)]
-
-
-def _distinct(rankings: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The different rows, and which of them each row is."""
-    rows, which = np.unique(rankings, axis=0, return_inverse=True)
-    return rows, which.reshape(-1)
 
 
 def fitted_point(table: Doubles, grid: Doubles) -> int:
@@ -128,8 +147,8 @@ def deal(units: Sequence[int | str], folds: int = FOLDS, *, seed: int = 0) -> np
     unit = np.array([names.setdefault(each, len(names)) for each in units])
     if len(names) < folds:
         raise ArgumentError(
-            f"weights are fitted on {folds - 1} parts of the queries and scored on another: that takes at least {folds} "
-            f"independent queries, and there are {len(names)}"
+            f"weights are fitted on {folds - 1} parts of the queries and scored on another: that takes at least "
+            f"{folds} independent queries, and there are {len(names)}"
         )
     return (np.random.default_rng(seed).permutation(len(names)) % folds)[unit]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -178,6 +179,21 @@ class FittedWeights:
     scores: Mapping[str, float]
     gains: Mapping[str, Gain] = field(default_factory=dict)
 
+    @property
+    def over_better(self) -> Gain:
+        """Hybrid minus the better of its parts: the least of the gains, with an interval that holds it.
+
+        Which part is the better one is not known for sure. The least of the lower ends is below the least gain as often
+        as the lower end of the better part's own interval is, and so are the upper ends.
+        """
+        gains = self.gains.values()
+        lows = [gain.low for gain in gains if gain.low is not None]
+        highs = [gain.high for gain in gains if gain.high is not None]
+        known = len(lows) == len(highs) == len(gains) > 0
+        return Gain(
+            min(gain.difference for gain in gains), min(lows) if known else None, min(highs) if known else None
+        )  # fmt: skip
+
     def check_model(self, model: Embedder, source: str = FUSION) -> None:
         """See to it that the weights hold for a model.
 
@@ -230,6 +246,18 @@ def read_fusion(path: Path) -> FittedWeights | None:
         raise OutputError(
             f"{file} holds no fitted weights ({error}): write it anew with bge calibrate --hybrid, or remove it"
         ) from error
+
+
+def fitted_in(path: str | os.PathLike[str]) -> FittedWeights:
+    """The weights in a file or an index folder, which must be there.
+
+    Raises:
+        OutputError: they are not, or cannot be read.
+    """
+    fitted = read_fusion(Path(path))
+    if fitted is None:
+        raise OutputError(f"{_file(Path(path))} does not exist: bge calibrate --hybrid writes fitted weights")
+    return fitted
 
 
 def _file(path: Path) -> Path:

@@ -450,6 +450,28 @@ class SearchIndex:
         parts = {"dense": dense, "bm25": by_words(self._state.words(), queries, kept)}
         return together({name: parts[name] for name in names}, None if fitted is None else fitted.weights)
 
+    def parts(
+        self, model: Embedder, queries: Sequence[str], *, instruction: str | Unset | None = UNSET
+    ) -> dict[str, ModePart]:
+        """What the index has to find rows for questions, by mode: what a hybrid search puts together.
+
+        Args:
+            model: The model that the index was made with.
+            queries: The questions.
+            instruction: As in `ask`.
+
+        Raises:
+            ArgumentError: the index was made with another model.
+        """
+        self.check_model(model)
+        now, asked = copy.copy(self), list(queries)
+        vectors = now._as_queries(model.encode_queries(asked, convert_to_numpy=True, instruction=instruction))
+        known = {"bm25": lambda: by_words(now._state.words(), asked, None)}
+        return {
+            "dense": now._dense(vectors, now._state.live),
+            **{name: known[name]() for name in now.facts.parts or {}},
+        }
+
     def _dense(self, vectors: Floats, kept: Rows | None) -> ModePart:
         """Vectors of questions compared with those of rows that may be found."""
         cosine = self.facts.similarity == "cosine"

@@ -81,6 +81,11 @@ def by_words(bm25: Bm25, queries: Sequence[str], kept: Rows | None) -> Part:
     return Part(find, score)
 
 
+def depth_of(k: int) -> int:
+    """Rows that each mode of a hybrid search finds where so many are wanted of all together."""
+    return max(_DEPTH, _DEEPER * k)
+
+
 def together(parts: Mapping[str, Part], weights: Mapping[str, float] | None) -> Find:
     """Several modes as one: each finds some rows, and all of these are ranked by what every mode says of them.
 
@@ -98,7 +103,7 @@ def together(parts: Mapping[str, Part], weights: Mapping[str, float] | None) -> 
         for at, query in enumerate(chosen):
             found: dict[str, Found] = {}
             for name, part in parts.items():
-                own, there = part.find([query], max(_DEPTH, _DEEPER * k))
+                own, there = part.find([query], depth_of(k))
                 found[name] = own[0][there[0] >= 0], there[0][there[0] >= 0]
                 if not len(found[name][1]):
                     silent[name] = silent.get(name, 0) + 1

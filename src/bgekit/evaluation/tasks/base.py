@@ -135,6 +135,8 @@ class Task(abc.ABC):
     packages: ClassVar[tuple[str, ...]] = ()
     #: Whether a reranker can be measured on it: its score depends on the order that the reranker gives to passages.
     rerankable: ClassVar[bool] = False
+    #: Whether it searches, and can do so in other modes than by vectors.
+    has_modes: ClassVar[bool] = False
 
     name: str
     split: str = "test"
