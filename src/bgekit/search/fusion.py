@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -153,6 +153,19 @@ class Gain:
     high: float | None
 
 
+def over_better(gains: Sequence[Gain]) -> Gain:
+    """Hybrid minus the better of its parts, of its gains over each: the least of them, with an interval that holds it.
+
+    Which part is the better one is not known for sure. The least lower end is above the least gain no more often than
+    the lower end of the better part's own interval is; the least upper end is below it a little more often where two
+    parts are equally good, and as often as one interval says where they are not.
+    """
+    lows = [gain.low for gain in gains if gain.low is not None]
+    highs = [gain.high for gain in gains if gain.high is not None]
+    known = len(lows) == len(highs) == len(gains) > 0
+    return Gain(min(gain.difference for gain in gains), min(lows) if known else None, min(highs) if known else None)
+
+
 @dataclass(frozen=True)
 class FittedWeights:
     """Weights of modes that were fitted on judged queries, and what they were fitted on: the content of `fusion.json`.
@@ -181,18 +194,8 @@ class FittedWeights:
 
     @property
     def over_better(self) -> Gain:
-        """Hybrid minus the better of its parts: the least of the gains, with an interval that holds it.
-
-        Which part is the better one is not known for sure. The least of the lower ends is below the least gain as often
-        as the lower end of the better part's own interval is, and so are the upper ends.
-        """
-        gains = self.gains.values()
-        lows = [gain.low for gain in gains if gain.low is not None]
-        highs = [gain.high for gain in gains if gain.high is not None]
-        known = len(lows) == len(highs) == len(gains) > 0
-        return Gain(
-            min(gain.difference for gain in gains), min(lows) if known else None, min(highs) if known else None
-        )  # fmt: skip
+        """Hybrid minus the better of its parts."""
+        return over_better([*self.gains.values()])
 
     def check_model(self, model: Embedder, source: str = FUSION) -> None:
         """See to it that the weights hold for a model.
