@@ -5,9 +5,9 @@
     python benchmarks/hybrid_weights.py scales --data ../shared/data --work /tmp/hybrid      # ways to weigh, and depths
     python benchmarks/hybrid_weights.py coverage --data ../shared/data --work /tmp/hybrid    # 500 draws of the queries
 
-`encode` keeps the vectors of queries and documents (about 7 minutes on 2 cores), so that the others take seconds: these
-go through the functions that `bge eval` and `bge calibrate --hybrid` use. Each prints tables in markdown; `--sets` takes
-some of the sets. docs/hybrid.md and docs/statistics.md have the figures.
+`encode` keeps the vectors of queries and documents (minutes), so that the others take seconds: these go through the
+functions that `bge eval` and `bge calibrate --hybrid` use. Each prints tables in markdown; `--sets` takes some of the
+sets. docs/hybrid.md and docs/statistics.md have the figures.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -48,8 +48,8 @@ _READING: Final = (
     "id_field", "keep",
 )  # fmt: skip
 #: Modes of search and parts of an index, as `search.modes` and `search.parts` have them.
-MODES: Final = ("dense", "bm25", "hybrid")
-PARTS: Final = ("bm25",)
+MODES: Final = ("dense", "lexical", "bm25", "multi-vector", "hybrid")
+PARTS: Final = ("bm25", "lexical", "multi-vector")
 #: What is said where nothing is found, without a condition and with one.
 _EMPTY: Final = ("nothing: the index is empty", "nothing meets the condition")
 _TOO_LOW: Final = "no result reaches --min-score"
@@ -81,8 +81,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--mode", choices=MODES, default="dense",
-        help="compare by meaning (dense), by words (bm25), or by both (hybrid: with the weights that "
-        "`bge calibrate --hybrid` fitted for the index, else by reciprocal ranks) [dense]",
+        help="compare by meaning (dense), by words (bm25), by the weights that models such as BGE-M3 give to tokens "
+        "(lexical), token by token among the nearest (multi-vector), or by all that the index has (hybrid: with the "
+        "weights that `bge calibrate --hybrid` fitted for it, else by reciprocal ranks) [dense]",
     )  # fmt: skip
     group = parser.add_argument_group("index")
     group.add_argument(
@@ -99,8 +100,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--parts", nargs="+", choices=PARTS, default=[], metavar="PART",
-        help="what the index is to have beside its vectors: bm25, the words of its texts [what it has; given files, "
-        "also what --mode takes]",
+        help="what the index is to have beside its vectors: bm25, the words of its texts; of models such as BGE-M3 "
+        "lexical and multi-vector [what it has; given files, also what --mode takes]",
     )  # fmt: skip
     group = parser.add_argument_group("metadata")
     options.add_keep_option(group)
@@ -288,17 +289,33 @@ def _open_folder(args: argparse.Namespace, folder: str, stack: contextlib.ExitSt
         with_type(folder, args.index_type or read_facts(Path(folder)).index_type, recall=args.recall)
     if is_index:
         with_parts(folder, args.parts)
-    parts = _parts(args)
-    if is_index or not (args.sources and (args.index or parts or args.index_type not in (None, "exact"))):
+    shards = None if is_index else load_shards(folder)
+    parts = [] if shards is None else _parts(args, shards.outputs)
+    if shards is None or not (args.sources and (args.index or parts or args.index_type not in (None, "exact"))):
         return SearchIndex.load(folder)
-    return index_shards(
-        load_shards(folder), _index_folder(args, stack), index_type=args.index_type, recall=args.recall, parts=parts
-    )
+    return index_shards(shards, _index_folder(args, stack), index_type=args.index_type, recall=args.recall, parts=parts)
 
 
-def _parts(args: argparse.Namespace) -> list[str]:
-    """What an index that is built or updated is to have beside its vectors."""
-    return list(dict.fromkeys([*args.parts, *(["bm25"] if args.mode in ("bm25", "hybrid") else [])]))
+def _parts(args: argparse.Namespace, outputs: Sequence[str] = ()) -> list[str]:
+    """What an index that is built or updated is to have beside its vectors: what is named, and what the mode takes.
+
+    Args:
+        args: The options.
+        outputs: What the model gives, or what is encoded.
+    """
+    words = "lexical" if "sparse" in outputs else "bm25"
+    there = _parts_there(args)
+    taken = {"bm25": ["bm25"], "lexical": ["lexical"], "hybrid": [words] if not {"bm25", "lexical"} & there else []}
+    return list(dict.fromkeys([*args.parts, *taken.get(args.mode, [])]))
+
+
+def _parts_there(args: argparse.Namespace) -> set[str]:
+    from ..search.storage import FACTS, read_facts
+
+    if args.index and (Path(args.index) / FACTS).exists():
+        with contextlib.suppress(OutputError):  # Said where it is built again.
+            return set(read_facts(Path(args.index)).parts or ())
+    return set()
 
 
 def _open_files(
@@ -317,7 +334,7 @@ def _open_files(
         index_type=args.index_type,
         recall=args.recall,
         chunks=options.chosen_chunks(args),
-        parts=_parts(args),
+        parts=_parts(args, model.outputs),
         batch_size=args.batch_size,
         progress=None if args.no_progress else lambda: EncodeProgress(records.size),
     )

@@ -28,6 +28,8 @@ from ..display.terminal import loading, shown_command
 from ..errors import ArgumentError, NumericalError
 from ..files.atomic import OutputFolder
 from ..files.hashing import digest
+from ..files.remote import is_url
+from ..files.transfer import local_place
 from ..models.families import known_name, model_name
 from ..models.sentence_transformers_files import short_names, shown_name
 from .comparison import compare_all
@@ -36,6 +38,7 @@ from .readers.detect import read_tasks
 from .report.report import Report
 from .results import AGAIN, Result
 from .tasks.base import Items, Scores, Task, check_rerankable, require_packages
+from .tasks.retrieval import RetrievalTask
 
 if TYPE_CHECKING:
     from ..inference.model import Embedder
@@ -124,7 +127,8 @@ def evaluate(
             tasks that can be reranked, in other modes than `dense` on those that search; the report notes the others.
         output: Folder for results.json, per_item.jsonl, report.md and report.html; also for scores and vectors that a
             later run can use: what was computed from the same model, data and settings is not computed again, and an
-            interrupted run continues.
+            interrupted run continues. At a URL only the four files are written; what a later run can use stays in the
+            local cache.
         keep_vectors: Leave the corpora's vectors in the output; by default they go when all is done.
         compare: Compare every pair of models and settings on every task.
         seed: Random seed for the comparisons' randomisations.
@@ -152,6 +156,11 @@ def evaluate(
         ('retrieval', 'ndcg_at_10')
     """
     start = time.perf_counter()
+    work = None if output is None else Path(output)
+    if output is not None and is_url(output):
+        if keep_vectors:
+            raise ArgumentError(f"vectors are kept in a local folder only, and the output {output} is a URL")
+        work = local_place("runs", os.fspath(output))
     candidates = _each_once([_candidate(each, settings, options) for each in _listed(model)])
     seen: Counter[str] = Counter()
     for candidate, shown in zip(candidates, _shown_names([each.name for each in candidates]), strict=True):
@@ -168,13 +177,12 @@ def evaluate(
         require_packages(found, "scipy")
     if any(setting.reranker is not None for candidate in candidates for setting in candidate.settings):
         left_out += _not_reranked(found)
-    if any(setting.mode != "dense" for candidate in candidates for setting in candidate.settings):
-        left_out += _without_modes(found)
+    left_out += _without_modes(found, [setting for candidate in candidates for setting in candidate.settings])
     results: list[Result] = []
     with contextlib.ExitStack() as stack:
         cache = None
-        if output is not None:
-            cache = ScoreCache(stack.enter_context(OutputFolder(Path(output) / CACHE)))
+        if work is not None:
+            cache = ScoreCache(stack.enter_context(OutputFolder(work / CACHE)))
         # All are opened before one is used: what is wrong with the last costs no work of the first.
         waiting: deque[tuple[Candidate, Embedder]] = deque()
         for candidate in candidates:
@@ -274,7 +282,7 @@ def _judge(
             for setting in candidate.settings:
                 if setting.reranker is not None and not task.rerankable:
                     continue
-                if setting.mode != "dense" and not task.has_modes:
+                if not setting.modes <= {*task.modes}:
                     continue
                 model = JudgedModel(embedder, setting, folder=folder, progress=progress, memo=memo, place=place)
                 yield _result(candidate, model, task, cache, said)
@@ -300,18 +308,21 @@ def _not_reranked(tasks: Sequence[Task]) -> list[str]:
     return [f"not measured with a reranker: {', '.join(task.name for task in others)}"] if others else []
 
 
-def _without_modes(tasks: Sequence[Task]) -> list[str]:
-    """Message on the tasks that are measured by vectors alone.
+def _without_modes(tasks: Sequence[Task], settings: Sequence[Setting]) -> list[str]:
+    """Message on the tasks that are not measured in all modes of the settings.
 
     Raises:
-        ArgumentError: these are all.
+        ArgumentError: no task is measured in one of them.
     """
-    others = [f"{task.name} ({task.kind.replace('_', ' ')})" for task in tasks if not task.has_modes]
-    if len(others) == len(tasks):
-        raise ArgumentError(
-            f"modes of search cannot be compared on {', '.join(others)}: give data for retrieval, that of a benchmark "
-            "in folders (--data-root)"
-        )
+    wanted = sorted({mode for setting in settings for mode in setting.modes})
+    for mode in wanted:
+        if not any(mode in task.modes for task in tasks):
+            kinds = ", ".join(f"{task.name} ({task.kind.replace('_', ' ')})" for task in tasks)
+            raise ArgumentError(
+                f"the mode {mode} of search cannot be measured on {kinds}: retrieval is measured by "
+                f"{', '.join(RetrievalTask.modes)} and their hybrid, other kinds by dense alone"
+            )
+    others = [task.name for task in tasks if not {*wanted} <= {*task.modes}]
     return [f"measured in the mode dense alone: {', '.join(others)}"] if others else []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -187,6 +187,8 @@ class IndexedTask(RetrievalTask):
         document_of_row: For each row that is stored the place of its document in `corpus.ids`, -1 if it is deleted.
     """
 
+    modes: ClassVar[tuple[Mode, ...]] = MODES
+
     index: SearchIndex
     document_of_row: Rows
 
@@ -279,10 +281,13 @@ class _IndexSearch(TaskSearch):
         )
 
     def _listed(self, mode: Mode, query: int) -> Found:
-        """What one mode finds for one query."""
+        """What one mode finds for one query; of one that only scores, what vectors find for it."""
 
         def find() -> Found:
-            scores, rows = self._parts[mode].find([query], self._wanted)
+            find = self._parts[mode].find
+            if find is None:
+                return self._listed("dense", query)
+            scores, rows = find([query], self._wanted)
             return scores[0], rows[0]
 
         return self._once(f"found in the index by {mode} for {query}", find)

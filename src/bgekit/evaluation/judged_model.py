@@ -76,7 +76,7 @@ class Setting:
         reranker_name: As shown; it also tells rerankers apart in the cache, so it should name one model.
         rerank_top_k: Passages a query that the reranker sees, at least 1.
         mode: What a retrieval compares queries and documents by: `dense`, `bm25` (which needs no model: any gives the
-            same) or `hybrid`; other tasks are measured in `dense` alone.
+            same) or `hybrid`, and in an index what it has; other tasks are measured in `dense` alone.
         fused: The modes that `hybrid` puts together.
         weights: Fitted weights of these; by default they are fitted on four fifths of the task's queries and scored on
             the fifth that is left, five times.
@@ -134,6 +134,11 @@ class Setting:
         if self.reranker is not None:
             content |= {"reranker": self.reranker_name, "rerank_top_k": self.rerank_top_k}
         return content
+
+    @property
+    def modes(self) -> set[Mode]:
+        """The modes that take part."""
+        return {*self.fused} if self.mode == "hybrid" else {self.mode}
 
     @property
     def of_model(self) -> bool:

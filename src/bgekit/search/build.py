@@ -23,12 +23,14 @@ from ..data.records import Record, RecordReader
 from ..errors import ArgumentError, OutputError, require_extra
 from ..files.atomic import OutputFolder
 from ..files.hashing import digest, file_sha256, file_status
+from ..files.remote import is_url
 from ..inference.shards import MANIFEST, SHARD_SIZE, Chunks, EncodeReport, ShardSet, encode_to_shards, load_shards
 from .index import SearchIndex
 from .nearest import Floats
-from .parts import add_parts, check_parts, parts_with
+from .parts import check_heads, check_parts, facts_of_parts, outputs_of
 from .segments import (
     STRUCTURE_FROM,
+    add_parts,
     commit,
     measure_structure,
     next_generation,
@@ -100,8 +102,9 @@ def index_records(
         shard_size: Texts encoded between two signs of progress; an interrupted build loses no more than these.
         keep: Columns of the input that are kept for conditions and results, by name, or "*" for all but text, title and
             id; by default those that `read_records(..., keep=...)` names, or all that records have been given.
-        parts: What the index is to have beside its vectors, for other modes of search: `bm25`, the words of its texts.
-            What it has, it keeps.
+        parts: What the index is to have beside its vectors, for other modes of search: `bm25`, the words of its texts;
+            of models with these heads, `lexical`, the weights of their tokens, and `multi-vector`, a vector of each
+            token. What it has, it keeps.
         progress: Makes the context manager that receives the progress; called when there is something to encode.
 
     Returns:
@@ -137,17 +140,25 @@ def index_records(
     there = _facts_there(path)
     kind = index_type or (there.index_type if there else "exact")
     check_type(kind, recall)
+    if there is not None and there.parts:
+        parts = list(dict.fromkeys([*there.parts, *parts]))
+    outputs = outputs_of(parts)
+    check_heads(model, parts)
+    if len(outputs) > 1:
+        options["outputs"] = outputs
+    # What a model has to compute of all texts again makes it another index.
+    lacks = there is not None and bool(set(outputs) - set(outputs_of(there.parts or ())))
     source = _source(records, options, None if there is None else there.input)
-    if there is not None and source is not None and there.model_fingerprint == model.fingerprint:
+    if there is not None and source is not None and not lacks and there.model_fingerprint == model.fingerprint:
         if _contents(there.input) == _contents(source):
             with_type(path, kind, recall=recall, queries=asked)
             with_parts(path, parts)
             return SearchIndex.load(path), None
     settings = {
         "kind": "document", "max_length": max_length, "batch_size": batch_size, "dtype": "float32",
-        "shard_size": shard_size, "store_texts": True,
+        "shard_size": shard_size, "store_texts": True, "outputs": outputs,
     }  # fmt: skip
-    if there is not None:
+    if there is not None and not lacks:
         synchronised = synchronise(
             path, model, records, source, settings=settings, chunks=chunks, progress=progress
         )  # fmt: skip
@@ -162,11 +173,10 @@ def index_records(
         with contextlib.nullcontext() if progress is None else progress() as shown:
             report = encode_to_shards(
                 model, records, building, chunks=chunks, max_length=max_length, batch_size=batch_size,
-                shard_size=shard_size, store_texts=True, overwrite=source is None, progress=shown,
+                shard_size=shard_size, store_texts=True, outputs=outputs, overwrite=source is None, progress=shown,
             )  # fmt: skip
         known = recall or (None if there is None else there.recall)
-        wanted = [*(there.parts or ()), *parts] if there is not None else parts
-        _write_index(output, load_shards(building), kind, source, known, asked, wanted)
+        _write_index(output, load_shards(building), kind, source, known, asked, parts)
         remove_building(path)
     return SearchIndex.load(path), report
 
@@ -278,11 +288,12 @@ def with_parts(folder: str | os.PathLike[str], parts: Sequence[str]) -> None:
         return
     with OutputFolder(path) as output:
         facts = read_facts(path)
-        names, generation = parts_with(facts, parts) or {}, next_generation(path)
-        segments = []
+        # Of what a model computed of its texts there is no more than its parts.
+        names = facts_of_parts(parts, {**facts.settings, "outputs": ()}, facts.parts) or {}
+        generation, segments = next_generation(path), []
         for segment in facts.segments:
             stored = StoredFiles(path / segment.folder, segment.count, facts.dimension)
-            segments.append(replace(segment, parts=add_parts(output, segment, stored, names, generation)))
+            segments.append(add_parts(output, segment, stored, names, generation))
         commit(output, replace(facts, parts=names, generation=generation, segments=tuple(segments)))
 
 
@@ -365,7 +376,7 @@ def _write_index(
     kind = choose_type(stored.count, stored.dimension)[0] if index_type == "auto" else index_type
     kind = "exact" if stored.count == 0 else kind
     facts = replace(facts_of_shards(shards, kind, source), recall=None if kind == "exact" else recall)
-    facts = replace(facts, parts=parts_with(facts, parts))
+    facts = replace(facts, parts=facts_of_parts(parts, facts.settings))
     # The first index of a folder lies in it; a later one beside the one that it replaces.
     first = not (output.path / FACTS).exists()
     generation = 0 if first else next_generation(output.path)
@@ -401,10 +412,10 @@ def _source(records: Iterable[Record], options: dict[str, Any], known: Any) -> d
     before = {entry["path"]: entry for entry in (known or {}).get("files", [])}
     files = []
     for file, name in zip(records.files, records.names, strict=True):
-        path = os.path.abspath(file)
-        old, status = before.get(path, {}), file_status(Path(file))
+        path = file if is_url(file) else os.path.abspath(file)
+        old, status = before.get(path, {}), file_status(file)
         same = status is not None and old.get("status") == status
-        entry = {"path": path, "status": status, "sha256": old["sha256"] if same else file_sha256(Path(file))}
+        entry = {"path": path, "status": status, "sha256": old["sha256"] if same else file_sha256(file)}
         files.append(entry if name is None else entry | {"name": name})
     return {"options": options, "files": files}
 

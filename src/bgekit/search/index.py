@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,11 +23,14 @@ from ..inference.pipeline import Embeddings, Origin
 from ..inference.shards import MANIFEST, SHARD_SIZE, load_shards
 from ..inference.similarity import unit
 from ..models.card import UNSET, Unset
+from ..models.head_files import Output
+from . import words
 from .approximate import Approximate, open_structure
 from .bm25 import Bm25
 from .fusion import FUSION, RANK_CONSTANT, FittedWeights, read_fusion
+from .lexical import TokenWeights
 from .model_check import check_model
-from .modes import Find, Mode, by_words, check_mode, together
+from .modes import DEPTH, Find, Mode, by_terms, by_tokens, check_mode, second_stage, together
 from .modes import Part as ModePart
 from .nearest import (
     QUERIES,
@@ -37,7 +41,8 @@ from .nearest import (
     nearest,
     pair_scores,
 )
-from .parts import OpenParts, open_bm25
+from .parts import check_heads
+from .postings import Postings
 from .segments import document_hashes, documents_of
 from .storage import (
     FACTS,
@@ -61,6 +66,15 @@ if TYPE_CHECKING:
     from ..inference.model import Embedder
 
 logger = logging.getLogger(__name__)
+#: The output of a model that a mode compares.
+_OUTPUTS: Final[dict[str, Output]] = {"dense": "dense", "lexical": "sparse", "multi-vector": "multi-vector"}
+#: What is said of an index that lacks a part.
+_LACKING: Final = {
+    "bm25": "the index has no words to search by: give --parts bm25 once, which takes them from its texts (in Python "
+    "index_records(..., parts=['bm25']))",
+    "lexical": "the index has no lexical weights: a model with such a head, as BGE-M3, makes them of the files with "
+    "--parts lexical (in Python index_records(..., parts=['lexical'])); mode 'bm25' compares words with any model",
+}
 #: Passages looked at first for each document wanted.
 _PASSAGES_A_DOCUMENT: Final = 4
 #: Vectors of a block that is mapped, and of one that is gathered, which takes memory.
@@ -352,8 +366,10 @@ class SearchIndex:
             model: The model that the index was made with; `bm25` needs none.
             queries: Texts; they get the model's query instruction.
             top_k: Documents wanted for each.
-            mode: What they are compared by: `dense` by vectors, `bm25` by words, `hybrid` by all that the index has,
-                put together by its fitted weights, or by reciprocal ranks where it has none.
+            mode: What they are compared by: `dense` by vectors, `lexical` by the weights that the model gives to
+                tokens, `bm25` by words, `multi-vector` by a vector of each token, among the nearest by `dense`,
+                `hybrid` by all that the index has, put together by its fitted weights, or by reciprocal ranks where it
+                has none.
             where: Condition on metadata that what is found must meet, such as "year >= 2020 and lang = 'en'".
             instruction: Put before queries instead; None or "" for none.
             reranker: Puts the first `rerank_top_k` in its own order; scores are then its scores.
@@ -381,8 +397,8 @@ class SearchIndex:
         check_mode(mode)
         if mode == "hybrid":
             self._hybrid(None)
-        elif mode == "bm25":
-            self._state.words()
+        elif mode in ("lexical", "bm25") and mode not in (self.facts.parts or {}):
+            raise ArgumentError(_LACKING[mode])
 
     def how(self, mode: Mode, model: Embedder | None = None) -> str:
         """How a mode of search compares questions with texts, in words: what `bge search` says once.
@@ -396,14 +412,25 @@ class SearchIndex:
         """
         check_mode(mode)
         if mode != "hybrid":
-            return {"dense": "by meaning (dense)", "bm25": "by words (bm25)"}[mode]
+            stored = "multi-vector" in (self.facts.parts or {})
+            return {
+                "dense": "by meaning (dense)",
+                "lexical": "by the weights that the model gives to tokens (lexical)",
+                "bm25": "by words (bm25)",
+                "multi-vector": f"token by token (multi-vector) among the nearest {self._second()} by dense"
+                + ("" if stored else ", whose texts are encoded now, as the index has no part multi-vector"),
+            }[mode]
         names, fitted = self._hybrid(model)
         if fitted is None:
             way = f"reciprocal ranks (k = {RANK_CONSTANT}), as the index has no fitted weights"
         else:
             way = "weights " + ", ".join(f"{name} {fitted.weights.get(name, 0):.2f}" for name in names)
             way += f", fitted on {fitted.data}"
-        return f"hybrid of {' and '.join(names)} by {way}"
+        return f"hybrid of {', '.join(names[:-1])} and {names[-1]} by {way}"
+
+    def _second(self) -> int:
+        """Rows that are compared token by token at least, fewer where their texts have to be encoded first."""
+        return 2 * DEPTH if "multi-vector" in (self.facts.parts or {}) else DEPTH
 
     def _hybrid(self, model: Embedder | None) -> tuple[list[str], FittedWeights | None]:
         """The modes that a hybrid search puts together, and the weights that the index has for them.
@@ -433,27 +460,22 @@ class SearchIndex:
         self, model: Embedder | None, queries: list[str], mode: Mode, kept: Rows | None, instruction: Any
     ) -> Find:
         """What finds rows for questions in a mode."""
-        if mode == "bm25":
-            by_bm25 = by_words(self._state.words(), queries, kept)
-            return by_bm25.find
-        if model is None:
+        names, fitted = self._hybrid(model) if mode == "hybrid" else ([mode], None)
+        if mode == "multi-vector":
+            names = ["dense", mode]
+        if model is None and names != ["bm25"]:
             raise ArgumentError(f"mode {mode!r} needs the model that the index was made with")
-        self.check_model(model)
-        names, fitted = self._hybrid(model) if mode == "hybrid" else (["dense"], None)
-        vectors = self._as_queries(
-            model.encode_queries(queries, convert_to_numpy=True, instruction=instruction)
-        )  # fmt: skip
-        live = self._state.live if kept is None else kept
-        dense = self._dense(vectors, live)
-        if mode == "dense":
-            return dense.find
-        parts = {"dense": dense, "bm25": by_words(self._state.words(), queries, kept)}
+        parts = self._parts(model, queries, names, kept, instruction)
+        if mode == "multi-vector":
+            return second_stage(cast(Find, parts["dense"].find), parts[mode], self._second())
+        if mode != "hybrid":
+            return cast(Find, parts[mode].find)
         return together({name: parts[name] for name in names}, None if fitted is None else fitted.weights)
 
     def parts(
         self, model: Embedder, queries: Sequence[str], *, instruction: str | Unset | None = UNSET
     ) -> dict[str, ModePart]:
-        """What the index has to find rows for questions, by mode: what a hybrid search puts together.
+        """What finds and scores rows for questions in each mode that the index has: what a hybrid search puts together.
 
         Args:
             model: The model that the index was made with.
@@ -463,14 +485,77 @@ class SearchIndex:
         Raises:
             ArgumentError: the index was made with another model.
         """
+        now = copy.copy(self)
+        return now._parts(model, list(queries), ["dense", *(now.facts.parts or {})], None, instruction)
+
+    def _parts(
+        self, model: Embedder | None, queries: list[str], names: Sequence[str], kept: Rows | None, instruction: Any
+    ) -> dict[str, ModePart]:
+        """Modes by their names; only words can be compared without a model."""
+        parts = dict[str, ModePart]()
+        if "bm25" in names:
+            bm25 = self._state.words()
+            parts["bm25"] = by_terms(lambda query: bm25.of_rows(queries[query]), kept)
+        if model is not None and [*names] != ["bm25"]:
+            parts |= self._by_model(model, queries, names, kept, instruction)
+        return parts
+
+    def _by_model(
+        self, model: Embedder, queries: list[str], names: Sequence[str], kept: Rows | None, instruction: Any
+    ) -> dict[str, ModePart]:
+        """The modes that compare what a model computes of questions, all from one pass."""
         self.check_model(model)
-        now, asked = copy.copy(self), list(queries)
-        vectors = now._as_queries(model.encode_queries(asked, convert_to_numpy=True, instruction=instruction))
-        known = {"bm25": lambda: by_words(now._state.words(), asked, None)}
-        return {
-            "dense": now._dense(vectors, now._state.live),
-            **{name: known[name]() for name in now.facts.parts or {}},
-        }
+        outputs = [output for name, output in _OUTPUTS.items() if name in names]
+        self._check_heads(model, names)
+        if outputs == ["dense"]:
+            vectors: Any = model.encode_queries(queries, convert_to_numpy=True, instruction=instruction)
+        else:
+            encoded = model.encode_outputs(
+                queries, outputs, role="query", instruction=instruction, show_progress=False
+            )  # fmt: skip
+            vectors = encoded.vectors
+        parts = dict[str, ModePart]()
+        if "dense" in names:
+            parts["dense"] = self._dense(self._as_queries(vectors), self._state.live if kept is None else kept)
+        if "lexical" in names:
+            tokens, weights = self._state.tokens(), encoded.ragged["sparse"]
+            parts["lexical"] = by_terms(lambda query: tokens.of_rows(weights[query]), kept)
+        if "multi-vector" in names:
+            parts["multi-vector"] = by_tokens(encoded.ragged["multi-vector"], partial(self._token_vectors, model))
+        return parts
+
+    def _check_heads(self, model: Embedder, names: Sequence[str]) -> None:
+        """See to it that a model has what modes compare, and that the index has it of the same heads."""
+        for name in names:
+            output, known = _OUTPUTS.get(name), (self.facts.parts or {}).get(name)
+            if output is None or output == "dense":
+                continue
+            check_heads(model, [name])
+            if known is None and name == "lexical":
+                raise ArgumentError(_LACKING[name])
+            same = model.fingerprint == self.facts.model_fingerprint
+            if known is not None and same and model.output_fingerprint(output) != known["head"]:
+                raise ArgumentError(
+                    f"the part {name} of the index was made with another head than {model.card.name} has now: build "
+                    "the index again"
+                )
+
+    def _token_vectors(self, model: Embedder, rows: Rows) -> Sequence[npt.NDArray[Any]]:
+        """Vectors of the tokens of rows, stored or computed now."""
+        if "multi-vector" in (self.facts.parts or {}):
+            return list(self.stored.part_at("multi-vector", rows))
+        texts = [text for _, text in self.stored.rows_at(rows)]
+        if None in texts:
+            raise ArgumentError(
+                "the index has neither the part multi-vector nor texts to encode: encode with --store-texts, or index "
+                "the files"
+            )
+        length = min(self.facts.settings["max_length"], model.card.max_length)
+        wanted: tuple[Output, ...] = ("multi-vector",)
+        encoded = model.encode_outputs(
+            cast("list[str]", texts), wanted, role="document", max_length=length, show_progress=False
+        )  # fmt: skip
+        return encoded.ragged["multi-vector"]
 
     def _dense(self, vectors: Floats, kept: Rows | None) -> ModePart:
         """Vectors of questions compared with those of rows that may be found."""
@@ -515,7 +600,7 @@ class SearchIndex:
         self._check_vectors(queries, model)
         now = copy.copy(self)
         kept, vectors = now._kept(where), self._as_queries(queries)
-        return now._found(len(vectors), top_k, kept, now._dense(vectors, kept).find)
+        return now._found(len(vectors), top_k, kept, cast(Find, now._dense(vectors, kept).find))
 
     def nearest(
         self, vectors: npt.ArrayLike, k: int, where: str | None = None, *, model: Embedder | None = None
@@ -827,8 +912,8 @@ class _State:
         last: The last condition, and the rows that met it.
         marked: The last rows that were marked, and their marks in each segment.
         metadata: The columns of rows that are not deleted, once they were asked for.
-        parts: First row and open parts of each segment.
-        bm25: Over all of them, once it was asked for.
+        bm25: Over the words of all rows, once it was asked for.
+        lexical: The same over tokens.
     """
 
     facts: Facts
@@ -839,14 +924,36 @@ class _State:
     last: tuple[str, Rows] | None = None
     metadata: Any = None
     marked: tuple[Rows, list[npt.NDArray[np.bool_] | None]] | None = None
-    parts: list[tuple[int, OpenParts]] = field(default_factory=list)
     bm25: Bm25 | None = None
+    lexical: TokenWeights | None = None
 
     def words(self) -> Bm25:
-        """The words of the rows that are not deleted; see `open_bm25`."""
+        """The words of the rows that are not deleted.
+
+        Raises:
+            ArgumentError: the index lacks the part.
+            OutputError: its words were taken otherwise than those of questions would be.
+        """
         if self.bm25 is None:
-            self.bm25 = open_bm25(self.facts, self.parts, self.deleted)
+            known = (self.facts.parts or {}).get("bm25")
+            if known is None:
+                raise ArgumentError(_LACKING["bm25"])
+            if known["words"] != words.VERSION:
+                raise OutputError("the words of the index were taken by another version of bgekit: build it again")
+            lengths = [part.parts.lengths for part in segments_of(self.stored)]
+            self.bm25 = Bm25(self._postings("bm25"), np.concatenate(lengths), self.deleted)
         return self.bm25
+
+    def tokens(self) -> TokenWeights:
+        """The tokens of the rows that are not deleted, with their weights."""
+        if self.lexical is None:
+            self.lexical = TokenWeights(self._postings("lexical"), self.stored.count, self.deleted)
+        return self.lexical
+
+    def _postings(self, name: str) -> list[tuple[int, Postings]]:
+        parts = segments_of(self.stored)
+        firsts = itertools.accumulate((part.count for part in parts), initial=0)
+        return [(first, part.parts.postings[name]) for first, part in zip(firsts, parts, strict=False)]
 
     def inside(self, kept: Rows | None) -> list[npt.NDArray[np.bool_] | None]:
         """Whether each row of each segment is among some rows; None where all of a segment are, or all are wanted."""
@@ -889,26 +996,22 @@ def _opened(path: Path, before: _State | None = None) -> _State:
 def _open_state(path: Path, facts: Facts, before: _State | None) -> _State:
     known: dict[str, StoredFiles] = {}
     structures: dict[str, Any] = {}
-    parts: dict[str, OpenParts] = {}
     if before is not None and before.facts.dimension == facts.dimension:
-        opened = zip(before.facts.segments, segments_of(before.stored), before.structures, before.parts, strict=True)
-        for segment, part, (_, _, structure), (_, others) in opened:
+        opened = zip(before.facts.segments, segments_of(before.stored), before.structures, strict=True)
+        for segment, part, (_, _, structure) in opened:
             if segment in facts.segments and part.is_current():
-                known[segment.folder], structures[segment.folder], parts[segment.folder] = part, structure, others
+                known[segment.folder], structures[segment.folder] = part, structure
     stored = open_stored(path, facts, known)
     deleted = read_deleted(path, facts)
     found, first = list[tuple[int, int, Any]](), 0
-    beside = list[tuple[int, OpenParts]]()
     for segment in facts.segments:
         structure = structures.get(segment.folder)
         if structure is None and segment.structure is not None:
             # What is missing or damaged shows now.
             structure = open_structure(path / segment.folder, segment.structure, segment.count, facts.dimension)
         found.append((first, segment.count, structure))
-        beside.append((first, parts.get(segment.folder) or OpenParts(path / segment.folder, segment)))
         first += segment.count
-    live = None if deleted is None else np.flatnonzero(~deleted)
-    return _State(facts, stored, deleted, live, found, parts=beside)
+    return _State(facts, stored, deleted, None if deleted is None else np.flatnonzero(~deleted), found)
 
 
 def _at_once(top_k: int) -> int:

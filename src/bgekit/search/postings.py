@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import OutputError
+from ..inference.ragged import Ragged
 from ..inference.shards import mapped
 from .words import words
 
@@ -113,12 +114,11 @@ class _Numbers(dict[str, int]):
         return number
 
 
-class WordPostings:
-    """Postings of the words of texts that come one after another, in blocks.
+class _Blocks:
+    """Postings of rows that come one after another, in blocks.
 
     Attributes:
         blocks: First row of each block that is finished, and its postings, whose rows are counted from there.
-        lengths: Words of each text, int32 [texts].
 
     Args:
         keep: Takes a block that is finished and gives it back, from a disk if need be.
@@ -126,8 +126,33 @@ class WordPostings:
 
     def __init__(self, keep: Callable[[Postings], Postings] = lambda block: block) -> None:
         self.blocks: list[tuple[int, Postings]] = []
+        self._keep, self._first, self._rows = keep, 0, 0
+
+    def finish(self, *, last: bool = False) -> None:
+        """Finish the block; the last one is kept only where there are others."""
+        if self._rows == self._first:
+            return
+        if self._rows > _MOST_ROWS:
+            raise OutputError(f"a segment of an index has at most {_MOST_ROWS:,} rows")
+        block = self._block(self._rows - self._first)
+        self.blocks.append((self._first, block if last and not self.blocks else self._keep(block)))
+        self._first = self._rows
+
+    def _block(self, count: int) -> Postings:
+        """Postings of the last rows, which are so many."""
+        raise NotImplementedError
+
+
+class WordPostings(_Blocks):
+    """Postings of the words of texts, with how often each has them.
+
+    Attributes:
+        lengths: Words of each text, int32 [texts].
+    """
+
+    def __init__(self, keep: Callable[[Postings], Postings] = lambda block: block) -> None:
+        super().__init__(keep)
         self.lengths = array.array("i")
-        self._keep, self._first = keep, 0
         self._numbers, self._words = _Numbers(), array.array("i")
 
     def add(self, text: str) -> None:
@@ -135,16 +160,11 @@ class WordPostings:
         found = words(text)
         self._words.extend(map(self._numbers.__getitem__, found))
         self.lengths.append(len(found))
+        self._rows += 1
         if len(self._words) >= _BLOCK:
             self.finish()
 
-    def finish(self, *, last: bool = False) -> None:
-        """Finish the block; the last one is kept only where there are others."""
-        count = len(self.lengths) - self._first
-        if not count:
-            return
-        if len(self.lengths) > _MOST_ROWS:
-            raise OutputError(f"a segment of an index has at most {_MOST_ROWS:,} rows")
+    def _block(self, count: int) -> Postings:
         names = sorted((name.encode("utf-8", "surrogatepass"), number) for name, number in self._numbers.items())
         place = np.empty(len(names), np.int64)
         place[[number for _, number in names]] = np.arange(len(names))
@@ -152,10 +172,39 @@ class WordPostings:
         # One number for a word in a text: equal ones are counted.
         keys, counts = np.unique(place[np.frombuffer(self._words, np.int32)] * count + rows, return_counts=True)
         values = counts.astype(np.min_scalar_type(int(counts.max(initial=0))))
-        block = postings_of([name for name, _ in names], keys // count, keys % count, values)
-        self.blocks.append((self._first, block if last and not self.blocks else self._keep(block)))
-        self._first = len(self.lengths)
         self._numbers, self._words = _Numbers(), array.array("i")
+        return postings_of([name for name, _ in names], keys // count, keys % count, values)
+
+
+class TokenPostings(_Blocks):
+    """Postings of the tokens of texts, with the weights that a model gives them."""
+
+    def __init__(self, keep: Callable[[Postings], Postings] = lambda block: block) -> None:
+        super().__init__(keep)
+        self._parts: list[tuple[int, Ragged]] = []
+        self._size = 0
+
+    def add(self, block: Ragged) -> None:
+        """Take the lexical weights of the next texts."""
+        self._parts.append((self._rows - self._first, block))
+        self._rows += len(block)
+        self._size += len(block.values)
+        if self._size >= _BLOCK:
+            self.finish()
+
+    def _block(self, count: int) -> Postings:
+        values = np.concatenate([block.values for _, block in self._parts])
+        rows = [first + np.repeat(np.arange(len(block)), np.diff(block.offsets)) for first, block in self._parts]
+        order = np.argsort(values["token"], kind="stable")
+        tokens, term_of = np.unique(values["token"][order], return_inverse=True)
+        self._parts, self._size = [], 0
+        terms = [token_term(token) for token in tokens.tolist()]
+        return postings_of(terms, term_of, np.concatenate(rows)[order], values["weight"][order])
+
+
+def token_term(token: int) -> bytes:
+    """The term of a token: terms are in the order of tokens."""
+    return token.to_bytes(4, "big")
 
 
 def merged(blocks: Sequence[tuple[int, Postings]]) -> Iterator[Postings]:

@@ -100,6 +100,9 @@ def write_segment(
             file.write(np.ascontiguousarray(block, dtype="<f4"))
     offsets, hashes = np.zeros(count + 1, dtype=np.int64), DocumentHashes(chunked)
     with segment_parts(output, folder, parts) as written:
+        for name in parts or ():
+            if PARTS[name] is not None:
+                written.add_values(name, stored.part_blocks(name))
         with output.create(prefix + ROWS) as file:
             for row, line in enumerate(stored.lines(), 1):
                 offsets[row] = offsets[row - 1] + file.write(line)
@@ -118,6 +121,26 @@ def write_segment(
             known = {"sha256": file.sha256, "columns": columns_of(schema)}
     output.sync(folder)
     return Segment(folder, count, known, parts=made)
+
+
+def add_parts(
+    output: OutputFolder, segment: Segment, stored: Stored, parts: Mapping[str, Any], generation: int
+) -> Segment:
+    """Write parts that a segment lacks and that are made of its texts: the segment with them.
+
+    Args:
+        output: The index folder.
+        segment: The segment, whose files are there.
+        stored: Its rows.
+        parts: What index.json is to say of parts.
+        generation: Number of the change.
+    """
+    there = segment.parts or {}
+    lacking = {name: made for name, made in parts.items() if name not in there}
+    with segment_parts(output, segment.folder, lacking, generation) as written:
+        for line in stored.lines():
+            written.add(line)
+        return replace(segment, parts=there | (written.write() or {}))
 
 
 def write_structure(

@@ -35,7 +35,9 @@ import numpy.typing as npt
 
 from ..data.metadata import Part, read_table, typed
 from ..errors import ArgumentError, OutputError
+from ..inference.ragged import LEXICAL, Ragged
 from ..inference.shards import ShardSet, json_bytes, mapped
+from .parts import OpenParts, taken
 
 VECTORS: Final = "vectors.npy"
 ROWS: Final = "rows.jsonl"
@@ -69,6 +71,14 @@ class Stored(ABC):
     @abstractmethod
     def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """The vectors of some rows."""
+
+    @abstractmethod
+    def part_blocks(self, name: str) -> Iterator[Ragged]:
+        """What a part that a model computes (`parts`) has of each row, in order, in blocks."""
+
+    def part_at(self, name: str, rows: npt.NDArray[np.int64]) -> Ragged:
+        """The same of some rows."""
+        raise NotImplementedError
 
     @abstractmethod
     def lines(self) -> Iterator[bytes]:
@@ -122,16 +132,24 @@ class StoredFiles(Stored):
         count: Vectors in it.
         dimension: Their width.
         columns: Names and types of its metadata; None if it has none, or none is needed.
+        parts: What index.json says of its parts; None if it has none, or none is needed.
+
+    Attributes:
+        parts: Its parts, open.
 
     Raises:
         OutputError: a file is missing, damaged, or not the size it should have.
     """
 
-    def __init__(self, folder: Path, count: int, dimension: int, columns: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, count: int, dimension: int, columns: dict[str, str] | None = None,
+        parts: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:  # fmt: skip
         self.folder, self.count, self.dimension = folder, count, dimension
         self._vectors = mapped(folder / VECTORS, (count, dimension))
         self._offsets = np.asarray(mapped(folder / OFFSETS, (count + 1,)))  # Of which one number is read sooner.
         self._file = _open(folder / ROWS, int(self._offsets[-1]))
+        self.parts = OpenParts(folder, count, parts)
         self._metadata: Any = None
         if columns is not None:
             self._metadata = read_table(folder / METADATA, count)
@@ -163,6 +181,14 @@ class StoredFiles(Stored):
     def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Read from the one array."""
         return np.asarray(self._vectors[rows])
+
+    def part_blocks(self, name: str) -> Iterator[Ragged]:
+        """Parts of the one file."""
+        return self.parts.blocks(name)
+
+    def part_at(self, name: str, rows: npt.NDArray[np.int64]) -> Ragged:
+        """Read from the one file."""
+        return taken(self.parts.rows[name], rows)
 
     def lines(self) -> Iterator[bytes]:
         """Read from the one file, from its beginning."""
@@ -254,6 +280,21 @@ class Joined(Stored):
             found[chosen] = self.parts[place].vectors(rows[chosen] - self.firsts[place])
         return found
 
+    def part_blocks(self, name: str) -> Iterator[Ragged]:
+        """Those of all parts."""
+        for part in self.parts:
+            yield from part.part_blocks(name)
+
+    def part_at(self, name: str, rows: npt.NDArray[np.int64]) -> Ragged:
+        """Each read from its part."""
+        places = self._part_of(rows)
+        order = np.argsort(places, kind="stable")
+        found = [
+            self.parts[place].part_at(name, rows[places == place] - self.firsts[place]) for place in np.unique(places)
+        ]
+        whole = [row for block in found for row in block]
+        return Ragged.of([whole[place] for place in np.argsort(order).tolist()])
+
     def lines(self) -> Iterator[bytes]:
         """Those of all parts."""
         for part in self.parts:
@@ -309,6 +350,11 @@ class Selected(Stored):
         """Read from where they are stored."""
         return self._stored.vectors(self._rows[rows])
 
+    def part_blocks(self, name: str) -> Iterator[Ragged]:
+        """Copies of what the rows have."""
+        for first in range(0, self.count, _GATHERED):
+            yield self._stored.part_at(name, self._rows[first : first + _GATHERED])
+
     def lines(self) -> Iterator[bytes]:
         """Those of the rows."""
         if self.count * _SPARSE < self._stored.count:
@@ -353,6 +399,16 @@ class StoredShards(Stored):
         # Opened again each time: thousands of files kept mapped would be too many open files.
         for shard in range(len(self._entries)):
             yield int(self._firsts[shard]), self._mapped(shard)
+
+    def part_blocks(self, name: str) -> Iterator[Ragged]:
+        """Those of the shards."""
+        if name == "multi-vector":
+            yield from self._shards.multi_vector_parts()
+            return
+        for weights in self._shards.lexical_parts():
+            values = np.empty(len(weights.data), LEXICAL)
+            values["token"], values["weight"] = weights.indices, weights.data
+            yield Ragged(values, weights.indptr)
 
     def lines(self) -> Iterator[bytes]:
         """The rows as JSON lines, in order."""
@@ -598,7 +654,7 @@ def open_stored(path: Path, facts: Facts, known: Mapping[str, StoredFiles] | Non
         part = (known or {}).get(segment.folder)
         if part is None or not part.is_current():
             columns = None if segment.metadata is None else segment.metadata["columns"]
-            part = StoredFiles(path / segment.folder, segment.count, facts.dimension, columns)
+            part = StoredFiles(path / segment.folder, segment.count, facts.dimension, columns, segment.parts)
         parts.append(part)
     return parts[0] if len(parts) == 1 else Joined(parts, facts.dimension)
 

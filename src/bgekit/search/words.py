@@ -21,11 +21,6 @@ def words(text: str) -> list[str]:
 
     Pairs of neighbours need no dictionary, so a name that none has is found, too; docs/hybrid.md compares them with
     words cut by jieba.
-
-    Example:
-        >>> from bgekit.search import words
-        >>> words("The CAT's 中文")
-        ['the', 'cat', 's', '中', '文', '中文']
     """
     if text.isascii():
         return _ASCII.findall(text.lower())

@@ -86,7 +86,7 @@ class RetrievalTask(Task):
     kind: ClassVar[Kind] = "retrieval"
     packages: ClassVar[tuple[str, ...]] = ("pytrec_eval",)
     rerankable: ClassVar[bool] = True
-    has_modes: ClassVar[bool] = True
+    modes: ClassVar[tuple[Mode, ...]] = ("dense", "bm25")
     main_metric: str = "ndcg_at_10"
     query_instruction: bool = True
 
