@@ -12,16 +12,18 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from .postings import Postings, Rows, best_rows, texts_as_blocks
-from .words import words
+from .words import VERSION, words
 
 #: Weights of how fast repetition saturates, and of how much length counts (Lucene's).
 K1, B = 1.2, 0.75
+#: What decides scores beside the texts, for fingerprints.
+DESCRIPTION: Final = f"BM25, k1 {K1}, b {B}, words {VERSION}"
 
 
 class Bm25:

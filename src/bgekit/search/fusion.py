@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -152,6 +153,19 @@ class Gain:
     high: float | None
 
 
+def over_better(gains: Sequence[Gain]) -> Gain:
+    """Hybrid minus the better of its parts, of its gains over each: the least of them, with an interval that holds it.
+
+    Which part is the better one is not known for sure. The least lower end is above the least gain no more often than
+    the lower end of the better part's own interval is; the least upper end is below it a little more often where two
+    parts are equally good, and as often as one interval says where they are not.
+    """
+    lows = [gain.low for gain in gains if gain.low is not None]
+    highs = [gain.high for gain in gains if gain.high is not None]
+    known = len(lows) == len(highs) == len(gains) > 0
+    return Gain(min(gain.difference for gain in gains), min(lows) if known else None, min(highs) if known else None)
+
+
 @dataclass(frozen=True)
 class FittedWeights:
     """Weights of modes that were fitted on judged queries, and what they were fitted on: the content of `fusion.json`.
@@ -177,6 +191,11 @@ class FittedWeights:
     metric: str
     scores: Mapping[str, float]
     gains: Mapping[str, Gain] = field(default_factory=dict)
+
+    @property
+    def over_better(self) -> Gain:
+        """Hybrid minus the better of its parts."""
+        return over_better([*self.gains.values()])
 
     def check_model(self, model: Embedder, source: str = FUSION) -> None:
         """See to it that the weights hold for a model.
@@ -230,6 +249,18 @@ def read_fusion(path: Path) -> FittedWeights | None:
         raise OutputError(
             f"{file} holds no fitted weights ({error}): write it anew with bge calibrate --hybrid, or remove it"
         ) from error
+
+
+def fitted_in(path: str | os.PathLike[str]) -> FittedWeights:
+    """The weights in a file or an index folder, which must be there.
+
+    Raises:
+        OutputError: they are not, or cannot be read.
+    """
+    fitted = read_fusion(Path(path))
+    if fitted is None:
+        raise OutputError(f"{_file(Path(path))} does not exist: bge calibrate --hybrid writes fitted weights")
+    return fitted
 
 
 def _file(path: Path) -> Path:

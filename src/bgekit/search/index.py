@@ -463,19 +463,42 @@ class SearchIndex:
         names, fitted = self._hybrid(model) if mode == "hybrid" else ([mode], None)
         if mode == "multi-vector":
             names = ["dense", mode]
-        parts = dict[str, ModePart]()
-        if "bm25" in names:
-            bm25 = self._state.words()
-            parts["bm25"] = by_terms(lambda query: bm25.of_rows(queries[query]), kept)
-        if names != ["bm25"]:
-            if model is None:
-                raise ArgumentError(f"mode {mode!r} needs the model that the index was made with")
-            parts |= self._by_model(model, queries, names, kept, instruction)
+        if model is None and names != ["bm25"]:
+            raise ArgumentError(f"mode {mode!r} needs the model that the index was made with")
+        parts = self._parts(model, queries, names, kept, instruction)
         if mode == "multi-vector":
             return second_stage(cast(Find, parts["dense"].find), parts[mode], self._second())
         if mode != "hybrid":
             return cast(Find, parts[mode].find)
         return together({name: parts[name] for name in names}, None if fitted is None else fitted.weights)
+
+    def parts(
+        self, model: Embedder, queries: Sequence[str], *, instruction: str | Unset | None = UNSET
+    ) -> dict[str, ModePart]:
+        """What finds and scores rows for questions in each mode that the index has: what a hybrid search puts together.
+
+        Args:
+            model: The model that the index was made with.
+            queries: The questions.
+            instruction: As in `ask`.
+
+        Raises:
+            ArgumentError: the index was made with another model.
+        """
+        now = copy.copy(self)
+        return now._parts(model, list(queries), ["dense", *(now.facts.parts or {})], None, instruction)
+
+    def _parts(
+        self, model: Embedder | None, queries: list[str], names: Sequence[str], kept: Rows | None, instruction: Any
+    ) -> dict[str, ModePart]:
+        """Modes by their names; only words can be compared without a model."""
+        parts = dict[str, ModePart]()
+        if "bm25" in names:
+            bm25 = self._state.words()
+            parts["bm25"] = by_terms(lambda query: bm25.of_rows(queries[query]), kept)
+        if model is not None and [*names] != ["bm25"]:
+            parts |= self._by_model(model, queries, names, kept, instruction)
+        return parts
 
     def _by_model(
         self, model: Embedder, queries: list[str], names: Sequence[str], kept: Rows | None, instruction: Any

@@ -79,6 +79,11 @@ def by_terms(scores_of: Callable[[int], npt.NDArray[np.float32] | None], kept: R
     return Part(find, score)
 
 
+def depth_of(k: int) -> int:
+    """Rows that each mode of a hybrid search finds where so many are wanted of all together."""
+    return max(DEPTH, _DEEPER * k)
+
+
 def by_tokens(queries: Sequence[npt.NDArray[Any]], vectors_of: Callable[[Rows], Sequence[npt.NDArray[Any]]]) -> Part:
     """Questions compared with texts token by token: the mean, over a question's vectors, of the best product with one
     of a text's (the late interaction of ColBERT, as BGE-M3 scales it).
@@ -140,7 +145,7 @@ def together(parts: Mapping[str, Part], weights: Mapping[str, float] | None) -> 
             for name, part in parts.items():
                 if part.find is None:
                     continue
-                own, there = part.find([query], max(DEPTH, _DEEPER * k))
+                own, there = part.find([query], depth_of(k))
                 found[name] = own[0][there[0] >= 0], there[0][there[0] >= 0]
                 if not len(found[name][1]):
                     silent[name] = silent.get(name, 0) + 1
