@@ -136,8 +136,8 @@ def build(args: argparse.Namespace) -> None:
         took, cpu = time.perf_counter() - start, time.process_time() - cpu
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(
-        f"{' + '.join(['dense', *args.parts])}: {len(index):,} passages in {took:.1f} s, {cpu:.1f} s of CPU time; {size / 1e6:,.0f} MB; "
-        f"memory of the process at most {most[0]:,.0f} MB, without mapped files"
+        f"{' + '.join(['dense', *args.parts])}: {len(index):,} passages in {took:.1f} s, {cpu:.1f} s of CPU time; "
+        f"{size / 1e6:,.0f} MB; memory of the process at most {most[0]:,.0f} MB, without mapped files"
     )
 
 

@@ -11,8 +11,11 @@ import json
 import os
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,20 @@ def bgekit_reranker(folder: str) -> Encode:
 
     model = FlagReranker(folder)
     return lambda texts: model.compute_score(list(zip(texts, texts[1:] + texts[:1], strict=True)))
+
+
+def m3_outputs(package: str, folder: str, wanted: str, **options: Any) -> Encode:
+    """BGE-M3 by either package: all outputs of texts, dense vectors alone, or scores of texts as pairs.
+
+    A query is the first eight words of the text before its passage.
+    """
+    model = importlib.import_module(package).BGEM3FlagModel(folder, devices="cpu", **options)
+    if wanted == "pairs":
+        return lambda texts: model.compute_score(
+            [(" ".join(query.split()[:8]), text) for query, text in zip(texts[1:] + texts[:1], texts, strict=True)]
+        )
+    more = {"return_sparse": True, "return_colbert_vecs": True} if wanted == "all" else {}
+    return lambda texts: model.encode(texts, max_length=2048, return_dense=True, **more)
 
 
 def flagembedding(folder: str, **options: Any) -> Encode:
@@ -170,9 +187,37 @@ PEERS: dict[str, tuple[str, Callable[..., Encode]]] = {
     ),
     "sentence-transformers OpenVINO int8": ("sentence_transformers", openvino_int8),
     "fastembed": ("fastembed", fastembed),
+    **{
+        f"{package} m3 {wanted}": (package, partial(m3_outputs, package, wanted=wanted))
+        for package in ("bgekit", "FlagEmbedding") for wanted in ("all", "dense", "pairs")
+    },
     "reference": ("transformers", reference),
     "limit": ("torch", limit),
 }  # fmt: skip
+
+
+class OwnPages:
+    """The most memory that the process has of its own (Linux): without the pages of files, which it shares."""
+
+    def __init__(self) -> None:
+        self.peak_mib, self._done = 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> OwnPages:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while True:
+            with open("/proc/self/status") as status:
+                own = next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+            self.peak_mib = max(self.peak_mib, own / 1024)
+            if self._done.wait(0.02):
+                return
 
 
 def _cpu_seconds() -> float:
@@ -199,18 +244,20 @@ def main() -> None:
         request = json.loads(line)
         texts = [json.loads(text) for text in Path(request["texts"]).read_text(encoding="utf-8").splitlines()]
         seconds, result, cpu = [], None, _cpu_seconds()
-        for call in texts if request.get("single") else [texts]:
-            start = time.perf_counter()
-            result = encode(call)
-            seconds.append(time.perf_counter() - start)
+        with OwnPages() if request.get("own") else nullcontext() as pages:
+            for call in texts if request.get("single") else [texts]:
+                start = time.perf_counter()
+                result = encode(call)
+                seconds.append(time.perf_counter() - start)
         if request.get("save"):
             import numpy as np
 
             np.save(request["save"], np.asarray(result, dtype=np.float32))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         answer(
-            seconds=seconds, peak_mib=peak, cpu_seconds=_cpu_seconds() - cpu, rates=result if name == "limit" else None
-        )
+            seconds=seconds, peak_mib=peak, cpu_seconds=_cpu_seconds() - cpu, rates=result if name == "limit" else None,
+            own_mib=None if pages is None else pages.peak_mib,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def json_vocabulary(tokenizer: Any) -> list[tuple[str, float]]:
 
 def make_m3(
     folder: Path, texts: Iterable[str], *, dim: int | None = None, positions: int = 514, vocabulary: int = 0,
-    hidden: int = 64, layers: int = 2, heads: int = 4, wide: int = 128, spread: float = 0.15,
+    hidden: int = 64, layers: int = 2, heads: int = 4, wide: int = 128, spread: float = 0.15, pieces: int = 1000,
 ) -> Path:  # fmt: skip
     """A random model of the kind.
 
@@ -46,6 +46,7 @@ def make_m3(
         layers: Layers.
         heads: Attention heads.
         wide: Width of the feed-forward networks.
+        pieces: Pieces that its tokenizer learns.
         spread: Standard deviation of the matrices: large enough for attention to matter.
     """
     import torch
@@ -54,7 +55,7 @@ def make_m3(
     from bgekit.networks.heads import TokenHeads, write_heads
 
     folder.mkdir(parents=True, exist_ok=True)
-    size = max(vocabulary, write_sentencepiece(folder, texts))
+    size = max(vocabulary, write_sentencepiece(folder, texts, pieces))
     torch.manual_seed(0)
     config = XLMRobertaConfig(
         vocab_size=size, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,

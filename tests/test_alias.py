@@ -121,7 +121,6 @@ NAMES = {
     "inference.auto_reranker": "FlagAutoReranker",
     "inference.embedder": "FlagModel",
     "inference.embedder.encoder_only": "FlagModel",
-    "inference.embedder.encoder_only.m3": "M3Embedder",
     "inference.reranker": "FlagReranker",
     "inference.reranker.encoder_only": "FlagReranker",
 }
@@ -131,6 +130,7 @@ FORWARDS = {
     *(name if name.endswith(".run") else f"{name}.__main__" for name in RUN),
     "baai_general_embedding.finetune.hn_mine",
     "inference.embedder.encoder_only.base",
+    "inference.embedder.encoder_only.m3",
     "inference.embedder.decoder_only",
     "inference.reranker.encoder_only.base",
 }
