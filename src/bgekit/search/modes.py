@@ -116,8 +116,7 @@ def second_stage(first: Find, part: Part, depth: int) -> Find:
 
     def find(chosen: Sequence[int], k: int) -> tuple[Floats, Rows]:
         scores, rows = _empty(len(chosen), k)
-        for at, query in enumerate(chosen):
-            there = first([query], max(depth, k))[1][0]
+        for at, (query, there) in enumerate(zip(chosen, first(chosen, max(depth, k))[1], strict=True)):
             own, best = _ranked(part, query, there[there >= 0])
             count = min(k, len(best))
             scores[at, :count], rows[at, :count] = own[:count], best[:count]
@@ -133,32 +132,32 @@ def together(parts: Mapping[str, Part], weights: Mapping[str, float] | None) -> 
         parts: The modes, by name.
         weights: A weight for each; None to go by reciprocal ranks. A mode without a weight is not asked.
     """
-    if weights is not None:
-        parts = {name: part for name, part in parts.items() if weights.get(name)}
-        weights = {name: weights[name] for name in parts}
+    counted = parts if weights is None else {name: part for name, part in parts.items() if weights.get(name)}
+    # Where those that count only score, as multi-vectors do, the others find.
+    finding = {name: part.find for name, part in counted.items() if part.find is not None}
+    finding = finding or {name: part.find for name, part in parts.items() if part.find is not None}
 
     def find(chosen: Sequence[int], k: int) -> tuple[Floats, Rows]:
         scores, rows = _empty(len(chosen), k)
         silent: dict[str, int] = {}
+        # All questions at once: vectors are read once for many of them.
+        lists = {name: own(chosen, depth_of(k)) for name, own in finding.items()}
         for at, query in enumerate(chosen):
             found: dict[str, Found] = {}
-            for name, part in parts.items():
-                if part.find is None:
-                    continue
-                own, there = part.find([query], depth_of(k))
-                found[name] = own[0][there[0] >= 0], there[0][there[0] >= 0]
+            for name, (own, there) in lists.items():
+                found[name] = own[at][there[at] >= 0], there[at][there[at] >= 0]
                 if not len(found[name][1]):
                     silent[name] = silent.get(name, 0) + 1
             every = candidates(found)
             if weights is None:
-                found |= {name: _ranked(part, query, every) for name, part in parts.items() if part.find is None}
+                found |= {name: _ranked(part, query, every) for name, part in counted.items() if name not in found}
                 sums, best = by_ranks(found, k)
             else:
-                sums, best = by_weights({name: (part.score(query, every), every) for name, part in parts.items()},
-                                        weights, k)  # fmt: skip
+                scored = {name: (part.score(query, every), every) for name, part in counted.items()}
+                sums, best = by_weights(scored, {name: weights[name] for name in scored}, k)
             scores[at, : len(best)], rows[at, : len(best)] = sums, best
         for name, count in silent.items():
-            if len(silent) < len(parts):
+            if len(silent) < len(finding):
                 logger.warning(
                     "%s says nothing of %d of %d questions, of which no text has a word: the other modes rank alone",
                     name, count, len(chosen),
