@@ -161,3 +161,59 @@ def test_the_last_sentence_says_what_came_out(tiny_bert, data, tmp_path, capsys)
     last = capsys.readouterr().out.splitlines()[-1]
     assert f"written to {tmp_path / 'out'}: calibration.json, " in last
     assert last.endswith(f'next: FlagModel("{tmp_path / "saved"}").similarity(a, b, calibrated=True)')
+
+
+@pytest.fixture
+def judged(tmp_path):
+    """Documents, questions and judgements: each question has a word of its document alone."""
+    folder = tmp_path / "judged"
+    (folder / "qrels").mkdir(parents=True)
+    documents = [{"_id": f"d{n}", "title": "", "text": f"the cat word{n} and the river"} for n in range(60)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(each) + "\n" for each in documents))
+    queries = [{"_id": f"q{n}", "text": f"a dog of word{n}"} for n in range(60)]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(each) + "\n" for each in queries))
+    rows = ["query-id\tcorpus-id\tscore", *(f"q{n}\td{n}\t1" for n in range(60))]
+    (folder / "qrels" / "test.tsv").write_text("\n".join(rows))
+    return folder
+
+
+def test_weights_of_a_hybrid_search_are_stored_in_the_index_and_used(tiny_bert, judged, tmp_path, capsys):
+    index = tmp_path / "index"
+    made = ["search", judged / "corpus.jsonl", "--model", tiny_bert, "--index", index, "--parts", "bm25", "-q", "word3"]
+    assert main([*map(str, made), "--fp32", "--quiet"]) == 0
+    capsys.readouterr()
+    assert run("--hybrid", "--index", index, "--data", judged) == 0
+    shown = capsys.readouterr().out
+    content = json.loads((index / "fusion.json").read_text("utf-8"))
+    weights = content["weights"]
+    assert f"weights: dense {weights['dense']:.2f}, bm25 {weights['bm25']:.2f}" in shown
+    assert sum(weights.values()) == pytest.approx(1) and content["queries"] == 60
+    assert {"dense", "bm25"} == {*content["gains"]} and "hybrid" in content["scores"]
+    assert "dense alone" in shown or "bm25 alone" in shown
+    assert main(["search", "--index", str(index), "--mode", "hybrid", "-q", "word7", "-k", "1", "--fp32"]) == 0
+    said = capsys.readouterr()
+    assert "d7" in said.out and f"weights dense {weights['dense']:.2f}" in said.out + said.err
+
+
+def test_a_file_of_weights_is_replaced_only_by_those_who_ask_for_it(tiny_bert, judged, tmp_path, capsys):
+    given = ("--hybrid", "--model", tiny_bert, "--data", judged, "--output", tmp_path / "weights.json")
+    assert run(*given) == 0
+    assert run(*given) == 1
+    assert "exists; give --overwrite" in capsys.readouterr().err
+    assert run(*given, "--overwrite") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--hybrid", "--data", "{judged}"), "give --index DIR, whose model is known, or --model MODEL"),
+        (("--hybrid", "--data", "{judged}", "--model", "m", "--precision", "0.9"), "--precision goes with thresholds"),
+        (("--hybrid", "--data", "{judged}", "--index", "nowhere"), "nowhere does not exist"),
+        (("--data", "{judged}", "--model", "m", "--modes", "dense", "bm25"), "--modes goes with --hybrid"),
+        (("--data", "{judged}"), "--model is needed"),
+        (("--hybrid", "--data", "{pairs}", "--model", "m"), "judged queries of one retrieval task"),
+    ],
+)
+def test_what_does_not_go_together_is_said_before_a_model_is_loaded(judged, data, arguments, says, capsys):
+    assert run(*(each.format(judged=judged, pairs=data) for each in arguments)) == 1
+    assert says in capsys.readouterr().err

@@ -167,3 +167,38 @@ def test_a_reranker_behind_every_precision(model, beir, tmp_path, make_reranker)
     assert [("reranker" in r["setting"], r["setting"].get("note")) for r in results] == [
         (reranked, note) for note in (None, "float32", "int8") for reranked in (False, True)
     ]
+
+
+def test_modes_are_compared_in_one_command(model, beir, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("--data", beir, "--model", model, "--modes", "dense", "bm25", "hybrid", "--output", out) == 0
+    results = json.loads((out / "results.json").read_text())["results"]
+    assert [result["mode"] for result in results] == ["dense", "bm25", "hybrid"]
+    assert [result["setting"].get("fused") for result in results] == [None, None, ["dense", "bm25"]]
+    name = Path(model).name
+    shown = capsys.readouterr().out
+    assert all(f"{name} [{mode}]" in shown for mode in ("dense", "bm25", "hybrid"))
+    assert "hybrid is cross-fitted" in shown
+
+
+def test_hybrid_alone_is_of_vectors_and_words(model, beir, tmp_path):
+    assert run("--data", beir, "--model", model, "--modes", "hybrid", "--output", tmp_path) == 0
+    (result,) = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert (result["mode"], result["setting"]["fused"]) == ("hybrid", ["dense", "bm25"])
+
+
+def test_weights_are_those_of_a_file_and_of_the_model_alone(model, beir, tmp_path, capsys):
+    from conftest import make_tiny
+
+    weights = tmp_path / "weights.json"
+    arguments = ["calibrate", "--hybrid", "--data", beir, "--model", model, "--output", weights, "--fp32", "--quiet"]
+    assert main(list(map(str, arguments))) == 0
+    assert run("--data", beir, "--model", model, "--modes", "hybrid", "--weights", weights) == 0
+    assert "fitted on these very queries" in capsys.readouterr().out
+    other = make_tiny(tmp_path / "other", seed=1)
+    assert run("--data", beir, "--model", other, "--modes", "hybrid", "--weights", weights) == 1
+    assert "were fitted for another model than" in capsys.readouterr().err
+    assert run("--data", beir, "--model", model, "--modes", "hybrid", "--weights", tmp_path / "none.json") == 1
+    assert "does not exist: bge calibrate --hybrid writes fitted weights" in capsys.readouterr().err
+    assert run("--data", beir, "--model", model, "--weights", weights) == 1
+    assert "--weights goes with --modes hybrid" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,68 @@ def test_approximate(bge, corpus, tiny_bert, tmp_path, index_type):
     assert index_type in err
     assert answers(out)[0]["results"][0]["id"] == "d0"
     assert "exact" in bge("--index", index, "--index-type", "exact", "-q", "x")[2]
+
+
+def test_modes(bge, corpus, tiny_bert, tmp_path):
+    index = tmp_path / "index"
+    code, out, err = bge(corpus, "--model", tiny_bert, "--index", index, "--mode", "hybrid", "-q", TEXTS[1], "--json")
+    assert code == 0 and answers(out)[0]["results"][0]["id"] == "d1"
+    assert "hybrid of dense and bm25 by reciprocal ranks (k = 60), as the index has no fitted weights" in err
+    asked = ("-q", TEXTS[2].split()[-1], "unheard", "--model", "NO/MODEL")
+    code, out, err = bge("--index", index, "--mode", "bm25", *asked)
+    assert code == 0 and "  d2\n" in out and "nothing: no text has a word of it" in out and "by words (bm25)" in err
+    assert main(["index", "info", str(index)]) == 0
+    run = tmp_path / "run.trec"
+    assert bge("--index", index, "--mode", "hybrid", "-q", *TEXTS[:2], "-o", run, "-k", 1)[0] == 0
+    rows = [line.split()[:4] for line in run.read_text().splitlines()]
+    assert rows == [["1", "Q0", "d0", "1"], ["2", "Q0", "d1", "1"]]
+
+
+def test_words_come_to_an_index_that_lacks_them(bge, corpus, tiny_bert, tmp_path):
+    index, vectors = tmp_path / "index", tmp_path / "vectors"
+    bge(corpus, "--model", tiny_bert, "--index", index, "-q", "x")
+    for mode in ("bm25", "hybrid"):
+        code, _, err = bge("--index", index, "--mode", mode, "-q", "x")
+        assert code == 1 and "--parts bm25" in err
+    assert bge("--index", index, "--mode", "bm25", "--parts", "bm25", "-q", TEXTS[0])[0] == 0
+    code, _, err = bge(corpus, "--index", index, "--mode", "bm25", "-q", TEXTS[0])
+    assert code == 0 and "encoded" not in err
+    encode = ["encode", corpus, "-o", str(vectors), "--model", str(tiny_bert), "--store-texts", "--no-progress"]
+    assert main(encode) == 0
+    code, out, _ = bge(vectors, "--mode", "bm25", "-q", TEXTS[3])
+    assert code == 0 and "  d3\n" in out
+    for asked in ([corpus, "--model", tiny_bert], ["--index", index]):
+        code, out, err = bge(*asked, "--mode", "lexical", "-q", "x")
+        assert (code, out) == (1, "") and "lexical" in err and "Traceback" not in err
+
+
+def test_modes_of_a_model_with_heads(bge, corpus, tiny_bert, tmp_path):
+    import torch
+
+    model, index, vectors = tmp_path / "model", tmp_path / "index", tmp_path / "vectors"
+    shutil.copytree(tiny_bert, model)
+    torch.manual_seed(0)
+    for name, width in (("sparse_linear", 1), ("colbert_linear", 32)):
+        torch.save({"weight": torch.randn(width, 32), "bias": torch.ones(width)}, model / f"{name}.pt")
+    build = (corpus, "--model", model, "--index", index, "--parts", "multi-vector", "--mode", "hybrid", "-q", TEXTS[0])
+    code, out, err = bge(*build, "--json")
+    assert code == 0 and answers(out)[0]["results"][0]["id"] == "d0"
+    assert "hybrid of dense, lexical and multi-vector by" in err
+    assert "encoded" not in bge(*build)[2]
+    found = {}
+    for mode in ("lexical", "multi-vector", "hybrid"):
+        code, out, err = bge("--index", index, "--mode", mode, "-q", TEXTS[1], "--json")
+        found[mode] = answers(out)[0]["results"]
+        assert code == 0 and found[mode][0]["id"] == "d1"
+    encode = ["encode", corpus, "-o", vectors, "--model", model, "--store-texts", "--outputs", "dense", "sparse"]
+    assert main([*map(str, encode), "--no-progress"]) == 0
+    bge()
+    code, out, err = bge(vectors, "--mode", "lexical", "-q", TEXTS[1], "--json")
+    assert code == 0 and answers(out)[0]["results"] == found["lexical"]
+    code, out, err = bge(vectors, "--mode", "multi-vector", "-q", TEXTS[1], "--json")
+    assert "encoded now" in err
+    rounded = pytest.approx(found["multi-vector"][0]["score"], abs=1e-3)
+    assert answers(out)[0]["results"][0]["score"] == rounded
 
 
 def test_chunks(bge, tiny_bert, tmp_path):

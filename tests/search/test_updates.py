@@ -487,7 +487,7 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("change", "said"),
         [
-            (lambda facts: facts | {"version": 3}, "version 3"),
+            (lambda facts: facts | {"version": 9}, "version 9"),
             (lambda facts: facts | {"segments": [{"folder": ""}]}, "damaged"),
             (lambda facts: facts | {"extra": 1}, "damaged"),
             (lambda facts: {name: facts[name] for name in facts if name != "generation"}, "damaged"),
@@ -687,6 +687,8 @@ def reading(folder, model, done):
                 assert np.array_equal(vectors.vectors(np.array([row]))[0], model.vector(text))
                 (hit, *_) = index.search(model.vector(text), 2, model=model)[0]
                 assert (hit.id, hit.text) == (name, text)
+                (hit,) = index.ask(None, [name], 1, mode="bm25")[0]
+                assert (hit.id, hit.text) == (name, text)
             index.refresh()
     return rounds
 
@@ -695,7 +697,7 @@ def reading(folder, model, done):
 @pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_process_that_is_killed_leaves_the_old_state_or_the_new(model, folder, tmp_path, kills):
     held = {f"d{n}": n % 100 for n in range(300)}
-    index_records(model, numbered(held), folder)
+    index_records(model, numbered(held), folder, parts=["bm25"])
     done, generator, changes, broken = tmp_path / "done", random.Random(1), 0, 0
     reader = os.fork()
     if reader == 0:

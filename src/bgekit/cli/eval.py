@@ -10,6 +10,7 @@ Examples:
   bge eval --data my_data --model BAAI/bge-small-en-v1.5 --output scores
   bge eval --data my_data --model BAAI/bge-small-en-v1.5 intfloat/e5-small-v2 --output scores
   bge eval --data my_data --model BAAI/bge-small-en-v1.5 --compare instruction
+  bge eval --data my_data --model BAAI/bge-small-en-v1.5 --modes dense bm25 hybrid --output scores
   bge eval --benchmark mteb-en --tasks SciFact,STSBenchmark --data-root datasets --model BAAI/bge-small-en-v1.5 --table
   bge eval --benchmark c-mteb --model BAAI/bge-small-zh-v1.5       # from the hub, through the package mteb
 """
@@ -54,6 +55,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--compare", choices=("instruction", "precision", "dimension"),
         help="also measure each model without its query instruction, in other number formats, or in fewer dimensions",
+    )  # fmt: skip
+    options.add_list_option(
+        group, "--modes", choices=("dense", "bm25", "hybrid"), metavar="MODE",
+        help="measure and compare modes of search (retrieval): dense, bm25, hybrid of the others that are named "
+        "[dense; hybrid alone is of dense and bm25]",
+    )  # fmt: skip
+    group.add_argument(
+        "--weights", metavar="FILE_OR_INDEX",
+        help="weights of hybrid that bge calibrate --hybrid fitted, or an index that has some [fitted here, on other "
+        "queries than each is scored on]",
     )  # fmt: skip
     options.add_list_option(
         group, "--dimensions", type=options.positive, metavar="N",
@@ -162,6 +173,7 @@ def _check(args: argparse.Namespace) -> None:
             args.ray and not args.output
         ),
         "--rerank-top-k goes with --reranker": args.rerank_top_k is not None and not args.reranker,
+        "--weights goes with --modes hybrid": args.weights and "hybrid" not in (args.modes or ()),
         "--dimensions goes with --compare dimension": args.dimensions and args.compare != "dimension",
         "--compare precision chooses the formats itself: leave out --fp32 and --dtype": (
             args.compare == "precision" and (args.fp32 or args.dtype)
@@ -192,6 +204,7 @@ def _tasks(args: argparse.Namespace) -> tuple[list[Task], list[str]]:
 def _candidates(name: str, args: argparse.Namespace, reranker: FlagReranker | None) -> list[Candidate]:
     """A model in the settings that are to be compared."""
     from ..evaluation import Candidate, Setting
+    from ..search.fusion import fitted_in
 
     given = options.model_arguments(args)
     formats: dict[str, dict[str, Any]] = {"": {}}
@@ -208,6 +221,16 @@ def _candidates(name: str, args: argparse.Namespace, reranker: FlagReranker | No
             with load_model(name, **given) as model:
                 whole = model.dimension
             settings = [Setting(), Setting(dimension=whole * 2 // 3), Setting(dimension=whole // 3)]
+    if args.modes:
+        modes = list(dict.fromkeys(args.modes))
+        fused = tuple(mode for mode in modes if mode != "hybrid")
+        if len(fused) < 2:  # Where hybrid stands alone, or beside one mode.
+            fused = ("dense", *(mode for mode in (*fused, "bm25") if mode != "dense"))[:2]
+        of_hybrid: dict[str, Any] = {"mode": "hybrid", "fused": fused}
+        if args.weights:
+            of_hybrid["weights"] = fitted_in(args.weights)
+        chosen = [of_hybrid if mode == "hybrid" else {"mode": mode} for mode in modes]
+        settings = [replace(setting, **how) for setting in settings for how in chosen]
     if reranker is not None:
         behind = {"reranker": reranker, "reranker_name": args.reranker, "rerank_top_k": args.rerank_top_k or 100}
         settings += [replace(setting, **behind) for setting in settings]

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .calibration import calibrate as calibrate
     from .evaluator import Candidate as Candidate
     from .evaluator import evaluate as evaluate
+    from .hybrid_calibration import HybridCalibration as HybridCalibration
+    from .hybrid_calibration import calibrate_hybrid as calibrate_hybrid
     from .judged_model import JudgedModel as JudgedModel
     from .judged_model import Setting as Setting
     from .readers.detect import read_tasks as read_tasks
@@ -28,6 +30,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         "calibration": ("Calibration", "calibrate"),
         "evaluator": ("Candidate", "evaluate"),
+        "hybrid_calibration": ("HybridCalibration", "calibrate_hybrid"),
         "judged_model": ("JudgedModel", "Setting"),
         "readers.detect": ("read_tasks",),
         "report.report": ("Report",),

@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,6 +39,7 @@ from .readers.detect import read_tasks
 from .report.report import Report
 from .results import AGAIN, Result
 from .tasks.base import Items, Scores, Task, check_rerankable, require_packages
+from .tasks.retrieval import RetrievalTask
 
 if TYPE_CHECKING:
     from ..inference.model import Embedder
@@ -80,7 +82,9 @@ class Candidate:
 
     def label(self, setting: Setting) -> str:
         """The name and what differs from the model's defaults."""
-        parts = [part for part in (self.note, str(setting)) if part]
+        # Beside other modes, the model's own is named, too.
+        own = "dense" if setting.mode == "dense" and any(each.mode != "dense" for each in self.settings) else ""
+        parts = [part for part in (self.note if setting.of_model else "", own, str(setting)) if part]
         name = self.shown or self.name
         shown = f"{name} [{', '.join(parts)}]" if parts else name
         return f"{shown}{AGAIN} {self.again + 1}" if self.again else shown
@@ -122,7 +126,7 @@ def evaluate(
         split: The split to measure on; by default test where there is one.
         tasks: Only the tasks of these names.
         settings: Each model is measured in each of them (candidates have their own), in those with a reranker on the
-            tasks that can be reranked; the report notes the others.
+            tasks that can be reranked, in other modes than `dense` on those that search; the report notes the others.
         output: Folder for results.json, per_item.jsonl, report.md and report.html; also for scores and vectors that a
             later run can use: what was computed from the same model, data and settings is not computed again, and an
             interrupted run continues. At a URL only the four files are written; what a later run can use stays in the
@@ -160,7 +164,7 @@ def evaluate(
         if keep_vectors:
             raise ArgumentError(f"vectors are kept in a local folder only, and the output {output} is a URL")
         work = local_place("runs", os.fspath(output))
-    candidates = [_candidate(each, settings, options) for each in _listed(model)]
+    candidates = _each_once([_candidate(each, settings, options) for each in _listed(model)])
     seen: Counter[str] = Counter()
     for candidate, shown in zip(candidates, _shown_names([each.name for each in candidates]), strict=True):
         candidate.shown = shown
@@ -176,6 +180,7 @@ def evaluate(
         require_packages(found, "scipy")
     if any(setting.reranker is not None for candidate in candidates for setting in candidate.settings):
         left_out += _not_reranked(found)
+    left_out += _without_modes(found, [setting for candidate in candidates for setting in candidate.settings])
     results: list[Result] = []
     with contextlib.ExitStack() as stack:
         cache = None
@@ -269,13 +274,19 @@ def _judge(
     place: str, said: int, encode: EncodeShards,
 ) -> Iterator[Result]:  # fmt: skip
     """The results of one model in all its settings; one that was opened here is closed afterwards."""
-    with contextlib.nullcontext() if candidate.embedder is not None else embedder:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.nullcontext() if candidate.embedder is not None else embedder)
+        folder = cache.vectors() if cache is not None else None
+        if folder is None and len(candidate.settings) > 1:
+            # Where nothing is kept, a corpus is encoded once for all settings all the same.
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bgekit-")))
         for task in tasks:
             memo: dict[str, Any] = {}
             for setting in candidate.settings:
                 if setting.reranker is not None and not task.rerankable:
                     continue
-                folder = cache.vectors() if cache is not None else None
+                if not setting.modes <= {*task.modes}:
+                    continue
                 model = JudgedModel(
                     embedder, setting, folder=folder, progress=progress, memo=memo, place=place, encode=encode
                 )  # fmt: skip
@@ -300,6 +311,24 @@ def _not_reranked(tasks: Sequence[Task]) -> list[str]:
     if len(others) == len(tasks):
         check_rerankable(others)
     return [f"not measured with a reranker: {', '.join(task.name for task in others)}"] if others else []
+
+
+def _without_modes(tasks: Sequence[Task], settings: Sequence[Setting]) -> list[str]:
+    """Message on the tasks that are not measured in all modes of the settings.
+
+    Raises:
+        ArgumentError: no task is measured in one of them.
+    """
+    wanted = sorted({mode for setting in settings for mode in setting.modes})
+    for mode in wanted:
+        if not any(mode in task.modes for task in tasks):
+            kinds = ", ".join(f"{task.name} ({task.kind.replace('_', ' ')})" for task in tasks)
+            raise ArgumentError(
+                f"the mode {mode} of search cannot be measured on {kinds}: retrieval is measured by "
+                f"{', '.join(RetrievalTask.modes)} and their hybrid, other kinds by dense alone"
+            )
+    others = [task.name for task in tasks if not {*wanted} <= {*task.modes}]
+    return [f"measured in the mode dense alone: {', '.join(others)}"] if others else []
 
 
 def _result(candidate: Candidate, model: JudgedModel, task: Task, cache: ScoreCache | None, level: int) -> Result:
@@ -332,6 +361,7 @@ def _result(candidate: Candidate, model: JudgedModel, task: Task, cache: ScoreCa
         label=label,
         task=task.name,
         kind=task.kind,
+        mode=model.setting.mode,
         split=task.split,
         language=task.language,
         main_metric=task.main_metric,
@@ -350,7 +380,7 @@ def _result(candidate: Candidate, model: JudgedModel, task: Task, cache: ScoreCa
         reused=stored is None and model.reused,
         items=scores.items,
         details={**scores.details, **({"thresholds": thresholds} if thresholds else {})},
-        notes=task.notes,
+        notes=(*task.notes, *scores.details.get("notes", ())),
     )
 
 
@@ -370,6 +400,25 @@ def _candidate(model: Model, settings: Sequence[Setting], options: Mapping[str, 
             f"{', '.join(options)}: options of FlagModel go with a model's name, not with a loaded model"
         )
     return Candidate(model.card.name, embedder=model, settings=settings)
+
+
+def _each_once(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates, with what needs no model among the settings of the first alone."""
+    known: set[str] = set()
+    kept = []
+    for candidate in candidates:
+        settings = []
+        for setting in candidate.settings:
+            key = repr(sorted(setting.to_dict().items()))
+            if setting.of_model or key not in known:
+                settings.append(setting)
+            if not setting.of_model:
+                known.add(key)
+        if len(settings) < len(candidate.settings):
+            candidate = replace(candidate, settings=settings)
+        if settings:
+            kept.append(candidate)
+    return kept
 
 
 def tasks_of(

@@ -1,4 +1,4 @@
-"""The model under evaluation in a setting: with an instruction or without, at a dimension, with a reranker."""
+"""The model under evaluation in a setting: with an instruction or without, at a dimension, in a mode of search..."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +20,17 @@ from ..inference.shard_stores import MANIFEST, read_manifest
 from ..inference.shards import EncodeShards, encode_to_shards, load_shards
 from ..inference.similarity import paired_similarity, unit
 from ..models.card import UNSET, ModelCard, Role, Unset
+from ..search.bm25 import DESCRIPTION as BM25
+from ..search.modes import Mode, check_mode
+from ..search.storage import StoredShards
 
 if TYPE_CHECKING:
     from ..data.records import Record
     from ..inference.model import Embedder
+    from ..search.fusion import FittedWeights
     from ..search.index import PairScorer
+
+T = TypeVar("T")
 
 Kind: TypeAlias = Literal[
     "retrieval", "reranking", "sts", "pair_classification", "classification", "clustering", "bitext", "summarization"
@@ -61,7 +67,7 @@ _BLOCK: Final = 16_384
 
 @dataclass(frozen=True)
 class Setting:
-    """Use of a model: instruction, dimension, reranker. Fields that are left out are as its card says.
+    """Use of a model: instruction, dimension, mode of search, reranker. What is left out is as its card says.
 
     Attributes:
         instruction: Before queries instead of the card's; None or "" for none.
@@ -70,9 +76,14 @@ class Setting:
             other tasks are not measured in this setting.
         reranker_name: As shown; it also tells rerankers apart in the cache, so it should name one model.
         rerank_top_k: Passages a query that the reranker sees, at least 1.
+        mode: What a retrieval compares queries and documents by: `dense`, `bm25` (which needs no model: any gives the
+            same) or `hybrid`, and in an index what it has; other tasks are measured in `dense` alone.
+        fused: The modes that `hybrid` puts together.
+        weights: Fitted weights of these; by default they are fitted on four fifths of the task's queries and scored on
+            the fifth that is left, five times.
 
     Raises:
-        ArgumentError: a reranker has no name, or no passage to see.
+        ArgumentError: a reranker has no name, or no passage to see; or there is no such mode, or nothing to fuse.
 
     Example:
         >>> from bgekit.evaluation import Setting, evaluate
@@ -87,8 +98,24 @@ class Setting:
     reranker: PairScorer | None = None
     reranker_name: str = ""
     rerank_top_k: int = 100
+    mode: Mode = "dense"
+    fused: tuple[Mode, ...] = ("dense", "bm25")
+    weights: FittedWeights | None = None
 
     def __post_init__(self) -> None:
+        check_mode(self.mode)
+        if self.mode == "hybrid":
+            for mode in self.fused:
+                check_mode(mode)
+            if len({*self.fused}) != len(self.fused) or len(self.fused) < 2 or "hybrid" in self.fused:
+                raise ArgumentError(f"hybrid puts two or more different modes together, not {', '.join(self.fused)}")
+            weighed = [] if self.weights is None else [name for name, each in self.weights.weights.items() if each]
+            if others := [name for name in weighed if name not in self.fused]:
+                raise ArgumentError(
+                    f"the weights are of {', '.join(others)}, too, and what is fused is {', '.join(self.fused)}"
+                )
+        elif self.weights is not None:
+            raise ArgumentError("weights go with mode='hybrid'")
         if self.reranker is not None and not self.reranker_name:
             raise ArgumentError("give the reranker a name (reranker_name): results are cached by it")
         check_count("rerank_top_k", self.rerank_top_k, "passages")
@@ -96,19 +123,34 @@ class Setting:
     def to_dict(self) -> dict[str, Any]:
         """Fields that differ from the model's defaults, as plain values."""
         content: dict[str, Any] = {}
-        if not isinstance(self.instruction, Unset):
+        if not isinstance(self.instruction, Unset) and self.of_model:
             content["instruction"] = self.instruction or None
-        if self.dimension is not None:
+        if self.dimension is not None and self.of_model:
             content["dimension"] = self.dimension
+        if self.mode != "dense":
+            content["mode"] = self.mode
+        if self.mode == "hybrid":
+            content["fused"] = list(self.fused)
+            content["weights"] = "cross-fitted" if self.weights is None else dict(self.weights.weights)
         if self.reranker is not None:
             content |= {"reranker": self.reranker_name, "rerank_top_k": self.rerank_top_k}
         return content
 
+    @property
+    def modes(self) -> set[Mode]:
+        """The modes that take part."""
+        return {*self.fused} if self.mode == "hybrid" else {self.mode}
+
+    @property
+    def of_model(self) -> bool:
+        """Whether the embedder has a part in the scores."""
+        return self.mode != "bm25"
+
     def __str__(self) -> str:
-        parts = []
-        if not isinstance(self.instruction, Unset):
+        parts: list[str] = [self.mode] if self.mode != "dense" else []
+        if not isinstance(self.instruction, Unset) and self.of_model:
             parts.append(f"instruction {self.instruction!r}" if self.instruction else "no instruction")
-        if self.dimension is not None:
+        if self.dimension is not None and self.of_model:
             parts.append(f"{self.dimension} dimensions")
         if self.reranker is not None:
             parts.append(f"reranked by {self.reranker_name}")
@@ -133,6 +175,35 @@ def role_of(card: ModelCard, kind: Kind, task: str, side: Role) -> str | None:
     return card.default_prompt or ("query" if card.prompt("document") else None)
 
 
+class CorpusVectors:
+    """The vectors of a corpus on disk: block by block, or those of some rows.
+
+    Args:
+        folder: Folder of its shards.
+        cut: Makes of vectors what a setting uses of them.
+    """
+
+    def __init__(self, folder: Path, cut: Callable[[npt.NDArray[Any]], Floats]) -> None:
+        self._shards, self._cut = load_shards(folder), cut
+        self._stored = StoredShards(self._shards)
+
+    def __iter__(self) -> Iterator[tuple[int, Floats]]:
+        """First row and vectors [rows, d] of each block, in order."""
+        first, waiting = 0, list[npt.NDArray[Any]]()
+        for _, vectors in self._shards.iter_shards():
+            # Several shards at once: what each block costs beside the products is paid less often.
+            waiting.append(vectors)
+            if sum(map(len, waiting)) >= _BLOCK:
+                yield first, self._cut(np.concatenate(waiting))
+                first, waiting = first + sum(map(len, waiting)), []
+        if waiting:
+            yield first, self._cut(np.concatenate(waiting))
+
+    def at(self, rows: npt.NDArray[np.int64]) -> Floats:
+        """The vectors [n, d] of some rows."""
+        return self._cut(self._stored.vectors(rows))
+
+
 class JudgedModel:
     """An embedder in a setting, for the protocols of `tasks/`.
 
@@ -155,7 +226,7 @@ class JudgedModel:
 
     def __init__(
         self, embedder: Embedder, setting: Setting | None = None, *, folder: Path | None = None,
-        progress: bool | None = None, memo: dict[str, Floats] | None = None, place: str = "",
+        progress: bool | None = None, memo: dict[str, Any] | None = None, place: str = "",
         encode: EncodeShards = encode_to_shards,
     ) -> None:  # fmt: skip
         """A model in a setting.
@@ -165,7 +236,7 @@ class JudgedModel:
             setting: By default what the card says.
             folder: Where vectors of corpora are kept; by default in a temporary folder while they are needed.
             progress: Show progress bars; by default on a terminal.
-            memo: Vectors that settings of one model share, so that they are computed once.
+            memo: What settings of one model share on a task, so that it is computed once.
             place: Which of the models it is, such as `model 2 of 2`, for the bars.
             encode: Encodes corpora: `encode_to_shards`, or the same with more machines.
         """
@@ -180,6 +251,8 @@ class JudgedModel:
         wanted = self.setting.dimension
         if wanted is not None and not 1 <= wanted <= embedder.dimension:
             raise ArgumentError(f"dimension {wanted} is not among the {embedder.dimension} of {embedder.card.name}")
+        if self.setting.weights is not None:
+            self.setting.weights.check_model(embedder)
 
     @property
     def fingerprint(self) -> str:
@@ -188,7 +261,20 @@ class JudgedModel:
         if self.setting.reranker is not None:
             # What it is tells more than its name, where it says so.
             setting["reranker"] = getattr(self.setting.reranker, "fingerprint", self.setting.reranker_name)
-        return digest(self.embedder.fingerprint, repr(sorted(setting.items())))
+        maker = self.embedder.fingerprint if self.setting.of_model else BM25
+        return digest(maker, repr(sorted(setting.items())))
+
+    def once(self, what: str, make: Callable[[], T]) -> T:
+        """What a function makes, or what it made when another setting of the model, on the same task, asked for it.
+
+        Args:
+            what: Tells it from others; settings of which it depends on none have the same.
+            make: Makes it.
+        """
+        if what not in self._memo:
+            self._memo[what] = make()
+        made: T = self._memo[what]
+        return made
 
     def queries(self, texts: Sequence[str], kind: Kind, task: str) -> Floats:
         """Vectors [n, d] of queries, with the query instruction."""
@@ -211,8 +297,8 @@ class JudgedModel:
     @contextlib.contextmanager
     def corpus(
         self, records: Iterable[Record], content: str, kind: Kind, task: str, *, count: int | None = None
-    ) -> Iterator[Iterable[tuple[int, Floats]]]:
-        """The first row of each block of a corpus, and its vectors [rows, d]; not more than a block is in memory.
+    ) -> Iterator[CorpusVectors]:
+        """The vectors of a corpus, on disk; not more than a block is in memory.
 
         Args:
             records: The corpus, from its start.
@@ -239,7 +325,7 @@ class JudgedModel:
                     self._encode_shards(
                         self.embedder, records, folder, kind=role or "plain", allow_mixed=True, progress=bar
                     )
-            yield self._blocks(folder)
+            yield CorpusVectors(folder, self._cut)
 
     def comparable(self, vectors: Floats) -> Floats:
         """The vectors, whose dot products are the similarities: of length 1 where the cosine counts."""
@@ -292,17 +378,6 @@ class JudgedModel:
         if key not in self._memo:
             self._memo[key] = encode(list(texts), convert_to_numpy=True, show_progress=self._progress, **options)
         return self._cut(self._memo[key])
-
-    def _blocks(self, folder: Path) -> Iterator[tuple[int, Floats]]:
-        first, waiting = 0, list[npt.NDArray[Any]]()
-        for _, vectors in load_shards(folder).iter_shards():
-            # Several shards at once: what each block costs beside the products is paid less often.
-            waiting.append(vectors)
-            if sum(map(len, waiting)) >= _BLOCK:
-                yield first, self._cut(np.concatenate(waiting))
-                first, waiting = first + sum(map(len, waiting)), []
-        if waiting:
-            yield first, self._cut(np.concatenate(waiting))
 
     def _cut(self, vectors: npt.NDArray[Any]) -> Floats:
         """The first dimensions, of length 1 again where the model normalises (Matryoshka)."""

@@ -48,6 +48,7 @@ class Result:
         items: What each item contributed.
         details: Further findings.
         notes: What else decided the score, such as which documents do not count.
+        mode: Mode of search; `dense` where nothing is searched.
 
     Example:
         >>> from bgekit.evaluation import evaluate
@@ -79,13 +80,16 @@ class Result:
     items: Items | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    mode: str = "dense"
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain values, without the items and details that only plots need."""
         content = {key: getattr(self, key) for key in self.__dataclass_fields__ if key not in ("items", "details")}
         content["exclusions"] = [asdict(exclusion) for exclusion in self.exclusions]
         content["notes"] = list(self.notes)
-        content["details"] = {key: value for key, value in self.details.items() if key not in ("top", "scores")}
+        content["details"] = {
+            key: value for key, value in self.details.items() if key not in ("top", "scores", "notes")
+        }
         return content
 
 

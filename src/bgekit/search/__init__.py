@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .bm25 import Bm25 as Bm25
     from .build import index_records as index_records
     from .build import index_shards as index_shards
     from .index import Hit as Hit
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
+        "bm25": ("Bm25",),
         "build": ("index_records", "index_shards"),
         "index": ("Hit", "SearchIndex"),
         "map_plot": ("draw_map",),

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from ..results import Comparison, ReportContent, Result
 
 MISSING: Final = "–"
-#: Details that plots show, or that explain single items.
-_PLOTTED: Final = ("recall_curve", "scores", "top")
+#: Details that plots show, that explain single items, or that stand elsewhere.
+_PLOTTED: Final = ("recall_curve", "scores", "top", "notes")
 
 
 @dataclass(frozen=True)

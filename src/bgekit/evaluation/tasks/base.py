@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ...data.columns import Exclusion
 from ...errors import ArgumentError, require_extra
+from ...search.modes import Mode
 from ..judged_model import Kind
 
 if TYPE_CHECKING:
@@ -135,6 +136,8 @@ class Task(abc.ABC):
     packages: ClassVar[tuple[str, ...]] = ()
     #: Whether a reranker can be measured on it: its score depends on the order that the reranker gives to passages.
     rerankable: ClassVar[bool] = False
+    #: The modes of search that it can be measured in.
+    modes: ClassVar[tuple[Mode, ...]] = ("dense",)
 
     name: str
     split: str = "test"

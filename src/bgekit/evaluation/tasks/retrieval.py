@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,16 +14,28 @@ import numpy.typing as npt
 from ...data.records import Record
 from ...display.terminal import printable, wrapped
 from ...errors import NumericalError
-from ...search.nearest import QUERIES, UNIT_LENGTH, TopK
-from ..judged_model import Floats, JudgedModel, Kind
+from ...search.bm25 import Bm25
+from ...search.fusion import Found, candidates, comparable
+from ...search.modes import Mode
+from ...search.nearest import QUERIES, UNIT_LENGTH, TopK, pair_scores
+from ...search.postings import best_rows
+from ..hybrid import Candidates, cross_fit, deal, fitted_point, score_table, weight_grid
+from ..judged_model import CorpusVectors, Floats, JudgedModel, Kind
 from ..metrics import DEPTHS, ranking, ranking_metrics
 from .base import Items, Scores, Task, together
 from .pairs import checked_main, shortened
 
-#: Depths of the recall curve in reports.
-CURVE: Final = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
+T = TypeVar("T")
+Rows: TypeAlias = npt.NDArray[np.int64]
+#: Scores that a mode gives to rows of the corpus for a query, by the query's place.
+Score: TypeAlias = Callable[[int, Rows], npt.NDArray[np.float64]]
+#: Documents found for each query: what the deepest metric looks at.
+_DEPTH: Final = max(DEPTHS)
 #: Pairs whose similarity is kept for a histogram.
 _SAMPLE: Final = 1000
+
+#: Depths of the recall curve in reports.
+CURVE: Final = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 #: Ends the note on queries that have the id of a document.
 _SAY_WHICH: Final = 'say "skip_identical_ids": true or false in dataset.json'
 #: Characters of a document that are shown.
@@ -73,6 +86,7 @@ class RetrievalTask(Task):
     kind: ClassVar[Kind] = "retrieval"
     packages: ClassVar[tuple[str, ...]] = ("pytrec_eval",)
     rerankable: ClassVar[bool] = True
+    modes: ClassVar[tuple[Mode, ...]] = ("dense", "bm25")
     main_metric: str = "ndcg_at_10"
     query_instruction: bool = True
 
@@ -122,39 +136,25 @@ class RetrievalTask(Task):
 
     def score(self, model: JudgedModel) -> Scores:
         """Search and measure."""
-        depth = max(DEPTHS)
-        ids = list(self.qrels)
-        encode = model.queries if self.query_instruction else model.plain
-        vectors = model.comparable(encode([self.queries[query] for query in ids], self.kind, self.name))
-        # One more than counts where the query itself may be among them.
-        longest = UNIT_LENGTH if model.cosine else None
-        best = [
-            TopK(vectors[first : first + QUERIES], depth + self.skip_identical_ids, cosine=False, longest=longest)
-            for first in range(0, len(ids), QUERIES)
-        ]
-        unrelated: npt.NDArray[np.float32] = np.empty(0, np.float32)
-        records = self.corpus.read()
-        with model.corpus(records, self.corpus.digest, self.kind, self.name, count=len(self.corpus)) as blocks:
-            for first, block in blocks:
-                documents = model.comparable(block)
-                if not np.isfinite(documents).all():
-                    raise NumericalError(f"a document vector of {self.name} has NaN or infinity")
-                if first == 0:
-                    unrelated = self._unrelated(ids, vectors, documents)
-                for part in best:
-                    part.add(first, documents)
-        found = [pair for part in best for pair in part.found()]
+        search = self.search(model)
+        mode, details = model.setting.mode, dict[str, Any]()
+        if mode == "hybrid":
+            found, details = search.fused()
+        else:
+            found = search.found(mode)
         run = {
-            query: {
-                self.corpus.ids[row]: float(score)
-                for row, score in zip(rows, scores, strict=True)
-                if not (self.skip_identical_ids and self.corpus.ids[row] == query)
-            }
-            for query, (scores, rows) in zip(ids, found, strict=True)
+            query: {self.corpus.ids[row]: float(score) for row, score in zip(rows, scores, strict=True)}
+            for query, (scores, rows) in zip(self.qrels, found, strict=True)
         }
+        # Similarities of pairs are those of vectors; other modes give scores of other scales to what they find alone.
+        unrelated = search.unrelated() if mode == "dense" else None
         if model.setting.reranker is not None:
             run = self._reranked(run, model)
-        return self._measured(ids, run, unrelated)
+        return self._measured(list(self.qrels), run, unrelated, details)
+
+    def search(self, model: JudgedModel) -> TaskSearch:
+        """The search for the queries with a model."""
+        return TaskSearch(self, model)
 
     def explain(
         self, ids: Sequence[str], a: Mapping[str, Any], b: Mapping[str, Any]
@@ -173,25 +173,32 @@ class RetrievalTask(Task):
             for query, names in named.items()
         }
 
-    def _measured(self, ids: list[str], run: dict[str, dict[str, float]], unrelated: Floats) -> Scores:
+    def _measured(
+        self, ids: list[str], run: dict[str, dict[str, float]], unrelated: Floats | None, more: dict[str, Any]
+    ) -> Scores:
         values = ranking_metrics(self.qrels, run, judged=self._judged)
         metrics = {name: float(column.mean()) for name, column in values.items()}
         checked_main(self, metrics)
-        relevant = [
-            score for query, scores in run.items() for document, score in scores.items()
-            if self.qrels[query].get(document, 0) > 0
-        ]  # fmt: skip
         details = {
             "recall_curve": self._recall_curve(run),
-            "scores": {"relevant": shortened(relevant), "other": shortened(unrelated)},
             "top": {query: ranking(scores, 3) for query, scores in run.items()},
+            **more,
         }
+        if unrelated is not None:
+            relevant = [
+                score for query, scores in run.items() for document, score in scores.items()
+                if self.qrels[query].get(document, 0) > 0
+            ]  # fmt: skip
+            details["scores"] = {"relevant": shortened(relevant), "other": shortened(unrelated)}
         items = Items(
-            ids, "mean", {"value": values[self.main_metric]}, [self.queries[query] for query in ids],
-            # Queries with the same answer are found or missed together: the questions on one paragraph.
-            together([(self.queries[query], self._relevant(query)) for query in ids]),
-        )  # fmt: skip
+            ids, "mean", {"value": values[self.main_metric]}, [self.queries[query] for query in ids], self.groups
+        )
         return Scores(metrics, items, details)
+
+    @cached_property
+    def groups(self) -> list[int] | None:
+        """The group of each query, of those with the same answer, which are found or missed together; None without."""
+        return together([(self.queries[query], self._relevant(query)) for query in self.qrels])
 
     @cached_property
     def _judged(self) -> frozenset[str]:
@@ -225,14 +232,204 @@ class RetrievalTask(Task):
                 recall += [hits[min(depth, len(hits)) - 1] / len(wanted) for depth in depths]
         return {"k": list(map(float, depths)), "recall": (recall / max(len(run), 1)).tolist()}
 
-    def _unrelated(self, ids: list[str], queries: Floats, documents: Floats) -> Floats:
+
+class TaskSearch:
+    """The search for the queries of a task, with a model in a setting.
+
+    What is found is kept in the model's memo, so that settings that differ in their mode alone share it.
+
+    Args:
+        task: The task.
+        model: The model in its setting.
+    """
+
+    def __init__(self, task: RetrievalTask, model: JudgedModel) -> None:
+        self._task, self._model = task, model
+        self._ids = list(task.qrels)
+
+    def found(self, mode: Mode) -> list[Found]:
+        """Scores and rows of the best documents of each query, best first, in one mode."""
+        if mode == "dense":
+            return self._dense_found()[0]
+        return self._once("found by bm25", lambda: [self._by_words(query) for query in range(len(self._ids))])
+
+    def unrelated(self) -> Floats | None:
         """Similarities of random queries and documents that are not relevant to them, the same for every model."""
-        random = np.random.default_rng(0)
-        rows, columns = (random.integers(0, len(part), _SAMPLE) for part in (queries, documents))
-        kept = [
-            self.qrels[ids[row]].get(self.corpus.ids[column], 0) <= 0 for row, column in zip(rows, columns, strict=True)
+        return self._dense_found()[1]
+
+    def candidates(self, modes: Sequence[Mode]) -> list[Candidates]:
+        """What any of the modes found for each query, with the scores that every one of them gives to it."""
+        place = self._order
+        with contextlib.ExitStack() as stack:
+            # One pass over the corpus where nothing is kept of it.
+            vectors = stack.enter_context(self._corpus()) if "dense" in modes else None
+            lists = {mode: self._dense_found(vectors)[0] if mode == "dense" else self.found(mode) for mode in modes}
+            scores: dict[Mode, Score] = {"bm25": self._word_scores}
+            if vectors is not None:
+                scores["dense"] = self._similarities(vectors)
+            every = list[Candidates]()
+            for query in range(len(self._ids)):
+                rows = candidates({mode: found[query] for mode, found in lists.items()})
+                rows = rows[np.argsort(place[rows])]
+                given = [comparable(scores[mode](query, rows)) for mode in modes]
+                every.append(Candidates(rows, np.stack(given)))
+        return every
+
+    def fused(self) -> tuple[list[Found], dict[str, Any]]:
+        """Scores and rows of the best documents of each query by several modes, and how they were weighed.
+
+        Without fitted weights, or with weights that were fitted on these very queries, each query's weights are fitted
+        on queries of other folds.
+        """
+        task, setting = self._task, self._model.setting
+        modes = setting.fused
+        every = self.candidates(modes)
+        given, own = setting.weights, ""
+        if given is not None and given.data_fingerprint == task.fingerprint:
+            given, own = None, "the weights given were fitted on these very queries, so they were fitted anew: "
+        if given is not None:
+            chosen: list[dict[str, float]] = [{mode: given.weights.get(mode, 0.0) for mode in modes}] * len(every)
+            details: dict[str, Any] = {"weights": chosen[0]} if chosen else {}
+            note = f"hybrid has the weights that were fitted on {given.data}: {_shown(given.weights)}"
+        else:
+            grid = weight_grid(len(modes))
+            table = score_table(self._ids, every, task.corpus.ids.__getitem__, task.qrels, task.main_metric, grid)
+            fold = deal(task.groups or self._ids)
+            points = cross_fit(table, fold, grid).points
+            chosen = [dict(zip(modes, grid[point].tolist(), strict=True)) for point in points[fold]]
+            whole = dict(zip(modes, grid[fitted_point(table, grid)].tolist(), strict=True))
+            details = {"weights": whole, "weights of folds": grid[points].tolist()}
+            note = (
+                f"{own}hybrid is cross-fitted: each fifth of the queries has weights that were fitted on the others "
+                f"(on all of them {_shown(whole)})"
+            )
+        found = list[Found]()
+        for each, weights in zip(every, chosen, strict=True):
+            scores, rows = each.weighed(np.array([[weights[mode] for mode in modes]]))
+            best = np.argsort(-scores[0], kind="stable")[:_DEPTH]
+            found.append((scores[0][best], rows[best]))
+        return found, {**details, "notes": [note]}
+
+    # ------------------------------------------------------------------------------------------------ by vectors
+
+    @cached_property
+    def _queries(self) -> Floats:
+        """Vectors of the queries."""
+        task, model = self._task, self._model
+        encode = model.queries if task.query_instruction else model.plain
+        return model.comparable(encode([task.queries[query] for query in self._ids], task.kind, task.name))
+
+    def _corpus(self) -> contextlib.AbstractContextManager[CorpusVectors]:
+        corpus = self._task.corpus
+        return self._model.corpus(
+            corpus.read(), corpus.digest, self._task.kind, self._task.name, count=len(corpus)
+        )  # fmt: skip
+
+    def _dense_found(self, vectors: CorpusVectors | None = None) -> tuple[list[Found], Floats]:
+        """What is found by vectors, and similarities of random pairs.
+
+        Args:
+            vectors: Of the corpus, where they are at hand.
+        """
+
+        def search() -> tuple[list[Found], Floats]:
+            if vectors is not None:
+                return self._nearest(vectors)
+            queries = self._queries  # Before the corpus: who waits sees in this order what is done.
+            with self._corpus() as own:
+                return self._nearest(own) if len(queries) else ([], np.empty(0, np.float32))
+
+        setting = self._model.setting
+        return self._once(f"found by vectors {setting.instruction!r} {setting.dimension}", search)
+
+    def _nearest(self, vectors: CorpusVectors) -> tuple[list[Found], Floats]:
+        task, model, queries = self._task, self._model, self._queries
+        longest = UNIT_LENGTH if model.cosine else None
+        best = [
+            # One more than counts where the query itself may be among them.
+            TopK(queries[first : first + QUERIES], _DEPTH + task.skip_identical_ids, cosine=False, longest=longest)
+            for first in range(0, len(queries), QUERIES)
         ]
-        return np.einsum("nd,nd->n", queries[rows[kept]], documents[columns[kept]])
+        unrelated: Floats = np.empty(0, np.float32)
+        for first, block in vectors:
+            documents = model.comparable(block)
+            if not np.isfinite(documents).all():
+                raise NumericalError(f"a document vector of {task.name} has NaN or infinity")
+            if first == 0:
+                unrelated = self._unrelated(documents)
+            for part in best:
+                part.add(first, documents)
+        pairs = [pair for part in best for pair in part.found()]
+        return [self._without_itself(query, *pair) for query, pair in enumerate(pairs)], unrelated
+
+    def _unrelated(self, documents: Floats) -> Floats:
+        random, ids = np.random.default_rng(0), self._task.corpus.ids
+        rows, columns = (random.integers(0, len(part), _SAMPLE) for part in (self._queries, documents))
+        kept = [
+            self._task.qrels[self._ids[row]].get(ids[column], 0) <= 0 for row, column in zip(rows, columns, strict=True)
+        ]
+        return np.einsum("nd,nd->n", self._queries[rows[kept]], documents[columns[kept]])
+
+    def _similarities(self, vectors: CorpusVectors) -> Score:
+        def score(query: int, rows: Rows) -> npt.NDArray[np.float64]:
+            documents = self._model.comparable(vectors.at(rows))
+            wide, one = self._queries[[query]].astype(np.float64), np.zeros(len(rows), np.int64)
+            # As `TopK` adds up: a score depends on its two vectors alone.
+            return pair_scores(wide, one, documents, np.arange(len(rows)), cosine=False).astype(np.float64)
+
+        return score
+
+    # ------------------------------------------------------------------------------------------------ by words
+
+    @property
+    def _words(self) -> Bm25:
+        return self._once(
+            "words of the corpus", lambda: Bm25.of_texts(record.text for record in self._task.corpus.read())
+        )
+
+    def _of_rows(self, query: int) -> npt.NDArray[np.float32] | None:
+        return self._words.of_rows(self._task.queries[self._ids[query]])
+
+    def _by_words(self, query: int) -> Found:
+        scores = self._of_rows(query)
+        if scores is None:
+            return np.empty(0, np.float32), np.empty(0, np.int64)
+        rows = best_rows(scores, _DEPTH + self._task.skip_identical_ids)
+        rows = rows[scores[rows] > 0]
+        return self._without_itself(query, scores[rows], rows)
+
+    def _word_scores(self, query: int, rows: Rows) -> npt.NDArray[np.float64]:
+        scores = self._of_rows(query)
+        return np.zeros(len(rows)) if scores is None else scores[rows].astype(np.float64)
+
+    # ------------------------------------------------------------------------------------------------ for both
+
+    def _once(self, what: str, make: Callable[[], T]) -> T:
+        return self._model.once(f"{what}, {self._task.fingerprint}", make)
+
+    def _without_itself(self, query: int, scores: npt.NDArray[np.float32], rows: Rows) -> Found:
+        """What was found, without the document that has the query's id, where that does not count."""
+        if self._task.skip_identical_ids:
+            own = self._ids[query]
+            kept = [self._task.corpus.ids[row] != own for row in rows.tolist()]
+            scores, rows = scores[kept], rows[kept]
+        return scores[:_DEPTH], rows[:_DEPTH]
+
+    @property
+    def _order(self) -> Rows:
+        """The place of each row among equal scores: the later id first, as trec_eval has it."""
+
+        def places() -> Rows:
+            ids = self._task.corpus.ids
+            place = np.empty(len(ids), np.int64)
+            place[sorted(range(len(ids)), key=lambda row: ids[row], reverse=True)] = np.arange(len(ids))
+            return place
+
+        return self._once("order of ids", places)
+
+
+def _shown(weights: Any) -> str:
+    return ", ".join(f"{mode} {weight:.2f}" for mode, weight in weights.items())
 
 
 def _beginning(text: str) -> str:
