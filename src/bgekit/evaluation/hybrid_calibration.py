@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -186,8 +186,6 @@ class IndexedTask(RetrievalTask):
         index: The index.
         document_of_row: For each row that is stored the place of its document in `corpus.ids`, -1 if it is deleted.
     """
-
-    modes: ClassVar[tuple[Mode, ...]] = MODES
 
     index: SearchIndex
     document_of_row: Rows
