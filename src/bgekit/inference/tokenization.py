@@ -208,6 +208,17 @@ def backend_of(tokenizer: AnyTokenizer) -> Any:
     return backend
 
 
+def special_ids(tokenizer: AnyTokenizer) -> tuple[int, ...]:
+    """Ids of the tokens without a lexical weight, ascending: those that frame a text or stand for no word of it.
+
+    They are FlagEmbedding's (cls, eos, pad, unk), and the separator of BERT, which has the place of eos there.
+    """
+    roles = ("cls_token", "eos_token", "sep_token", "pad_token", "unk_token")
+    names = filter(None, (tokenizer.special_tokens_map.get(role) for role in roles))
+    found = (tokenizer.backend_tokenizer.token_to_id(name) for name in names)
+    return tuple(sorted({number for number in found if number is not None}))
+
+
 def _lower_case(backend: Any) -> None:
     """Have a tokenizer lowercase texts, special tokens in them excepted (as sentence-transformers 6 does)."""
     from tokenizers.normalizers import BertNormalizer, Lowercase, Sequence
