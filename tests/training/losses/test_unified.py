@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 import torch
@@ -14,10 +13,11 @@ from torch import Tensor
 from bgekit.errors import ArgumentError
 from bgekit.models.head_files import OUTPUTS, Output
 from bgekit.networks.packing import Packed
+from bgekit.networks.unified import TokenOutputs
 from bgekit.training.losses.contrastive import Contrastive, FalseNegatives
 from bgekit.training.losses.token_scores import Rectangles, mean_of_maxima
-from bgekit.training.losses.unified import TokenOutputs, Unified
-from training.loss_cases import VOCABULARY, WIDTH, Rows, make_rows
+from bgekit.training.losses.unified import Unified
+from training.loss_cases import VOCABULARY, WIDTH, Rows, framed, make_rows
 
 SPECIAL = (1, 2, 3)
 GROUPS = [3, 1, 2, 4, 3, 1]
@@ -34,19 +34,14 @@ def outputs_of(texts: Packed, heads: Sequence[Output] = OUTPUTS, seed: int = 0) 
 
     dense = torch.nn.functional.normalize(normal(len(texts.lengths), WIDTH), dim=-1).requires_grad_()
     weights = (normal(tokens) + 0.4).relu().requires_grad_()
-    vectors = torch.nn.functional.normalize(normal(tokens, WIDTH), dim=-1).requires_grad_()
+    vectors = torch.nn.functional.normalize(normal(tokens - len(texts.lengths), WIDTH), dim=-1).requires_grad_()
     there = {"dense": dense, "sparse": weights, "multi-vector": vectors}
     return TokenOutputs(*(there[head] if head in heads else None for head in OUTPUTS))
 
 
 def rows_of(groups: Sequence[int] = GROUPS, **options: object) -> Rows:
     """Rows whose texts have at least two tokens, as with any tokenizer of these models."""
-    rows = make_rows(list(groups), seed=4, **options)  # type: ignore[arg-type]
-
-    def longer(batch: Packed) -> Packed:
-        return Packed.of([[0, *ids.tolist(), 1] for ids in batch.input_ids.split(batch.lengths)])
-
-    return replace(rows, queries=longer(rows.queries), passages=longer(rows.passages))
+    return framed(make_rows(list(groups), seed=4, **options))  # type: ignore[arg-type]
 
 
 def reference_scores(queries: TokenOutputs, passages: TokenOutputs, rows: Rows) -> dict[Output, Tensor]:
@@ -55,7 +50,9 @@ def reference_scores(queries: TokenOutputs, passages: TokenOutputs, rows: Rows) 
     def lexical(outputs: TokenOutputs, texts: Packed) -> Tensor:
         lines = []
         assert outputs.weights is not None
-        for ids, weights in zip(texts.input_ids.split(texts.lengths), outputs.weights.split(texts.lengths), strict=True):
+        for ids, weights in zip(
+            texts.input_ids.split(texts.lengths), outputs.weights.split(texts.lengths), strict=True
+        ):
             columns = [weights[ids == word].max() if (ids == word).any() else weights.new_zeros(())
                        for word in range(VOCABULARY)]  # fmt: skip
             lines.append(torch.stack(columns) * torch.tensor([word not in SPECIAL for word in range(VOCABULARY)]))
@@ -68,7 +65,7 @@ def reference_scores(queries: TokenOutputs, passages: TokenOutputs, rows: Rows) 
         found["sparse"] = lexical(queries, rows.queries) @ lexical(passages, rows.passages).T
     if queries.vectors is not None and passages.vectors is not None:
         sides = [
-            [part[1:] for part in each.split(texts.lengths)]
+            each.split([length - 1 for length in texts.lengths])
             for each, texts in ((queries.vectors, rows.queries), (passages.vectors, rows.passages))
         ]
         found["multi-vector"] = torch.stack([

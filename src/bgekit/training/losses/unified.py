@@ -18,7 +18,7 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, NamedTuple
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from ...errors import ArgumentError
 from ...models.head_files import OUTPUTS, Output
 from ...networks.heads import TokenWeights, distinct_weights, lexical_scores
 from ...networks.packing import Packed
+from ...networks.unified import TokenOutputs
 from .contrastive import STATISTICS, Compared, Contrastive, contrastive_metrics, ragged_blockwise
 from .distributed import LossValue, Pool, full_precision, of_global_batch
 from .listwise import TextBatch
@@ -39,20 +40,6 @@ LOSS_WEIGHTS: Final = (1.0, 0.1, 1.0, 1.0)
 SCORE_WEIGHTS: Final = (1.0, 0.3, 1.0)
 #: Products of vectors of tokens held at once: 64 MiB in float32, and three times that while a block is differentiated.
 _ENTRIES: Final = 1 << 24
-
-
-class TokenOutputs(NamedTuple):
-    """What a network gives of n texts with T tokens; None for a head that there is not.
-
-    Attributes:
-        dense: [n, d] one vector for each text.
-        weights: [T] the lexical weight of each token where it stands, at least 0.
-        vectors: [T, c] a vector for each token; that of the first of each text does not count.
-    """
-
-    dense: Tensor | None
-    weights: Tensor | None
-    vectors: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,11 +105,8 @@ class Unified:
             batch: What is known of the rows.
             distil: Whether each head also learns from all together.
         """
-        with full_precision(*_there(queries), *_there(passages)) as tensors:
-            found = iter(tensors)
-            queries, passages = (
-                TokenOutputs(*(None if each is None else next(found) for each in side)) for side in (queries, passages)
-            )
+        with full_precision(*queries.there, *passages.there) as tensors:
+            queries, passages = queries.of(tensors[: len(queries.there)]), passages.of(tensors[len(queries.there) :])
             compared = self.contrastive.compared(batch)
             asking, own = (
                 _Side.of(queries, batch.queries, self.special),
@@ -148,10 +132,6 @@ class Unified:
         return metrics
 
 
-def _there(outputs: TokenOutputs) -> list[Tensor]:
-    return [each for each in outputs if each is not None]
-
-
 @dataclass(frozen=True, eq=False)
 class _Side:
     """What scores read of some texts; None for a head that there is not.
@@ -173,12 +153,12 @@ class _Side:
     @classmethod
     def of(cls, outputs: TokenOutputs, texts: Packed, special: Tensor) -> _Side:
         """What a network gave of some texts."""
-        weights, vectors = outputs.weights, outputs.vectors
+        weights = outputs.weights
         return cls(
             tuple(length - 1 for length in texts.lengths),
             outputs.dense,
             None if weights is None else distinct_weights(weights, texts, special.to(weights.device)),
-            None if vectors is None else vectors[texts.positions > 0],
+            outputs.vectors,
         )
 
     def __len__(self) -> int:

@@ -1,0 +1,153 @@
+"""The encoder with heads for lexical weights and multi-vectors, for training: all outputs of a text from one pass."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from typing_extensions import Self
+
+from ..errors import ArgumentError
+from ..models.checkpoint_files import hidden_size, read_config
+from ..models.head_files import HEAD_FILES, Output, stored_heads
+from .cpu_inference import can_fuse
+from .encoder import Backbone, Encoder, TrainableEncoder, fused_backbone
+from .heads import TokenHeads, read_heads
+from .packing import Packed
+from .pooling import rows_needed
+
+logger = logging.getLogger(__name__)
+
+
+class TokenOutputs(NamedTuple):
+    """What a network gives of n texts with T tokens, in shapes that follow from the texts; None for no such head.
+
+    Attributes:
+        dense: [n, d] float32, one vector for each text.
+        weights: [T] float32, the lexical weight of each token where it stands, at least 0.
+        vectors: [T - n, c] float32, a vector of unit length for each token but each text's first.
+    """
+
+    dense: Tensor | None
+    weights: Tensor | None
+    vectors: Tensor | None
+
+    @property
+    def there(self) -> list[Tensor]:
+        """The tensors that there are."""
+        return [each for each in self if each is not None]
+
+    def of(self, tensors: Sequence[Tensor]) -> TokenOutputs:
+        """Other tensors in their places."""
+        given = iter(tensors)
+        return TokenOutputs(*(None if each is None else next(given) for each in self))
+
+    def rows(self, texts: Packed) -> list[Tensor]:
+        """For each tensor that there is, [n] int64: how many rows each text has."""
+        lengths = texts.lengths_tensor
+        counts = (torch.ones_like(lengths), lengths, lengths - 1)
+        return [rows for rows, each in zip(counts, self, strict=True) if each is not None]
+
+
+class UnifiedEncoder(TrainableEncoder):
+    """The encoder of a checkpoint with its heads, all of them in training.
+
+    Attributes:
+        wanted: The outputs that it gives.
+        fixed: Whether the encoder stays as it is: only heads learn, and it computes as in use, without dropout.
+    """
+
+    def __init__(self, encoder: Encoder, wanted: Sequence[Output]) -> None:
+        """Take an encoder, which has the heads."""
+        super().__init__(encoder)
+        self.wanted, self.fixed = tuple(wanted), False
+        self._fused: Backbone | None = None
+
+    def forward(self, batch: Packed) -> TokenOutputs:  # type: ignore[override]
+        """All outputs of a batch, differentiable."""
+        with torch.no_grad() if self.fixed else contextlib.nullcontext():
+            hidden, rows = (self._fused or self.encoder.backbone).with_all(batch, rows_needed(self.encoder.pooling))
+            if self._fused is not None:
+                # Tensors of inference mode, which the fused network computes in, have no part in any graph.
+                hidden, rows = hidden.clone(), rows.clone()
+            dense = self.encoder.dense_vectors(rows, batch) if "dense" in self.wanted else None
+        heads = self.heads
+        return TokenOutputs(
+            dense,
+            heads.token_weights(hidden, batch) if "sparse" in self.wanted else None,
+            normalize(heads.token_vectors(hidden, batch), dim=-1) if "multi-vector" in self.wanted else None,
+        )
+
+    @property
+    def heads(self) -> TokenHeads:
+        """The heads."""
+        assert self.encoder.heads is not None, "it was made with heads"
+        return self.encoder.heads
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; an encoder that is fixed stays in that of use."""
+        super().train(mode)
+        if self.fixed:
+            self.encoder.eval()
+        return self
+
+    def fix(self, fixed: bool = True) -> None:
+        """Keep the encoder as it is from the next step on, or let it learn."""
+        if fixed != self.fixed:
+            self.fixed = fixed
+            self.train(self.training)
+
+    def fix_for_good(self, precision: str = "float32") -> None:
+        """Keep the encoder as it is: its weights are taken from the optimiser, and on a CPU it computes as in use.
+
+        Args:
+            precision: What the encoder computes in on a CPU: `float32` or `bfloat16`.
+        """
+        for name, parameter in self.encoder.named_parameters():
+            if not name.startswith("heads."):
+                parameter.requires_grad_(False)
+        self.fix()
+        if next(self.encoder.parameters()).device.type == "cpu" and can_fuse(self.transformer):
+            self._fused = fused_backbone(self.transformer, precision)
+
+
+def unified_encoder(
+    network: TrainableEncoder, folder: Path, wanted: Sequence[Output], width: int | None
+) -> UnifiedEncoder:
+    """The encoder of a checkpoint with heads for some outputs: the checkpoint's own, and new ones for what it lacks.
+
+    Args:
+        network: The encoder of the checkpoint.
+        folder: The checkpoint.
+        wanted: The outputs.
+        width: Dimensions of multi-vectors; None for those of the checkpoint's head, or of token vectors.
+
+    Raises:
+        ArgumentError: the checkpoint's multi-vectors have another number of dimensions.
+        CheckpointError: a head of the checkpoint is damaged, or has another shape; the message names its file.
+    """
+    hidden = hidden_size(read_config(folder))
+    taken = [output for output in stored_heads(folder) if output in wanted]
+    stored = read_heads(folder, hidden, taken)
+    if stored.multi_vector is not None and width not in (None, stored.multi_vector.out_features):
+        raise ArgumentError(
+            f"the multi-vectors of {folder} have {stored.multi_vector.out_features} dimensions, not {width}: leave out "
+            "--colbert-dim, or take a model without that head"
+        )
+    if stored.multi_vector is not None:
+        width = stored.multi_vector.out_features
+    heads = TokenHeads(
+        hidden, sparse="sparse" in wanted, multi_vector=(width or hidden) if "multi-vector" in wanted else None
+    )
+    heads.load_state_dict(stored.state_dict(), strict=False)
+    if new := [output for output in HEAD_FILES if output in wanted and output not in taken]:
+        logger.info("%s has no head for %s: a new one is trained", folder, " and ".join(new))
+    encoder = network.encoder
+    encoder.heads = heads
+    return UnifiedEncoder(encoder, wanted).train()
