@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..errors import ArgumentError, CheckpointError
 from ..models.card import Prompt
+from ..models.head_files import DENSE, Output
 from .stored_tokenizer import StoredTokenizer, stored_tokenizer
 
 if TYPE_CHECKING:
@@ -60,9 +61,18 @@ class Request(abc.ABC):
 
     Attributes:
         batch_size: Maximum number of sequences per batch.
+        outputs: What is computed of each input; those beside `dense` need a model with heads for them.
+        excluded: Ids of tokens that get no lexical weight.
     """
 
     batch_size: int | None = None
+    outputs: tuple[Output, ...] = DENSE
+    excluded: tuple[int, ...] = ()
+
+    @property
+    def for_tokens(self) -> Request:
+        """The part of it that tokens depend on."""
+        return replace(self, batch_size=None, outputs=DENSE, excluded=())
 
     @abc.abstractmethod
     def preprocessor(self, tokenizer: AnyTokenizer) -> Preprocessor:

@@ -19,6 +19,8 @@ from ..files.hashing import content_sha256
 #: What is computed of a text: one vector, a weight for each of its distinct tokens, a vector for each of its tokens.
 Output = Literal["dense", "sparse", "multi-vector"]
 OUTPUTS: Final[tuple[Output, ...]] = get_args(Output)
+#: What every model gives.
+DENSE: Final[tuple[Output, ...]] = ("dense",)
 #: Outputs that take a head -> the name of its files without ending, which is FlagEmbedding's.
 HEAD_FILES: Final[dict[Output, str]] = {"sparse": "sparse_linear", "multi-vector": "colbert_linear"}
 #: Folder of heads as safetensors.

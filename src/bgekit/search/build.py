@@ -23,6 +23,7 @@ from ..data.records import Record, RecordReader
 from ..errors import ArgumentError, OutputError, require_extra
 from ..files.atomic import OutputFolder
 from ..files.hashing import digest, file_sha256, file_status
+from ..files.remote import is_url
 from ..inference.shards import MANIFEST, SHARD_SIZE, Chunks, EncodeReport, ShardSet, encode_to_shards, load_shards
 from .index import SearchIndex
 from .nearest import Floats
@@ -361,10 +362,10 @@ def _source(records: Iterable[Record], options: dict[str, Any], known: Any) -> d
     before = {entry["path"]: entry for entry in (known or {}).get("files", [])}
     files = []
     for file, name in zip(records.files, records.names, strict=True):
-        path = os.path.abspath(file)
-        old, status = before.get(path, {}), file_status(Path(file))
+        path = file if is_url(file) else os.path.abspath(file)
+        old, status = before.get(path, {}), file_status(file)
         same = status is not None and old.get("status") == status
-        entry = {"path": path, "status": status, "sha256": old["sha256"] if same else file_sha256(Path(file))}
+        entry = {"path": path, "status": status, "sha256": old["sha256"] if same else file_sha256(file)}
         files.append(entry if name is None else entry | {"name": name})
     return {"options": options, "files": files}
 

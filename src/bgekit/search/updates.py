@@ -28,7 +28,8 @@ from ..data.metadata import Part, cast_table, extended, read_table, table_of, ty
 from ..data.records import Record, RecordReader
 from ..errors import ArgumentError, DataError, OutputError
 from ..files.atomic import OutputFolder
-from ..files.hashing import digest
+from ..files.hashing import digest, file_status
+from ..files.remote import is_url
 from ..inference.shards import SHARD_SIZE, Chunks, EncodeReport, encode_to_shards, load_shards, prepared
 from .model_check import check_model
 from .segments import (
@@ -305,7 +306,12 @@ def _key(model: Embedder, facts: Facts, records: Iterable[Record]) -> str | None
     """
     if not isinstance(records, RecordReader) or records.size is None:
         return None
-    files = [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in records.files]
+    files = list[Any]()
+    for file in records.files:
+        status = file_status(file) if is_url(file) else [os.stat(file).st_size, os.stat(file).st_mtime_ns]
+        if status is None:
+            return None
+        files.append([file, *status])
     return digest(json.dumps([model.fingerprint, facts.settings, files, facts.generation], sort_keys=True))[:12]
 
 
