@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from typing_extensions import Self
 
 from ..errors import ArgumentError
 from ..models.checkpoint_files import hidden_size, read_config
@@ -90,7 +89,7 @@ class UnifiedEncoder(TrainableEncoder):
         assert self.encoder.heads is not None, "it was made with heads"
         return self.encoder.heads
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> UnifiedEncoder:
         """Set the mode; an encoder that is fixed stays in that of use."""
         super().train(mode)
         if self.fixed:
@@ -118,8 +117,9 @@ class UnifiedEncoder(TrainableEncoder):
 
 
 def unified_encoder(
-    network: TrainableEncoder, folder: Path, wanted: Sequence[Output], width: int | None
-) -> UnifiedEncoder:
+    network: TrainableEncoder, folder: Path, wanted: Sequence[Output], width: int | None, *,
+    kept: Sequence[Output] = (),
+) -> UnifiedEncoder:  # fmt: skip
     """The encoder of a checkpoint with heads for some outputs: the checkpoint's own, and new ones for what it lacks.
 
     Args:
@@ -127,27 +127,31 @@ def unified_encoder(
         folder: The checkpoint.
         wanted: The outputs.
         width: Dimensions of multi-vectors; None for those of the checkpoint's head, or of token vectors.
+        kept: Heads of the checkpoint that do not learn, and are there to be saved.
 
     Raises:
         ArgumentError: the checkpoint's multi-vectors have another number of dimensions.
         CheckpointError: a head of the checkpoint is damaged, or has another shape; the message names its file.
     """
-    hidden = hidden_size(read_config(folder))
-    taken = [output for output in stored_heads(folder) if output in wanted]
-    stored = read_heads(folder, hidden, taken)
-    if stored.multi_vector is not None and width not in (None, stored.multi_vector.out_features):
-        raise ArgumentError(
-            f"the multi-vectors of {folder} have {stored.multi_vector.out_features} dimensions, not {width}: leave out "
-            "--colbert-dim, or take a model without that head"
-        )
+    hidden, there = hidden_size(read_config(folder)), stored_heads(folder)
+    every = [output for output in HEAD_FILES if output in wanted or output in kept]
+    stored = read_heads(folder, hidden, [output for output in every if output in there])
     if stored.multi_vector is not None:
-        width = stored.multi_vector.out_features
+        own = stored.multi_vector.out_features
+        if width not in (None, own):
+            raise ArgumentError(
+                f"the multi-vectors of {folder} have {own} dimensions, not {width}: leave out --colbert-dim, or take a "
+                "model without that head"
+            )
+        width = own
     heads = TokenHeads(
-        hidden, sparse="sparse" in wanted, multi_vector=(width or hidden) if "multi-vector" in wanted else None
-    )
+        hidden, sparse="sparse" in every, multi_vector=(width or hidden) if "multi-vector" in every else None
+    )  # fmt: skip
     heads.load_state_dict(stored.state_dict(), strict=False)
-    if new := [output for output in HEAD_FILES if output in wanted and output not in taken]:
+    for output, head in (("sparse", heads.sparse), ("multi-vector", heads.multi_vector)):
+        if head is not None:
+            head.requires_grad_(output in wanted)
+    if new := [output for output in every if output not in there]:
         logger.info("%s has no head for %s: a new one is trained", folder, " and ".join(new))
-    encoder = network.encoder
-    encoder.heads = heads
-    return UnifiedEncoder(encoder, wanted).train()
+    network.encoder.heads = heads
+    return UnifiedEncoder(network.encoder, wanted).train()

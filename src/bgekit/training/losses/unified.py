@@ -121,6 +121,13 @@ class Unified:
             texts = sums.new_tensor([asking.empty + own.empty, len(asking) + len(own)])
             return of_global_batch(total, batch.size, torch.cat([sums, texts]), self._metrics)
 
+    def scores(self, queries: TokenOutputs, passages: TokenOutputs, batch: TextBatch) -> dict[Output, Tensor]:
+        """[n, m] scores of all queries and passages of this process, by head."""
+        asking = _Side.of(queries, batch.queries, self.special)
+        counts = (len(batch.queries.lengths), len(batch.passages.lengths))
+        own = Pool(counts, batch.passage_keys.device, across=False)
+        return _scores(asking, _Side.of(passages, batch.passages, self.special).everywhere(own), self.heads)
+
     def _metrics(self, sums: Tensor, size: int) -> dict[str, Tensor]:
         metrics = contrastive_metrics(sums[:STATISTICS], size)
         rows = sums[1].clamp(min=1)  # Those that have negatives.
