@@ -265,6 +265,11 @@ class FlagModel(CheckpointModel, Embedder):
         return (*DENSE, *self.card.heads)
 
     @cached_property
+    def vocabulary(self) -> int:
+        """Columns of lexical weights: token ids are below it."""
+        return int(read_config(self.folder)["vocab_size"])
+
+    @cached_property
     def token_dimension(self) -> int:
         """Width of multi-vectors.
 

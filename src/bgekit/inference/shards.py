@@ -3,6 +3,7 @@
     shard-00000.npy        vectors [n, dimension]
     shard-00000.ids.jsonl  a line a vector: {"id": ...}, with "text" if texts are stored
     shard-00000.metadata.arrow  the columns of metadata that records have, if they have any: a row per vector
+    shard-00000.sparse.npz, ...  further outputs, see `ragged_shards`
     shard-00000.json       facts of the shard, with sha256 of its input and files; written last
     manifest.json          how the vectors were made (from the start), and what they are (when all are there)
 
@@ -21,7 +22,7 @@ import logging
 import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,6 +40,9 @@ from ..data.records import Record, RecordReader
 from ..errors import ArgumentError, BgekitError, NumericalError, OutputError
 from ..files.atomic import OutputFolder
 from ..files.hashing import HashedFile, file_sha256
+from ..models.head_files import DENSE, OUTPUTS, Output
+from .ragged import LexicalCsr, Ragged
+from .ragged_shards import RAGGED_FILES, read_lexical, write_ragged
 
 if TYPE_CHECKING:
     from ..display.terminal import EncodeProgress
@@ -114,6 +118,7 @@ def encode_to_shards(
     dtype: Dtype = "float32",
     max_length: int | None = None,
     batch_size: int | None = None,
+    outputs: Collection[Output] = DENSE,
     chunks: Chunks | None = None,
     store_texts: bool = False,
     resume: bool = True,
@@ -135,6 +140,8 @@ def encode_to_shards(
         dtype: Number format of the stored vectors.
         max_length: Cut texts at this many tokens; by default the model's own limit.
         batch_size: Maximum number of texts per batch; by default sized from the device.
+        outputs: What is computed and stored, from one pass; those beside `dense` take a model with heads. Vectors of
+            tokens are large, so 256 texts make a better shard.
         chunks: Split documents into passages; by default they are cut at the maximum length.
         store_texts: Keep the texts beside the ids, for searching.
         resume: Continue with an output that was begun; otherwise it is an error.
@@ -163,14 +170,14 @@ def encode_to_shards(
         model.settle()
         texts, settings = prepared(
             model, records, kind=kind, max_length=max_length, batch_size=batch_size, dtype=dtype,
-            shard_size=shard_size, store_texts=store_texts, chunks=chunks,
+            shard_size=shard_size, store_texts=store_texts, chunks=chunks, outputs=outputs,
         )  # fmt: skip
         run = ShardRun(folder, describe(model, settings), allow_mixed=allow_mixed, progress=progress)
         run.begin(resume=resume, overwrite=overwrite)
         missing = run.missing(ShardPlanner(texts, shard_size, records if isinstance(records, RecordReader) else None))
         told = None if progress is None else run.tell
         computed = compute_shards(
-            model, missing, kind=kind, max_length=max_length, batch_size=batch_size, progress=told
+            model, missing, kind=kind, max_length=max_length, batch_size=batch_size, outputs=outputs, progress=told
         )  # fmt: skip
         # Closed, an interrupted generator ends its threads now, not when it happens to be collected.
         with closing(computed) as results:
@@ -182,29 +189,48 @@ def encode_to_shards(
 
 
 def prepared(
-    model: Embedder, records: Iterable[Record], *, chunks: Chunks | None = None, **settings: Any
-) -> tuple[Iterable[Record], dict[str, Any]]:
+    model: Embedder, records: Iterable[Record], *, chunks: Chunks | None = None, outputs: Collection[Output] = DENSE,
+    **settings: Any,
+) -> tuple[Iterable[Record], dict[str, Any]]:  # fmt: skip
     """The texts that are encoded of some records, and the settings that a manifest keeps.
 
     Args:
         model: What encodes.
         records: The records.
         chunks: How documents are split into passages, if they are.
+        outputs: What is computed.
         settings: Further arguments of `encode_to_shards`.
 
     Raises:
-        ArgumentError: the model cannot split documents, or not like this.
+        ArgumentError: the model cannot split documents, or not like this, or does not have the outputs.
+        CheckpointError: a head that an output takes is missing, damaged or of another shape.
     """
+    model.check_outputs(outputs)
     settings = {
         "kind": settings["kind"], "max_length": settings["max_length"] or model.max_length_of(settings["kind"]),
         "batch_size": settings["batch_size"], "dtype": settings["dtype"], "dimension": model.dimension,
         "shard_size": settings["shard_size"], "store_texts": settings["store_texts"],
         **(records.settings if isinstance(records, RecordReader) else {}),
+        **_output_settings(model, outputs),
     }  # fmt: skip
     if chunks is None:
         return records, settings
     texts, settings["chunk_size"], settings["chunk_overlap"] = _passages(model, records, chunks, settings)
     return texts, settings
+
+
+def _output_settings(model: Embedder, outputs: Collection[Output]) -> dict[str, Any]:
+    """What a manifest keeps of outputs; nothing for dense vectors alone, which have all else."""
+    if set(outputs) == set(DENSE):
+        return {}
+    named = [output for output in OUTPUTS if output in outputs]
+    return {
+        "outputs": named,
+        **({} if "dense" in named else {"dimension": 0}),
+        **({"vocabulary": model.vocabulary} if "sparse" in named else {}),
+        **({"token_dimension": model.token_dimension} if "multi-vector" in named else {}),
+        "heads": {output: model.output_fingerprint(output) for output in named if output != "dense"},
+    }
 
 
 def _passages(
@@ -336,6 +362,7 @@ def compute_shards(
     kind: str,
     max_length: int | None = None,
     batch_size: int | None = None,
+    outputs: Collection[Output] = DENSE,
     progress: Callable[[float, int], None] | None = None,
 ) -> Generator[tuple[Shard, Encoded], None, None]:
     """Each shard with the results of its texts, in order; while one is computed, the next ones are read.
@@ -346,6 +373,7 @@ def compute_shards(
         kind: As in `encode_to_shards`; so are the next two.
         max_length: Tokens at which texts are cut.
         batch_size: Maximum number of texts per batch.
+        outputs: What is computed.
         progress: As in `Embedder.encode_blocks`.
 
     Raises:
@@ -359,7 +387,7 @@ def compute_shards(
             yield [record.text for record in shard.records]
 
     encoding = model.encode_blocks(
-        blocks(), role=kind, max_length=max_length, batch_size=batch_size, progress=progress
+        blocks(), role=kind, max_length=max_length, batch_size=batch_size, outputs=outputs, progress=progress
     )  # fmt: skip
     with closing(encoding) as results:
         for encoded in results:
@@ -416,6 +444,7 @@ def write_shard(folder: ShardFolder, shard: Shard, encoded: Encoded, settings: M
         "input_sha256": shard.plan.input_sha256,
         "vectors_sha256": vectors_sha256,
         "ids_sha256": ids_sha256,
+        **write_ragged(folder, shard_name(index, ""), encoded, settings),
     }
     if shard.metadata is not None:
         with folder.create(shard_name(index, _METADATA)) as file:
@@ -438,7 +467,7 @@ def finished_facts(folder: Path, plan: ShardPlan) -> dict[str, Any] | None:
         return None
     if facts["input_sha256"] != plan.input_sha256:
         raise _other_run(folder, f"the input has changed in {plan}")
-    for suffix, key in ((".npy", "vectors_sha256"), (".ids.jsonl", "ids_sha256"), (_METADATA, "metadata_sha256")):
+    for suffix, key in _HASHED.items():
         name = shard_name(plan.index, suffix)
         if key in facts and file_sha256(folder / name) != facts[key]:
             logger.warning("%s is missing or was changed: its shard is encoded again", folder / name)
@@ -615,7 +644,7 @@ class ShardRun:
             # The manifest first: shards without one are refused, and never mixed with new ones.
             (self._folder.path / MANIFEST).unlink(missing_ok=True)
             for path in self._folder.path.glob("shard-*.*"):
-                if path.name.endswith((".npy", ".ids.jsonl", _METADATA, ".json")):
+                if path.name.endswith((*_HASHED, ".json")):
                     path.unlink()
         except OSError as error:
             raise OutputError(f"cannot remove the old shards in {self._folder.path}: {error.strerror}") from error
@@ -673,7 +702,8 @@ def _entry(index: int, facts: Mapping[str, Any]) -> dict[str, Any]:
         **metadata,
         **{key: facts[key] for key in ("texts", "tokens")},
         **{key: len(facts[key]) for key in _CHANGES},
-        **{key: facts[key] for key in ("input_sha256", "vectors_sha256", "metadata_sha256") if key in facts},
+        **{key: facts[key] for key in ("input_sha256", *_HASHED.values()) if key in facts and key != "ids_sha256"},
+        **({"token_vectors": facts["token_vectors"]} if "token_vectors" in facts else {}),
     }
 
 
@@ -696,6 +726,10 @@ def _other_run(folder: Path, what: str) -> OutputError:
 
 MANIFEST: Final = "manifest.json"
 _METADATA: Final = ".metadata.arrow"
+#: Endings of the files of a shard -> the facts that hold their hashes.
+_HASHED: Final = {
+    ".npy": "vectors_sha256", ".ids.jsonl": "ids_sha256", _METADATA: "metadata_sha256", **RAGGED_FILES
+}  # fmt: skip
 FORMAT: Final = "bgekit shards"
 VERSION: Final = 1
 _FACTS: Final = frozenset(
@@ -912,6 +946,43 @@ class ShardSet:
             result[row : row + len(part)] = part
             row += len(part)
         return result
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What is stored: `dense`, and what else `bge encode --outputs` was told."""
+        return tuple(self.manifest["settings"].get("outputs", DENSE))
+
+    def lexical_parts(self) -> Iterator[LexicalCsr]:
+        """The lexical weights of each shard.
+
+        Raises:
+            OutputError: there are none, or a file is missing or damaged.
+        """
+        self._require("sparse")
+        for shard in self.manifest["shards"]:
+            yield read_lexical(self._ragged(shard, ".sparse.npz"), shard["texts"])
+
+    def multi_vector_parts(self) -> Iterator[Ragged]:
+        """The multi-vectors of each shard, memory-mapped.
+
+        Raises:
+            OutputError: there are none, or a file is missing or damaged.
+        """
+        self._require("multi-vector")
+        width = self.manifest["settings"]["token_dimension"]
+        for shard in self.manifest["shards"]:
+            values = mapped(self._ragged(shard, ".multi.npy"), (shard["token_vectors"], width))
+            yield Ragged(values, np.asarray(mapped(self._ragged(shard, ".offsets.npy"), (shard["texts"] + 1,))))
+
+    def _require(self, output: Output) -> None:
+        if output not in self.outputs:
+            raise OutputError(
+                f"{self.folder} holds {', '.join(self.outputs)} alone: encode into another folder with --outputs "
+                f"{' '.join((*self.outputs, output))}"
+            )
+
+    def _ragged(self, shard: dict[str, Any], suffix: str) -> Path:
+        return self.folder / (shard["vectors"].removesuffix(".npy") + suffix)
 
     def _vectors(self, shard: dict[str, Any]) -> npt.NDArray[Any]:
         return mapped(self.folder / shard["vectors"], (shard["texts"], self.dimension))

@@ -30,7 +30,8 @@ from ..files.atomic import OutputFolder, check_place
 from ..files.hashing import digest, file_sha256
 from ..files.remote import is_url
 from ..files.transfer import check_target, local_place, write_files
-from .bm25 import Bm25, Rows
+from ..search.bm25 import Bm25
+from ..search.nearest import Rows
 from .dense import DenseMiner, Floats, IndexKind
 from .known_pairs import Judgements, Relevant, distinct_negatives
 from .mining_page import page
@@ -346,7 +347,7 @@ class _Run:
             ):
                 miner.prepare(shown)
         if BM25 in self._task.miners:
-            self._bm25 = Bm25(self._store[number] for number in range(self._store.candidates))
+            self._bm25 = Bm25.of_texts(self._store[number] for number in range(self._store.candidates))
 
     def _block(self, block: Sequence[InputRow]) -> dict[str, Any]:
         """Lines and tally of a block of rows."""

@@ -23,7 +23,11 @@ from ..inference.shards import MANIFEST, SHARD_SIZE, load_shards
 from ..inference.similarity import unit
 from ..models.card import UNSET, Unset
 from .approximate import Approximate, open_structure
+from .bm25 import Bm25
+from .fusion import FUSION, RANK_CONSTANT, FittedWeights, read_fusion
 from .model_check import check_model
+from .modes import Find, Mode, by_words, check_mode, together
+from .modes import Part as ModePart
 from .nearest import (
     QUERIES,
     UNIT_LENGTH,
@@ -33,6 +37,7 @@ from .nearest import (
     nearest,
     pair_scores,
 )
+from .parts import OpenParts, open_bm25
 from .segments import document_hashes, documents_of
 from .storage import (
     FACTS,
@@ -292,6 +297,7 @@ class SearchIndex:
             "generation": facts.generation,
             "bytes": size,
             "index_type": facts.index_type,
+            "parts": ["dense", *(facts.parts or {})],
             "measured": self._measured(),
             "dimension": facts.dimension,
             "model": facts.model_name,
@@ -330,10 +336,11 @@ class SearchIndex:
 
     def ask(
         self,
-        model: Embedder,
+        model: Embedder | None,
         queries: Sequence[str],
         top_k: int = 10,
         *,
+        mode: Mode = "dense",
         where: str | None = None,
         instruction: str | Unset | None = UNSET,
         reranker: PairScorer | None = None,
@@ -342,29 +349,125 @@ class SearchIndex:
         """Hits of each query, best first.
 
         Args:
-            model: The model that the index was made with.
+            model: The model that the index was made with; `bm25` needs none.
             queries: Texts; they get the model's query instruction.
             top_k: Documents wanted for each.
+            mode: What they are compared by: `dense` by vectors, `bm25` by words, `hybrid` by all that the index has,
+                put together by its fitted weights, or by reciprocal ranks where it has none.
             where: Condition on metadata that what is found must meet, such as "year >= 2020 and lang = 'en'".
             instruction: Put before queries instead; None or "" for none.
             reranker: Puts the first `rerank_top_k` in its own order; scores are then its scores.
             rerank_top_k: Documents a query that the reranker sees, at least `top_k`.
 
         Raises:
-            ArgumentError: the index was made with another model, keeps no texts to rerank, or the condition has no
-                meaning for its metadata.
+            ArgumentError: the index was made with another model, keeps no texts to rerank, lacks what the mode
+                compares, has weights of another model, or the condition has no meaning for its metadata.
         """
         check_count("rerank_top_k", rerank_top_k, "documents")
+        check_mode(mode)
         now = copy.copy(self)  # Which no refresh() changes meanwhile.
-        kept = now._kept(where)
+        kept, asked = now._kept(where), list(queries)
+        find = now._finding(model, asked, mode, None if where is None else kept, instruction)
+        wanted = top_k if reranker is None else max(top_k, rerank_top_k)
+        found = now._found(len(asked), wanted, kept, find)
+        return found if reranker is None else reranked(reranker, asked, found, top_k)
+
+    def check_mode(self, mode: str) -> None:
+        """See to it that the index has what a mode compares.
+
+        Raises:
+            ArgumentError: there is no such mode, or it lacks that.
+        """
+        check_mode(mode)
+        if mode == "hybrid":
+            self._hybrid(None)
+        elif mode == "bm25":
+            self._state.words()
+
+    def how(self, mode: Mode, model: Embedder | None = None) -> str:
+        """How a mode of search compares questions with texts, in words: what `bge search` says once.
+
+        Args:
+            mode: As in `ask`.
+            model: The model that will be asked with; weights must be of it.
+
+        Raises:
+            ArgumentError: as `ask`.
+        """
+        check_mode(mode)
+        if mode != "hybrid":
+            return {"dense": "by meaning (dense)", "bm25": "by words (bm25)"}[mode]
+        names, fitted = self._hybrid(model)
+        if fitted is None:
+            way = f"reciprocal ranks (k = {RANK_CONSTANT}), as the index has no fitted weights"
+        else:
+            way = "weights " + ", ".join(f"{name} {fitted.weights.get(name, 0):.2f}" for name in names)
+            way += f", fitted on {fitted.data}"
+        return f"hybrid of {' and '.join(names)} by {way}"
+
+    def _hybrid(self, model: Embedder | None) -> tuple[list[str], FittedWeights | None]:
+        """The modes that a hybrid search puts together, and the weights that the index has for them.
+
+        Raises:
+            ArgumentError: there is but one mode, or the weights are of another model or of modes that there are not.
+        """
+        names = ["dense", *(self.facts.parts or {})]
+        if len(names) == 1:
+            raise ArgumentError(
+                "the index has vectors alone, and hybrid puts several modes together: give --parts bm25 once, which "
+                "adds the words of its texts (in Python index_records(..., parts=['bm25']))"
+            )
+        fitted = None if isinstance(self.stored, StoredShards) else read_fusion(self.folder)
+        if fitted is not None:
+            if model is not None:
+                fitted.check_model(model, str(self.folder / FUSION))
+            lacking = [name for name, weight in fitted.weights.items() if weight and name not in names]
+            if lacking:
+                raise ArgumentError(
+                    f"{self.folder / FUSION} has weights of {', '.join(lacking)}, which the index lacks: fit them anew "
+                    "with bge calibrate --hybrid, or remove the file"
+                )
+        return names, fitted
+
+    def _finding(
+        self, model: Embedder | None, queries: list[str], mode: Mode, kept: Rows | None, instruction: Any
+    ) -> Find:
+        """What finds rows for questions in a mode."""
+        if mode == "bm25":
+            by_bm25 = by_words(self._state.words(), queries, kept)
+            return by_bm25.find
+        if model is None:
+            raise ArgumentError(f"mode {mode!r} needs the model that the index was made with")
         self.check_model(model)
-        vectors = model.encode_queries(list(queries), convert_to_numpy=True, instruction=instruction)
-        if reranker is None:
-            return now._search(vectors, top_k, kept)
-        return reranked(reranker, list(queries), now._search(vectors, max(top_k, rerank_top_k), kept), top_k)
+        names, fitted = self._hybrid(model) if mode == "hybrid" else (["dense"], None)
+        vectors = self._as_queries(
+            model.encode_queries(queries, convert_to_numpy=True, instruction=instruction)
+        )  # fmt: skip
+        live = self._state.live if kept is None else kept
+        dense = self._dense(vectors, live)
+        if mode == "dense":
+            return dense.find
+        parts = {"dense": dense, "bm25": by_words(self._state.words(), queries, kept)}
+        return together({name: parts[name] for name in names}, None if fitted is None else fitted.weights)
+
+    def _dense(self, vectors: Floats, kept: Rows | None) -> ModePart:
+        """Vectors of questions compared with those of rows that may be found."""
+        cosine = self.facts.similarity == "cosine"
+
+        def score(query: int, rows: Rows) -> npt.NDArray[np.float64]:
+            own = vectors[[query]]
+            return self._scores(unit(own)[0] if cosine else own[0], rows, cosine).astype(np.float64)
+
+        return ModePart(lambda chosen, k: self._nearest(vectors[chosen], k, kept), score)
 
     def search(
-        self, queries: npt.ArrayLike, top_k: int = 10, *, where: str | None = None, model: Embedder | None = None
+        self,
+        queries: npt.ArrayLike,
+        top_k: int = 10,
+        *,
+        mode: Mode = "dense",
+        where: str | None = None,
+        model: Embedder | None = None,
     ) -> list[list[Hit]]:
         """Nearest rows of each query vector, best first; of equal scores the earlier in the index.
 
@@ -372,18 +475,25 @@ class SearchIndex:
         model; of others nobody can tell, so there is a warning once.
 
         Args:
-            queries: Vectors [n, dimension], or one [dimension].
+            queries: Vectors [n, dimension], or one [dimension]; in other modes than `dense` texts, as for `ask`.
             top_k: Documents wanted for each; there are fewer when the index has fewer.
+            mode: As in `ask`.
             where: Condition on metadata, as in `ask`. What is found is the nearest of all rows that meet it.
             model: The model that made them: it is checked as by `ask`, and there is no warning.
 
         Raises:
-            ArgumentError: the vectors, or the model, are of another model than the index, or the condition has no
-                meaning for its metadata.
+            ArgumentError: the vectors, or the model, are of another model than the index, the condition has no
+                meaning for its metadata, or it is as for `ask`.
         """
+        check_mode(mode)
+        if mode != "dense":
+            if isinstance(queries, str) or not all(isinstance(each, str) for each in cast(Any, queries)):
+                raise ArgumentError(f"mode {mode!r} compares texts: give a list of these instead of vectors")
+            return self.ask(model, cast("Sequence[str]", queries), top_k, mode=mode, where=where)
         self._check_vectors(queries, model)
         now = copy.copy(self)
-        return now._search(queries, top_k, now._kept(where))
+        kept, vectors = now._kept(where), self._as_queries(queries)
+        return now._found(len(vectors), top_k, kept, now._dense(vectors, kept).find)
 
     def nearest(
         self, vectors: npt.ArrayLike, k: int, where: str | None = None, *, model: Embedder | None = None
@@ -509,19 +619,18 @@ class SearchIndex:
             raise ArgumentError("a query vector has NaN or infinity")
         return vectors
 
-    def _search(self, queries: npt.ArrayLike, top_k: int, kept: Rows | None) -> list[list[Hit]]:
-        vectors = self._as_queries(queries)
+    def _found(self, count: int, top_k: int, kept: Rows | None, find: Find) -> list[list[Hit]]:
+        """Hits of so many questions."""
         check_count("top_k", top_k, "documents")
         found: list[list[Hit]] = []
         step = _at_once(top_k)
-        for first in range(0, len(vectors), step):
-            part = vectors[first : first + step]
-            hits = self._documents if self.facts.chunked else self._rows_as_hits
-            found += hits(part, top_k, kept)
+        for first in range(0, count, step):
+            part = range(first, min(first + step, count))
+            found += self._documents(part, top_k, kept, find) if self.facts.chunked else self._rows(part, top_k, find)
         return found
 
-    def _rows_as_hits(self, queries: Floats, top_k: int, kept: Rows | None) -> list[list[Hit]]:
-        scores, rows = self._nearest(queries, top_k, kept)
+    def _rows(self, questions: Sequence[int], top_k: int, find: Find) -> list[list[Hit]]:
+        scores, rows = find(questions, top_k)
         known = self._known(rows)
         metadata = self._metadata_of(known)
         return [
@@ -533,25 +642,29 @@ class SearchIndex:
             for own, there in zip(scores.tolist(), rows.tolist(), strict=True)
         ]
 
-    def _documents(self, queries: Floats, top_k: int, kept: Rows | None) -> list[list[Hit]]:
+    def _documents(self, questions: Sequence[int], top_k: int, kept: Rows | None, find: Find) -> list[list[Hit]]:
         """Documents by their best passage: the first of each in the order of passages."""
-        answers: list[list[Hit]] = [[] for _ in queries]
-        open_queries = list(range(len(queries)))
+        answers: dict[int, list[Hit]] = {}
+        still_open = list(questions)
         depth, most = _PASSAGES_A_DOCUMENT * top_k, self.stored.count if kept is None else len(kept)
-        while open_queries:
-            scores, rows = self._nearest(queries[open_queries], min(depth, most), kept)
+        while still_open:
+            scores, rows = find(still_open, min(depth, most))
             known = self._known(rows)
             best = [
                 self._best_passages(own, there, known, top_k)
                 for own, there in zip(scores.tolist(), rows.tolist(), strict=True)
             ]
             metadata = self._metadata_of(dict.fromkeys(row for passages in best for row in passages))
-            for query, passages in zip(open_queries, best, strict=True):
+            for query, passages in zip(still_open, best, strict=True):
                 answers[query] = [replace(hit, metadata=dict(metadata.get(row, ()))) for row, hit in passages.items()]
             # One long document can have all the passages looked at: look at more.
-            open_queries = [query for query in open_queries if len(answers[query]) < top_k and depth < most]
+            still_open = [
+                query
+                for query, there in zip(still_open, rows, strict=True)
+                if len(answers[query]) < top_k and depth < most and (there >= 0).all()
+            ]
             depth *= 4
-        return answers
+        return [answers[query] for query in questions]
 
     def _best_passages(
         self, scores: list[float], rows: list[int], known: Mapping[int, tuple[str, str | None]], top_k: int
@@ -670,10 +783,13 @@ class SearchIndex:
         A matrix product rounds a row's score differently depending on its place in a block, so that equal texts
         could come out unequal; like this, scores depend on the two vectors alone, whatever the type of index.
         """
-        vectors, one = self.stored.vectors(rows), np.zeros(len(rows), dtype=np.int64)
-        scores = pair_scores(query[None].astype(np.float64), one, vectors, np.arange(len(rows)), cosine=cosine)
+        scores = self._scores(query, rows, cosine)
         order = np.lexsort((rows, -scores))
         return scores[order], rows[order]
+
+    def _scores(self, query: Floats, rows: Rows, cosine: bool) -> Floats:
+        vectors, one = self.stored.vectors(rows), np.zeros(len(rows), dtype=np.int64)
+        return pair_scores(query[None].astype(np.float64), one, vectors, np.arange(len(rows)), cosine=cosine)
 
 
 @dataclass
@@ -689,6 +805,8 @@ class _State:
         last: The last condition, and the rows that met it.
         marked: The last rows that were marked, and their marks in each segment.
         metadata: The columns of rows that are not deleted, once they were asked for.
+        parts: First row and open parts of each segment.
+        bm25: Over all of them, once it was asked for.
     """
 
     facts: Facts
@@ -699,6 +817,14 @@ class _State:
     last: tuple[str, Rows] | None = None
     metadata: Any = None
     marked: tuple[Rows, list[npt.NDArray[np.bool_] | None]] | None = None
+    parts: list[tuple[int, OpenParts]] = field(default_factory=list)
+    bm25: Bm25 | None = None
+
+    def words(self) -> Bm25:
+        """The words of the rows that are not deleted; see `open_bm25`."""
+        if self.bm25 is None:
+            self.bm25 = open_bm25(self.facts, self.parts, self.deleted)
+        return self.bm25
 
     def inside(self, kept: Rows | None) -> list[npt.NDArray[np.bool_] | None]:
         """Whether each row of each segment is among some rows; None where all of a segment are, or all are wanted."""
@@ -741,22 +867,26 @@ def _opened(path: Path, before: _State | None = None) -> _State:
 def _open_state(path: Path, facts: Facts, before: _State | None) -> _State:
     known: dict[str, StoredFiles] = {}
     structures: dict[str, Any] = {}
+    parts: dict[str, OpenParts] = {}
     if before is not None and before.facts.dimension == facts.dimension:
-        opened = zip(before.facts.segments, segments_of(before.stored), before.structures, strict=True)
-        for segment, part, (_, _, structure) in opened:
+        opened = zip(before.facts.segments, segments_of(before.stored), before.structures, before.parts, strict=True)
+        for segment, part, (_, _, structure), (_, others) in opened:
             if segment in facts.segments and part.is_current():
-                known[segment.folder], structures[segment.folder] = part, structure
+                known[segment.folder], structures[segment.folder], parts[segment.folder] = part, structure, others
     stored = open_stored(path, facts, known)
     deleted = read_deleted(path, facts)
     found, first = list[tuple[int, int, Any]](), 0
+    beside = list[tuple[int, OpenParts]]()
     for segment in facts.segments:
         structure = structures.get(segment.folder)
         if structure is None and segment.structure is not None:
             # What is missing or damaged shows now.
             structure = open_structure(path / segment.folder, segment.structure, segment.count, facts.dimension)
         found.append((first, segment.count, structure))
+        beside.append((first, parts.get(segment.folder) or OpenParts(path / segment.folder, segment)))
         first += segment.count
-    return _State(facts, stored, deleted, None if deleted is None else np.flatnonzero(~deleted), found)
+    live = None if deleted is None else np.flatnonzero(~deleted)
+    return _State(facts, stored, deleted, live, found, parts=beside)
 
 
 def _at_once(top_k: int) -> int:

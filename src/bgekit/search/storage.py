@@ -8,6 +8,7 @@ offsets.npy     where each line begins [n + 1]
 ids.npy         where the rows of a document are [2, n]: sorted hashes of documents' ids, and the row of each
 metadata.arrow  columns that were kept, a row per vector; absent without
 index.faiss     the graph or the cells, if the index is approximate
+bm25/           how often each row has each word, if the index has that part (`parts`)
 
 The first one lies in the folder itself, later ones in folders `segment-000007`, named by the change that made them, as
 is `deleted-000007.npy`, a bit for each row that is no longer there. Rows are numbered through all segments. index.json
@@ -394,9 +395,11 @@ class StoredShards(Stored):
 FACTS: Final = "index.json"
 APPROXIMATE: Final = "index.faiss"
 FORMAT: Final = "bgekit index"
-#: Version of a folder whose only segment lies in it and has all its rows, which is what 0.1.0 wrote; and of others.
+#: Version of a folder whose only segment lies in it and has all its rows, which is what 0.1.0 wrote; of others without
+#: parts beside the vectors; and of those with.
 VERSION_PLAIN: Final = 1
-VERSION: Final = 2
+VERSION_DENSE: Final = 2
+VERSION: Final = 3
 IndexType = Literal["exact", "int8", "binary", "hnsw", "ivf"]
 Auto = Literal["auto"]
 INDEX_TYPES: Final = ("exact", "int8", "binary", "hnsw", "ivf")
@@ -412,12 +415,14 @@ class Segment:
         metadata: sha256 of its file of metadata, and its columns with their types; None without.
         structure: What an approximate or compressed search of its rows needs: its `type`, its `files` in the folder of
             the segment, and what else its type keeps. None where every vector is looked at.
+        parts: Of each part beside the vectors its `folder` in that of the segment, and what its files hold.
     """
 
     folder: str
     count: int
     metadata: dict[str, Any] | None = None
     structure: dict[str, Any] | None = None
+    parts: dict[str, dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -438,6 +443,7 @@ class Facts:
         segments: The parts, in the order of their rows.
         deleted: Name of the file of bits of deleted rows, and how many these are; None where there are none.
         recall: Share of the nearest rows that an approximate search is to find; None for the usual one.
+        parts: What each segment has beside its vectors, by name, and how that was made; None for nothing.
     """
 
     index_type: IndexType
@@ -453,6 +459,7 @@ class Facts:
     segments: tuple[Segment, ...] = ()
     deleted: dict[str, Any] | None = None
     recall: float | None = None
+    parts: dict[str, dict[str, Any]] | None = None
 
     @property
     def rows(self) -> int:
@@ -530,17 +537,18 @@ def read_facts(folder: Path) -> Facts:
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise OutputError(f"{path} does not describe an index; build it in another folder")
     version = content.pop("version", None)
-    if version not in (VERSION_PLAIN, VERSION):
+    if version not in (VERSION_PLAIN, VERSION_DENSE, VERSION):
         raise OutputError(
             f"{path} has version {version}; this bgekit knows versions up to {VERSION}. Build the index again"
         )
     names = {each.name for each in dataclasses.fields(Facts)}
     # Written where there is any, so that indexes without stay what they were.
-    optional = {"metadata"} | (_LATER if version == VERSION_PLAIN else {"deleted", "recall"})
+    later = {VERSION_PLAIN: _LATER, VERSION_DENSE: {"parts"}, VERSION: set[str]()}[version]
+    optional = {"metadata"} | (_LATER if version == VERSION_PLAIN else {"deleted", "recall", "parts"})
     try:
-        if not names - optional <= content.keys() <= names or (version == VERSION_PLAIN and content.keys() & _LATER):
+        if not names - optional <= content.keys() <= names or content.keys() & later:
             raise ValueError("other fields than it should have")
-        if version == VERSION:
+        if version != VERSION_PLAIN:
             segments = tuple(Segment(**each) for each in content.pop("segments"))
             return Facts(**content, segments=segments)
     except (TypeError, ValueError) as error:
@@ -549,7 +557,7 @@ def read_facts(folder: Path) -> Facts:
 
 
 #: What index.json says only where there was a change since the index was built.
-_LATER: Final = {"generation", "segments", "deleted", "recall"}
+_LATER: Final = {"generation", "segments", "deleted", "recall", "parts"}
 #: Types that 0.1.0 knows.
 _PLAIN_TYPES: Final = ("exact", "hnsw", "ivf")
 
@@ -570,7 +578,8 @@ def facts_bytes(facts: Facts) -> bytes:
         content["segments"] = [
             {name: value for name, value in each.items() if value is not None} for each in content["segments"]
         ]
-    return json_bytes({"format": FORMAT, "version": VERSION_PLAIN if plain else VERSION, **content})
+    version = VERSION_PLAIN if plain else VERSION_DENSE if facts.parts is None else VERSION
+    return json_bytes({"format": FORMAT, "version": version, **content})
 
 
 def open_stored(path: Path, facts: Facts, known: Mapping[str, StoredFiles] | None = None) -> Stored:

@@ -452,7 +452,8 @@ class _Change:
             segment = self._write_segment(facts, Joined(merged, facts.dimension), alone=not segments)
             segments.append(segment)
             marks.append(np.zeros(segment.count, np.bool_))
-            written = sum(file.stat().st_size for file in (self.path / segment.folder).iterdir())
+            files = (self.path / segment.folder).rglob("*")
+            written = sum(file.stat().st_size for file in files if file.is_file())
         marked = np.concatenate(marks)
         deleted = self.facts.deleted
         if tuple(segments) != self.facts.segments or not np.array_equal(marked, self._before):
@@ -471,7 +472,7 @@ class _Change:
     def _write_segment(self, facts: Facts, rows: Stored, *, alone: bool) -> Segment:
         name = segment_name(self.generation)
         segment = write_segment(
-            self.output, name, rows, chunked=facts.chunked, metadata=typed(rows.metadata_parts)
+            self.output, name, rows, chunked=facts.chunked, metadata=typed(rows.metadata_parts), parts=facts.parts
         )  # fmt: skip
         if facts.index_type != "exact" and (alone or segment.count >= STRUCTURE_FROM):
             stored = open_stored(self.path, replace(facts, segments=(segment,)))
