@@ -25,8 +25,9 @@ MISSING = (
 
 
 def test_it_is_the_same_class():
-    from FlagEmbedding import BGEM3FlagModel, FlagModel
     from FlagEmbedding.inference.embedder.encoder_only.m3 import M3Embedder
+
+    from FlagEmbedding import BGEM3FlagModel, FlagModel
 
     assert FlagModel is FlagEmbedding.FlagModel is bgekit.FlagModel
     assert BGEM3FlagModel is M3Embedder is bgekit.BGEM3FlagModel
@@ -120,7 +121,6 @@ NAMES = {
     "inference.auto_reranker": "FlagAutoReranker",
     "inference.embedder": "FlagModel",
     "inference.embedder.encoder_only": "FlagModel",
-    "inference.embedder.encoder_only.m3": "M3Embedder",
     "inference.reranker": "FlagReranker",
     "inference.reranker.encoder_only": "FlagReranker",
 }
@@ -130,6 +130,7 @@ FORWARDS = {
     *(name if name.endswith(".run") else f"{name}.__main__" for name in RUN),
     "baai_general_embedding.finetune.hn_mine",
     "inference.embedder.encoder_only.base",
+    "inference.embedder.encoder_only.m3",
     "inference.embedder.decoder_only",
     "inference.reranker.encoder_only.base",
 }

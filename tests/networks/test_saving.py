@@ -131,7 +131,9 @@ def test_terms_of_use_and_heads_go_along(copy, tmp_path):
     FlagModel(copy).save(tmp_path / "saved")
     heads = {"sparse_linear.pt", "heads/sparse_linear.safetensors"}
     assert files(tmp_path / "saved") == EXPECTED | {"LICENSE", "NOTICE.txt"} | heads
-    before, after = (torch.load(folder / "sparse_linear.pt", weights_only=True) for folder in (copy, tmp_path / "saved"))
+    before, after = (
+        torch.load(folder / "sparse_linear.pt", weights_only=True) for folder in (copy, tmp_path / "saved")
+    )
     assert all(torch.equal(before[name], after[name]) and after[name].dtype == torch.float16 for name in before)
 
 
