@@ -158,7 +158,12 @@ def __getattr__(name: str) -> Any:
         import bgekit
 
         return getattr(bgekit, name)
-    if name in ("bge_m3", "flag_models", "flag_reranker", "inference"):  # The original's own imports make these attributes.
+    if name in (
+        "bge_m3",
+        "flag_models",
+        "flag_reranker",
+        "inference",
+    ):  # The original's own imports make these attributes.
         import importlib
 
         return importlib.import_module(f"{__name__}.{name}")

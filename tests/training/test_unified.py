@@ -96,7 +96,9 @@ def test_killed_and_resumed_it_is_the_same_run(start, rows, tmp_path):  # noqa: 
     assert finetune(*arguments(start, rows, broken, *more, "--resume-from-checkpoint", "true")) == 0
     assert finetune(*arguments(start, rows, whole, *more)) == 0
     assert all(np.array_equal(value, weights(broken)[name]) for name, value in weights(whole).items())
-    assert heads_of(whole) and all(torch.equal(value, heads_of(broken)[name]) for name, value in heads_of(whole).items())
+    assert heads_of(whole) and all(
+        torch.equal(value, heads_of(broken)[name]) for name, value in heads_of(whole).items()
+    )
 
 
 def test_the_gradient_cache_and_two_processes_train_what_one_does(start, rows, tmp_path):  # noqa: F811

@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,9 +19,11 @@ from .cpu_inference import can_fuse
 from .encoder import Backbone, Encoder, TrainableEncoder, fused_backbone
 from .heads import TokenHeads, read_heads
 from .packing import Packed
-from .pooling import rows_needed
+from .pooling import Select, rows_needed
 
 logger = logging.getLogger(__name__)
+#: Memory for vectors of tokens of an encoder that stays as it is.
+_KEPT_BYTES: Final = 1 << 30
 
 
 class TokenOutputs(NamedTuple):
@@ -66,15 +68,16 @@ class UnifiedEncoder(TrainableEncoder):
         """Take an encoder, which has the heads."""
         super().__init__(encoder)
         self.wanted, self.fixed = tuple(wanted), False
-        self._fused: Backbone | None = None
+        self._states: _States | None = None
 
     def forward(self, batch: Packed) -> TokenOutputs:  # type: ignore[override]
         """All outputs of a batch, differentiable."""
+        select = rows_needed(self.encoder.pooling)
         with torch.no_grad() if self.fixed else contextlib.nullcontext():
-            hidden, rows = (self._fused or self.encoder.backbone).with_all(batch, rows_needed(self.encoder.pooling))
-            if self._fused is not None:
-                # Tensors of inference mode, which the fused network computes in, have no part in any graph.
-                hidden, rows = hidden.clone(), rows.clone()
+            if self._states is not None:
+                hidden, rows = self._states(batch, select)
+            else:
+                hidden, rows = self.encoder.backbone.with_all(batch, select)
             dense = self.encoder.dense_vectors(rows, batch) if "dense" in self.wanted else None
         heads = self.heads
         return TokenOutputs(
@@ -113,7 +116,42 @@ class UnifiedEncoder(TrainableEncoder):
                 parameter.requires_grad_(False)
         self.fix()
         if next(self.encoder.parameters()).device.type == "cpu" and can_fuse(self.transformer):
-            self._fused = fused_backbone(self.transformer, precision)
+            self._states = _States(fused_backbone(self.transformer, precision))
+
+
+class _States:
+    """Vectors of tokens by an encoder that stays as it is: those of a text are computed once, while there is room.
+
+    On the fused CPU path they depend on the text alone, so what is kept is what would be computed again.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+        self._kept: dict[bytes, tuple[Tensor, Tensor]] = {}
+        self._bytes = 0
+
+    def __call__(self, batch: Packed, select: Select) -> tuple[Tensor, Tensor]:
+        """See `Backbone.with_all`."""
+        kinds = (batch.input_ids,) if batch.token_types is None else (batch.input_ids, batch.token_types)
+        ids = [each.split(batch.lengths) for each in kinds]
+        keys = [b"".join(part.numpy().tobytes() for part in parts) for parts in zip(*ids, strict=True)]
+        new = {key: place for place, key in enumerate(keys) if key not in self._kept}
+        computed = self._computed(batch.take(list(new.values())), select) if new else []
+        found = dict(zip(new, computed, strict=True))
+        texts = [self._kept[key] if key in self._kept else found[key] for key in keys]
+        for key, states in found.items():
+            size = sum(each.numel() * each.element_size() for each in states)
+            if self._bytes + size <= _KEPT_BYTES:
+                self._kept[key], self._bytes = states, self._bytes + size
+        hidden, rows = (torch.cat([states[part] for states in texts]) for part in (0, 1))
+        return hidden, rows
+
+    def _computed(self, batch: Packed, select: Select) -> list[tuple[Tensor, Tensor]]:
+        hidden, rows = self._backbone.with_all(batch, select)
+        # Copies: tensors of inference mode, which the fused network computes in, have no part in any graph.
+        counts = batch.lengths if select == "all" else (1,) * len(batch.lengths)
+        parts = zip(hidden.split(batch.lengths), rows.split(counts), strict=True)
+        return [(every.clone(), some.clone()) for every, some in parts]
 
 
 def unified_encoder(

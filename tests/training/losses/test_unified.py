@@ -1,4 +1,4 @@
-"""The unified loss of BGE-M3 against FlagEmbedding's formulas, written out in float64 with tensors of the vocabulary."""
+"""The unified loss of BGE-M3 against FlagEmbedding's formulas in float64, with tensors of the whole vocabulary."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from bgekit.errors import ArgumentError
 from bgekit.models.head_files import OUTPUTS, Output
+from bgekit.networks.maxima import Rectangles, mean_of_maxima
 from bgekit.networks.packing import Packed
 from bgekit.networks.unified import TokenOutputs
 from bgekit.training.losses.contrastive import Contrastive, FalseNegatives
-from bgekit.training.losses.token_scores import Rectangles, mean_of_maxima
 from bgekit.training.losses.unified import Unified
 from training.loss_cases import VOCABULARY, WIDTH, Rows, framed, make_rows
 

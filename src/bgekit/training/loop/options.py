@@ -280,8 +280,8 @@ class EmbedderOptions(TrainerOptions):
             )
         if self.colbert_dim != -1 and (self.colbert_dim < 1 or "multi-vector" not in self.heads):
             raise ArgumentError("--colbert-dim is at least 1 (or -1), for --heads with multi-vector")
-        for name, given in (("--both-ways", self.both_ways), ("--matryoshka", self.matryoshka)):
-            if given:
+        for name, wanted in (("--both-ways", self.both_ways), ("--matryoshka", self.matryoshka)):
+            if wanted:
                 raise ArgumentError(f"{name} is for dense vectors alone: leave it out with --unified-finetuning")
 
 

@@ -26,12 +26,12 @@ from torch import Tensor
 from ...errors import ArgumentError
 from ...models.head_files import OUTPUTS, Output
 from ...networks.heads import TokenWeights, distinct_weights, lexical_scores
+from ...networks.maxima import Rectangles, mean_of_maxima
 from ...networks.packing import Packed
 from ...networks.unified import TokenOutputs
 from .contrastive import STATISTICS, Compared, Contrastive, contrastive_metrics, ragged_blockwise
 from .distributed import LossValue, Pool, full_precision, of_global_batch
 from .listwise import TextBatch
-from .token_scores import Rectangles, mean_of_maxima
 
 #: Weights of the losses of dense, lexical and multi-vector scores and of all together, as FlagEmbedding's code has
 #: them; those of the paper are all 1.

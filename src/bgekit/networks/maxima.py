@@ -1,4 +1,4 @@
-"""Multi-vector scores of queries and passages in blocks of bounded memory, differentiable."""
+"""Maxima over the tokens of texts of any lengths, as multi-vector scores need them; differentiable."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...networks.packing import Packed
+from .packing import Packed
 
 
 @dataclass(frozen=True, eq=False)
