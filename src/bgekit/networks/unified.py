@@ -105,17 +105,18 @@ class UnifiedEncoder(TrainableEncoder):
             self.fixed = fixed
             self.train(self.training)
 
-    def fix_for_good(self, precision: str = "float32") -> None:
-        """Keep the encoder as it is: its weights are taken from the optimiser, and on a CPU it computes as in use.
+    def fix_for_good(self, device: torch.device, precision: str = "float32") -> None:
+        """Keep the encoder as it is: its weights do not learn, and on a CPU it computes as in use.
 
         Args:
+            device: Where it will train.
             precision: What the encoder computes in on a CPU: `float32` or `bfloat16`.
         """
         for name, parameter in self.encoder.named_parameters():
             if not name.startswith("heads."):
                 parameter.requires_grad_(False)
         self.fix()
-        if next(self.encoder.parameters()).device.type == "cpu" and can_fuse(self.transformer):
+        if device.type == "cpu" and can_fuse(self.transformer):
             self._states = _States(fused_backbone(self.transformer, precision))
 
 

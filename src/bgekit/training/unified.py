@@ -50,7 +50,7 @@ def network_with_heads(network: TrainableEncoder, folder: Path, args: EmbedderAr
     others = [output for output in stored_heads(folder) if output not in args.heads]
     made = unified_encoder(network, folder, outputs_of(args), width, kept=others if args.fix_encoder else ())
     if args.fix_encoder:
-        made.fix_for_good("bfloat16" if args.bf16 else "float32")
+        made.fix_for_good(args.device, "bfloat16" if args.bf16 else "float32")
     else:
         warn_of_lost_heads(others)
     return made
