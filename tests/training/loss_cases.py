@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from bgekit.networks.heads import TokenHeads
 from bgekit.networks.packing import Packed
+from bgekit.networks.unified import TokenOutputs
 from bgekit.training.loop.gradient_cache import cached_backward, plain_backward
 from bgekit.training.losses.contrastive import Contrastive, FalseNegatives
 from bgekit.training.losses.distributed import LossValue
 from bgekit.training.losses.listwise import GroupLoss
 from bgekit.training.losses.matryoshka import Matryoshka
 from bgekit.training.losses.sts import CoSent, ScoredMse
+from bgekit.training.losses.unified import Unified
 
 VOCABULARY, WIDTH, ROWS = 40, 12, 13
 
@@ -111,13 +115,38 @@ class Network(nn.Module):
         return vectors[:, 0] if vectors.shape[1] == 1 else nn.functional.normalize(vectors, dim=-1)
 
 
+class TokenNetwork(Network):
+    """Dense vectors as of `Network`; weights and vectors of tokens that know the mean of their text."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__(dropout=dropout)
+        self.heads = TokenHeads(WIDTH, sparse=True, multi_vector=WIDTH // 2)
+
+    def forward(self, batch: Packed) -> TokenOutputs:  # type: ignore[override]
+        dense = super().forward(batch)
+        owner = torch.arange(len(batch.lengths)).repeat_interleave(batch.lengths_tensor)
+        tokens = self.tokens(batch.input_ids) + dense[owner]
+        weights = self.heads.sparse(tokens).relu()[:, 0]  # type: ignore[misc]
+        vectors = self.heads.multi_vector(tokens[batch.positions > 0])  # type: ignore[misc]
+        return TokenOutputs(dense, weights, nn.functional.normalize(vectors, dim=-1))
+
+
 def make_network(kind: str, dtype: torch.dtype = torch.float64, dropout: float = 0.0) -> Network:
     torch.manual_seed(5)
+    if kind == "tokens":
+        return TokenNetwork(dropout).double().to(dtype)
     return Network(1 if kind == "scores" else WIDTH, dropout).double().to(dtype)
 
 
 _contrastive = Contrastive(temperature=0.05, entries=100)
 _masked = FalseNegatives(margin=-0.01, ratio=1.05, teacher=2.0)
+#: Ids of tokens that are no words.
+SPECIAL = torch.tensor([0, 1, 2])
+
+
+def _unified(contrastive: Contrastive, *, distil: bool = False, **options: Any) -> Any:
+    return functools.partial(Unified(contrastive, SPECIAL, entries=900, **options), distil=distil)
+
 
 #: Name -> (what the loss takes, the loss). Blocks of a few rows, so that several are computed.
 CASES: dict[str, tuple[str, Any]] = {
@@ -139,6 +168,16 @@ CASES: dict[str, tuple[str, Any]] = {
     "cosent": ("pairs", CoSent()),
     "mse": ("pairs", ScoredMse()),
     "matryoshka of cosent": ("pairs", Matryoshka(CoSent(scale=5.0), dims=[12, 5])),
+    "unified": ("tokens", _unified(_contrastive)),
+    "unified, self-distilled": ("tokens", _unified(_contrastive, distil=True, score_weights=(1, 1, 1))),
+    "unified, own group, a teacher": (
+        "tokens",
+        _unified(Contrastive(temperature=0.05, distillation="kl_div", in_batch=False), distil=True),
+    ),
+    "unified, m3_kd_loss, false negatives": (
+        "tokens",
+        _unified(Contrastive(temperature=0.05, distillation="m3_kd_loss", false_negatives=_masked), distil=True),
+    ),
     "group": ("scores", GroupLoss()),
     "group, distilled": ("scores", GroupLoss(temperature=0.5, distillation=0.3, labels=0.2)),
 }
@@ -160,7 +199,17 @@ RUNS = {
 
 def rows_for(kind: str, size: int = ROWS) -> Rows:
     draw = random.Random(3)
-    return make_rows([1 if kind == "pairs" else draw.choice([1, 2, 3, 5]) for _ in range(size)], seed=11)
+    rows = make_rows([1 if kind == "pairs" else draw.choice([1, 2, 3, 5]) for _ in range(size)], seed=11)
+    return framed(rows) if kind == "tokens" else rows
+
+
+def framed(rows: Rows) -> Rows:
+    """The rows with texts as tokenizers make them: between two tokens that are no words."""
+
+    def longer(batch: Packed) -> Packed:
+        return Packed.of([[0, *ids.tolist(), 1] for ids in batch.input_ids.split(batch.lengths)])
+
+    return replace(rows, queries=longer(rows.queries), passages=longer(rows.passages))
 
 
 def step(network: nn.Module, kind: str, loss: Any, rows: Rows, chunk: int | None, **options: Any) -> LossValue:
@@ -182,7 +231,7 @@ def main(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
     results: dict[tuple[Any, ...], Any] = {}
-    for kind, dtype in itertools.product(("vectors", "pairs", "scores"), (torch.float64, torch.float32)):
+    for kind, dtype in itertools.product(("vectors", "tokens", "pairs", "scores"), (torch.float64, torch.float32)):
         network = DistributedDataParallel(make_network(kind, dtype))
         for number, of_run, chunk in RUNS[world]:
             split = SPLITS[world][number]

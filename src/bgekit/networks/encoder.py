@@ -180,7 +180,7 @@ class Encoder(nn.Module):
 
     def forward(self, batch: Packed) -> Tensor:
         """[n, dimension] float32, one vector for each sequence of the batch; differentiable."""
-        return self._dense(self.backbone(batch, rows_needed(self.pooling)), batch)
+        return self.dense_vectors(self.backbone(batch, rows_needed(self.pooling)), batch)
 
     def outputs(self, batch: Packed, wanted: Collection[Output], excluded: Tensor) -> Outputs:
         """Several outputs of each sequence from one pass; differentiable where `forward` is.
@@ -198,7 +198,7 @@ class Encoder(nn.Module):
         dense = None
         if "dense" in wanted:
             hidden, rows = self.backbone.with_all(batch, rows_needed(self.pooling))
-            dense = self._dense(rows, batch)
+            dense = self.dense_vectors(rows, batch)
         else:
             hidden = self.backbone(batch, "all")
         return Outputs(
@@ -222,7 +222,7 @@ class Encoder(nn.Module):
         else:
             self.heads = heads.to(next(self.parameters()).device)
 
-    def _dense(self, hidden: Tensor, batch: Packed) -> Tensor:
+    def dense_vectors(self, hidden: Tensor, batch: Packed) -> Tensor:
         """[n, dimension] of the rows that pooling reads."""
         vectors = pool(hidden, batch, self.pooling)
         if self.head.layers:

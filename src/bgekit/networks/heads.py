@@ -24,6 +24,7 @@ from ..errors import CheckpointError
 from ..models.checkpoint_files import read_tensors
 from ..models.head_files import HEAD_FILES, HEAD_FOLDER, Output, head_files, head_paths, stored_heads
 from .cpu_products import FEW, MANY, Linear, in_equal_parts, round_up, with_zeros
+from .maxima import Rectangles, mean_of_maxima
 from .packing import Packed
 
 H = TypeVar("H")
@@ -200,29 +201,31 @@ def distinct_weights(weights: Tensor, batch: Packed, excluded: Tensor) -> TokenW
 
 def lexical_scores(queries: TokenWeights, passages: TokenWeights) -> Tensor:
     """[n, m] float32: for each query and passage the sum, over the tokens that both have, of the weights' products."""
-    common, places = torch.unique(torch.cat([queries.tokens, passages.tokens]), return_inverse=True)
-    split = len(queries.tokens)
-    sides = [(queries, places[:split]), (passages, places[split:])]
+    # Tokens that no query has add nothing, so there are no columns for them.
+    common, own = queries.tokens.unique(return_inverse=True)
     scores = queries.weights.new_zeros(len(queries.counts), len(passages.counts))
+    if not len(common):
+        return scores
+    other = torch.searchsorted(common, passages.tokens).clamp(max=len(common) - 1)
+    other = torch.where(common[other] == passages.tokens, other, -1)
     for start in range(0, len(common), _COLUMNS):
-        left, right = (_columns(side, columns, start) for side, columns in sides)
-        scores = scores + left @ right.T
+        width = min(_COLUMNS, len(common) - start)
+        scores = scores + _columns(queries, own - start, width) @ _columns(passages, other - start, width).T
     return scores
 
 
-def _columns(side: TokenWeights, columns: Tensor, start: int) -> Tensor:
-    """[n, _COLUMNS] the weights of texts in the columns from `start` on."""
-    here = torch.nonzero((columns >= start) & (columns < start + _COLUMNS)).squeeze(1)
+def _columns(side: TokenWeights, columns: Tensor, width: int) -> Tensor:
+    """[n, width] the weights of texts in the first columns."""
+    here = torch.nonzero((columns >= 0) & (columns < width)).squeeze(1)
     rows = torch.arange(len(side.counts), device=here.device).repeat_interleave(side.counts)
-    dense = side.weights.new_zeros(len(side.counts), _COLUMNS)
-    return dense.index_put((rows[here], columns[here] - start), side.weights[here])
+    dense = side.weights.new_zeros(len(side.counts), width)
+    return dense.index_put((rows[here], columns[here]), side.weights[here])
 
 
 def multi_vector_scores(queries: TokenVectors, passages: TokenVectors) -> Tensor:
     """[n, m] float32: the mean, over a query's vectors, of each one's largest product with a passage's vector."""
-    products = queries.values @ passages.values.T
-    best = torch.stack([part.amax(1) for part in products.split(passages.counts.tolist(), 1)], 1)
-    return torch.stack([part.mean(0) for part in best.split(queries.counts.tolist())])
+    places = Rectangles.of(passages.counts.tolist(), passages.values.device)
+    return mean_of_maxima(queries.values, queries.counts, passages.values[places.index], places)
 
 
 def read_heads(folder: Path, hidden: int, outputs: Collection[Output]) -> TokenHeads:

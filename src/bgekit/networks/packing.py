@@ -91,7 +91,7 @@ class Packed:
     @cached_property
     def lengths_tensor(self) -> Tensor:
         """[n] int64 on the device of the tokens."""
-        return torch.tensor(self.lengths, device=self.input_ids.device)
+        return torch.tensor(self.lengths, dtype=torch.long, device=self.input_ids.device)
 
     @cached_property
     def starts(self) -> Tensor:

@@ -20,17 +20,19 @@ from ..evaluation.evaluator import Candidate, evaluate
 from ..inference.embedder import FlagModel
 from ..models.card import UNSET, ModelCard, Unset
 from ..models.card_reading import declared_query
+from ..models.head_files import stored_heads
 from ..models.sentence_transformers_files import dense_folder
 from ..networks.encoder import TrainableEncoder, add_lora, load_trainable
 from ..networks.saving import as_stored
+from ..networks.unified import TokenOutputs, UnifiedEncoder
 from .batches.collator import Batch, Collator, StepDataset
 from .batches.datasets import check_cosines
 from .loop.arguments import EmbedderArguments
 from .loop.checkpoints import ModelFiles, origin, save_encoder
 from .loop.command_line import first_name
-from .loop.diagnosis import Diagnosis, scores_of_all
+from .loop.diagnosis import Diagnosis, scores_of_all, without_copies
 from .loop.dry_run import Lengths
-from .loop.gradient_cache import PackedGradient
+from .loop.gradient_cache import Encoded, PackedGradient
 from .loop.options import FINETUNE, DataArguments, ModelArguments
 from .loop.training_run import (
     evaluation_tasks,
@@ -48,6 +50,16 @@ from .losses.distributed import LossValue, world_size
 from .losses.listwise import Groups
 from .losses.matryoshka import Loss, Matryoshka
 from .losses.sts import SCORED_LOSSES
+from .unified import (
+    HeadsSchedule,
+    check_rows,
+    head_places,
+    measure_outputs,
+    network_with_heads,
+    together,
+    unified_loss,
+    warn_of_lost_heads,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +87,10 @@ def finetune(model: ModelArguments, data: DataArguments, args: EmbedderArguments
     resume = prepare_run(args)
     tasks = evaluation_tasks(args)
     start = _start(model, data, args)
-    objective = _Objective(args, start.card, data.knowledge_distillation)
+    objective = _Objective(args, start, data.knowledge_distillation)
     rows = read_data(args, data, in_batch=args.use_inbatch_neg)
+    if args.unified_finetuning:
+        check_rows(rows)
     if args.scored_loss == "mse":
         check_cosines(rows)
     collator = Collator.of(
@@ -96,25 +110,33 @@ def finetune(model: ModelArguments, data: DataArguments, args: EmbedderArguments
     if args.process_index == 0:
         _diagnose(diagnosis, steps, start, data, idle)
 
+    callbacks = []
+    if isinstance(network, UnifiedEncoder):
+        objective.schedule = HeadsSchedule(network, args)
+        callbacks.append(objective.schedule)
     name = str(args.output_dir)  # Where it is saved for a while to be measured concerns nobody.
 
     def measure(folder: Path) -> dict[str, float]:
         # On the device of this process alone: the others' memory is taken.
         with FlagModel(str(folder), devices=str(args.device), use_fp16=True) as trained:
             trained.card = replace(trained.card, name=name)
+            if objective.unified is not None:
+                return measure_outputs(trained, tasks, objective.unified, progress=not args.disable_tqdm)
             report = evaluate(
                 Candidate(name, trained), tasks, compare=False, progress=not args.disable_tqdm, log_scores=False
             )
         return scores_by_name(report.results)
 
     def table(batch: Batch) -> Tensor:
+        if objective.unified is not None and isinstance(network, UnifiedEncoder):
+            return without_copies(together(network, objective.unified, batch), batch)
         return scores_of_all(network(batch.queries), network(batch.passages), batch)
 
     return train_on_rows(
         network, args, steps,
         PackedGradient(lambda batch: (batch.queries, batch.passages), objective, args.grad_cache_chunk),
         files=files, diagnosis=diagnosis, table=table, tasks=tasks, measure=measure, resume=resume, parts=(model, data),
-        following=functools.partial(_following, args.eval_data),
+        following=functools.partial(_following, args.eval_data), callbacks=callbacks,
     )  # fmt: skip
 
 
@@ -163,6 +185,11 @@ def _network(start: FlagModel, model: ModelArguments, args: EmbedderArguments) -
             network, rank=model.lora_rank, alpha=model.lora_alpha, dropout=model.lora_dropout,
             modules=model.target_modules or None,
         )  # fmt: skip
+    if args.unified_finetuning:
+        if args.fix_encoder and model.use_lora:
+            raise ArgumentError("--use-lora trains the encoder, which --fix-encoder true keeps as it is: leave out one")
+        return network_with_heads(network, start.folder, args)
+    warn_of_lost_heads(stored_heads(start.folder))
     return network
 
 
@@ -173,17 +200,20 @@ class _Start(FlagModel):
 
 
 class _Objective:
-    """The loss of a batch: contrastive, or that of scored pairs.
+    """The loss of a batch: contrastive, of one output or several, or that of scored pairs.
 
     Attributes:
         temperature: The number that similarities are divided by.
+        unified: The loss of several outputs, None for dense vectors alone.
+        schedule: Says what holds in which step, for several outputs.
     """
 
-    def __init__(self, args: EmbedderArguments, card: ModelCard, teacher: bool) -> None:
+    def __init__(self, args: EmbedderArguments, start: FlagModel, teacher: bool) -> None:
+        card = start.card
         self.temperature = _temperature(args, card)
         if args.kd_loss_type and not teacher:
             logger.warning("--kd-loss-type %s is not used without --knowledge-distillation", args.kd_loss_type)
-        contrastive: Loss = Contrastive(
+        plain = Contrastive(
             temperature=self.temperature,
             both_ways=args.both_ways,
             across=args.negatives_cross_device,
@@ -191,6 +221,9 @@ class _Objective:
             false_negatives=FalseNegatives(args.false_negative_margin, args.false_negative_ratio),
             distillation=(args.kd_loss_type or "kl_div") if teacher else None,
         )
+        contrastive: Loss = plain
+        self.unified = unified_loss(plain, start.tokenizer, args) if args.unified_finetuning else None
+        self.schedule: HeadsSchedule | None = None
         self.across = args.negatives_cross_device
         scored: Loss = SCORED_LOSSES[args.scored_loss]()
         self.matryoshka_dims: tuple[int, ...] = ()
@@ -207,16 +240,27 @@ class _Objective:
             scored = Matryoshka(scored, every, normalized=card.normalize)
         self.contrastive, self.scored = contrastive, scored
 
-    def __call__(self, queries: Tensor, passages: Tensor, batch: Batch) -> LossValue:
+    def __call__(self, queries: Encoded, passages: Encoded, batch: Batch) -> LossValue:
+        if isinstance(queries, TokenOutputs) or isinstance(passages, TokenOutputs):
+            return self._of_outputs(queries, passages, batch)
         if batch.scores is not None:
             return self.scored(queries, passages, batch)
-        value = self.contrastive(queries, passages, batch)
+        return self._with_more(self.contrastive(queries, passages, batch), _suspects(queries, passages, batch), batch)
+
+    def _of_outputs(self, queries: Any, passages: Any, batch: Batch) -> LossValue:
+        assert self.unified is not None, "the network gives several outputs because of it"
+        distil = self.schedule is not None and self.schedule.distil
+        value = self.unified(queries, passages, batch, distil=distil)
+        suspects = {} if queries.dense is None else _suspects(queries.dense, passages.dense, batch)
+        return self._with_more(value, suspects, batch)
+
+    def _with_more(self, value: LossValue, suspects: Mapping[str, Tensor], batch: Batch) -> LossValue:
         candidates = float(len(batch.passage_keys)) if batch.in_batch else float(max(batch.groups, default=1))
         if batch.in_batch and self.across:
             candidates *= world_size()
         return LossValue(
             value.loss,
-            {**value.metrics, **_suspects(queries, passages, batch), "candidates": torch.tensor(candidates)},
+            {**value.metrics, **suspects, "candidates": torch.tensor(candidates)},
         )
 
 
@@ -261,12 +305,13 @@ def _files(
         save_encoder(
             folder, title, network=network, weights=network.weights(), encoder=network.encoder, dense=network.dense(),
             tokenizer=start.tokenizer, card=card, source=start.folder, origin=origin, allow_pickle=model.allow_pickle,
-            remote_code=model.trust_remote_code,
+            remote_code=model.trust_remote_code, heads=network.encoder.heads,
         )  # fmt: skip
 
     if not model.use_lora:
         dense = {dense_folder(number): f"encoder.head.layers.{number}." for number in range(len(card.dense))}
-        return ModelFiles(network, write, {"": "encoder.backbone.model.", **dense})
+        heads = {} if network.encoder.heads is None else head_places(network.encoder.heads)
+        return ModelFiles(network, write, {"": "encoder.backbone.model.", **dense}, heads=heads)
 
     def adapters() -> bytes:
         trained = {name: value for name, value in network.named_parameters() if value.requires_grad}

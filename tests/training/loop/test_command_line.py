@@ -73,11 +73,8 @@ WHOLE = ["--model", "none", "--train-data", "none.jsonl", "--output", "out"]
         ("finetune", ["--learning-rat", "1"], "there is no option --learning-rat; did you mean --learning-rate?"),
         ("finetune", ["--train_dta", "x"], "there is no option --train_dta; did you mean --train-data?"),
         ("finetune", ["--nothing-like-it", "x"], "there is no option --nothing-like-it\n"),
-        (
-            "finetune",
-            ["--unified_finetuning", "True"],
-            "bgekit does not train: without it, its dense",
-        ),
+        ("finetune-reranker", ["--unified_finetuning", "True"], "is for embedders with the heads of BGE-M3"),
+        ("finetune", [*WHOLE, "--fix_encoder", "True"], "--fix-encoder needs --unified-finetuning true"),
         ("finetune", ["--lr", "abc", *WHOLE], "--learning-rate/--lr: invalid float value: 'abc'"),
         ("finetune", ["--lr-scheduler-type", "sine", *WHOLE], "invalid choice: 'sine'"),
         ("finetune", [*WHOLE, "--temperature", "0"], "--temperature must be above 0"),

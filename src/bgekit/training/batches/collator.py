@@ -16,7 +16,7 @@ from ...inference.tokenization import PairRequest, PairTokenizer, TextTokenizer,
 from ...models.card import Prompt
 from ...networks.packing import Packed
 from ..loop.command_line import first_name
-from ..losses.listwise import LossBatch
+from ..losses.listwise import TextBatch
 from .datasets import Copies, TrainingData, count_copies
 from .sampler import Example, GlobalBatch, PlanOptions, Sampling, StepBatch, StepBatches, dataset_shares
 
@@ -30,21 +30,17 @@ _KEPT_TOKENIZERS: Final = 16
 
 
 @dataclass(frozen=True, eq=False)
-class Batch(LossBatch, StepBatch):
-    """One process's part of a global batch: n rows with m passages, as losses read them (`LossBatch`), and their texts.
+class Batch(TextBatch, StepBatch):
+    """One process's part of a global batch: n rows with m passages, as losses read them.
 
     Texts that are equal to the model have equal keys, see `Collator.keys`.
 
     Attributes:
-        queries: n token sequences.
-        passages: m token sequences, row by row: the positive, then negatives.
         offset: Where this process's rows begin in the global batch.
         rows: Numbers of the rows in the data.
         truncated: How many queries, and how many passages, were cut at the maximum length.
     """
 
-    queries: Packed
-    passages: Packed
     offset: int
     rows: tuple[int, ...] = ()
     truncated: tuple[int, int] = (0, 0)

@@ -111,7 +111,13 @@ class EmbedderArguments(EmbedderOptions, TrainerArguments):
     """
 
     def __post_init__(self) -> None:
+        own: Any = self
+        if self.heads_warmup_steps and own.ddp_find_unused_parameters is None:
+            # The encoder has no gradient in some steps, for which the exchange of gradients would wait.
+            own.ddp_find_unused_parameters = True
         super().__post_init__()
+        if self.heads_warmup_steps and own.deepspeed:
+            raise ArgumentError("--heads-warmup-steps does not work with --deepspeed: it waits for all gradients")
         if not self.use_inbatch_neg and self.negatives_cross_device:
             logger.warning("--negatives-cross-device has no effect with --use-inbatch-neg false")
 

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -304,6 +304,7 @@ class ModelFiles:
             ("" for the model's own). Empty where only what is in `beside` is trained.
         beside: Name of a file of further weights, by the network's own names.
         further: The content of that file.
+        heads: Where the network has the weights of further safetensors: what comes before their names, by their path.
     """
 
     network: nn.Module
@@ -311,6 +312,7 @@ class ModelFiles:
     places: Mapping[str, str]
     beside: str = ""
     further: Callable[[], bytes] | None = None
+    heads: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path, title: str | None = None) -> None:
         """Save the network as it is.
@@ -333,6 +335,8 @@ class ModelFiles:
                 # Dense layers have a prefix of sentence-transformers' own.
                 own = "linear." if part else ""
                 found |= {f"{place}{name.removeprefix(own)}": value for name, value in read_tensors(file)}
+        for path, place in self.heads.items():
+            found |= {f"{place}{name}": value for name, value in read_tensors(folder / path)}
         return found
 
     def load(self, folder: Path) -> None:

@@ -43,7 +43,7 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "sentence_pooling_method": ("--pooling",),
     "eval_split": ("--split",),
 }
-#: Arguments of FlagEmbedding for what BGE-M3 has beside its dense vectors.
+#: Arguments of FlagEmbedding for what BGE-M3 has beside its dense vectors; `bge finetune` has them.
 _OF_M3: Final = ("unified_finetuning", "use_self_distill", "fix_encoder", "self_distill_start_step", "colbert_dim")
 #: What stands for a value in the help, where its type says too little.
 _VALUES: Final = {
@@ -172,10 +172,7 @@ def parse(
         name = argument.partition("=")[0]
         if re.match(r"--?[A-Za-z]", name) and name not in known:
             if name.lstrip("-").replace("-", "_") in _OF_M3:
-                raise ArgumentError(
-                    f"{name} is for the sparse and multi-vector outputs of BGE-M3, which bgekit does not train: "
-                    "without it, its dense vectors are trained"
-                )
+                raise ArgumentError(f"{name} is for embedders with the heads of BGE-M3: bge finetune has it")
             raise ArgumentError(f"there is no option {name}{did_you_mean(name, known)}")
     try:
         made: Any = parser

@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 TRUNCATED: Final = 0.1
 #: Share of rows whose hard negative may beat the positive at the start.
 SUSPECT: Final = 0.3
+#: Share of texts without any lexical weight from which on the head is told to be dying: of random ReLUs hardly any text
+#: of some words has none.
+EMPTY: Final = 0.2
 #: Rows of the probe for collapse, passages of each, and steps between two looks at it: it costs about 1 % of a run.
 PROBE_ROWS: Final = 4
 PROBE_GROUP: Final = 4
@@ -109,7 +112,8 @@ class Diagnosis(Findings):
 
         Args:
             logs: `loss`, `suspect` (share of rows with an own negative above the positive), `idle` (share of rows
-                without any negative), `grad_norm`, as far as they are there.
+                without any negative), `empty` (share of texts without a lexical weight), `grad_norm`, as far as they
+                are there.
 
         Returns:
             The new findings.
@@ -134,6 +138,13 @@ class Diagnosis(Findings):
                 f"{max(idle, 0.001):.1%} of the rows just trained on have no negative left, because all passages that "
                 "they are compared with are known positives of their query, or there are none: nothing is learnt from "
                 "these rows. Mine negatives (bge mine), put rows with one query together, or leave the rows out"
+            )
+        if (empty := numbers.get("empty", 0.0)) > EMPTY:
+            # A weight of 0 lets no gradient through: such a text stays as it is.
+            found["dead lexical weights"] = (
+                f"{empty:.0%} of the texts just trained on have no lexical weight left: all of them are 0, and there "
+                "the head learns nothing more. Start again with a new head and a lower --learning-rate, or with steps "
+                "for the heads alone (--heads-warmup-steps) before the encoder moves"
             )
         return self.report(found)
 
@@ -251,7 +262,12 @@ def scores_of_groups(scores: Tensor, batch: Batch) -> Tensor:
 
 def scores_of_all(queries: Tensor, passages: Tensor, batch: Batch) -> Tensor:
     """[n, m]: the similarities of all queries and passages, NaN for copies of passages."""
-    return (queries.float() @ passages.float().T).masked_fill(_copies(batch), torch.nan)
+    return without_copies(queries.float() @ passages.float().T, batch)
+
+
+def without_copies(scores: Tensor, batch: Batch) -> Tensor:
+    """[n, m] scores of all queries and passages, NaN for copies of passages."""
+    return scores.masked_fill(_copies(batch), torch.nan)
 
 
 def _copies(batch: Batch) -> Tensor:

@@ -14,7 +14,9 @@ network instead of three.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -27,11 +29,16 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 from ...errors import ArgumentError
 from ...networks.cpu_inference import Trimmer
 from ...networks.packing import Packed, plan_batches
+from ...networks.unified import TokenOutputs
+from ..losses.contrastive import members
 from ..losses.distributed import LossValue
 
-#: The network, wrapped for data-parallel training or not: vectors [n, d] or scores [n] of the sequences of a batch.
-Encode: TypeAlias = Callable[[Packed], Tensor]
-#: The loss of what was encoded, one tensor for each batch.
+#: What a network gives: vectors [n, d] or scores [n] of the sequences of a batch, or several tensors, of which each has
+#: a number of rows for each sequence that follows from its length.
+Encoded: TypeAlias = Tensor | TokenOutputs
+#: The network, wrapped for data-parallel training or not.
+Encode: TypeAlias = Callable[[Packed], Encoded]
+#: The loss of what was encoded, one argument for each batch.
 VectorLoss: TypeAlias = Callable[..., LossValue]
 #: Goes back from a scalar; `accelerator.backward`, or one that scales the loss for float16 first.
 Backward: TypeAlias = Callable[[Tensor], Any]
@@ -44,9 +51,10 @@ class _Chunk:
     batch: Packed
     positions: Tensor
 
-    def encode(self, encode: Encode) -> Tensor:
+    def encode(self, encode: Encode) -> Encoded:
+        encoded = encode(self.batch)
         # A stand-in for no sequences is encoded and cut off: its gradient is zero for all parameters.
-        return encode(self.batch)[: len(self.positions)]
+        return encoded if len(self.positions) else _like(encoded, [each[:0] for each in _tensors(encoded)])
 
 
 def plain_backward(
@@ -65,8 +73,8 @@ def plain_backward(
         The loss, detached, and its metrics.
     """
     everything, counts = _join(batches)
-    vectors = _chunk(everything, range(len(everything.lengths))).encode(encode)
-    value = loss(*vectors.split(counts))
+    encoded = _chunk(everything, range(len(everything.lengths))).encode(encode)
+    value = loss(*_split(encoded, everything, counts))
     backward(value.loss)
     return LossValue(value.loss.detach(), value.metrics)
 
@@ -108,20 +116,23 @@ def cached_backward(
     # Thousands of chunks, each of another size, would leave holes in the heap that grow with the batch.
     memory = Trimmer()
     states = []
-    vectors = torch.empty(0)
+    whole: Encoded = torch.empty(0)
     with torch.no_grad():
         for piece in chunks:
             memory.trim()
             states.append(_RandomState.now(everything.input_ids))
             part = piece.encode(encode)
             if len(states) == 1:
-                vectors = part.new_empty(sum(counts), *part.shape[1:])
-            vectors[piece.positions] = part
+                sizes = [int(rows.sum()) for rows in _rows(part, everything)]
+                whole = _like(part, [each.new_empty(size, *each.shape[1:])
+                                     for each, size in zip(_tensors(part), sizes, strict=True)])  # fmt: skip
+            for place, each, rows in zip(_tensors(whole), _tensors(part), _rows(part, everything), strict=True):
+                place[_places(rows, piece.positions)] = each
     # Autocast keeps weights that it has cast, and those cast here would have no gradient in the second pass.
     torch.clear_autocast_cache()
 
-    value, gradient = _differentiated(loss, vectors, counts)
-    del vectors  # Of a large batch as much as the activations of a chunk.
+    value, gradients = _differentiated(loss, whole, everything, counts)
+    del whole  # Of a large batch as much as the activations of a chunk.
     memory.trim()
 
     afterwards = _RandomState.now(everything.input_ids)
@@ -130,7 +141,12 @@ def cached_backward(
             with silent() if number < len(chunks) else contextlib.nullcontext():
                 state.restore()
                 again = piece.encode(encode)
-                backward((again * gradient[piece.positions]).sum())
+                products = [
+                    (each * gradient[_places(rows, piece.positions)]).sum()
+                    for each, gradient, rows in zip(_tensors(again), gradients, _rows(again, everything), strict=True)
+                    if each.requires_grad  # What a part of the network gives that does not learn goes nowhere.
+                ]
+                backward(functools.reduce(operator.add, products))
             torch.clear_autocast_cache()
             memory.trim()
     finally:
@@ -167,11 +183,45 @@ class PackedGradient:
         )
 
 
-def _differentiated(loss: VectorLoss, vectors: Tensor, counts: Sequence[int]) -> tuple[LossValue, Tensor]:
-    """The loss of vectors [n, d], without its graph, and its gradient [n, d]."""
-    value = loss(*vectors.requires_grad_().split(counts))
-    (gradient,) = torch.autograd.grad(value.loss, vectors)
-    return LossValue(value.loss.detach(), value.metrics), gradient
+def _differentiated(
+    loss: VectorLoss, encoded: Encoded, everything: Packed, counts: Sequence[int]
+) -> tuple[LossValue, list[Tensor]]:
+    """The loss of what was encoded of all sequences, without its graph, and its gradient for each tensor."""
+    tensors = [each.requires_grad_() for each in _tensors(encoded)]
+    value = loss(*_split(encoded, everything, counts))
+    found = torch.autograd.grad(value.loss, tensors, allow_unused=True)
+    gradients = [torch.zeros_like(each) if of is None else of for each, of in zip(tensors, found, strict=True)]
+    return LossValue(value.loss.detach(), value.metrics), gradients
+
+
+def _tensors(encoded: Encoded) -> Sequence[Tensor]:
+    return (encoded,) if isinstance(encoded, Tensor) else encoded.there
+
+
+def _like(encoded: Encoded, tensors: Sequence[Tensor]) -> Encoded:
+    return tensors[0] if isinstance(encoded, Tensor) else encoded.of(tensors)
+
+
+def _rows(encoded: Encoded, batch: Packed) -> list[Tensor]:
+    """For each tensor of what was encoded, [n] the rows of each sequence of a batch."""
+    if isinstance(encoded, Tensor):
+        return [torch.ones(len(batch.lengths), dtype=torch.long, device=batch.input_ids.device)]
+    return encoded.rows(batch)
+
+
+def _places(rows: Tensor, positions: Tensor) -> Tensor:
+    """Places of some sequences, one after the other, in a tensor in which each of all has so many rows."""
+    stops = rows.cumsum(0)
+    return members((stops - rows)[positions], stops[positions])[1]
+
+
+def _split(encoded: Encoded, everything: Packed, counts: Sequence[int]) -> list[Encoded]:
+    """What was encoded of all sequences, batch by batch."""
+    parts = [
+        each.split([int(part.sum()) for part in rows.split(counts)])
+        for each, rows in zip(_tensors(encoded), _rows(encoded, everything), strict=True)
+    ]
+    return [_like(encoded, tensors) for tensors in zip(*parts, strict=True)]
 
 
 def _join(batches: Sequence[Packed]) -> tuple[Packed, list[int]]:

@@ -14,6 +14,7 @@ from ...data.encodings import check_encoding
 from ...display.option_names import option_of
 from ...errors import ArgumentError, require_extra
 from ...models.card import Pooling
+from ...models.head_files import OUTPUTS
 from .command_line import Command, first_name
 
 #: Losses for rows with a score, by name: those of `SCORED_LOSSES` in losses/sts.py.
@@ -219,9 +220,28 @@ class EmbedderOptions(TrainerOptions):
         "number of texts encoded at once: any batch fits any memory, with the same gradient",
         aliases=["--sub-batch-size"],
     )
+    unified_finetuning: bool = option("train lexical weights and multi-vectors beside the dense vectors, too", False)
+    heads: list[str] = option(
+        "what --unified-finetuning trains: some of dense, sparse, multi-vector; by default all", many=True
+    )
+    use_self_distill: bool = option("let each head also learn from all of them together", False)
+    self_distill_start_step: int = option("the step after which --use-self-distill begins; -1 for from the start", -1)
+    fix_encoder: bool = option("train the heads alone, on the encoder as it is", False)
+    heads_warmup_steps: int = option("first steps in which the heads alone are trained", 0)
+    loss_weights: list[float] = option(
+        "weights of the losses of dense, sparse, multi-vector and all together; by default 1 0.1 1 1, as in "
+        "FlagEmbedding (the paper: 1 1 1 1)",
+        many=True,
+    )
+    score_weights: list[float] = option(
+        "weights of the scores of dense, sparse, multi-vector in their sum; by default 1 0.3 1 (the paper: 1 1 1)",
+        many=True,
+    )
+    colbert_dim: int = option("dimensions of new multi-vectors; -1 for as many as the encoder has", -1)
 
     def check(self) -> None:
         """Check what can be known of the arguments as they were given."""
+        self._check_heads()
         if self.temperature <= 0:
             raise ArgumentError(f"--temperature must be above 0, not {self.temperature}")
         check_at_least_1(self, "grad_cache_chunk")
@@ -232,6 +252,44 @@ class EmbedderOptions(TrainerOptions):
         if not self.use_inbatch_neg and self.both_ways:
             raise ArgumentError("--both-ways needs in-batch negatives: leave out --use-inbatch-neg false")
         super().check()
+
+    def _check_heads(self) -> None:
+        """Check the arguments of unified fine-tuning."""
+        if not self.unified_finetuning:
+            for name in UNIFIED:
+                if getattr(self, name) != default_of(next(each for each in fields(self) if each.name == name)):
+                    raise ArgumentError(f"{option_of(name)} needs --unified-finetuning true")
+            return
+        # FlagEmbedding calls multi-vectors by the name of the model that they come from.
+        self.heads = [{"colbert": "multi-vector"}.get(head, head) for head in self.heads]
+        if unknown := [head for head in self.heads if head not in OUTPUTS]:
+            raise ArgumentError(f"--heads are some of {', '.join(OUTPUTS)}, not {unknown[0]}")
+        self.heads = [output for output in OUTPUTS if output in self.heads or not self.heads]
+        if self.heads == ["dense"]:
+            raise ArgumentError("--heads dense is training without --unified-finetuning: leave both out")
+        if self.use_self_distill and len(self.heads) == 1:
+            raise ArgumentError(f"--use-self-distill needs several --heads: {self.heads[0]} has nothing to learn from")
+        for name, given, count in (("loss", self.loss_weights, 4), ("score", self.score_weights, 3)):
+            if given and (len(given) != count or min(given) < 0):
+                raise ArgumentError(f"--{name}-weights are {count} numbers of at least 0, not {given}")
+        if self.heads_warmup_steps < 0 or self.self_distill_start_step < -1:
+            raise ArgumentError("--heads-warmup-steps is at least 0, --self-distill-start-step at least -1")
+        if self.fix_encoder and self.heads_warmup_steps:
+            raise ArgumentError(
+                "--fix-encoder true trains the heads alone in all steps: leave out --heads-warmup-steps"
+            )
+        if self.colbert_dim != -1 and (self.colbert_dim < 1 or "multi-vector" not in self.heads):
+            raise ArgumentError("--colbert-dim is at least 1 (or -1), for --heads with multi-vector")
+        for name, wanted in (("--both-ways", self.both_ways), ("--matryoshka", self.matryoshka)):
+            if wanted:
+                raise ArgumentError(f"{name} is for dense vectors alone: leave it out with --unified-finetuning")
+
+
+#: Arguments that have a meaning with `--unified-finetuning` alone.
+UNIFIED: Final = (
+    "heads", "use_self_distill", "self_distill_start_step", "fix_encoder", "heads_warmup_steps", "loss_weights",
+    "score_weights", "colbert_dim",
+)  # fmt: skip
 
 
 @dataclass
@@ -411,6 +469,9 @@ FINETUNE: Final = Command(
         "loss": (
             "temperature", "use_inbatch_neg", "negatives_cross_device", "false_negative_margin", "matryoshka",
             "grad_cache_chunk", "use_lora",
+        ),
+        "lexical weights and multi-vectors": (
+            "unified_finetuning", "heads", "use_self_distill", "fix_encoder", "heads_warmup_steps",
         ),
         "measuring": ("eval_data", "eval_split", "eval_steps", "load_best_model_at_end", "early_stopping_patience"),
         **LOOP_SHOWN,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from ..._version import package_versions
 from ...display.option_names import option_of, spoken
@@ -254,6 +254,7 @@ def train_on_rows(
     parts: Sequence[Any],
     following: Callable[[Path], str],
     more: Mapping[str, Any] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Path:
     """Train an embedder or a reranker, see `train_and_save`.
 
@@ -271,6 +272,7 @@ def train_on_rows(
         parts: The arguments of the model and of the data.
         following: A command that uses the model in a folder.
         more: Further content of training.json.
+        callbacks: Callbacks of Trainer.
 
     Returns:
         The output folder.
@@ -280,7 +282,7 @@ def train_on_rows(
         network, args, steps, gradient, files=files, diagnosis=diagnosis,
         measure=files.measured(measure, Path(str(args.output_dir))) if tasks else None,
         identity=run_identity(args, rows.fingerprint, *parts, measured=[task.fingerprint for task in tasks] or None),
-        callbacks=[CollapseWatch(diagnosis, network, steps, table)],
+        callbacks=[*callbacks, CollapseWatch(diagnosis, network, steps, table)],
     )  # fmt: skip
     return train_and_save(
         trainer, resume=resume, data=[(each.spec.files, len(each)) for each in rows.datasets], parts=parts, more=more,

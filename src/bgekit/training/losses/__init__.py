@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .matryoshka import Matryoshka as Matryoshka
     from .sts import CoSent as CoSent
     from .sts import ScoredMse as ScoredMse
+    from .unified import Unified as Unified
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
@@ -20,5 +21,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         "listwise": ("GroupLoss",),
         "matryoshka": ("Matryoshka",),
         "sts": ("CoSent", "ScoredMse"),
+        "unified": ("Unified",),
     },
 )

@@ -5,9 +5,11 @@ What is not a negative of a row does not count: known positives, and (`FalseNega
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final, Literal, TypeAlias
 
 import torch
@@ -21,6 +23,8 @@ from .listwise import CONTRAST, Groups, KnownPositives, LossBatch, contrast, con
 
 #: Computes the rows of a slice: (rows [b, d], all columns [m, d], slice) -> (sum of their losses, statistics [k]).
 Block: TypeAlias = Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor]]
+#: The same where rows and columns are several tensors, of which a row may have several rows each.
+RaggedBlock: TypeAlias = Callable[[Sequence[Tensor], Sequence[Tensor], slice], tuple[Tensor, Tensor]]
 #: Similarities held at once: 16 MiB in float32, and a few times that while a block is differentiated.
 ENTRIES: Final = 1 << 22
 
@@ -44,45 +48,85 @@ def blockwise(
     """
     size = max(1, entries // max(1, len(columns)))
     slices = [slice(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
-    differentiate = torch.is_grad_enabled() and (rows.requires_grad or columns.requires_grad)
-    return _Blockwise.apply(rows, columns, block, slices, statistics, differentiate)
+
+    def ragged(some: Sequence[Tensor], every: Sequence[Tensor], part: slice) -> tuple[Tensor, Tensor]:
+        return block(some[0], every[0], part)
+
+    return ragged_blockwise([rows], [columns], ragged, [(part, (part,)) for part in slices], statistics=statistics)
+
+
+def ragged_blockwise(
+    rows: Sequence[Tensor],
+    columns: Sequence[Tensor],
+    block: RaggedBlock,
+    parts: Sequence[tuple[slice, tuple[slice, ...]]],
+    *,
+    statistics: int,
+) -> tuple[Tensor, Tensor]:
+    """`blockwise` where what is known of a row is in several tensors, such as the vectors of its tokens.
+
+    Args:
+        rows: Tensors of the same type.
+        columns: Likewise.
+        block: The loss of some rows, of these tensors alone.
+        parts: For each block the slice of its rows, and that of each tensor of `rows`.
+        statistics: How many statistics the block returns.
+
+    Returns:
+        The sum of losses (a scalar), and the sum of statistics ([statistics], without gradient).
+    """
+    wanted = torch.is_grad_enabled()
+    return _Blockwise.apply(block, parts, statistics, len(rows), wanted, *rows, *columns)
 
 
 class _Blockwise(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        rows: Tensor,
-        columns: Tensor,
-        block: Block,
-        slices: list[slice],
+        block: RaggedBlock,
+        parts: Sequence[tuple[slice, tuple[slice, ...]]],
         statistics: int,
-        differentiate: bool,
+        count: int,
+        wanted: bool,
+        *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        total, counted = rows.new_zeros(()), rows.new_zeros(statistics)
-        if not differentiate:
-            for part in slices:
-                value, numbers = block(rows[part], columns, part)
+        rows, columns = tensors[:count], tensors[count:]
+        total, counted = tensors[0].new_zeros(()), tensors[0].new_zeros(statistics)
+        needed = [wanted and need for need in ctx.needs_input_grad[-len(tensors) :]]
+        if not any(needed):
+            for part, slices in parts:
+                value, numbers = block([each[cut] for each, cut in zip(rows, slices, strict=True)], columns, part)
                 total, counted = total + value, counted + numbers
             return total, counted
-        row_gradient, column_gradient = torch.empty_like(rows), torch.zeros_like(columns)
+        gradients = [torch.zeros_like(each) if need else None for each, need in zip(tensors, needed, strict=True)]
         with torch.enable_grad():
-            every = columns.detach().requires_grad_()
-            for part in slices:
-                some = rows[part].detach().requires_grad_()
+            every = [each.detach().requires_grad_(need) for each, need in zip(columns, needed[count:], strict=True)]
+            for part, slices in parts:
+                some = [
+                    each[cut].detach().requires_grad_(need)
+                    for each, cut, need in zip(rows, slices, needed[:count], strict=True)
+                ]
                 value, numbers = block(some, every, part)
-                row_gradient[part], of_columns = torch.autograd.grad(value, (some, every))
-                column_gradient += of_columns
+                places = [gradient if gradient is None else gradient[cut]
+                          for gradient, cut in zip(gradients[:count], slices, strict=True)]  # fmt: skip
+                places += gradients[count:]
+                sought = [each for each, need in zip([*some, *every], needed, strict=True) if need]
+                # A block whose loss is constant has no graph, and one may leave out a tensor.
+                found = torch.autograd.grad(value, sought, allow_unused=True) if value.requires_grad else ()
+                for place, gradient in zip((each for each in places if each is not None), found, strict=False):
+                    if gradient is not None:
+                        place += gradient
                 total, counted = total + value.detach(), counted + numbers.detach()
-        ctx.save_for_backward(row_gradient, column_gradient)
+        ctx.needed = needed
+        ctx.save_for_backward(*(each for each in gradients if each is not None))
         ctx.mark_non_differentiable(counted)
         return total, counted
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
-        of_rows, of_columns = ctx.saved_tensors
-        return of_rows * gradient, of_columns * gradient, None, None, None, None
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
+        return (None,) * 5 + tuple(next(saved) * gradient if need else None for need in ctx.needed)
 
 
 @dataclass(frozen=True)
@@ -187,7 +231,7 @@ def excluded(ranges: Sequence[Ranges], rows: slice, columns: int, targets: Tenso
 #: training, in which each passage of the group is a target in turn, weighted by the teacher.
 Distillation = Literal["kl_div", "m3_kd_loss"]
 #: Statistics of a block: those of `contrast`, pairs excluded, pairs compared.
-_STATISTICS: Final = CONTRAST + 2
+STATISTICS: Final = CONTRAST + 2
 
 
 @dataclass(frozen=True)
@@ -236,14 +280,18 @@ class Contrastive:
 
     def __call__(self, queries: Tensor, passages: Tensor, batch: LossBatch) -> LossValue:
         """The loss of the vectors of this process: queries [n, d] and passages [m, d]."""
-        in_batch = self.in_batch and batch.in_batch
         with full_precision(queries, passages) as (queries, passages):
-            compute = _InBatch(self, batch, across=self.across and in_batch)
-            total, sums = (compute.total if in_batch else compute.own_groups)(queries, passages)
+            compared = self.compared(batch)
+            total, sums = compared.total(queries, passages)
             if self.distillation == "kl_div":
-                table = compute.groups.table(own_scores(queries, passages, batch), -torch.inf) / self.temperature
-                total = total + self.distillation_weight * compute.groups.divergence(table, batch.teacher).sum()
-            return of_global_batch(total, batch.size, sums, _metrics)
+                table = compared.groups.table(own_scores(queries, passages, batch), -torch.inf) / self.temperature
+                total = total + self.distillation_weight * compared.groups.divergence(table, batch.teacher).sum()
+            return of_global_batch(total, batch.size, sums, contrastive_metrics)
+
+    def compared(self, batch: LossBatch) -> Compared:
+        """What the rows of a batch are compared with; every process takes part."""
+        in_batch = self.in_batch and batch.in_batch
+        return (_InBatch if in_batch else _OwnGroups)(self, batch, across=self.across and in_batch)
 
 
 def own_scores(queries: Tensor, passages: Tensor, batch: LossBatch) -> Tensor:
@@ -252,14 +300,14 @@ def own_scores(queries: Tensor, passages: Tensor, batch: LossBatch) -> Tensor:
     return (queries.repeat_interleave(sizes, 0, output_size=len(passages)) * passages).sum(1)
 
 
-class _InBatch:
-    """Sums over the rows of one process, with what it compares them with: a pool of passages or queries.
+class Compared(abc.ABC):
+    """The rows of one process, with what each is compared with: its candidates, columns of a table of scores.
 
     Attributes:
         pool: Rows are sort 0 of it, passages 1.
         known: What is not a negative of which query.
         first: [n] the first passage of each row among those of this process.
-        targets: [n] column of the positive of each row.
+        targets: [n] passage of the pool that is the positive of each row.
         ranges: Passages of the pool that are not negatives of the rows.
         groups: The passages of each row.
         weights: [n, g] what the teacher says of them.
@@ -294,69 +342,104 @@ class _InBatch:
             found.append(Ranges.pairs(owners, suspects + self.pool.offset(1)))
         return found
 
+    @abc.abstractmethod
     def total(self, queries: Tensor, passages: Tensor) -> tuple[Tensor, Tensor]:
-        """Against all passages of the pool, blockwise."""
+        """Sums over all rows, from the vectors of this process: of the loss, and of statistics."""
+
+    @abc.abstractmethod
+    def candidates(self, similarity: Tensor, rows: slice) -> Tensor:
+        """[b, m] similarities of some rows and all passages of the pool -> [b, c], those of their candidates."""
+
+    @abc.abstractmethod
+    def outside(self, table: Tensor, rows: slice) -> Tensor:
+        """[b, c] bool: which candidates of some rows do not count.
+
+        Args:
+            table: [b, c] scores of the candidates, by which false negatives are told.
+            rows: The rows.
+        """
+
+    @abc.abstractmethod
+    def counted(self, outside: Tensor, rows: slice) -> Tensor:
+        """[b, c] bool: which candidates of some rows count, the positive included; the others of `outside`."""
+
+    @abc.abstractmethod
+    def surprise(self, table: Tensor, outside: Tensor, rows: slice) -> Tensor:
+        """Sum of the loss over some rows: of their positives, or of what a teacher says (`m3_kd_loss`).
+
+        Args:
+            table: [b, c] scores of the candidates.
+            outside: [b, c] bool, which of them do not count.
+            rows: The rows.
+        """
+
+    @abc.abstractmethod
+    def statistics(self, table: Tensor, outside: Tensor, rows: slice) -> Tensor:
+        """[STATISTICS] sums over some rows of what `contrastive_metrics` reads; arguments as of `surprise`."""
+
+    @abc.abstractmethod
+    def own(self, table: Tensor, rows: slice) -> Tensor:
+        """[b, c] scores of the candidates -> [b, g], those of the passages of the row itself; -inf for no passage."""
+
+
+class _InBatch(Compared):
+    """Rows whose candidates are all passages of the pool."""
+
+    def total(self, queries: Tensor, passages: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Compared`; blockwise."""
         everything, entries = self.pool.rows(passages, 1), self.loss.entries
-        total, sums = blockwise(queries, everything, self._block, statistics=_STATISTICS, entries=entries)
+        total, sums = blockwise(queries, everything, self._block, statistics=STATISTICS, entries=entries)
         if not self.loss.both_ways:
             return total, sums
         positives, asking = passages[self.first], self.pool.rows(queries, 0)
         backwards, _ = blockwise(positives, asking, self._backwards(), statistics=0, entries=entries)
         return (total + backwards) / 2, sums
 
-    def own_groups(self, queries: Tensor, passages: Tensor) -> tuple[Tensor, Tensor]:
-        """Against the passages of the own row alone."""
-        groups = self.groups
-        table = groups.table(own_scores(queries, passages, self.batch), -torch.inf)
-        outside = self._own_excluded(len(passages)) & ~self.judged
-        near = self.loss.false_negatives.by_similarity(table.detach(), table[:, :1].detach())
-        if near is not None:
-            outside = outside | (near & ~self.judged & groups.valid)
-        outside[:, 0] = False
-        negatives = groups.valid & ~outside
-        logits = (table / self.loss.temperature).masked_fill(~negatives, -torch.inf)
-        if self.m3:
-            nothing = torch.full_like(logits[:, 0], _nothing(logits.dtype))
-            total = _in_turn(logits, nothing, negatives, self.weights.to(logits.dtype))
-        else:
-            total = groups.cross_entropy(logits).sum()
-        return total, torch.cat([
-            contrast(table[:, 0], table[:, 1:], negatives[:, 1:]),
-            torch.stack([outside.sum(), groups.valid[:, 1:].sum()]).to(table.dtype),
+    def candidates(self, similarity: Tensor, rows: slice) -> Tensor:
+        """See `Compared`."""
+        return similarity
+
+    def outside(self, table: Tensor, rows: slice) -> Tensor:
+        """See `Compared`."""
+        outside, own = self._masked(table, self.ranges, rows, self.targets[rows]), self._own(rows)
+        # A column of the group that a teacher has judged is never outside.
+        return outside.scatter(1, own, outside.gather(1, own) & ~self.judged[rows])
+
+    def surprise(self, table: Tensor, outside: Tensor, rows: slice) -> Tensor:
+        """See `Compared`."""
+        logits = (table / self.loss.temperature).masked_fill(outside, -torch.inf)
+        if not self.m3:
+            return _surprise(logits, self.targets[rows])
+        own, nothing = self._own(rows), _nothing(logits.dtype)
+        counted = self.groups.valid[rows] & ~outside.gather(1, own)
+        members = torch.zeros_like(outside).scatter_(1, own, True)
+        rest = logits.masked_fill(members | outside, nothing).logsumexp(1)
+        return _in_turn(logits.gather(1, own), rest, counted, self.weights[rows].to(logits.dtype))
+
+    def statistics(self, table: Tensor, outside: Tensor, rows: slice) -> Tensor:
+        """See `Compared`."""
+        compared, target = table.detach(), self.targets[rows][:, None]
+        negatives = (~outside).scatter_(1, target, False)
+        pairs = [outside.sum(), outside.new_tensor(outside.numel() - len(target), dtype=torch.long)]
+        return torch.cat([
+            contrast(compared.gather(1, target)[:, 0], compared, negatives), torch.stack(pairs).to(table.dtype)
         ])  # fmt: skip
 
-    def _own_excluded(self, passages: int) -> Tensor:
-        """[n, g]: places of the groups that are not negatives by their keys."""
-        found = torch.zeros_like(self.groups.valid)
-        size = max(1, self.loss.entries // max(1, passages))
-        for start in range(0, len(found), size):
-            rows = slice(start, min(start + size, len(found)))
-            mask = excluded(self.ranges, rows, passages, self.targets[rows])
-            found[rows] = mask.gather(1, self.groups.index[rows])
-        return found & self.groups.valid
+    def counted(self, outside: Tensor, rows: slice) -> Tensor:
+        """See `Compared`."""
+        return ~outside
+
+    def own(self, table: Tensor, rows: slice) -> Tensor:
+        """See `Compared`."""
+        return table.gather(1, self._own(rows)).masked_fill(~self.groups.valid[rows], -torch.inf)
+
+    def _own(self, rows: slice) -> Tensor:
+        return self.groups.index[rows] + self.pool.offset(1)
 
     def _block(self, queries: Tensor, passages: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        target = self.targets[rows]
-        similarity, positive, outside = self._compared(queries, passages, self.ranges, rows, target)
-        valid, judged = self.groups.valid[rows], self.judged[rows]
-        own = self.groups.index[rows] + self.pool.offset(1)
-        # A column of the group that a teacher has judged is never outside.
-        outside = outside.scatter(1, own, outside.gather(1, own) & ~judged)
-        logits = (similarity / self.loss.temperature).masked_fill(outside, -torch.inf)
-        if self.m3:
-            nothing = _nothing(logits.dtype)
-            counted = valid & ~outside.gather(1, own)
-            members = torch.zeros_like(outside).scatter_(1, own, True)
-            rest = logits.masked_fill(members | outside, nothing).logsumexp(1)
-            total = _in_turn(logits.gather(1, own), rest, counted, self.weights[rows].to(logits.dtype))
-        else:
-            total = _surprise(logits, target)
-        negatives = (~outside).scatter_(1, target[:, None], False)
-        pairs = [outside.sum(), outside.new_tensor(outside.numel() - len(target), dtype=torch.long)]
-        return total, torch.cat([
-            contrast(positive[:, 0], similarity.detach(), negatives),
-            torch.stack(pairs).to(similarity.dtype),
-        ])  # fmt: skip
+        similarity = queries @ passages.T
+        outside = self.outside(similarity, rows)
+        return self.surprise(similarity, outside, rows), self.statistics(similarity, outside, rows)
 
     def _backwards(self) -> Block:
         """The block of positives that look for their query among the queries of the pool.
@@ -370,23 +453,77 @@ class _InBatch:
 
         def block(passages: Tensor, queries: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
             target = torch.arange(rows.start, rows.stop, device=queries.device) + offset
-            similarity, _, outside = self._compared(passages, queries, ranges, rows, target)
+            similarity = passages @ queries.T
+            outside = self._masked(similarity, ranges, rows, target)
             logits = (similarity / self.loss.temperature).masked_fill(outside, -torch.inf)
             return _surprise(logits, target), similarity.new_zeros(0)
 
         return block
 
-    def _compared(
-        self, vectors: Tensor, columns: Tensor, ranges: Sequence[Ranges], rows: slice, target: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Similarities [b, m] of some rows and all columns, those of the targets [b, 1], what does not count [b, m]."""
-        similarity = vectors @ columns.T
-        positive = similarity.gather(1, target[:, None])
-        outside = excluded(ranges, rows, len(columns), target)
-        near = self.loss.false_negatives.by_similarity(similarity.detach(), positive.detach())
+    def _masked(self, similarity: Tensor, ranges: Sequence[Ranges], rows: slice, target: Tensor) -> Tensor:
+        """[b, m] bool: which similarities of some rows and all columns do not count; those of the targets [b] do."""
+        outside = excluded(ranges, rows, similarity.shape[1], target)
+        compared = similarity.detach()
+        near = self.loss.false_negatives.by_similarity(compared, compared.gather(1, target[:, None]))
+        return outside if near is None else (outside | near).scatter_(1, target[:, None], False)
+
+
+class _OwnGroups(Compared):
+    """Rows whose candidates are their own passages alone."""
+
+    def total(self, queries: Tensor, passages: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Compared`."""
+        table, rows = self.groups.table(own_scores(queries, passages, self.batch), -torch.inf), slice(0, len(queries))
+        outside = self.outside(table, rows)
+        return self.surprise(table, outside, rows), self.statistics(table, outside, rows)
+
+    def candidates(self, similarity: Tensor, rows: slice) -> Tensor:
+        """See `Compared`; where there is no passage, the first one's stands."""
+        return similarity.gather(1, self.groups.index[rows])
+
+    def outside(self, table: Tensor, rows: slice) -> Tensor:
+        """See `Compared`; a place without a passage is not outside."""
+        outside, compared = self._excluded[rows], table.detach()
+        near = self.loss.false_negatives.by_similarity(compared, compared[:, :1])
         if near is not None:
-            outside = (outside | near).scatter_(1, target[:, None], False)
-        return similarity, positive, outside
+            outside = outside | (near & self.groups.valid[rows])
+        outside = outside & ~self.judged[rows]
+        outside[:, 0] = False
+        return outside
+
+    def surprise(self, table: Tensor, outside: Tensor, rows: slice) -> Tensor:
+        """See `Compared`."""
+        counted = self.counted(outside, rows)
+        logits = (table / self.loss.temperature).masked_fill(~counted, -torch.inf)
+        if not self.m3:
+            return self.groups.cross_entropy(logits).sum()
+        nothing = torch.full_like(logits[:, 0], _nothing(logits.dtype))
+        return _in_turn(logits, nothing, counted, self.weights[rows].to(logits.dtype))
+
+    def statistics(self, table: Tensor, outside: Tensor, rows: slice) -> Tensor:
+        """See `Compared`."""
+        table, pairs = table.detach(), torch.stack([outside.sum(), self.groups.valid[rows][:, 1:].sum()])
+        counted = self.counted(outside, rows)
+        return torch.cat([contrast(table[:, 0], table[:, 1:], counted[:, 1:]), pairs.to(table.dtype)])
+
+    def own(self, table: Tensor, rows: slice) -> Tensor:
+        """See `Compared`."""
+        return table.masked_fill(~self.groups.valid[rows], -torch.inf)
+
+    def counted(self, outside: Tensor, rows: slice) -> Tensor:
+        """See `Compared`."""
+        return self.groups.valid[rows] & ~outside
+
+    @cached_property
+    def _excluded(self) -> Tensor:
+        """[n, g]: places of the groups that are not negatives by their keys."""
+        found, passages = torch.zeros_like(self.groups.valid), len(self.batch.passage_keys)
+        size = max(1, self.loss.entries // max(1, passages))
+        for start in range(0, len(found), size):
+            rows = slice(start, min(start + size, len(found)))
+            mask = excluded(self.ranges, rows, passages, self.targets[rows])
+            found[rows] = mask.gather(1, self.groups.index[rows])
+        return found & self.groups.valid
 
 
 def _surprise(logits: Tensor, target: Tensor) -> Tensor:
@@ -417,5 +554,6 @@ def _in_turn(group: Tensor, rest: Tensor, counted: Tensor, weights: Tensor) -> T
     return total
 
 
-def _metrics(sums: Tensor, size: int) -> dict[str, Tensor]:
+def contrastive_metrics(sums: Tensor, size: int) -> dict[str, Tensor]:
+    """Means of the statistics of `Compared` over the global batch of `size` rows."""
     return {**contrast_metrics(sums[:CONTRAST], size), "excluded": sums[CONTRAST] / sums[CONTRAST + 1].clamp(min=1)}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ArgumentError
+from ...networks.packing import Packed
 from .distributed import LossValue, Pool, full_precision, of_global_batch
 
 
@@ -39,6 +40,19 @@ class LossBatch:
     scores: Tensor | None
     in_batch: bool
     size: int
+
+
+@dataclass(frozen=True, eq=False)
+class TextBatch(LossBatch):
+    """A `LossBatch` with its texts.
+
+    Attributes:
+        queries: n token sequences.
+        passages: m token sequences, row by row: the positive, then negatives.
+    """
+
+    queries: Packed
+    passages: Packed
 
 
 @dataclass(frozen=True)
@@ -131,11 +145,17 @@ class Groups:
         """[n]: of the first place of each line against the line."""
         return table.logsumexp(1) - table[:, 0]
 
-    def divergence(self, table: Tensor, scores: Tensor | None) -> Tensor:
-        """[n]: cross entropy of the lines with what the teacher wants, 0 in rows without teacher."""
+    def divergence(self, table: Tensor, scores: Tensor | None, rows: slice = slice(None)) -> Tensor:
+        """[b]: cross entropy of the lines of some rows with what the teacher wants, 0 in rows without teacher.
+
+        Args:
+            table: [b, g].
+            scores: [m] of the teacher, for all rows.
+            rows: Which they are; by default all.
+        """
         weights, taught = self.teacher(scores)
-        logs = table.log_softmax(1).masked_fill(~self.valid, 0.0)
-        return -(weights.to(table.dtype) * logs).sum(1) * taught
+        logs = table.log_softmax(1).masked_fill(~self.valid[rows], 0.0)
+        return -(weights[rows].to(table.dtype) * logs).sum(1) * taught[rows]
 
 
 #: How many sums `contrast` returns.
