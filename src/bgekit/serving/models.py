@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import numpy as np
@@ -210,6 +211,7 @@ class Served:
         id: What it was started with: a folder, an id on the hub or `packaged:NAME`.
         kind: `embedder` or `reranker`.
         card: What its files say; known before it is loaded.
+        classes: Names of the classes of a reranker, as its `config.json` has them; empty for embedders.
         created: When the server took it up, in seconds since 1970.
     """
 
@@ -239,6 +241,7 @@ class Served:
             self._given, self.id, self.card = path, str(path.card.name), path.card
             self.kind = "embedder" if isinstance(path.card, ModelCard) else "reranker"
             self._arguments: dict[str, Any] = {}
+            self.classes = _classes(self.card, path.folder)
             return
         self.id = os.fspath(path)
         if is_hosted(self.id):
@@ -253,6 +256,7 @@ class Served:
         else:
             pooling = {"pooling": options["pooling"]} if "pooling" in options else {}
             self.card = read_card(folder, self.id, **length, **pooling)
+        self.classes = _classes(self.card, folder)
 
     def _checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The settings as arguments of the model's class."""
@@ -487,7 +491,7 @@ class Served:
                     tokens = tokenizer.of_ids(texts, length, left=left)  # type: ignore[arg-type]
                 if tokens.truncated and not truncate:
                     row = tokens.truncated[0]
-                    had = tokenizer.count(valid[row]) if isinstance(texts[0], str) else len(texts[row]) + 2
+                    had = tokenizer.count(valid[row] if isinstance(texts[0], str) else texts[row])
                     raise self._too_long(row, had, length)
                 return tokens
 
@@ -642,6 +646,15 @@ def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
     scaled: npt.NDArray[np.float32] = torch.nn.functional.normalize(torch.from_numpy(vectors), dim=-1).numpy()
     return scaled
+
+
+def _classes(card: ModelCard | RerankerCard, folder: Path) -> tuple[str, ...]:
+    """Names of a reranker's classes; where its config has none, those that transformers gives."""
+    if isinstance(card, ModelCard):
+        return ()
+    named = read_config(folder).get("id2label")
+    given = named if isinstance(named, dict) else {}
+    return tuple(str(given.get(str(place), f"LABEL_{place}")) for place in range(card.labels))
 
 
 def _a(kind: str) -> str:

@@ -18,7 +18,7 @@ import bisect
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -98,6 +98,7 @@ class Job:
         tokens: Tokens of its sequences.
         future: Its results [n, d], a row for each of its distinct sequences.
         deadline: On the scheduler's clock.
+        unserved: Tokens of those of its sequences that wait.
         came: When it came, in seconds of `time.perf_counter`.
         begun: When the first of its sequences was handed out, 0 before.
         last: When the last of them was.
@@ -107,6 +108,7 @@ class Job:
         self.computer, self.raw, self.prompt_length, self.tokens = computer, raw, prompt_length, tokens
         self.future: Future[npt.NDArray[np.float32]] = Future()
         self.deadline = 0.0
+        self.unserved = 0
         self.came = time.perf_counter()
         self.begun = self.last = 0.0
         #: Those that wait, shortest first: they are taken from the end, so neighbours in a batch are alike.
@@ -177,8 +179,6 @@ class Scheduler:
         self.queued_tokens = 0
         #: Tokens that were computed, and sequences that another request had in the queue already.
         self.computed_tokens = self.shared_sequences = 0
-        #: When a batch was last done, in seconds of `time.monotonic`.
-        self.last_done = time.monotonic()
 
     @property
     def queued_jobs(self) -> int:
@@ -201,13 +201,10 @@ class Scheduler:
             own = tokens * computer.seconds_per_token
             deadline = self._clock + own
             ahead = sum(
-                self._left_of(job) for job in self._jobs[: bisect.bisect_right(self._jobs, deadline, key=_deadline)]
+                job.unserved * job.computer.seconds_per_token
+                for job in self._jobs[: bisect.bisect_right(self._jobs, deadline, key=_deadline)]
             )
         return (ahead + own) / self.workers
-
-    @staticmethod
-    def _left_of(job: Job) -> float:
-        return sum(len(each.ids) for each in job.waiting if not each.taken) * job.computer.seconds_per_token
 
     def admit(self, computer: Computer, tokens: int) -> None:
         """See whether a job of at least so many tokens would be taken.
@@ -271,6 +268,7 @@ class Scheduler:
                 sequence.waiters.append((job, place))
                 if not sequence.taken:
                     job.waiting.append(sequence)
+                    job.unserved += len(ids)
             job.waiting.sort(key=_length)
             if job.waiting:
                 bisect.insort(self._jobs, job)
@@ -294,27 +292,20 @@ class Scheduler:
             job.waiting = []
         _settle(job, error=Unready("the request was dropped"))
 
-    def fail_all(self, error: ServingError) -> None:
-        """Refuse all that waits; batches that are being computed are finished."""
-        with self._lock:
-            jobs = list(self._jobs)
-        for job in jobs:
-            _settle(job, error=error)
-            self.drop(job)
+    def close(self, error: ServingError | None = None) -> None:
+        """Take no more jobs, refuse those that wait, end the threads when they have finished their batches.
 
-    def close(self) -> None:
-        """Take no more jobs, refuse those that wait, end the threads when they have finished their batches."""
+        Args:
+            error: What those that wait are told.
+        """
         with self._lock:
             self._closed = True
+            jobs = list(self._jobs)
             self._any.notify_all()
             self._short.notify_all()
-        self.fail_all(Unready("the server is being shut down: ask another one"))
-
-    def stuck_for(self) -> float:
-        """Seconds that the oldest batch has been computed for, 0 where there is none."""
-        now = time.monotonic()
-        with self._lock:
-            return max((now - each.since for each in self._running.values()), default=0.0)
+        for job in jobs:
+            _settle(job, error=error or Unready("the server is being shut down: ask another one"))
+            self.drop(job)
 
     # Threads.
 
@@ -423,6 +414,8 @@ class Scheduler:
                 break
             del job.waiting[place]
             sequence.taken = True
+            for waiter, _ in sequence.waiters:
+                waiter.unserved -= size
             batch.append(sequence)
             moved += size
         return moved
@@ -450,7 +443,6 @@ class Scheduler:
         seconds = time.perf_counter() - start
         with self._lock:
             self._running.pop(number, None)
-            self.last_done = time.monotonic()
             if results is None:
                 again = self._put_back(sequences) if isinstance(error, WorkerError) else []
                 sequences = [each for each in sequences if each not in again]
@@ -494,6 +486,7 @@ class Scheduler:
                 if job.future.done():
                     continue
                 bisect.insort(job.waiting, sequence, key=_length)
+                job.unserved += len(sequence.ids)
                 if job not in self._jobs:
                     bisect.insort(self._jobs, job)
         self._any.notify_all()
@@ -559,8 +552,3 @@ def _settle(job: Job, result: npt.NDArray[np.float32] | None = None, error: Serv
             job.future.set_result(result)
     except InvalidStateError:  # It was cancelled, or has failed before.
         logger.debug("a job had ended already")
-
-
-def rows_of(found: npt.NDArray[np.float32], places: Sequence[int] | None) -> npt.NDArray[np.float32]:
-    """A row for each input, of rows of distinct sequences."""
-    return found if places is None else found[np.asarray(places)]

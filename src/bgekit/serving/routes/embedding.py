@@ -9,11 +9,11 @@ from ...models.card import listed
 from ..calls import Call
 from ..errors import BadRequest, Unprocessable
 from ..instructions import ROLES, choose_role, without_instruction
-from ..models import Embedded, Served, Side
+from ..models import Alias, Embedded, Served, Side
 
 
 async def embed(
-    call: Call, model: str | None, texts: Sequence[Any], *, prompt_name: str | None = None,
+    call: Call, model: str | None | tuple[Served, Alias | None], texts: Sequence[Any], *, prompt_name: str | None = None,
     input_type: str | None = None, truncate: bool | None = None, side: Side = "right", max_length: int | None = None,
     normalize: bool | None = None, dimensions: int | None = None,
 ) -> tuple[Served, Embedded]:  # fmt: skip
@@ -21,7 +21,7 @@ async def embed(
 
     Args:
         call: The request.
-        model: What it calls the model; None or "" for the first embedder.
+        model: What it calls the model, None or "" for the first embedder; or the model that was found.
         texts: Texts, or lists of token ids, which are refused unless the server was started to take them.
         prompt_name: A prompt of the card.
         input_type: The same as Cohere says it.
@@ -35,7 +35,7 @@ async def embed(
         ServingError: no such model or prompt, a text that is too long, token ids, or a width that the model was not
             trained to be cut to.
     """
-    served, alias = call.server.models.find(model, "embedder", call=call)
+    served, alias = model if isinstance(model, tuple) else call.server.models.find(model, "embedder", call=call)
     card: Any = served.card
     role = choose_role(card, alias, prompt_name=prompt_name, input_type=input_type)
     if texts and not isinstance(texts[0], str):

@@ -212,11 +212,12 @@ async def score(call: Call) -> Response:
     pairs = list(zip(first * (len(second) if len(first) == 1 else 1), second, strict=True))
     call.batch = len(pairs) > 1
     wanted = None if body.model else "reranker"
-    served, _ = call.server.models.find(body.model, wanted, call=call)  # type: ignore[arg-type]
+    found_model = call.server.models.find(body.model, wanted, call=call)  # type: ignore[arg-type]
+    served, _ = found_model
     length = _length(body.truncate_prompt_tokens)
     if isinstance(served.card, ModelCard):
         _, both = await embed(
-            call, body.model, [*first, *second], normalize=True, max_length=length, truncate=True if length else None
+            call, found_model, [*first, *second], normalize=True, max_length=length, truncate=True if length else None
         )
         one, other = both.vectors[: len(first)], both.vectors[len(first) :]
         scores, tokens, truncated = (one * other).sum(axis=1, dtype=np.float32).tolist(), both.tokens, both.truncated

@@ -162,17 +162,17 @@ async def predict(call: Call) -> Response:
     served, _ = call.server.models.find(body.model, "reranker", call=call)
     pairs, call.batch = _pairs(body.inputs)
     check_right(body.truncation_direction)
-    labels = served.card.labels  # type: ignore[union-attr]
-    if labels > 1 and body.raw_scores:
+    several = len(served.classes) > 1
+    if several and body.raw_scores:
         raise Unprocessable(
             f"{served.name} has two classes, and of their raw scores only the difference is known: leave out raw_scores"
         )
     found = await served.score(pairs, call=call, truncate=truncate_of(call, body.truncate))
     scores = [[score] for score in (found.scores.tolist() if body.raw_scores else sigmoid(found.scores).tolist())]
-    if labels > 1:
+    if several:
         scores = [[1 - score, score] for [score] in scores]
     answers = [
-        sorted((Prediction(score=score, label=f"LABEL_{place}") for place, score in enumerate(each)),
+        sorted((Prediction(score=score, label=label) for score, label in zip(each, served.classes, strict=True)),
                key=lambda prediction: -prediction.score)
         for each in scores
     ]  # fmt: skip
@@ -257,9 +257,8 @@ def _model_type(served: Served) -> dict[str, Any]:
     card = served.card
     if isinstance(card, ModelCard):
         return {"embedding": {"pooling": card.pooling}}
-    names = [f"LABEL_{place}" for place in range(card.labels)]
-    by_id = {str(place): name for place, name in enumerate(names)}
-    return {"reranker": {"id2label": by_id, "label2id": {name: place for place, name in enumerate(names)}}}
+    by_id = {str(place): name for place, name in enumerate(served.classes)}
+    return {"reranker": {"id2label": by_id, "label2id": {name: place for place, name in enumerate(served.classes)}}}
 
 
 async def not_here(call: Call) -> Response:
