@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..inference.engine import Worker
     from ..inference.reranker import FlagReranker
     from ..inference.tokenization import PairTokenizer, TextTokenizer, Tokens
-    from .scheduler import Scheduler
+    from .scheduler import Result, Scheduler
     from .settings import Settings
     from .trace import Trace
 
@@ -41,6 +41,8 @@ Kind = Literal["embedder", "reranker"]
 Alias = Literal["query", "document"]
 ALIASES: Final[tuple[Alias, ...]] = ("query", "document")
 Side = Literal["right", "left"]
+#: What is computed of a text or a pair: its vector or score, and that before it is scaled to unit length.
+Output = Literal["vector", "raw"]
 T = TypeVar("T")
 #: Characters of a token as long as none were counted, and how much more than the mean a request's may have.
 _CHARACTERS: Final = 4.0
@@ -168,12 +170,12 @@ class Loaded:
             found = self._tokenizers[key] = make()
         return found
 
-    def compute(self, place: int, tokens: Tokens, *, raw: bool, threads: int) -> npt.NDArray[np.float32]:
-        """See `Computer`."""
+    def compute(self, place: int, tokens: Tokens, *, output: str, threads: int) -> Sequence[Result]:
+        """See `Computer`; `output` is an `Output`."""
         from ..inference.tokenization import TokenRequest
 
-        if place == 0 or raw:  # Workers have the network as the card says.
-            return self.engine.batch(tokens, threads=threads, raw=raw)
+        if place == 0 or output != "vector":  # Workers have the network as the card says.
+            return self.engine.batch(tokens, threads=threads, raw=output == "raw")
         typed = tokens.types is not None
         inputs = tokens.ids if tokens.types is None else list(zip(tokens.ids, tokens.types, strict=True))
         return self._worker(place).compute(inputs, TokenRequest(tokens.prompt_length, typed)).vectors
@@ -496,8 +498,9 @@ class Served:
                 return tokens
 
             wanted = card.normalize if normalize is None else normalize
-            raw = card.normalize and not wanted
-            vectors, tokens = await self._computed(loaded, tokenize, call, characters, raw=raw)
+            output: Output = "raw" if card.normalize and not wanted else "vector"
+            found, tokens = await self._computed(loaded, tokenize, call, characters, output)
+            vectors = np.stack(found)
             if dimensions is not None and dimensions < vectors.shape[1]:
                 vectors = vectors[:, :dimensions]
                 if wanted:
@@ -530,8 +533,8 @@ class Served:
                     raise self._too_long(tokens.truncated[0], None, length, "pair")
                 return tokens
 
-            found, tokens = await self._computed(loaded, tokenize, call, characters)
-            return Scored(found[:, 0], _sizes(tokens), tokens.truncated)
+            found, tokens = await self._computed(loaded, tokenize, call, characters, "vector")
+            return Scored(np.concatenate(found), _sizes(tokens), tokens.truncated)
         finally:
             self._release(loaded)
 
@@ -566,9 +569,9 @@ class Served:
         return await asyncio.wrap_future(self._tokenizing.submit(work))
 
     async def _computed(
-        self, loaded: Loaded, tokenize: Callable[[], Tokens], call: Trace, characters: int, *, raw: bool = False
-    ) -> tuple[npt.NDArray[np.float32], Tokens]:
-        """A row for each input of a request, and its tokens."""
+        self, loaded: Loaded, tokenize: Callable[[], Tokens], call: Trace, characters: int, output: Output
+    ) -> tuple[list[Result], Tokens]:
+        """A result for each input of a request, and its tokens."""
         from ..inference.tokenization import merged
 
         start = time.perf_counter()
@@ -589,7 +592,7 @@ class Served:
                 f"the request has {size:,} tokens, at most {self._settings.max_tokens:,} are taken at once "
                 "(--max-tokens): send fewer texts at once"
             )
-        job = self._scheduler.submit(loaded, tokens, raw=raw)
+        job = self._scheduler.submit(loaded, tokens, output=output)
         try:
             found = await asyncio.wrap_future(job.future)
         finally:
@@ -599,11 +602,11 @@ class Served:
         call.queued += job.begun - job.came
         call.computed += done - job.begun
         before = call.inputs
-        rows = found if tokens.places is None else found[np.asarray(tokens.places)]
-        call.inputs += len(rows)
+        results = found if tokens.places is None else [found[place] for place in tokens.places]
+        call.inputs += len(results)
         call.tokens += size
         call.truncated += [before + row for row in tokens.truncated]
-        return rows, tokens
+        return results, tokens
 
     def _admit(self, loaded: Loaded, characters: int) -> None:
         """Refuse early what would be refused once it is tokenised."""

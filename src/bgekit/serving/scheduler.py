@@ -18,10 +18,10 @@ import bisect
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,10 @@ _WEIGHT: Final = 0.1
 _LOOK: Final = 0.5
 
 
+#: What is computed of a sequence: numbers, all finite, of any shape.
+Result: TypeAlias = "npt.NDArray[np.floating[Any]]"
+
+
 class Computer(Protocol):
     """A loaded model, as the scheduler needs it.
 
@@ -63,8 +67,8 @@ class Computer(Protocol):
     exact: bool
     most: int | None
 
-    def compute(self, place: int, tokens: Tokens, *, raw: bool, threads: int) -> npt.NDArray[np.float32]:
-        """[n, d] for the sequences of a batch, computed on a device by its place, 0 being that of this process."""
+    def compute(self, place: int, tokens: Tokens, *, output: str, threads: int) -> Sequence[Result]:
+        """A result for each sequence of a batch, computed on a device by its place, 0 being that of this process."""
         ...
 
     def replace_worker(self, place: int) -> None:
@@ -93,10 +97,10 @@ class Job:
 
     Attributes:
         computer: The model.
-        raw: Whether vectors are wanted as they are before they are scaled.
+        output: What is wanted of each sequence, in the model's own words.
         prompt_length: See `Tokens`.
         tokens: Tokens of its sequences.
-        future: Its results [n, d], a row for each of its distinct sequences.
+        future: Its results, one for each of its distinct sequences.
         deadline: On the scheduler's clock.
         unserved: Tokens of those of its sequences that wait.
         came: When it came, in seconds of `time.perf_counter`.
@@ -104,16 +108,16 @@ class Job:
         last: When the last of them was.
     """
 
-    def __init__(self, computer: Computer, raw: bool, prompt_length: int, tokens: int, count: int) -> None:
-        self.computer, self.raw, self.prompt_length, self.tokens = computer, raw, prompt_length, tokens
-        self.future: Future[npt.NDArray[np.float32]] = Future()
+    def __init__(self, computer: Computer, output: str, prompt_length: int, tokens: int, count: int) -> None:
+        self.computer, self.output, self.prompt_length, self.tokens = computer, output, prompt_length, tokens
+        self.future: Future[list[Result]] = Future()
         self.deadline = 0.0
         self.unserved = 0
         self.came = time.perf_counter()
         self.begun = self.last = 0.0
         #: Those that wait, shortest first: they are taken from the end, so neighbours in a batch are alike.
         self.waiting: list[Waiting] = []
-        self.rows: list[npt.NDArray[np.float32] | None] = [None] * count
+        self.results: list[Result | None] = [None] * count
         self.left = count
 
     @property
@@ -124,7 +128,7 @@ class Job:
     @property
     def kind(self) -> tuple[Any, ...]:
         """What jobs must have in common to share a batch."""
-        return id(self.computer), self.raw, self.prompt_length, self.short
+        return id(self.computer), self.output, self.prompt_length, self.short
 
     def __lt__(self, other: Job) -> bool:
         return self.deadline < other.deadline
@@ -136,7 +140,7 @@ class _Running:
 
     computer: Computer
     place: int
-    raw: bool
+    output: str
     prompt_length: int
     sequences: list[Waiting]
     since: float
@@ -233,13 +237,13 @@ class Scheduler:
                     f"the queue is full: {self.queued_tokens:,} tokens wait", retry_after=max(1.0, rest / 2)
                 )
 
-    def submit(self, computer: Computer, tokens: Tokens, *, raw: bool = False) -> Job:
+    def submit(self, computer: Computer, tokens: Tokens, *, output: str) -> Job:
         """Queue the distinct sequences of a request; all of them or none.
 
         Args:
             computer: The model.
             tokens: Merged tokens: each sequence once.
-            raw: See `Job`.
+            output: See `Job`.
 
         Raises:
             Overloaded: they would have to wait for too long.
@@ -248,7 +252,7 @@ class Scheduler:
         size = sum(map(len, tokens.ids))
         with self._lock:
             self.admit(computer, size)
-            job = Job(computer, raw, tokens.prompt_length, size, len(tokens.ids))
+            job = Job(computer, output, tokens.prompt_length, size, len(tokens.ids))
             job.deadline = self._clock + size * computer.seconds_per_token
             keys = tokens.keys
             if tokens.places is not None:  # Keys are of inputs; of merged sequences, that of the first input of each.
@@ -257,7 +261,7 @@ class Scheduler:
                     first.setdefault(place, digest)
                 keys = [first[place] for place in range(len(tokens.ids))]
             for place, ids in enumerate(tokens.ids):
-                key = id(computer), raw, tokens.prompt_length, keys[place]
+                key = id(computer), output, tokens.prompt_length, keys[place]
                 sequence = self._known.get(key)
                 if sequence is None:
                     types = None if tokens.types is None else tokens.types[place]
@@ -385,7 +389,7 @@ class Scheduler:
         self.queued_tokens -= size
         self._clock += size * first.computer.seconds_per_token
         running = self._running[number] = _Running(
-            first.computer, place, first.raw, first.prompt_length, sequences, time.monotonic()
+            first.computer, place, first.output, first.prompt_length, sequences, time.monotonic()
         )
         return running
 
@@ -432,9 +436,9 @@ class Scheduler:
         size = sum(map(len, tokens.ids))
         start = time.perf_counter()
         error: Exception | None = None
-        results: npt.NDArray[np.float32] | None = None
+        results: Sequence[Result] | None = None
         try:
-            results = batch.computer.compute(batch.place, tokens, raw=batch.raw, threads=threads)
+            results = batch.computer.compute(batch.place, tokens, output=batch.output, threads=threads)
         except WorkerError as died:
             error = died
         except Exception as failed:
@@ -495,10 +499,10 @@ class Scheduler:
 
     def _hand_out(
         self, sequences: list[Waiting], waiters: list[list[tuple[Job, int]]],
-        results: npt.NDArray[np.float32] | None, error: Exception | None,
+        results: Sequence[Result] | None, error: Exception | None,
     ) -> None:  # fmt: skip
         """Give results, or an error, to all jobs that wait for them."""
-        finite: Any = [] if results is None else np.isfinite(results).all(axis=1)
+        finite = [] if results is None else [bool(np.isfinite(each).all()) for each in results]
         for row, (sequence, jobs) in enumerate(zip(sequences, waiters, strict=True)):
             for job, place in jobs:
                 if results is None:
@@ -513,12 +517,12 @@ class Scheduler:
                     ))  # fmt: skip
                     self.drop(job)
                 else:
-                    job.rows[place] = results[row]
+                    job.results[place] = results[row]
                     with self._lock:
                         job.left -= 1
                         done = job.left == 0
                     if done:
-                        _settle(job, result=np.stack([each for each in job.rows if each is not None]))
+                        _settle(job, results=[each for each in job.results if each is not None])
 
     def _watch(self) -> None:
         """Notice batches that take too long."""
@@ -543,12 +547,12 @@ def _length(sequence: Waiting) -> int:
     return len(sequence.ids)
 
 
-def _settle(job: Job, result: npt.NDArray[np.float32] | None = None, error: ServingError | None = None) -> None:
+def _settle(job: Job, results: list[Result] | None = None, error: ServingError | None = None) -> None:
     """End a job, if it has not ended."""
     try:
         if error is not None:
             job.future.set_exception(error)
-        elif result is not None:
-            job.future.set_result(result)
+        elif results is not None:
+            job.future.set_result(results)
     except InvalidStateError:  # It was cancelled, or has failed before.
         logger.debug("a job had ended already")
