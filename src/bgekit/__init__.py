@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .errors import BgekitError as BgekitError
     from .inference.embedder import FlagModel as FlagModel
     from .inference.embedder import load_model as load_model
+    from .inference.m3 import BGEM3FlagModel as BGEM3FlagModel
     from .inference.model import Embedder as Embedder
     from .inference.openai import OpenAIEmbedder as OpenAIEmbedder
     from .inference.pipeline import Embeddings as Embeddings
@@ -29,6 +30,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         "errors": ("BgekitError",),
         "inference.embedder": ("FlagModel", "load_model"),
+        "inference.m3": ("BGEM3FlagModel",),
         "inference.model": ("Embedder",),
         "inference.openai": ("OpenAIEmbedder",),
         "inference.pipeline": ("Embeddings",),

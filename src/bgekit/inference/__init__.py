@@ -9,9 +9,12 @@ from .._lazy import lazy_names
 if TYPE_CHECKING:
     from .embedder import FlagModel as FlagModel
     from .embedder import load_model as load_model
+    from .m3 import BGEM3FlagModel as BGEM3FlagModel
     from .model import Embedder as Embedder
     from .openai import OpenAIEmbedder as OpenAIEmbedder
     from .pipeline import Embeddings as Embeddings
+    from .ragged import LexicalCsr as LexicalCsr
+    from .ragged import Ragged as Ragged
     from .reranker import FlagReranker as FlagReranker
     from .shards import Chunks as Chunks
     from .shards import ShardSet as ShardSet
@@ -22,9 +25,11 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "embedder": ("FlagModel", "load_model"),
+        "m3": ("BGEM3FlagModel",),
         "model": ("Embedder",),
         "openai": ("OpenAIEmbedder",),
         "pipeline": ("Embeddings",),
+        "ragged": ("LexicalCsr", "Ragged"),
         "reranker": ("FlagReranker",),
         "shards": ("Chunks", "ShardSet", "encode_to_shards", "load_shards"),
     },

@@ -18,17 +18,19 @@ from ..files.atomic import target_folder
 from ..files.hashing import digest
 from ..models.card import UNSET, ModelCard, Pooling, Prompt, Unset
 from ..models.card_reading import family_of, read_card, refuse_reranker
-from ..models.checkpoint_files import fingerprint
+from ..models.checkpoint_files import fingerprint, hidden_size, read_config
 from ..models.families import find_family, is_hosted
+from ..models.head_files import DENSE, Output, heads_fingerprint, stored_heads
 from ..models.hub import resolve
 from ..networks.encoder import Encoder, encoder_class, load_encoder, load_transformer, loading_dtype
+from ..networks.heads import Outputs, TokenHeads, read_heads
 from ..networks.loading import choose_precision, stored_prefix
 from ..networks.packing import Packed
 from ..networks.saving import weights_digest, write_checkpoint
 from .engine import Spec, WorkerPool, resolve_devices
 from .model import CheckpointModel, Embedder, optional_prompt, set_aside
 from .pipeline import Encoded, Origin
-from .tokenization import TextRequest, Tokens, backend_of
+from .tokenization import Request, TextRequest, Tokens, backend_of, special_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,6 +78,15 @@ class EmbedderSpec(Spec[Encoder]):
         excluded = tokens.prompt_length if not self.card.include_prompt else 0
         skip = [excluded] * len(batch) if excluded else None
         return Packed.of([tokens.ids[row] for row in batch], skip)
+
+    def prepare(self, network: Any, request: Request) -> None:
+        """See `Spec`."""
+        network.load_heads(self.folder, request.outputs)
+
+    def outputs(self, network: Any, batch: Packed, request: Request) -> Outputs:
+        """See `Spec`."""
+        excluded = torch.tensor(request.excluded, dtype=torch.long, device=batch.input_ids.device)
+        return network.outputs(batch, request.outputs, excluded)
 
 
 def _check_places(pooling_method: object, normalize_embeddings: object, use_fp16: object) -> None:
@@ -248,6 +259,34 @@ class FlagModel(CheckpointModel, Embedder):
         """Width of the vectors."""
         return self._truncate_dim or self.card.dimension
 
+    @cached_property
+    def outputs(self) -> tuple[Output, ...]:
+        """What the checkpoint has heads for: `dense`, and `sparse` and `multi-vector` for BGE-M3 and its kind."""
+        return ("dense", *stored_heads(self.folder))
+
+    @cached_property
+    def token_dimension(self) -> int:
+        """Width of multi-vectors.
+
+        Raises:
+            CheckpointError: the head for them is missing, damaged or of another shape.
+        """
+        head = self._read_heads(("multi-vector",)).multi_vector
+        assert head is not None, "it was read"
+        return min(head.out_features, self._truncate_dim or head.out_features)
+
+    def _read_heads(self, outputs: tuple[Output, ...]) -> TokenHeads:
+        return read_heads(self.folder, hidden_size(read_config(self.folder)), outputs)
+
+    def _check_heads(self, outputs: tuple[Output, ...]) -> None:
+        self._read_heads(outputs)
+
+    def output_fingerprint(self, output: Output) -> str:
+        """See `Embedder`."""
+        if output == "dense":
+            return self.fingerprint
+        return digest(self.fingerprint, heads_fingerprint(self.folder, output))
+
     @property
     def fingerprint(self) -> str:
         """sha256 (hex) of weights, tokenizer, card, precision and the lengths that the caller set for roles."""
@@ -317,9 +356,23 @@ class FlagModel(CheckpointModel, Embedder):
     def _compute(
         self, blocks: Iterable[list[str]], prompt: Prompt, max_length: int | None, batch_size: int | None
     ) -> Iterator[Encoded]:
+        return self._compute_outputs(blocks, prompt, max_length, batch_size, DENSE)
+
+    def _compute_outputs(
+        self, blocks: Iterable[list[str]], prompt: Prompt, max_length: int | None, batch_size: int | None,
+        outputs: tuple[Output, ...],
+    ) -> Iterator[Encoded]:  # fmt: skip
         length = max_length or self.card.max_length
         self._check_length("max_length", length)
-        return self._compute_blocks(blocks, TextRequest(prompt, length, batch_size=batch_size or self.batch_size))
+        excluded = self._excluded if "sparse" in outputs else ()
+        size = batch_size or self.batch_size
+        request = TextRequest(prompt, length, batch_size=size, outputs=outputs, excluded=excluded)
+        return self._compute_blocks(blocks, request)
+
+    @cached_property
+    def _excluded(self) -> tuple[int, ...]:
+        """Ids of tokens without a lexical weight."""
+        return special_ids(self._engine.tokenizer)
 
     def _check_selftest(self) -> None:
         """Compare the vector of a fixed text with the one that `save` stored, if it did."""

@@ -31,8 +31,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
@@ -45,14 +45,17 @@ from torch import Tensor
 from ..errors import ArgumentError, ForkError, WorkerError
 from ..networks.cpu_inference import Trimmer, kernels, return_freed_memory
 from ..networks.cpu_products import threads_of
+from ..networks.heads import Outputs
 from ..networks.packing import Packed, plan_batches
 from ..networks.sharing import SharedWeights, opened, share
 from .pipeline import BLOCK_SIZE, Encoded, Inputs
-from .tokenization import Preprocessor, Request, Tokens, load_tokenizer, merged, open_tokenizer
+from .ragged import LEXICAL
+from .tokenization import Preprocessor, Request, TokenRequest, Tokens, load_tokenizer, merged, open_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from ..models.head_files import Output
     from .tokenization import AnyTokenizer
 
 logger = logging.getLogger(__name__)
@@ -130,14 +133,58 @@ class Spec(abc.ABC, Generic[N_co]):
     def pack(self, tokens: Tokens, batch: Sequence[int]) -> Packed:
         """The sequences `batch` of a block as the network wants them."""
 
+    def prepare(self, network: Any, request: Request) -> None:
+        """Have the network load what only such requests need."""
+
+    def outputs(self, network: Any, batch: Packed, request: Request) -> Outputs:
+        """What the network makes of a batch on its device."""
+        return Outputs(network(batch))
+
+
+@dataclass
+class _Results:
+    """What was computed of a batch: vectors stay on the device, as one copy of a block is quicker than many.
+
+    Attributes:
+        dense: [n, d], or [n]; None without.
+        ragged: See `Encoded`.
+    """
+
+    dense: Tensor | None
+    ragged: dict[Output, list[npt.NDArray[Any]]]
+
+    @classmethod
+    def of(cls, outputs: Outputs) -> _Results:
+        """Those of a network's outputs."""
+        ragged: dict[Output, list[npt.NDArray[Any]]] = {}
+        if (sparse := outputs.sparse) is not None:
+            rows = np.empty(len(sparse.tokens), LEXICAL)
+            rows["token"], rows["weight"] = sparse.tokens.cpu().numpy(), sparse.weights.cpu().numpy()
+            ragged["sparse"] = _split(rows, sparse.counts)
+        if (vectors := outputs.multi_vector) is not None:
+            ragged["multi-vector"] = _split(vectors.values.cpu().numpy(), vectors.counts)
+        return cls(outputs.dense, ragged)
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Results]) -> _Results:
+        """The results of several batches after each other."""
+        dense = [part.dense for part in parts if part.dense is not None]
+        ragged = {output: [row for part in parts for row in part.ragged[output]] for output in parts[0].ragged}
+        return cls(torch.cat(dense) if dense else None, ragged)
+
+
+def _split(rows: npt.NDArray[Any], counts: Tensor) -> list[npt.NDArray[Any]]:
+    """Rows of several texts, text by text."""
+    return np.split(rows, counts.cumsum(0)[:-1].cpu().numpy())
+
 
 @dataclass
 class _Job:
-    """A block on its way: its tokens, and the vectors of its batches as they come."""
+    """A block on its way: its tokens, and the results of its batches as they come."""
 
     tokens: Tokens
     batches: list[list[int]]
-    vectors: list[Future[Tensor]]
+    results: list[Future[_Results]]
 
 
 class Engine(Generic[N_co]):
@@ -200,7 +247,8 @@ class Engine(Generic[N_co]):
             ForkError: the process was forked after the model was loaded on a GPU.
         """
         check_process(self.device, self._process)
-        preprocess = self._preprocessors(replace(request, batch_size=None))  # Tokens do not depend on it.
+        self.spec.prepare(self.network, request)
+        preprocess = self._preprocessors(request.for_tokens)
         source = iter(blocks)
         head = list(itertools.islice(source, 2))
         tokens: Tokens | None = None
@@ -210,33 +258,34 @@ class Engine(Generic[N_co]):
             if _is_small(tokens):
                 batches = self._plan(tokens, request)
                 with self._threads_of_a_short_call():
-                    vectors = [self._forward_or_split(tokens, batch) for batch in batches]
-                return iter([self._assemble(tokens, batches, vectors)])
+                    results = [self._forward_or_split(tokens, batch, request) for batch in batches]
+                return iter([self._assemble(tokens, batches, results)])
         return self._overlapped(itertools.chain(head, source), request, preprocess, tokens, stop) if head else iter([])
 
-    def batch(self, tokens: Tokens, *, threads: int = 1, raw: bool = False) -> npt.NDArray[np.float32]:
-        """Results [n, dim] float32 of sequences that somebody else has put together, in the calling thread.
+    def batch(self, tokens: Tokens, *, threads: int = 1, raw: bool = False, request: Request | None = None) -> Encoded:
+        """Results of sequences that somebody else has put together, in the calling thread.
 
         Args:
             tokens: The sequences; all are one batch.
             threads: Threads that share its operations, on a CPU.
             raw: Leave the vectors of an embedder as they are before they are scaled to unit length.
+            request: What is computed of them, by default their vectors.
 
         Raises:
             ForkError: the process was forked after the model was loaded on a GPU.
         """
         check_process(self.device, self._process)
+        request = TokenRequest() if request is None else request
+        self.spec.prepare(self.network, request)
         rows = list(range(len(tokens.ids)))
         with threads_of(threads) if self.device.type == "cpu" else nullcontext():
             if raw:
-                with torch.inference_mode():
-                    results = self._raw_network(self.spec.pack(tokens, rows).to(self.device))
+                results = self._forward(self.spec.pack(tokens, rows), request, self._raw_network)
             else:
-                results = self._forward_or_split(tokens, rows)
-        computed: npt.NDArray[np.float32] = results.float().cpu().numpy().reshape(len(rows), -1)
-        return computed
+                results = self._forward_or_split(tokens, rows, request)
+        return self._assemble(tokens, [rows], [results])
 
-    @cached_property
+    @property
     def _raw_network(self) -> Any:
         """The network with the same weights, without the last step."""
         network: Any = copy.copy(self.network)
@@ -270,16 +319,16 @@ class Engine(Generic[N_co]):
         all_threads = torch.get_num_threads()
         trimmer = Trimmer()
 
-        def forward(tokens: Tokens, batch: list[int], threads: int, told: Told | None, total: int) -> Tensor:
+        def forward(tokens: Tokens, batch: list[int], threads: int, told: Told | None, total: int) -> _Results:
             if stop is not None and stop.is_set():
                 raise CancelledError
             if self.device.type == "cpu":  # torch keeps this number for each thread.
                 torch.set_num_threads(threads)
-            vectors = self._forward_or_split(tokens, batch)
+            results = self._forward_or_split(tokens, batch, request)
             if told is not None:
                 size = sum(len(tokens.ids[row]) for row in batch)
                 told(size / total, size)
-            return vectors
+            return results
 
         def start(block: Sequence[Any], tokens: Tokens | None) -> _Job:
             if tokens is None:
@@ -288,8 +337,8 @@ class Engine(Generic[N_co]):
             # Where threads change how sums are rounded, a small block must not get other bytes when it comes alone.
             threads = all_threads if _is_small(tokens) and not self.network.exact else self.threads_per_stream
             told, total = getattr(block, "told", None), sum(map(len, tokens.ids))
-            vectors = [compute.submit(forward, tokens, batch, threads, told, total) for batch in batches]
-            return _Job(tokens, batches, vectors)
+            results = [compute.submit(forward, tokens, batch, threads, told, total) for batch in batches]
+            return _Job(tokens, batches, results)
 
         ahead: deque[Future[_Job]] = deque()
         try:
@@ -310,7 +359,7 @@ class Engine(Generic[N_co]):
             torch.set_num_threads(torch.get_num_threads())
 
     def _finish(self, job: _Job) -> Encoded:
-        return self._assemble(job.tokens, job.batches, [vectors.result() for vectors in job.vectors])
+        return self._assemble(job.tokens, job.batches, [results.result() for results in job.results])
 
     def _plan(self, tokens: Tokens, request: Request) -> list[list[int]]:
         lengths = list(map(len, tokens.ids))
@@ -318,9 +367,9 @@ class Engine(Generic[N_co]):
         budget = min(self.token_budget, max(_SMALL, -(-sum(lengths) // self._shares)))
         return list(plan_batches(lengths, budget, batch_size=request.batch_size, padded=self.padded))
 
-    def _forward_or_split(self, tokens: Tokens, batch: list[int]) -> Tensor:
+    def _forward_or_split(self, tokens: Tokens, batch: list[int], request: Request) -> _Results:
         try:
-            return self._forward(self.spec.pack(tokens, batch))
+            return self._forward(self.spec.pack(tokens, batch), request, self.network)
         except RuntimeError as error:  # torch.OutOfMemoryError is one.
             if not is_out_of_memory(error) or len(batch) == 1:
                 raise
@@ -331,24 +380,34 @@ class Engine(Generic[N_co]):
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         middle = (len(batch) + 1) // 2
-        return torch.cat([self._forward_or_split(tokens, part) for part in (batch[:middle], batch[middle:])])
+        parts = batch[:middle], batch[middle:]
+        return _Results.joined([self._forward_or_split(tokens, part, request) for part in parts])
 
-    def _forward(self, batch: Packed) -> Tensor:
+    def _forward(self, batch: Packed, request: Request, network: Any) -> _Results:
         with torch.inference_mode():
-            vectors: Tensor = self.network(batch.to(self.device))
-            return vectors
+            return _Results.of(self.spec.outputs(network, batch.to(self.device), request))
 
-    def _assemble(self, tokens: Tokens, batches: list[list[int]], parts: list[Tensor]) -> Encoded:
-        # Results stay on the device until the block is done: one copy instead of one per batch.
+    def _assemble(self, tokens: Tokens, batches: list[list[int]], parts: list[_Results]) -> Encoded:
         order = np.concatenate([np.asarray(batch) for batch in batches])
-        computed = torch.cat(parts).float().cpu().numpy().reshape(len(order), -1)
-        vectors = np.empty_like(computed)
-        vectors[order] = computed
+        results = _Results.joined(parts)
+        if results.dense is None:
+            vectors = np.empty((len(order), 0), dtype=np.float32)
+        else:
+            computed = results.dense.float().cpu().numpy().reshape(len(order), -1)
+            vectors = np.empty_like(computed)
+            vectors[order] = computed
+        ragged = results.ragged
+        if ragged:
+            places = np.argsort(order)
+            places = places if tokens.places is None else places[tokens.places]
+            ragged = {output: [rows[place] for place in places.tolist()] for output, rows in ragged.items()}
         if tokens.places is not None:
             vectors = vectors[tokens.places]
         if tokens.starts is not None:
             vectors = np.maximum.reduceat(vectors, tokens.starts, axis=0)
-        return Encoded(vectors, sum(map(len, tokens.ids)), tokens.truncated, split=tokens.split, keys=tokens.keys)
+        return Encoded(
+            vectors, sum(map(len, tokens.ids)), tokens.truncated, split=tokens.split, keys=tokens.keys, ragged=ragged
+        )
 
 
 def _is_small(tokens: Tokens) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 import logging
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -22,6 +22,7 @@ from ..files.yaml_tables import packaged_yaml
 from ..models.calibration_map import calibration_map
 from ..models.card import UNSET, ModelCard, Prompt, Role, Unset
 from ..models.families import find_family
+from ..models.head_files import DENSE, OUTPUTS, Output
 from .pipeline import ADVICE, BLOCK_SIZE, Embeddings, Encoded, Origin, Pipeline, not_texts
 from .similarity import similarity
 from .stored_tokenizer import StoredTokenizer
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
 
     from .engine import WorkerPool
     from .tokenization import Request
+
+
+#: Texts that are planned together where token vectors are computed, whose bytes are many times those of dense ones.
+_MULTI_BLOCK: Final = 256
 
 
 class Model:
@@ -177,6 +182,34 @@ class Embedder(Model, abc.ABC):
     ) -> Iterator[Encoded]:
         """One result for each block of distinct, valid Unicode texts, in order."""
 
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What the model computes of a text, as `encode_blocks` takes it: every model has `dense`."""
+        return DENSE
+
+    def check_outputs(self, outputs: Collection[Output]) -> None:
+        """Check, before any work, that the model gives some outputs.
+
+        Raises:
+            ArgumentError: none are named, one is unknown, or the model is of a kind that gives dense vectors alone.
+            CheckpointError: a head that they take is missing, damaged or of another shape.
+        """
+        unknown = [output for output in outputs if output not in OUTPUTS]
+        if unknown or not outputs:
+            what = f"there is no output {unknown[0]!r}" if unknown else "name at least one output"
+            raise ArgumentError(f"{what}: outputs are {', '.join(OUTPUTS)}")
+        heads = tuple(output for output in OUTPUTS if output in outputs and output != "dense")
+        if heads:
+            self._check_heads(heads)
+
+    def _check_heads(self, outputs: tuple[Output, ...]) -> None:
+        """See `check_outputs`, for outputs that take heads."""
+        raise ArgumentError(f"{self.card.name} gives dense vectors alone, not {' and '.join(outputs)} ones")
+
+    def output_fingerprint(self, output: Output) -> str:
+        """sha256 (hex) of all that decides an output: `fingerprint`, and the head that it takes."""
+        return self.fingerprint
+
     def settle(self) -> None:
         """Find out what only an answer tells, such as the width of a hosted model's vectors."""
 
@@ -222,16 +255,12 @@ class Embedder(Model, abc.ABC):
         """
         if others:
             set_aside(others, "encode")
-        chosen = self._choose_prompt(self.card.default_prompt, instruction, instruction_format, prompt, prompt_name)
-        if isinstance(sentences, dict | bytes | bytearray) or not isinstance(sentences, Iterable):
-            raise not_texts(sentences)
         single = isinstance(sentences, str)
-        texts: Iterable[str] = [sentences] if isinstance(sentences, str) else sentences
-        total = len(texts) if isinstance(texts, Sized) else None
-        shown = show_progress if show_progress is not None else show_progress_bar
-        with Progress("encode", "texts", total, show=shown) as bar:
-            pipeline = self._pipeline(chosen, max_length, batch_size, bar.advance)
-            encoded = pipeline.collect(texts, out=out, size=self.block_size)
+        encoded = self.encode_outputs(
+            [sentences] if isinstance(sentences, str) else sentences, batch_size=batch_size, max_length=max_length,
+            instruction=instruction, instruction_format=instruction_format, prompt=prompt, prompt_name=prompt_name,
+            show_progress=show_progress if show_progress is not None else show_progress_bar, out=out,
+        )  # fmt: skip
         vectors: Any = encoded.vectors[0] if single else encoded.vectors
         if convert_to_tensor or not (self.convert_to_numpy if convert_to_numpy is None else convert_to_numpy):
             import torch
@@ -239,6 +268,61 @@ class Embedder(Model, abc.ABC):
             tensor: Any = torch.from_numpy(vectors)
             return tensor  # type: ignore[no-any-return]
         return Embeddings.of(vectors, tuple(encoded.truncated), tuple(encoded.repaired), self._origin)
+
+    def encode_outputs(
+        self,
+        texts: Iterable[str],
+        outputs: Collection[Output] = DENSE,
+        *,
+        role: Role = "plain",
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        instruction: str | Unset | None = UNSET,
+        instruction_format: str | None = None,
+        prompt: str | Unset | None = UNSET,
+        prompt_name: str | None = None,
+        show_progress: bool | None = None,
+        out: npt.NDArray[Any] | None = None,
+    ) -> Encoded:
+        """Several outputs of texts from one pass; arguments that are not named here as of `encode`.
+
+        Args:
+            texts: The texts, which are streamed.
+            outputs: What is computed: `dense`, and what else the model gives (`Embedder.outputs`).
+            role: Whose prompt and maximum length they get by default.
+            batch_size: See `encode`.
+            max_length: See `encode`.
+            instruction: See `encode`.
+            instruction_format: See `encode`.
+            prompt: See `encode`.
+            prompt_name: See `encode`.
+            show_progress: See `encode`.
+            out: See `encode`.
+
+        Raises:
+            TextTypeError: an element is not a string; the message has its index.
+            ArgumentError: arguments contradict each other or are impossible.
+            CheckpointError: a head that an output takes is missing, damaged or of another shape.
+            NumericalError: a result has NaN or infinity.
+
+        Example:
+            >>> from bgekit import FlagModel
+            >>> model = FlagModel("BAAI/bge-small-en-v1.5")
+            >>> model.encode_outputs(["one text", "another"], role="query").vectors.shape
+            (2, 384)
+        """
+        if isinstance(texts, str | dict | bytes | bytearray) or not isinstance(texts, Iterable):
+            raise not_texts(texts)
+        self.check_outputs(outputs)
+        if role != "plain":
+            prompt_name = self._prompt_name(role, instruction, prompt, prompt_name)
+            max_length = self._length(role, max_length)
+        chosen = self._choose_prompt(self.card.default_prompt, instruction, instruction_format, prompt, prompt_name)
+        size = min(self.block_size, _MULTI_BLOCK) if "multi-vector" in outputs else self.block_size
+        total = len(texts) if isinstance(texts, Sized) else None
+        with Progress("encode", "texts", total, show=show_progress) as bar:
+            pipeline = self._pipeline(chosen, max_length, batch_size, bar.advance, outputs)
+            return pipeline.collect(texts, out=out, size=size)
 
     def encode_queries(
         self,
@@ -349,6 +433,7 @@ class Embedder(Model, abc.ABC):
         role: Role | str = "document",
         max_length: int | None = None,
         batch_size: int | None = None,
+        outputs: Collection[Output] = DENSE,
         progress: Callable[[float, int], None] | None = None,
     ) -> Generator[Encoded, None, None]:
         """One result for each block of texts, in order, tokenisation and computation overlapped.
@@ -361,11 +446,13 @@ class Embedder(Model, abc.ABC):
                 prompt of the card by its name, or (`plain`) those of the card's default prompt, if it has one.
             max_length: Cut texts at this many tokens; the role's by default.
             batch_size: Maximum number of texts per batch; by default batches are sized from the device.
+            outputs: What is computed, all from one pass (see `check_outputs`): vectors, and what `Encoded.ragged` has.
             progress: Called with the texts (a share of a block counts) and tokens of each batch, from any thread.
         """
         prompt = self.card.default_prompt if role == "plain" else role
         length = self._length(prompt, max_length)
-        return self._pipeline(self.card.prompt(prompt), length, batch_size, progress).run(blocks)
+        self.check_outputs(outputs)
+        return self._pipeline(self.card.prompt(prompt), length, batch_size, progress, outputs).run(blocks)
 
     def encode_windows(
         self, windows: Iterable[list[str]], *, kind: str = "document", max_length: int | None = None,
@@ -459,14 +546,30 @@ class Embedder(Model, abc.ABC):
         max_length: int | None,
         batch_size: int | None,
         progress: Callable[[float, int], None] | None = None,
+        outputs: Collection[Output] = DENSE,
     ) -> Pipeline[str]:
+        """What takes one call: texts -> the outputs, which `check_outputs` has seen."""
         check_count("batch_size", batch_size, "texts")
         check_count("max_length", max_length, "tokens")
+        heads = tuple(output for output in OUTPUTS if output in outputs and output != "dense")
+        width = self.dimension if "dense" in outputs else 0
 
         def compute(blocks: Iterator[list[str]]) -> Iterator[Encoded]:
-            return self._compute(blocks, prompt, max_length, batch_size)
+            if not heads:
+                return self._compute(blocks, prompt, max_length, batch_size)
+            wanted: tuple[Output, ...] = ("dense", *heads) if width else heads
+            return self._compute_outputs(blocks, prompt, max_length, batch_size, wanted)
 
-        return Pipeline(compute, self.dimension, model=self.card.name, advice=self._advice, progress=progress)
+        return Pipeline(
+            compute, width, model=self.card.name, ragged=heads, advice=self._advice, progress=progress
+        )  # fmt: skip
+
+    def _compute_outputs(
+        self, blocks: Iterable[list[str]], prompt: Prompt, max_length: int | None, batch_size: int | None,
+        outputs: tuple[Output, ...],
+    ) -> Iterator[Encoded]:  # fmt: skip
+        """`_compute` of a model with heads, for outputs that take them."""
+        raise NotImplementedError
 
 
 def optional_prompt(instruction: str | Unset | None, template: str) -> Prompt | Unset:

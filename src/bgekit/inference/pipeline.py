@@ -26,6 +26,7 @@ import numpy.typing as npt
 from ..data.encodings import repair
 from ..display.terminal import AT_END, title_now
 from ..errors import ArgumentError, BgekitError, NumericalError, TextTypeError
+from ..models.head_files import Output
 
 logger = logging.getLogger(__name__)
 #: Inputs of a block: enough for batches of nearly equal length, few enough to stream.
@@ -49,6 +50,8 @@ class Encoded:
         split: Rows whose text was computed in several overlapping windows, ascending.
         keys: A digest for each row, the same where the token sequences are the same; none where tokens are not known,
             or where rows were taken or joined.
+        ragged: Outputs with a number of rows of its own for each input: for `sparse` an array [m] of `LEXICAL` of each,
+            for `multi-vector` an array [m, d] float32 of each. Where vectors were not asked for, their width is 0.
     """
 
     vectors: npt.NDArray[np.float32]
@@ -57,6 +60,7 @@ class Encoded:
     repaired: list[int] = field(default_factory=list)
     split: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
+    ragged: dict[Output, list[npt.NDArray[Any]]] = field(default_factory=dict)
 
     def take(self, rows: npt.NDArray[np.int64]) -> Encoded:
         """The results of `rows` [m], which may repeat: row i of the result is that of `rows[i]`."""
@@ -64,9 +68,11 @@ class Encoded:
         def places(marked: list[int]) -> list[int]:
             return np.flatnonzero(np.isin(rows, marked)).tolist() if marked else []
 
+        chosen = rows.tolist()
         return Encoded(
-            self.vectors[rows], self.tokens, places(self.truncated), places(self.repaired), places(self.split)
-        )
+            self.vectors[rows], self.tokens, places(self.truncated), places(self.repaired), places(self.split),
+            ragged={output: [each[row] for row in chosen] for output, each in self.ragged.items()},
+        )  # fmt: skip
 
     @classmethod
     def joined(cls, parts: Sequence[Encoded]) -> Encoded:
@@ -78,7 +84,8 @@ class Encoded:
 
         vectors = np.concatenate([part.vectors for part in parts])
         tokens = sum(part.tokens for part in parts)
-        return cls(vectors, tokens, places("truncated"), places("repaired"), places("split"))
+        ragged = {output: [row for part in parts for row in part.ragged[output]] for output in parts[0].ragged}
+        return cls(vectors, tokens, places("truncated"), places("repaired"), places("split"), ragged=ragged)
 
 
 class Inputs(list[T], Generic[T]):
@@ -148,6 +155,7 @@ class Pipeline(Generic[T]):
         width: int,
         *,
         model: str,
+        ragged: Sequence[Output] = (),
         valid: Callable[[object, int], tuple[T, bool]] = valid_text,  # type: ignore[assignment]
         noun: str = "texts",
         result: str = "the vector of the text",
@@ -158,8 +166,9 @@ class Pipeline(Generic[T]):
 
         Args:
             compute: Lists of distinct inputs, none empty -> a result for each, in order.
-            width: Columns of the vectors.
+            width: Columns of the vectors; 0 without vectors.
             model: Name of the model, for messages.
+            ragged: The outputs that there are beside the vectors.
             valid: An input and its row -> the input to compute, and whether it had to be repaired; raises on others.
             noun: What the inputs are, for messages.
             result: What is computed of an input, for messages.
@@ -178,6 +187,7 @@ class Pipeline(Generic[T]):
         self._repaired: list[int] = []
         self._out: npt.NDArray[Any] | None = None
         self._rows: npt.NDArray[Any] = np.empty((0, width), dtype=np.float32)
+        self._ragged: dict[Output, list[npt.NDArray[Any]]] = {output: [] for output in ragged}
         #: The row where a sequence of tokens stood first, by its digest.
         self._row_of: dict[bytes, int] = {}
 
@@ -218,9 +228,14 @@ class Pipeline(Generic[T]):
                 if self._count > len(self._rows):
                     self._grow()
                 self._rows[self._count - len(result.vectors) : self._count] = result.vectors
+                for output, rows in self._ragged.items():
+                    rows += result.ragged[output]
         if out is not None and self._count < len(out):
             raise ArgumentError(f"out has room for {len(out)} vectors, but there were only {self._count} {self._noun}")
-        return Encoded(self._rows[: self._count], tokens, sorted(self._truncated), self._repaired, sorted(self._split))
+        return Encoded(
+            self._rows[: self._count], tokens, sorted(self._truncated), self._repaired, sorted(self._split),
+            ragged=self._ragged,
+        )  # fmt: skip
 
     def _results(
         self, blocks: Iterable[list[Any]], *, across: bool, key: Callable[[T], object] | None = None
@@ -233,7 +248,7 @@ class Pipeline(Generic[T]):
             key: What an input is remembered by, if not by itself.
         """
         waiting: deque[Block[T]] = deque()
-        nothing = Encoded(np.empty((0, self._width), dtype=np.float32))
+        nothing = Encoded(np.empty((0, self._width), dtype=np.float32), ragged={output: [] for output in self._ragged})
         for encoded in self._compute(self._read(blocks, across, key, waiting)):
             while not waiting[0].inputs:
                 yield self._gather(waiting.popleft(), nothing, across)
@@ -294,6 +309,9 @@ class Pipeline(Generic[T]):
         """
         earlier = block.earlier
         finite = np.isfinite(encoded.vectors).all(axis=1)
+        for output, rows in encoded.ragged.items():
+            values = (row["weight"] if output == "sparse" else row for row in rows)
+            finite = finite & np.array([np.isfinite(each).all() for each in values], dtype=bool)
         if not finite.all():
             bad = int(np.argmin(finite))
             raise NumericalError(
@@ -307,12 +325,15 @@ class Pipeline(Generic[T]):
             for place, (row, digest) in enumerate(zip(block.rows[len(earlier) :].tolist(), encoded.keys, strict=False)):
                 if (source := self._row_of.setdefault(digest, row)) < block.first:
                     encoded.vectors[place] = self._rows[source]
+                    for output, each in encoded.ragged.items():
+                        each[place] = self._ragged[output][source]
         if len(earlier):
             places = list(enumerate(earlier.tolist()))
             known = Encoded(
                 self._rows[earlier],
                 truncated=[place for place, row in places if row in self._truncated],
                 split=[place for place, row in places if row in self._split],
+                ragged={output: [each[row] for _, row in places] for output, each in self._ragged.items()},
             )
             encoded = Encoded.joined([known, encoded]) if block.inputs else known
         if len(block.inputs) < len(block.inverse):

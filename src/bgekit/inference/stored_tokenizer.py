@@ -53,10 +53,12 @@ class StoredTokenizer:
     Attributes:
         backend_tokenizer: The tokenizer; it cuts and pads nothing, and must stay so: `copy` it to change it.
         model_input_names: What the network is given.
+        special_tokens_map: Special tokens by their roles, such as `cls_token`; None for a role without one.
     """
 
     backend_tokenizer: Tokenizer
     model_input_names: tuple[str, ...]
+    special_tokens_map: Mapping[str, str | None]
 
     def copy(self) -> Tokenizer:
         """A tokenizer with the same vocabulary, which is not copied, and settings of its own."""
@@ -101,7 +103,7 @@ def stored_tokenizer(folder: Path) -> StoredTokenizer | None:
         return None
     defaults = ("input_ids", "token_type_ids", "attention_mask")
     inputs = settings.get("model_input_names") or (defaults if kind == "BertTokenizer" else defaults[::2])
-    return StoredTokenizer(backend, tuple(inputs))
+    return StoredTokenizer(backend, tuple(inputs), tokens)
 
 
 def _kind(config: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:

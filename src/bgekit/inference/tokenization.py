@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..errors import ArgumentError, CheckpointError
 from ..models.card import Prompt
+from ..models.head_files import DENSE, Output
 from .stored_tokenizer import StoredTokenizer, stored_tokenizer
 
 if TYPE_CHECKING:
@@ -60,9 +61,18 @@ class Request(abc.ABC):
 
     Attributes:
         batch_size: Maximum number of sequences per batch.
+        outputs: What is computed of each input; those beside `dense` need a model with heads for them.
+        excluded: Ids of tokens that get no lexical weight.
     """
 
     batch_size: int | None = None
+    outputs: tuple[Output, ...] = DENSE
+    excluded: tuple[int, ...] = ()
+
+    @property
+    def for_tokens(self) -> Request:
+        """The part of it that tokens depend on."""
+        return replace(self, batch_size=None, outputs=DENSE, excluded=())
 
     @abc.abstractmethod
     def preprocessor(self, tokenizer: AnyTokenizer) -> Preprocessor:
@@ -206,6 +216,17 @@ def backend_of(tokenizer: AnyTokenizer) -> Any:
     backend.no_padding()
     backend.no_truncation()
     return backend
+
+
+def special_ids(tokenizer: AnyTokenizer) -> tuple[int, ...]:
+    """Ids of the tokens without a lexical weight, ascending: those that frame a text or stand for no word of it.
+
+    They are FlagEmbedding's (cls, eos, pad, unk), and the separator of BERT, which has the place of eos there.
+    """
+    roles = ("cls_token", "eos_token", "sep_token", "pad_token", "unk_token")
+    names = filter(None, (tokenizer.special_tokens_map.get(role) for role in roles))
+    found = (tokenizer.backend_tokenizer.token_to_id(name) for name in names)
+    return tuple(sorted({number for number in found if number is not None}))
 
 
 def _lower_case(backend: Any) -> None:

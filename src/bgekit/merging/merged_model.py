@@ -191,7 +191,7 @@ def _write_stage(parts: Parts, method: Method, stage: Path) -> None:
     dtype = stored_dtype(stage)
     write_json(stage / "config.json", config | {"dtype" if "dtype" in config else "torch_dtype": dtype})
     write_tokenizer(lead.tokenizer_folder, stage, None, parts.card.max_length, lead.options.trust_remote_code)
-    copy_matching(lead.folder, stage, (*KEPT_FILES[:3], "README.md"))
+    copy_matching(lead.folder, stage, (*KEPT_FILES, "README.md"))
     if first.options.trust_remote_code:
         copy_matching(first.folder, stage, ("*.py",))
     if isinstance(parts.card, ModelCard) and parts.card.dense:

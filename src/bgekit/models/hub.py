@@ -14,6 +14,7 @@ from typing import Final
 from ..errors import CheckpointError
 from ..files.hashing import file_sha256
 from .checkpoint_files import refuse_adapter
+from .head_files import HEAD_FILES
 
 #: Models that Python packages ship: name -> (sha256 of model.safetensors, distributions that carry it).
 PACKAGED: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
@@ -25,7 +26,10 @@ PACKAGED: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
 #: An id on the hub, with its owner.
 _ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 #: What is fetched from the hub: never other frameworks' weights, never pickles unless asked for.
-_HUB_FILES: Final = ("*.json", "*.txt", "*.model", "*.safetensors", "README.md", "*/config.json")
+_HUB_FILES: Final = (
+    "*.json", "*.txt", "*.model", "*.safetensors", "README.md", "*/config.json",
+    *(f"{name}.pt" for name in HEAD_FILES.values()),
+)  # fmt: skip
 _PICKLE_FILES: Final = ("pytorch_model*.bin", "*/pytorch_model.bin")
 #: What `read_card` reads: kilobytes. No index of sharded weights, which names files that are not fetched.
 _CARD_FILES: Final = (

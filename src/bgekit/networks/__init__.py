@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .cross_encoder import load_trainable as load_trainable
     from .encoder import Encoder as Encoder
     from .encoder import load_encoder as load_encoder
+    from .heads import TokenHeads as TokenHeads
     from .packing import Packed as Packed
     from .saving import write_checkpoint as write_checkpoint
     from .saving import write_reranker as write_reranker
@@ -21,6 +22,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         "cross_encoder": ("CrossEncoder", "load_cross_encoder", "load_trainable"),
         "encoder": ("Encoder", "load_encoder"),
+        "heads": ("TokenHeads",),
         "packing": ("Packed",),
         "saving": ("write_checkpoint", "write_reranker"),
     },

@@ -222,18 +222,26 @@ class FusedEncoder:
         Raises:
             ArgumentError: the lengths do not fit the tokens or the model.
         """
+        return self.several(input_ids, lengths, (select,), token_types)[0]
+
+    def several(
+        self, input_ids: Tensor, lengths: Sequence[int], selects: Sequence[Select], token_types: Tensor | None = None
+    ) -> list[Tensor]:
+        """The hidden states of several selections of tokens; each has the bits that it has alone."""
         self._check(input_ids, lengths)
         with torch.inference_mode():
             ascending = sorted(lengths)
             if ascending == list(lengths):
-                return self._by_length(input_ids, ascending, select, token_types)
+                return self._by_length(input_ids, ascending, selects, token_types)
             starts = [end - own for end, own in zip(itertools.accumulate(lengths), lengths, strict=True)]
             order = sorted(range(len(lengths)), key=lengths.__getitem__)
             tokens = torch.cat([torch.arange(starts[i], starts[i] + lengths[i]) for i in order])
             types = None if token_types is None else token_types[tokens]
-            hidden = self._by_length(input_ids[tokens], ascending, select, types)
-            restored = torch.empty_like(hidden)
-            return restored.index_copy_(0, tokens if select == "all" else torch.tensor(order), hidden)
+            results = self._by_length(input_ids[tokens], ascending, selects, types)
+            return [
+                torch.empty_like(hidden).index_copy_(0, tokens if select == "all" else torch.tensor(order), hidden)
+                for select, hidden in zip(selects, results, strict=True)
+            ]
 
     def _check(self, input_ids: Tensor, lengths: Sequence[int]) -> None:
         if input_ids.dim() != 1 or sum(lengths) != len(input_ids) or not lengths or min(lengths) < 1:
@@ -245,22 +253,25 @@ class FusedEncoder:
         if max(lengths) > limit:
             raise ArgumentError(f"a sequence of {max(lengths)} tokens: this model has {limit} positions")
 
-    def _by_length(self, input_ids: Tensor, lengths: list[int], select: Select, token_types: Tensor | None) -> Tensor:
-        """`__call__` for ascending lengths: short sequences by themselves, as their products are other ones."""
+    def _by_length(
+        self, input_ids: Tensor, lengths: list[int], selects: Sequence[Select], token_types: Tensor | None
+    ) -> list[Tensor]:
+        """`several` for ascending lengths: short sequences by themselves, as their products are other ones."""
         short = bisect.bisect_right(lengths, FEW)
         if short in (0, len(lengths)):
-            return self._forward(input_ids, lengths, select, token_types, FEW if short else MANY)
+            return self._forward(input_ids, lengths, selects, token_types, FEW if short else MANY)
         cut = sum(lengths[:short])
         parts = (slice(cut), lengths[:short], FEW), (slice(cut, None), lengths[short:], MANY)
-        return torch.cat([
-            self._forward(input_ids[own], some, select, None if token_types is None else token_types[own], like)
+        results = [
+            self._forward(input_ids[own], some, selects, None if token_types is None else token_types[own], like)
             for own, some, like in parts
-        ])  # fmt: skip
+        ]
+        return [torch.cat(both) for both in zip(*results, strict=True)]
 
     def _forward(
-        self, input_ids: Tensor, lengths: list[int], select: Select, token_types: Tensor | None, like: int
-    ) -> Tensor:
-        """`__call__` for ascending lengths and one kind of products, see `Product`."""
+        self, input_ids: Tensor, lengths: list[int], selects: Sequence[Select], token_types: Tensor | None, like: int
+    ) -> list[Tensor]:
+        """`several` for ascending lengths and one kind of products, see `Product`."""
         count, rows = len(input_ids), round_up(len(input_ids))
         own = torch.tensor(lengths)
         ends = own.cumsum(0)
@@ -277,16 +288,21 @@ class FusedEncoder:
             x += embedding(pad(token_types, more), self.segments)
         x = self.norm(x).to(self.state_dtype)
         attention = self.attention(lengths, rows, self.heads, self.dtype)
-        for layer in self.layers if select == "all" else self.layers[:-1]:
+        for layer in self.layers[:-1]:
             x = layer.finish(x, attention(layer.qkv(x, like), None), like)
-        if select != "all":
+        results, last = [], self.layers[-1]
+        for select in selects:
+            if select == "all":
+                y = last.finish(x, attention(last.qkv(x, like), None), like)
+                results.append(y[:count].float())
+                continue
             # The last layer for one row a sequence; attention still reads the other rows.
             wanted = ends - own if select == "first" else ends - 1
-            count = len(wanted)
-            chosen = x[pad(wanted, (0, round_up(count) - count))]
+            some = len(wanted)
+            chosen = x[pad(wanted, (0, round_up(some) - some))]
             heads = attention(self.last_pair(x, like), self.last_query(chosen, like))
-            x = self.layers[-1].finish(chosen, heads, like)
-        return x[:count].float()
+            results.append(last.finish(chosen, heads, like)[:some].float())
+        return results
 
 
 #: The function of glibc that returns it; None with other C libraries.

@@ -7,7 +7,7 @@ import copy
 import inspect
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -17,10 +17,12 @@ from torch.nn.functional import normalize
 
 from ..errors import ArgumentError, CardError, CheckpointError, import_extra
 from ..models.card import DenseLayer, ModelCard
-from ..models.checkpoint_files import padding_position, read_tensors, weight_files
+from ..models.checkpoint_files import hidden_size, padding_position, read_config, read_tensors, weight_files
+from ..models.head_files import HEAD_FILES, Output
 from .cpu_inference import FusedEncoder, can_fuse
 from .cpu_products import in_equal_parts, threads_of
 from .cpu_training import use_quick_dropout
+from .heads import FusedHeads, Outputs, TokenHeads, read_heads
 from .loading import cast, load_published
 from .packing import PACKED_ATTENTION, Packed
 from .pooling import Select, pool, rows_needed, select_rows
@@ -42,8 +44,21 @@ class Backbone(Protocol):
         """[T, h] for `all`, [n, h] for `first` and `last`."""
         ...
 
+    def with_all(self, batch: Packed, select: Select) -> tuple[Tensor, Tensor]:
+        """[T, h] the vectors of all tokens, and what a call gives for `select`."""
+        ...
 
-class PackedBackbone(nn.Module):
+
+class _PublishedBackbone(nn.Module):
+    """A transformer that computes the last layer for all tokens, whichever are wanted."""
+
+    def with_all(self, batch: Packed, select: Select) -> tuple[Tensor, Tensor]:
+        """See `Backbone`; differentiable."""
+        hidden = self(batch, "all")
+        return hidden, select_rows(hidden, batch, select)
+
+
+class PackedBackbone(_PublishedBackbone):
     """A Hugging Face transformer run unpadded, with its own published code and weights."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -65,7 +80,7 @@ class PackedBackbone(nn.Module):
         return select_rows(output.last_hidden_state[0], batch, select)
 
 
-class PaddedBackbone(nn.Module):
+class PaddedBackbone(_PublishedBackbone):
     """A Hugging Face transformer whose architecture cannot run unpadded (MPNet, T5, BLOOM, ...)."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -145,6 +160,8 @@ class Encoder(nn.Module):
         self.pooling = card.pooling
         self.normalize = card.normalize
         self.truncate_dim = truncate_dim
+        #: What gives the outputs beside the dense one: loaded when one is asked for, or set by training.
+        self.heads: TokenHeads | None = None
 
     @property
     def padded(self) -> bool:
@@ -163,7 +180,50 @@ class Encoder(nn.Module):
 
     def forward(self, batch: Packed) -> Tensor:
         """[n, dimension] float32, one vector for each sequence of the batch; differentiable."""
-        hidden = self.backbone(batch, rows_needed(self.pooling))
+        return self._dense(self.backbone(batch, rows_needed(self.pooling)), batch)
+
+    def outputs(self, batch: Packed, wanted: Collection[Output], excluded: Tensor) -> Outputs:
+        """Several outputs of each sequence from one pass; differentiable where `forward` is.
+
+        The dense vector is that of `forward`, to the bit on the fused CPU path.
+
+        Args:
+            batch: The sequences.
+            wanted: The outputs; those beside `dense` need `heads`.
+            excluded: int64 ids of tokens that get no lexical weight.
+        """
+        if not any(output in HEAD_FILES for output in wanted):
+            return Outputs(self(batch))
+        assert self.heads is not None, "whoever asks for an output has loaded its head"
+        dense = None
+        if "dense" in wanted:
+            hidden, rows = self.backbone.with_all(batch, rows_needed(self.pooling))
+            dense = self._dense(rows, batch)
+        else:
+            hidden = self.backbone(batch, "all")
+        return Outputs(
+            dense,
+            self.heads.weights(hidden, batch, excluded) if "sparse" in wanted else None,
+            self.heads.vectors(hidden, batch, self.truncate_dim) if "multi-vector" in wanted else None,
+        )
+
+    def load_heads(self, folder: Path, wanted: Collection[Output]) -> None:
+        """Load the heads for some outputs from a checkpoint, where they are not there yet.
+
+        Raises:
+            CheckpointError: a head is missing or damaged, or has another shape; the message names its file.
+        """
+        there = () if self.heads is None else self.heads.outputs
+        if all(output in there for output in HEAD_FILES if output in wanted):
+            return
+        heads = read_heads(folder, hidden_size(read_config(folder)), {*there, *wanted})
+        if isinstance(self.backbone, FusedBackbone):
+            self.heads = FusedHeads(heads, self.backbone.fused.dtype)
+        else:
+            self.heads = heads.to(next(self.parameters()).device)
+
+    def _dense(self, hidden: Tensor, batch: Packed) -> Tensor:
+        """[n, dimension] of the rows that pooling reads."""
         vectors = pool(hidden, batch, self.pooling)
         if self.head.layers:
             vectors = in_equal_parts(self.head, vectors) if self.exact else self.head(vectors)
@@ -322,6 +382,12 @@ class FusedBackbone:
         """See `Backbone`; not differentiable."""
         hidden: Tensor = self.fused(batch.input_ids, batch.lengths, select, batch.token_types)
         return hidden
+
+    def with_all(self, batch: Packed, select: Select) -> tuple[Tensor, Tensor]:
+        """See `Backbone`. The rows of `select` are computed as without the others, so they have the same bits."""
+        selects: tuple[Select, ...] = ("all",) if select == "all" else ("all", select)
+        results: list[Tensor] = self.fused.several(batch.input_ids, batch.lengths, selects, batch.token_types)
+        return results[0], results[-1]
 
 
 def load_head(head: DenseHead, folder: Path, card: ModelCard, allow_pickle: bool) -> None:

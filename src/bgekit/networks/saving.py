@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from .cross_encoder import CrossEncoder
+    from .heads import TokenHeads
 
 logger = logging.getLogger(__name__)
 #: The first three are always written.
@@ -39,8 +40,8 @@ _TOKENIZER_FILES: Final = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "chat_template.jinja",
 )  # fmt: skip
-#: Kept as they are beside unchanged weights: terms of use, and the further heads of BGE-M3.
-KEPT_FILES: Final = ("LICENSE*", "LICENCE*", "NOTICE*", "sparse_linear.pt", "colbert_linear.pt")
+#: Terms of use, kept as they are.
+KEPT_FILES: Final = ("LICENSE*", "LICENCE*", "NOTICE*")
 
 
 def write_checkpoint(
@@ -50,6 +51,7 @@ def write_checkpoint(
     source: Path,
     weights: Mapping[str, Tensor] | None = None,
     dense: Sequence[Mapping[str, Tensor]] | None = None,
+    heads: TokenHeads | None = None,
     tokenizer: PreTrainedTokenizerFast | None = None,
     selftest: Mapping[str, Any] | None = None,
     origin: str = "",
@@ -68,6 +70,7 @@ def write_checkpoint(
         weights: Weights of the transformer by their names there; floating ones are stored as `card.dtype`. None
             copies the source's: safetensors byte by byte, `.bin` files (if allowed) converted tensor by tensor.
         dense: `weight` and `bias` of each of `card.dense`; None copies the source's.
+        heads: Heads for lexical weights and multi-vectors; None copies the source's, unless weights are given.
         tokenizer: A tokenizer to save instead of the source's.
         selftest: What `make_selftest` gave for the new weights, None for no self-test.
         origin: A sentence for the README on how new weights came about.
@@ -92,13 +95,20 @@ def write_checkpoint(
     """
     if dense is not None and len(dense) != len(card.dense):
         raise ArgumentError(f"the card has {len(card.dense)} dense layers, but weights of {len(dense)} are given")
+    import torch
+
+    from .heads import copy_heads, write_heads
+
     with atomic_folder(target_folder(path, overwrite)) as folder:
         if weights is None:
             copy_weights(source, folder, allow_pickle, prefix)
-            copy_matching(source, folder, KEPT_FILES)
         else:
             save_tensors(as_stored(weights, card.dtype), folder)
-            copy_matching(source, folder, KEPT_FILES[:3])
+        copy_matching(source, folder, KEPT_FILES)
+        if heads is not None:
+            write_heads(heads, folder, getattr(torch, card.dtype))
+        elif weights is None:
+            copy_heads(source, folder)
         for number, layer in enumerate(card.dense):
             given = None if dense is None else as_stored(dense[number], card.dtype)
             _write_dense(source, folder / dense_folder(number), layer, given, allow_pickle)
@@ -301,7 +311,7 @@ def write_reranker(
                 network.published.save_pretrained(folder, state_dict=as_stored(network.weights(), card.dtype))
             config = {**read_json(folder / "config.json"), "dtype": card.dtype}
         write_json(folder / "config.json", {**config, CONFIG_KEY: card.settings()})
-        copy_matching(source, folder, KEPT_FILES[:3])
+        copy_matching(source, folder, KEPT_FILES)
         if remote_code:
             copy_matching(source, folder, ("*.py",))
         write_tokenizer(source, folder, tokenizer, card.max_length, remote_code)

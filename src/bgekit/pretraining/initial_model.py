@@ -107,7 +107,7 @@ def initial_model(model: PretrainModelArguments, max_length: int) -> Iterator[In
         lm.config.save_pretrained(folder)
         write_tokenizer(tokenizer_source, folder, None, card.max_length)
         if source is not None:
-            copy_matching(source, folder, (*KEPT_FILES[:3], "README.md"))
+            copy_matching(source, folder, (*KEPT_FILES, "README.md"))
         if can_pack(lm.base_model):
             register()
             lm.set_attn_implementation(PACKED_ATTENTION)

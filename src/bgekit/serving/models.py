@@ -175,7 +175,7 @@ class Loaded:
         from ..inference.tokenization import TokenRequest
 
         if place == 0 or output != "vector":  # Workers have the network as the card says.
-            return self.engine.batch(tokens, threads=threads, raw=output == "raw")
+            return self.engine.batch(tokens, threads=threads, raw=output == "raw").vectors
         typed = tokens.types is not None
         inputs = tokens.ids if tokens.types is None else list(zip(tokens.ids, tokens.types, strict=True))
         return self._worker(place).compute(inputs, TokenRequest(tokens.prompt_length, typed)).vectors
