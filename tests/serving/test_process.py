@@ -19,7 +19,6 @@ import pytest
 
 from bgekit.cli.main import main
 
-
 #: A server whose batches take so many seconds once it is ready.
 SLOW = """
 import importlib, sys, time

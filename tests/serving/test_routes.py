@@ -287,8 +287,8 @@ def test_cohere_shapes(ask, model):
     for wrong, status, said in (
         ({"truncate": "NONE"}, 422, "64"), ({"truncate": "MIDDLE"}, 422, "NONE, START or END"),
         ({"embedding_types": ["int8"]}, 422, "'int8' is not served: Cohere does not publish"),
-        ({"embedding_types": ["float", "half"]}, 422, "'half' is not served; ask for float"), ({"texts": None}, 400, "empty"),
-        ({"images": ["x"]}, 422, "texts"),
+        ({"embedding_types": ["float", "half"]}, 422, "'half' is not served; ask for float"),
+        ({"texts": None}, 400, "empty"), ({"images": ["x"]}, 422, "texts"),
     ):  # fmt: skip
         assert said in ask("/v2/embed", {**body, **wrong}, status)["message"]
 

@@ -48,8 +48,10 @@ _WEIGHT: Final = 0.1
 _LOOK: Final = 0.5
 
 
-#: What is computed of a sequence: numbers, all finite, of any shape.
-Result: TypeAlias = "npt.NDArray[np.floating[Any]]"
+#: What is computed of a sequence: numbers, all finite, of any shape, or records of numbers.
+Result: TypeAlias = "npt.NDArray[Any]"
+#: Those of several sequences: rows of an array, or a list.
+Results: TypeAlias = "npt.NDArray[Any] | Sequence[Result]"
 
 
 class Computer(Protocol):
@@ -67,7 +69,7 @@ class Computer(Protocol):
     exact: bool
     most: int | None
 
-    def compute(self, place: int, tokens: Tokens, *, output: str, threads: int) -> Sequence[Result]:
+    def compute(self, place: int, tokens: Tokens, *, output: str, threads: int) -> Results:
         """A result for each sequence of a batch, computed on a device by its place, 0 being that of this process."""
         ...
 
@@ -170,12 +172,13 @@ class Scheduler:
         self.streams, self.devices, self.max_wait, self.max_tokens = streams, devices, max_wait, max_tokens
         self.stuck, self._all_threads, self.on_batch, self.on_stuck = stuck, all_threads, on_batch, on_stuck
         self._lock = threading.RLock()
-        self._any = threading.Condition(self._lock)
+        #: What threads wait for: those that compute any job, the last one that came to wait at the end; and that of
+        #: the lane of short jobs.
+        self._idle: list[threading.Condition] = []
         self._short = threading.Condition(self._lock)
         self._jobs: list[Job] = []
         self._known: dict[tuple[Any, ...], Waiting] = {}
         self._running: dict[int, _Running] = {}
-        self._idle = 0
         self._threads: list[threading.Thread] = []
         self._clock = 0.0
         self._closed = False
@@ -305,8 +308,8 @@ class Scheduler:
         with self._lock:
             self._closed = True
             jobs = list(self._jobs)
-            self._any.notify_all()
-            self._short.notify_all()
+            self._wake(short=False)
+            self._short.notify()
         for job in jobs:
             _settle(job, error=error or Unready("the server is being shut down: ask another one"))
             self.drop(job)
@@ -326,10 +329,15 @@ class Scheduler:
             thread.start()
 
     def _wake(self, short: bool) -> None:
-        if self._idle:
-            self._any.notify(1 if short else self._idle)
-        elif short:
+        """Have threads look for work: for a short job one, and always the one that was busy last.
+
+        A lone query after the other is so computed by one thread, whose helpers (OpenMP's) are still awake; those of
+        another one would look for work on the cores that it needs.
+        """
+        if short and not self._idle:
             self._short.notify()
+        for _ in range(min(1, len(self._idle)) if short else len(self._idle)):
+            self._idle.pop().notify()
 
     def _work(self, number: int, place: int, only_short: bool) -> None:
         """Compute batches until the server ends."""
@@ -340,16 +348,16 @@ class Scheduler:
         # Set once: torch keeps this number for each thread, but MKL may keep one for the process.
         torch.set_num_threads(1)
         trimmer = Trimmer()
-        ready = self._short if only_short else self._any
+        ready = self._short if only_short else threading.Condition(self._lock)
         while True:
             with self._lock:
                 batch = self._take(number, place, only_short)
                 while batch is None:
                     if self._closed:
                         return
-                    self._idle += not only_short
+                    if not only_short:
+                        self._idle.append(ready)
                     ready.wait()
-                    self._idle -= not only_short
                     batch = self._take(number, place, only_short)
                 # Where nothing else is there to do, all threads share the batch.
                 alone = place == 0 and len(self._running) == 1 and not self._jobs and batch.computer.exact
@@ -436,7 +444,7 @@ class Scheduler:
         size = sum(map(len, tokens.ids))
         start = time.perf_counter()
         error: Exception | None = None
-        results: Sequence[Result] | None = None
+        results: Results | None = None
         try:
             results = batch.computer.compute(batch.place, tokens, output=batch.output, threads=threads)
         except WorkerError as died:
@@ -493,16 +501,16 @@ class Scheduler:
                 job.unserved += len(sequence.ids)
                 if job not in self._jobs:
                     bisect.insort(self._jobs, job)
-        self._any.notify_all()
-        self._short.notify_all()
+        self._wake(short=False)
+        self._short.notify()
         return again
 
     def _hand_out(
         self, sequences: list[Waiting], waiters: list[list[tuple[Job, int]]],
-        results: Sequence[Result] | None, error: Exception | None,
+        results: Results | None, error: Exception | None,
     ) -> None:  # fmt: skip
         """Give results, or an error, to all jobs that wait for them."""
-        finite = [] if results is None else [bool(np.isfinite(each).all()) for each in results]
+        finite = [] if results is None else _finite(results)
         for row, (sequence, jobs) in enumerate(zip(sequences, waiters, strict=True)):
             for job, place in jobs:
                 if results is None:
@@ -537,6 +545,14 @@ class Scheduler:
                 logger.error("%s", said)
                 if not each.computer.kill_worker(each.place) and self.on_stuck is not None:
                     self.on_stuck(said)
+
+
+def _finite(results: Results) -> list[bool]:
+    """For each result, whether it has neither NaN nor infinity."""
+    if isinstance(results, np.ndarray):
+        return np.isfinite(results).all(axis=1).tolist()  # type: ignore[no-any-return]
+    parts = ([each] if each.dtype.names is None else [each[name] for name in each.dtype.names] for each in results)
+    return [all(bool(np.isfinite(part).all()) for part in each) for each in parts]
 
 
 def _deadline(job: Job) -> float:
