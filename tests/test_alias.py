@@ -18,16 +18,19 @@ from flagembedding_paths import PATHS
 
 #: The public names of FlagEmbedding 1.2 and 1.4 that are not here.
 MISSING = (
-    "BGEM3FlagModel FlagLLMModel FlagICLModel FlagPseudoMoEModel LLMEmbedder FlagLLMReranker "
+    "FlagLLMModel FlagICLModel FlagPseudoMoEModel LLMEmbedder FlagLLMReranker "
     "LayerWiseFlagLLMReranker LightWeightFlagLLMReranker AbsEmbedder AbsReranker EmbedderModelClass "
     "RerankerModelClass"
 ).split()
 
 
 def test_it_is_the_same_class():
-    from FlagEmbedding import FlagModel
+    from FlagEmbedding.inference.embedder.encoder_only.m3 import M3Embedder
+
+    from FlagEmbedding import BGEM3FlagModel, FlagModel
 
     assert FlagModel is FlagEmbedding.FlagModel is bgekit.FlagModel
+    assert BGEM3FlagModel is M3Embedder is bgekit.BGEM3FlagModel
 
 
 def test_star_import_gives_what_is_there():
@@ -63,6 +66,16 @@ def test_auto_model_gives_the_same_vectors(make_model, texts):
     assert model.card.prompt("query").prefix.startswith("为这个句子")
 
 
+def test_auto_model_knows_bge_m3_by_its_name_and_by_its_kind(make_model):
+    folder = make_model(name="bge-m3")
+    model = FlagEmbedding.FlagAutoModel.from_finetuned(str(folder), use_fp16=False, devices="cpu")
+    assert type(model) is bgekit.BGEM3FlagModel
+    assert sorted(model.encode("a cat")) == ["colbert_vecs", "dense_vecs", "lexical_weights"]
+    other = make_model()
+    found = FlagEmbedding.FlagAutoModel.from_finetuned(str(other), model_class="encoder-only-m3", devices="cpu")
+    assert type(found) is bgekit.BGEM3FlagModel
+
+
 def test_auto_model_takes_the_arguments_of_the_original(tiny_bert, texts):
     model = FlagEmbedding.FlagAutoModel.from_finetuned(
         str(tiny_bert), model_class="encoder-only-base", normalize_embeddings=True, use_fp16=False, use_bf16=False,
@@ -76,8 +89,8 @@ def test_auto_model_takes_the_arguments_of_the_original(tiny_bert, texts):
 
 
 def test_auto_model_refuses_what_it_would_get_wrong(tiny_bert):
-    with pytest.raises(ArgumentError, match="encoder-only-m3"):
-        FlagEmbedding.FlagAutoModel.from_finetuned(str(tiny_bert), model_class="encoder-only-m3")
+    with pytest.raises(ArgumentError, match="decoder-only-icl"):
+        FlagEmbedding.FlagAutoModel.from_finetuned(str(tiny_bert), model_class="decoder-only-icl")
     with pytest.raises(TypeError, match="nonsense"):
         FlagEmbedding.FlagAutoModel.from_finetuned(str(tiny_bert), nonsense=1)
     with pytest.raises(ArgumentError, match="from_finetuned"):
@@ -100,6 +113,7 @@ RUN = {
     "finetune.reranker.encoder_only.base": "bgekit.training.reranker",
 }
 NAMES = {
+    "bge_m3": "BGEM3FlagModel",
     "flag_models": "FlagModel",
     "flag_reranker": "FlagReranker",
     "inference": "FlagAutoModel",
@@ -107,6 +121,7 @@ NAMES = {
     "inference.auto_reranker": "FlagAutoReranker",
     "inference.embedder": "FlagModel",
     "inference.embedder.encoder_only": "FlagModel",
+    "inference.embedder.encoder_only.m3": "M3Embedder",
     "inference.reranker": "FlagReranker",
     "inference.reranker.encoder_only": "FlagReranker",
 }
@@ -242,6 +257,20 @@ def test_every_keyword_of_the_originals_embedders(tiny_bert, warned, entry):
         found, said = warned(lambda call=method, more=more: call(["a cat"], **options, **more))
         assert len(said) == (len(more) if method == model.encode else 0)  # Once a process.
         np.testing.assert_array_equal(plain, found)
+        with pytest.raises(TypeError, match="nonsense"):
+            method(["a cat"], nonsense=1)
+
+
+def test_every_keyword_of_the_originals_bge_m3(tiny_bert, warned):
+    of_m3 = {"colbert_dim": -1, "return_dense": True, "return_sparse": False, "return_colbert_vecs": False}
+    model, said = warned(lambda: FlagEmbedding.BGEM3FlagModel(str(tiny_bert), **COMMON, **of_m3))
+    assert not said
+    returned = {"return_dense": True, "return_sparse": False, "return_colbert_vecs": False}
+    for method in (model.encode, model.encode_queries, model.encode_corpus):
+        found, said = warned(lambda call=method: call(["a cat"], batch_size=2, max_length=16, **returned))
+        assert not said and found["dense_vecs"].shape == (1, 32) and found["lexical_weights"] is None
+        _, said = warned(lambda call=method: call(["a cat"], convert_to_numpy=True, device="cpu"))
+        assert len(said) == (2 if method == model.encode else 0)  # Once a process.
         with pytest.raises(TypeError, match="nonsense"):
             method(["a cat"], nonsense=1)
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from bgekit.errors import ArgumentError, BgekitError
 from bgekit.models.card import UNSET, Pooling, Unset
+from bgekit.models.families import model_name
 
 from . import _paths
 
 if TYPE_CHECKING:
-    from bgekit import FlagModel, FlagReranker
+    from bgekit import BGEM3FlagModel, FlagModel, FlagReranker
 
-__all__ = ["FlagAutoModel", "FlagAutoReranker", "FlagModel", "FlagReranker"]
+__all__ = ["BGEM3FlagModel", "FlagAutoModel", "FlagAutoReranker", "FlagModel", "FlagReranker"]
 
 _LANGUAGE_MODEL = (
     "rerankers on language models are not in bgekit; FlagReranker(name) takes every cross-encoder with a "
@@ -23,7 +24,6 @@ _LANGUAGE_MODEL = (
 )
 #: Names of FlagEmbedding 1.2 to 1.4 that are not here -> what to do.
 MISSING = {
-    "BGEM3FlagModel": "bgekit has the dense vectors of BGE-M3: FlagModel(name).encode(texts) gives them as an array",
     "FlagLLMModel": "use FlagModel(name): last-token pooling and the instruction come from the model's card",
     "FlagICLModel": "use FlagModel(name) for its vectors without in-context examples",
     "FlagPseudoMoEModel": "models with experts by domain are not in bgekit",
@@ -36,8 +36,10 @@ MISSING = {
     "EmbedderModelClass": "no model class is needed: FlagModel(name) finds out what a model is",
     "RerankerModelClass": "no model class is needed: FlagReranker(name) finds out what a model is",
 }
-#: Kinds of FlagAutoModel whose vectors are those of FlagModel.
-_MODEL_CLASSES = ("encoder-only-base", "decoder-only-base")
+#: Kinds of FlagAutoModel -> the class that it is here.
+_MODEL_CLASSES = {
+    "encoder-only-base": "FlagModel", "decoder-only-base": "FlagModel", "encoder-only-m3": "BGEM3FlagModel"
+}  # fmt: skip
 
 
 class NotOfferedError(BgekitError, ImportError):
@@ -53,7 +55,7 @@ def not_offered(name: str, instead: str) -> NotOfferedError:
 
 
 class FlagAutoModel:
-    """The entry point of FlagEmbedding 1.3 and later; every model is a `FlagModel` here."""
+    """The entry point of FlagEmbedding 1.3 and later: a `BGEM3FlagModel` where it gives that, else a `FlagModel`."""
 
     def __init__(self) -> None:
         raise ArgumentError("FlagAutoModel is not made itself; call FlagAutoModel.from_finetuned(name)")
@@ -73,12 +75,13 @@ class FlagAutoModel:
         query_instruction_format: str | None = None,
         truncate_dim: int | None = None,
         **options: Any,
-    ) -> FlagModel:
-        """A `FlagModel`; what is left out comes from the model's card, its instruction too.
+    ) -> FlagModel | BGEM3FlagModel:
+        """The model; what is left out comes from its card, its instruction too.
 
         Args:
             model_name_or_path: A folder, a Hugging Face id, or `packaged:NAME`.
-            model_class: Not needed: `encoder-only-base` and `decoder-only-base` are accepted.
+            model_class: `encoder-only-m3` gives a `BGEM3FlagModel`, as models that are called bge-m3 do without it;
+                `encoder-only-base` and `decoder-only-base` give a `FlagModel`.
             normalize_embeddings: As in `FlagModel`.
             use_fp16: As in `FlagModel`.
             use_bf16: As in `FlagModel`.
@@ -88,17 +91,19 @@ class FlagAutoModel:
             trust_remote_code: As in `FlagModel`; None for no.
             query_instruction_format: As in `FlagModel`.
             truncate_dim: As in `FlagModel`.
-            options: Further arguments of `FlagModel`.
+            options: Further arguments of the class.
 
         Raises:
-            ArgumentError: `model_class` names a kind whose results are not those of `FlagModel`.
+            ArgumentError: `model_class` names a kind that is not here.
         """
         kind = getattr(model_class, "value", model_class)
-        if kind is not None and kind not in _MODEL_CLASSES:
+        if kind is None:
+            kind = "encoder-only-m3" if model_name(model_name_or_path) == "bge-m3" else "encoder-only-base"
+        if kind not in _MODEL_CLASSES:
             raise ArgumentError(
                 f"model_class={kind!r} is not in bgekit; leave it out, and FlagModel gives the model's dense vectors"
             )
-        return __getattr__("FlagModel")(  # type: ignore[no-any-return]
+        return __getattr__(_MODEL_CLASSES[kind])(  # type: ignore[no-any-return]
             model_name_or_path,
             pooling_method=UNSET if pooling_method is None else pooling_method,
             normalize_embeddings=normalize_embeddings,
@@ -149,11 +154,11 @@ class FlagAutoReranker:
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("FlagModel", "FlagReranker"):
+    if name in ("BGEM3FlagModel", "FlagModel", "FlagReranker"):
         import bgekit
 
         return getattr(bgekit, name)
-    if name in ("flag_models", "flag_reranker", "inference"):  # The original's own imports make these attributes.
+    if name in ("bge_m3", "flag_models", "flag_reranker", "inference"):  # The original's own imports make these attributes.
         import importlib
 
         return importlib.import_module(f"{__name__}.{name}")

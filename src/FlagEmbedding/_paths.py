@@ -29,16 +29,18 @@ _RUNS: Final = {
 }
 #: Modules that are imported for their names, which `FlagEmbedding` itself has or speaks of.
 _IMPORTS: Final = (
+    "bge_m3",
     "flag_models",
     "flag_reranker",
     "inference.auto_embedder",
     "inference.auto_reranker",
     "inference.embedder.encoder_only.base",
+    "inference.embedder.encoder_only.m3",
     "inference.embedder.decoder_only",
     "inference.reranker.encoder_only.base",
 )
 #: Names of classes within them -> the class that it is here.
-_CLASSES: Final = {"BaseEmbedder": "FlagModel", "BaseReranker": "FlagReranker"}
+_CLASSES: Final = {"BaseEmbedder": "FlagModel", "M3Embedder": "BGEM3FlagModel", "BaseReranker": "FlagReranker"}
 
 _M3: Final = "`bge finetune` trains the dense vectors of BGE-M3; its sparse and multi-vector outputs are not in bgekit"
 _LANGUAGE_MODEL: Final = (
@@ -52,7 +54,6 @@ _OWN_DATA: Final = "`bge eval --data FOLDER --model MODEL` measures on files in 
 _ELSEWHERE: Final = {
     "BGE_M3": _M3,
     "BGE_M3.split_data_by_length": "`bge finetune --group_by_length true` makes batches of similar lengths of any file",
-    "bge_m3": "bgekit has the dense vectors of BGE-M3: FlagModel(name).encode(texts) gives them as an array",
     "baai_general_embedding": f"{_TRAINING}; `bge mine` and `bge pretrain` do the rest",
     "baai_general_embedding.finetune.eval_msmarco": _OWN_DATA,
     "baai_general_embedding.retromae_pretrain": "`bge pretrain`, or `python -m bgekit.pretraining.run`, does it",
@@ -80,9 +81,6 @@ _ELSEWHERE: Final = {
     "finetune.reranker": _RERANKERS,
     "finetune.reranker.decoder_only": _LANGUAGE_MODEL,
     "inference": "FlagModel(name) and FlagReranker(name) find out what a model is",
-    "inference.embedder.encoder_only.m3": (
-        "bgekit has the dense vectors of BGE-M3: FlagModel(name).encode(texts) gives them as an array"
-    ),
     "inference.embedder.decoder_only.icl": "use FlagModel(name) for its vectors without in-context examples",
     "inference.embedder.decoder_only.pseudo_moe": "models with experts by domain are not in bgekit",
     "inference.reranker.decoder_only": _LANGUAGE_MODEL,

@@ -124,11 +124,15 @@ def test_a_readme_that_cannot_be_parsed_does_not_stop_a_save(copy, tmp_path, rea
 
 
 def test_terms_of_use_and_heads_go_along(copy, tmp_path):
-    for name in ("LICENSE", "NOTICE.txt", "sparse_linear.pt"):
+    for name in ("LICENSE", "NOTICE.txt"):
         (copy / name).write_text(name)
     (copy / "optimizer.pt").write_text("large")
+    torch.save({"weight": torch.randn(1, 32).half(), "bias": torch.randn(1).half()}, copy / "sparse_linear.pt")
     FlagModel(copy).save(tmp_path / "saved")
-    assert files(tmp_path / "saved") == EXPECTED | {"LICENSE", "NOTICE.txt", "sparse_linear.pt"}
+    heads = {"sparse_linear.pt", "heads/sparse_linear.safetensors"}
+    assert files(tmp_path / "saved") == EXPECTED | {"LICENSE", "NOTICE.txt"} | heads
+    before, after = (torch.load(folder / "sparse_linear.pt", weights_only=True) for folder in (copy, tmp_path / "saved"))
+    assert all(torch.equal(before[name], after[name]) and after[name].dtype == torch.float16 for name in before)
 
 
 # --- weights, config and tokenizer ------------------------------------------------------------------------------

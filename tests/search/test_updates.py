@@ -487,7 +487,7 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("change", "said"),
         [
-            (lambda facts: facts | {"version": 3}, "version 3"),
+            (lambda facts: facts | {"version": 9}, "version 9"),
             (lambda facts: facts | {"segments": [{"folder": ""}]}, "damaged"),
             (lambda facts: facts | {"extra": 1}, "damaged"),
             (lambda facts: {name: facts[name] for name in facts if name != "generation"}, "damaged"),

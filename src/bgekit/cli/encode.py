@@ -7,6 +7,7 @@ stopped, with the same result.
 
 Examples:
   bge encode corpus.jsonl -o vectors --model BAAI/bge-small-en-v1.5
+  bge encode corpus.jsonl -o outputs --model BAAI/bge-m3 --outputs dense sparse multi-vector
   zcat dump.gz | bge encode - -o vectors --model BAAI/bge-m3 --format jsonl --text-field body --chunk
 """
 
@@ -32,7 +33,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.usage = "bge encode FILE_OR_DIR... -o DIR --model MODEL [option ...]"
     parser.add_argument("files", nargs="+", metavar="FILE_OR_DIR", help="file or folder of texts, - for standard input")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the shards")
-    parser.add_argument("--shard-size", type=options.positive, default=1024, metavar="N", help="texts per shard [1024]")
+    parser.add_argument(
+        "--shard-size", type=options.positive, metavar="N", help="texts per shard [1024; 256 with multi-vector]"
+    )
+    parser.add_argument(
+        "--outputs", nargs="+", choices=("dense", "sparse", "multi-vector"), default=["dense"],
+        help="what to store of each text: its vector, weights of its tokens, vectors of its tokens; those take a "
+        "model with heads, such as BGE-M3 [dense]",
+    )  # fmt: skip
     parser.add_argument(
         "--kind", choices=("document", "query", "plain"), default="document",
         help="encode the texts as documents, as queries, or without an instruction [document]",
@@ -66,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         output = stack.enter_context(OutputFolder(args.output))
         model = stack.enter_context(options.load_model(args))
         from ..display.terminal import EncodeProgress
-        from ..inference.shards import encode_to_shards
+        from ..inference.shards import SHARD_SIZE, encode_to_shards
 
         progress = stack.enter_context(EncodeProgress(records.size, show=not args.no_progress))
         start = time.perf_counter()
@@ -74,10 +82,11 @@ def run(args: argparse.Namespace) -> int:
             model,
             records,
             output,
-            shard_size=args.shard_size,
+            shard_size=args.shard_size or (256 if "multi-vector" in args.outputs else SHARD_SIZE),
             kind=args.kind,
             dtype=args.output_dtype,
             batch_size=args.batch_size,
+            outputs=args.outputs,
             chunks=options.chosen_chunks(args),
             store_texts=args.store_texts,
             overwrite=args.overwrite,
@@ -86,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if not args.quiet:
         following = f'bge search {shlex.quote(args.output)} --model {shlex.quote(args.model)} -q "..."'
-        next_step = f"; next: {following}" if args.kind == "document" else ""
+        next_step = f"; next: {following}" if args.kind == "document" and args.outputs == ["dense"] else ""
         print(_summary(report, args.output, time.perf_counter() - start, str(records.skipped)) + next_step)
     return 0
 

@@ -89,11 +89,14 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluation.evaluator import evaluate
     from ..evaluation.report.report import console
     from ..evaluation.tasks.base import check_rerankable
-    from ..files.atomic import check_place
+    from ..files.remote import is_url
+    from ..files.transfer import check_target
 
     # What can fail at once does, before a model is loaded.
     if args.output:
-        check_place(args.output, folder=True)
+        if args.keep_vectors and is_url(args.output):
+            raise ArgumentError("--keep-vectors keeps them in a local folder, and --output is a URL")
+        check_target(args.output, folder=True)
     tasks, notes = _tasks(args)
     if args.reranker and not any(task.rerankable for task in tasks):
         check_rerankable(tasks)

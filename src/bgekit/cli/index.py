@@ -221,6 +221,7 @@ def _info(args: argparse.Namespace) -> None:
     rows = {
         "holds": held + waiting,
         "search": known["index_type"],
+        "parts": ", ".join(known["parts"]),
         **({"recall": _recall(known)} if known["measured"] else {}),
         "model": made,
         "texts": f"at most {known['max_length']} tokens",

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 #: Fields that a reader needs to know only where they have another value than this; JSON has them all.
 _RARE: Final[Mapping[str, Any]] = {
     "include_prompt": True, "default_prompt": None, "dense": [], "selftest": None, "calibration": None,
-    "lower_case": False, "pretrained_only": False, "matryoshka_dims": [],
+    "lower_case": False, "pretrained_only": False, "matryoshka_dims": [], "heads": [],
 }  # fmt: skip
 #: Fields that are called otherwise here: `dtype` is that of the weights in the file, not of the computation.
 _CALLED: Final = {"dtype": "weights in"}
@@ -83,6 +83,7 @@ def _card(folder: Path, name: str, pooling: str | None) -> tuple[dict[str, Any],
         facts[f"{role} prompt"] = prompts.get(role, ["", ""])
         sources[f"{role} prompt"] = sources.get(role, sources.get("prompts", "default"))
     facts["matryoshka_dims"] = listed(card.matryoshka_dims) if card.matryoshka_dims else []
+    facts["heads"], sources["heads"] = list(card.heads), "checkpoint"
     sources |= {"dimension": sources.get("dimension", "checkpoint"), "architecture": "checkpoint"}
     sources["family"] = "family table" if card.family else ""
     if card.notice:

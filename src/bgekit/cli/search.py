@@ -11,6 +11,7 @@ Examples:
   bge search --index docs.index -q "first question" "second question" --json
   bge search docs.jsonl --model BAAI/bge-small-en-v1.5 --keep year lang -q "..." --where "year >= 2020 and lang = 'en'"
   bge search --index docs.index -o results.parquet < questions.txt
+  bge search docs.jsonl --model BAAI/bge-small-en-v1.5 --index docs.index --mode hybrid -q "error E1234 when saving"
   bge search --index docs.index -q "a question" --reranker BAAI/bge-reranker-v2-m3
   bge search vectors/ --model BAAI/bge-small-en-v1.5 --index big.index --index-type hnsw
 """
@@ -28,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,6 +47,9 @@ _READING: Final = (
     "format", "encoding", "quoting", "delimiter", "records", "include", "exclude", "text_field", "title_field",
     "id_field", "keep",
 )  # fmt: skip
+#: Modes of search and parts of an index, as `search.modes` and `search.parts` have them.
+MODES: Final = ("dense", "lexical", "bm25", "multi-vector", "hybrid")
+PARTS: Final = ("bm25", "lexical", "multi-vector")
 #: What is said where nothing is found, without a condition and with one.
 _EMPTY: Final = ("nothing: the index is empty", "nothing meets the condition")
 _TOO_LOW: Final = "no result reaches --min-score"
@@ -69,12 +73,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object per question and line")
     parser.add_argument(
         "-o", "--output", metavar="FILE",
-        help="write the results to a .parquet, .csv, .jsonl or .json file instead of printing them",
+        help="write the results to a .parquet, .csv, .jsonl, .json or .trec file instead of printing them",
     )  # fmt: skip
     options.add_overwrite_option(parser, "file of results")
     parser.add_argument(
         "--no-instruction", action="store_true", help="encode questions without the model's instruction"
     )
+    parser.add_argument(
+        "--mode", choices=MODES, default="dense",
+        help="compare by meaning (dense), by words (bm25), by the weights that models such as BGE-M3 give to tokens "
+        "(lexical), token by token among the nearest (multi-vector), or by all that the index has (hybrid: with the "
+        "weights that `bge calibrate --hybrid` fitted for it, else by reciprocal ranks) [dense]",
+    )  # fmt: skip
     group = parser.add_argument_group("index")
     group.add_argument(
         "--index", metavar="DIR", help="keep the index here; the next time only texts that it does not have are encoded"
@@ -87,6 +97,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--recall", type=float, metavar="R",
         help="share of the nearest that the other types are to find, by which is measured how wide they search [0.99]",
+    )  # fmt: skip
+    group.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=[], metavar="PART",
+        help="what the index is to have beside its vectors: bm25, the words of its texts; of models such as BGE-M3 "
+        "lexical and multi-vector [what it has; given files, also what --mode takes]",
     )  # fmt: skip
     group = parser.add_argument_group("metadata")
     options.add_keep_option(group)
@@ -123,6 +138,8 @@ def run(args: argparse.Namespace) -> int:
 
             kind, reason = choose_type(index.stored.count, index.dimension)
             _report(args, f"auto is {kind}: {reason}")
+        if args.mode != "dense":
+            _report(args, index.how(args.mode, model))
         if args.where is not None:
             _report(args, f"{len(index.rows_where(args.where)):,} of {_counted(index)} meet the condition")
 
@@ -137,16 +154,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _answers(
-    args: argparse.Namespace, index: SearchIndex, model: Embedder, asked: dict[str, Any]
+    args: argparse.Namespace, index: SearchIndex, model: Embedder | None, asked: dict[str, Any]
 ) -> Iterator[tuple[str, list[Hit]]]:
     """The questions with what was found for each."""
     for queries in _queries(args):
-        for query, hits in zip(queries, index.ask(model, queries, args.top_k, **asked), strict=True):
+        for query, hits in zip(queries, index.ask(model, queries, args.top_k, mode=args.mode, **asked), strict=True):
             yield query, hits if args.min_score is None else [hit for hit in hits if hit.score >= args.min_score]
 
 
 def _nothing(args: argparse.Namespace) -> str:
     """What is said where nothing is found."""
+    if args.mode == "bm25" and args.where is args.min_score is None:
+        return "nothing: no text has a word of it"
     return _EMPTY[args.where is not None] if args.min_score is None else _TOO_LOW
 
 
@@ -243,20 +262,23 @@ def _read_as_before(args: argparse.Namespace) -> None:
 
 def _open(
     args: argparse.Namespace, records: RecordReader | None, stack: contextlib.ExitStack
-) -> tuple[SearchIndex, Embedder]:
-    """The index to search, made or updated if need be, and the model that goes with it."""
+) -> tuple[SearchIndex, Embedder | None]:
+    """The index to search, made or updated if need be, and the model that goes with it, if the mode needs one."""
     if records is not None:
         return _open_files(args, records, stack)
     index = _open_folder(args, args.sources[0] if args.sources else args.index, stack)
     args.model = args.model or index.facts.model_name
     if args.where is not None:
         index.rows_where(args.where)  # What has no meaning for it shows before a model is loaded.
+    index.check_mode(args.mode)
+    if args.mode == "bm25":
+        return index, None
     return index, stack.enter_context(options.load_model(args))
 
 
 def _open_folder(args: argparse.Namespace, folder: str, stack: contextlib.ExitStack) -> SearchIndex:
     from ..inference.shards import load_shards
-    from ..search.build import index_shards, with_type
+    from ..search.build import index_shards, with_parts, with_type
     from ..search.index import SearchIndex
     from ..search.storage import FACTS, read_facts
 
@@ -265,9 +287,35 @@ def _open_folder(args: argparse.Namespace, folder: str, stack: contextlib.ExitSt
         raise ArgumentError(f"{folder} is an index itself: leave out --index {args.index}")
     if is_index and (args.index_type or args.recall is not None):
         with_type(folder, args.index_type or read_facts(Path(folder)).index_type, recall=args.recall)
-    if is_index or not (args.sources and (args.index or args.index_type not in (None, "exact"))):
+    if is_index:
+        with_parts(folder, args.parts)
+    shards = None if is_index else load_shards(folder)
+    parts = [] if shards is None else _parts(args, shards.outputs)
+    if shards is None or not (args.sources and (args.index or parts or args.index_type not in (None, "exact"))):
         return SearchIndex.load(folder)
-    return index_shards(load_shards(folder), _index_folder(args, stack), index_type=args.index_type, recall=args.recall)
+    return index_shards(shards, _index_folder(args, stack), index_type=args.index_type, recall=args.recall, parts=parts)
+
+
+def _parts(args: argparse.Namespace, outputs: Sequence[str] = ()) -> list[str]:
+    """What an index that is built or updated is to have beside its vectors: what is named, and what the mode takes.
+
+    Args:
+        args: The options.
+        outputs: What the model gives, or what is encoded.
+    """
+    words = "lexical" if "sparse" in outputs else "bm25"
+    there = _parts_there(args)
+    taken = {"bm25": ["bm25"], "lexical": ["lexical"], "hybrid": [words] if not {"bm25", "lexical"} & there else []}
+    return list(dict.fromkeys([*args.parts, *taken.get(args.mode, [])]))
+
+
+def _parts_there(args: argparse.Namespace) -> set[str]:
+    from ..search.storage import FACTS, read_facts
+
+    if args.index and (Path(args.index) / FACTS).exists():
+        with contextlib.suppress(OutputError):  # Said where it is built again.
+            return set(read_facts(Path(args.index)).parts or ())
+    return set()
 
 
 def _open_files(
@@ -286,6 +334,7 @@ def _open_files(
         index_type=args.index_type,
         recall=args.recall,
         chunks=options.chosen_chunks(args),
+        parts=_parts(args, model.outputs),
         batch_size=args.batch_size,
         progress=None if args.no_progress else lambda: EncodeProgress(records.size),
     )

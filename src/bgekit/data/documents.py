@@ -5,7 +5,6 @@ In a folder hidden files, those that a .gitignore names, and indexes and shards 
 
 from __future__ import annotations
 
-import glob
 import importlib.util
 import json
 import logging
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 from ..errors import ArgumentError, DataError, require_extra
+from ..files.remote import is_file, is_folder, is_pattern, is_url, list_url, matching, open_binary
 from .columns import BadLines
 from .formats import FORMATS, check_format, format_of, listing, open_stream, stem_and_format
 from .markup import DOCUMENTS
@@ -36,8 +36,10 @@ _SUFFIXES: Final = {
 }  # fmt: skip
 #: Formats that need the extra `documents`, and the package of it that reads them.
 _PACKAGES: Final = {"pdf": "pypdf", "docx": "mammoth"}
+#: The file of what is being made of shards at a URL, which get their manifest in the end.
+BEGUN: Final = "begun.json"
 #: Files by which indexes and shards are known, and what they say of their format.
-_MADE: Final = {"index.json": "bgekit index", "manifest.json": "bgekit shards"}
+_MADE: Final = {"index.json": "bgekit index", "manifest.json": "bgekit shards", BEGUN: "bgekit shards"}
 #: A pattern of a .gitignore with the folder that it is relative to.
 _Rules: TypeAlias = "tuple[tuple[str, GitIgnoreSpec], ...]"
 
@@ -52,6 +54,7 @@ class Source:
         form: Its format; None where that is seen from its first bytes when it is read.
         found: Whether it was found in a folder: if it cannot be read, it is left out.
         unit: What of it is one record unless the caller says so; of formats with rows it is a row in any case.
+        size: Its bytes, where a list of its folder says them.
     """
 
     path: str
@@ -59,11 +62,12 @@ class Source:
     form: str | None
     found: bool = False
     unit: Unit = "line"
+    size: int | None = None
 
     @classmethod
-    def of(cls, path: str, name: str, form: str | None, *, found: bool = False) -> Source:
+    def of(cls, path: str, name: str, form: str | None, *, found: bool = False, size: int | None = None) -> Source:
         """A file with the unit that goes with its format."""
-        return cls(path, name, form, found, "file" if form in DOCUMENTS else "line")
+        return cls(path, name, form, found, "file" if form in DOCUMENTS else "line", size)
 
     @property
     def is_text(self) -> bool:
@@ -90,9 +94,11 @@ def made_here(folder: str | os.PathLike[str]) -> str | None:
 
     A file that cannot be read as JSON counts: whoever opens the folder then says what is wrong with it.
     """
+    if os.fspath(folder).startswith(("http://", "https://")):  # Servers of pages answer anything to any name.
+        return None
     for name, form in _MADE.items():
         try:
-            with open(os.path.join(folder, name), "rb") as file:
+            with open_binary(os.path.join(folder, name)) as file:
                 stated = json.load(file)
         except (FileNotFoundError, NotADirectoryError):
             continue
@@ -128,13 +134,13 @@ def find_sources(
         MissingExtraError: a file that is named needs the extra `documents`, which is not installed.
     """
     chosen = _Chosen(format, _spec("include", include), _spec("exclude", exclude))
-    named = [each for argument in arguments for each in (_matches(argument) if _is_glob(argument) else [argument])]
-    folders = [argument for argument in named if os.path.isdir(argument)]
+    named = [each for argument in arguments for each in (_matches(argument) if is_pattern(argument) else [argument])]
+    folders = [argument for argument in named if is_folder(argument)]
     if (include or exclude) and not folders:
         raise ArgumentError("include and exclude choose files in folders, and no folder is given")
     sources = list[Source]()
     for argument in named:
-        if os.path.isdir(argument):
+        if argument in folders:
             prefix = "" if len(named) == 1 else argument.rstrip("/") + "/"
             sources += _of_folder(argument, prefix, chosen, skipped)
         else:
@@ -144,12 +150,8 @@ def find_sources(
     return _readable(sources, skipped)
 
 
-def _is_glob(argument: str) -> bool:
-    return glob.has_magic(argument) and not os.path.exists(argument)
-
-
 def _matches(pattern: str) -> list[str]:
-    found = sorted(glob.glob(pattern, recursive=True))
+    found = matching(pattern)
     if not found:
         raise DataError(f"no file matches {pattern}")
     return found
@@ -161,7 +163,7 @@ def _form_of(file: str, encoding: str | None) -> str | None:
     What is not named and not seen is found out by whoever reads it, with the error that then belongs to it.
     """
     form = form_of_name(file)
-    if form is None and os.path.isfile(file):
+    if form is None and is_file(file):
         try:
             with ExitStack() as stack:
                 stream, _, name = open_stream(file, stack)
@@ -183,17 +185,17 @@ class _Chosen:
         """Whether a path below the folder is not excluded; of a folder with a slash behind."""
         return self.exclude is None or not self.exclude.match_file(name)
 
-    def source(self, path: str, name: str, prefix: str) -> Source | None:
+    def source(self, path: str, name: str, prefix: str, size: int | None) -> Source | None:
         """The file as a source; None if it is of another kind than those that are taken."""
         form = form_of_name(name)
         if self.include is not None:
             if not self.include.match_file(name):
                 return None
             if self.format is None and form is None:  # Such as .rst: a document without marks.
-                return Source(path, prefix + name, "txt", found=True, unit="file")
+                return Source(path, prefix + name, "txt", found=True, unit="file", size=size)
         elif form is None or self.format not in (None, form):
             return None
-        return Source.of(path, prefix + name, self.format or form, found=True)
+        return Source.of(path, prefix + name, self.format or form, found=True, size=size)
 
 
 def _spec(option: str, patterns: Sequence[str] | None) -> GitIgnoreSpec | None:
@@ -218,8 +220,9 @@ def _of_folder(folder: str, prefix: str, chosen: _Chosen, skipped: BadLines) -> 
     if made := made_here(folder):
         raise DataError(f"{folder} holds {'an index' if made == 'index' else 'encoded shards'}, not documents")
     found, others = list[tuple[str, Source]](), Counter[str]()
-    for path, name in _files(folder, chosen, skipped):
-        if source := chosen.source(path, name, prefix):
+    files = _files_at(folder, chosen) if is_url(folder) else _files(folder, chosen, skipped)
+    for path, name, size in files:
+        if source := chosen.source(path, name, prefix, size):
             found.append((name, source))
         else:
             others[os.path.splitext(name)[1] or name] += 1
@@ -233,7 +236,34 @@ def _of_folder(folder: str, prefix: str, chosen: _Chosen, skipped: BadLines) -> 
     return [source for _, source in sorted(found, key=lambda each: each[0])]
 
 
-def _files(folder: str, chosen: _Chosen, skipped: BadLines) -> Iterator[tuple[str, str]]:
+def _files_at(url: str, chosen: _Chosen) -> Iterator[tuple[str, str, int | None]]:
+    """As `_files`, of a folder at a URL, with the bytes of each; what a .gitignore there names is not passed over.
+
+    Raises:
+        DataError: it cannot be listed.
+    """
+    try:
+        there = list_url(url)
+    except OSError as error:
+        raise DataError(f"cannot read {url}: {error.strerror or error}") from error
+    url = url.rstrip("/")
+    marked = {above for above, _, own in map(_split, there) if own in _MADE and above}
+    made = tuple(f"{above}/" for above in marked if made_here(f"{url}/{above}"))
+    for name, status in there.items():
+        above, _, own = _split(name)
+        folders = above.split("/") if above else []
+        parents = ["/".join(folders[: depth + 1]) for depth in range(len(folders))]
+        if any(part.startswith(".") for part in (*folders, own)) or name.startswith(made):
+            continue
+        if chosen.takes(name) and all(chosen.takes(f"{parent}/") for parent in parents):
+            yield f"{url}/{name}", name, status.size
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    return name.rpartition("/")
+
+
+def _files(folder: str, chosen: _Chosen, skipped: BadLines) -> Iterator[tuple[str, str, int | None]]:
     """Paths of the files of a folder that are not passed over, and their names relative to it, with `/`."""
     ignored: dict[str, _Rules] = {}
     for root, folders, files in os.walk(
@@ -254,7 +284,7 @@ def _files(folder: str, chosen: _Chosen, skipped: BadLines) -> Iterator[tuple[st
             path = os.path.join(root, file)
             # A link that leads nowhere cannot be read, and is named; a pipe or a socket is not a file.
             if kept(file) and (os.path.isfile(path) or os.path.islink(path)):
-                yield path, _relative(path, folder)
+                yield path, _relative(path, folder), None
 
 
 def _relative(path: str, folder: str) -> str:

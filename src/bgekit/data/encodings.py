@@ -256,22 +256,28 @@ class Lines(Iterable[str]):
         file: The file, for messages.
         stream: Its content.
         encoding: What it is written in; None for UTF-8, and a guess in the messages where it is not.
+        offset: Bytes of the file before the stream's first line. Whoever reads from the middle has read what is before
+            and seen what the file is.
+
+    Attributes:
+        offset: Bytes of the file before the line that comes next; None where the file cannot be entered there.
 
     Raises:
         DataError: (while iterating, too) the file is in another encoding.
     """
 
-    def __init__(self, file: str, stream: Any, encoding: str | None) -> None:
+    def __init__(self, file: str, stream: Any, encoding: str | None, offset: int = 0) -> None:
         self._file, self._encoding = file, encoding
         self._utf8 = is_utf8(encoding)
-        if self._utf8:
-            self._check_head(stream.peek(_HEAD))
-        else:
+        self.offset: int | None = offset if self._utf8 else None
+        if not self._utf8:
             stream = io.BufferedReader(Recoded(stream, encoding or "", file), AHEAD)
-        if stream.peek(3)[:3] == BOM:
-            stream.read(3)
+        elif not offset:
+            self._check_head(stream.peek(_HEAD))
+        if not offset and stream.peek(3)[:3] == BOM:
+            self._pass(stream.read(3))
         self._lines = _split(stream)
-        self._any_bad = False
+        self._entered = self._any_bad = offset > 0
         self._told = 0  # Lines so far that are UTF-8 and more than ASCII.
         self._guess: Guess | None = None
 
@@ -281,12 +287,19 @@ class Lines(Iterable[str]):
                 text = line.decode("utf-8")
             except UnicodeDecodeError:
                 rest = Ahead(self._lines)
-                self._check(number, [line, *rest.look()])
+                if not self._entered:
+                    self._check(number, [line, *rest.look()])
                 for each in chain([line], rest):
+                    self._pass(each)
                     yield each.decode("utf-8", "surrogateescape")
                 return
             self._told += not line.isascii()
+            self._pass(line)
             yield text
+
+    def _pass(self, data: bytes) -> None:
+        if self.offset is not None:
+            self.offset += len(data)
 
     def problem(self, text: str) -> str | None:
         """The error in the encoding of a text of this file; None if there is none."""

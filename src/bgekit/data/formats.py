@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
+import errno
 import gzip
 import io
 import json
@@ -24,6 +25,7 @@ from itertools import chain, islice
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from ..errors import ArgumentError, DataError
+from ..files.remote import is_url, open_binary, url_status
 from .encodings import BOM, Ahead, Lines, check_encoding, is_utf8, not_utf8
 
 logger = logging.getLogger(__name__)
@@ -142,7 +144,7 @@ def open_stream(file: str, stack: contextlib.ExitStack) -> tuple[Stream, Stream,
         DataError: the file is called `.gz` and is not gzipped, or is a pointer to a file that was not fetched.
         OSError: it cannot be opened.
     """
-    raw: Any = sys.stdin.buffer if file == STDIN else stack.enter_context(open(file, "rb", buffering=1 << 17))
+    raw: Any = sys.stdin.buffer if file == STDIN else stack.enter_context(open_binary(file))
     if raw.peek(len(_POINTER))[: len(_POINTER)] == _POINTER:
         raise DataError(f"{file} is a pointer of Git LFS, not the file itself: fetch it, with `git lfs pull`")
     if raw.peek(2)[:2] == b"\x1f\x8b":
@@ -160,8 +162,13 @@ def _without_gz(name: str) -> str:
 
 @dataclass
 class Position:
-    """The bytes of a file that were read so far: by its stream, or by rows where there is no stream; and its format."""
+    """The bytes of a file that were read so far: by its stream, or by rows where there is no stream; and its format.
 
+    Attributes:
+        lines: The lines of a file that can be entered at any of them.
+    """
+
+    lines: Lines | None = None
     form: str = ""
     stream: Stream | None = None
     rows: int = 0
@@ -174,10 +181,16 @@ class Position:
             return self.stream.tell()
         return self.size * self.row // self.rows if self.rows else 0
 
+    @property
+    def offset(self) -> int | None:
+        """Bytes before the row that comes next, from which `file_rows` can begin; None where it cannot."""
+        return None if self.lines is None else self.lines.offset
+
 
 def file_rows(
-    file: str, form: str | None, columns: ChooseColumns, position: Position, dialect: Dialect
-) -> Iterator[tuple[int, Row]]:
+    file: str, form: str | None, columns: ChooseColumns, position: Position, dialect: Dialect,
+    *, after: tuple[int, int] = (0, 0),
+) -> Iterator[tuple[int, Row]]:  # fmt: skip
     """Line numbers (from 1; of tables row numbers) and rows of a file; a row that cannot be parsed as its reason.
 
     Args:
@@ -186,6 +199,7 @@ def file_rows(
         columns: Chooses the columns of a table.
         position: Updated with how far the file has been read.
         dialect: How it is written.
+        after: Lines and bytes of the file to begin behind: what `position.offset` was there.
     """
     line = 0
     try:
@@ -197,11 +211,14 @@ def file_rows(
                 if size is None:
                     raise DataError(f"{form.title()} cannot be read from a pipe, only from a file: name the file")
                 open_table = _arrow_rows if form == "arrow" else _parquet_rows
-                position.rows, rows = open_table(file, columns)
-                position.size = size
+                # A file on the disk is mapped; of one at a URL the parts that are needed are read.
+                position.rows, rows = open_table(file, columns, raw if is_url(file) else None)
+                position.size, position.stream = size, raw if is_url(file) and not position.rows else None
             else:
-                rows = _text_rows(form, file, stream, columns, dialect)
+                if after[1]:
+                    raw.seek(after[1])
                 position.stream = raw if size is not None else None
+                rows = _text_rows(form, file, stream, columns, dialect, position, after)
             for line, row in rows:
                 position.row = line
                 yield line, row
@@ -218,9 +235,14 @@ def check_format(format: str | None) -> None:
 
 
 def file_size(file: str) -> int | None:
-    """Bytes of a regular file; None for pipes and standard input."""
+    """Bytes of a regular file; None for pipes and standard input, and at URLs whose server does not say."""
     if file == STDIN:
         return None
+    if is_url(file):
+        there = url_status(file)
+        if there.is_folder:
+            raise IsADirectoryError(errno.EISDIR, f"it is a folder; give the files in it ({file.rstrip('/')}/*)", file)
+        return there.size
     status = os.stat(file)
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
@@ -235,29 +257,35 @@ def checked_size(file: str) -> int | None:
     # looked at: opening it would take what was written to it.
     try:
         size = file_size(file)
-        if size is not None:
+        if size is not None and not is_url(file):
             with open(file, "rb"):
                 return size
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror or error}") from error
+    if is_url(file):
+        return size
     if file != STDIN and os.path.isdir(file):
         raise DataError(f"cannot read {file}: it is a folder; give the files in it ({file.rstrip('/')}/*)")
     return None
 
 
 def _text_rows(
-    form: str, file: str, stream: Stream, choose_columns: ChooseColumns, dialect: Dialect
-) -> Iterator[tuple[int, Row]]:
+    form: str, file: str, stream: Stream, choose_columns: ChooseColumns, dialect: Dialect, position: Position,
+    after: tuple[int, int],
+) -> Iterator[tuple[int, Row]]:  # fmt: skip
     """Line numbers (from 1) and rows of a stream of jsonl, csv, tsv or txt.
 
     Raises:
         DataError: the stream as a whole is not what it should be.
     """
-    lines = Lines(file, stream, dialect.encoding)
+    first, offset = after
+    lines = Lines(file, stream, dialect.encoding, offset)
+    if stream is position.stream and form in ("jsonl", "txt"):
+        position.lines = lines
     if form == "jsonl":
-        return _json_rows(file, lines)
+        return _json_rows(file, lines, first, position)
     if form == "txt":
-        return _plain_rows(lines)
+        return _plain_rows(lines, first)
     texts: Iterator[str] = iter(lines)
     delimiter = dialect.delimiter or ("\t" if form == "tsv" else None)
     if delimiter is None:
@@ -266,10 +294,17 @@ def _text_rows(
     return _table_rows(file, lines, texts, delimiter, choose_columns, dialect.quoting)
 
 
-def _arrow_rows(file: str, choose_columns: ChooseColumns) -> tuple[int, Iterator[tuple[int, Row]]]:
+def _arrow_rows(
+    file: str, choose_columns: ChooseColumns, stream: Stream | None
+) -> tuple[int, Iterator[tuple[int, Row]]]:
     """Number of rows of an Arrow file, and its row numbers (from 1) and rows.
 
     It may be as `datasets` writes them (a stream of batches), or have an index at its end.
+
+    Args:
+        file: The file.
+        choose_columns: Chooses the columns.
+        stream: Its content, if it cannot be mapped: its rows are not counted then, as that would read all of it.
 
     Raises:
         DataError: the file is damaged or lacks a column (while iterating, too).
@@ -279,26 +314,30 @@ def _arrow_rows(file: str, choose_columns: ChooseColumns) -> tuple[int, Iterator
 
     def batches() -> Iterator[Any]:
         # Mapped, so that counting rows reads no texts.
-        with pyarrow.memory_map(file) as source:
+        whole = contextlib.nullcontext(pyarrow.PythonFile(stream, "r")) if stream else pyarrow.memory_map(file)
+        with whole as source:
+            source.seek(0)
             indexed = source.read(6) == b"ARROW1"
             source.seek(0)
             reader = ipc.open_file(source) if indexed else ipc.open_stream(source)
             yield from map(reader.get_batch, range(reader.num_record_batches)) if indexed else reader
 
     with _arrow_errors(file, "Arrow"):
-        counts = [batch.num_rows for batch in batches()]
+        counts = [batch.num_rows for batch in batches()] if stream is None else []
         first = next(batches(), None)
         columns = choose_columns(first.schema.names if first is not None else [])
 
     return sum(counts), _numbered(file, "Arrow", (batch.select(columns) for batch in batches()))
 
 
-def _parquet_rows(file: str, choose_columns: ChooseColumns) -> tuple[int, Iterator[tuple[int, Row]]]:
-    """Number of rows of a Parquet file, and its row numbers (from 1) and rows."""
+def _parquet_rows(
+    file: str, choose_columns: ChooseColumns, stream: Stream | None
+) -> tuple[int, Iterator[tuple[int, Row]]]:
+    """Number of rows of a Parquet file, and its row numbers (from 1) and rows; arguments as of `_arrow_rows`."""
     from pyarrow import parquet
 
     with _arrow_errors(file, "Parquet"):
-        table = parquet.ParquetFile(file)
+        table = parquet.ParquetFile(file if stream is None else stream)
         columns = choose_columns(table.schema_arrow.names)
 
     def batches() -> Iterator[Any]:
@@ -354,12 +393,13 @@ def format_of(name: str, stream: Stream, encoding: str | None = None) -> str:
     return "txt"
 
 
-def _json_rows(file: str, lines: Lines) -> Iterator[tuple[int, Row]]:
-    rest, first = iter(lines), True
-    for line, text in enumerate(rest, 1):
+def _json_rows(file: str, lines: Lines, before: int, position: Position) -> Iterator[tuple[int, Row]]:
+    rest, first = iter(lines), not before
+    for line, text in enumerate(rest, before + 1):
         if text.isspace():
             continue
         if first and _SPREAD.match(text):
+            position.lines = None
             yield from _spread_json(file, lines, chain([text], rest), line)
             return
         first = False
@@ -427,9 +467,9 @@ def _spread_json(file: str, lines: Lines, texts: Iterable[str], line: int) -> It
         buffer, place = buffer[place:] + "".join(added), 0
 
 
-def _plain_rows(lines: Lines) -> Iterator[tuple[int, Row]]:
+def _plain_rows(lines: Lines, before: int) -> Iterator[tuple[int, Row]]:
     # Every line counts, an empty one too: line n of the file stays row n of the vectors.
-    for line, text in enumerate(lines, 1):
+    for line, text in enumerate(lines, before + 1):
         problem = lines.problem(text)
         yield line, BadRow(problem) if problem else text.removesuffix("\n").removesuffix("\r")
 

@@ -26,7 +26,6 @@ from .formats import (
     Row,
     checked_size,
     file_rows,
-    file_size,
     listing,
 )
 from .markup import DOCUMENTS, VERSION, Document, Part, parts, read_document
@@ -67,8 +66,9 @@ class RecordReader(Iterator[Record]):
     """The records of some files, one after another. `read_records` is its name where it is called.
 
     Args:
-        paths: Files, folders, globs; `-` for standard input. What is gzipped is recognised by its content. Of folders
-            the files of known endings are read, those hidden or named by a .gitignore passed over.
+        paths: Files, folders, globs, also as URLs of object stores (`s3://bucket/folder`); `-` for standard input. What
+            is gzipped is recognised by its content. Of folders the files of known endings are read, those hidden or
+            named by a .gitignore passed over.
         text_field: Field of the text; by default the first of `text`, `content`, `contents`.
         title_field: Field of the title; by default `title`, if there is one. "" for no title.
         id_field: Field of the id; by default `_id` or `id`. Records without one are numbered by row.
@@ -135,14 +135,14 @@ class RecordReader(Iterator[Record]):
         self._fields = _Fields(text_field, title_field, id_field, checked_keep(keep))
         self._format, self._dialect = format, Dialect(encoding, quoting, delimiter)
         self._unit, self._chosen = records, {"include": include, "exclude": exclude}
-        self._sources, sizes = list[Source](), list[int | None]()
+        self._sources, self._sizes = list[Source](), list[int | None]()
         found = find_sources(
             [os.fspath(path) for path in listed], self.skipped, format=format, encoding=encoding,
             include=include, exclude=exclude,
         )  # fmt: skip
         for source in found:
             try:
-                sizes.append(checked_size(source.path))
+                self._sizes.append(checked_size(source.path) if source.size is None else source.size)
             except DataError as error:
                 if not source.found:
                     raise
@@ -153,7 +153,7 @@ class RecordReader(Iterator[Record]):
         self.names = [self._name_of(source) for source in self._sources]
         if self.files.count(STDIN) > 1:
             raise DataError("standard input (-) is given twice; it can be read only once")
-        self.size = sum(size for size in sizes if size is not None) if None not in sizes else None
+        self.size = None if None in self._sizes else sum(size or 0 for size in self._sizes)
         self._finished_bytes, self._begun = 0, False
         self._current = Position()
         self._records: Iterator[Record] = self._read()
@@ -234,7 +234,7 @@ class RecordReader(Iterator[Record]):
 
     def _read(self) -> Iterator[Record]:
         row_number, self._begun = 0, True
-        for source, name in zip(self._sources, self.names, strict=True):
+        for source, name, size in zip(self._sources, self.names, self._sizes, strict=True):
             any_good = False
             for line, row in self._rows(source):
                 try:
@@ -254,7 +254,7 @@ class RecordReader(Iterator[Record]):
                     self.skipped.good()
                     yield record
                 row_number += 1
-            self._finished_bytes += file_size(source.path) or 0
+            self._finished_bytes += size or 0
             self._current = Position()
         self.skipped.end()
         self._fields.end()

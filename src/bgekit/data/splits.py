@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ..errors import DataError
+from ..files.remote import is_url, names_in
 from .formats import listing, stem_and_format
 
 #: What people call the splits, those first that are to be scored.
@@ -145,23 +146,22 @@ class Folder:
     def _listed(cls, path: str) -> Folder:
         """Listing of a folder, in which shards of one file are joined."""
         files: dict[str, dict[tuple[str, int], list[str]]] = {}
-        folders, others = [], []
+        folders, others = list[str](), list[str]()
         try:
-            entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+            inner, names = names_in(path)
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-        for entry in entries:
-            stem, form = stem_and_format(entry.name)
-            if entry.name.startswith("."):
+        folders += [name for name in inner if not name.startswith(".")]
+        for name in names:
+            stem, form = stem_and_format(name)
+            if name.startswith("."):
                 continue
-            if entry.is_dir():
-                folders.append(entry.name)
-            elif form is None or form == "txt" or entry.name in _DESCRIPTIONS:
-                others.append(entry.name)
+            if form is None or form == "txt" or name in _DESCRIPTIONS:
+                others.append(name)
             else:
                 shard = _SHARD.fullmatch(stem)
-                own, like, count = (shard[1], form, int(shard[3])) if shard else (stem, entry.name, 0)
-                files.setdefault(own, {}).setdefault((like, count), []).append(os.path.join(path, entry.name))
+                own, like, count = (shard[1], form, int(shard[3])) if shard else (stem, name, 0)
+                files.setdefault(own, {}).setdefault((like, count), []).append(os.path.join(path, name))
         found = {
             stem: [DataFile(tuple(paths), count) for (_, count), paths in by_key.items()]
             for stem, by_key in files.items()
@@ -195,7 +195,7 @@ def snapshot_of(path: str) -> str:
     latest; in that of the package `datasets` (`OWNER___NAME/CONFIGURATION/0.0.0/HASH`) the latest.
     """
     inside = os.path.join(path, "snapshots") if _repository(path) else os.path.join(path, "0.0.0")
-    if not os.path.isdir(inside):
+    if is_url(path) or not os.path.isdir(inside):  # No such cache is at a URL.
         return path
     try:
         with open(os.path.join(path, "refs", "main"), encoding="utf-8") as file:
@@ -208,13 +208,15 @@ def snapshot_of(path: str) -> str:
 
 def repository_name(path: str) -> str:
     """The name of a folder; of a repository in the hub's cache, or its snapshot, the repository's without its owner."""
-    parts = os.path.abspath(path).split(os.sep)
+    parts = path.rstrip("/").split("/") if is_url(path) else os.path.abspath(path).split(os.sep)
     cached = parts[-3] if len(parts) > 2 and parts[-2] == "snapshots" else parts[-1]
     return _repository(cached) or parts[-1].rpartition("___")[2]
 
 
 def owned_by(path: str) -> str:
     """The folder of a repository in the hub's cache that a path is a snapshot of; any other path as it is."""
+    if is_url(path):
+        return path
     snapshots = os.path.dirname(os.path.abspath(path))
     above = os.path.dirname(snapshots)
     return above if os.path.basename(snapshots) == "snapshots" and _repository(above) else path

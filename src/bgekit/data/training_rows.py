@@ -20,8 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError, DataError
-from ..files.atomic import check_free, check_place, write_together
+from ..files.atomic import check_free
 from ..files.hashing import HashedFile
+from ..files.remote import is_folder, is_url
+from ..files.transfer import check_target, write_files
 from .arrow_store import ArrowStore, content_digest, stored, write_batches
 from .columns import BadLines, Line, read_file
 from .encodings import repair
@@ -374,20 +376,26 @@ def check_output(output: str, *inputs: str, overwrite: bool = True) -> None:
     if output.lower().endswith(".gz") or stem_and_format(output)[1] not in (None, "jsonl"):
         raise ArgumentError(f"the output is JSON lines, and {output} would be read as something else: call it .jsonl")
     for file in inputs:
-        if os.path.exists(output) and os.path.exists(file) and os.path.samefile(output, file):
+        if _same_file(output, file):
             raise ArgumentError(f"{output} is also an input; give another output")
-    check_place(output)
-    if os.path.isdir(output):
+    if is_folder(output):
         raise ArgumentError(
             f"{output} is a folder; the output is a file, such as {os.path.join(output, 'mined.jsonl')}"
         )
+    check_target(output)
     check_free(output, overwrite=overwrite)
 
 
+def _same_file(one: str, other: str) -> bool:
+    if is_url(one) or is_url(other):
+        return one == other
+    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
+
+
 def write_lines(output: str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows to a file; until they are complete, what was there before stays.
+    """Write rows to a file, or to a URL; until they are complete, what was there before stays.
 
     Raises:
         OutputError: it cannot be written.
     """
-    write_together([(output, map(line_of, rows))])
+    write_files([(output, map(line_of, rows))])

@@ -27,6 +27,8 @@ from ..display.terminal import loading, shown_command
 from ..errors import ArgumentError, NumericalError
 from ..files.atomic import OutputFolder
 from ..files.hashing import digest
+from ..files.remote import is_url
+from ..files.transfer import local_place
 from ..models.families import known_name, model_name
 from ..models.sentence_transformers_files import short_names, shown_name
 from .comparison import compare_all
@@ -121,7 +123,8 @@ def evaluate(
             tasks that can be reranked; the report notes the others.
         output: Folder for results.json, per_item.jsonl, report.md and report.html; also for scores and vectors that a
             later run can use: what was computed from the same model, data and settings is not computed again, and an
-            interrupted run continues.
+            interrupted run continues. At a URL only the four files are written; what a later run can use stays in the
+            local cache.
         keep_vectors: Leave the corpora's vectors in the output; by default they go when all is done.
         compare: Compare every pair of models and settings on every task.
         seed: Random seed for the comparisons' randomisations.
@@ -149,6 +152,11 @@ def evaluate(
         ('retrieval', 'ndcg_at_10')
     """
     start = time.perf_counter()
+    work = None if output is None else Path(output)
+    if output is not None and is_url(output):
+        if keep_vectors:
+            raise ArgumentError(f"vectors are kept in a local folder only, and the output {output} is a URL")
+        work = local_place("runs", os.fspath(output))
     candidates = [_candidate(each, settings, options) for each in _listed(model)]
     seen: Counter[str] = Counter()
     for candidate, shown in zip(candidates, _shown_names([each.name for each in candidates]), strict=True):
@@ -168,8 +176,8 @@ def evaluate(
     results: list[Result] = []
     with contextlib.ExitStack() as stack:
         cache = None
-        if output is not None:
-            cache = ScoreCache(stack.enter_context(OutputFolder(Path(output) / CACHE)))
+        if work is not None:
+            cache = ScoreCache(stack.enter_context(OutputFolder(work / CACHE)))
         # All are opened before one is used: what is wrong with the last costs no work of the first.
         waiting: deque[tuple[Candidate, Embedder]] = deque()
         for candidate in candidates:

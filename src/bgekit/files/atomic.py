@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import BgekitError, OutputError
 from .hashing import HashedFile
+from .remote import is_there, is_url, refuse_url
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -62,6 +63,7 @@ class OutputFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        refuse_url(path, "this is written")
         self.path = Path(path)
         self._lock: BaseFileLock | None = None
         self._created = False
@@ -150,6 +152,7 @@ def check_place(path: str | os.PathLike[str], *, folder: bool = False, doing: st
     Raises:
         OutputError: it cannot be made.
     """
+    refuse_url(path, "this is written")
     place = Path(path).expanduser().absolute()
     if folder and place.exists() and not place.is_dir():
         raise OutputError(f"{path} is a file; the output must be a folder")
@@ -171,12 +174,14 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
     Raises:
         OutputError: it is there, and they do not.
     """
-    if not overwrite and Path(path).expanduser().exists():
+    there = is_there(str(path)) if is_url(path) else Path(path).expanduser().exists()
+    if there and not overwrite:
         raise OutputError(f"{path} exists; pass overwrite=True to replace it, or give another file")
 
 
 def target_folder(path: Path, overwrite: bool) -> Path:
     """The folder to make, links resolved: a link to it stays one."""
+    refuse_url(path, "models are saved")
     path = path.expanduser().resolve()
     if not path.exists():
         check_place(path, doing="save the model to")
@@ -206,6 +211,7 @@ def atomic_file(path: Path, *, doing: str = "", advice: str = "") -> Iterator[Ha
     Raises:
         OutputError: it cannot be written; what was there is unchanged.
     """
+    refuse_url(path, "this is written")
     doing = doing or f"write {path}"
     with failing(doing, advice):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -287,6 +293,7 @@ def atomic_folder(path: Path, *, doing: str = "save the model to") -> Iterator[P
     """
     from safetensors import SafetensorError
 
+    refuse_url(path, "this is written")
     with working_names(path) as (working, replaced):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

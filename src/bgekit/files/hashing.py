@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from pathlib import Path
 from typing import IO, Any, Final
 
 from ..errors import OutputError
+from .remote import is_url, open_binary, url_status
 
 
 def digest(*parts: str) -> str:
@@ -60,8 +60,8 @@ class HashedFile:
         return self._digest.hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """sha256 (hex) of a file, "" when it is not there.
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """sha256 (hex) of a file at a path or a URL, "" when it is not there.
 
     Raises:
         OutputError: it cannot be read.
@@ -81,20 +81,22 @@ def file_sha256(path: Path) -> str:
 
 
 def content_sha256(path: str | os.PathLike[str]) -> str:
-    """sha256 (hex) of a file.
+    """sha256 (hex) of a file at a path or a URL.
 
     Raises:
         OSError: it cannot be read.
     """
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_binary(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
-def file_status(path: Path) -> list[int] | None:
+def file_status(path: str | os.PathLike[str]) -> list[int | str] | None:
     """Size, times and number of a file, which change with its content; None where they cannot be relied on.
+
+    Of one at a URL they are its size and the mark that its server gives it.
 
     Size and time of writing alone are not enough: tools that copy and unpack set the time. The time at which the
     system last changed the file's entry cannot be set, but its clock ticks in steps, and Windows keeps none.
@@ -102,7 +104,10 @@ def file_status(path: Path) -> list[int] | None:
     Raises:
         FileNotFoundError: it is not there.
     """
-    status = path.stat()
+    if is_url(path):
+        there = url_status(os.fspath(path))
+        return [there.size, there.version] if there.version and there.size is not None else None
+    status = os.stat(path)
     if os.name == "nt" or time.time_ns() - status.st_ctime_ns < _SETTLED_NS:
         return None
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]

@@ -20,7 +20,7 @@ from ..models.card import UNSET, ModelCard, Pooling, Prompt, Unset
 from ..models.card_reading import family_of, read_card, refuse_reranker
 from ..models.checkpoint_files import fingerprint, hidden_size, read_config
 from ..models.families import find_family, is_hosted
-from ..models.head_files import DENSE, Output, heads_fingerprint, stored_heads
+from ..models.head_files import DENSE, Output, heads_fingerprint
 from ..models.hub import resolve
 from ..networks.encoder import Encoder, encoder_class, load_encoder, load_transformer, loading_dtype
 from ..networks.heads import Outputs, TokenHeads, read_heads
@@ -259,10 +259,15 @@ class FlagModel(CheckpointModel, Embedder):
         """Width of the vectors."""
         return self._truncate_dim or self.card.dimension
 
-    @cached_property
+    @property
     def outputs(self) -> tuple[Output, ...]:
-        """What the checkpoint has heads for: `dense`, and `sparse` and `multi-vector` for BGE-M3 and its kind."""
-        return ("dense", *stored_heads(self.folder))
+        """What the checkpoint gives: `dense`, and what it has heads for, as BGE-M3 and its kind do."""
+        return (*DENSE, *self.card.heads)
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """Columns of lexical weights: token ids are below it."""
+        return int(read_config(self.folder)["vocab_size"])
 
     @cached_property
     def token_dimension(self) -> int:

@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, get_args, overload
 
@@ -17,7 +16,6 @@ import numpy.typing as npt
 from ..display.terminal import Progress
 from ..errors import ArgumentError, TextTypeError
 from ..models.card import UNSET, Pooling, Role, Unset
-from ..models.checkpoint_files import read_config
 from ..models.head_files import OUTPUTS, Output
 from .embedder import FlagModel
 from .model import Model, set_aside
@@ -194,11 +192,6 @@ class BGEM3FlagModel(Model):
         """What the checkpoint has heads for: `dense`, and `sparse` and `multi-vector`, if it does."""
         return self.embedder.outputs
 
-    @cached_property
-    def vocabulary(self) -> int:
-        """Columns of a sparse array of lexical weights: token ids are below it."""
-        return int(read_config(self.folder)["vocab_size"])
-
     def close(self) -> None:
         """End the worker processes of further devices; they start again when they are needed."""
         self.embedder.close()
@@ -328,7 +321,7 @@ class BGEM3FlagModel(Model):
             if value not in known:
                 raise ArgumentError(f"{name} is {' or '.join(map(repr, known))}, not {value!r}")
         if sparse_format == "csr" and _SPARSE in wanted:
-            LexicalCsr.of([]).matrix(self.vocabulary)  # Before the work: is SciPy there?
+            LexicalCsr.of([]).matrix(self.embedder.vocabulary)  # Before the work: is SciPy there?
         if role == "plain" and max_length is None:
             max_length = self.embedder.passage_max_length
         single = isinstance(sentences, str)
@@ -343,7 +336,7 @@ class BGEM3FlagModel(Model):
             dense = Embeddings.of(encoded.vectors[0] if single else encoded.vectors, *changes, self.embedder._origin)
         weights: Any = encoded.ragged.get(_SPARSE)
         if weights is not None and sparse_format == "csr":
-            weights = LexicalCsr.of(weights).matrix(self.vocabulary)
+            weights = LexicalCsr.of(weights).matrix(self.embedder.vocabulary)
         elif weights is not None:
             weights = [as_dict(row) for row in weights]
             weights = weights[0] if single else weights

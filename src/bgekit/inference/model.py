@@ -210,6 +210,16 @@ class Embedder(Model, abc.ABC):
         """sha256 (hex) of all that decides an output: `fingerprint`, and the head that it takes."""
         return self.fingerprint
 
+    @property
+    def vocabulary(self) -> int:
+        """Columns of lexical weights: token ids are below it."""
+        raise ArgumentError(f"{self.card.name} has no lexical weights")
+
+    @property
+    def token_dimension(self) -> int:
+        """Width of multi-vectors."""
+        raise ArgumentError(f"{self.card.name} has no multi-vectors")
+
     def settle(self) -> None:
         """Find out what only an answer tells, such as the width of a hosted model's vectors."""
 

@@ -3,6 +3,7 @@
     shard-00000.npy        vectors [n, dimension]
     shard-00000.ids.jsonl  a line a vector: {"id": ...}, with "text" if texts are stored
     shard-00000.metadata.arrow  the columns of metadata that records have, if they have any: a row per vector
+    shard-00000.sparse.npz, ...  further outputs, see `ragged_shards`
     shard-00000.json       facts of the shard, with sha256 of its input and files; written last
     manifest.json          how the vectors were made (from the start), and what they are (when all are there)
 
@@ -13,18 +14,20 @@ it was interrupted. Files hold no times, so two runs over the same input can be 
 
 from __future__ import annotations
 
+import array
 import hashlib
 import itertools
 import json
 import logging
 import os
+import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +39,10 @@ from ..data.metadata import Columns, content_of, read_table, table_of, typed, wr
 from ..data.records import Record, RecordReader
 from ..errors import ArgumentError, BgekitError, NumericalError, OutputError
 from ..files.atomic import OutputFolder
-from ..files.hashing import file_sha256
+from ..files.hashing import HashedFile, file_sha256
+from ..models.head_files import DENSE, OUTPUTS, Output
+from .ragged import LexicalCsr, Ragged
+from .ragged_shards import RAGGED_FILES, read_lexical, write_ragged
 
 if TYPE_CHECKING:
     from ..display.terminal import EncodeProgress
@@ -53,6 +59,8 @@ SHARD_SIZE: Final = 1024
 _NAMED: Final = 20
 #: What can happen to a text before it is encoded.
 _CHANGES: Final = ("truncated", "repaired")
+#: Bytes of the manifest's entries that are kept in memory.
+_ENTRIES_IN_MEMORY: Final = 1 << 20
 Dtype = Literal["float32", "float16"]
 
 
@@ -110,6 +118,7 @@ def encode_to_shards(
     dtype: Dtype = "float32",
     max_length: int | None = None,
     batch_size: int | None = None,
+    outputs: Collection[Output] = DENSE,
     chunks: Chunks | None = None,
     store_texts: bool = False,
     resume: bool = True,
@@ -131,6 +140,8 @@ def encode_to_shards(
         dtype: Number format of the stored vectors.
         max_length: Cut texts at this many tokens; by default the model's own limit.
         batch_size: Maximum number of texts per batch; by default sized from the device.
+        outputs: What is computed and stored, from one pass; those beside `dense` take a model with heads. Vectors of
+            tokens are large, so 256 texts make a better shard.
         chunks: Split documents into passages; by default they are cut at the maximum length.
         store_texts: Keep the texts beside the ids, for searching.
         resume: Continue with an output that was begun; otherwise it is an error.
@@ -159,46 +170,67 @@ def encode_to_shards(
         model.settle()
         texts, settings = prepared(
             model, records, kind=kind, max_length=max_length, batch_size=batch_size, dtype=dtype,
-            shard_size=shard_size, store_texts=store_texts, chunks=chunks,
+            shard_size=shard_size, store_texts=store_texts, chunks=chunks, outputs=outputs,
         )  # fmt: skip
-        run = _Run(folder, records, describe(model, settings), progress, allow_mixed)
+        run = ShardRun(folder, describe(model, settings), allow_mixed=allow_mixed, progress=progress)
         run.begin(resume=resume, overwrite=overwrite)
-        blocks = run.blocks(texts)
-        # Closed, an interrupted generator ends its threads now, not when it happens to be collected.
+        missing = run.missing(ShardPlanner(texts, shard_size, records if isinstance(records, RecordReader) else None))
         told = None if progress is None else run.tell
-        encoding = model.encode_blocks(
-            blocks, role=kind, max_length=max_length, batch_size=batch_size, progress=told,
+        computed = compute_shards(
+            model, missing, kind=kind, max_length=max_length, batch_size=batch_size, outputs=outputs, progress=told
         )  # fmt: skip
-        with closing(encoding) as results:
-            for encoded in results:
-                run.store(encoded)
+        # Closed, an interrupted generator ends its threads now, not when it happens to be collected.
+        with closing(computed) as results:
+            for shard, encoded in results:
+                with run.keeping():
+                    facts = write_shard(folder, shard, encoded, settings)
+                run.done(shard.plan, facts)
         return run.finish()
 
 
 def prepared(
-    model: Embedder, records: Iterable[Record], *, chunks: Chunks | None = None, **settings: Any
-) -> tuple[Iterable[Record], dict[str, Any]]:
+    model: Embedder, records: Iterable[Record], *, chunks: Chunks | None = None, outputs: Collection[Output] = DENSE,
+    **settings: Any,
+) -> tuple[Iterable[Record], dict[str, Any]]:  # fmt: skip
     """The texts that are encoded of some records, and the settings that a manifest keeps.
 
     Args:
         model: What encodes.
         records: The records.
         chunks: How documents are split into passages, if they are.
+        outputs: What is computed.
         settings: Further arguments of `encode_to_shards`.
 
     Raises:
-        ArgumentError: the model cannot split documents, or not like this.
+        ArgumentError: the model cannot split documents, or not like this, or does not have the outputs.
+        CheckpointError: a head that an output takes is missing, damaged or of another shape.
     """
+    model.check_outputs(outputs)
     settings = {
         "kind": settings["kind"], "max_length": settings["max_length"] or model.max_length_of(settings["kind"]),
         "batch_size": settings["batch_size"], "dtype": settings["dtype"], "dimension": model.dimension,
         "shard_size": settings["shard_size"], "store_texts": settings["store_texts"],
         **(records.settings if isinstance(records, RecordReader) else {}),
+        **_output_settings(model, outputs),
     }  # fmt: skip
     if chunks is None:
         return records, settings
     texts, settings["chunk_size"], settings["chunk_overlap"] = _passages(model, records, chunks, settings)
     return texts, settings
+
+
+def _output_settings(model: Embedder, outputs: Collection[Output]) -> dict[str, Any]:
+    """What a manifest keeps of outputs; nothing for dense vectors alone, which have all else."""
+    if set(outputs) == set(DENSE):
+        return {}
+    named = [output for output in OUTPUTS if output in outputs]
+    return {
+        "outputs": named,
+        **({} if "dense" in named else {"dimension": 0}),
+        **({"vocabulary": model.vocabulary} if "sparse" in named else {}),
+        **({"token_dimension": model.token_dimension} if "multi-vector" in named else {}),
+        "heads": {output: model.output_fingerprint(output) for output in named if output != "dense"},
+    }
 
 
 def _passages(
@@ -220,37 +252,249 @@ def _passages(
     return chunk_records(records, tokenizer, size, overlap), size, overlap
 
 
-@dataclass
-class _Shard:
-    """A shard on its way through the model."""
+@dataclass(frozen=True)
+class ShardPlan:
+    """A shard that is to be computed: which part of the input it is. It holds no text, and can be sent to a process.
+
+    Attributes:
+        index: Its number.
+        first: Number of its first text in the whole input, from 0.
+        texts: Number of its texts.
+        input_sha256: Digest of ids, texts and metadata.
+        position: Where it ends in the input: in bytes of the files, or else in texts.
+        file: File of its first text, "" where it is from none.
+        line: Line of that text in the file.
+    """
 
     index: int
     first: int
-    records: list[Record]
-    metadata: Any
+    texts: int
     input_sha256: str
     position: int
+    file: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        where = f" ({self.file}, line {self.line})" if self.file else ""
+        return f"shard {self.index}, which starts at record {self.first}{where}"
 
 
-class _Run:
-    """One run: it compares with what is there, feeds the model with what is missing, and writes."""
+@dataclass(frozen=True)
+class Shard:
+    """The content of a shard.
+
+    Attributes:
+        plan: Which part of the input it is.
+        records: Its ids and texts.
+        metadata: The pyarrow table of their metadata; None without.
+    """
+
+    plan: ShardPlan
+    records: Sequence[Record]
+    metadata: Any = None
+
+    @classmethod
+    def of(cls, records: Sequence[Record], *, index: int, first: int, position: int) -> Shard:
+        """The shard that some records make; arguments as the attributes of `ShardPlan`."""
+        digest = hashlib.sha256()
+        for record in records:
+            for value in (record.id, record.text):
+                data = value.encode("utf-8", "surrogatepass")
+                digest.update(len(data).to_bytes(8, "little"))
+                digest.update(data)
+        metadata = None
+        if any(record.metadata for record in records):
+            places = [(each.file, each.line) if each.file else ("", row) for row, each in enumerate(records, first)]
+            metadata = table_of([record.metadata for record in records], places)
+        if metadata is not None:
+            digest.update(content_of(metadata))
+        start = records[0]
+        plan = ShardPlan(index, first, len(records), digest.hexdigest(), position, start.file, start.line)
+        return cls(plan, records, metadata)
+
+
+class ShardPlanner(Iterable[Shard]):
+    """The shards of an input, in order: the same input gives the same ones in every process. It is read once.
+
+    Args:
+        records: The input.
+        size: Texts of a shard.
+        reader: What reads the input from files, if they are files.
+
+    Attributes:
+        reader: The same.
+    """
+
+    def __init__(self, records: Iterable[Record], size: int, reader: RecordReader | None = None) -> None:
+        self.reader = reader
+        self._records, self._size = records, size
+        self._columns, self._input = Columns(), hashlib.sha256()
+
+    def __iter__(self) -> Iterator[Shard]:
+        source, first = iter(self._records), 0
+        for index in itertools.count():
+            part = list(itertools.islice(source, self._size))
+            if not part:
+                return
+            position = self.reader.position if self.reader else first + len(part)
+            shard = Shard.of(part, index=index, first=first, position=position)
+            if shard.metadata is not None:
+                self._columns.add(shard.metadata, f"records from {first:,} on")
+            self._input.update(bytes.fromhex(shard.plan.input_sha256))
+            yield shard
+            first += len(part)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of the input, once all of it was read."""
+        skipped = self.reader.skipped if self.reader else BadLines()
+        return {
+            "input_files": self.reader.files if self.reader else [],
+            "input_sha256": self._input.hexdigest(),
+            "skipped": {"count": skipped.count, "lines": [vars(line) for line in skipped.lines]},
+        }
+
+
+def compute_shards(
+    model: Embedder,
+    shards: Iterable[Shard],
+    *,
+    kind: str,
+    max_length: int | None = None,
+    batch_size: int | None = None,
+    outputs: Collection[Output] = DENSE,
+    progress: Callable[[float, int], None] | None = None,
+) -> Generator[tuple[Shard, Encoded], None, None]:
+    """Each shard with the results of its texts, in order; while one is computed, the next ones are read.
+
+    Args:
+        model: What encodes.
+        shards: The shards, read as they are needed.
+        kind: As in `encode_to_shards`; so are the next two.
+        max_length: Tokens at which texts are cut.
+        batch_size: Maximum number of texts per batch.
+        outputs: What is computed.
+        progress: As in `Embedder.encode_blocks`.
+
+    Raises:
+        NumericalError: a vector has NaN or infinity.
+    """
+    waiting: deque[Shard] = deque()
+
+    def blocks() -> Iterator[list[str]]:
+        for shard in shards:
+            waiting.append(shard)
+            yield [record.text for record in shard.records]
+
+    encoding = model.encode_blocks(
+        blocks(), role=kind, max_length=max_length, batch_size=batch_size, outputs=outputs, progress=progress
+    )  # fmt: skip
+    with closing(encoding) as results:
+        for encoded in results:
+            yield waiting.popleft(), encoded
+
+
+class ShardFolder(Protocol):
+    """A folder that files are written to, each whole or not at all, as `OutputFolder` is."""
+
+    def create(self, name: str) -> AbstractContextManager[HashedFile]:
+        """A file of the folder to be written."""
+
+    def sync(self) -> None:
+        """Put the names of its files on the disk."""
+
+
+def write_shard(folder: ShardFolder, shard: Shard, encoded: Encoded, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the files of a shard, its facts last.
+
+    Args:
+        folder: Where to.
+        shard: The shard.
+        encoded: Results of its texts.
+        settings: Those of the manifest (`prepared`).
+
+    Returns:
+        The facts.
+
+    Raises:
+        OutputError: they cannot be written.
+        NumericalError: a vector is too large for the number format of the output.
+    """
+    index, records = shard.plan.index, shard.records
+    with np.errstate(over="ignore"):  # Looked for in the next line.
+        vectors = encoded.vectors.astype(settings["dtype"])
+    if not np.isfinite(vectors).all():
+        row = int(np.argmin(np.isfinite(vectors).all(axis=1)))
+        raise NumericalError(f"the vector of {records[row].id!r} is too large for {vectors.dtype}")
+    with folder.create(shard_name(index, ".npy")) as file:
+        np.save(file, np.ascontiguousarray(vectors))  # type: ignore[arg-type]
+        vectors_sha256 = file.sha256
+    with folder.create(shard_name(index, ".ids.jsonl")) as file:
+        for record in records:
+            file.write(
+                line_of({"id": record.id, "text": record.text} if settings["store_texts"] else {"id": record.id})
+            )
+        ids_sha256 = file.sha256
+    facts = {
+        "first": shard.plan.first,
+        "texts": len(records),
+        "tokens": encoded.tokens,
+        "truncated": [records[row].id for row in encoded.truncated],
+        "repaired": [records[row].id for row in encoded.repaired],
+        "input_sha256": shard.plan.input_sha256,
+        "vectors_sha256": vectors_sha256,
+        "ids_sha256": ids_sha256,
+        **write_ragged(folder, shard_name(index, ""), encoded, settings),
+    }
+    if shard.metadata is not None:
+        with folder.create(shard_name(index, _METADATA)) as file:
+            write_table(file, shard.metadata.schema, [shard.metadata])
+            facts["metadata_sha256"] = file.sha256
+    with folder.create(shard_name(index, ".json")) as file:
+        file.write(json_bytes(facts))
+    folder.sync()
+    return facts
+
+
+def finished_facts(folder: Path, plan: ShardPlan) -> dict[str, Any] | None:
+    """The facts of a shard that is finished in a folder; None where it must be computed.
+
+    Raises:
+        OutputError: it is finished, of other input.
+    """
+    facts = read_facts(folder / shard_name(plan.index, ".json"))
+    if facts is None:
+        return None
+    if facts["input_sha256"] != plan.input_sha256:
+        raise _other_run(folder, f"the input has changed in {plan}")
+    for suffix, key in _HASHED.items():
+        name = shard_name(plan.index, suffix)
+        if key in facts and file_sha256(folder / name) != facts[key]:
+            logger.warning("%s is missing or was changed: its shard is encoded again", folder / name)
+            return None
+    return facts
+
+
+class ShardRun:
+    """A run over one output: which shards are missing, which are done, and the manifest.
+
+    The process that holds the folder has it, and alone writes the manifest. What `missing` gives may be computed and
+    written by anyone, in any order, and is reported to `done`.
+
+    Args:
+        folder: The output.
+        manifest: What is known of it from the start (`describe`).
+        allow_mixed: Go on with shards of another arithmetic, and record it.
+        progress: What to tell how far it is.
+    """
 
     def __init__(
-        self,
-        folder: OutputFolder,
-        source: Iterable[Record],
-        manifest: dict[str, Any],
-        progress: EncodeProgress | None,
-        allow_mixed: bool,
-    ) -> None:
+        self, folder: OutputFolder, manifest: dict[str, Any], *, allow_mixed: bool = False,
+        progress: EncodeProgress | None = None,
+    ) -> None:  # fmt: skip
         self._folder, self._manifest, self._progress, self._allow_mixed = folder, manifest, progress, allow_mixed
-        self._reader = source if isinstance(source, RecordReader) else None
-        self._size: int = manifest["settings"]["shard_size"]
-        self._pending: deque[_Shard] = deque()
-        #: What the manifest says of each shard; None while it is being encoded.
-        self._entries: list[dict[str, Any] | None] = []
-        self._columns = Columns()
-        self._input = hashlib.sha256()
+        self._entries = _Entries()
+        self._planner: ShardPlanner | None = None
         self._kept = 0
         self._failure: BgekitError | None = None
         #: The manifest of the run that is gone on with, until its arithmetic was compared.
@@ -259,7 +503,11 @@ class _Run:
         self._read, self._size_of_text = 0, 0.0
 
     def begin(self, *, resume: bool, overwrite: bool) -> None:
-        """Compare with an earlier run, or remove it; write the manifest."""
+        """Compare with an earlier run, or remove it; write the manifest.
+
+        Raises:
+            OutputError: the folder holds what is not gone on with.
+        """
         path = self._folder.path / MANIFEST
         there = path.exists()
         if there and not overwrite and next(self._folder.path.glob("shard-*[0-9].json"), None) is None:
@@ -274,7 +522,7 @@ class _Run:
         elif there:
             differing = differences(read_manifest(path), self._manifest)
             if differing:
-                raise self._other_run("; ".join(differing))
+                raise _other_run(self._folder.path, "; ".join(differing))
             self._earlier = read_manifest(path)
             return
         elif next(self._folder.path.glob("shard-*.npy"), None) is not None:
@@ -282,26 +530,28 @@ class _Run:
         self._write_json(MANIFEST, self._manifest)
         self._folder.sync()
 
-    def blocks(self, records: Iterable[Record]) -> Iterator[list[str]]:
-        """The texts of each shard that is not finished yet."""
+    def missing(self, planner: ShardPlanner) -> Iterator[Shard]:
+        """Each shard that is not finished yet.
+
+        What stops the input ends it, too, and is raised by `finish`: the shards before it are computed first.
+        """
+        self._planner, index = planner, -1
         try:
-            for shard in self._shards(records):
-                self._size_of_text = (shard.position - self._read) / len(shard.records)
-                self._read = shard.position
-                if (facts := self._finished(shard)) is not None:
-                    self._entries.append(self._entry(shard, facts))
-                    self._kept += len(shard.records)
+            for shard in planner:
+                index = shard.plan.index
+                self._size_of_text = (shard.plan.position - self._read) / shard.plan.texts
+                self._read = shard.plan.position
+                if (facts := finished_facts(self._folder.path, shard.plan)) is not None:
+                    self._entries.add(index, _entry(index, facts))
+                    self._kept += shard.plan.texts
                     if self._progress is not None:
-                        self._progress.kept(len(shard.records), shard.position)
+                        self._progress.kept(shard.plan.texts, shard.plan.position)
                     continue
                 self._compare_arithmetic()
-                self._entries.append(None)
-                self._pending.append(shard)
-                yield [record.text for record in shard.records]
-            if (self._folder.path / shard_name(len(self._entries), ".json")).exists():
-                raise self._other_run(f"the input is shorter now: it ends in shard {len(self._entries) - 1}")
+                yield shard
+            if (self._folder.path / shard_name(index + 1, ".json")).exists():
+                raise _other_run(self._folder.path, f"the input is shorter now: it ends in shard {index}")
         except BgekitError as error:
-            # Raised in `finish`: the shards that are under way come first, so a rerun need not make them again.
             self._failure = error
 
     def _compare_arithmetic(self) -> None:
@@ -315,11 +565,12 @@ class _Run:
         if not there:
             logger.info("%s does not say how its shards were computed (bgekit 0.1.0)", self._folder.path)
         elif not {each["class"] for each in now} <= {each["class"] for each in there}:
-            what = f"its shards were computed with {_in_words(there)}, this is {_in_words(now)}"
+            what = f"its shards were computed with {in_words(there)}, this is {in_words(now)}"
             if not self._allow_mixed:
-                raise self._other_run(
+                raise _other_run(
+                    self._folder.path,
                     f"{what}, and the same text would have slightly other vectors in the rest; --allow-mixed continues "
-                    "and records it"
+                    "and records it",
                 )
             logger.warning("%s: %s", self._folder.path, what)
         self._manifest[ARITHMETIC] = there + [each for each in now if each not in there]
@@ -331,155 +582,69 @@ class _Run:
         if self._progress is not None:
             self._progress.computed(texts, tokens, texts * self._size_of_text)
 
-    def store(self, encoded: Encoded) -> None:
-        """Write the vectors of the oldest shard under way."""
-        shard = self._pending.popleft()
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """While shards are written: let an error of the output say what stays."""
         try:
-            facts = self._write(shard, encoded)
+            yield
         except OutputError as error:
-            done = sum(entry is not None for entry in self._entries)
+            done = len(self._entries)
             kept = "1 finished shard stays" if done == 1 else f"{done} finished shards stay"
             raise OutputError(f"{error}. {kept} valid; the same command continues from there") from error
-        self._entries[shard.index] = self._entry(shard, facts)
+
+    def done(self, plan: ShardPlan, facts: Mapping[str, Any]) -> None:
+        """A shard is written, with these facts."""
+        self._entries.add(plan.index, _entry(plan.index, facts))
         if self._progress is not None:
-            self._progress.encoded(len(shard.records), encoded.tokens, shard.position)
+            self._progress.encoded(plan.texts, facts["tokens"], plan.position)
 
     def finish(self) -> EncodeReport:
         """Complete the manifest, or raise what stopped the input."""
         if self._failure is not None:
             raise self._failure
-        entries = [entry for entry in self._entries if entry is not None]
-        counts = {key: sum(entry[key] for entry in entries) for key in ("texts", "tokens", "truncated", "repaired")}
-        skipped = self._reader.skipped if self._reader else BadLines()
+        counts = self._entries.counts
+        of_input = self._planner.facts if self._planner is not None else {}
         if self._earlier is not None and ARITHMETIC in self._earlier:  # Nothing was computed here.
             self._manifest[ARITHMETIC] = self._earlier[ARITHMETIC]
         elif self._earlier is not None:
             self._manifest.pop(ARITHMETIC, None)
         manifest = self._manifest | {
             "complete": True,
-            "input_files": self._reader.files if self._reader else [],
-            "input_sha256": self._input.hexdigest(),
+            **{key: of_input[key] for key in ("input_files", "input_sha256")},
             **{key: counts[key] for key in ("texts", "tokens")},
-            **{key: {"count": counts[key], "first_ids": self._first_ids(entries, key)} for key in _CHANGES},
-            "skipped": {"count": skipped.count, "lines": [vars(line) for line in skipped.lines]},
-            "shards": entries,
+            **{key: {"count": counts[key], "first_ids": self._first_ids(key)} for key in _CHANGES},
+            "skipped": of_input["skipped"],
+            "shards": [],
         }
-        if read_manifest(self._folder.path / MANIFEST) != json.loads(json_bytes(manifest)):
-            self._write_json(MANIFEST, manifest)
+        digest = hashlib.sha256()
+        for part in _manifest_parts(manifest, self._entries):
+            digest.update(part)
+        if file_sha256(self._folder.path / MANIFEST) != digest.hexdigest():
+            with self._folder.create(MANIFEST) as file:
+                for part in _manifest_parts(manifest, self._entries):
+                    file.write(part)
             self._folder.sync()
-        if not entries:
+        if not len(self._entries):
             logger.warning("the input has no records: %s holds no vectors", self._folder.path)
-        return EncodeReport(**counts, kept=self._kept, shards=len(entries), skipped=skipped.count)
+        skipped = of_input["skipped"]["count"]
+        return EncodeReport(**counts, kept=self._kept, shards=len(self._entries), skipped=skipped)
 
-    def _shards(self, records: Iterable[Record]) -> Iterator[_Shard]:
-        source, first = iter(records), 0
-        for index in itertools.count():
-            part = list(itertools.islice(source, self._size))
-            if not part:
-                return
-            digest = hashlib.sha256()
-            for record in part:
-                for value in (record.id, record.text):
-                    data = value.encode("utf-8", "surrogatepass")
-                    digest.update(len(data).to_bytes(8, "little"))
-                    digest.update(data)
-            if (metadata := self._metadata(part, first)) is not None:
-                digest.update(content_of(metadata))
-            self._input.update(digest.digest())
-            position = self._reader.position if self._reader else first + len(part)
-            yield _Shard(index, first, part, metadata, digest.hexdigest(), position)
-            first += len(part)
-
-    def _metadata(self, records: Sequence[Record], first: int) -> Any:
-        """The table of the metadata of a shard; None without."""
-        if not any(record.metadata for record in records):
-            return None
-        places = [(each.file, each.line) if each.file else ("", row) for row, each in enumerate(records, first)]
-        table = table_of([record.metadata for record in records], places)
-        if table is not None:
-            self._columns.add(table, f"records from {first:,} on")
-        return table
-
-    def _finished(self, shard: _Shard) -> dict[str, Any] | None:
-        """The facts of a shard that an earlier run finished, None when it must be encoded."""
-        facts = read_facts(self._folder.path / shard_name(shard.index, ".json"))
-        if facts is None:
-            return None
-        if facts["input_sha256"] != shard.input_sha256:
-            start = shard.records[0]
-            where = f" ({start.file}, line {start.line})" if start.file else ""
-            raise self._other_run(
-                f"the input has changed in shard {shard.index}, which starts at record {shard.first}{where}"
-            )
-        for suffix, key in ((".npy", "vectors_sha256"), (".ids.jsonl", "ids_sha256"), (_METADATA, "metadata_sha256")):
-            name = shard_name(shard.index, suffix)
-            if key in facts and file_sha256(self._folder.path / name) != facts[key]:
-                logger.warning("%s is missing or was changed: its shard is encoded again", self._folder.path / name)
-                return None
-        return facts
-
-    def _write(self, shard: _Shard, encoded: Encoded) -> dict[str, Any]:
-        with np.errstate(over="ignore"):  # Looked for in the next line.
-            vectors = encoded.vectors.astype(self._manifest["settings"]["dtype"])
-        if not np.isfinite(vectors).all():
-            row = int(np.argmin(np.isfinite(vectors).all(axis=1)))
-            raise NumericalError(f"the vector of {shard.records[row].id!r} is too large for {vectors.dtype}")
-        with self._folder.create(shard_name(shard.index, ".npy")) as file:
-            np.save(file, np.ascontiguousarray(vectors))  # type: ignore[arg-type]
-            vectors_sha256 = file.sha256
-        with_texts = self._manifest["settings"]["store_texts"]
-        with self._folder.create(shard_name(shard.index, ".ids.jsonl")) as file:
-            for record in shard.records:
-                file.write(line_of({"id": record.id, "text": record.text} if with_texts else {"id": record.id}))
-            ids_sha256 = file.sha256
-        facts = {
-            "first": shard.first,
-            "texts": len(shard.records),
-            "tokens": encoded.tokens,
-            "truncated": [shard.records[row].id for row in encoded.truncated],
-            "repaired": [shard.records[row].id for row in encoded.repaired],
-            "input_sha256": shard.input_sha256,
-            "vectors_sha256": vectors_sha256,
-            "ids_sha256": ids_sha256,
-        }
-        if shard.metadata is not None:
-            with self._folder.create(shard_name(shard.index, _METADATA)) as file:
-                write_table(file, shard.metadata.schema, [shard.metadata])
-                facts["metadata_sha256"] = file.sha256
-        self._write_json(shard_name(shard.index, ".json"), facts)
-        self._folder.sync()
-        return facts
-
-    def _entry(self, shard: _Shard, facts: dict[str, Any]) -> dict[str, Any]:
-        metadata = {"metadata": shard_name(shard.index, _METADATA)} if "metadata_sha256" in facts else {}
-        return {
-            "vectors": shard_name(shard.index, ".npy"),
-            "ids": shard_name(shard.index, ".ids.jsonl"),
-            **metadata,
-            **{key: facts[key] for key in ("texts", "tokens")},
-            **{key: len(facts[key]) for key in _CHANGES},
-            **{key: facts[key] for key in ("input_sha256", "vectors_sha256", "metadata_sha256") if key in facts},
-        }
-
-    def _first_ids(self, entries: list[dict[str, Any]], change: str) -> list[str]:
+    def _first_ids(self, change: str) -> list[str]:
         found: list[str] = []
-        for index, entry in enumerate(entries):
-            if entry[change] and len(found) < _NAMED:
+        for index, entry in enumerate(self._entries if self._entries.counts[change] else ()):
+            if len(found) >= _NAMED:
+                break
+            if entry[change]:
                 facts = read_facts(self._folder.path / shard_name(index, ".json")) or {}
                 found += facts.get(change, [])
         return found[:_NAMED]
-
-    def _other_run(self, what: str) -> OutputError:
-        return OutputError(
-            f"{self._folder.path} was made by another run: {what}. Use another folder, or --overwrite to start over."
-        )
 
     def _remove(self) -> None:
         try:
             # The manifest first: shards without one are refused, and never mixed with new ones.
             (self._folder.path / MANIFEST).unlink(missing_ok=True)
             for path in self._folder.path.glob("shard-*.*"):
-                if path.name.endswith((".npy", ".ids.jsonl", _METADATA, ".json")):
+                if path.name.endswith((*_HASHED, ".json")):
                     path.unlink()
         except OSError as error:
             raise OutputError(f"cannot remove the old shards in {self._folder.path}: {error.strerror}") from error
@@ -489,8 +654,82 @@ class _Run:
             file.write(json_bytes(content))
 
 
+class _Entries:
+    """What the manifest says of each shard that is done; on disk beyond a few thousand, so that memory stays flat.
+
+    Attributes:
+        counts: Sums over all shards.
+    """
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(("texts", "tokens", *_CHANGES), 0)
+        self._file = tempfile.SpooledTemporaryFile(_ENTRIES_IN_MEMORY)
+        #: Where the entry of each shard ends in the file, and how long it is; 0 as long as there is none.
+        self._ends, self._lengths = array.array("q"), array.array("q")
+        self._count = self._size = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, index: int, entry: Mapping[str, Any]) -> None:
+        """An entry, of a shard that had none."""
+        data = json.dumps(entry).encode()
+        self._file.seek(self._size)
+        self._file.write(data)
+        self._size += len(data)
+        missing = index + 1 - len(self._ends)
+        for places in (self._ends, self._lengths):
+            places.extend([0] * missing)
+        self._ends[index], self._lengths[index] = self._size, len(data)
+        self._count += 1
+        for key in self.counts:
+            self.counts[key] += entry[key]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The entries, in the order of the shards."""
+        for end, length in zip(self._ends, self._lengths, strict=True):
+            if length:
+                self._file.seek(end - length)
+                yield json.loads(self._file.read(length))
+
+
+def _entry(index: int, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the manifest says of a shard."""
+    metadata = {"metadata": shard_name(index, _METADATA)} if "metadata_sha256" in facts else {}
+    return {
+        "vectors": shard_name(index, ".npy"),
+        "ids": shard_name(index, ".ids.jsonl"),
+        **metadata,
+        **{key: facts[key] for key in ("texts", "tokens")},
+        **{key: len(facts[key]) for key in _CHANGES},
+        **{key: facts[key] for key in ("input_sha256", *_HASHED.values()) if key in facts and key != "ids_sha256"},
+        **({"token_vectors": facts["token_vectors"]} if "token_vectors" in facts else {}),
+    }
+
+
+def _manifest_parts(manifest: dict[str, Any], entries: _Entries) -> Iterator[bytes]:
+    """The bytes of a manifest, whose last key is an empty list `shards`, with these entries in it."""
+    if not len(entries):
+        yield json_bytes(manifest)
+        return
+    head, tail = json_bytes(manifest).rsplit(b"[]", 1)
+    yield head + b"["
+    for number, entry in enumerate(entries):
+        text = json.dumps(entry, indent=1).replace("\n", "\n  ")
+        yield f"{',' if number else ''}\n  {text}".encode()
+    yield b"\n ]" + tail
+
+
+def _other_run(folder: Path, what: str) -> OutputError:
+    return OutputError(f"{folder} was made by another run: {what}. Use another folder, or --overwrite to start over.")
+
+
 MANIFEST: Final = "manifest.json"
 _METADATA: Final = ".metadata.arrow"
+#: Endings of the files of a shard -> the facts that hold their hashes.
+_HASHED: Final = {
+    ".npy": "vectors_sha256", ".ids.jsonl": "ids_sha256", _METADATA: "metadata_sha256", **RAGGED_FILES
+}  # fmt: skip
 FORMAT: Final = "bgekit shards"
 VERSION: Final = 1
 _FACTS: Final = frozenset(
@@ -565,7 +804,7 @@ def describe(model: Embedder, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _in_words(arithmetics: Sequence[Mapping[str, str]]) -> str:
+def in_words(arithmetics: Sequence[Mapping[str, str]]) -> str:
     """Arithmetics as people know them, with what tells them apart."""
     return " and ".join(f"torch {each['torch']} on {each['cpu'] or 'a CPU'} ({each['class']})" for each in arithmetics)
 
@@ -707,6 +946,43 @@ class ShardSet:
             result[row : row + len(part)] = part
             row += len(part)
         return result
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What is stored: `dense`, and what else `bge encode --outputs` was told."""
+        return tuple(self.manifest["settings"].get("outputs", DENSE))
+
+    def lexical_parts(self) -> Iterator[LexicalCsr]:
+        """The lexical weights of each shard.
+
+        Raises:
+            OutputError: there are none, or a file is missing or damaged.
+        """
+        self._require("sparse")
+        for shard in self.manifest["shards"]:
+            yield read_lexical(self._ragged(shard, ".sparse.npz"), shard["texts"])
+
+    def multi_vector_parts(self) -> Iterator[Ragged]:
+        """The multi-vectors of each shard, memory-mapped.
+
+        Raises:
+            OutputError: there are none, or a file is missing or damaged.
+        """
+        self._require("multi-vector")
+        width = self.manifest["settings"]["token_dimension"]
+        for shard in self.manifest["shards"]:
+            values = mapped(self._ragged(shard, ".multi.npy"), (shard["token_vectors"], width))
+            yield Ragged(values, np.asarray(mapped(self._ragged(shard, ".offsets.npy"), (shard["texts"] + 1,))))
+
+    def _require(self, output: Output) -> None:
+        if output not in self.outputs:
+            raise OutputError(
+                f"{self.folder} holds {', '.join(self.outputs)} alone: encode into another folder with --outputs "
+                f"{' '.join((*self.outputs, output))}"
+            )
+
+    def _ragged(self, shard: dict[str, Any], suffix: str) -> Path:
+        return self.folder / (shard["vectors"].removesuffix(".npy") + suffix)
 
     def _vectors(self, shard: dict[str, Any]) -> npt.NDArray[Any]:
         return mapped(self.folder / shard["vectors"], (shard["texts"], self.dimension))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..data.training_rows import InputRow, copy_key
 from ..errors import ArgumentError
-from .bm25 import CJK
+from ..search.words import CJK
 
 #: The pieces of a text: [n] uint64 hashes, sorted, each once.
 Pieces: TypeAlias = "npt.NDArray[np.uint64]"

@@ -17,9 +17,8 @@ from ..inference.shards import encode_to_shards, load_shards
 from ..inference.similarity import unit
 from ..search.approximate import Approximate
 from ..search.approximate_build import build_in_memory
-from ..search.nearest import QUERIES, UNIT_LENGTH, TopK
+from ..search.nearest import QUERIES, UNIT_LENGTH, Rows, TopK
 from ..search.storage import check_similarity
-from .bm25 import Rows
 
 if TYPE_CHECKING:
     from ..display.terminal import EncodeProgress

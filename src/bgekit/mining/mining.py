@@ -26,9 +26,12 @@ from ..data.records import Record, RecordReader, read_records
 from ..data.training_rows import InputRow, check_output, check_training, read_training
 from ..display.terminal import titled
 from ..errors import ArgumentError, DataError, require_extra
-from ..files.atomic import OutputFolder, check_place, write_together
+from ..files.atomic import OutputFolder, check_place
 from ..files.hashing import digest, file_sha256
-from .bm25 import Bm25, Rows
+from ..files.remote import is_url
+from ..files.transfer import check_target, local_place, write_files
+from ..search.bm25 import Bm25
+from ..search.nearest import Rows
 from .dense import DenseMiner, Floats, IndexKind
 from .known_pairs import Judgements, Relevant, distinct_negatives
 from .mining_page import page
@@ -61,8 +64,8 @@ class Mining:
     """A mining run: input, output, candidates and the choice of negatives.
 
     Attributes:
-        input: File of training data.
-        output: File of training data with negatives; one that is there is replaced.
+        input: File of training data, or its URL.
+        output: File of training data with negatives, or its URL; one that is there is replaced.
         pool: Files and folders of candidates, in any form that `read_records` takes. A title is not added to them, as
             it is not to positives. By default all passages of the input are candidates.
         text_field: Field of the pool's texts; by default `text`, `content` or `contents`.
@@ -84,7 +87,8 @@ class Mining:
         keep_existing: Keep the negatives that rows have, and add to them; otherwise they are replaced.
         scores: Write `pos_scores` and `neg_scores`: similarities of the first model, or of BM25 without one.
         max_reranker_score: The highest score of a reranker that a negative may have.
-        work: Folder of what is kept between runs; by default one beside the output, removed in the end.
+        work: Folder of what is kept between runs; by default one beside the output (for a URL one in the cache),
+            removed in the end.
         samples: Rows that the report shows in full.
 
     Example:
@@ -174,8 +178,8 @@ def mine(
             run = _Run(task, models, store, folder, count, reranker, relevant, judged)
             content = run.all(progress, advance)
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        shown = page(content, Path(task.output).name)
-        write_together([
+        shown = page(content, os.path.basename(task.output))
+        write_files([
             (task.output, _chunks(run.parts())), (report_path(task.output), [text.encode()]),
             (page_path(task.output), [shown.encode()]),
         ])  # fmt: skip
@@ -184,15 +188,15 @@ def mine(
     return content
 
 
-def report_path(output: str | os.PathLike[str]) -> Path:
-    """Path of the report of an output: `mined.report.json` for `mined.jsonl`."""
-    path = Path(output)
-    return path.with_name(f"{path.stem if path.suffix in ('.jsonl', '.json') else path.name}.report.json")
+def report_path(output: str | os.PathLike[str]) -> str:
+    """Path or URL of the report of an output: `mined.report.json` for `mined.jsonl`."""
+    stem, ending = os.path.splitext(os.fspath(output))
+    return f"{stem if ending in ('.jsonl', '.json') else os.fspath(output)}.report.json"
 
 
-def page_path(output: str | os.PathLike[str]) -> Path:
-    """Path of the report as a page: `mined.report.html` for `mined.jsonl`."""
-    return report_path(output).with_suffix(".html")
+def page_path(output: str | os.PathLike[str]) -> str:
+    """The same of the report as a page: `mined.report.html` for `mined.jsonl`."""
+    return f"{report_path(output).removesuffix('.json')}.html"
 
 
 def check_task(task: Mining, *, models: int, reranker: bool) -> None:
@@ -210,8 +214,8 @@ def check_task(task: Mining, *, models: int, reranker: bool) -> None:
         OutputError: an output cannot be written.
     """
     check_output(task.output, task.input, *task.pool)
-    check_place(report_path(task.output))
-    check_place(page_path(task.output))
+    check_target(report_path(task.output))
+    check_target(page_path(task.output))
     check_place(_work_folder(task), folder=True)
     if task.queries is not None and not task.qrels:
         raise ArgumentError("queries are the texts of judgements (qrels), and no judgements are given")
@@ -248,7 +252,9 @@ def _read_pool(task: Mining) -> RecordReader:
 
 
 def _work_folder(task: Mining) -> Path:
-    return Path(task.work) if task.work is not None else Path(f"{task.output}.mining")
+    if task.work is not None:
+        return Path(task.work)
+    return local_place("runs", f"{task.output}.mining") if is_url(task.output) else Path(f"{task.output}.mining")
 
 
 def _sources(task: Mining, models: Sequence[str]) -> list[str]:
@@ -272,7 +278,7 @@ class _Run:
         self._step = step_of(bool(self._dense) and self._dense[0].cosine)
         self._bm25: Bm25 | None = None
         content = {
-            "version": _VERSION, "input": file_sha256(Path(task.input)), "texts": store.digest,
+            "version": _VERSION, "input": file_sha256(task.input), "texts": store.digest,
             "candidates": store.candidates, "choice": asdict(self._choice), "judged": judged.digest,
             "models": [model.fingerprint for model in models], "reranker": reranker and str(reranker.fingerprint),
             **{name: getattr(task, name) for name in
@@ -341,7 +347,7 @@ class _Run:
             ):
                 miner.prepare(shown)
         if BM25 in self._task.miners:
-            self._bm25 = Bm25(self._store[number] for number in range(self._store.candidates))
+            self._bm25 = Bm25.of_texts(self._store[number] for number in range(self._store.candidates))
 
     def _block(self, block: Sequence[InputRow]) -> dict[str, Any]:
         """Lines and tally of a block of rows."""

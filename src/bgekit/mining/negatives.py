@@ -28,7 +28,7 @@ from ..data.records import Record
 from ..data.training_rows import Row, copy_key
 from ..errors import ArgumentError
 from ..inference.similarity import share_of
-from .bm25 import Rows
+from ..search.nearest import Rows
 from .dedup import Pieces, check_threshold, jaccard, mixed, pieces
 
 if TYPE_CHECKING:

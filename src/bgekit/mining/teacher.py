@@ -1,7 +1,7 @@
 """A cross-encoder's scores for training data (`bge score`): streamed, and going on where a run was interrupted.
 
-The output grows as `OUTPUT.partial`, with `OUTPUT.partial.json` that says how it is made; it gets its name when it is
-complete. Rows are scored in groups of fixed size, so its bytes do not depend on how often a run was interrupted.
+The output grows as `OUTPUT.partial`, of a URL in the local cache; it gets its name when it is complete. Rows are
+scored in groups of fixed size, so its bytes do not depend on how often a run was interrupted.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from ..data.training_rows import InputRow, check_output, check_training, copy_ke
 from ..errors import OutputError
 from ..files.atomic import OutputFolder
 from ..files.hashing import file_sha256
+from ..files.remote import is_url, write_url
+from ..files.transfer import local_place
 from ..search.index import PairScorer
 from .known_pairs import Relevant
 
@@ -72,8 +74,8 @@ def score(
 
     Args:
         teacher: What scores.
-        input: File of training data.
-        output: The file to write; one that is there is replaced when the new one is complete.
+        input: File of training data, or its URL.
+        output: The file to write, or its URL; one that is there is replaced when the new one is complete.
         overwrite_scores: Replace scores that rows have; otherwise these rows are left as they are.
         normalize: Scores between 0 and 1, by a sigmoid.
         advance: Called after each group with the rows that are done, and all rows.
@@ -94,12 +96,14 @@ def score(
     counts = ScoreCounts(rows=check_training(input, scored_pairs=True, dialect=dialect))
     _warn_of_positives(input, dialect)
     facts = {
-        "input_sha256": file_sha256(Path(input)), "teacher": str(teacher.fingerprint), "normalize": normalize,
+        "input_sha256": file_sha256(input), "teacher": str(teacher.fingerprint), "normalize": normalize,
         "overwrite_scores": overwrite_scores, "group": GROUP, **dialect.settings,
     }  # fmt: skip
-    path, partial = Path(output), Path(f"{output}.partial")
     # Beside the output, so that the last step is a renaming; the lock keeps a second run out.
-    with OutputFolder(f"{output}.scoring") as folder:
+    beside = not is_url(output)
+    work = Path(f"{output}.scoring") if beside else local_place("runs", f"{output}.scoring")
+    partial = Path(f"{output}.partial") if beside else work / "partial"
+    with OutputFolder(work) as folder:
         done, size = _begun(folder, partial, facts, output)
         counts.resumed = done
         rows = itertools.islice(read_training(input, dialect), done, None)
@@ -114,7 +118,11 @@ def score(
                     if advance is not None:
                         advance(done, counts.rows)
                 os.fsync(file.fileno())
-            os.replace(partial, path)
+            if beside:
+                os.replace(partial, output)
+            else:
+                write_url(output, partial)
+                partial.unlink()
             (folder.path / _FACTS).unlink()
         except OSError as error:
             if isinstance(error, OutputError):
@@ -122,7 +130,7 @@ def score(
             raise OutputError(
                 f"cannot write {output}: {error.strerror or error}; the same command continues from what is written"
             ) from error
-    Path(f"{output}.scoring").rmdir()
+    work.rmdir()
     return counts
 
 

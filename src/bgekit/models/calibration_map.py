@@ -119,17 +119,38 @@ def calibration_map(card: ModelCard, model: Mapping[str, Any]) -> LogisticMap | 
     made_for = card.calibration.get("made_for")
     if not isinstance(made_for, Mapping) or card.calibration.get("format", 1) not in range(1, FORMAT + 1):
         raise _damaged(card.calibration)
-    now = {**model, **{f"prompt {role}": str(prompt) for role, prompt in card.prompts.items()}}
-    if different := [key for key in made_for if made_for[key] != now.get(key)]:
-        what = ", ".join(
-            "other weights" if key == "weights" else f"{key} was {made_for[key]!r} and is {now.get(key)!r}"
-            for key in different
-        )
+    if what := other_model(made_for, model, card):
         raise CardError(
             f"the calibration in the card of {card.name} was made for another model ({what}): its scores would be "
             "wrong. Make a new one with bge calibrate"
         )
     return read_map(card.calibration.get("map"))
+
+
+def made_for_facts(model: Mapping[str, Any], card: ModelCard) -> dict[str, Any]:
+    """What decides the scores of a model, as plain values: what is fitted to them holds for these alone.
+
+    Args:
+        model: As `Embedder.similarity_facts` says.
+        card: Its card, for the prompts.
+    """
+    return {**model, **{f"prompt {role}": str(prompt) for role, prompt in card.prompts.items()}}
+
+
+def other_model(made_for: Mapping[str, Any], model: Mapping[str, Any], card: ModelCard) -> str:
+    """What of a model is not as it was when something was fitted to its scores; "" if all is.
+
+    Args:
+        made_for: What `made_for_facts` said then.
+        model: As `Embedder.similarity_facts` says now.
+        card: Its card now.
+    """
+    now = made_for_facts(model, card)
+    return ", ".join(
+        "other weights" if key == "weights" else f"{key} was {before!r} and is {now.get(key)!r}"
+        for key, before in made_for.items()
+        if before != now.get(key)
+    )
 
 
 def moved(calibration: Mapping[str, Any], source: str | None, copy: str) -> Mapping[str, Any] | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from ..errors import ArgumentError
+from .head_files import Output
 
 logger = logging.getLogger(__name__)
 Pooling = Literal["cls", "mean", "max", "weighted_mean", "last_token"]
@@ -149,7 +150,7 @@ def listed(numbers: Sequence[int]) -> str:
 #: Fields of a card that manifests and reports leave out: what they do not depend on, or have elsewhere.
 _NOT_IN_MANIFESTS: Final = (
     "position_limit", "notice", "sources", "selftest", "calibration", "pretrained_only",
-    "matryoshka_dims",
+    "matryoshka_dims", "heads",
 )  # fmt: skip
 
 
@@ -180,6 +181,7 @@ class ModelCard:
         pretrained_only: Whether the model is not an embedder yet: it must be fine-tuned before its vectors are of use.
         matryoshka_dims: Numbers of leading dimensions that were trained to be embeddings, too (Matryoshka,
             arXiv:2205.13147); empty where nobody says so.
+        heads: Outputs beside the dense one that the checkpoint has heads for (BGE-M3 and its kind).
 
     Example:
         >>> from bgekit import FlagModel
@@ -211,6 +213,7 @@ class ModelCard:
     calibration: Mapping[str, Any] | None = None
     pretrained_only: bool = False
     matryoshka_dims: Sequence[int] = ()
+    heads: tuple[Output, ...] = ()
 
     def prompt(self, role: str | None) -> Prompt:
         """The prompt of a role; a role without one has the empty prompt."""

@@ -26,6 +26,7 @@ from .card import (
 )
 from .checkpoint_files import declared_dtype, hidden_size, position_limit, read_config, read_json, stored_dtype
 from .families import Family, find_family, known_matryoshka, model_name, named_within
+from .head_files import stored_heads
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ def read_card(folder: Path, name: str | None = None, *, adapters: Sequence[Path]
         architecture=str(config.get("model_type", "")),
         position_limit=position_limit(config),
         family=family.title if family else None,
+        heads=stored_heads(folder),
         notice=notice,
         sources=sources,
         **{field: known[field] for field in _TAKEN},
@@ -126,6 +128,9 @@ def _declared(folder: Path, family: Family | None, name: str) -> dict[str, dict[
         said = {key: getattr(family, key) for key in _OF_FAMILIES}
         said["matryoshka_dims"] = known_matryoshka(name) or known_matryoshka(str(folder.resolve()))
         declared[f"family table ({family.title})"] = {key: value for key, value in said.items() if value is not None}
+    if stored_heads(folder):
+        # FlagEmbedding, which trains and writes such models, says nothing else of them in any file.
+        declared["heads of BGE-M3's kind"] = {"pooling": "cls", "normalize": True}
     return declared
 
 

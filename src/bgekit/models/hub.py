@@ -13,6 +13,7 @@ from typing import Final
 
 from ..errors import CheckpointError
 from ..files.hashing import file_sha256
+from ..files.remote import is_url
 from .checkpoint_files import refuse_adapter
 from .head_files import HEAD_FILES
 
@@ -71,6 +72,8 @@ def resolve(
         >>> (resolve("BAAI/bge-small-en-v1.5") / "config.json").is_file()
         True
     """
+    if is_url(name_or_path):
+        raise CheckpointError(f"{name_or_path} is a URL, and models are read from the local disk: copy it there")
     if name_or_path.startswith("packaged:"):
         return _packaged(name_or_path.removeprefix("packaged:"))
     path = Path(os.path.expanduser(name_or_path))  # Which leaves ~ of nobody as it is.

@@ -22,6 +22,7 @@ from ..display.option_names import did_you_mean, option_of
 from ..errors import ArgumentError, CheckpointError
 from ..files.atomic import OutputFolder
 from ..files.hashing import digest, file_sha256, file_status
+from ..files.remote import is_folder, is_there, is_url, list_url, url_status
 from ..models.hub import resolve
 from .spec import DATA, KEPT, MODELS, TALK, Grammar, Recipe, RecipeError, Stage, Text
 
@@ -308,6 +309,8 @@ class Folder:
 
     def digest_of(self, each: Input) -> str | None:
         """The digest of what is read, None if it is not there."""
+        if is_url(each.path) and not each.stage:
+            return self.digests.url(each.path)
         by_name = each.is_model and not each.stage
         return self.digests.model(each.path) if by_name else self.digests.path(Path(each.path))
 
@@ -315,7 +318,7 @@ class Folder:
         """Inputs that are not there and that no stage makes, each with its line and stage."""
         for step in steps:
             for each in step.inputs:
-                there = self.digests.model(each.path) if each.is_model else Path(each.path).exists()
+                there = self.digests.model(each.path) if each.is_model else is_there(each.path)
                 if not (each.stage or there):
                     what = "model" if each.is_model else "file or folder"
                     yield f"line {each.line}, stage {step.name}: {each.argument} {each.path}: there is no such {what}"
@@ -405,6 +408,19 @@ class Digests:
             if not (model and _ACCOUNTS.fullmatch(file.name)):
                 digest.update(f"{name}:{self._of_file(file)}\n".encode())
         return digest.hexdigest()
+
+    def url(self, url: str) -> str | None:
+        """The digest of what is at a URL, None if nothing is: of the sizes and marks that its server says.
+
+        Raises:
+            DataError: it cannot be looked at.
+        """
+        if not is_there(url):
+            return None
+        files = list_url(url) if is_folder(url) else {"": url_status(url)}
+        known = all(status.version for status in files.values())
+        marks = [f"{name}:{status.size}:{status.version}" for name, status in files.items()]
+        return digest(*marks) if known else digest(*(file_sha256(f"{url}/{name}" if name else url) for name in files))
 
     def model(self, name: str) -> str | None:
         """The digest of a model in a folder or package, None if there is none; a name on the hub stands for itself."""

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -23,11 +23,14 @@ from ..data.records import Record, RecordReader
 from ..errors import ArgumentError, OutputError, require_extra
 from ..files.atomic import OutputFolder
 from ..files.hashing import digest, file_sha256, file_status
+from ..files.remote import is_url
 from ..inference.shards import MANIFEST, SHARD_SIZE, Chunks, EncodeReport, ShardSet, encode_to_shards, load_shards
 from .index import SearchIndex
 from .nearest import Floats
+from .parts import check_parts, facts_of_parts, outputs_of
 from .segments import (
     STRUCTURE_FROM,
+    add_parts,
     commit,
     measure_structure,
     next_generation,
@@ -72,6 +75,7 @@ def index_records(
     batch_size: int | None = None,
     shard_size: int = SHARD_SIZE,
     keep: Keep | None = None,
+    parts: Sequence[str] = (),
     progress: Callable[[], EncodeProgress] | None = None,
 ) -> tuple[SearchIndex, EncodeReport | None]:
     """The index of some records in a folder, which then holds exactly these.
@@ -98,6 +102,9 @@ def index_records(
         shard_size: Texts encoded between two signs of progress; an interrupted build loses no more than these.
         keep: Columns of the input that are kept for conditions and results, by name, or "*" for all but text, title and
             id; by default those that `read_records(..., keep=...)` names, or all that records have been given.
+        parts: What the index is to have beside its vectors, for other modes of search: `bm25`, the words of its texts;
+            of models with these heads, `lexical`, the weights of their tokens, and `multi-vector`, a vector of each
+            token. What it has, it keeps.
         progress: Makes the context manager that receives the progress; called when there is something to encode.
 
     Returns:
@@ -118,6 +125,7 @@ def index_records(
         6
     """
     check_type(index_type, recall)
+    check_parts(parts)
     asked = _queries(queries, model.dimension)
     check_similarity(model.card.name, model.card.similarity, unit_vectors=model.card.normalize)
     path = Path(folder)
@@ -132,21 +140,31 @@ def index_records(
     there = _facts_there(path)
     kind = index_type or (there.index_type if there else "exact")
     check_type(kind, recall)
+    if there is not None and there.parts:
+        parts = list(dict.fromkeys([*there.parts, *parts]))
+    outputs = outputs_of(parts)
+    model.check_outputs(outputs)
+    if len(outputs) > 1:
+        options["outputs"] = outputs
+    # What a model has to compute of all texts again makes it another index.
+    lacks = there is not None and bool(set(outputs) - set(outputs_of(there.parts or ())))
     source = _source(records, options, None if there is None else there.input)
-    if there is not None and source is not None and there.model_fingerprint == model.fingerprint:
+    if there is not None and source is not None and not lacks and there.model_fingerprint == model.fingerprint:
         if _contents(there.input) == _contents(source):
             with_type(path, kind, recall=recall, queries=asked)
+            with_parts(path, parts)
             return SearchIndex.load(path), None
     settings = {
         "kind": "document", "max_length": max_length, "batch_size": batch_size, "dtype": "float32",
-        "shard_size": shard_size, "store_texts": True,
+        "shard_size": shard_size, "store_texts": True, "outputs": outputs,
     }  # fmt: skip
-    if there is not None:
+    if there is not None and not lacks:
         synchronised = synchronise(
             path, model, records, source, settings=settings, chunks=chunks, progress=progress
         )  # fmt: skip
         if synchronised is not None:
             with_type(path, kind, recall=recall, queries=asked)
+            with_parts(path, parts)
             return SearchIndex.load(path), synchronised
     with OutputFolder(path) as output:
         building = path / f"{BUILDING}-{_key(model, source)}"
@@ -155,10 +173,10 @@ def index_records(
         with contextlib.nullcontext() if progress is None else progress() as shown:
             report = encode_to_shards(
                 model, records, building, chunks=chunks, max_length=max_length, batch_size=batch_size,
-                shard_size=shard_size, store_texts=True, overwrite=source is None, progress=shown,
+                shard_size=shard_size, store_texts=True, outputs=outputs, overwrite=source is None, progress=shown,
             )  # fmt: skip
         known = recall or (None if there is None else there.recall)
-        _write_index(output, load_shards(building), kind, source, known, asked)
+        _write_index(output, load_shards(building), kind, source, known, asked, parts)
         remove_building(path)
     return SearchIndex.load(path), report
 
@@ -170,6 +188,7 @@ def index_shards(
     index_type: IndexType | Auto | None = "exact",
     recall: float | None = None,
     queries: npt.ArrayLike | None = None,
+    parts: Sequence[str] = (),
 ) -> SearchIndex:
     """The index of encoded shards in a folder: the one that is there if nothing has changed, else a new one.
 
@@ -179,6 +198,7 @@ def index_shards(
         index_type: As in `index_records`; None for that of the index that is there.
         recall: As in `index_records`.
         queries: As in `index_records`.
+        parts: As in `index_records`; they need the texts of shards (`store_texts=True`).
 
     Raises:
         OutputError: the folder cannot be written, or another process writes to it.
@@ -195,6 +215,7 @@ def index_shards(
         6
     """
     check_type(index_type, recall)
+    check_parts(parts)
     asked = _queries(queries, shards.dimension)
     path = Path(folder)
     source = {"manifest_sha256": file_sha256(shards.folder / MANIFEST)}
@@ -203,10 +224,12 @@ def index_shards(
     check_type(kind, recall)
     if there is not None and there.input == source:
         with_type(path, kind, recall=recall, queries=asked)
+        with_parts(path, parts)
     else:
         with OutputFolder(path) as output:
             known = recall or (None if there is None else there.recall)
-            _write_index(output, shards, kind, source, known, asked)
+            wanted = [*(there.parts or ()), *parts] if there is not None else parts
+            _write_index(output, shards, kind, source, known, asked, wanted)
     return SearchIndex.load(path)
 
 
@@ -246,6 +269,32 @@ def with_type(
                 segments.append(write_structure(output, segment, stored, facts, wanted, generation, queries))
         kind = "exact" if facts.rows == 0 else kind
         commit(output, replace(facts, index_type=kind, generation=generation, segments=tuple(segments)))
+
+
+def with_parts(folder: str | os.PathLike[str], parts: Sequence[str]) -> None:
+    """Give an index parts that it lacks, made of its texts; nothing is encoded.
+
+    Args:
+        folder: The index.
+        parts: As in `index_records`.
+
+    Raises:
+        ArgumentError: there is no such part, or the index keeps no texts.
+        OutputError: the folder cannot be written, or another process writes to it.
+    """
+    check_parts(parts)
+    path = Path(folder)
+    if set(parts) <= set(read_facts(path).parts or ()):
+        return
+    with OutputFolder(path) as output:
+        facts = read_facts(path)
+        # Of what a model computed of its texts there is no more than its parts.
+        names = facts_of_parts(parts, {**facts.settings, "outputs": ()}, facts.parts) or {}
+        generation, segments = next_generation(path), []
+        for segment in facts.segments:
+            stored = StoredFiles(path / segment.folder, segment.count, facts.dimension)
+            segments.append(add_parts(output, segment, stored, names, generation))
+        commit(output, replace(facts, parts=names, generation=generation, segments=tuple(segments)))
 
 
 def _as_wanted(facts: Facts, index_type: IndexType | Auto, recall: float | None) -> bool:
@@ -320,18 +369,20 @@ def _write_index(
     source: Any,
     recall: float | None,
     queries: Floats | None,
+    parts: Sequence[str],
 ) -> None:
     """Make encoded shards the index, in the place of the one that is there until then."""
     stored = StoredShards(shards)
     kind = choose_type(stored.count, stored.dimension)[0] if index_type == "auto" else index_type
     kind = "exact" if stored.count == 0 else kind
     facts = replace(facts_of_shards(shards, kind, source), recall=None if kind == "exact" else recall)
+    facts = replace(facts, parts=facts_of_parts(parts, facts.settings))
     # The first index of a folder lies in it; a later one beside the one that it replaces.
     first = not (output.path / FACTS).exists()
     generation = 0 if first else next_generation(output.path)
     segment = write_segment(
         output, "" if first else segment_name(generation), stored, chunked=facts.chunked,
-        metadata=typed(stored.metadata_parts),
+        metadata=typed(stored.metadata_parts), parts=facts.parts,
     )  # fmt: skip
     segment = write_structure(output, segment, stored, facts, kind, generation, queries)
     commit(output, replace(facts, metadata=segment.metadata, generation=generation, segments=(segment,)))
@@ -361,10 +412,10 @@ def _source(records: Iterable[Record], options: dict[str, Any], known: Any) -> d
     before = {entry["path"]: entry for entry in (known or {}).get("files", [])}
     files = []
     for file, name in zip(records.files, records.names, strict=True):
-        path = os.path.abspath(file)
-        old, status = before.get(path, {}), file_status(Path(file))
+        path = file if is_url(file) else os.path.abspath(file)
+        old, status = before.get(path, {}), file_status(file)
         same = status is not None and old.get("status") == status
-        entry = {"path": path, "status": status, "sha256": old["sha256"] if same else file_sha256(Path(file))}
+        entry = {"path": path, "status": status, "sha256": old["sha256"] if same else file_sha256(file)}
         files.append(entry if name is None else entry | {"name": name})
     return {"options": options, "files": files}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,8 +23,15 @@ from ..inference.pipeline import Embeddings, Origin
 from ..inference.shards import MANIFEST, SHARD_SIZE, load_shards
 from ..inference.similarity import unit
 from ..models.card import UNSET, Unset
+from ..models.head_files import Output
+from . import words
 from .approximate import Approximate, open_structure
+from .bm25 import Bm25
+from .fusion import FUSION, RANK_CONSTANT, FittedWeights, read_fusion
+from .lexical import TokenWeights
 from .model_check import check_model
+from .modes import DEPTH, Find, Mode, by_terms, by_tokens, check_mode, second_stage, together
+from .modes import Part as ModePart
 from .nearest import (
     QUERIES,
     UNIT_LENGTH,
@@ -33,6 +41,7 @@ from .nearest import (
     nearest,
     pair_scores,
 )
+from .postings import Postings
 from .segments import document_hashes, documents_of
 from .storage import (
     FACTS,
@@ -56,6 +65,15 @@ if TYPE_CHECKING:
     from ..inference.model import Embedder
 
 logger = logging.getLogger(__name__)
+#: The output of a model that a mode compares.
+_OUTPUTS: Final[dict[str, Output]] = {"dense": "dense", "lexical": "sparse", "multi-vector": "multi-vector"}
+#: What is said of an index that lacks a part.
+_LACKING: Final = {
+    "bm25": "the index has no words to search by: give --parts bm25 once, which takes them from its texts (in Python "
+    "index_records(..., parts=['bm25']))",
+    "lexical": "the index has no lexical weights: a model with such a head, as BGE-M3, makes them of the files with "
+    "--parts lexical (in Python index_records(..., parts=['lexical'])); mode 'bm25' compares words with any model",
+}
 #: Passages looked at first for each document wanted.
 _PASSAGES_A_DOCUMENT: Final = 4
 #: Vectors of a block that is mapped, and of one that is gathered, which takes memory.
@@ -292,6 +310,7 @@ class SearchIndex:
             "generation": facts.generation,
             "bytes": size,
             "index_type": facts.index_type,
+            "parts": ["dense", *(facts.parts or {})],
             "measured": self._measured(),
             "dimension": facts.dimension,
             "model": facts.model_name,
@@ -330,10 +349,11 @@ class SearchIndex:
 
     def ask(
         self,
-        model: Embedder,
+        model: Embedder | None,
         queries: Sequence[str],
         top_k: int = 10,
         *,
+        mode: Mode = "dense",
         where: str | None = None,
         instruction: str | Unset | None = UNSET,
         reranker: PairScorer | None = None,
@@ -342,29 +362,199 @@ class SearchIndex:
         """Hits of each query, best first.
 
         Args:
-            model: The model that the index was made with.
+            model: The model that the index was made with; `bm25` needs none.
             queries: Texts; they get the model's query instruction.
             top_k: Documents wanted for each.
+            mode: What they are compared by: `dense` by vectors, `lexical` by the weights that the model gives to
+                tokens, `bm25` by words, `multi-vector` by a vector of each token, among the nearest by `dense`,
+                `hybrid` by all that the index has, put together by its fitted weights, or by reciprocal ranks where it
+                has none.
             where: Condition on metadata that what is found must meet, such as "year >= 2020 and lang = 'en'".
             instruction: Put before queries instead; None or "" for none.
             reranker: Puts the first `rerank_top_k` in its own order; scores are then its scores.
             rerank_top_k: Documents a query that the reranker sees, at least `top_k`.
 
         Raises:
-            ArgumentError: the index was made with another model, keeps no texts to rerank, or the condition has no
-                meaning for its metadata.
+            ArgumentError: the index was made with another model, keeps no texts to rerank, lacks what the mode
+                compares, has weights of another model, or the condition has no meaning for its metadata.
         """
         check_count("rerank_top_k", rerank_top_k, "documents")
+        check_mode(mode)
         now = copy.copy(self)  # Which no refresh() changes meanwhile.
-        kept = now._kept(where)
+        kept, asked = now._kept(where), list(queries)
+        find = now._finding(model, asked, mode, None if where is None else kept, instruction)
+        wanted = top_k if reranker is None else max(top_k, rerank_top_k)
+        found = now._found(len(asked), wanted, kept, find)
+        return found if reranker is None else reranked(reranker, asked, found, top_k)
+
+    def check_mode(self, mode: str) -> None:
+        """See to it that the index has what a mode compares.
+
+        Raises:
+            ArgumentError: there is no such mode, or it lacks that.
+        """
+        check_mode(mode)
+        if mode == "hybrid":
+            self._hybrid(None)
+        elif mode in ("lexical", "bm25") and mode not in (self.facts.parts or {}):
+            raise ArgumentError(_LACKING[mode])
+
+    def how(self, mode: Mode, model: Embedder | None = None) -> str:
+        """How a mode of search compares questions with texts, in words: what `bge search` says once.
+
+        Args:
+            mode: As in `ask`.
+            model: The model that will be asked with; weights must be of it.
+
+        Raises:
+            ArgumentError: as `ask`.
+        """
+        check_mode(mode)
+        if mode != "hybrid":
+            stored = "multi-vector" in (self.facts.parts or {})
+            return {
+                "dense": "by meaning (dense)",
+                "lexical": "by the weights that the model gives to tokens (lexical)",
+                "bm25": "by words (bm25)",
+                "multi-vector": f"token by token (multi-vector) among the nearest {self._second()} by dense"
+                + ("" if stored else ", whose texts are encoded now, as the index has no part multi-vector"),
+            }[mode]
+        names, fitted = self._hybrid(model)
+        if fitted is None:
+            way = f"reciprocal ranks (k = {RANK_CONSTANT}), as the index has no fitted weights"
+        else:
+            way = "weights " + ", ".join(f"{name} {fitted.weights.get(name, 0):.2f}" for name in names)
+            way += f", fitted on {fitted.data}"
+        return f"hybrid of {', '.join(names[:-1])} and {names[-1]} by {way}"
+
+    def _second(self) -> int:
+        """Rows that are compared token by token at least, fewer where their texts have to be encoded first."""
+        return 2 * DEPTH if "multi-vector" in (self.facts.parts or {}) else DEPTH
+
+    def _hybrid(self, model: Embedder | None) -> tuple[list[str], FittedWeights | None]:
+        """The modes that a hybrid search puts together, and the weights that the index has for them.
+
+        Raises:
+            ArgumentError: there is but one mode, or the weights are of another model or of modes that there are not.
+        """
+        names = ["dense", *(self.facts.parts or {})]
+        if len(names) == 1:
+            raise ArgumentError(
+                "the index has vectors alone, and hybrid puts several modes together: give --parts bm25 once, which "
+                "adds the words of its texts (in Python index_records(..., parts=['bm25']))"
+            )
+        fitted = None if isinstance(self.stored, StoredShards) else read_fusion(self.folder)
+        if fitted is not None:
+            if model is not None:
+                fitted.check_model(model, str(self.folder / FUSION))
+            lacking = [name for name, weight in fitted.weights.items() if weight and name not in names]
+            if lacking:
+                raise ArgumentError(
+                    f"{self.folder / FUSION} has weights of {', '.join(lacking)}, which the index lacks: fit them anew "
+                    "with bge calibrate --hybrid, or remove the file"
+                )
+        return names, fitted
+
+    def _finding(
+        self, model: Embedder | None, queries: list[str], mode: Mode, kept: Rows | None, instruction: Any
+    ) -> Find:
+        """What finds rows for questions in a mode."""
+        names, fitted = self._hybrid(model) if mode == "hybrid" else ([mode], None)
+        if mode == "multi-vector":
+            names = ["dense", mode]
+        parts = dict[str, ModePart]()
+        if "bm25" in names:
+            bm25 = self._state.words()
+            parts["bm25"] = by_terms(lambda query: bm25.of_rows(queries[query]), kept)
+        if names != ["bm25"]:
+            if model is None:
+                raise ArgumentError(f"mode {mode!r} needs the model that the index was made with")
+            parts |= self._by_model(model, queries, names, kept, instruction)
+        if mode == "multi-vector":
+            return second_stage(cast(Find, parts["dense"].find), parts[mode], self._second())
+        if mode != "hybrid":
+            return cast(Find, parts[mode].find)
+        return together({name: parts[name] for name in names}, None if fitted is None else fitted.weights)
+
+    def _by_model(
+        self, model: Embedder, queries: list[str], names: Sequence[str], kept: Rows | None, instruction: Any
+    ) -> dict[str, ModePart]:
+        """The modes that compare what a model computes of questions, all from one pass."""
         self.check_model(model)
-        vectors = model.encode_queries(list(queries), convert_to_numpy=True, instruction=instruction)
-        if reranker is None:
-            return now._search(vectors, top_k, kept)
-        return reranked(reranker, list(queries), now._search(vectors, max(top_k, rerank_top_k), kept), top_k)
+        outputs = [output for name, output in _OUTPUTS.items() if name in names]
+        self._check_heads(model, names)
+        if outputs == ["dense"]:
+            vectors: Any = model.encode_queries(queries, convert_to_numpy=True, instruction=instruction)
+        else:
+            encoded = model.encode_outputs(
+                queries, outputs, role="query", instruction=instruction, show_progress=False
+            )  # fmt: skip
+            vectors = encoded.vectors
+        parts = dict[str, ModePart]()
+        if "dense" in names:
+            parts["dense"] = self._dense(self._as_queries(vectors), self._state.live if kept is None else kept)
+        if "lexical" in names:
+            tokens, weights = self._state.tokens(), encoded.ragged["sparse"]
+            parts["lexical"] = by_terms(lambda query: tokens.of_rows(weights[query]), kept)
+        if "multi-vector" in names:
+            parts["multi-vector"] = by_tokens(encoded.ragged["multi-vector"], partial(self._token_vectors, model))
+        return parts
+
+    def _check_heads(self, model: Embedder, names: Sequence[str]) -> None:
+        """See to it that a model has what modes compare, and that the index has it of the same heads."""
+        for name in names:
+            output, known = _OUTPUTS.get(name), (self.facts.parts or {}).get(name)
+            if output is None or output == "dense":
+                continue
+            if output not in model.outputs:
+                raise ArgumentError(
+                    f"{model.card.name} has no head for mode {name!r}, as BGE-M3 has: mode 'bm25' compares words with "
+                    "any model"
+                )
+            if known is None and name == "lexical":
+                raise ArgumentError(_LACKING[name])
+            same = model.fingerprint == self.facts.model_fingerprint
+            if known is not None and same and model.output_fingerprint(output) != known["head"]:
+                raise ArgumentError(
+                    f"the part {name} of the index was made with another head than {model.card.name} has now: build "
+                    "the index again"
+                )
+
+    def _token_vectors(self, model: Embedder, rows: Rows) -> Sequence[npt.NDArray[Any]]:
+        """Vectors of the tokens of rows, stored or computed now."""
+        if "multi-vector" in (self.facts.parts or {}):
+            return list(self.stored.part_at("multi-vector", rows))
+        texts = [text for _, text in self.stored.rows_at(rows)]
+        if None in texts:
+            raise ArgumentError(
+                "the index has neither the part multi-vector nor texts to encode: encode with --store-texts, or index "
+                "the files"
+            )
+        length = min(self.facts.settings["max_length"], model.card.max_length)
+        wanted: tuple[Output, ...] = ("multi-vector",)
+        encoded = model.encode_outputs(
+            cast("list[str]", texts), wanted, role="document", max_length=length, show_progress=False
+        )  # fmt: skip
+        return encoded.ragged["multi-vector"]
+
+    def _dense(self, vectors: Floats, kept: Rows | None) -> ModePart:
+        """Vectors of questions compared with those of rows that may be found."""
+        cosine = self.facts.similarity == "cosine"
+
+        def score(query: int, rows: Rows) -> npt.NDArray[np.float64]:
+            own = vectors[[query]]
+            return self._scores(unit(own)[0] if cosine else own[0], rows, cosine).astype(np.float64)
+
+        return ModePart(lambda chosen, k: self._nearest(vectors[chosen], k, kept), score)
 
     def search(
-        self, queries: npt.ArrayLike, top_k: int = 10, *, where: str | None = None, model: Embedder | None = None
+        self,
+        queries: npt.ArrayLike,
+        top_k: int = 10,
+        *,
+        mode: Mode = "dense",
+        where: str | None = None,
+        model: Embedder | None = None,
     ) -> list[list[Hit]]:
         """Nearest rows of each query vector, best first; of equal scores the earlier in the index.
 
@@ -372,18 +562,25 @@ class SearchIndex:
         model; of others nobody can tell, so there is a warning once.
 
         Args:
-            queries: Vectors [n, dimension], or one [dimension].
+            queries: Vectors [n, dimension], or one [dimension]; in other modes than `dense` texts, as for `ask`.
             top_k: Documents wanted for each; there are fewer when the index has fewer.
+            mode: As in `ask`.
             where: Condition on metadata, as in `ask`. What is found is the nearest of all rows that meet it.
             model: The model that made them: it is checked as by `ask`, and there is no warning.
 
         Raises:
-            ArgumentError: the vectors, or the model, are of another model than the index, or the condition has no
-                meaning for its metadata.
+            ArgumentError: the vectors, or the model, are of another model than the index, the condition has no
+                meaning for its metadata, or it is as for `ask`.
         """
+        check_mode(mode)
+        if mode != "dense":
+            if isinstance(queries, str) or not all(isinstance(each, str) for each in cast(Any, queries)):
+                raise ArgumentError(f"mode {mode!r} compares texts: give a list of these instead of vectors")
+            return self.ask(model, cast("Sequence[str]", queries), top_k, mode=mode, where=where)
         self._check_vectors(queries, model)
         now = copy.copy(self)
-        return now._search(queries, top_k, now._kept(where))
+        kept, vectors = now._kept(where), self._as_queries(queries)
+        return now._found(len(vectors), top_k, kept, cast(Find, now._dense(vectors, kept).find))
 
     def nearest(
         self, vectors: npt.ArrayLike, k: int, where: str | None = None, *, model: Embedder | None = None
@@ -509,19 +706,18 @@ class SearchIndex:
             raise ArgumentError("a query vector has NaN or infinity")
         return vectors
 
-    def _search(self, queries: npt.ArrayLike, top_k: int, kept: Rows | None) -> list[list[Hit]]:
-        vectors = self._as_queries(queries)
+    def _found(self, count: int, top_k: int, kept: Rows | None, find: Find) -> list[list[Hit]]:
+        """Hits of so many questions."""
         check_count("top_k", top_k, "documents")
         found: list[list[Hit]] = []
         step = _at_once(top_k)
-        for first in range(0, len(vectors), step):
-            part = vectors[first : first + step]
-            hits = self._documents if self.facts.chunked else self._rows_as_hits
-            found += hits(part, top_k, kept)
+        for first in range(0, count, step):
+            part = range(first, min(first + step, count))
+            found += self._documents(part, top_k, kept, find) if self.facts.chunked else self._rows(part, top_k, find)
         return found
 
-    def _rows_as_hits(self, queries: Floats, top_k: int, kept: Rows | None) -> list[list[Hit]]:
-        scores, rows = self._nearest(queries, top_k, kept)
+    def _rows(self, questions: Sequence[int], top_k: int, find: Find) -> list[list[Hit]]:
+        scores, rows = find(questions, top_k)
         known = self._known(rows)
         metadata = self._metadata_of(known)
         return [
@@ -533,25 +729,29 @@ class SearchIndex:
             for own, there in zip(scores.tolist(), rows.tolist(), strict=True)
         ]
 
-    def _documents(self, queries: Floats, top_k: int, kept: Rows | None) -> list[list[Hit]]:
+    def _documents(self, questions: Sequence[int], top_k: int, kept: Rows | None, find: Find) -> list[list[Hit]]:
         """Documents by their best passage: the first of each in the order of passages."""
-        answers: list[list[Hit]] = [[] for _ in queries]
-        open_queries = list(range(len(queries)))
+        answers: dict[int, list[Hit]] = {}
+        still_open = list(questions)
         depth, most = _PASSAGES_A_DOCUMENT * top_k, self.stored.count if kept is None else len(kept)
-        while open_queries:
-            scores, rows = self._nearest(queries[open_queries], min(depth, most), kept)
+        while still_open:
+            scores, rows = find(still_open, min(depth, most))
             known = self._known(rows)
             best = [
                 self._best_passages(own, there, known, top_k)
                 for own, there in zip(scores.tolist(), rows.tolist(), strict=True)
             ]
             metadata = self._metadata_of(dict.fromkeys(row for passages in best for row in passages))
-            for query, passages in zip(open_queries, best, strict=True):
+            for query, passages in zip(still_open, best, strict=True):
                 answers[query] = [replace(hit, metadata=dict(metadata.get(row, ()))) for row, hit in passages.items()]
             # One long document can have all the passages looked at: look at more.
-            open_queries = [query for query in open_queries if len(answers[query]) < top_k and depth < most]
+            still_open = [
+                query
+                for query, there in zip(still_open, rows, strict=True)
+                if len(answers[query]) < top_k and depth < most and (there >= 0).all()
+            ]
             depth *= 4
-        return answers
+        return [answers[query] for query in questions]
 
     def _best_passages(
         self, scores: list[float], rows: list[int], known: Mapping[int, tuple[str, str | None]], top_k: int
@@ -670,10 +870,13 @@ class SearchIndex:
         A matrix product rounds a row's score differently depending on its place in a block, so that equal texts
         could come out unequal; like this, scores depend on the two vectors alone, whatever the type of index.
         """
-        vectors, one = self.stored.vectors(rows), np.zeros(len(rows), dtype=np.int64)
-        scores = pair_scores(query[None].astype(np.float64), one, vectors, np.arange(len(rows)), cosine=cosine)
+        scores = self._scores(query, rows, cosine)
         order = np.lexsort((rows, -scores))
         return scores[order], rows[order]
+
+    def _scores(self, query: Floats, rows: Rows, cosine: bool) -> Floats:
+        vectors, one = self.stored.vectors(rows), np.zeros(len(rows), dtype=np.int64)
+        return pair_scores(query[None].astype(np.float64), one, vectors, np.arange(len(rows)), cosine=cosine)
 
 
 @dataclass
@@ -689,6 +892,8 @@ class _State:
         last: The last condition, and the rows that met it.
         marked: The last rows that were marked, and their marks in each segment.
         metadata: The columns of rows that are not deleted, once they were asked for.
+        bm25: Over the words of all rows, once it was asked for.
+        lexical: The same over tokens.
     """
 
     facts: Facts
@@ -699,6 +904,36 @@ class _State:
     last: tuple[str, Rows] | None = None
     metadata: Any = None
     marked: tuple[Rows, list[npt.NDArray[np.bool_] | None]] | None = None
+    bm25: Bm25 | None = None
+    lexical: TokenWeights | None = None
+
+    def words(self) -> Bm25:
+        """The words of the rows that are not deleted.
+
+        Raises:
+            ArgumentError: the index lacks the part.
+            OutputError: its words were taken otherwise than those of questions would be.
+        """
+        if self.bm25 is None:
+            known = (self.facts.parts or {}).get("bm25")
+            if known is None:
+                raise ArgumentError(_LACKING["bm25"])
+            if known["words"] != words.VERSION:
+                raise OutputError("the words of the index were taken by another version of bgekit: build it again")
+            lengths = [part.parts.lengths for part in segments_of(self.stored)]
+            self.bm25 = Bm25(self._postings("bm25"), np.concatenate(lengths), self.deleted)
+        return self.bm25
+
+    def tokens(self) -> TokenWeights:
+        """The tokens of the rows that are not deleted, with their weights."""
+        if self.lexical is None:
+            self.lexical = TokenWeights(self._postings("lexical"), self.stored.count, self.deleted)
+        return self.lexical
+
+    def _postings(self, name: str) -> list[tuple[int, Postings]]:
+        parts = segments_of(self.stored)
+        firsts = itertools.accumulate((part.count for part in parts), initial=0)
+        return [(first, part.parts.postings[name]) for first, part in zip(firsts, parts, strict=False)]
 
     def inside(self, kept: Rows | None) -> list[npt.NDArray[np.bool_] | None]:
         """Whether each row of each segment is among some rows; None where all of a segment are, or all are wanted."""

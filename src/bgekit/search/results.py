@@ -1,4 +1,4 @@
-"""Results of a search as a file: Parquet with typed metadata, CSV, JSON lines or JSON, by the ending of its name."""
+"""Results of a search as a file: Parquet with typed metadata, CSV, JSON lines, JSON or a TREC run, by its ending."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, TypeAlias
 
+import numpy as np
+
 from ..data.encodings import repair
 from ..data.metadata import free_names, plain
-from ..errors import ArgumentError, OutputError
+from ..errors import ArgumentError, DataError, OutputError
 from ..files.atomic import atomic_file, check_free, check_place
 from .index import Hit
 
@@ -32,7 +34,8 @@ def write_results(
 
     `.jsonl` has an object `{"query", "results"}` per question and line, `.json` a list of these objects. `.parquet` and
     `.csv` are tables with a row per result: `query`, `rank`, `id`, `score`, `text`, `passage`, `retrieval_score` (both
-    empty where there is none), and the columns of metadata, which have their own types in Parquet.
+    empty where there is none), and the columns of metadata, which have their own types in Parquet. `.trec` is a run as
+    trec_eval reads it: `NUMBER Q0 ID RANK SCORE bgekit`, with questions numbered from 1.
 
     Args:
         output: The file.
@@ -46,6 +49,7 @@ def write_results(
     Raises:
         ArgumentError: the ending of the name stands for none of these forms.
         OutputError: the file cannot be written, or is there.
+        DataError: an id has white space, which a TREC run cannot have.
 
     Example:
         >>> from bgekit import FlagModel
@@ -157,6 +161,17 @@ def _rows(answers: Iterable[Answer], names: Sequence[str]) -> Iterator[tuple[Any
             yield (*own, *(hit.metadata.get(name) for name in names))
 
 
+def _write_trec(file: IO[bytes], answers: Iterable[Answer], metadata: Any) -> None:
+    for number, (_, hits) in enumerate(answers, 1):
+        for hit in hits:
+            if not hit.id or len(hit.id.split()) != 1:
+                raise DataError(f"the id {hit.id!r} has white space, which a TREC run cannot have: write another form")
+            # As few digits as give the number back: trec_eval orders by scores, not by ranks.
+            score = np.float32(hit.score)
+            file.write(repair(f"{number} Q0 {hit.id} {hit.rank} {score!s} bgekit\n")[0].encode())
+
+
 _WRITERS: Final[Mapping[str, Callable[[IO[bytes], Iterable[Answer], Any], None]]] = {
     ".parquet": _write_parquet, ".jsonl": _write_lines, ".json": _write_list, ".csv": _write_csv,
+    ".trec": _write_trec,
 }  # fmt: skip

@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -27,6 +27,7 @@ from ..inference.shards import mapped
 from .approximate import CODES, GRAPH, SCALES
 from .approximate_build import measured, write_approximate
 from .nearest import Floats
+from .parts import PARTS, segment_parts
 from .storage import (
     FACTS,
     IDS,
@@ -50,6 +51,8 @@ _ID: Final = re.compile(rb'\{"id": "([^"\\]*(?:\\.[^"\\]*)*)"')
 _TEXT: Final = b', "text": "'
 #: What changes make: folders of segments, files of deleted rows, and structures.
 _MADE: Final = re.compile(r"(segment|deleted|index)-(\d{6,})(\.\w+)?$")
+#: Folders of parts in the folder of a segment, likewise.
+_PART: Final = re.compile(rf"({'|'.join(PARTS)})(-\d{{6,}})?$")
 #: Names of structures in the folder of a segment, with the number of a change or without.
 _STRUCTURE: Final = re.compile(rf"index(-\d{{6,}})?({'|'.join(map(re.escape, (GRAPH, CODES, SCALES)))})$")
 #: Rows from which on a segment that is added gets an approximate structure: fewer are as soon compared one by one.
@@ -70,7 +73,13 @@ def next_generation(path: Path) -> int:
 
 
 def write_segment(
-    output: OutputFolder, folder: str, stored: Stored, *, chunked: bool, metadata: tuple[Any, Iterable[Any]] | None
+    output: OutputFolder,
+    folder: str,
+    stored: Stored,
+    *,
+    chunked: bool,
+    metadata: tuple[Any, Iterable[Any]] | None,
+    parts: Mapping[str, Any] | None = None,
 ) -> Segment:
     """Write rows as a segment, without a structure.
 
@@ -80,6 +89,7 @@ def write_segment(
         stored: The rows.
         chunked: Whether they are passages of documents.
         metadata: Their schema and tables, as `typed` gives them; None without.
+        parts: What index.json says of parts beside the vectors.
     """
     output.create_folder(folder)
     count, prefix = stored.count, f"{folder}/" if folder else ""
@@ -89,10 +99,16 @@ def write_segment(
         for _, block in stored.blocks():
             file.write(np.ascontiguousarray(block, dtype="<f4"))
     offsets, hashes = np.zeros(count + 1, dtype=np.int64), DocumentHashes(chunked)
-    with output.create(prefix + ROWS) as file:
-        for row, line in enumerate(stored.lines(), 1):
-            offsets[row] = offsets[row - 1] + file.write(line)
-            hashes.add(line)
+    with segment_parts(output, folder, parts) as written:
+        for name in parts or ():
+            if PARTS[name] is not None:
+                written.add_values(name, stored.part_blocks(name))
+        with output.create(prefix + ROWS) as file:
+            for row, line in enumerate(stored.lines(), 1):
+                offsets[row] = offsets[row - 1] + file.write(line)
+                hashes.add(line)
+                written.add(line)
+        made = written.write()
     with output.create(prefix + OFFSETS) as file:
         np.save(file, offsets)  # type: ignore[arg-type]
     with output.create(prefix + IDS) as file:
@@ -104,7 +120,27 @@ def write_segment(
             write_table(file, schema, tables)
             known = {"sha256": file.sha256, "columns": columns_of(schema)}
     output.sync(folder)
-    return Segment(folder, count, known)
+    return Segment(folder, count, known, parts=made)
+
+
+def add_parts(
+    output: OutputFolder, segment: Segment, stored: Stored, parts: Mapping[str, Any], generation: int
+) -> Segment:
+    """Write parts that a segment lacks and that are made of its texts: the segment with them.
+
+    Args:
+        output: The index folder.
+        segment: The segment, whose files are there.
+        stored: Its rows.
+        parts: What index.json is to say of parts.
+        generation: Number of the change.
+    """
+    there = segment.parts or {}
+    lacking = {name: made for name, made in parts.items() if name not in there}
+    with segment_parts(output, segment.folder, lacking, generation) as written:
+        for line in stored.lines():
+            written.add(line)
+        return replace(segment, parts=there | (written.write() or {}))
 
 
 def write_structure(
@@ -174,7 +210,7 @@ def remove_unnamed(path: Path, facts: Facts) -> None:
     again. What cannot be removed (a system that keeps files that are open) takes space until the next change.
     """
     folders = {segment.folder for segment in facts.segments}
-    named = {segment.folder: set((segment.structure or {}).get("files", ())) for segment in facts.segments}
+    named = {segment.folder: _files_of(segment) for segment in facts.segments}
     with contextlib.suppress(OSError):
         for each in list(path.iterdir()):
             match = _MADE.match(each.name)
@@ -186,8 +222,18 @@ def remove_unnamed(path: Path, facts: Facts) -> None:
                 _unlink(each)
         for folder, files in {"": set[str](), **named}.items():
             for each in (path / folder).iterdir():
-                if _STRUCTURE.match(each.name) and each.name not in files:
+                if each.name in files:
+                    continue
+                if _STRUCTURE.match(each.name):
                     _unlink(each)
+                elif _PART.match(each.name) and each.is_dir():
+                    shutil.rmtree(each, ignore_errors=True)
+
+
+def _files_of(segment: Segment) -> set[str]:
+    """Names of the structure and the parts of a segment in its folder."""
+    parts = {each["folder"] for each in (segment.parts or {}).values()}
+    return parts | set((segment.structure or {}).get("files", ()))
 
 
 def _unlink(path: Path) -> None:

@@ -8,6 +8,7 @@ offsets.npy     where each line begins [n + 1]
 ids.npy         where the rows of a document are [2, n]: sorted hashes of documents' ids, and the row of each
 metadata.arrow  columns that were kept, a row per vector; absent without
 index.faiss     the graph or the cells, if the index is approximate
+bm25/           how often each row has each word, if the index has that part (`parts`)
 
 The first one lies in the folder itself, later ones in folders `segment-000007`, named by the change that made them, as
 is `deleted-000007.npy`, a bit for each row that is no longer there. Rows are numbered through all segments. index.json
@@ -34,7 +35,9 @@ import numpy.typing as npt
 
 from ..data.metadata import Part, read_table, typed
 from ..errors import ArgumentError, OutputError
+from ..inference.ragged import LEXICAL, Ragged
 from ..inference.shards import ShardSet, json_bytes, mapped
+from .parts import OpenParts, taken
 
 VECTORS: Final = "vectors.npy"
 ROWS: Final = "rows.jsonl"
@@ -68,6 +71,14 @@ class Stored(ABC):
     @abstractmethod
     def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """The vectors of some rows."""
+
+    @abstractmethod
+    def part_blocks(self, name: str) -> Iterator[Ragged]:
+        """What a part that a model computes (`parts`) has of each row, in order, in blocks."""
+
+    def part_at(self, name: str, rows: npt.NDArray[np.int64]) -> Ragged:
+        """The same of some rows."""
+        raise NotImplementedError
 
     @abstractmethod
     def lines(self) -> Iterator[bytes]:
@@ -121,16 +132,24 @@ class StoredFiles(Stored):
         count: Vectors in it.
         dimension: Their width.
         columns: Names and types of its metadata; None if it has none, or none is needed.
+        parts: What index.json says of its parts; None if it has none, or none is needed.
+
+    Attributes:
+        parts: Its parts, open.
 
     Raises:
         OutputError: a file is missing, damaged, or not the size it should have.
     """
 
-    def __init__(self, folder: Path, count: int, dimension: int, columns: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, count: int, dimension: int, columns: dict[str, str] | None = None,
+        parts: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:  # fmt: skip
         self.folder, self.count, self.dimension = folder, count, dimension
         self._vectors = mapped(folder / VECTORS, (count, dimension))
         self._offsets = np.asarray(mapped(folder / OFFSETS, (count + 1,)))  # Of which one number is read sooner.
         self._file = _open(folder / ROWS, int(self._offsets[-1]))
+        self.parts = OpenParts(folder, count, parts)
         self._metadata: Any = None
         if columns is not None:
             self._metadata = read_table(folder / METADATA, count)
@@ -162,6 +181,14 @@ class StoredFiles(Stored):
     def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Read from the one array."""
         return np.asarray(self._vectors[rows])
+
+    def part_blocks(self, name: str) -> Iterator[Ragged]:
+        """Parts of the one file."""
+        return self.parts.blocks(name)
+
+    def part_at(self, name: str, rows: npt.NDArray[np.int64]) -> Ragged:
+        """Read from the one file."""
+        return taken(self.parts.rows[name], rows)
 
     def lines(self) -> Iterator[bytes]:
         """Read from the one file, from its beginning."""
@@ -253,6 +280,21 @@ class Joined(Stored):
             found[chosen] = self.parts[place].vectors(rows[chosen] - self.firsts[place])
         return found
 
+    def part_blocks(self, name: str) -> Iterator[Ragged]:
+        """Those of all parts."""
+        for part in self.parts:
+            yield from part.part_blocks(name)
+
+    def part_at(self, name: str, rows: npt.NDArray[np.int64]) -> Ragged:
+        """Each read from its part."""
+        places = self._part_of(rows)
+        order = np.argsort(places, kind="stable")
+        found = [
+            self.parts[place].part_at(name, rows[places == place] - self.firsts[place]) for place in np.unique(places)
+        ]
+        whole = [row for block in found for row in block]
+        return Ragged.of([whole[place] for place in np.argsort(order).tolist()])
+
     def lines(self) -> Iterator[bytes]:
         """Those of all parts."""
         for part in self.parts:
@@ -308,6 +350,11 @@ class Selected(Stored):
         """Read from where they are stored."""
         return self._stored.vectors(self._rows[rows])
 
+    def part_blocks(self, name: str) -> Iterator[Ragged]:
+        """Copies of what the rows have."""
+        for first in range(0, self.count, _GATHERED):
+            yield self._stored.part_at(name, self._rows[first : first + _GATHERED])
+
     def lines(self) -> Iterator[bytes]:
         """Those of the rows."""
         if self.count * _SPARSE < self._stored.count:
@@ -353,6 +400,16 @@ class StoredShards(Stored):
         for shard in range(len(self._entries)):
             yield int(self._firsts[shard]), self._mapped(shard)
 
+    def part_blocks(self, name: str) -> Iterator[Ragged]:
+        """Those of the shards."""
+        if name == "multi-vector":
+            yield from self._shards.multi_vector_parts()
+            return
+        for weights in self._shards.lexical_parts():
+            values = np.empty(len(weights.data), LEXICAL)
+            values["token"], values["weight"] = weights.indices, weights.data
+            yield Ragged(values, weights.indptr)
+
     def lines(self) -> Iterator[bytes]:
         """The rows as JSON lines, in order."""
         for shard in range(len(self._entries)):
@@ -394,9 +451,11 @@ class StoredShards(Stored):
 FACTS: Final = "index.json"
 APPROXIMATE: Final = "index.faiss"
 FORMAT: Final = "bgekit index"
-#: Version of a folder whose only segment lies in it and has all its rows, which is what 0.1.0 wrote; and of others.
+#: Version of a folder whose only segment lies in it and has all its rows, which is what 0.1.0 wrote; of others without
+#: parts beside the vectors; and of those with.
 VERSION_PLAIN: Final = 1
-VERSION: Final = 2
+VERSION_DENSE: Final = 2
+VERSION: Final = 3
 IndexType = Literal["exact", "int8", "binary", "hnsw", "ivf"]
 Auto = Literal["auto"]
 INDEX_TYPES: Final = ("exact", "int8", "binary", "hnsw", "ivf")
@@ -412,12 +471,14 @@ class Segment:
         metadata: sha256 of its file of metadata, and its columns with their types; None without.
         structure: What an approximate or compressed search of its rows needs: its `type`, its `files` in the folder of
             the segment, and what else its type keeps. None where every vector is looked at.
+        parts: Of each part beside the vectors its `folder` in that of the segment, and what its files hold.
     """
 
     folder: str
     count: int
     metadata: dict[str, Any] | None = None
     structure: dict[str, Any] | None = None
+    parts: dict[str, dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -438,6 +499,7 @@ class Facts:
         segments: The parts, in the order of their rows.
         deleted: Name of the file of bits of deleted rows, and how many these are; None where there are none.
         recall: Share of the nearest rows that an approximate search is to find; None for the usual one.
+        parts: What each segment has beside its vectors, by name, and how that was made; None for nothing.
     """
 
     index_type: IndexType
@@ -453,6 +515,7 @@ class Facts:
     segments: tuple[Segment, ...] = ()
     deleted: dict[str, Any] | None = None
     recall: float | None = None
+    parts: dict[str, dict[str, Any]] | None = None
 
     @property
     def rows(self) -> int:
@@ -530,17 +593,18 @@ def read_facts(folder: Path) -> Facts:
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise OutputError(f"{path} does not describe an index; build it in another folder")
     version = content.pop("version", None)
-    if version not in (VERSION_PLAIN, VERSION):
+    if version not in (VERSION_PLAIN, VERSION_DENSE, VERSION):
         raise OutputError(
             f"{path} has version {version}; this bgekit knows versions up to {VERSION}. Build the index again"
         )
     names = {each.name for each in dataclasses.fields(Facts)}
     # Written where there is any, so that indexes without stay what they were.
-    optional = {"metadata"} | (_LATER if version == VERSION_PLAIN else {"deleted", "recall"})
+    later = {VERSION_PLAIN: _LATER, VERSION_DENSE: {"parts"}, VERSION: set[str]()}[version]
+    optional = {"metadata"} | (_LATER if version == VERSION_PLAIN else {"deleted", "recall", "parts"})
     try:
-        if not names - optional <= content.keys() <= names or (version == VERSION_PLAIN and content.keys() & _LATER):
+        if not names - optional <= content.keys() <= names or content.keys() & later:
             raise ValueError("other fields than it should have")
-        if version == VERSION:
+        if version != VERSION_PLAIN:
             segments = tuple(Segment(**each) for each in content.pop("segments"))
             return Facts(**content, segments=segments)
     except (TypeError, ValueError) as error:
@@ -549,7 +613,7 @@ def read_facts(folder: Path) -> Facts:
 
 
 #: What index.json says only where there was a change since the index was built.
-_LATER: Final = {"generation", "segments", "deleted", "recall"}
+_LATER: Final = {"generation", "segments", "deleted", "recall", "parts"}
 #: Types that 0.1.0 knows.
 _PLAIN_TYPES: Final = ("exact", "hnsw", "ivf")
 
@@ -570,7 +634,8 @@ def facts_bytes(facts: Facts) -> bytes:
         content["segments"] = [
             {name: value for name, value in each.items() if value is not None} for each in content["segments"]
         ]
-    return json_bytes({"format": FORMAT, "version": VERSION_PLAIN if plain else VERSION, **content})
+    version = VERSION_PLAIN if plain else VERSION_DENSE if facts.parts is None else VERSION
+    return json_bytes({"format": FORMAT, "version": version, **content})
 
 
 def open_stored(path: Path, facts: Facts, known: Mapping[str, StoredFiles] | None = None) -> Stored:
@@ -589,7 +654,7 @@ def open_stored(path: Path, facts: Facts, known: Mapping[str, StoredFiles] | Non
         part = (known or {}).get(segment.folder)
         if part is None or not part.is_current():
             columns = None if segment.metadata is None else segment.metadata["columns"]
-            part = StoredFiles(path / segment.folder, segment.count, facts.dimension, columns)
+            part = StoredFiles(path / segment.folder, segment.count, facts.dimension, columns, segment.parts)
         parts.append(part)
     return parts[0] if len(parts) == 1 else Joined(parts, facts.dimension)
 

@@ -28,9 +28,12 @@ from ..data.metadata import Part, cast_table, extended, read_table, table_of, ty
 from ..data.records import Record, RecordReader
 from ..errors import ArgumentError, DataError, OutputError
 from ..files.atomic import OutputFolder
-from ..files.hashing import digest
+from ..files.hashing import digest, file_status
+from ..files.remote import is_url
+from ..inference.ragged import Ragged
 from ..inference.shards import SHARD_SIZE, Chunks, EncodeReport, encode_to_shards, load_shards, prepared
 from .model_check import check_model
+from .parts import PARTS, outputs_of
 from .segments import (
     STRUCTURE_FROM,
     commit,
@@ -160,6 +163,7 @@ def add_records(
         read = _read_as_kept(records, facts)
         size, overlap = facts.settings.get("chunk_size"), facts.settings.get("chunk_overlap")
         own = {name: facts.settings[name] for name in ("kind", "max_length", "dtype", "store_texts")}
+        own["outputs"] = outputs_of(facts.parts or ())
         texts, settings = prepared(
             model, read, batch_size=batch_size, shard_size=shard_size,
             chunks=None if size is None else Chunks(size, overlap), **own,
@@ -257,8 +261,11 @@ def compact(folder: Path) -> UpdateReport:
 def _comparable(model: Embedder, settings: dict[str, Any], facts: Facts) -> bool:
     """Whether a text has the vector that the index has of it."""
     names = ("kind", "max_length", "dtype", "dimension", "store_texts")
-    return model.fingerprint == facts.model_fingerprint and all(
-        settings.get(name) == facts.settings.get(name) for name in names
+    heads = {PARTS[name]: part["head"] for name, part in (facts.parts or {}).items() if "head" in part}
+    return (
+        model.fingerprint == facts.model_fingerprint
+        and all(settings.get(name) == facts.settings.get(name) for name in names)
+        and heads == settings.get("heads", {})
     )
 
 
@@ -305,7 +312,12 @@ def _key(model: Embedder, facts: Facts, records: Iterable[Record]) -> str | None
     """
     if not isinstance(records, RecordReader) or records.size is None:
         return None
-    files = [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in records.files]
+    files = list[Any]()
+    for file in records.files:
+        status = file_status(file) if is_url(file) else [os.stat(file).st_size, os.stat(file).st_mtime_ns]
+        if status is None:
+            return None
+        files.append([file, *status])
     return digest(json.dumps([model.fingerprint, facts.settings, files, facts.generation], sort_keys=True))[:12]
 
 
@@ -446,7 +458,8 @@ class _Change:
             segment = self._write_segment(facts, Joined(merged, facts.dimension), alone=not segments)
             segments.append(segment)
             marks.append(np.zeros(segment.count, np.bool_))
-            written = sum(file.stat().st_size for file in (self.path / segment.folder).iterdir())
+            files = (self.path / segment.folder).rglob("*")
+            written = sum(file.stat().st_size for file in files if file.is_file())
         marked = np.concatenate(marks)
         deleted = self.facts.deleted
         if tuple(segments) != self.facts.segments or not np.array_equal(marked, self._before):
@@ -465,7 +478,7 @@ class _Change:
     def _write_segment(self, facts: Facts, rows: Stored, *, alone: bool) -> Segment:
         name = segment_name(self.generation)
         segment = write_segment(
-            self.output, name, rows, chunked=facts.chunked, metadata=typed(rows.metadata_parts)
+            self.output, name, rows, chunked=facts.chunked, metadata=typed(rows.metadata_parts), parts=facts.parts
         )  # fmt: skip
         if facts.index_type != "exact" and (alone or segment.count >= STRUCTURE_FROM):
             stored = open_stored(self.path, replace(facts, segments=(segment,)))
@@ -734,7 +747,7 @@ class _Found:
         building = self._change.path / f"{_CHANGING}-{self._key or 'records'}"
         given = {
             name: settings[name] for name in ("shard_size", "kind", "dtype", "max_length", "batch_size", "store_texts")
-        }
+        } | {"outputs": settings.get("outputs", ("dense",))}
         with contextlib.nullcontext() if progress is None else progress() as shown:
             bar: Any = None
             if shown is not None:
@@ -845,6 +858,10 @@ class _NewRows(Stored):
     def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """As they are stored."""
         return self._source.vectors(rows)
+
+    def part_blocks(self, name: str) -> Iterator[Ragged]:
+        """As they are stored."""
+        return self._source.part_blocks(name)
 
     def lines(self) -> Iterator[bytes]:
         """Their own."""

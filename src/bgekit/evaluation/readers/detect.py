@@ -29,6 +29,7 @@ from ...data.splits import (
     split_in,
 )
 from ...errors import DataError
+from ...files.remote import is_file, is_folder, is_there, open_binary
 from ..benchmarks.definitions import protocol_of
 from ..judged_model import Kind
 from ..tasks.base import Task
@@ -138,10 +139,10 @@ def _leave_out(what: str, left_out: list[str] | None) -> None:
 
 
 def _data_sets(place: str, wanted: Wanted, left_out: list[str] | None = None) -> list[DataSet]:
-    if os.path.isfile(place):
+    if is_file(place):
         return [_of_file(place, wanted)]
-    if not os.path.isdir(place):
-        what = "is neither a file nor a folder" if os.path.exists(place) else "does not exist"
+    if not is_folder(place):
+        what = "is neither a file nor a folder" if is_there(place) else "does not exist"
         raise DataError(f"{place} {what}: expected a file or folder of evaluation data")
     folder = Folder.of(place)
     own = _of_folder(folder, wanted, alone=not folder.folders)
@@ -346,8 +347,8 @@ class Described:
             return None
         path = os.path.join(folder.root, FILE)
         try:
-            with open(path, encoding="utf-8-sig") as file:
-                facts = json.load(file)
+            with open_binary(path) as file:
+                facts = json.loads(file.read().decode("utf-8-sig"))
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror or error}") from error
         except (ValueError, RecursionError) as error:

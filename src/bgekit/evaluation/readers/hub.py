@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import glob
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +13,7 @@ import yaml  # type: ignore[import-untyped]
 from ...data.columns import LANGUAGE, first_line
 from ...data.splits import KNOWN_SPLITS, DataFile, Folder, owned_by, repository_name, split_in
 from ...errors import DataError
+from ...files.remote import is_folder, is_url, matching, names_in, open_binary
 from ...files.yaml_tables import read_yaml
 
 #: What mteb's loader calls the parts of a test collection, each a configuration of its own.
@@ -129,10 +130,10 @@ def beside(folder: Folder) -> Folder | None:
         DataError: a folder cannot be listed.
     """
     home = owned_by(folder.path)
-    parent = os.path.dirname(os.path.abspath(home))
-    for name in sorted(os.listdir(parent)) if os.path.isdir(parent) else ():
+    parent = os.path.dirname(home.rstrip("/") if is_url(home) else os.path.abspath(home))
+    for name in names_in(parent)[0] if is_folder(parent) else ():
         path = os.path.join(parent, name)
-        if _same(repository_name(path), f"{folder.name}-qrels") and os.path.isdir(path):
+        if _same(repository_name(path), f"{folder.name}-qrels"):
             found = Folder.of(path)
             return found if found.files else configuration(found, DEFAULT_PART)
     return None
@@ -173,7 +174,8 @@ def _listed(folder: Folder) -> list[Any]:
     if "README.md" not in folder.others:
         return []
     try:
-        with open(os.path.join(folder.root, "README.md"), encoding="utf-8", errors="replace") as file:
+        with open_binary(os.path.join(folder.root, "README.md")) as raw:
+            file = io.TextIOWrapper(raw, encoding="utf-8", errors="replace")
             _, _, rest = file.read().partition("---\n")
         head = read_yaml(rest.partition("\n---")[0]) if rest else None
     except (OSError, yaml.YAMLError):
@@ -197,4 +199,4 @@ def _matching(folder: Folder, pattern: str) -> list[str]:
     # Only inside the folder, whatever a README says.
     if os.path.isabs(pattern) or ".." in pattern.split("/"):
         return []
-    return [os.path.join(folder.root, name) for name in glob.glob(pattern, root_dir=folder.root, recursive=True)]
+    return matching(pattern, folder.root)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ...display.pages import render
 from ...display.terminal import clipped, columns, middle_clipped, padded, printable, wrapped
 from ...files.atomic import OutputFolder
+from ...files.remote import is_url
+from ...files.transfer import write_files
 from ..metrics import metric_name
 from ..results import PER_ITEM, RESULTS, ReportContent
 from .page import html
@@ -45,27 +46,35 @@ class Report(ReportContent):
         >>> report.save("reports/nfcorpus")  # doctest: +SKIP
     """
 
-    def save(self, output: str | os.PathLike[str]) -> list[Path]:
+    def save(self, output: str | os.PathLike[str]) -> list[str]:
         """Write results.json, per_item.jsonl, report.md and report.html into a folder, each whole or not at all.
 
+        Args:
+            output: The folder, or its URL.
+
         Returns:
-            The files.
+            Paths or URLs of the files.
 
         Raises:
             OutputError: the folder cannot be written, or another process writes to it.
         """
-        with OutputFolder(output) as folder:
-            files = {
-                RESULTS: json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n",
-                PER_ITEM: "".join(self.item_lines()),
-                "report.md": markdown(self),
-                "report.html": html(self),
-            }
-            for name, content in files.items():
+        contents = {
+            RESULTS: json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n",
+            PER_ITEM: "".join(self.item_lines()),
+            "report.md": markdown(self),
+            "report.html": html(self),
+        }
+        place = os.fspath(output)
+        files = {os.path.join(place, name): text.encode("utf-8", "replace") for name, text in contents.items()}
+        if is_url(place):
+            write_files([(file, [content]) for file, content in files.items()])
+            return list(files)
+        with OutputFolder(place) as folder:
+            for name, content in zip(contents, files.values(), strict=True):
                 with folder.create(name) as file:
-                    file.write(content.encode("utf-8", "replace"))
+                    file.write(content)
             folder.sync()
-            return [folder.path / name for name in files]
+        return list(files)
 
 
 def markdown(report: ReportContent) -> str:

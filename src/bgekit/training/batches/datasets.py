@@ -31,6 +31,7 @@ from ...data.training_rows import (
     open_store,
 )
 from ...errors import ArgumentError, DataError
+from ...files.remote import is_folder, is_there, is_url, names_in
 
 logger = logging.getLogger(__name__)
 #: What the name of a file or folder ends with whose rows do not serve each other as negatives.
@@ -93,16 +94,16 @@ def find_datasets(
     for path, weight in zip(paths, weights or [1.0] * len(paths), strict=True):
         if not 0 < weight < float("inf"):
             raise ArgumentError(f"a dataset's weight must be a number above 0, not {weight}")
-        if os.path.isdir(path):
+        if is_folder(path):
             inside = list(_files_in(path))
             if not inside:
                 raise DataError(f"the folder {path} has no training data (*.jsonl, *.json, *.parquet, also .gz)")
-        elif os.path.exists(path):
+        elif is_there(path):
             inside = [(path, "")]
         else:
             raise DataError(f"there is no training data at {path}")
         for file, folder in inside:
-            name = os.path.relpath(file, os.path.dirname(os.path.abspath(path))) if folder else os.path.basename(file)
+            name = _beside(path, file) if folder else os.path.basename(file)
             in_batch = in_batch_negatives and not _named_so(path, file)
             found.append(DataSpec(name, (file,), float(weight), in_batch, folder=folder))
     names = Counter(spec.name for spec in found)
@@ -112,24 +113,31 @@ def find_datasets(
 def _files_in(folder: str) -> Iterator[tuple[str, str]]:
     """Files of training data below a folder, each with the folder it stands in; those of a folder come first."""
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        folders, names = names_in(folder)
     except OSError as error:
         raise DataError(f"cannot read {folder}: {error.strerror or error}") from error
-    shown = [entry for entry in entries if not entry.name.startswith(".")]
-    for entry in shown:
-        if entry.is_file() and entry.name != _DESCRIPTION:
-            if stem_and_format(entry.name)[1] in _FORMATS:
-                yield entry.path, folder
+    for name in names:
+        if not name.startswith(".") and name != _DESCRIPTION:
+            path = os.path.join(folder, name)
+            if stem_and_format(name)[1] in _FORMATS and (is_url(path) or os.path.isfile(path)):
+                yield path, folder
             else:
-                logger.info("%s is not training data and is left out", entry.path)
-    for entry in shown:
-        if entry.is_dir():
-            yield from _files_in(entry.path)
+                logger.info("%s is not training data and is left out", path)
+    for name in folders:
+        if not name.startswith("."):
+            yield from _files_in(os.path.join(folder, name))
+
+
+def _beside(path: str, file: str) -> str:
+    """Path of a file relative to what `path`, which it is in, stands in."""
+    if is_url(path):
+        return file.removeprefix(os.path.dirname(path.rstrip("/"))).lstrip("/")
+    return os.path.relpath(file, os.path.dirname(os.path.abspath(path)))
 
 
 def _named_so(path: str, file: str) -> bool:
     """Whether a file, or a folder from `path` down to it, has a name that ends in `no_in_batch_neg`."""
-    inside = os.path.relpath(file, os.path.dirname(os.path.abspath(path))).split(os.sep)
+    inside = _beside(path, file).replace(os.sep, "/").split("/")
     return any(part.endswith(NO_IN_BATCH) for part in (*inside[:-1], stem_and_format(inside[-1])[0]))
 
 

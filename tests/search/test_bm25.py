@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from bgekit.mining.bm25 import Bm25, words
+from bgekit.search.bm25 import Bm25
+from bgekit.search.words import words
 
 
 def by_formula(query, split, text):
@@ -24,7 +25,7 @@ def by_formula(query, split, text):
 
 def test_formula(texts):
     corpus = [*texts(150, longest=20), "", "模型 model 模型"]
-    index = Bm25(corpus)
+    index = Bm25.of_texts(corpus)
     split = [words(each) for each in corpus]
     for query in [*texts(20, seed=1, longest=6), "模型向量 cat cat"]:
         expected = np.array([by_formula(query, split, text) for text in corpus])
@@ -35,7 +36,7 @@ def test_formula(texts):
         assert expected[ranking] == pytest.approx(expected[best][: len(ranking)], abs=1e-5)
         assert len(set(ranking.tolist())) == len(ranking)
     assert len(index.rank("unheard", 5)) == 0
-    assert len(Bm25([]).rank("cat", 5)) == 0
+    assert len(Bm25.of_texts([]).rank("cat", 5)) == 0
 
 
 def test_words():

@@ -1,0 +1,167 @@
+"""An index of 200,000 passages of Debian's documentation with their words: how it is built, and how fast it answers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+#: Packages of Debian 12 whose HTML pages are read: English but for the third and the last, which has many languages.
+PACKAGES = (
+    "linux-doc-6.1", "python3.11-doc", "libreoffice-help-zh-cn", "postgresql-doc-15", "debian-handbook",
+)  # fmt: skip
+#: Elements of a page that are passages, and words of one; longer ones are cut.
+ELEMENTS = ("p", "li", "dd", "dt", "td", "h2", "h3")
+LEAST, MOST = 5, 25
+MODEL = Path(__file__).resolve().parents[2] / "shared" / "models" / "bge-small-en-v1.5"
+
+
+def index_options(commands: Any) -> None:
+    """`hybrid.py index`."""
+    parser = commands.add_parser("index", help=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder for packages, passages and vectors")
+    parser.add_argument("--texts", type=int, default=200_000)
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--step", choices=("prepare", "build", "search"), help=argparse.SUPPRESS)
+    parser.add_argument("--parts", nargs="*", default=[], help=argparse.SUPPRESS)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Passages and their vectors once; then indexes without words and with, and questions to the last."""
+    if args.step:
+        {"prepare": prepare, "build": build, "search": search}[args.step](args)
+        return 0
+    prepare(args)
+    for texts, parts in ((args.texts // 4, ["bm25"]), (args.texts, []), (args.texts, ["bm25"])):
+        _child(args, "build", texts, parts)
+    _child(args, "search", args.texts, ["bm25"])
+    return 0
+
+
+def _child(args: argparse.Namespace, step: str, texts: int, parts: list[str]) -> None:
+    """A step in a process of its own, whose memory is its own."""
+    subprocess.run(
+        [sys.executable, __file__.replace("_index", ""), "index", "--work", str(args.work), "--texts", str(texts),
+         "--queries", str(args.queries), "--step", step, "--parts", *parts],
+        check=True,
+    )  # fmt: skip
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Get the packages, cut their pages into passages, and encode these; what is there stays."""
+    work: Path = args.work
+    work.mkdir(parents=True, exist_ok=True)
+    passages = work / f"passages-{args.texts}.jsonl"
+    if not passages.exists():
+        texts = dict.fromkeys(text for package in PACKAGES for text in _passages(_unpacked(work, package)))
+        # Every n-th, so that each package has its share.
+        kept = list(texts)[:: max(len(texts) // args.texts, 1)][: args.texts]
+        lines = [json.dumps({"id": str(row), "text": text}, ensure_ascii=False) for row, text in enumerate(kept)]
+        passages.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        words = sum(len(text.split()) for text in kept)
+        print(f"{len(kept):,} of {len(texts):,} distinct passages, {words / len(kept):.1f} words each on average")
+    subprocess.run(
+        [sys.executable, "-m", "bgekit", "encode", str(passages), "--model", str(MODEL), "--store-texts",
+         "--output", str(work / f"vectors-{args.texts}"), "--shard-size", "4096"],
+        check=True,
+    )  # fmt: skip
+
+
+def _unpacked(work: Path, package: str) -> Path:
+    folder = work / package
+    if not folder.exists():
+        subprocess.run(["apt-get", "download", package], cwd=work, check=True, stdout=subprocess.DEVNULL)
+        (archive,) = work.glob(f"{package}_*.deb")
+        subprocess.run(["dpkg-deb", "-x", str(archive), str(folder)], check=True)
+    return folder
+
+
+def _passages(folder: Path) -> Iterator[str]:
+    """Passages of the HTML pages of a folder; a Chinese character counts as half a word."""
+    from lxml import html
+
+    for page in sorted(folder.rglob("*.html")):
+        if page.is_symlink() or not page.stat().st_size:
+            continue
+        for element in html.parse(str(page), html.HTMLParser(encoding="utf-8")).iter(*ELEMENTS):
+            if any(child.tag in ELEMENTS for child in element.iterdescendants()):
+                continue
+            words = " ".join(element.text_content().split()).split(" ")
+            for first in range(0, len(words), MOST):
+                text = " ".join(words[first : first + MOST])
+                if len(text) >= LEAST * 6 or (not text.isascii() and len(text) >= LEAST * 2):
+                    yield text[: MOST * 10]
+
+
+def build(args: argparse.Namespace) -> None:
+    """Make an index of the encoded passages."""
+    from bgekit.inference import load_shards
+    from bgekit.search import index_shards
+
+    folder = args.work / f"index-{'-'.join(['dense', *args.parts])}"
+    subprocess.run(["rm", "-rf", str(folder)], check=True)
+    shards = load_shards(args.work / f"vectors-{args.texts}")
+    with memory() as most:
+        start = time.perf_counter()
+        index = index_shards(shards, folder, parts=args.parts)
+        took = time.perf_counter() - start
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(
+        f"{' + '.join(['dense', *args.parts])}: {len(index):,} passages in {took:.1f} s; {size / 1e6:,.0f} MB; "
+        f"memory of the process at most {most[0]:,.0f} MB, without mapped files"
+    )
+
+
+def search(args: argparse.Namespace) -> None:
+    """Ask by meaning and by both, in turns, each question for itself."""
+    from bgekit import FlagModel
+    from bgekit.search import SearchIndex
+
+    index = SearchIndex.load(args.work / "index-dense-bm25")
+    model = FlagModel(str(MODEL))
+    rows = range(0, len(index), max(len(index) // args.queries, 1))
+    # Half of a passage asks for it: as many words as a question has.
+    questions = [" ".join((text := index.stored.row(row)[1] or "").split()[:9]) or text[:20] for row in rows]
+    questions = questions[: args.queries]
+    took: dict[str, list[float]] = {"dense": [], "bm25": [], "hybrid": []}
+    for mode in took:
+        index.ask(model, questions[:3], mode=mode)
+    for question in questions:
+        for mode, times in took.items():
+            start = time.perf_counter()
+            index.ask(model, [question], 10, mode=mode)
+            times.append(time.perf_counter() - start)
+    medians = {mode: statistics.median(times) * 1e3 for mode, times in took.items()}
+    nineties = {mode: statistics.quantiles(times, n=10)[-1] * 1e3 for mode, times in took.items()}
+    for mode in took:
+        print(f"{mode}: median {medians[mode]:.1f} ms, 90 % within {nineties[mode]:.1f} ms")
+    print(f"hybrid takes {medians['hybrid'] / medians['dense']:.2f} of the time of dense at the median")
+
+
+@contextmanager
+def memory() -> Iterator[list[float]]:
+    """Most anonymous memory of the process while the block runs, in MB; pages of mapped files are not its own."""
+    most, ended = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.02):
+            status = Path("/proc/self/status").read_text()
+            own = next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon"))
+            most[0] = max(most[0], int(own) / 1e3)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield most
+    finally:
+        ended.set()
+        watcher.join()
