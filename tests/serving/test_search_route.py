@@ -107,7 +107,8 @@ def test_values_that_cannot_be(ask):
     for wrong, said in (
         ({"mode": "sparse"}, "dense, lexical, bm25"), ({"mode": "bm25"}, "--parts bm25"),
         ({"mode": "lexical"}, "--parts lexical"), ({"mode": "multi-vector"}, "tiny has none"), ({"top_k": 0}, "top_k"),
-        ({"rerank": {"model": "judge", "top_k": -1}}, "rerank"), ({"query": None}, "query"), ({"top_k": 10**9}, "10,000"),
+        ({"rerank": {"model": "judge", "top_k": -1}}, "rerank"), ({"query": None}, "query"),
+        ({"top_k": 10**9}, "10,000"),
     ):  # fmt: skip
         assert said in ask({"query": "cat", **wrong}, 422)["message"]
     assert "empty" in ask({"query": []}, 400)["message"]
