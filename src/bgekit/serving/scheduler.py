@@ -550,7 +550,8 @@ class Scheduler:
 def _finite(results: Results) -> list[bool]:
     """For each result, whether it has neither NaN nor infinity."""
     if isinstance(results, np.ndarray):
-        return np.isfinite(results).all(axis=1).tolist()  # type: ignore[no-any-return]
+        rows: Any = np.isfinite(results).all(axis=1)
+        return list(rows.tolist())
     parts = ([each] if each.dtype.names is None else [each[name] for name in each.dtype.names] for each in results)
     return [all(bool(np.isfinite(part).all()) for part in each) for each in parts]
 

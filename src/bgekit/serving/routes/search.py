@@ -311,7 +311,7 @@ class OpenIndex:
 
     def _modes(self) -> list[str]:
         """The modes that can be asked for."""
-        found = []
+        found: list[str] = []
         for mode in MODES:
             try:
                 self.outputs_of(mode)
