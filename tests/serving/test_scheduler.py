@@ -25,7 +25,7 @@ class Model:
     def __init__(self, seconds_per_token=1e-4):
         self.seconds_per_token = seconds_per_token
         self.go = threading.Event()
-        self.batches, self.places = [], []
+        self.batches, self.places, self.threads = [], [], []
         self.die = self.nan = 0
         self.killed = threading.Event()
         self.replaced = []
@@ -33,6 +33,7 @@ class Model:
     def compute(self, place, tokens, *, output, threads):
         self.batches.append([ids[0] for ids in tokens.ids])
         self.places.append(place)
+        self.threads.append(threading.current_thread().name)
         while not self.go.wait(0.01) and not (place and self.killed.is_set()):
             pass
         if place and self.killed.is_set():
@@ -111,6 +112,16 @@ def test_short_jobs_overtake_and_long_ones_do_not_starve(started):
         job.future.result(60)
     order = [first for batch in model.batches for first in batch]
     assert order.index(5) < order.index(7) and order.index(6) < order.index(7)
+
+
+def test_lone_jobs_are_computed_by_one_thread_after_the_other(started):
+    model, scheduler = Model(), started(3)
+    model.go.set()
+    submit(scheduler, model, texts(0, length=10)).future.result(60)
+    for first in range(1, 6):
+        wait_until(lambda: len(scheduler._idle) == 3)
+        submit(scheduler, model, texts(first, length=10)).future.result(60)
+    assert len(set(model.threads[1:])) == 1
 
 
 def test_equal_sequences_in_the_queue_are_computed_once(started):
