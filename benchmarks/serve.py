@@ -362,7 +362,12 @@ class Material:
             np.frombuffer(base64.b64decode(each["embedding"]), "<f4") if isinstance(first, str) else each["embedding"]
             for each in data
         ]
-        return bool(np.abs(np.asarray(rows, np.float32) - self.vectors()[self.groups[place]]).max() < 1e-6)
+        different = np.abs(np.asarray(rows, np.float32) - self.vectors()[self.groups[place]]).max(axis=1)
+        if not (right := bool(different.max() < 1e-6)):
+            tokens = [self.lengths[row] for row in self.groups[place]]
+            told = [(row, tokens[row], float(each)) for row, each in enumerate(different) if not each < 1e-6]
+            print(f"request {place}: of texts (place, tokens, difference) {told}", flush=True)
+        return right
 
 
 def start(peer: str, args: argparse.Namespace, material: Material) -> dict[str, Any]:
@@ -526,6 +531,7 @@ def mixed(peer: str, args: argparse.Namespace, material: Material) -> dict[str, 
 
 def overload(peer: str, args: argparse.Namespace, material: Material) -> dict[str, Any]:
     """Four times what it can do: what it answers, and its memory."""
+    material.vectors()  # Before anything is due.
     with server(peer, args, *(("--max-wait", "3") if peer == "bgekit" else ())) as running:
         capacity = Load()
         with measured(running, capacity):
@@ -562,6 +568,7 @@ def rerank(peer: str, args: argparse.Namespace, material: Material) -> dict[str,
 
 def soak(peer: str, args: argparse.Namespace, material: Material) -> dict[str, Any]:
     """Resident memory over --minutes of load at 80 %."""
+    material.vectors()  # Before anything is due.
     with server(peer, args) as running:
         capacity = Load()
         with measured(running, capacity):
