@@ -54,7 +54,7 @@ class PoolingObject(msgspec.Struct, kw_only=True):
 
     object: Literal["pooling"] = "pooling"
     index: int
-    data: list[list[float]] | list[float] | str
+    data: list[float | list[float]] | str
 
 
 class PoolingList(msgspec.Struct, kw_only=True):
