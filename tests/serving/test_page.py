@@ -49,7 +49,7 @@ frame.addEventListener("load", async () => {{
     seen.values = all("#search .hits dd").map((each) => each.textContent);
     seen.modes = all("#search select[name=mode] option").map((each) => each.value);
     send("search", {{ query: "which animal sat down?", where: "", mode: "bm25" }});
-    await until(() => all("#search .hits .text").length < 4);
+    await until(() => [1, 2, 3].includes(all("#search .hits .text").length));
     seen.by_words = all("#search .hits .text").map((each) => each.textContent);
     seen.quiet = part("search").querySelector(".trouble").hidden;
     send("compare", {{ first: "cat", second: "cat" }});

@@ -221,7 +221,7 @@ def test_tei_tokens(ask, model):
         ("/embed", b"{", 400, "Validation", "not JSON"),
         ("/judge/embed", {"inputs": "a"}, 424, "Backend", "judge"),
         ("/tiny/rerank", {"query": "a", "texts": ["b"]}, 424, "Backend", "tiny"),
-        ("/embed_sparse", {"inputs": "a"}, 404, "Validation", "not served"),
+        ("/embed_sparse", {"inputs": "a"}, 424, "Backend", "has no head for sparse"),
         ("/predict", {"inputs": "a"}, 422, "Validation", "[query, text]"),
     ],
 )
@@ -317,6 +317,6 @@ def test_the_document_names_every_route(ask):
     document = ask("/openapi.json")
     for path, methods in document["paths"].items():
         for method in methods:
-            wrong = {"/v1/embeddings": 400, "/embeddings": 400, "/v1/search": 404}.get(path, 422)
+            wrong = {"/v1/embeddings": 400, "/embeddings": 400, "/pooling": 400, "/v1/search": 404}.get(path, 422)
             status = 404 if path == "/v1/search/info" else 200 if method == "get" else wrong
             ask(path.replace("{id}", "tiny"), None if method == "get" else b"[]", status)
