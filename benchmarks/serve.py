@@ -8,9 +8,10 @@ Scenarios, each with a fresh server, one at a time:
 
 - start: from the start of the process until the first vector.
 - alone: one query after the other over one connection, against `FlagModel.encode` of the same queries in a process of
-  the same settings, by turns.
+  the same settings, by turns of 25.
 - saturation: 16 clients with 32 texts each, one request after the other; against `FlagModel.encode` of the same texts,
   by turns in slices of some seconds. Tokens are counted once, by the model's tokenizer.
+- tool: saturation again, with the closed loop of wrk (Debian), which takes little CPU time.
 - mixed: queries that come at random (a Poisson process, 20 a second unless told), alone and with 4 clients of 32 texts.
   What counts is from the time a query was due, whether or not the ones before it were answered.
 - overload: requests of 32 texts at 4 times the rate that saturation reached; every vector is compared.
@@ -31,6 +32,8 @@ import contextlib
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import socket
 import statistics
@@ -49,6 +52,8 @@ ROOT = HERE.parent
 PEERS = ("bgekit", "infinity", "fastapi")
 CLIENTS, TEXTS = 16, 32
 BULK_CLIENTS, RATE = 4, 20.0
+#: Queries of a turn of the scenario alone, and seconds between turns.
+_TURN, _PAUSE = 25, 0.05
 
 
 # Servers.
@@ -357,7 +362,12 @@ class Material:
             np.frombuffer(base64.b64decode(each["embedding"]), "<f4") if isinstance(first, str) else each["embedding"]
             for each in data
         ]
-        return bool(np.abs(np.asarray(rows, np.float32) - self.vectors()[self.groups[place]]).max() < 1e-6)
+        different = np.abs(np.asarray(rows, np.float32) - self.vectors()[self.groups[place]]).max(axis=1)
+        if not (right := bool(different.max() < 1e-6)):
+            tokens = [self.lengths[row] for row in self.groups[place]]
+            told = [(row, tokens[row], float(each)) for row, each in enumerate(different) if not each < 1e-6]
+            print(f"request {place}: of texts (place, tokens, difference) {told}", flush=True)
+        return right
 
 
 def start(peer: str, args: argparse.Namespace, material: Material) -> dict[str, Any]:
@@ -371,22 +381,27 @@ def start(peer: str, args: argparse.Namespace, material: Material) -> dict[str, 
 
 def alone(peer: str, args: argparse.Namespace, material: Material) -> dict[str, Any]:
     """Delays of queries over one connection and in process, by turns."""
-    over, within = [], []
+    over: list[float] = []
+    within: list[float] = []
+    queries = material.queries[: args.queries]
     with server(peer, args) as running:
 
         async def ask() -> None:
             async with connected(running.port) as connection:
-                for number, query in enumerate(material.queries[: args.queries]):
-                    request = body_of([query])
-                    begin = time.perf_counter()
-                    status, _, _ = await connection.ask(request)
-                    over.append(time.perf_counter() - begin)
-                    assert status == 200
-                    if peer == "bgekit":
+                for first in range(0, len(queries), _TURN):
+                    for query in queries[first : first + _TURN]:
+                        request = body_of([query])
+                        begin = time.perf_counter()
+                        status, _, _ = await connection.ask(request)
+                        over.append(time.perf_counter() - begin)
+                        assert status == 200
+                    # Threads of the one that was asked last still look for work for a moment.
+                    time.sleep(_PAUSE)
+                    for query in queries[first : first + _TURN] if peer == "bgekit" else ():
                         begin = time.perf_counter()
                         material.model.encode(query)
                         within.append(time.perf_counter() - begin)
-                    del number
+                    time.sleep(_PAUSE)
 
         asyncio.run(ask())
     found = {"http_p50_ms": _quantile(over, 0.5), "http_p99_ms": _quantile(over, 0.99)}
@@ -442,6 +457,49 @@ def saturation(peer: str, args: argparse.Namespace, material: Material) -> dict[
     return found
 
 
+#: What wrk asks: a request after the other of those in a folder, whichever connection is free.
+_WRK = """
+local bodies, turn = {}, 0
+for number = 0, COUNT - 1 do
+  local file = io.open("FOLDER/" .. number)
+  bodies[number + 1] = file:read("*a")
+  file:close()
+end
+request = function()
+  turn = turn % COUNT + 1
+  return wrk.format("POST", "/v1/embeddings", {["content-type"] = "application/json"}, bodies[turn])
+end
+"""
+
+
+def tool(peer: str, args: argparse.Namespace, material: Material) -> dict[str, Any]:
+    """Saturation as wrk sees it."""
+    if shutil.which("wrk") is None:
+        return {"skipped": "no wrk: apt-get install wrk"}
+    patient = ("--max-wait", "600") if peer == "bgekit" else ()
+    with server(peer, args, *patient) as running, tempfile.TemporaryDirectory() as folder:
+        for number, (request, _) in enumerate(material.requests):
+            (Path(folder) / str(number)).write_bytes(request.partition(b"\r\n\r\n")[2])
+        script = Path(folder) / "ask.lua"
+        script.write_text(_WRK.replace("COUNT", str(len(material.requests))).replace("FOLDER", folder))
+        asyncio.run(closed_loop(running.port, material.requests, args.clients, args.slice / 2, Load()))  # Warm.
+        cpu, begin = running.cpu(), time.perf_counter()
+        said = subprocess.run(
+            ["wrk", "-t", "1", "-c", str(args.clients), "-d", f"{round(args.slice * args.rounds)}s", "--timeout",
+             "120s", "--latency", "-s", str(script), f"http://127.0.0.1:{running.port}"],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        cpu, seconds = running.cpu() - cpu, time.perf_counter() - begin
+    tokens = statistics.mean(size for _, size in material.requests)
+    rate = float(re.search(r"Requests/sec:\s+([\d.]+)", said)[1])  # type: ignore[index]
+    others = re.search(r"Non-2xx or 3xx responses: (\d+)", said)
+    return {
+        "requests_per_second": rate, "tokens_per_second": round(rate * tokens, 1),
+        "other_statuses": int(others[1]) if others else 0, "server_cpu": round(cpu, 2), "seconds": round(seconds, 2),
+        "latency": dict(re.findall(r"^\s+(50|99)%\s+(\S+)", said, re.MULTILINE)),
+    }  # fmt: skip
+
+
 def mixed(peer: str, args: argparse.Namespace, material: Material) -> dict[str, Any]:
     """Delays of queries that come at random, alone and with bulk clients."""
     queries = [(body_of([query]), 0) for query in material.queries[: args.queries]]
@@ -473,6 +531,7 @@ def mixed(peer: str, args: argparse.Namespace, material: Material) -> dict[str, 
 
 def overload(peer: str, args: argparse.Namespace, material: Material) -> dict[str, Any]:
     """Four times what it can do: what it answers, and its memory."""
+    material.vectors()  # Before anything is due.
     with server(peer, args, *(("--max-wait", "3") if peer == "bgekit" else ())) as running:
         capacity = Load()
         with measured(running, capacity):
@@ -509,6 +568,7 @@ def rerank(peer: str, args: argparse.Namespace, material: Material) -> dict[str,
 
 def soak(peer: str, args: argparse.Namespace, material: Material) -> dict[str, Any]:
     """Resident memory over --minutes of load at 80 %."""
+    material.vectors()  # Before anything is due.
     with server(peer, args) as running:
         capacity = Load()
         with measured(running, capacity):
@@ -592,8 +652,8 @@ def profiled(model: str, port: int) -> None:
 
 
 SCENARIOS = {
-    "start": start, "alone": alone, "saturation": saturation, "mixed": mixed, "overload": overload, "rerank": rerank,
-    "soak": soak, "profile": profile,
+    "start": start, "alone": alone, "saturation": saturation, "tool": tool, "mixed": mixed, "overload": overload,
+    "rerank": rerank, "soak": soak, "profile": profile,
 }  # fmt: skip
 #: Those that only this project's server can pass.
 OURS_ALONE = ("overload", "soak", "profile")

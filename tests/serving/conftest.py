@@ -13,7 +13,7 @@ from serving.documents import DOCUMENTS
 def index_of(tmp_path_factory):
     """Make an index of documents with all their metadata: `index_of(model_folder, documents)`."""
 
-    def make(model, documents=DOCUMENTS, folder=None):
+    def make(model, documents=DOCUMENTS, folder=None, parts=()):
         from bgekit import FlagModel
         from bgekit.data import read_records
         from bgekit.search import index_records
@@ -21,7 +21,7 @@ def index_of(tmp_path_factory):
         folder = folder or tmp_path_factory.mktemp("index")
         (folder / "docs.jsonl").write_text("".join(json.dumps(each) + "\n" for each in documents))
         records = read_records(folder / "docs.jsonl", keep="*")
-        index_records(FlagModel(model), records, folder / "index")
+        index_records(FlagModel(model), records, folder / "index", parts=parts)
         return folder / "index"
 
     return make
@@ -41,7 +41,7 @@ def page_app(bge_name, tiny_reranker, index_of):
     from bgekit.serving import create_app
 
     def make(harness):
-        index = index_of(bge_name)
+        index = index_of(bge_name, parts=["bm25"])
         app = create_app({"tiny": bge_name, "judge": tiny_reranker}, index=index, hidden=("secret",))
 
         async def asked(scope, receive, send):

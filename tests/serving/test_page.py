@@ -47,6 +47,10 @@ frame.addEventListener("load", async () => {{
     seen.hits = all("#search .hits .text").map((each) => each.textContent);
     seen.metadata = all("#search .hits li:first-child dt").map((each) => each.textContent);
     seen.values = all("#search .hits dd").map((each) => each.textContent);
+    seen.modes = all("#search select[name=mode] option").map((each) => each.value);
+    send("search", {{ query: "which animal sat down?", where: "", mode: "bm25" }});
+    await until(() => [1, 2, 3].includes(all("#search .hits .text").length));
+    seen.by_words = all("#search .hits .text").map((each) => each.textContent);
     seen.quiet = part("search").querySelector(".trouble").hidden;
     send("compare", {{ first: "cat", second: "cat" }});
     await until(() => part("compare").querySelector(".answer").textContent);
@@ -93,6 +97,8 @@ def test_people_search_compare_and_rerank(width, dark, page_app, tmp_path):
     assert seen["trouble"].startswith("`where`: ") and seen["marked"] == [6, 6]
     assert seen["quiet"] and len(seen["hits"]) == 4
     assert any("<script>alert(1)</script>" in text for text in seen["hits"])
+    assert seen["modes"] == ["dense", "bm25", "hybrid"]
+    assert seen["by_words"] and all("sat" in text for text in seen["by_words"])
     assert seen["metadata"] == ["lang", "year", "tags"] and "a, <b>x</b>" in seen["values"]
     assert seen["cosine"].startswith("cosine 1.0000")
     assert sorted(seen["ranked"]) == ["<img src=x onerror='hacked=true'>", "a cat"]

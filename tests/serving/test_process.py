@@ -19,14 +19,29 @@ import pytest
 
 from bgekit.cli.main import main
 
+#: A server whose batches take so many seconds once it is ready.
+SLOW = """
+import importlib, sys, time
+from bgekit.inference.engine import Engine
+from bgekit.serving import create_app, run
+model, seconds, settings, port = sys.argv[1], float(sys.argv[2]), eval(sys.argv[3]), int(sys.argv[-1])
+importlib.import_module("bgekit.serving.run")._LEAVE = 0.5
+app, computed = create_app({"tiny": model}, **settings), Engine.batch
+def slow(self, tokens, **options):
+    time.sleep(seconds if app.server.prepared else 0)
+    return computed(self, tokens, **options)
+Engine.batch = slow
+sys.exit(run(app, port=port))
+"""
+
 
 @contextmanager
-def served(*arguments):
+def served(*arguments, start=("-m", "bgekit", "serve")):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "bgekit", "serve", *map(str, arguments), "--port", str(port)],
+        [sys.executable, *start, *map(str, arguments), "--port", str(port)],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -44,6 +59,12 @@ def get(port, path):
         return connection.getresponse().status
     except ConnectionRefusedError:
         return None
+
+
+def stats(port):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", "/-/stats")
+    return json.load(connection.getresponse())
 
 
 def embed(port, texts):
@@ -123,6 +144,53 @@ def test_a_worker_may_be_killed_and_sigterm_loses_nothing(bge_small_en):
         _, said = process.communicate(timeout=30)
         print(said)
         assert process.returncode == 0 and "SIGTERM" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("seconds", [0.4, 1000])
+def test_what_is_not_done_within_the_grace_is_refused(tiny_bert, seconds):
+    """Be it work that waits, or a batch that never ends."""
+    with served(tiny_bert, seconds, {"grace": 0.6, "stuck": 3600}, start=("-c", SLOW)) as (process, port):
+        wait_for(lambda: get(port, "/health") == 200)
+        found = []
+
+        def ask(count):
+            found.append((count, *embed(port, [f"{number} " + "cat " * 80 for number in range(count)])))
+
+        threads = [threading.Thread(target=ask, args=(count,)) for count in (1, 60)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: stats(port)["open_requests"] == 3 and stats(port)["queued_requests"] > 0)
+        process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(30)
+        answers = {count: (status, vectors) for count, status, vectors in found}
+        assert answers[60] == (503, None)
+        assert answers[1][0] == (503 if seconds > 1 else 200)
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == 0 and "were not done within 0.6 s" in said and "Traceback" not in said
+
+
+def test_a_stuck_batch_ends_the_process_so_that_it_is_started_again(tiny_bert):
+    with served(tiny_bert, 1000, {"stuck": 0.5}, start=("-c", SLOW)) as (process, port):
+        wait_for(lambda: get(port, "/health") == 200)
+        assert embed(port, ["cat"]) == (503, None)
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == 70 and "has been computed for more than 0.5 s" in said
+        assert "so that it can be started again" in said and "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_stuck_is_replaced_and_its_texts_are_computed_again(tiny_bert):
+    with served(tiny_bert, "--devices", "cpu", "cpu", "--stuck", "4") as (process, port):
+        wait_for(lambda: get(port, "/health") == 200)
+        texts = [f"text {number} " + "cat " * 80 for number in range(400)]
+        wanted = embed(port, texts)
+        (worker,) = children(process.pid)
+        os.kill(worker, signal.SIGSTOP)
+        found = embed(port, texts[::-1])
+        assert found[0] == 200 and np.array_equal(found[1], wanted[1][::-1])
+        wait_for(lambda: children(process.pid) not in ([], [worker]), 20)
+        assert np.array_equal(embed(port, texts)[1], wanted[1])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -38,9 +39,21 @@ def matryoshka(make_model):
 
 
 @pytest.fixture(scope="module")
-def ask(bge_name, tiny_reranker, matryoshka):
+def two_classes(make_reranker, tmp_path_factory):
+    """A tiny reranker of two classes that have names."""
+    folder = tmp_path_factory.mktemp("models") / "classes"
+    shutil.copytree(make_reranker("bert", labels=2), folder)
+    config = json.loads((folder / "config.json").read_text())
+    names = {"0": "irrelevant", "1": "relevant"}
+    config |= {"id2label": names, "label2id": {name: int(place) for place, name in names.items()}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ask(bge_name, tiny_reranker, matryoshka, two_classes):
     """Ask the server: `ask("/embed", {...})` posts, `ask("/info")` gets."""
-    app = create_app({"tiny": bge_name, "doll": matryoshka, "judge": tiny_reranker})
+    app = create_app({"tiny": bge_name, "doll": matryoshka, "judge": tiny_reranker, "classes": two_classes})
     with TestClient(app, raise_server_exceptions=False) as client:
 
         def answer(path, body=None, status=200, kind="application/json"):
@@ -114,7 +127,8 @@ def test_other_prompts_and_contradictions(ask, matryoshka):
     message = ask("/v1/embeddings", {"input": "a", "model": "tiny:query", "input_type": "document"}, 422)["message"]
     assert "leave one of them out" in message
     listed = {each["id"]: each for each in ask("/v1/models")["data"]}
-    assert list(listed) == ["tiny", "tiny:query", "tiny:document", "doll", "doll:query", "doll:document", "judge"]
+    assert list(listed) == ["tiny", "tiny:query", "tiny:document", "doll", "doll:query", "doll:document", "judge",
+                            "classes"]  # fmt: skip
     assert listed["tiny:query"]["prompt"] == EN and "prompt" not in listed["tiny"]
     assert ask("/v1/models/doll:query")["prompt"] == "q: "
     assert ask("/models/judge")["object"] == "model"
@@ -138,11 +152,13 @@ def test_token_ids(ask, bge_name, model):
     assert "check_embedding_ctx_length" in ask("/embed", {"inputs": [[5, 6]]}, 400)["error"]
     with TestClient(create_app({"tiny": bge_name}, accept_token_ids=True)) as client:
         ids = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS[:3]]
+        long = client.post("/embed", json={"inputs": [5] * 63, "truncate": False})
+        assert long.status_code == 422 and "has 65 tokens" in long.json()["error"]
         found = vectors(client.post("/v1/embeddings", json={"input": ids}).json())
         np.testing.assert_array_equal(found, np.asarray(model.encode(TEXTS[:3])))
 
 
-def test_tei_shapes(ask, model, judge):
+def test_tei_shapes(ask, model, judge, two_classes):
     expected = np.asarray(model.encode(TEXTS))
     np.testing.assert_array_equal(ask("/embed", {"inputs": TEXTS, "truncate": None}), expected)
     assert int(ask.headers["x-compute-tokens"]) > 64 and int(ask.headers["x-compute-characters"]) == sum(
@@ -169,6 +185,13 @@ def test_tei_shapes(ask, model, judge):
     pairs = [["cat", each] for each in PASSAGES]
     found = ask("/predict", {"inputs": pairs, "raw_scores": True})
     assert [each[0]["score"] for each in found] == pytest.approx(raw_scores, abs=1e-6)
+    of_two = FlagReranker(two_classes).compute_score([("cat", each) for each in PASSAGES], normalize=True)
+    for predicted, score in zip(ask("/classes/predict", {"inputs": pairs}), of_two, strict=True):
+        found = {each["label"]: each["score"] for each in predicted}
+        assert found == {"relevant": pytest.approx(score), "irrelevant": pytest.approx(1 - score)}
+        assert [each["score"] for each in predicted] == sorted(found.values(), reverse=True)
+    assert "two classes" in ask("/classes/predict", {"inputs": pairs, "raw_scores": True}, 422)["error"]
+    assert ask("/classes/info")["model_type"]["reranker"]["id2label"] == {"0": "irrelevant", "1": "relevant"}
     info = ask("/judge/info")
     assert list(info["model_type"]) == ["reranker"] and info["max_input_length"] == 64
     assert ask("/info")["model_type"] == {"embedding": {"pooling": "cls"}}
@@ -198,7 +221,7 @@ def test_tei_tokens(ask, model):
         ("/embed", b"{", 400, "Validation", "not JSON"),
         ("/judge/embed", {"inputs": "a"}, 424, "Backend", "judge"),
         ("/tiny/rerank", {"query": "a", "texts": ["b"]}, 424, "Backend", "tiny"),
-        ("/embed_sparse", {"inputs": "a"}, 404, "Validation", "not served"),
+        ("/embed_sparse", {"inputs": "a"}, 424, "Backend", "has no head for sparse"),
         ("/predict", {"inputs": "a"}, 422, "Validation", "[query, text]"),
     ],
 )
@@ -263,8 +286,9 @@ def test_cohere_shapes(ask, model):
     np.testing.assert_array_equal(plain["embeddings"], np.asarray(model.encode(TEXTS)))
     for wrong, status, said in (
         ({"truncate": "NONE"}, 422, "64"), ({"truncate": "MIDDLE"}, 422, "NONE, START or END"),
-        ({"embedding_types": ["int8"]}, 422, "int8"), ({"texts": None}, 400, "empty"),
-        ({"images": ["x"]}, 422, "texts"),
+        ({"embedding_types": ["int8"]}, 422, "'int8' is not served: Cohere does not publish"),
+        ({"embedding_types": ["float", "half"]}, 422, "'half' is not served; ask for float"),
+        ({"texts": None}, 400, "empty"), ({"images": ["x"]}, 422, "texts"),
     ):  # fmt: skip
         assert said in ask("/v2/embed", {**body, **wrong}, status)["message"]
 
@@ -293,6 +317,6 @@ def test_the_document_names_every_route(ask):
     document = ask("/openapi.json")
     for path, methods in document["paths"].items():
         for method in methods:
-            wrong = {"/v1/embeddings": 400, "/embeddings": 400, "/v1/search": 404}.get(path, 422)
+            wrong = {"/v1/embeddings": 400, "/embeddings": 400, "/pooling": 400, "/v1/search": 404}.get(path, 422)
             status = 404 if path == "/v1/search/info" else 200 if method == "get" else wrong
             ask(path.replace("{id}", "tiny"), None if method == "get" else b"[]", status)

@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 
+import httpx
 import pytest
 
 pytest.importorskip("starlette")
@@ -13,7 +14,9 @@ from bgekit import FlagModel, FlagReranker
 from bgekit.errors import BgekitError
 from bgekit.search import SearchIndex
 from bgekit.serving import create_app
+from m3_models import make_m3
 from serving.documents import DOCUMENTS
+from serving.running_server import running
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +105,40 @@ def test_conditions_that_cannot_be_used(where, position, ask):
 
 def test_values_that_cannot_be(ask):
     for wrong, said in (
-        ({"mode": "sparse"}, "dense"), ({"top_k": 0}, "top_k"), ({"rerank": {"model": "judge", "top_k": -1}}, "rerank"),
-        ({"query": None}, "query"), ({"top_k": 10**9}, "10,000"),
+        ({"mode": "sparse"}, "dense, lexical, bm25"), ({"mode": "bm25"}, "--parts bm25"),
+        ({"mode": "lexical"}, "--parts lexical"), ({"mode": "multi-vector"}, "tiny has none"), ({"top_k": 0}, "top_k"),
+        ({"rerank": {"model": "judge", "top_k": -1}}, "rerank"), ({"query": None}, "query"),
+        ({"top_k": 10**9}, "10,000"),
     ):  # fmt: skip
         assert said in ask({"query": "cat", **wrong}, 422)["message"]
     assert "empty" in ask({"query": []}, 400)["message"]
+
+
+def test_every_mode_that_the_index_and_its_model_have(bge_name, tmp_path, index_of):
+    m3 = make_m3(tmp_path / "bge-m3", [each["text"] for each in DOCUMENTS], vocabulary=128)
+    queries = ["the cat sat", "river"]
+    for model, parts, modes in (
+        (bge_name, ["bm25"], ["dense", "bm25", "hybrid"]),
+        (m3, ["bm25", "lexical"], ["dense", "lexical", "bm25", "multi-vector", "hybrid"]),
+    ):  # fmt: skip
+        folder = tmp_path / model.name / "index"
+        folder.mkdir(parents=True, exist_ok=True)
+        made = index_of(model, folder=folder, parts=parts)
+        index, own = SearchIndex.load(made), FlagModel(model)
+        with running(create_app({"own": model}, index=made)) as address, httpx.Client(timeout=60) as client:
+            assert client.get(f"{address}/v1/search/info").json()["modes"] == modes
+            for mode in modes:
+                for options in ({}, {"where": "year >= 2021"}):
+                    answer = client.post(
+                        f"{address}/v1/search", json={"query": queries, "mode": mode, **options}
+                    ).json()
+                    expected = index.ask(own, queries, mode=mode, **options)
+                    assert [[hit["id"] for hit in hits] for hits in answer["results"]] == [
+                        [hit.id for hit in hits] for hits in expected
+                    ]
+                    assert [hit["score"] for hit in answer["results"][0]] == pytest.approx(
+                        [hit.score for hit in expected[0]], abs=1e-6
+                    )
 
 
 def test_a_new_state_is_seen_and_a_damaged_one_is_not_taken_up(bge_name, index_of, tmp_path, caplog):

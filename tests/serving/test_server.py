@@ -125,6 +125,8 @@ def test_keys_are_asked_for_where_work_is_done(address):
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "secret"}):
         status, _, answered = ask(address, "/v1/embeddings", {"input": "x"}, headers)
         assert status == 401 and answered["x-request-id"]
+        status, answer, _ = ask(address, "/large/v1/embeddings", {"input": "x"}, headers)
+        assert status == 404 and "small" not in json.dumps(answer)  # What is served is not told to everybody.
     assert ask(address, "/v1/embeddings", {"input": "x"}, {"authorization": "Bearer other"})[0] == 200
     for path in ("/health", "/live", "/ready", "/metrics"):
         assert ask(address, path, headers={})[0] == 200

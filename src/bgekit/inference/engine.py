@@ -285,6 +285,33 @@ class Engine(Generic[N_co]):
                 results = self._forward_or_split(tokens, rows, request)
         return self._assemble(tokens, [rows], [results])
 
+    def each_token(self, tokens: Tokens, *, threads: int = 1, weights: bool = False) -> list[npt.NDArray[np.float32]]:
+        """What is computed of every token, special ones included, before anything is made of the whole text.
+
+        Args:
+            tokens: The sequences; all are one batch.
+            threads: Threads that share its operations, on a CPU.
+            weights: Whether the lexical weight of each token where it stands is wanted, as the head for `sparse` has
+                it, instead of the vectors of the last layer.
+
+        Returns:
+            For each sequence [m, hidden], or [m] weights.
+
+        Raises:
+            ForkError: the process was forked after the model was loaded on a GPU.
+            CheckpointError: there is no head for weights, or it is damaged.
+        """
+        check_process(self.device, self._process)
+        network: Any = self.network
+        if weights:
+            self.spec.prepare(network, TokenRequest(outputs=("sparse",)))
+        batch = self.spec.pack(tokens, list(range(len(tokens.ids)))).to(self.device)
+        with threads_of(threads) if self.device.type == "cpu" else nullcontext(), torch.inference_mode():
+            values = network.backbone(batch, "all")
+            if weights:
+                values = network.heads.token_weights(values, batch)
+            return _split(values.float().cpu().numpy(), batch.lengths_tensor)
+
     @property
     def _raw_network(self) -> Any:
         """The network with the same weights, without the last step."""

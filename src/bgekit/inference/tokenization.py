@@ -283,8 +283,10 @@ class TextTokenizer:
         """The tokenizer of the library `tokenizers`, cutting nothing."""
         return backend_of(self._tokenizer)
 
-    def count(self, text: str) -> int:
-        """Tokens of a text with its prompt, whatever their number."""
+    def count(self, text: str | Sequence[int]) -> int:
+        """Tokens of a text with its prompt, or of token ids without one, whatever their number."""
+        if not isinstance(text, str):
+            return self._leading + len(text) + self._trailing
         return len(self.uncut.encode(self._joined + text).ids) + len(self._before) + len(self._after)
 
     def cut(self, texts: Sequence[str], max_length: int, *, left: bool = False) -> Tokens:

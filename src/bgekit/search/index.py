@@ -412,6 +412,16 @@ class SearchIndex:
         elif mode in ("lexical", "bm25") and mode not in (self.facts.parts or {}):
             raise ArgumentError(_LACKING[mode])
 
+    def outputs_of(self, mode: Mode) -> tuple[Output, ...]:
+        """What a model computes of questions for a mode: nothing for `bm25`.
+
+        Raises:
+            ArgumentError: as `check_mode`.
+        """
+        self.check_mode(mode)
+        names, _ = self._parts_of(mode, None)
+        return tuple(output for name, output in _OUTPUTS.items() if name in names)
+
     def how(self, mode: Mode, model: Embedder | None = None) -> str:
         """How a mode of search compares questions with texts, in words: what `bge search` says once.
 
@@ -444,6 +454,12 @@ class SearchIndex:
         """Rows that are compared token by token at least, fewer where their texts have to be encoded first."""
         return 2 * DEPTH if "multi-vector" in (self.facts.parts or {}) else DEPTH
 
+    def _parts_of(self, mode: Mode, model: Embedder | None) -> tuple[list[str], FittedWeights | None]:
+        """The modes that a mode is made of, and the weights of these, where there are any."""
+        if mode == "hybrid":
+            return self._hybrid(model)
+        return ["dense", mode] if mode == "multi-vector" else [mode], None
+
     def _hybrid(self, model: Embedder | None) -> tuple[list[str], FittedWeights | None]:
         """The modes that a hybrid search puts together, and the weights that the index has for them.
 
@@ -472,9 +488,7 @@ class SearchIndex:
         self, model: Embedder | None, queries: list[str], mode: Mode, kept: Rows | None, instruction: Any
     ) -> Find:
         """What finds rows for questions in a mode."""
-        names, fitted = self._hybrid(model) if mode == "hybrid" else ([mode], None)
-        if mode == "multi-vector":
-            names = ["dense", mode]
+        names, fitted = self._parts_of(mode, model)
         if model is None and names != ["bm25"]:
             raise ArgumentError(f"mode {mode!r} needs the model that the index was made with")
         parts = self._parts(model, queries, names, kept, instruction)

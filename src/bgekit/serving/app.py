@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..errors import BgekitError, OutputError, UsageError, require_extra
-from .calls import Call, endpoint, plain_problem
+from .calls import Call, endpoint, has_key, plain_problem
 from .errors import NotFound, Unauthorized, Unprocessable
 from .models import Models
 from .routes import MODULES
@@ -135,8 +135,9 @@ class App:
         if error.status_code == 405:
             said = f"{path} does not take {request.method}"
         else:
-            names = ", ".join(each.name for each in self.server.models)
-            said = f"there is no route {path}; docs/serve.md has them, and /openapi.json. Models are {names}"
+            said = f"there is no route {path}; docs/serve.md has them, and /openapi.json"
+            if has_key(self.server, request.headers):  # Others need not know what is served here.
+                said += f". Models are {', '.join(each.name for each in self.server.models)}"
         problem = plain_problem(NotFound(said))
         problem.status_code = error.status_code
         return problem
@@ -225,7 +226,8 @@ def _check_names(models: Mapping[str, Any], routes: Iterable[Route] = ()) -> Non
 async def _live(call: Call) -> Response:
     """Whether the process can go on: 503 only where it must be started again."""
     if call.server.failed:
-        return JSONResponse({"status": "failed", "reason": call.server.failed}, 503)
+        said = {"reason": call.server.failed} if has_key(call.server, call.headers) else {}
+        return JSONResponse({"status": "failed", **said}, 503)
     return JSONResponse({"status": "alive"})
 
 
@@ -233,7 +235,8 @@ async def _ready(call: Call) -> Response:
     """Whether it takes work."""
     reason = await call.server.readiness()
     if reason:
-        return JSONResponse({"status": "not ready", "reason": reason}, 503, headers={"retry-after": "1"})
+        said = {"reason": reason} if has_key(call.server, call.headers) else {}
+        return JSONResponse({"status": "not ready", **said}, 503, headers={"retry-after": "1"})
     return JSONResponse({"status": "ready"})
 
 

@@ -6,10 +6,13 @@ known are ignored.
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
+import numpy.typing as npt
 from starlette.responses import Response
 
 from ..data.encodings import repair
@@ -100,6 +103,17 @@ def inputs_of(given: Any, name: str) -> tuple[list[Any], bool]:
     if other is not None:
         raise BadRequest(f"`{name}[{other}]`: texts and token ids cannot stand in one list", param=name)
     return given, True
+
+
+async def as_long_json(arrays: Sequence[npt.NDArray[Any]]) -> Response:
+    """A response of a JSON list of arrays, which may be long: it is written by another thread, array by array."""
+
+    def written() -> bytes:
+        # Each of them holds Python's lock, which others get in between.
+        return b"[" + b",".join(msgspec.json.encode(each.tolist()) for each in arrays) + b"]"
+
+    content = await asyncio.get_running_loop().run_in_executor(None, written)
+    return Response(content, media_type="application/json")
 
 
 def as_json(content: Any, status: int = 200) -> Response:

@@ -99,9 +99,9 @@ class Endpoint:
         try:
             if self.key:
                 check_key(call)
-            if self.work and call.server.draining:
-                raise Unready("the server is being shut down: ask another one")
             call.body = await _body(call, receive)
+            if self.work and call.server.draining:  # With its body unread, the closed connection would lose the answer.
+                raise Unready("the server is being shut down: ask another one")
             if self.work and not call.server.prepared:
                 await call.server.prepare()
             if self.work and call.server.broken:
@@ -124,11 +124,14 @@ class Endpoint:
         if not self.work:
             return await self.handler(call)
         handling = asyncio.ensure_future(self.handler(call))
+        call.server.handling(handling)
         watching = asyncio.ensure_future(_left(receive))
         try:
             await asyncio.wait((handling, watching), return_when=asyncio.FIRST_COMPLETED)
             if not handling.done():
                 raise Gone("the client has left")
+            if handling.cancelled():
+                raise Unready("the server was shut down before this was computed: ask another one")
             return handling.result()
         finally:
             for task in (handling, watching):
@@ -174,20 +177,24 @@ def endpoint(handler: Handler, *, problem: Problem = plain_problem, key: bool = 
 
 
 def check_key(call: Call) -> None:
-    """See whether a request has one of the server's keys, if there are any.
+    """See to it that a request has one of the server's keys, if there are any.
 
     Raises:
         Unauthorized: it has not.
     """
-    keys = call.server.api_keys
-    if not keys:
-        return
-    kind, _, given = call.headers.get("authorization", "").partition(" ")
-    if kind.lower() != "bearer" or not given:
-        given = call.headers.get("api-key") or call.headers.get("x-api-key") or ""
-    # All keys are compared, so that the time says nothing.
-    if not sum(hmac.compare_digest(given.strip().encode(), key) for key in keys):
+    if not has_key(call.server, call.headers):
         raise Unauthorized("the key is missing or wrong: send it as `Authorization: Bearer KEY`")
+
+
+def has_key(server: Server, headers: Headers) -> bool:
+    """Whether a request has one of the server's keys, or needs none."""
+    if not server.api_keys:
+        return True
+    kind, _, given = headers.get("authorization", "").partition(" ")
+    if kind.lower() != "bearer" or not given:
+        given = headers.get("api-key") or headers.get("x-api-key") or ""
+    # All keys are compared, so that the time says nothing.
+    return sum(hmac.compare_digest(given.strip().encode(), key) for key in server.api_keys) > 0
 
 
 async def _body(call: Call, receive: Receive) -> bytes:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import numpy as np
@@ -20,8 +23,9 @@ from ..data.encodings import repair
 from ..errors import ArgumentError, BgekitError, UsageError
 from ..models.card import ModelCard, Prompt, RerankerCard
 from ..models.card_reading import is_classifier, read_card, read_reranker_card
-from ..models.checkpoint_files import read_config
+from ..models.checkpoint_files import hidden_size, read_config
 from ..models.families import is_hosted
+from ..models.head_files import stored_heads
 from ..models.hub import resolve
 from .errors import NotFound, TooLarge, Unprocessable, Unready
 
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
     from ..inference.engine import Worker
     from ..inference.reranker import FlagReranker
     from ..inference.tokenization import PairTokenizer, TextTokenizer, Tokens
-    from .scheduler import Scheduler
+    from .scheduler import Result, Results, Scheduler
     from .settings import Settings
     from .trace import Trace
 
@@ -40,6 +44,16 @@ Kind = Literal["embedder", "reranker"]
 Alias = Literal["query", "document"]
 ALIASES: Final[tuple[Alias, ...]] = ("query", "document")
 Side = Literal["right", "left"]
+#: What is computed of a text or a pair: its vector or score, and that before it is scaled to unit length; the weights
+#: of its distinct tokens and the vectors of its tokens, by heads as BGE-M3 has them; and of each token where it stands,
+#: what the last layer gives, and its weight.
+Output = Literal["vector", "raw", "sparse", "multi-vector", "hidden", "weights"]
+#: Outputs -> the head that gives them.
+_HEADS: Final[Mapping[Output, Literal["sparse", "multi-vector"]]] = {
+    "sparse": "sparse", "weights": "sparse", "multi-vector": "multi-vector",
+}  # fmt: skip
+#: Numbers of an answer that has some for each token: what JSON needs 20 bytes for.
+_NUMBERS: Final = 8 * 1024 * 1024
 T = TypeVar("T")
 #: Characters of a token as long as none were counted, and how much more than the mean a request's may have.
 _CHARACTERS: Final = 4.0
@@ -50,6 +64,9 @@ _LEARNT: Final = 0.05
 _TRIAL: Final = (4, 64)
 #: Token ids that every vocabulary has.
 _FILLER: Final = [1 + each % 90 for each in range(64)]
+#: Characters and texts of a request that is tokenised at once: a fraction of a millisecond.
+_QUICK: Final = 1000
+_QUICK_TEXTS: Final = 4
 #: Tokenizers that are kept for a model.
 _TOKENIZERS: Final = 32
 #: Settings of one model, of `serve.yaml`: name -> argument of FlagModel and of FlagReranker.
@@ -71,6 +88,22 @@ class Embedded:
     """
 
     vectors: npt.NDArray[np.float32]
+    tokens: list[int]
+    truncated: list[int]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is computed of the texts of a request where it is not a vector of each.
+
+    Attributes:
+        values: Of each text, by the output: `sparse` an array of (`token`, `weight`), `multi-vector` and `hidden`
+            [m, d], `weights` [m], float32, finite.
+        tokens: As in `Embedded`.
+        truncated: As in `Embedded`.
+    """
+
+    values: list[Result]
     tokens: list[int]
     truncated: list[int]
 
@@ -104,8 +137,12 @@ class Loaded:
     """
 
     def __init__(self, name: str, model: FlagModel | FlagReranker) -> None:
-        """Start the workers, and compute a batch."""
-        from ..inference.tokenization import Tokens
+        """Start the workers, load heads, and compute a batch.
+
+        Raises:
+            CheckpointError: a head is damaged.
+        """
+        from ..inference.tokenization import TokenRequest, Tokens
 
         self.name, self.model = name, model
         self.engine = model._engine
@@ -120,6 +157,8 @@ class Loaded:
             for place in range(1, len(model.devices)):
                 self._warm(self._pool.workers[place - 1])
         self._tokenizers: dict[Any, Any] = {}
+        # A head that is damaged is no matter of the first request for it.
+        self.engine.spec.prepare(self.engine.network, TokenRequest(outputs=getattr(model, "outputs", ())))
         count, length = _TRIAL
         trial = Tokens([_FILLER[:length]] * count)
         self.engine.batch(trial)  # What is compiled and tried at the first time is not what a token costs.
@@ -141,11 +180,25 @@ class Loaded:
 
         return backend_of(self.engine.tokenizer)
 
+    @cached_property
+    def _hidden(self) -> int:
+        return hidden_size(read_config(self.model.folder))
+
+    def most_tokens(self, output: Output) -> int:
+        """Tokens that a request may have, where an answer has numbers for each: it would be hundreds of megabytes."""
+        if output == "multi-vector":
+            return _NUMBERS // int(self.model.token_dimension)  # type: ignore[union-attr]
+        return _NUMBERS // self._hidden if output == "hidden" else sys.maxsize
+
     def text_tokenizer(self, prompt: Prompt) -> TextTokenizer:
         """The tokenizer of texts with a prompt of the card."""
         from ..inference.tokenization import TextTokenizer
 
         return self._kept(prompt, lambda: TextTokenizer(self.engine.tokenizer, prompt, self.model.card.max_length))
+
+    def has_tokenizer(self, prompt: Prompt) -> bool:
+        """Whether the tokenizer of texts with a prompt is there: making one takes up to a second."""
+        return prompt in self._tokenizers
 
     def pair_tokenizer(self, max_length: int | None, query_max_length: int | None) -> PairTokenizer:
         """The tokenizer of pairs of a reranker, at other lengths if they are given."""
@@ -167,12 +220,22 @@ class Loaded:
             found = self._tokenizers[key] = make()
         return found
 
-    def compute(self, place: int, tokens: Tokens, *, raw: bool, threads: int) -> npt.NDArray[np.float32]:
-        """See `Computer`."""
+    def compute(self, place: int, tokens: Tokens, *, output: str, threads: int) -> Results:
+        """See `Computer`; `output` is an `Output`."""
         from ..inference.tokenization import TokenRequest
 
-        if place == 0 or raw:  # Workers have the network as the card says.
-            return self.engine.batch(tokens, threads=threads, raw=raw).vectors
+        engine, model = self.engine, self.model
+        if output in ("hidden", "weights"):
+            return engine.each_token(tokens, threads=threads, weights=output == "weights")
+        if output == "sparse":
+            excluded = model._excluded  # type: ignore[union-attr]
+            request = TokenRequest(tokens.prompt_length, outputs=("sparse",), excluded=excluded)
+            return engine.batch(tokens, threads=threads, request=request).ragged["sparse"]
+        if output == "multi-vector":
+            request = TokenRequest(tokens.prompt_length, outputs=("multi-vector",))
+            return engine.batch(tokens, threads=threads, request=request).ragged["multi-vector"]
+        if place == 0 or output == "raw":  # Workers have the network as the card says.
+            return engine.batch(tokens, threads=threads, raw=output == "raw").vectors
         typed = tokens.types is not None
         inputs = tokens.ids if tokens.types is None else list(zip(tokens.ids, tokens.types, strict=True))
         return self._worker(place).compute(inputs, TokenRequest(tokens.prompt_length, typed)).vectors
@@ -210,6 +273,8 @@ class Served:
         id: What it was started with: a folder, an id on the hub or `packaged:NAME`.
         kind: `embedder` or `reranker`.
         card: What its files say; known before it is loaded.
+        classes: Names of the classes of a reranker, as its `config.json` has them; empty for embedders.
+        heads: Outputs of an embedder beside its vectors: `sparse`, `multi-vector`.
         created: When the server took it up, in seconds since 1970.
     """
 
@@ -239,6 +304,7 @@ class Served:
             self._given, self.id, self.card = path, str(path.card.name), path.card
             self.kind = "embedder" if isinstance(path.card, ModelCard) else "reranker"
             self._arguments: dict[str, Any] = {}
+            self._look_into(path.folder)
             return
         self.id = os.fspath(path)
         if is_hosted(self.id):
@@ -253,6 +319,12 @@ class Served:
         else:
             pooling = {"pooling": options["pooling"]} if "pooling" in options else {}
             self.card = read_card(folder, self.id, **length, **pooling)
+        self._look_into(folder)
+
+    def _look_into(self, folder: Path) -> None:
+        """Note what a checkpoint has beside what its card says."""
+        self.classes = _classes(self.card, folder)
+        self.heads = stored_heads(folder) if self.kind == "embedder" else ()
 
     def _checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The settings as arguments of the model's class."""
@@ -409,10 +481,16 @@ class Served:
             except (BgekitError, OSError) as error:
                 raise Unready(f"{self.name} cannot be loaded: {error}") from error
 
-    def _release(self, loaded: Loaded) -> None:
-        with self._lock:
-            loaded.used -= 1
-            self._last_used = time.monotonic()
+    @contextlib.asynccontextmanager
+    async def _using(self) -> AsyncIterator[Loaded]:
+        """The model, which is kept in memory meanwhile."""
+        loaded = await self._acquired()
+        try:
+            yield loaded
+        finally:
+            with self._lock:
+                loaded.used -= 1
+                self._last_used = time.monotonic()
 
     def let_go(self, idle: float) -> None:
         """Free its memory if nobody has used it for so many seconds."""
@@ -465,44 +543,87 @@ class Served:
         self._check_count(texts, call, embed=True)
         if not texts:
             return Embedded(np.empty((0, dimensions or self.dimension), np.float32), [], [])
+        async with self._using() as loaded:
+            card: Any = loaded.model.card
+            wanted = card.normalize if normalize is None else normalize
+            found, tokens = await self._computed_of(
+                loaded, texts, "raw" if card.normalize and not wanted else "vector", call, role, prompt_name, truncate,
+                side, max_length,
+            )  # fmt: skip
+        vectors = np.stack(found)
+        if dimensions is not None and dimensions < vectors.shape[1]:
+            vectors = vectors[:, :dimensions]
+            if wanted:
+                vectors = unit(vectors)
+        elif wanted and not card.normalize:
+            vectors = unit(vectors)
+        return Embedded(np.ascontiguousarray(vectors), _sizes(tokens), tokens.truncated)
+
+    async def outputs(
+        self, texts: Sequence[str] | Sequence[Sequence[int]], output: Output, *, call: Trace, role: Alias | None = None,
+        prompt_name: str | None = None, truncate: bool = True, side: Side = "right", max_length: int | None = None,
+    ) -> Outputs:  # fmt: skip
+        """What `BGEM3FlagModel.encode` gives beside vectors, and what the last layer gives for each token.
+
+        Args:
+            texts: At least one text, or the token ids of one.
+            output: What is wanted.
+            call: As in `embed`.
+            role: As in `embed`.
+            prompt_name: As in `embed`.
+            truncate: As in `embed`.
+            side: As in `embed`.
+            max_length: As in `embed`.
+
+        Raises:
+            Unprocessable: the model has no head for it; and as in `embed`.
+        """
+        self._check_count(texts, call, embed=True)
+        head = _HEADS.get(output)
+        if head is not None and head not in self.heads:
+            raise Unprocessable(
+                f"{self.name} has no head for {head} outputs, as BGE-M3 has: it gives one vector for each text",
+                failure="model_type",
+            )
+        async with self._using() as loaded:
+            found, tokens = await self._computed_of(
+                loaded, texts, output, call, role, prompt_name, truncate, side, max_length
+            )
+        return Outputs(found, _sizes(tokens), tokens.truncated)
+
+    async def _computed_of(
+        self, loaded: Loaded, texts: Sequence[str] | Sequence[Sequence[int]], output: Output, call: Trace,
+        role: Alias | None, prompt_name: str | None, truncate: bool, side: Side, max_length: int | None,
+    ) -> tuple[list[Result], Tokens]:  # fmt: skip
+        """An output of each text of a request, and its tokens."""
         characters = sum(len(text) for text in texts if isinstance(text, str))
         call.characters += characters
-        loaded = await self._acquired()
-        try:
-            card: Any = loaded.model.card
-            if prompt_name is not None and prompt_name not in card.prompts and prompt_name not in ALIASES:
-                raise NotFound(f"{self.name} has no prompt {prompt_name!r}; it has {', '.join(card.prompts)}")
-            prompt: Prompt = card.prompt(prompt_name or role or card.default_prompt)
-            self._admit(loaded, characters)
+        card: Any = loaded.model.card
+        if prompt_name is not None and prompt_name not in card.prompts and prompt_name not in ALIASES:
+            raise NotFound(f"{self.name} has no prompt {prompt_name!r}; it has {', '.join(card.prompts)}")
+        prompt: Prompt = card.prompt(prompt_name or role or card.default_prompt)
+        self._admit(loaded, characters)
 
-            def tokenize() -> Tokens:
-                tokenizer = loaded.text_tokenizer(prompt)
-                length, left = max_length or card.max_length, side == "left"
-                if isinstance(texts[0], str):
-                    valid = [repair(text)[0] for text in texts]  # type: ignore[arg-type]
-                    whole = length >= card.max_length and not left
-                    tokens = tokenizer(valid) if whole else tokenizer.cut(valid, length, left=left)
-                else:
-                    self._check_ids(loaded, texts)  # type: ignore[arg-type]
-                    tokens = tokenizer.of_ids(texts, length, left=left)  # type: ignore[arg-type]
-                if tokens.truncated and not truncate:
-                    row = tokens.truncated[0]
-                    had = tokenizer.count(valid[row]) if isinstance(texts[0], str) else len(texts[row]) + 2
-                    raise self._too_long(row, had, length)
-                return tokens
+        def tokenize() -> Tokens:
+            tokenizer = loaded.text_tokenizer(prompt)
+            length, left = max_length or card.max_length, side == "left"
+            if isinstance(texts[0], str):
+                valid = [repair(text)[0] for text in texts]  # type: ignore[arg-type]
+                whole = length >= card.max_length and not left
+                tokens = tokenizer(valid) if whole else tokenizer.cut(valid, length, left=left)
+            else:
+                self._check_ids(loaded, texts)  # type: ignore[arg-type]
+                tokens = tokenizer.of_ids(texts, length, left=left)  # type: ignore[arg-type]
+            if tokens.truncated and not truncate:
+                row = tokens.truncated[0]
+                had = tokenizer.count(valid[row] if isinstance(texts[0], str) else texts[row])
+                raise self._too_long(row, had, length)
+            return tokens
 
-            wanted = card.normalize if normalize is None else normalize
-            raw = card.normalize and not wanted
-            vectors, tokens = await self._computed(loaded, tokenize, call, characters, raw=raw)
-            if dimensions is not None and dimensions < vectors.shape[1]:
-                vectors = vectors[:, :dimensions]
-                if wanted:
-                    vectors = _unit(vectors)
-            elif wanted and not card.normalize:
-                vectors = _unit(vectors)
-            return Embedded(np.ascontiguousarray(vectors), _sizes(tokens), tokens.truncated)
-        finally:
-            self._release(loaded)
+        # A query takes less time than the way to another thread and back, with Python's lock on it.
+        plain = isinstance(texts[0], str) and side == "right" and (max_length or card.max_length) >= card.max_length
+        inline = plain and characters <= _QUICK and len(texts) <= _QUICK_TEXTS and loaded.has_tokenizer(prompt)
+        return await self._computed(loaded, tokenize, call, characters, output, inline=inline)
 
     async def score(
         self, pairs: Sequence[tuple[str, str]], *, call: Trace, truncate: bool = True, max_length: int | None = None,
@@ -514,8 +635,7 @@ class Served:
             return Scored(np.empty(0, np.float32), [], [])
         characters = sum(len(query) + len(passage) for query, passage in pairs)
         call.characters += characters
-        loaded = await self._acquired()
-        try:
+        async with self._using() as loaded:
             self._admit(loaded, characters)
 
             def tokenize() -> Tokens:
@@ -526,45 +646,38 @@ class Served:
                     raise self._too_long(tokens.truncated[0], None, length, "pair")
                 return tokens
 
-            found, tokens = await self._computed(loaded, tokenize, call, characters)
-            return Scored(found[:, 0], _sizes(tokens), tokens.truncated)
-        finally:
-            self._release(loaded)
+            found, tokens = await self._computed(loaded, tokenize, call, characters, "vector")
+        return Scored(np.concatenate(found), _sizes(tokens), tokens.truncated)
 
     async def tokenize(
         self, texts: Sequence[str], *, add_special_tokens: bool = True, prompt_name: str | None = None
     ) -> list[Any]:
         """The `Encoding` of the library `tokenizers` of each text, nothing cut."""
-        loaded = await self._acquired()
-        try:
+        async with self._using() as loaded:
             prompt = self.card.prompt(prompt_name).prefix if isinstance(self.card, ModelCard) and prompt_name else ""
             backend = loaded.tokenizer
             valid = [prompt + repair(text)[0] for text in texts]
             return await self._off_loop(
                 lambda: list(backend.encode_batch(valid, add_special_tokens=add_special_tokens))
             )
-        finally:
-            self._release(loaded)
 
     async def decode(self, ids: Sequence[Sequence[int]], *, skip_special_tokens: bool = True) -> list[str]:
         """The texts of token ids."""
-        loaded = await self._acquired()
-        try:
+        async with self._using() as loaded:
             self._check_ids(loaded, ids)
             backend = loaded.tokenizer
             return await self._off_loop(
                 lambda: list(backend.decode_batch([list(each) for each in ids], skip_special_tokens))
             )
-        finally:
-            self._release(loaded)
 
     async def _off_loop(self, work: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self._tokenizing.submit(work))
 
     async def _computed(
-        self, loaded: Loaded, tokenize: Callable[[], Tokens], call: Trace, characters: int, *, raw: bool = False
-    ) -> tuple[npt.NDArray[np.float32], Tokens]:
-        """A row for each input of a request, and its tokens."""
+        self, loaded: Loaded, tokenize: Callable[[], Tokens], call: Trace, characters: int, output: Output, *,
+        inline: bool = False,
+    ) -> tuple[list[Result], Tokens]:  # fmt: skip
+        """A result for each input of a request, and its tokens; `inline` has this thread tokenise."""
         from ..inference.tokenization import merged
 
         start = time.perf_counter()
@@ -573,7 +686,7 @@ class Served:
             return merged(tokenize())
 
         try:
-            tokens = await self._off_loop(prepared)
+            tokens = prepared() if inline else await self._off_loop(prepared)
         except ArgumentError as error:
             raise Unprocessable(str(error)) from error
         call.tokenized += time.perf_counter() - start
@@ -585,7 +698,12 @@ class Served:
                 f"the request has {size:,} tokens, at most {self._settings.max_tokens:,} are taken at once "
                 "(--max-tokens): send fewer texts at once"
             )
-        job = self._scheduler.submit(loaded, tokens, raw=raw)
+        if size > (most := loaded.most_tokens(output)):
+            raise TooLarge(
+                f"the request has {size:,} tokens, and vectors of at most {most:,} tokens are answered at once: send "
+                "fewer texts at once"
+            )
+        job = self._scheduler.submit(loaded, tokens, output=output)
         try:
             found = await asyncio.wrap_future(job.future)
         finally:
@@ -595,11 +713,11 @@ class Served:
         call.queued += job.begun - job.came
         call.computed += done - job.begun
         before = call.inputs
-        rows = found if tokens.places is None else found[np.asarray(tokens.places)]
-        call.inputs += len(rows)
+        results = found if tokens.places is None else [found[place] for place in tokens.places]
+        call.inputs += len(results)
         call.tokens += size
         call.truncated += [before + row for row in tokens.truncated]
-        return rows, tokens
+        return results, tokens
 
     def _admit(self, loaded: Loaded, characters: int) -> None:
         """Refuse early what would be refused once it is tokenised."""
@@ -636,12 +754,21 @@ def _sizes(tokens: Tokens) -> list[int]:
     return sizes if tokens.places is None else [sizes[place] for place in tokens.places]
 
 
-def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Vectors scaled to unit length as the network does it."""
     import torch
 
     scaled: npt.NDArray[np.float32] = torch.nn.functional.normalize(torch.from_numpy(vectors), dim=-1).numpy()
     return scaled
+
+
+def _classes(card: ModelCard | RerankerCard, folder: Path) -> tuple[str, ...]:
+    """Names of a reranker's classes; where its config has none, those that transformers gives."""
+    if isinstance(card, ModelCard):
+        return ()
+    named = read_config(folder).get("id2label")
+    given = named if isinstance(named, dict) else {}
+    return tuple(str(given.get(str(place), f"LABEL_{place}")) for place in range(card.labels))
 
 
 def _a(kind: str) -> str:

@@ -104,6 +104,7 @@ class _Server(uvicorn.Server):
             logger.error(
                 "%s: the process ends, with code %d, so that it can be started again", self._shared.failed, STUCK
             )
+            self._shared.abandon()
             # A thread that is stuck in a computation would keep Python from ending.
             threading.Timer(1.0, os._exit, (STUCK,)).start()
             return True
@@ -147,8 +148,12 @@ class _Server(uvicorn.Server):
             logger.warning(
                 "%d requests are refused: they were not done within %g s", shared.working, shared.settings.grace
             )
-            shared.scheduler.fail_all(Unready("the server was shut down before this was computed: ask another one"))
+            late = Unready("the server was shut down before this was computed: ask another one")
+            shared.scheduler.close(late)  # Batches that are being computed are finished.
             while shared.working and loop.time() - start < shared.settings.grace + _LEAVE:
+                await asyncio.sleep(_LOOK)
+            shared.abandon()
+            while shared.working and loop.time() - start < shared.settings.grace + 2 * _LEAVE:
                 await asyncio.sleep(_LOOK)
         await asyncio.sleep(_LINGER)
         self.should_exit = True

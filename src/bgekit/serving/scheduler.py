@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,12 @@ _WEIGHT: Final = 0.1
 _LOOK: Final = 0.5
 
 
+#: What is computed of a sequence: numbers, all finite, of any shape, or records of numbers.
+Result: TypeAlias = "npt.NDArray[Any]"
+#: Those of several sequences: rows of an array, or a list.
+Results: TypeAlias = "npt.NDArray[Any] | Sequence[Result]"
+
+
 class Computer(Protocol):
     """A loaded model, as the scheduler needs it.
 
@@ -63,8 +69,8 @@ class Computer(Protocol):
     exact: bool
     most: int | None
 
-    def compute(self, place: int, tokens: Tokens, *, raw: bool, threads: int) -> npt.NDArray[np.float32]:
-        """[n, d] for the sequences of a batch, computed on a device by its place, 0 being that of this process."""
+    def compute(self, place: int, tokens: Tokens, *, output: str, threads: int) -> Results:
+        """A result for each sequence of a batch, computed on a device by its place, 0 being that of this process."""
         ...
 
     def replace_worker(self, place: int) -> None:
@@ -93,25 +99,27 @@ class Job:
 
     Attributes:
         computer: The model.
-        raw: Whether vectors are wanted as they are before they are scaled.
+        output: What is wanted of each sequence, in the model's own words.
         prompt_length: See `Tokens`.
         tokens: Tokens of its sequences.
-        future: Its results [n, d], a row for each of its distinct sequences.
+        future: Its results, one for each of its distinct sequences.
         deadline: On the scheduler's clock.
+        unserved: Tokens of those of its sequences that wait.
         came: When it came, in seconds of `time.perf_counter`.
         begun: When the first of its sequences was handed out, 0 before.
         last: When the last of them was.
     """
 
-    def __init__(self, computer: Computer, raw: bool, prompt_length: int, tokens: int, count: int) -> None:
-        self.computer, self.raw, self.prompt_length, self.tokens = computer, raw, prompt_length, tokens
-        self.future: Future[npt.NDArray[np.float32]] = Future()
+    def __init__(self, computer: Computer, output: str, prompt_length: int, tokens: int, count: int) -> None:
+        self.computer, self.output, self.prompt_length, self.tokens = computer, output, prompt_length, tokens
+        self.future: Future[list[Result]] = Future()
         self.deadline = 0.0
+        self.unserved = 0
         self.came = time.perf_counter()
         self.begun = self.last = 0.0
         #: Those that wait, shortest first: they are taken from the end, so neighbours in a batch are alike.
         self.waiting: list[Waiting] = []
-        self.rows: list[npt.NDArray[np.float32] | None] = [None] * count
+        self.results: list[Result | None] = [None] * count
         self.left = count
 
     @property
@@ -122,7 +130,7 @@ class Job:
     @property
     def kind(self) -> tuple[Any, ...]:
         """What jobs must have in common to share a batch."""
-        return id(self.computer), self.raw, self.prompt_length, self.short
+        return id(self.computer), self.output, self.prompt_length, self.short
 
     def __lt__(self, other: Job) -> bool:
         return self.deadline < other.deadline
@@ -134,7 +142,7 @@ class _Running:
 
     computer: Computer
     place: int
-    raw: bool
+    output: str
     prompt_length: int
     sequences: list[Waiting]
     since: float
@@ -164,12 +172,13 @@ class Scheduler:
         self.streams, self.devices, self.max_wait, self.max_tokens = streams, devices, max_wait, max_tokens
         self.stuck, self._all_threads, self.on_batch, self.on_stuck = stuck, all_threads, on_batch, on_stuck
         self._lock = threading.RLock()
-        self._any = threading.Condition(self._lock)
+        #: What threads wait for: those that compute any job, the last one that came to wait at the end; and that of
+        #: the lane of short jobs.
+        self._idle: list[threading.Condition] = []
         self._short = threading.Condition(self._lock)
         self._jobs: list[Job] = []
         self._known: dict[tuple[Any, ...], Waiting] = {}
         self._running: dict[int, _Running] = {}
-        self._idle = 0
         self._threads: list[threading.Thread] = []
         self._clock = 0.0
         self._closed = False
@@ -177,8 +186,6 @@ class Scheduler:
         self.queued_tokens = 0
         #: Tokens that were computed, and sequences that another request had in the queue already.
         self.computed_tokens = self.shared_sequences = 0
-        #: When a batch was last done, in seconds of `time.monotonic`.
-        self.last_done = time.monotonic()
 
     @property
     def queued_jobs(self) -> int:
@@ -201,13 +208,10 @@ class Scheduler:
             own = tokens * computer.seconds_per_token
             deadline = self._clock + own
             ahead = sum(
-                self._left_of(job) for job in self._jobs[: bisect.bisect_right(self._jobs, deadline, key=_deadline)]
+                job.unserved * job.computer.seconds_per_token
+                for job in self._jobs[: bisect.bisect_right(self._jobs, deadline, key=_deadline)]
             )
         return (ahead + own) / self.workers
-
-    @staticmethod
-    def _left_of(job: Job) -> float:
-        return sum(len(each.ids) for each in job.waiting if not each.taken) * job.computer.seconds_per_token
 
     def admit(self, computer: Computer, tokens: int) -> None:
         """See whether a job of at least so many tokens would be taken.
@@ -236,13 +240,13 @@ class Scheduler:
                     f"the queue is full: {self.queued_tokens:,} tokens wait", retry_after=max(1.0, rest / 2)
                 )
 
-    def submit(self, computer: Computer, tokens: Tokens, *, raw: bool = False) -> Job:
+    def submit(self, computer: Computer, tokens: Tokens, *, output: str) -> Job:
         """Queue the distinct sequences of a request; all of them or none.
 
         Args:
             computer: The model.
             tokens: Merged tokens: each sequence once.
-            raw: See `Job`.
+            output: See `Job`.
 
         Raises:
             Overloaded: they would have to wait for too long.
@@ -251,7 +255,7 @@ class Scheduler:
         size = sum(map(len, tokens.ids))
         with self._lock:
             self.admit(computer, size)
-            job = Job(computer, raw, tokens.prompt_length, size, len(tokens.ids))
+            job = Job(computer, output, tokens.prompt_length, size, len(tokens.ids))
             job.deadline = self._clock + size * computer.seconds_per_token
             keys = tokens.keys
             if tokens.places is not None:  # Keys are of inputs; of merged sequences, that of the first input of each.
@@ -260,7 +264,7 @@ class Scheduler:
                     first.setdefault(place, digest)
                 keys = [first[place] for place in range(len(tokens.ids))]
             for place, ids in enumerate(tokens.ids):
-                key = id(computer), raw, tokens.prompt_length, keys[place]
+                key = id(computer), output, tokens.prompt_length, keys[place]
                 sequence = self._known.get(key)
                 if sequence is None:
                     types = None if tokens.types is None else tokens.types[place]
@@ -271,6 +275,7 @@ class Scheduler:
                 sequence.waiters.append((job, place))
                 if not sequence.taken:
                     job.waiting.append(sequence)
+                    job.unserved += len(ids)
             job.waiting.sort(key=_length)
             if job.waiting:
                 bisect.insort(self._jobs, job)
@@ -294,27 +299,20 @@ class Scheduler:
             job.waiting = []
         _settle(job, error=Unready("the request was dropped"))
 
-    def fail_all(self, error: ServingError) -> None:
-        """Refuse all that waits; batches that are being computed are finished."""
-        with self._lock:
-            jobs = list(self._jobs)
-        for job in jobs:
-            _settle(job, error=error)
-            self.drop(job)
+    def close(self, error: ServingError | None = None) -> None:
+        """Take no more jobs, refuse those that wait, end the threads when they have finished their batches.
 
-    def close(self) -> None:
-        """Take no more jobs, refuse those that wait, end the threads when they have finished their batches."""
+        Args:
+            error: What those that wait are told.
+        """
         with self._lock:
             self._closed = True
-            self._any.notify_all()
-            self._short.notify_all()
-        self.fail_all(Unready("the server is being shut down: ask another one"))
-
-    def stuck_for(self) -> float:
-        """Seconds that the oldest batch has been computed for, 0 where there is none."""
-        now = time.monotonic()
-        with self._lock:
-            return max((now - each.since for each in self._running.values()), default=0.0)
+            jobs = list(self._jobs)
+            self._wake(short=False)
+            self._short.notify()
+        for job in jobs:
+            _settle(job, error=error or Unready("the server is being shut down: ask another one"))
+            self.drop(job)
 
     # Threads.
 
@@ -331,10 +329,15 @@ class Scheduler:
             thread.start()
 
     def _wake(self, short: bool) -> None:
-        if self._idle:
-            self._any.notify(1 if short else self._idle)
-        elif short:
+        """Have threads look for work: for a short job one, and always the one that was busy last.
+
+        A lone query after the other is so computed by one thread, whose helpers (OpenMP's) are still awake; those of
+        another one would look for work on the cores that it needs.
+        """
+        if short and not self._idle:
             self._short.notify()
+        for _ in range(min(1, len(self._idle)) if short else len(self._idle)):
+            self._idle.pop().notify()
 
     def _work(self, number: int, place: int, only_short: bool) -> None:
         """Compute batches until the server ends."""
@@ -345,16 +348,16 @@ class Scheduler:
         # Set once: torch keeps this number for each thread, but MKL may keep one for the process.
         torch.set_num_threads(1)
         trimmer = Trimmer()
-        ready = self._short if only_short else self._any
+        ready = self._short if only_short else threading.Condition(self._lock)
         while True:
             with self._lock:
                 batch = self._take(number, place, only_short)
                 while batch is None:
                     if self._closed:
                         return
-                    self._idle += not only_short
+                    if not only_short:
+                        self._idle.append(ready)
                     ready.wait()
-                    self._idle -= not only_short
                     batch = self._take(number, place, only_short)
                 # Where nothing else is there to do, all threads share the batch.
                 alone = place == 0 and len(self._running) == 1 and not self._jobs and batch.computer.exact
@@ -394,7 +397,7 @@ class Scheduler:
         self.queued_tokens -= size
         self._clock += size * first.computer.seconds_per_token
         running = self._running[number] = _Running(
-            first.computer, place, first.raw, first.prompt_length, sequences, time.monotonic()
+            first.computer, place, first.output, first.prompt_length, sequences, time.monotonic()
         )
         return running
 
@@ -423,6 +426,8 @@ class Scheduler:
                 break
             del job.waiting[place]
             sequence.taken = True
+            for waiter, _ in sequence.waiters:
+                waiter.unserved -= size
             batch.append(sequence)
             moved += size
         return moved
@@ -439,9 +444,9 @@ class Scheduler:
         size = sum(map(len, tokens.ids))
         start = time.perf_counter()
         error: Exception | None = None
-        results: npt.NDArray[np.float32] | None = None
+        results: Results | None = None
         try:
-            results = batch.computer.compute(batch.place, tokens, raw=batch.raw, threads=threads)
+            results = batch.computer.compute(batch.place, tokens, output=batch.output, threads=threads)
         except WorkerError as died:
             error = died
         except Exception as failed:
@@ -450,7 +455,6 @@ class Scheduler:
         seconds = time.perf_counter() - start
         with self._lock:
             self._running.pop(number, None)
-            self.last_done = time.monotonic()
             if results is None:
                 again = self._put_back(sequences) if isinstance(error, WorkerError) else []
                 sequences = [each for each in sequences if each not in again]
@@ -494,18 +498,19 @@ class Scheduler:
                 if job.future.done():
                     continue
                 bisect.insort(job.waiting, sequence, key=_length)
+                job.unserved += len(sequence.ids)
                 if job not in self._jobs:
                     bisect.insort(self._jobs, job)
-        self._any.notify_all()
-        self._short.notify_all()
+        self._wake(short=False)
+        self._short.notify()
         return again
 
     def _hand_out(
         self, sequences: list[Waiting], waiters: list[list[tuple[Job, int]]],
-        results: npt.NDArray[np.float32] | None, error: Exception | None,
+        results: Results | None, error: Exception | None,
     ) -> None:  # fmt: skip
         """Give results, or an error, to all jobs that wait for them."""
-        finite: Any = [] if results is None else np.isfinite(results).all(axis=1)
+        finite = [] if results is None else _finite(results)
         for row, (sequence, jobs) in enumerate(zip(sequences, waiters, strict=True)):
             for job, place in jobs:
                 if results is None:
@@ -520,12 +525,12 @@ class Scheduler:
                     ))  # fmt: skip
                     self.drop(job)
                 else:
-                    job.rows[place] = results[row]
+                    job.results[place] = results[row]
                     with self._lock:
                         job.left -= 1
                         done = job.left == 0
                     if done:
-                        _settle(job, result=np.stack([each for each in job.rows if each is not None]))
+                        _settle(job, results=[each for each in job.results if each is not None])
 
     def _watch(self) -> None:
         """Notice batches that take too long."""
@@ -542,6 +547,15 @@ class Scheduler:
                     self.on_stuck(said)
 
 
+def _finite(results: Results) -> list[bool]:
+    """For each result, whether it has neither NaN nor infinity."""
+    if isinstance(results, np.ndarray):
+        rows: Any = np.isfinite(results).all(axis=1)
+        return list(rows.tolist())
+    parts = ([each] if each.dtype.names is None else [each[name] for name in each.dtype.names] for each in results)
+    return [all(bool(np.isfinite(part).all()) for part in each) for each in parts]
+
+
 def _deadline(job: Job) -> float:
     return job.deadline
 
@@ -550,17 +564,12 @@ def _length(sequence: Waiting) -> int:
     return len(sequence.ids)
 
 
-def _settle(job: Job, result: npt.NDArray[np.float32] | None = None, error: ServingError | None = None) -> None:
+def _settle(job: Job, results: list[Result] | None = None, error: ServingError | None = None) -> None:
     """End a job, if it has not ended."""
     try:
         if error is not None:
             job.future.set_exception(error)
-        elif result is not None:
-            job.future.set_result(result)
+        elif results is not None:
+            job.future.set_result(results)
     except InvalidStateError:  # It was cancelled, or has failed before.
         logger.debug("a job had ended already")
-
-
-def rows_of(found: npt.NDArray[np.float32], places: Sequence[int] | None) -> npt.NDArray[np.float32]:
-    """A row for each input, of rows of distinct sequences."""
-    return found if places is None else found[np.asarray(places)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -53,6 +54,7 @@ class Server:
         self.started = time.time()
         #: Requests that are being answered, and those of them that compute.
         self.open = self.working = 0
+        self._handlers: set[asyncio.Future[Any]] = set()
         self._lock = threading.Lock()
         self.metrics = Metrics(self._gauges)
         scheduler.on_batch = self.metrics.batch
@@ -72,6 +74,16 @@ class Server:
         with self._lock:
             self.open -= 1
             self.working -= work
+
+    def handling(self, handler: asyncio.Future[Any]) -> None:
+        """A handler has begun to compute an answer."""
+        self._handlers.add(handler)
+        handler.add_done_callback(self._handlers.discard)
+
+    def abandon(self) -> None:
+        """Have what is still being answered refused, whatever it waits for: a model, a tokenizer, a stuck batch."""
+        for handler in list(self._handlers):
+            handler.cancel()
 
     def fail(self, reason: str) -> None:
         """Say that the server cannot go on: it is no longer alive."""

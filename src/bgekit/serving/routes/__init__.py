@@ -5,4 +5,4 @@ from __future__ import annotations
 from typing import Final
 
 #: The modules, in the order in which their routes are tried.
-MODULES: Final[tuple[str, ...]] = ("openai", "tei", "rerank", "root", "cohere", "search", "openapi", "page")
+MODULES: Final[tuple[str, ...]] = ("openai", "tei", "rerank", "root", "cohere", "pooling", "search", "openapi", "page")

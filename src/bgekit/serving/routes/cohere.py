@@ -59,6 +59,8 @@ _TYPES: Final[dict[str, Callable[[npt.NDArray[np.float32]], list[Any]]]] = {
     "ubinary": lambda vectors: _packed(vectors).tolist(),
     "binary": lambda vectors: (_packed(vectors).astype(np.int16) - 128).tolist(),
 }
+#: Types that take ranges of each dimension, measured by whoever trained the model.
+_CALIBRATED: Final = ("int8", "uint8")
 _SIDES: Final[dict[str, tuple[bool | None, Side]]] = {
     "END": (True, "right"), "START": (True, "left"), "NONE": (False, "right"),
 }  # fmt: skip
@@ -84,8 +86,10 @@ async def _answer(call: Call, body: CohereEmbed, types: Sequence[str]) -> dict[s
     texts = _texts(body)
     for name in types:
         if name not in _TYPES:
+            why = "" if name not in _CALIBRATED else ": Cohere does not publish the ranges that it makes these with"
             raise Unprocessable(
-                f"`embedding_types`: {name!r:.80} is not served, only {', '.join(_TYPES)}", param="embedding_types"
+                f"`embedding_types`: {name!r:.80} is not served{why}; ask for {', '.join(_TYPES)}",
+                param="embedding_types",
             )
     if body.truncate is not None and body.truncate.upper() not in _SIDES:
         raise Unprocessable(f"`truncate`: expected NONE, START or END, got {body.truncate!r:.80}", param="truncate")

@@ -17,7 +17,7 @@ from ..calls import Call, endpoint
 from ..errors import BadRequest, NotFound, ServingError
 from ..models import Embedded, Listed
 from ..server import Server
-from .embedding import embed
+from .embedding import embed, length_of
 
 
 class Embeddings(msgspec.Struct, kw_only=True):
@@ -104,20 +104,27 @@ async def embeddings(call: Call) -> Response:
     """Answer `/v1/embeddings`."""
     body = decode(call, Embeddings, BadRequest)
     texts, call.batch = inputs_of(body.input, "input")
-    if body.encoding_format not in (None, "float", "base64"):
-        raise BadRequest(
-            f"`encoding_format`: expected 'float' or 'base64', got {body.encoding_format!r:.80}",
-            param="encoding_format",
-        )
+    in_base64 = wants_base64(body.encoding_format)
     cut = body.truncate_prompt_tokens
-    if cut is not None and cut != -1 and cut < 1:
-        raise BadRequest(f"`truncate_prompt_tokens`: expected a number of tokens or -1, got {cut}")
     served, found = await embed(
         call, body.model, texts, prompt_name=body.prompt_name, input_type=body.input_type,
-        truncate=body.truncate if cut is None else True, max_length=None if cut == -1 else cut,
+        truncate=body.truncate if cut is None else True, max_length=length_of(cut, BadRequest),
         dimensions=body.dimensions,
     )  # fmt: skip
-    return as_json(answer(found, body.model or served.name, in_base64=body.encoding_format == "base64"))
+    return as_json(answer(found, body.model or served.name, in_base64=in_base64))
+
+
+def wants_base64(encoding_format: str | None) -> bool:
+    """Whether vectors are to be answered in base64; as floats unless told.
+
+    Raises:
+        BadRequest: there is no such format.
+    """
+    if encoding_format not in (None, "float", "base64"):
+        raise BadRequest(
+            f"`encoding_format`: expected 'float' or 'base64', got {encoding_format!r:.80}", param="encoding_format"
+        )
+    return encoding_format == "base64"
 
 
 def answer(found: Embedded, model: str, *, in_base64: bool) -> EmbeddingList:

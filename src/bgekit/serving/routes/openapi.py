@@ -12,7 +12,7 @@ from starlette.routing import Route
 from ..._version import __version__
 from ..calls import Call, endpoint
 from ..server import Server
-from . import cohere, openai, rerank, search, tei
+from . import cohere, openai, pooling, rerank, search, tei
 
 _V: Final = list[list[float]]
 #: Path -> what it does, the types of its body, and that of its answer.
@@ -22,6 +22,9 @@ _POSTS: Final[dict[str, tuple[str, tuple[Any, ...], Any]]] = {
     "/v2/embed": ("Vectors of texts, as Cohere has it", (cohere.CohereEmbed,), dict[str, Any]),
     "/v1/embed": ("The same, as its first version has it", (cohere.CohereEmbed,), dict[str, Any]),
     "/embed": ("Vectors of texts, as TEI has it", (tei.TeiEmbed,), _V),
+    "/embed_all": ("Vectors of each token, as TEI has it", (tei.TeiOutputs,), list[list[list[float]]]),
+    "/embed_sparse": ("Weights of tokens, as TEI has it", (tei.TeiOutputs,), list[list[tei.SparseValue]]),
+    "/pooling": ("Vectors or weights of each token, as vLLM has it", (pooling.Pooling,), pooling.PoolingList),
     "/similarity": ("Cosines of sentences to a text", (tei.Similarity,), list[float]),
     "/predict": ("Classes of pairs", (tei.Predict,), list[Any]),
     "/tokenize": ("Tokens of texts", (tei.Tokenize,), list[list[tei.Token]]),

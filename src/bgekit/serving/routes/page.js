@@ -84,6 +84,7 @@ form("search", async (fields) => {
   list("search", [made("li", "…", "quiet")]);
   const body = { query: fields.query.value, top_k: Number(fields.top_k.value) };
   if (fields.where.value.trim()) body.where = fields.where.value;
+  if (fields.mode.value && fields.mode.value !== "dense") body.mode = fields.mode.value;
   if (fields.rerank.value) body.rerank = fields.rerank.value;
   try {
     const answer = await ask("v1/search", body);
@@ -135,8 +136,10 @@ function about(state) {
   choices(at("rerank").querySelector("select"), rerankers);
   at("search").hidden = !state.index;
   at("search").querySelector(".rerankers").hidden = !rerankers.length;
-  choices(at("search").querySelector("select"), ["", ...rerankers], "none");
+  choices(at("search").querySelector("select[name=rerank]"), ["", ...rerankers], "none");
   if (state.index) {
+    choices(at("search").querySelector("select[name=mode]"), state.index.modes);
+    at("search").querySelector(".modes").hidden = state.index.modes.length < 2;
     const columns = state.index.columns.map((column) => column.name).join(", ") || "none";
     at("index-about").textContent = `${number(state.index.rows)} ${state.index.passages ? "passages" : "texts"} of ${state.index.model}; metadata: ${columns}`;
     at("search").querySelector("input[name=where]").closest("label").hidden = !state.index.columns.length;

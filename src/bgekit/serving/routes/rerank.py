@@ -21,9 +21,9 @@ from ..calls import Call, endpoint
 from ..errors import BadRequest, Gone, ServingError, Unprocessable
 from ..models import Scored, Served
 from ..server import Server
-from .embedding import embed
+from .embedding import embed, length_of, truncate_of
 from .openai import Usage, problem
-from .tei import check_right, truncate_of
+from .tei import check_right
 from .tei import problem as tei_problem
 
 
@@ -168,7 +168,7 @@ async def rerank(call: Call) -> Response:
     [query] = await _cut(served, [body.query], body.max_tokens_per_query, "max_tokens_per_query")
     pairs = [(query, text) for text in await _cut(served, texts, body.max_tokens_per_doc, "max_tokens_per_doc")]
     found = await served.score(
-        pairs, call=call, max_length=_length(body.truncate_prompt_tokens),
+        pairs, call=call, max_length=length_of(body.truncate_prompt_tokens),
         truncate=True if body.truncate_prompt_tokens is not None else truncate_of(call, body.truncate),
     )  # fmt: skip
     raw = bool(body.raw_scores) if body.use_activation is None else not body.use_activation
@@ -212,11 +212,12 @@ async def score(call: Call) -> Response:
     pairs = list(zip(first * (len(second) if len(first) == 1 else 1), second, strict=True))
     call.batch = len(pairs) > 1
     wanted = None if body.model else "reranker"
-    served, _ = call.server.models.find(body.model, wanted, call=call)  # type: ignore[arg-type]
-    length = _length(body.truncate_prompt_tokens)
+    found_model = call.server.models.find(body.model, wanted, call=call)  # type: ignore[arg-type]
+    served, _ = found_model
+    length = length_of(body.truncate_prompt_tokens)
     if isinstance(served.card, ModelCard):
         _, both = await embed(
-            call, body.model, [*first, *second], normalize=True, max_length=length, truncate=True if length else None
+            call, found_model, [*first, *second], normalize=True, max_length=length, truncate=True if length else None
         )
         one, other = both.vectors[: len(first)], both.vectors[len(first) :]
         scores, tokens, truncated = (one * other).sum(axis=1, dtype=np.float32).tolist(), both.tokens, both.truncated
@@ -282,15 +283,6 @@ async def _cut(served: Served, texts: list[str], most: int | None, name: str) ->
         text[: encoding.offsets[most - 1][1]] if len(encoding.ids) > most else text
         for text, encoding in zip(texts, found, strict=True)
     ]
-
-
-def _length(tokens: int | None) -> int | None:
-    """Length that pairs are cut at, None for the model's own."""
-    if tokens is None or tokens == -1:
-        return None
-    if tokens < 1:
-        raise Unprocessable(f"`truncate_prompt_tokens`: expected a number of tokens or -1, got {tokens}")
-    return tokens
 
 
 def _checked_count(top_n: int | None) -> int | None:

@@ -23,23 +23,26 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ...errors import ArgumentError, OutputError
-from ...inference.pipeline import Embeddings, Origin
+from ...inference.pipeline import Embeddings, Encoded, Origin
 from ...inference.reranker import sigmoid
 from ...models.sentence_transformers_files import shown_name
 from ...search.copied import local_index
 from ...search.index import Hit, SearchIndex, reranked
+from ...search.modes import MODES, Mode
 from ...search.storage import FACTS
 from ...search.where import Where, WhereError
 from ..bodies import as_json, decode, inputs_of
 from ..calls import Call, endpoint
 from ..errors import Internal, NotFound, ServingError, Unprocessable, Unready
+from ..instructions import without_instruction
 from ..models import Served
 from ..server import Server
-from .embedding import embed
+from .embedding import embed, outputs
 from .openai import problem as openai_problem
 
 if TYPE_CHECKING:
     from ...inference.model import Embedder
+    from ...models.head_files import Output
 
 logger = logging.getLogger(__name__)
 #: Hits of a query, at most.
@@ -64,7 +67,8 @@ class Search(msgspec.Struct, kw_only=True):
         rerank: Name of a reranker, or that with the number of hits that it reads (100 unless told).
         where: Condition on metadata, such as `year >= 2020 and lang = 'en'`.
         keep: Columns of metadata that are answered; all unless told.
-        mode: Only `dense`.
+        mode: What queries and texts are compared by: `dense` unless told, `bm25`, `lexical`, `multi-vector` or
+            `hybrid`, where the index and its model have what that takes.
         raw_scores: Whether a reranker's scores are as the model gives them, not between 0 and 1.
     """
 
@@ -112,6 +116,7 @@ class Info(msgspec.Struct, kw_only=True):
     model: str
     index_type: str
     passages: bool
+    modes: list[str]
     columns: list[Column]
 
 
@@ -159,10 +164,39 @@ class OpenIndex:
         self._checked: weakref.ref[Embedder] | None = None
 
     async def search(
-        self, vectors: npt.NDArray[np.float32], top_k: int, where: str | None
+        self, queries: list[str], computed: Encoded, top_k: int, where: str | None, mode: Mode
     ) -> tuple[list[list[Hit]], str]:
-        """Hits of each vector, and the state that they are from."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._search, vectors, top_k, where)
+        """Hits of each query, and the state that they are from.
+
+        Args:
+            queries: The queries.
+            computed: What the model makes of them, of that what the mode takes.
+            top_k: Hits wanted of each.
+            where: Condition on metadata.
+            mode: What is compared.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._search, queries, computed, top_k, where, mode)
+
+    def outputs_of(self, mode: str) -> tuple[Output, ...]:
+        """What a model computes of queries for a mode.
+
+        Raises:
+            Unprocessable: there is no such mode, or the index or its model lacks what it takes.
+        """
+        try:
+            outputs = self._index.outputs_of(mode)  # type: ignore[arg-type]
+        except ArgumentError as error:
+            raise Unprocessable(f"`mode`: {error}", param="mode") from error
+        there = ("dense", *(() if self.served is None else self.served.heads))
+        lacking = [output for output in outputs if output not in there]
+        if lacking:
+            name = "the model" if self.served is None else self.served.name
+            raise Unprocessable(
+                f"`mode`: {mode!r} takes a head for {lacking[0]} outputs, as BGE-M3 has, and {name} has none",
+                param="mode",
+            )
+        return outputs
 
     async def info(self) -> Info:
         """What the index is now."""
@@ -227,11 +261,18 @@ class OpenIndex:
         }  # fmt: skip
         return Found(**content, metadata=metadata or None)
 
-    def _search(self, vectors: npt.NDArray[np.float32], top_k: int, where: str | None) -> tuple[list[list[Hit]], str]:
+    def _search(
+        self, queries: list[str], computed: Encoded, top_k: int, where: str | None, mode: Mode
+    ) -> tuple[list[list[Hit]], str]:
         self._refresh()
         self._check_loaded()
+        index = self._index
         try:
-            return self._index.search(self._known(vectors), top_k, where=where), self._state
+            if mode == "dense":
+                return index.search(self._known(computed.vectors), top_k, where=where), self._state
+            model: Any = None if self.served is None else self.served.model
+            asked: Any = None if mode == "bm25" else _Computed(model, computed)
+            return index.ask(asked, queries, top_k, mode=mode, where=where), self._state
         except WhereError as error:
             raise BadCondition(f"`where`: {error.reason}", (error.start, error.end)) from error
         except ArgumentError as error:
@@ -265,8 +306,19 @@ class OpenIndex:
         columns = [Column(name=name, type=kind) for name, kind in types.items() if name not in self._hidden]
         return Info(
             state=self._state, rows=len(index), dimension=index.dimension, model=shown_name(index.facts.model_name),
-            index_type=index.facts.index_type, passages=index.facts.chunked, columns=columns,
+            index_type=index.facts.index_type, passages=index.facts.chunked, modes=self._modes(), columns=columns,
         )  # fmt: skip
+
+    def _modes(self) -> list[str]:
+        """The modes that can be asked for."""
+        found: list[str] = []
+        for mode in MODES:
+            try:
+                self.outputs_of(mode)
+            except Unprocessable:
+                continue
+            found.append(mode)
+        return found
 
     def _shown(self) -> list[str]:
         table = self._index.metadata
@@ -312,8 +364,8 @@ async def search(call: Call) -> Response:
     index = _index(call)
     body = decode(call, Search)
     queries, call.batch = inputs_of(body.query, "query")
-    if body.mode not in (None, "dense"):
-        raise Unprocessable(f"`mode`: only 'dense' is served, not {body.mode!r:.80}", param="mode")
+    mode: Any = body.mode or "dense"
+    outputs_wanted = index.outputs_of(mode)
     top_k = _checked_count("top_k", body.top_k, 10)
     index.check(body.where)
     index.check_kept(body.keep or ())
@@ -322,12 +374,47 @@ async def search(call: Call) -> Response:
     if rerank is not None:
         reranker, _ = call.server.models.find(rerank.model, "reranker")
         wanted = max(top_k, _checked_count("rerank.top_k", rerank.top_k, _RERANKED))
-    _, found = await embed(call, f"{_its_model(call, index).name}:query", queries)
-    hits, state = await index.search(found.vectors, wanted, body.where)
+    its_model = _its_model(call, index)
+    queries = without_instruction(queries, its_model.card.prompt("query").prefix)  # type: ignore[union-attr]
+    computed = await _computed(call, f"{its_model.name}:query", queries, outputs_wanted)
+    hits, state = await index.search(queries, computed, wanted, body.where, mode)
     if reranker is not None:
         hits = await _reranked(call, reranker, queries, hits, top_k, raw=bool(body.raw_scores))
     answers = [[index.answer(hit, body.keep) for hit in each] for each in hits]
     return as_json(SearchResults(results=answers, state=state))
+
+
+class _Computed:
+    """The model of the index for one search: what it makes of the queries is there already."""
+
+    def __init__(self, model: Any, computed: Encoded) -> None:
+        self._model, self._computed = model, computed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def encode_queries(self, queries: list[str], **options: Any) -> npt.NDArray[np.float32]:
+        """The vectors."""
+        return self._computed.vectors
+
+    def encode_outputs(self, texts: list[str], outputs: Sequence[Output], *, role: str, **options: Any) -> Encoded:
+        """The outputs of the queries; of texts of the index, those that the model computes now."""
+        if role == "query":
+            return self._computed
+        return self._model.encode_outputs(texts, outputs, role=role, **options)  # type: ignore[no-any-return]
+
+
+async def _computed(call: Call, model: str, queries: list[str], wanted: Sequence[Output]) -> Encoded:
+    """What a model makes of queries."""
+    found = Encoded(np.empty((len(queries), 0), np.float32))
+    for output in wanted:
+        call.truncated.clear()  # Each output has the same texts.
+        if output == "dense":
+            _, embedded = await embed(call, model, queries)
+            found.vectors = embedded.vectors
+        else:
+            found.ragged[output] = (await outputs(call, model, queries, output)).values
+    return found
 
 
 def _its_model(call: Call, index: OpenIndex) -> Served:

@@ -16,13 +16,13 @@ from ..._version import __version__
 from ...inference.reranker import sigmoid
 from ...models.card import ModelCard
 from ...models.sentence_transformers_files import shown_name
-from ..bodies import as_json, decode, inputs_of
+from ..bodies import as_json, as_long_json, decode, inputs_of
 from ..calls import Call, endpoint
-from ..errors import BadRequest, NotFound, ServingError, Unprocessable
+from ..errors import BadRequest, ServingError, Unprocessable
 from ..instructions import choose_role
-from ..models import Served, Side
+from ..models import Output, Outputs, Served, Side
 from ..server import Server
-from .embedding import embed
+from .embedding import embed, outputs, truncate_of
 
 
 class TeiEmbed(msgspec.Struct, kw_only=True):
@@ -45,6 +45,23 @@ class TeiEmbed(msgspec.Struct, kw_only=True):
     normalize: bool | None = None
     dimensions: int | None = None
     model: str | None = None
+
+
+class TeiOutputs(msgspec.Struct, kw_only=True):
+    """Body of `/embed_all` and `/embed_sparse`: that of `/embed` without what is of whole vectors."""
+
+    inputs: str | list[str | int | list[int]]
+    truncate: bool | None = None
+    truncation_direction: str | None = None
+    prompt_name: str | None = None
+    model: str | None = None
+
+
+class SparseValue(msgspec.Struct, kw_only=True):
+    """A token and its weight."""
+
+    index: int
+    value: float
 
 
 class Sentences(msgspec.Struct, kw_only=True):
@@ -142,6 +159,30 @@ async def embed_route(call: Call) -> Response:
     return as_json(found.vectors.tolist())
 
 
+async def embed_all(call: Call) -> Response:
+    """Answer `/embed_all`: what the last layer gives for each token of each text, special ones included."""
+    body = decode(call, TeiOutputs)
+    found = await _outputs(call, body, "hidden")
+    return await as_long_json(found.values)
+
+
+async def embed_sparse(call: Call) -> Response:
+    """Answer `/embed_sparse`: of each text its distinct tokens with their weights, ascending by token id."""
+    body = decode(call, TeiOutputs)
+    found = await _outputs(call, body, "sparse")
+    return as_json([
+        [SparseValue(index=token, value=weight) for token, weight in each.tolist()] for each in found.values
+    ])  # fmt: skip
+
+
+async def _outputs(call: Call, body: TeiOutputs, output: Output) -> Outputs:
+    texts, call.batch = inputs_of(body.inputs, "inputs")
+    return await outputs(
+        call, body.model, texts, output, prompt_name=body.prompt_name, truncate=body.truncate,
+        side=side_of(body.truncation_direction),
+    )  # fmt: skip
+
+
 async def similarity(call: Call) -> Response:
     """Answer `/similarity`: the cosine of each sentence to the first text."""
     body = decode(call, Similarity)
@@ -162,17 +203,17 @@ async def predict(call: Call) -> Response:
     served, _ = call.server.models.find(body.model, "reranker", call=call)
     pairs, call.batch = _pairs(body.inputs)
     check_right(body.truncation_direction)
-    labels = served.card.labels  # type: ignore[union-attr]
-    if labels > 1 and body.raw_scores:
+    several = len(served.classes) > 1
+    if several and body.raw_scores:
         raise Unprocessable(
             f"{served.name} has two classes, and of their raw scores only the difference is known: leave out raw_scores"
         )
     found = await served.score(pairs, call=call, truncate=truncate_of(call, body.truncate))
     scores = [[score] for score in (found.scores.tolist() if body.raw_scores else sigmoid(found.scores).tolist())]
-    if labels > 1:
+    if several:
         scores = [[1 - score, score] for [score] in scores]
     answers = [
-        sorted((Prediction(score=score, label=f"LABEL_{place}") for place, score in enumerate(each)),
+        sorted((Prediction(score=score, label=label) for score, label in zip(each, served.classes, strict=True)),
                key=lambda prediction: -prediction.score)
         for each in scores
     ]  # fmt: skip
@@ -257,14 +298,8 @@ def _model_type(served: Served) -> dict[str, Any]:
     card = served.card
     if isinstance(card, ModelCard):
         return {"embedding": {"pooling": card.pooling}}
-    names = [f"LABEL_{place}" for place in range(card.labels)]
-    by_id = {str(place): name for place, name in enumerate(names)}
-    return {"reranker": {"id2label": by_id, "label2id": {name: place for place, name in enumerate(names)}}}
-
-
-async def not_here(call: Call) -> Response:
-    """Say that a route of TEI is not here."""
-    raise NotFound(f"{call.path} is not here: vectors of single tokens and sparse vectors are not served")
+    by_id = {str(place): name for place, name in enumerate(served.classes)}
+    return {"reranker": {"id2label": by_id, "label2id": {name: place for place, name in enumerate(served.classes)}}}
 
 
 def side_of(direction: str | None) -> Side:
@@ -295,16 +330,11 @@ def check_right(direction: str | None) -> None:
         )
 
 
-def truncate_of(call: Call, given: bool | None) -> bool:
-    """Whether to cut what is too long; by default as the server was started."""
-    return call.server.settings.auto_truncate if given is None else given
-
-
 def routes(server: Server) -> list[Route]:
     """The routes of this shape."""
     work = {
         "/embed": embed_route, "/similarity": similarity, "/predict": predict, "/tokenize": tokenize,
-        "/decode": decode_route, "/embed_all": not_here, "/embed_sparse": not_here,
+        "/decode": decode_route, "/embed_all": embed_all, "/embed_sparse": embed_sparse,
     }  # fmt: skip
     made = [Route(path, endpoint(handler, problem=problem), methods=["POST"]) for path, handler in work.items()]
     made.append(Route("/info", endpoint(info, problem=problem, work=False), methods=["GET"]))
