@@ -28,8 +28,8 @@ def lines_of(*names):
 
 
 def data():
-    """A part of Cranfield by file: documents, queries, judgements, and training rows made of these."""
-    corpus = lines_of("corpus.jsonl")[:DOCUMENTS]
+    """A part of Cranfield by file: titles of documents, queries, judgements, and training rows made of these."""
+    corpus = [{"_id": row["_id"], "text": row["title"]} for row in lines_of("corpus.jsonl")[:DOCUMENTS]]
     texts = {row["_id"]: row["text"] for row in corpus}
     judged = [
         line.split("\t") for line in shared("data", "Cranfield", "qrels", "test.tsv").read_text().splitlines()[1:]
