@@ -8,7 +8,8 @@ import time
 import pytest
 
 HEAVY = (
-    "torch", "transformers", "numpy", "tokenizers", "safetensors", "huggingface_hub", "faiss", "pyarrow", "fsspec", "s3fs",
+    "torch", "transformers", "numpy", "tokenizers", "safetensors", "huggingface_hub", "faiss", "pyarrow", "fsspec",
+    "s3fs",
 )  # fmt: skip
 
 IMPORT_LIMIT_MS = 100
