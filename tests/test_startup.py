@@ -7,7 +7,10 @@ import time
 
 import pytest
 
-HEAVY = ("torch", "transformers", "numpy", "tokenizers", "safetensors", "huggingface_hub", "faiss", "pyarrow")
+HEAVY = (
+    "torch", "transformers", "numpy", "tokenizers", "safetensors", "huggingface_hub", "faiss", "pyarrow", "fsspec",
+    "s3fs",
+)  # fmt: skip
 
 IMPORT_LIMIT_MS = 100
 HELP_LIMIT_MS = 300

@@ -16,11 +16,16 @@ from conftest import shared
 DOCUMENTS, QUERIES = 96, 12
 
 
+def listed(url):
+    files, path = fsspec.core.url_to_fs(str(url))
+    files.invalidate_cache()
+    return sorted(name.removeprefix(path).lstrip("/") for name in files.find(path))
+
+
 def at(url):
     """Content by name of all files below a URL."""
     files, path = fsspec.core.url_to_fs(str(url))
-    files.invalidate_cache()
-    return {name.removeprefix(path).lstrip("/"): files.cat_file(name) for name in sorted(files.find(path))}
+    return {name: files.cat_file(f"{path}/{name}") for name in listed(url)}
 
 
 def lines_of(*names):
@@ -28,8 +33,8 @@ def lines_of(*names):
 
 
 def data():
-    """A part of Cranfield by file: documents, queries, judgements, and training rows made of these."""
-    corpus = lines_of("corpus.jsonl")[:DOCUMENTS]
+    """A part of Cranfield by file: titles of documents, queries, judgements, and training rows made of these."""
+    corpus = [{"_id": row["_id"], "text": row["title"]} for row in lines_of("corpus.jsonl")[:DOCUMENTS]]
     texts = {row["_id"]: row["text"] for row in corpus}
     judged = [
         line.split("\t") for line in shared("data", "Cranfield", "qrels", "test.tsv").read_text().splitlines()[1:]
@@ -79,7 +84,7 @@ def test_encode_search_mine_and_eval_through_s3_give_what_they_give_on_the_disk(
         ]
 
     def finished(output):
-        return sum(name.startswith("shard-") and name.endswith(".json") for name in at(f"{bucket}/{output}"))
+        return sum(name.startswith("shard-") and name.endswith(".json") for name in listed(f"{bucket}/{output}"))
 
     assert main(encode(tmp_path, "vectors")) == 0
     assert main(encode(bucket, "whole")) == 0
