@@ -363,10 +363,12 @@ class Crew(Generic[Task]):
         self._given_up = {place: since for place, since in self._given_up.items() if now - since < _AGAIN}
         taken = {(member.node.id, member.slot) for member in self._members} | self._given_up.keys()
         slots: Counter[str] = Counter()
-        for node, wanted in self._cluster.places():
+        places = self._cluster.places()
+        for node, wanted in places:
             place = (node.id, slots[node.id])
             slots[node.id] += 1
-            if place not in taken:
+            # Where nodes come and go, places may move; their number counts.
+            if place not in taken and len(self._members) < len(places):
                 self._start(node, place[1], wanted)
         for member in list(self._members):
             if member.state == "asked" and now - member.asked > _PATIENCE:
@@ -418,7 +420,7 @@ class Crew(Generic[Task]):
             except ray.exceptions.RayError as error:
                 yield from self._dead(member, _reason(error))
                 continue
-            if ref is member.waiting:
+            if ref == member.waiting:
                 self._went_on(member, answer)
             else:
                 yield member, member.tasks.pop(ref), answer, None
