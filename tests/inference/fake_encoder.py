@@ -1,6 +1,6 @@
 """An embedder without a model: vectors from a hash of each text. As a program: encode files with it.
 
-python fake_encoder.py OUT FILE... [--delay SECONDS] [--shard-size N] [--log FILE]
+python fake_encoder.py OUT FILE... [--delay SECONDS] [--hang-after BLOCKS] [--shard-size N] [--log FILE]
 """
 
 import argparse
@@ -20,13 +20,13 @@ class FakeEncoder(Embedder):
     dimension = 16
     precision = "float32"
 
-    def __init__(self, *, delay=0.0, log=None, seed="0", query="", max_length=8):
+    def __init__(self, *, delay=0.0, hang_after=None, log=None, seed="0", query="", max_length=8):
         self.card = ModelCard(
             name="fake", pooling="cls", normalize=True, max_length=max_length, dimension=16,
             prompts={"query": Prompt(query), "document": Prompt()},
         )  # fmt: skip
         self.delay, self.log, self.seed = delay, log, seed
-        self.encoded = []
+        self.encoded, self.blocks_left = [], hang_after
 
     @property
     def fingerprint(self):
@@ -38,6 +38,9 @@ class FakeEncoder(Embedder):
                 with open(self.log, "a") as log:
                     log.writelines(f"{text}\n" for text in texts)
             self.encoded += texts
+            if self.blocks_left is not None:
+                time.sleep(0 if self.blocks_left else 600)
+                self.blocks_left -= 1
             time.sleep(self.delay)
             words = [len(text.split()) for text in texts]
             vectors = np.stack([self._vector(prompt.prefix + text) for text in texts])
@@ -59,6 +62,7 @@ def main():
     parser.add_argument("output")
     parser.add_argument("files", nargs="+")
     parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--hang-after", type=int)
     parser.add_argument("--shard-size", type=int, default=10)
     parser.add_argument("--log")
     parser.add_argument("--file-limit", type=int, help="bytes that a file may have (RLIMIT_FSIZE)")
@@ -67,7 +71,7 @@ def main():
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (args.file_limit, args.file_limit))
-    model = FakeEncoder(delay=args.delay, log=args.log)
+    model = FakeEncoder(delay=args.delay, hang_after=args.hang_after, log=args.log)
     encode_to_shards(model, read_records(args.files), args.output, shard_size=args.shard_size)
 
 

@@ -323,7 +323,10 @@ class _UrlFile(io.RawIOBase):
         if count <= 0:
             self._check_unchanged()
             return 0
-        data = self._file.read(count) if size is None else _tried(self._url, lambda: self._range(count))
+        if size is None:  # What was read of such a stream is gone, so nothing can be tried again.
+            data: bytes = _tried(self._url, lambda: bytes(self._file.read(count)), again=False)
+        else:
+            data = _tried(self._url, lambda: self._range(count))
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
@@ -385,14 +388,14 @@ def _status_of(info: dict[str, Any]) -> Status:
     return Status(info.get("size"), version.strip('"'))
 
 
-def _tried(url: str, operation: Callable[[], Answer]) -> Answer:
-    """The result of an operation, tried again where what went wrong can pass.
+def _tried(url: str, operation: Callable[[], Answer], *, again: bool = True) -> Answer:
+    """The result of an operation, tried again (if it may be) where what went wrong can pass.
 
     Raises:
         OSError: it failed, also when it was tried again.
         MissingExtraError: a package that it needs is not installed.
     """
-    for wait in (*_WAITS, None):
+    for wait in (*(_WAITS if again else ()), None):
         try:
             return operation()
         except BgekitError:
@@ -404,7 +407,7 @@ def _tried(url: str, operation: Callable[[], Answer]) -> Answer:
             hidden = raised.__context__ if isinstance(raised, IndexError) else None
             error = hidden if isinstance(hidden, OSError) else raised
             if wait is None or not _may_pass(error):
-                raise _explained(url, error, tried=wait is None) from raised
+                raise _explained(url, error, tried=again and _may_pass(error)) from raised
             logger.info("%s: %s; trying again in %g s", url, _in_one_line(error), wait)
             time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
