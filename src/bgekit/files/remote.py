@@ -403,14 +403,19 @@ def _tried(url: str, operation: Callable[[], Answer], *, again: bool = True) -> 
         except ImportError as error:
             raise MissingExtraError(f"{url}: {error}") from error
         except Exception as raised:
-            # Of an error without words s3fs 2026.9 makes an IndexError (findings/s3fs_timeout_is_an_index_error.sh).
-            hidden = raised.__context__ if isinstance(raised, IndexError) else None
-            error = hidden if isinstance(hidden, OSError) else raised
-            if wait is None or not _may_pass(error):
-                raise _explained(url, error, tried=again and _may_pass(error)) from raised
-            logger.info("%s: %s; trying again in %g s", url, _in_one_line(error), wait)
+            failure = _unmasked(raised)
+            if wait is None or not _may_pass(failure):
+                raise _explained(url, failure, tried=again and _may_pass(failure)) from raised
+            logger.info("%s: %s; trying again in %g s", url, _in_one_line(failure), wait)
             time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _unmasked(error: Exception) -> Exception:
+    """The error that was meant: of one without words s3fs makes an IndexError."""
+    # findings/s3fs_timeout_is_an_index_error.sh
+    hidden = error.__context__ if isinstance(error, IndexError) else None
+    return hidden if isinstance(hidden, OSError) else error
 
 
 def _may_pass(error: Exception) -> bool:
