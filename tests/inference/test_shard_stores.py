@@ -74,7 +74,9 @@ def test_killed_and_run_again_a_url_has_the_same_files(corpus, bucket):
     for shards, more in ((1, 1), (6, 5)):
         command = [sys.executable, PROGRAM, f"{bucket}/out", corpus, "--hang-after", str(more)]
         with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-            while sum(name.startswith("shard-") and name.endswith(".json") for name in listed(f"{bucket}/out")) < shards:
+            while (
+                sum(name.startswith("shard-") and name.endswith(".json") for name in listed(f"{bucket}/out")) < shards
+            ):
                 assert process.poll() is None, process.stderr.read()
                 time.sleep(0.02)
             process.send_signal(signal.SIGKILL)
