@@ -65,11 +65,6 @@ def parsed_resources(text: str) -> dict[str, float]:
 
     Raises:
         ArgumentError: it is no JSON object of names and amounts.
-
-    Example:
-        >>> from bgekit.distributed.cluster import parsed_resources
-        >>> parsed_resources('{"CPU": 4}')
-        {'CPU': 4}
     """
     try:
         found = json.loads(text)
