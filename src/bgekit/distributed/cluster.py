@@ -261,17 +261,37 @@ class Crew(Generic[Task]):
             self._end(member)
         self._members = []
 
-    def ready(self) -> Any:
-        """What the first actor that is ready says of itself.
+    def ready(self) -> None:
+        """Wait for the first actor that is ready.
 
         Raises:
             WorkerError: there is none.
         """
+        self._first()
+
+    def ask(self, method: str) -> Any:
+        """The answer of an actor that is ready to a method without arguments; of another one if it dies.
+
+        Raises:
+            WorkerError: there is none.
+        """
+        ray = self._cluster.ray
+        while True:
+            member = self._first()
+            try:
+                return ray.get(getattr(member.handle, method).remote())
+            except ray.exceptions.RayTaskError as error:
+                raise _own(error, member.node) from error
+            except ray.exceptions.RayError as error:
+                for _ in self._dead(member, _reason(error)):
+                    pass
+
+    def _first(self) -> _Member[Task]:
         while True:
             self._look()
             for member in self._members:
                 if member.state == "ready":
-                    return member.handle
+                    return member
             for _ in self._hear(_POLL):
                 pass
 

@@ -172,7 +172,7 @@ def encode_on_cluster(
 
         changed = (lambda nodes: None) if progress is None else (lambda nodes: progress.note(_title(nodes)))
         crew = stack.enter_context(cluster.crew(ShardActor, [job], admit=admit, changed=changed))
-        actor = crew.ready()
+        crew.ready()
         manifest = early[0][0]
         if not isinstance(model, ModelRecipe) and manifest["model_fingerprint"] != model.fingerprint:
             raise ArgumentError(
@@ -181,7 +181,7 @@ def encode_on_cluster(
             )
         texts: Iterable[Record] = source if reader is None else reader
         if chunks is not None:
-            tokenizer = cluster.ray.get(actor.tokenizer.remote())
+            tokenizer = crew.ask("tokenizer")
             made = manifest["settings"]
             texts = chunk_records(texts, tokenizer, made["chunk_size"], made["chunk_overlap"])
         store = LocalShards(output) if isinstance(output, OutputFolder) else RemoteShards(str(output), manifest)
