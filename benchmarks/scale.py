@@ -30,6 +30,8 @@ def main() -> None:
     ray.add_argument("file")
     ray.add_argument("--model", required=True)
     ray.add_argument("--rounds", type=int, default=3)
+    # Many more shards than nodes, as there are in practice: with three, one of two nodes has two of them.
+    ray.add_argument("--shard-size", type=int, default=64)
     flat = verbs.add_parser("flat")
     flat.add_argument("--texts", type=int, default=100_000)
     flat.add_argument("--model", required=True)
@@ -38,6 +40,7 @@ def main() -> None:
     part = verbs.add_parser("part")
     part.add_argument("file")
     part.add_argument("output")
+    part.add_argument("--shard-size", type=int)
     part.add_argument("--model", required=True)
     args = parser.parse_args()
     {"ray": run_ray, "flat": run_flat, "driver": run_driver, "part": run_part}[args.verb](args)
@@ -70,12 +73,12 @@ def run_ray(args: argparse.Namespace) -> None:
         cluster.add_node(num_cpus=1, object_store_memory=200 << 20)
         try:
             for number in range(args.rounds):
-                plain = plain_rate(halves, args.model, Path(folder) / f"plain{number}")
+                plain = plain_rate(halves, args.model, args.shard_size, Path(folder) / f"plain{number}")
                 with RayCluster(cluster.address) as connected:
                     clock = Clock(None, show=False)
                     report = encode_on_cluster(
                         connected, ModelRecipe(args.model), read_records(args.file), Path(folder) / f"ray{number}",
-                        progress=clock,
+                        progress=clock, shard_size=args.shard_size,
                     )  # fmt: skip
                     rate = (report.texts - clock.before) / (time.perf_counter() - clock.ready)
                 print(
@@ -86,7 +89,7 @@ def run_ray(args: argparse.Namespace) -> None:
             cluster.shutdown()
 
 
-def plain_rate(halves: list[list[bytes]], model: str, folder: Path) -> float:
+def plain_rate(halves: list[list[bytes]], model: str, shard_size: int, folder: Path) -> float:
     """Texts per second of two processes with a thread each, from when both have loaded the model."""
     folder.mkdir()
     processes = []
@@ -94,6 +97,7 @@ def plain_rate(halves: list[list[bytes]], model: str, folder: Path) -> float:
         file = folder / f"{number}.jsonl"
         file.write_bytes(b"".join(half))
         command = [sys.executable, __file__, "part", str(file), str(folder / f"out{number}"), "--model", model]
+        command += ["--shard-size", str(shard_size)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         processes.append(
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
@@ -120,7 +124,7 @@ def run_part(args: argparse.Namespace) -> None:
         model.encode(["warm"])
         print("ready", flush=True)
         sys.stdin.readline()
-        encode_to_shards(model, read_records(args.file), args.output)
+        encode_to_shards(model, read_records(args.file), args.output, shard_size=args.shard_size)
         os._exit(0)  # What an interpreter takes to end is none of it.
 
 

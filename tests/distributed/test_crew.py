@@ -29,6 +29,9 @@ class Doubler:
     def begin(self, arguments):
         return "ready"
 
+    def tokenizer(self):
+        return "words"
+
     def work(self, task):
         if task == "bad":
             raise DataError("corpus.jsonl, line 7: no text")
@@ -78,6 +81,20 @@ def test_a_task_that_ends_every_process_is_named():
 
     with pytest.raises(WorkerError, match=r"20 ended its process 4 times, last on [ab]: .*out of memory"):
         results(FakeRay("ab", hurt), range(50))
+
+
+def test_what_is_asked_of_an_actor_that_dies_another_one_answers():
+    asked = []
+
+    def hurt(actor, method, argument):
+        if method == "tokenizer":
+            asked.append(actor)
+            if len(asked) == 1:
+                raise RayError("The worker was killed")
+
+    with cluster_of(FakeRay("ab", hurt)).crew(Doubler, []) as crew:
+        assert crew.ask("tokenizer") == "words"
+    assert len(set(asked)) == 2
 
 
 def test_an_error_of_a_task_is_raised_as_it_was_there():

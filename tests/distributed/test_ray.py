@@ -52,14 +52,15 @@ def test_a_pipeline_of_ray_data_keeps_strings_and_writes_shards(cluster, corpus,
     assert not [path.name for path in (tmp_path / "out").iterdir() if len(path.name.partition(".")[0]) > 11]
 
 
+@pytest.fixture(scope="module")
+def encoder(tiny_bert):
+    from bgekit.distributed import BgeEncoder
+
+    return BgeEncoder(str(tiny_bert))
+
+
 class TestBatches:
     """A batch as Ray Data hands it over."""
-
-    @pytest.fixture(scope="class")
-    def encoder(self, tiny_bert):
-        from bgekit.distributed import BgeEncoder
-
-        return BgeEncoder(str(tiny_bert))
 
     def test_arrays_and_tables(self, encoder):
         import pyarrow

@@ -5,14 +5,15 @@ import json
 import logging
 import random
 import sys
+from functools import partial
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 
-from bgekit import FlagModel
+from bgekit import FlagModel, FlagReranker
 from bgekit.data import Record, read_records
-from bgekit.distributed import ModelRecipe, RayCluster, encode_on_cluster
+from bgekit.distributed import ModelRecipe, RayCluster, RemoteTeacher, encode_on_cluster
 from bgekit.distributed import cluster as clusters
 from bgekit.distributed import encoding as encodings
 from bgekit.distributed.encoding import ShardReader
@@ -20,8 +21,9 @@ from bgekit.errors import ArgumentError, DataError, NumericalError, OutputError
 from bgekit.files import OutputFolder
 from bgekit.inference import Chunks, encode_to_shards
 from bgekit.inference.shards import ShardPlanner
+from bgekit.mining import Choice, Mining, dense, mine, score
 from conftest import WORDS
-from distributed.clusters import contents
+from distributed.clusters import contents, write_lines
 from distributed.fake_ray import FakeRay, RayError
 
 
@@ -235,3 +237,35 @@ def test_who_helps_writes_no_more_when_the_run_is_over(tmp_path):
     with pytest.raises(OutputError, match=r"is not the folder of this run: its run has ended"), shared.create("b"):
         pass
     assert contents(tmp_path / "out") == {"a": b"1"}
+
+
+def training(path):
+    texts = [row["text"] for row in rows(150)]
+    lines = [{"query": text[:20], "pos": [text], "neg": texts[n + 1 : n + 3]} for n, text in enumerate(texts[:140])]
+    return write_lines(path, lines)
+
+
+def test_scores_are_those_of_one_process(tiny_reranker, tmp_path):
+    file = training(tmp_path / "train.jsonl")
+    score(FlagReranker(tiny_reranker), str(file), str(tmp_path / "one.jsonl"))
+    with RemoteTeacher(cluster_of(), ModelRecipe(str(tiny_reranker))) as teacher:
+        counts = score(teacher, str(file), str(tmp_path / "many.jsonl"))
+    assert counts.scored == 140
+    assert (tmp_path / "many.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+
+
+def test_negatives_are_those_of_one_process(tiny_bert, tmp_path, monkeypatch):
+    monkeypatch.setattr(dense, "SHARD", 16)
+    file, model = training(tmp_path / "train.jsonl"), FlagModel(tiny_bert)
+    choice = Choice(negatives=3, first=1, last=20)
+    mine(Mining(str(file), str(tmp_path / "one.jsonl"), choice=choice), [model])
+    encode = partial(encode_on_cluster, cluster_of())
+    mine(Mining(str(file), str(tmp_path / "many.jsonl"), choice=choice), [model], encode=encode)
+    assert (tmp_path / "many.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+
+
+def test_a_model_that_is_another_one_on_the_nodes_is_refused(tiny_bert, tmp_path):
+    model = FlagModel(tiny_bert, dtype="float32")
+    model.made_of = (str(tiny_bert), {"dtype": "float32", "max_length": 7})
+    with pytest.raises(ArgumentError, match="or is another model there: --dtype makes the precision the same"):
+        encode_on_cluster(cluster_of(), model, [Record("a", "x")], tmp_path / "many")

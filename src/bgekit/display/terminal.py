@@ -261,6 +261,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Show a text in the place of the verb."""
+        self._verb = text
         if (bar := self._open()) is not None:
             bar.set_description_str(text)
 

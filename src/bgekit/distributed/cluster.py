@@ -65,11 +65,6 @@ def parsed_resources(text: str) -> dict[str, float]:
 
     Raises:
         ArgumentError: it is no JSON object of names and amounts.
-
-    Example:
-        >>> from bgekit.distributed.cluster import parsed_resources
-        >>> parsed_resources('{"CPU": 4}')
-        {'CPU': 4}
     """
     try:
         found = json.loads(text)
@@ -266,17 +261,37 @@ class Crew(Generic[Task]):
             self._end(member)
         self._members = []
 
-    def ready(self) -> Any:
-        """What the first actor that is ready says of itself.
+    def ready(self) -> None:
+        """Wait for the first actor that is ready.
 
         Raises:
             WorkerError: there is none.
         """
+        self._first()
+
+    def ask(self, method: str) -> Any:
+        """The answer of an actor that is ready to a method without arguments; of another one if it dies.
+
+        Raises:
+            WorkerError: there is none.
+        """
+        ray = self._cluster.ray
+        while True:
+            member = self._first()
+            try:
+                return ray.get(getattr(member.handle, method).remote())
+            except ray.exceptions.RayTaskError as error:
+                raise _own(error, member.node) from error
+            except ray.exceptions.RayError as error:
+                for _ in self._dead(member, _reason(error)):
+                    pass
+
+    def _first(self) -> _Member[Task]:
         while True:
             self._look()
             for member in self._members:
                 if member.state == "ready":
-                    return member.handle
+                    return member
             for _ in self._hear(_POLL):
                 pass
 
@@ -363,10 +378,12 @@ class Crew(Generic[Task]):
         self._given_up = {place: since for place, since in self._given_up.items() if now - since < _AGAIN}
         taken = {(member.node.id, member.slot) for member in self._members} | self._given_up.keys()
         slots: Counter[str] = Counter()
-        for node, wanted in self._cluster.places():
+        places = self._cluster.places()
+        for node, wanted in places:
             place = (node.id, slots[node.id])
             slots[node.id] += 1
-            if place not in taken:
+            # Where nodes come and go, places may move; their number counts.
+            if place not in taken and len(self._members) < len(places):
                 self._start(node, place[1], wanted)
         for member in list(self._members):
             if member.state == "asked" and now - member.asked > _PATIENCE:
@@ -418,7 +435,7 @@ class Crew(Generic[Task]):
             except ray.exceptions.RayError as error:
                 yield from self._dead(member, _reason(error))
                 continue
-            if ref is member.waiting:
+            if ref == member.waiting:
                 self._went_on(member, answer)
             else:
                 yield member, member.tasks.pop(ref), answer, None

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from ..data.chunking import chunk_records
 from ..data.formats import STDIN, line_of
 from ..data.records import Place, Record, RecordReader, read_records
+from ..display.terminal import title_now
 from ..errors import ArgumentError, BgekitError, DataError
 from ..files.atomic import OutputFolder, SharedFolder
 from ..files.remote import is_url
@@ -68,6 +69,7 @@ class EncodeJob:
     Attributes:
         recipe: The model.
         source: The input.
+        from_files: Whether it is the caller's files, whose reading the manifest states.
         output: The output: its folder, or its URL.
         chunks: How documents are split, if they are.
         settings: Further arguments of `encode_to_shards` that decide the bytes of a shard.
@@ -77,6 +79,7 @@ class EncodeJob:
 
     recipe: ModelRecipe
     source: Source
+    from_files: bool
     output: SharedFolder | str
     chunks: Chunks | None
     settings: dict[str, Any]
@@ -153,7 +156,7 @@ def encode_on_cluster(
         shared = stack.enter_context(output.shared()) if isinstance(output, OutputFolder) else str(output)
         source = _source_of(records, output)
         job = EncodeJob(
-            recipe, source, shared, chunks, settings, os.getcwd(), os.environ.get("OMP_NUM_THREADS")
+            recipe, source, reader is not None, shared, chunks, settings, os.getcwd(), os.environ.get("OMP_NUM_THREADS")
         )  # fmt: skip
         run: ShardRun | None = None
         #: What actors said of themselves, and where they are, before there was a run.
@@ -169,7 +172,7 @@ def encode_on_cluster(
 
         changed = (lambda nodes: None) if progress is None else (lambda nodes: progress.note(_title(nodes)))
         crew = stack.enter_context(cluster.crew(ShardActor, [job], admit=admit, changed=changed))
-        actor = crew.ready()
+        crew.ready()
         manifest = early[0][0]
         if not isinstance(model, ModelRecipe) and manifest["model_fingerprint"] != model.fingerprint:
             raise ArgumentError(
@@ -178,7 +181,7 @@ def encode_on_cluster(
             )
         texts: Iterable[Record] = source if reader is None else reader
         if chunks is not None:
-            tokenizer = cluster.ray.get(actor.tokenizer.remote())
+            tokenizer = crew.ask("tokenizer")
             made = manifest["settings"]
             texts = chunk_records(texts, tokenizer, made["chunk_size"], made["chunk_overlap"])
         store = LocalShards(output) if isinstance(output, OutputFolder) else RemoteShards(str(output), manifest)
@@ -194,7 +197,7 @@ def encode_on_cluster(
 
 
 def _title(nodes: int) -> str:
-    return f"encode on {nodes} {'node' if nodes == 1 else 'nodes'}"
+    return f"{title_now() or 'encode'} on {nodes} {'node' if nodes == 1 else 'nodes'}"
 
 
 def _check_same(first: dict[str, Any], other: dict[str, Any], where: str) -> None:
@@ -334,7 +337,7 @@ class ShardActor:
             self._model = model = job.recipe.load()
             self._max_length = job.settings["max_length"]
             model.settle()
-            reader = job.source if isinstance(job.source, RecordReader) else ()
+            reader = job.source if job.from_files and isinstance(job.source, RecordReader) else ()
             _, settings = prepared(model, reader, chunks=job.chunks, **job.settings)
             manifest = describe(model, settings)
             store: ShardStore = (
