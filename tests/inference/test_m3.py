@@ -131,7 +131,7 @@ def test_the_golden_lexical_weights_match_as_published(shared_path, model):
 
 @pytest.mark.slow
 def test_flag_embedding_gives_the_same_numbers(shared_path, tmp_path):
-    """FlagEmbedding 1.4.2 on the same weights: `python benchmarks/m3.py setup --envs DIR` makes its environment."""
+    """FlagEmbedding 1.4.2 on the same weights: `benchmarks/m3.py setup` makes its environment."""
     python = os.environ.get("FLAGEMBEDDING_PYTHON")
     if python is None:
         pytest.skip("needs FLAGEMBEDDING_PYTHON, the interpreter of an environment with FlagEmbedding 1.4.2")

@@ -43,6 +43,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, ForkError, WorkerError
+from ..models.head_files import DENSE
 from ..networks.cpu_inference import Trimmer, kernels, return_freed_memory
 from ..networks.cpu_products import threads_of
 from ..networks.heads import Outputs
@@ -280,7 +281,7 @@ class Engine(Generic[N_co]):
         rows = list(range(len(tokens.ids)))
         with threads_of(threads) if self.device.type == "cpu" else nullcontext():
             if raw:
-                results = self._forward(self.spec.pack(tokens, rows), request, self._raw_network)
+                results = self._outputs(self.spec.pack(tokens, rows), request, self._raw_network)
             else:
                 results = self._forward_or_split(tokens, rows, request)
         return self._assemble(tokens, [rows], [results])
@@ -396,7 +397,10 @@ class Engine(Generic[N_co]):
 
     def _forward_or_split(self, tokens: Tokens, batch: list[int], request: Request) -> _Results:
         try:
-            return self._forward(self.spec.pack(tokens, batch), request, self.network)
+            packed = self.spec.pack(tokens, batch)
+            if request.outputs == DENSE:
+                return _Results(self._forward(packed), {})
+            return self._outputs(packed, request, self.network)
         except RuntimeError as error:  # torch.OutOfMemoryError is one.
             if not is_out_of_memory(error) or len(batch) == 1:
                 raise
@@ -410,7 +414,12 @@ class Engine(Generic[N_co]):
         parts = batch[:middle], batch[middle:]
         return _Results.joined([self._forward_or_split(tokens, part, request) for part in parts])
 
-    def _forward(self, batch: Packed, request: Request, network: Any) -> _Results:
+    def _forward(self, batch: Packed) -> Tensor:
+        with torch.inference_mode():
+            vectors: Tensor = self.network(batch.to(self.device))
+            return vectors
+
+    def _outputs(self, batch: Packed, request: Request, network: Any) -> _Results:
         with torch.inference_mode():
             return _Results.of(self.spec.outputs(network, batch.to(self.device), request))
 
