@@ -275,6 +275,8 @@ def plain_logits() -> Callable[..., Any]:
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of the hub in which tiny models stand under real names."""
     from bgekit import FlagModel
+    from bgekit.networks import TokenHeads
+    from bgekit.networks.heads import write_heads
     from tiny_rerankers import make_classifier
 
     cache = tmp_path_factory.mktemp("hub")
@@ -284,7 +286,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "max_position_embeddings": 512,
         "num_hidden_layers": 1,
     }
-    for name in ("BAAI/bge-small-en-v1.5", "BAAI/bge-reranker-base"):
+    for name in ("BAAI/bge-small-en-v1.5", "BAAI/bge-reranker-base", "BAAI/bge-m3"):
         repository = cache / f"models--{name.replace('/', '--')}"
         (repository / "refs").mkdir(parents=True)
         (repository / "refs" / "main").write_text("0" * 40)
@@ -292,6 +294,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_tiny(folder, pooling=None, **sizes)
         if "reranker" in name:
             make_classifier(folder, "bert", 1, 1)
+        if "m3" in name:
+            write_heads(TokenHeads(384, sparse=True, multi_vector=384), folder)
     small = cache / "models--BAAI--bge-small-en-v1.5" / "snapshots" / ("0" * 40)
     shutil.copytree(small, cache / "bge-small-en-v1.5")
     FlagModel(cache / "bge-small-en-v1.5").save(cache / "fine-tuned")

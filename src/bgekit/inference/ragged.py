@@ -65,6 +65,14 @@ class LexicalCsr:
         data: [N] float32 weights.
         indices: [N] int32 token ids, ascending in each row.
         indptr: [n + 1] int64: row i has the places from `indptr[i]` to `indptr[i + 1]`.
+
+    Example:
+        >>> from bgekit import FlagModel
+        >>> from bgekit.inference import LexicalCsr
+        >>> model = FlagModel("BAAI/bge-m3")
+        >>> rows = model.encode_outputs(["one text", "another"], ("sparse",)).ragged["sparse"]
+        >>> len(LexicalCsr.of(rows).indptr)
+        3
     """
 
     data: npt.NDArray[np.float32]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,8 +20,10 @@ from ..errors import NumericalError, OutputError
 from .ragged import LexicalCsr, Ragged
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from ..files.hashing import HashedFile
     from .pipeline import Encoded
-    from .shards import ShardFolder
 
 #: Endings of the files -> the facts that hold their hashes.
 RAGGED_FILES: Final = {
@@ -31,11 +33,16 @@ RAGGED_FILES: Final = {
 }
 
 
-def write_ragged(folder: ShardFolder, name: str, encoded: Encoded, settings: Mapping[str, Any]) -> dict[str, Any]:
+def write_ragged(
+    create: Callable[[str], AbstractContextManager[HashedFile]],
+    name: str,
+    encoded: Encoded,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
     """Write the files of a shard.
 
     Args:
-        folder: Where to.
+        create: Opens a file of the folder, by its name, to be written.
         name: Name of the shard, without ending.
         encoded: Results of its texts.
         settings: Those of the manifest.
@@ -50,7 +57,7 @@ def write_ragged(folder: ShardFolder, name: str, encoded: Encoded, settings: Map
     outputs, facts = settings.get("outputs", ()), dict[str, Any]()
 
     def write(suffix: str, content: Any) -> None:
-        with folder.create(f"{name}{suffix}") as file:
+        with create(f"{name}{suffix}") as file:
             file.write(content)
             facts[RAGGED_FILES[suffix]] = file.sha256
 
@@ -68,7 +75,7 @@ def write_ragged(folder: ShardFolder, name: str, encoded: Encoded, settings: Map
             values = joined.values.astype(settings["dtype"], copy=False)
         if not np.isfinite(values).all():
             raise NumericalError(f"a vector of a token is too large for {values.dtype}")
-        with folder.create(f"{name}.multi.npy") as file:
+        with create(f"{name}.multi.npy") as file:
             np.save(file, values)  # type: ignore[arg-type]
             facts[RAGGED_FILES[".multi.npy"]] = file.sha256
         write(".offsets.npy", _npy(joined.offsets))

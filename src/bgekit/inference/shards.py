@@ -444,7 +444,7 @@ def write_shard(folder: ShardFolder, shard: Shard, encoded: Encoded, settings: M
         "input_sha256": shard.plan.input_sha256,
         "vectors_sha256": vectors_sha256,
         "ids_sha256": ids_sha256,
-        **write_ragged(folder, shard_name(index, ""), encoded, settings),
+        **write_ragged(folder.create, shard_name(index, ""), encoded, settings),
     }
     if shard.metadata is not None:
         with folder.create(shard_name(index, _METADATA)) as file:
