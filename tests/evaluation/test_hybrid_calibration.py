@@ -15,6 +15,7 @@ from bgekit.evaluation.tasks.pairs import StsTask
 from bgekit.evaluation.tasks.retrieval import Corpus, RetrievalTask
 from bgekit.search import SearchIndex, index_records
 from bgekit.search.fusion import read_fusion, write_fusion
+from search.test_modes import HeadedEmbedder
 
 QUERIES = 120
 
@@ -184,7 +185,56 @@ def test_documents_that_the_index_lacks_count_as_not_found_and_none_at_all_is_an
         calibrate_hybrid(model, task, index=other, show_progress=False)
 
 
+def test_weights_that_cannot_be_used_any_more_are_fitted_anew(model, task, tmp_path):
+    index = indexed(model, task, tmp_path / "index")
+    (index.folder / "fusion.json").write_text("{")
+    fitted = calibrate_hybrid(model, task, index=index, show_progress=False).fitted
+    write_fusion(index.folder, fitted)
+    assert read_fusion(index.folder) == fitted
+
+
+def test_passages_are_fused_and_documents_judged(embedder, task, tmp_path):
+    long = {
+        record.id: " ".join([record.text, *(f"filler{record.id} {n}" for n in range(30))])
+        for record in task.corpus.read()
+    }
+    model = embedder(24)
+    records = [Record(f"{id}#{part}", text[50 * part : 50 * part + 50]) for id, text in long.items() for part in (0, 1)]
+    index, _ = index_records(model, records, tmp_path / "index", parts=["bm25"])
+    index.facts.settings["chunk_size"] = 50  # As `chunk_records` would have said.
+    found = calibrate_hybrid(model, task, index=index, show_progress=False)
+    bm25 = next(each for each in found.report.results if each.mode == "bm25")
+    assert bm25.metrics["hit_rate_at_10"] == pytest.approx(100 * 2 / 3, abs=1)
+
+
 def test_an_index_without_words_has_nothing_to_put_together(model, task, tmp_path):
     index, _ = index_records(model, task.corpus.read(), tmp_path / "index")
     with pytest.raises(ArgumentError, match="--parts bm25"):
         calibrate_hybrid(model, task, index=index, show_progress=False)
+
+
+MODES = ("dense", "lexical", "bm25", "multi-vector")
+
+
+def test_weights_of_tokens_and_their_vectors_are_measured_as_an_index_searches_by_them(task, tmp_path):
+    model = HeadedEmbedder(16)
+    alone = evaluate(model, task, settings=[Setting(mode=mode) for mode in MODES], progress=False, compare=False)
+    records = list(task.corpus.read())
+    index, _ = index_records(model, records, tmp_path / "index", parts=["lexical", "bm25", "multi-vector"])
+    for result in alone.results:
+        hits = index.ask(model, list(task.queries.values()), mode=result.mode)
+        relevant = [next(iter(found)) for found in task.qrels.values()]
+        ranks = [[hit.id for hit in found].index(id) + 1 if id in {hit.id for hit in found} else 0
+                 for found, id in zip(hits, relevant, strict=True)]  # fmt: skip
+        # Of equal scores trec_eval takes the later id first, and an index the earlier row.
+        assert result.metrics["hit_rate_at_10"] == pytest.approx(100 * np.mean([rank > 0 for rank in ranks]), abs=6)
+    found = calibrate_hybrid(model, task, index=index, show_progress=False)
+    assert {*found.fitted.weights} == {*MODES} and sum(found.fitted.weights.values()) == pytest.approx(1)
+    few = calibrate_hybrid(model, task, modes=("lexical", "multi-vector"), show_progress=False)
+    assert {*few.fitted.weights} == {"lexical", "multi-vector"}
+
+
+def test_a_model_without_heads_is_refused_before_anything_is_computed(model, task):
+    with pytest.raises(ArgumentError, match="has no head for 'lexical'"):
+        evaluate(model, task, settings=[Setting(mode="lexical")], progress=False)
+    assert model.encoded == 0

@@ -55,9 +55,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="also measure each model without its query instruction, in other number formats, or in fewer dimensions",
     )  # fmt: skip
     options.add_list_option(
-        group, "--modes", choices=("dense", "bm25", "hybrid"), metavar="MODE",
-        help="measure and compare modes of search (retrieval): dense, bm25, hybrid of the others that are named "
-        "[dense; hybrid alone is of dense and bm25]",
+        group, "--modes", choices=("dense", "lexical", "bm25", "multi-vector", "hybrid"), metavar="MODE",
+        help="measure and compare modes of search (retrieval): dense, bm25, lexical and multi-vector of models as "
+        "BGE-M3, hybrid of the others that are named [dense; hybrid alone is of dense and bm25]",
     )  # fmt: skip
     group.add_argument(
         "--weights", metavar="FILE_OR_INDEX",

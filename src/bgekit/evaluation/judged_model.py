@@ -21,6 +21,7 @@ from ..inference.similarity import paired_similarity, unit
 from ..models.card import UNSET, ModelCard, Role, Unset
 from ..search.bm25 import DESCRIPTION as BM25
 from ..search.modes import Mode, check_mode
+from ..search.parts import check_heads
 from ..search.storage import StoredShards
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ class Setting:
         reranker_name: As shown; it also tells rerankers apart in the cache, so it should name one model.
         rerank_top_k: Passages a query that the reranker sees, at least 1.
         mode: What a retrieval compares queries and documents by: `dense`, `bm25` (which needs no model: any gives the
-            same) or `hybrid`, and in an index what it has; other tasks are measured in `dense` alone.
+            same), `lexical` and `multi-vector` (of models with such heads), or `hybrid`; other tasks are measured in
+            `dense` alone.
         fused: The modes that `hybrid` puts together.
         weights: Fitted weights of these; by default they are fitted on four fifths of the task's queries and scored on
             the fifth that is left, five times.
@@ -250,6 +252,8 @@ class JudgedModel:
             raise ArgumentError(f"dimension {wanted} is not among the {embedder.dimension} of {embedder.card.name}")
         if self.setting.weights is not None:
             self.setting.weights.check_model(embedder)
+        if heads := sorted(self.setting.modes & {"lexical", "multi-vector"}):
+            check_heads(embedder, heads)
 
     @property
     def fingerprint(self) -> str:

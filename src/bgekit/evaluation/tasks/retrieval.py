@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, Final, TypeAlias, TypeVar
 
 import numpy as np
@@ -14,11 +15,15 @@ import numpy.typing as npt
 from ...data.records import Record
 from ...display.terminal import printable, wrapped
 from ...errors import NumericalError
+from ...inference.ragged import Ragged
+from ...models.card import Role
+from ...models.head_files import Output
 from ...search.bm25 import Bm25
 from ...search.fusion import Found, candidates, comparable
-from ...search.modes import Mode
+from ...search.lexical import TokenWeights
+from ...search.modes import DEPTH, Mode, by_tokens
 from ...search.nearest import QUERIES, UNIT_LENGTH, TopK, pair_scores
-from ...search.postings import best_rows
+from ...search.postings import TokenPostings, best_rows
 from ..hybrid import Candidates, cross_fit, deal, fitted_point, score_table, weight_grid
 from ..judged_model import CorpusVectors, Floats, JudgedModel, Kind
 from ..metrics import DEPTHS, ranking, ranking_metrics
@@ -27,10 +32,12 @@ from .pairs import checked_main, shortened
 
 T = TypeVar("T")
 Rows: TypeAlias = npt.NDArray[np.int64]
-#: Scores that a mode gives to rows of the corpus for a query, by the query's place.
-Score: TypeAlias = Callable[[int, Rows], npt.NDArray[np.float64]]
 #: Documents found for each query: what the deepest metric looks at.
 _DEPTH: Final = max(DEPTHS)
+#: Documents that are compared token by token: the nearest by vectors.
+_SECOND: Final = 2 * DEPTH
+#: Documents whose tokens are looked at at once.
+_BLOCK: Final = 1024
 #: Pairs whose similarity is kept for a histogram.
 _SAMPLE: Final = 1000
 
@@ -86,7 +93,7 @@ class RetrievalTask(Task):
     kind: ClassVar[Kind] = "retrieval"
     packages: ClassVar[tuple[str, ...]] = ("pytrec_eval",)
     rerankable: ClassVar[bool] = True
-    modes: ClassVar[tuple[Mode, ...]] = ("dense", "bm25")
+    modes: ClassVar[tuple[Mode, ...]] = ("dense", "lexical", "bm25", "multi-vector")
     main_metric: str = "ndcg_at_10"
     query_instruction: bool = True
 
@@ -251,7 +258,9 @@ class TaskSearch:
         """Scores and rows of the best documents of each query, best first, in one mode."""
         if mode == "dense":
             return self._dense_found()[0]
-        return self._once("found by bm25", lambda: [self._by_words(query) for query in range(len(self._ids))])
+        if mode == "multi-vector":
+            return self._in_second_stage()
+        return self._once(f"found by {mode}", lambda: [self._by_terms(mode, query) for query in range(len(self._ids))])
 
     def unrelated(self) -> Floats | None:
         """Similarities of random queries and documents that are not relevant to them, the same for every model."""
@@ -259,21 +268,18 @@ class TaskSearch:
 
     def candidates(self, modes: Sequence[Mode]) -> list[Candidates]:
         """What any of the modes found for each query, with the scores that every one of them gives to it."""
-        place = self._order
+        place, finding = self._order, [mode for mode in modes if mode != "multi-vector"] or modes
         with contextlib.ExitStack() as stack:
             # One pass over the corpus where nothing is kept of it.
             vectors = stack.enter_context(self._corpus()) if "dense" in modes else None
-            lists = {mode: self._dense_found(vectors)[0] if mode == "dense" else self.found(mode) for mode in modes}
-            scores: dict[Mode, Score] = {"bm25": self._word_scores}
-            if vectors is not None:
-                scores["dense"] = self._similarities(vectors)
-            every = list[Candidates]()
-            for query in range(len(self._ids)):
-                rows = candidates({mode: found[query] for mode, found in lists.items()})
-                rows = rows[np.argsort(place[rows])]
-                given = [comparable(scores[mode](query, rows)) for mode in modes]
-                every.append(Candidates(rows, np.stack(given)))
-        return every
+            lists = {mode: self._dense_found(vectors)[0] if mode == "dense" else self.found(mode) for mode in finding}
+            rows = [candidates({mode: own[query] for mode, own in lists.items()}) for query in range(len(self._ids))]
+            rows = [own[np.argsort(place[own])] for own in rows]
+            scores = [self._similarities(rows, vectors) if vectors and mode == "dense" else self._scores(mode, rows)
+                      for mode in modes]  # fmt: skip
+        return [
+            Candidates(own, np.stack([comparable(each[query]) for each in scores])) for query, own in enumerate(rows)
+        ]
 
     def fused(self) -> tuple[list[Found], dict[str, Any]]:
         """Scores and rows of the best documents of each query by several modes, and how they were weighed.
@@ -370,16 +376,31 @@ class TaskSearch:
         ]
         return np.einsum("nd,nd->n", self._queries[rows[kept]], documents[columns[kept]])
 
-    def _similarities(self, vectors: CorpusVectors) -> Score:
-        def score(query: int, rows: Rows) -> npt.NDArray[np.float64]:
-            documents = self._model.comparable(vectors.at(rows))
-            wide, one = self._queries[[query]].astype(np.float64), np.zeros(len(rows), np.int64)
+    def _similarities(self, rows: Sequence[Rows], vectors: CorpusVectors) -> list[npt.NDArray[np.float64]]:
+        """Scores that vectors give to rows of each query."""
+        found = []
+        for query, own in zip(self._queries.astype(np.float64), rows, strict=True):
+            documents, one = self._model.comparable(vectors.at(own)), np.zeros(len(own), np.int64)
             # As `TopK` adds up: a score depends on its two vectors alone.
-            return pair_scores(wide, one, documents, np.arange(len(rows)), cosine=False).astype(np.float64)
+            scores = pair_scores(query[None], one, documents, np.arange(len(own)), cosine=False)
+            found.append(scores.astype(np.float64))
+        return found
 
-        return score
+    # ------------------------------------------------------------------------------------------------ by terms
 
-    # ------------------------------------------------------------------------------------------------ by words
+    def _of_rows(self, mode: Mode, query: int) -> npt.NDArray[np.float32] | None:
+        """The scores of all rows by words or by weights of tokens; None where nothing is shared with any."""
+        if mode == "lexical":
+            return self._tokens.of_rows(self._outputs("sparse")[query])
+        return self._words.of_rows(self._task.queries[self._ids[query]])
+
+    def _by_terms(self, mode: Mode, query: int) -> Found:
+        scores = self._of_rows(mode, query)
+        if scores is None:
+            return np.empty(0, np.float32), np.empty(0, np.int64)
+        rows = best_rows(scores, _DEPTH + self._task.skip_identical_ids)
+        rows = rows[scores[rows] > 0]
+        return self._without_itself(query, scores[rows], rows)
 
     @property
     def _words(self) -> Bm25:
@@ -387,20 +408,62 @@ class TaskSearch:
             "words of the corpus", lambda: Bm25.of_texts(record.text for record in self._task.corpus.read())
         )
 
-    def _of_rows(self, query: int) -> npt.NDArray[np.float32] | None:
-        return self._words.of_rows(self._task.queries[self._ids[query]])
+    @property
+    def _tokens(self) -> TokenWeights:
+        def weigh() -> TokenWeights:
+            postings = TokenPostings()
+            for _, block in self._encoded("sparse"):
+                postings.add(Ragged.of(block))
+            postings.finish()
+            return TokenWeights(postings.blocks, len(self._task.corpus))
 
-    def _by_words(self, query: int) -> Found:
-        scores = self._of_rows(query)
-        if scores is None:
-            return np.empty(0, np.float32), np.empty(0, np.int64)
-        rows = best_rows(scores, _DEPTH + self._task.skip_identical_ids)
-        rows = rows[scores[rows] > 0]
-        return self._without_itself(query, scores[rows], rows)
+        return self._once("weights of the corpus", weigh)
 
-    def _word_scores(self, query: int, rows: Rows) -> npt.NDArray[np.float64]:
-        scores = self._of_rows(query)
-        return np.zeros(len(rows)) if scores is None else scores[rows].astype(np.float64)
+    def _in_second_stage(self) -> list[Found]:
+        """The nearest documents by vectors, in the order of what their tokens' vectors say."""
+        nearest = [rows[:_SECOND] for _, rows in self._dense_found()[0]]
+        found = list[Found]()
+        for rows, scores in zip(nearest, self._scores("multi-vector", nearest), strict=True):
+            order = np.lexsort((rows, -scores))
+            found.append((scores[order], rows[order]))
+        return found
+
+    def _scores(self, mode: Mode, rows: Sequence[Rows]) -> list[npt.NDArray[np.float64]]:
+        """Scores that a mode gives to rows of each query, other than by vectors of texts."""
+        found = [np.zeros(len(own)) for own in rows]
+        if mode != "multi-vector":
+            for query, own in enumerate(rows):
+                if (scores := self._of_rows(mode, query)) is not None:
+                    found[query] = scores[own].astype(np.float64)
+            return found
+        # In one pass over the corpus: vectors of all tokens are more than a memory has.
+        queries = self._outputs("multi-vector")
+        for first, block in self._encoded("multi-vector"):
+            part = by_tokens(queries, partial(_rows_of, block))
+            for query, own in enumerate(rows):
+                inside = np.flatnonzero((own >= first) & (own < first + len(block)))
+                found[query][inside] = part.score(query, own[inside] - first)
+        return found
+
+    def _outputs(self, output: Output) -> list[npt.NDArray[Any]]:
+        """What the model computes of the queries beside their vectors."""
+        task, setting = self._task, self._model.setting
+        texts = [task.queries[query] for query in self._ids]
+        role: Role = "query" if task.query_instruction else "plain"
+        return self._once(
+            f"{output} of queries {setting.instruction!r}",
+            lambda: self._model.embedder.encode_outputs(
+                texts, [output], role=role, instruction=setting.instruction, show_progress=False
+            ).ragged[output],
+        )
+
+    def _encoded(self, output: Output) -> Iterator[tuple[int, list[npt.NDArray[Any]]]]:
+        """The first row of each block of the corpus, and what the model computes of it beside its vectors."""
+        records, first = iter(self._task.corpus.read()), 0
+        while texts := [record.text for record in itertools.islice(records, _BLOCK)]:
+            encoded = self._model.embedder.encode_outputs(texts, [output], role="document", show_progress=False)
+            yield first, encoded.ragged[output]
+            first += len(texts)
 
     # ------------------------------------------------------------------------------------------------ for both
 
@@ -426,6 +489,11 @@ class TaskSearch:
             return place
 
         return self._once("order of ids", places)
+
+
+def _rows_of(block: Sequence[npt.NDArray[Any]], rows: Rows) -> list[npt.NDArray[Any]]:
+    """The arrays of some texts of a block."""
+    return [block[row] for row in rows.tolist()]
 
 
 def _shown(weights: Any) -> str:
