@@ -199,7 +199,7 @@ def test_a_file_of_weights_is_replaced_only_by_those_who_ask_for_it(tiny_bert, j
     given = ("--hybrid", "--model", tiny_bert, "--data", judged, "--output", tmp_path / "weights.json")
     assert run(*given) == 0
     assert run(*given) == 1
-    assert "exists; give --overwrite" in capsys.readouterr().err
+    assert "exists; pass --overwrite" in capsys.readouterr().err
     assert run(*given, "--overwrite") == 0
 
 

@@ -185,6 +185,28 @@ def test_documents_that_the_index_lacks_count_as_not_found_and_none_at_all_is_an
         calibrate_hybrid(model, task, index=other, show_progress=False)
 
 
+def test_weights_that_cannot_be_used_any_more_are_fitted_anew(model, task, tmp_path):
+    index = indexed(model, task, tmp_path / "index")
+    (index.folder / "fusion.json").write_text("{")
+    fitted = calibrate_hybrid(model, task, index=index, show_progress=False).fitted
+    write_fusion(index.folder, fitted)
+    assert read_fusion(index.folder) == fitted
+
+
+def test_passages_are_fused_and_documents_judged(embedder, task, tmp_path):
+    long = {
+        record.id: " ".join([record.text, *(f"filler{record.id} {n}" for n in range(30))])
+        for record in task.corpus.read()
+    }
+    model = embedder(24)
+    records = [Record(f"{id}#{part}", text[50 * part : 50 * part + 50]) for id, text in long.items() for part in (0, 1)]
+    index, _ = index_records(model, records, tmp_path / "index", parts=["bm25"])
+    index.facts.settings["chunk_size"] = 50  # As `chunk_records` would have said.
+    found = calibrate_hybrid(model, task, index=index, show_progress=False)
+    bm25 = next(each for each in found.report.results if each.mode == "bm25")
+    assert bm25.metrics["hit_rate_at_10"] == pytest.approx(100 * 2 / 3, abs=1)
+
+
 def test_an_index_without_words_has_nothing_to_put_together(model, task, tmp_path):
     index, _ = index_records(model, task.corpus.read(), tmp_path / "index")
     with pytest.raises(ArgumentError, match="--parts bm25"):

@@ -83,10 +83,11 @@ def token_score(model, text, question):
     return (model.vectors(question) @ model.vectors(text).astype(np.float16).astype(np.float32).T).max(1).mean()
 
 
-@pytest.fixture(params=[1 << 22, 64])
+@pytest.fixture(params=[1 << 20, 64])
 def blocks(request, monkeypatch):
     """Postings are made in one block, or in many that wait on the disk."""
     monkeypatch.setattr(postings, "_BLOCK", request.param)
+    monkeypatch.setattr(postings, "_FEW", 3 if request.param == 64 else 16)
     monkeypatch.setattr(postings, "_TERMS", 5 if request.param == 64 else 1 << 18)
 
 

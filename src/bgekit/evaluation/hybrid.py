@@ -67,6 +67,20 @@ def weight_grid(modes: int) -> Doubles:
     return np.column_stack([first, steps - first.sum(axis=1)]) / steps
 
 
+def depth_of_metric(metric: str) -> int:
+    """The number of documents that a metric looks at, such as 10 of `ndcg_at_10`.
+
+    Raises:
+        ArgumentError: its name says none.
+    """
+    base, _, digits = metric.rpartition("_at_")
+    if not base or not digits.isdecimal():
+        raise ArgumentError(
+            f"weights are fitted to a metric of the first documents, such as ndcg_at_10, not to {metric}"
+        )
+    return int(digits)
+
+
 def score_table(
     queries: Sequence[str], found: Sequence[Candidates], name: Callable[[int], str], qrels: Qrels, metric: str,
     grid: Doubles,
@@ -82,14 +96,9 @@ def score_table(
         grid: Weights [points, modes].
 
     Raises:
-        ArgumentError: the metric has no depth, or is none.
+        ArgumentError: the metric has no depth.
     """
-    base, _, digits = metric.rpartition("_at_")
-    if not base or not digits.isdecimal():
-        raise ArgumentError(
-            f"weights are fitted to a metric of the first documents, such as ndcg_at_10, not to {metric}"
-        )
-    depth = int(digits)
+    depth = depth_of_metric(metric)
     table = np.zeros((len(queries), len(grid)))
     run: dict[str, dict[str, float]] = {}
     judged: dict[str, Mapping[str, int]] = {}

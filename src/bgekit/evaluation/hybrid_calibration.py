@@ -23,7 +23,7 @@ from ..search.index import SearchIndex
 from ..search.modes import MODES, Mode, Part, depth_of
 from ..search.storage import Stored
 from .evaluator import Candidate, evaluate, tasks_of
-from .hybrid import Candidates
+from .hybrid import Candidates, depth_of_metric
 from .judged_model import JudgedModel, Setting
 from .metrics import metric_name
 from .tasks.retrieval import Corpus, RetrievalTask, TaskSearch
@@ -174,8 +174,10 @@ def modes_of(index: SearchIndex) -> tuple[Mode, ...]:
     Raises:
         ArgumentError: it is but one.
     """
-    index.check_mode("hybrid")
-    return tuple(mode for mode in MODES if mode == "dense" or mode in (index.facts.parts or {}))
+    modes = tuple(mode for mode in MODES if mode == "dense" or mode in (index.facts.parts or {}))
+    if len(modes) < 2:
+        index.check_mode("hybrid")  # Says what it lacks, and how it gets that.
+    return modes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +239,7 @@ class _IndexSearch(TaskSearch):
     def __init__(self, task: IndexedTask, model: JudgedModel) -> None:
         super().__init__(task, model)
         self._index, self._document_of_row = task.index, task.document_of_row
-        self._wanted = depth_of(int(task.main_metric.rpartition("_at_")[2]) + task.skip_identical_ids)
+        self._wanted = depth_of(depth_of_metric(task.main_metric) + task.skip_identical_ids)
 
     def unrelated(self) -> None:
         """Not looked at."""

@@ -22,7 +22,7 @@ from ..inference.similarity import paired_similarity, unit
 from ..models.card import UNSET, ModelCard, Role, Unset
 from ..search.bm25 import DESCRIPTION as BM25
 from ..search.modes import Mode, check_mode
-from ..search.parts import PARTS, check_heads
+from ..search.parts import check_heads
 from ..search.storage import StoredShards
 
 if TYPE_CHECKING:
@@ -255,7 +255,8 @@ class JudgedModel:
             raise ArgumentError(f"dimension {wanted} is not among the {embedder.dimension} of {embedder.card.name}")
         if self.setting.weights is not None:
             self.setting.weights.check_model(embedder)
-        check_heads(embedder, [mode for mode in self.setting.modes if mode in PARTS])
+        if heads := sorted(self.setting.modes & {"lexical", "multi-vector"}):
+            check_heads(embedder, heads)
 
     @property
     def fingerprint(self) -> str:

@@ -16,7 +16,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, ClassVar, Final
+from typing import IO, Any, ClassVar, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +28,10 @@ from .words import words
 
 Rows = npt.NDArray[np.int64]
 #: Words of a block, and postings and terms that are merged at once.
-_BLOCK: Final = 1 << 22
+_BLOCK: Final = 1 << 20
 _TERMS: Final = 1 << 18
+#: Blocks of a size that are merged into one of the next: of millions of files no more are open.
+_FEW: Final = 16
 _MOST_ROWS: Final = 2**31 - 1
 
 
@@ -106,6 +108,10 @@ def postings_of(terms: Sequence[bytes], term_of: npt.NDArray[Any], rows: npt.NDA
     return Postings(blob, np.stack([ends, starts]).astype(np.int64), rows.astype(np.int32), values)
 
 
+#: Puts blocks, as in `merged`, on the disk as one.
+Keep: TypeAlias = "Callable[[Sequence[tuple[int, Postings]]], Postings]"
+
+
 class _Numbers(dict[str, int]):
     """Numbers of words, in the order in which they are first asked for."""
 
@@ -121,11 +127,12 @@ class _Blocks:
         blocks: First row of each block that is finished, and its postings, whose rows are counted from there.
 
     Args:
-        keep: Takes a block that is finished and gives it back, from a disk if need be.
+        keep: Puts blocks, as in `merged`, on the disk as one; None to keep them in memory.
     """
 
-    def __init__(self, keep: Callable[[Postings], Postings] = lambda block: block) -> None:
+    def __init__(self, keep: Keep | None = None) -> None:
         self.blocks: list[tuple[int, Postings]] = []
+        self._sizes: list[int] = []
         self._keep, self._first, self._rows = keep, 0, 0
 
     def finish(self, *, last: bool = False) -> None:
@@ -135,8 +142,15 @@ class _Blocks:
         if self._rows > _MOST_ROWS:
             raise OutputError(f"a segment of an index has at most {_MOST_ROWS:,} rows")
         block = self._block(self._rows - self._first)
-        self.blocks.append((self._first, block if last and not self.blocks else self._keep(block)))
+        if self._keep is not None and not (last and not self.blocks):
+            block = self._keep([(0, block)])
+        self.blocks.append((self._first, block))
+        self._sizes.append(0)
         self._first = self._rows
+        while self._keep is not None and self._sizes[-_FEW:] == [self._sizes[-1]] * _FEW:
+            first, size = self.blocks[-_FEW][0], self._sizes[-1] + 1
+            whole = self._keep([(own - first, block) for own, block in self.blocks[-_FEW:]])
+            self.blocks[-_FEW:], self._sizes[-_FEW:] = [(first, whole)], [size]
 
     def _block(self, count: int) -> Postings:
         """Postings of the last rows, which are so many."""
@@ -150,7 +164,7 @@ class WordPostings(_Blocks):
         lengths: Words of each text, int32 [texts].
     """
 
-    def __init__(self, keep: Callable[[Postings], Postings] = lambda block: block) -> None:
+    def __init__(self, keep: Keep | None = None) -> None:
         super().__init__(keep)
         self.lengths = array.array("i")
         self._numbers, self._words = _Numbers(), array.array("i")
@@ -179,7 +193,7 @@ class WordPostings(_Blocks):
 class TokenPostings(_Blocks):
     """Postings of the tokens of texts, with the weights that a model gives them."""
 
-    def __init__(self, keep: Callable[[Postings], Postings] = lambda block: block) -> None:
+    def __init__(self, keep: Keep | None = None) -> None:
         super().__init__(keep)
         self._parts: list[tuple[int, Ragged]] = []
         self._size = 0
@@ -287,14 +301,14 @@ def _header(file: IO[bytes], count: int, kind: np.dtype[Any]) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def kept_in(folder: Path) -> Callable[[Postings], Postings]:
+def kept_in(folder: Path) -> Keep:
     """What keeps blocks in the files of a folder instead of memory."""
     numbers = itertools.count()
 
-    def keep(block: Postings) -> Postings:
+    def keep(blocks: Sequence[tuple[int, Postings]]) -> Postings:
         own = folder / str(next(numbers))
         own.mkdir(parents=True)
-        sizes = write_postings(lambda name: (own / name).open("wb"), [(0, block)])
+        sizes = write_postings(lambda name: (own / name).open("wb"), blocks)
         return Postings.open(own, **sizes)
 
     return keep

@@ -268,7 +268,7 @@ class TaskSearch:
 
     def candidates(self, modes: Sequence[Mode]) -> list[Candidates]:
         """What any of the modes found for each query, with the scores that every one of them gives to it."""
-        place, finding = self._order, [mode for mode in modes if mode != "multi-vector"] or ["multi-vector"]
+        place, finding = self._order, [mode for mode in modes if mode != "multi-vector"] or modes
         with contextlib.ExitStack() as stack:
             # One pass over the corpus where nothing is kept of it.
             vectors = stack.enter_context(self._corpus()) if "dense" in modes else None
@@ -413,7 +413,7 @@ class TaskSearch:
         def weigh() -> TokenWeights:
             postings = TokenPostings()
             for _, block in self._encoded("sparse"):
-                postings.add(block)
+                postings.add(Ragged.of(block))
             postings.finish()
             return TokenWeights(postings.blocks, len(self._task.corpus))
 
@@ -445,7 +445,7 @@ class TaskSearch:
                 found[query][inside] = part.score(query, own[inside] - first)
         return found
 
-    def _outputs(self, output: Output) -> Ragged:
+    def _outputs(self, output: Output) -> list[npt.NDArray[Any]]:
         """What the model computes of the queries beside their vectors."""
         task, setting = self._task, self._model.setting
         texts = [task.queries[query] for query in self._ids]
@@ -457,7 +457,7 @@ class TaskSearch:
             ).ragged[output],
         )
 
-    def _encoded(self, output: Output) -> Iterator[tuple[int, Ragged]]:
+    def _encoded(self, output: Output) -> Iterator[tuple[int, list[npt.NDArray[Any]]]]:
         """The first row of each block of the corpus, and what the model computes of it beside its vectors."""
         records, first = iter(self._task.corpus.read()), 0
         while texts := [record.text for record in itertools.islice(records, _BLOCK)]:
@@ -491,7 +491,7 @@ class TaskSearch:
         return self._once("order of ids", places)
 
 
-def _rows_of(block: Ragged, rows: Rows) -> list[npt.NDArray[Any]]:
+def _rows_of(block: Sequence[npt.NDArray[Any]], rows: Rows) -> list[npt.NDArray[Any]]:
     """The arrays of some texts of a block."""
     return [block[row] for row in rows.tolist()]
 
