@@ -107,6 +107,16 @@ def calibrate_hybrid(
     Raises:
         ArgumentError: there is not one retrieval task in the data, a mode is not there, or there are too few queries.
         DataError: the data cannot be read, or none of the judged documents is in the index.
+
+    Example:
+        >>> from bgekit import FlagModel
+        >>> from bgekit.errors import ArgumentError
+        >>> from bgekit.evaluation import calibrate_hybrid
+        >>> try:
+        ...     calibrate_hybrid(FlagModel("BAAI/bge-small-en-v1.5"), "scifact")
+        ... except ArgumentError as error:
+        ...     print(str(error)[-38:])
+        5 independent queries, and there are 2
     """
     require_extra("eval", "scipy")
     task = read_judged(data, split=split, encoding=encoding, quoting=quoting)
