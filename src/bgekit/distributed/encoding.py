@@ -10,7 +10,7 @@ import platform
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -39,6 +39,7 @@ from ..inference.shards import (
     prepared,
     write_shard,
 )
+from ..models.head_files import DENSE, Output
 from .cluster import RayCluster, cores
 from .recipes import ModelRecipe
 
@@ -98,6 +99,7 @@ def encode_on_cluster(
     dtype: Dtype = "float32",
     max_length: int | None = None,
     batch_size: int | None = None,
+    outputs: Collection[Output] = DENSE,
     chunks: Chunks | None = None,
     store_texts: bool = False,
     resume: bool = True,
@@ -120,6 +122,7 @@ def encode_on_cluster(
         dtype: Number format of the stored vectors.
         max_length: Cut texts at this many tokens.
         batch_size: Maximum number of texts per batch.
+        outputs: What is computed and stored.
         chunks: Split documents into passages.
         store_texts: Keep the texts beside the ids.
         resume: Continue with an output that was begun.
@@ -148,7 +151,7 @@ def encode_on_cluster(
         raise ArgumentError("standard input (-) cannot be read by other machines: give files that all nodes see")
     settings = {
         "kind": kind, "max_length": max_length, "batch_size": batch_size, "dtype": dtype, "shard_size": shard_size,
-        "store_texts": store_texts,
+        "store_texts": store_texts, "outputs": tuple(outputs),
     }  # fmt: skip
     with contextlib.ExitStack() as stack:
         if not isinstance(output, OutputFolder) and not is_url(output):
@@ -381,7 +384,7 @@ class ShardActor:
         try:
             computed = compute_shards(
                 self._model, shards(), kind=settings["kind"], max_length=self._max_length,
-                batch_size=settings["batch_size"],
+                batch_size=settings["batch_size"], outputs=settings.get("outputs", DENSE),
             )  # fmt: skip
             for shard, encoded in computed:
                 facts = write_shard(store, shard, encoded, settings)
