@@ -56,6 +56,11 @@ def read_texts(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     Raises:
         DataError: a file cannot be read.
         MissingExtraError: the package `ray` is not installed.
+
+    Example:
+        >>> from bgekit.distributed import BgeEncoder, read_texts
+        >>> texts = read_texts("corpus/*.jsonl")  # doctest: +SKIP
+        >>> texts.map_batches(BgeEncoder, fn_constructor_args=["BAAI/bge-m3"], concurrency=4)  # doctest: +SKIP
     """
     reader = read_records(paths, **reading)
     if STDIN in reader.files:
