@@ -84,6 +84,7 @@ def object_store() -> Iterator[ObjectStore]:
 @pytest.fixture
 def bucket(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path) -> Iterator[str]:
     """The URL of an empty bucket, for this process and those that it starts; copies go to a folder of the test."""
+    import fsspec
     import s3fs
 
     for name, value in {
@@ -92,6 +93,8 @@ def bucket(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path)
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    # What waits for an answer that never comes gives up soon.
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 1}})
     object_store.breaks = 0
     s3fs.S3FileSystem.clear_instance_cache()
     files = s3fs.S3FileSystem()

@@ -294,9 +294,9 @@ def _open_folder(args: argparse.Namespace, folder: str, stack: contextlib.ExitSt
         with_type(folder, args.index_type or read_facts(Path(folder)).index_type, recall=args.recall)
     if is_index:
         with_parts(folder, args.parts)
-    shards = None if is_index else load_shards(folder)
+    shards = load_shards(folder) if args.sources and not is_index else None
     parts = [] if shards is None else _parts(args, shards.outputs)
-    if shards is None or not (args.sources and (args.index or parts or args.index_type not in (None, "exact"))):
+    if shards is None or not (args.index or parts or args.index_type not in (None, "exact")):
         return SearchIndex.load(folder)
     return index_shards(shards, _index_folder(args, stack), index_type=args.index_type, recall=args.recall, parts=parts)
 
