@@ -161,6 +161,9 @@ def write_copies(documents: Any, size: int, folder: Path) -> None:
         def vectors(self, rows: Any) -> Any:
             raise NotImplementedError
 
+        def part_blocks(self, name: str) -> Iterator[Any]:
+            return iter(())
+
         def lines(self) -> Iterator[bytes]:
             for row in range(size):
                 yield b'{"id": "%d"}\n' % row
