@@ -42,7 +42,10 @@ _IMPORTS: Final = (
 #: Names of classes within them -> the class that it is here.
 _CLASSES: Final = {"BaseEmbedder": "FlagModel", "M3Embedder": "BGEM3FlagModel", "BaseReranker": "FlagReranker"}
 
-_M3: Final = "`bge finetune` trains the dense vectors of BGE-M3; its sparse and multi-vector outputs are not in bgekit"
+_M3: Final = (
+    "`bge finetune` trains the dense vectors of BGE-M3, and with --unified_finetuning true its sparse and multi-vector "
+    "outputs, too; BGEM3FlagModel(name) computes all three"
+)
 _LANGUAGE_MODEL: Final = (
     "rerankers on language models are not in bgekit; FlagReranker(name) takes every cross-encoder with a "
     "classification head, and `bge finetune-reranker` trains one"
