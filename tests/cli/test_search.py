@@ -8,13 +8,16 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from bgekit.cli import options
 from bgekit.cli.main import main
 from bgekit.cli.search import readable
 from bgekit.display.terminal import wrapped
 from bgekit.search.index import Hit
+from bgekit.search.modes import Mode
 
 TEXTS = ["the cat is small", "a dog runs fast by the river", "python code and class", "a mountain and a tree house"]
 
@@ -534,3 +537,8 @@ def test_a_file_of_results_is_checked_before_work(bge, corpus, tmp_path, monkeyp
     code, _, err = bge(corpus, "--model", "/nowhere/model", "-q", "x", *more)
     assert code == 1 and says in err and "/nowhere/model" not in err
     assert (tmp_path / "there.json").read_text() == "[]"
+
+
+def test_the_modes_that_can_be_named_are_those_that_there_are():
+    assert get_args(Mode) == options.MODES
+    assert options.MODES[-1] == "hybrid"

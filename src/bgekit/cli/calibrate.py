@@ -73,7 +73,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--index", metavar="DIR", help="search in this index, and keep the weights in it [the documents of --data]"
     )
     options.add_list_option(
-        group, "--modes", choices=("dense", "lexical", "bm25", "multi-vector"), metavar="MODE",
+        group, "--modes", choices=options.MODES[:-1], metavar="MODE",
         help="what hybrid puts together [all that the index has; without one dense and bm25]",
     )  # fmt: skip
     group = parser.add_argument_group("pairs")

@@ -22,6 +22,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from ..models.head_files import DENSE, OUTPUTS
 from . import options
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--shard-size", type=options.positive, metavar="N", help="texts per shard [1024; 256 with multi-vector]"
     )
     parser.add_argument(
-        "--outputs", nargs="+", choices=("dense", "sparse", "multi-vector"), default=["dense"],
+        "--outputs", nargs="+", choices=OUTPUTS, default=list(DENSE),
         help="what to store of each text: its vector, weights of its tokens, vectors of its tokens; those take a "
         "model with heads, such as BGE-M3 [dense]",
     )  # fmt: skip

@@ -57,7 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="also measure each model without its query instruction, in other number formats, or in fewer dimensions",
     )  # fmt: skip
     options.add_list_option(
-        group, "--modes", choices=("dense", "lexical", "bm25", "multi-vector", "hybrid"), metavar="MODE",
+        group, "--modes", choices=options.MODES, metavar="MODE",
         help="measure and compare modes of search (retrieval): dense, bm25, lexical and multi-vector of models as "
         "BGE-M3, hybrid of the others that are named [dense; hybrid alone is of dense and bm25]",
     )  # fmt: skip

@@ -71,6 +71,8 @@ def add_verb(subparsers: Any, verb: str, module: ModuleType, summary: str = "") 
     return parser
 
 
+#: Modes of search, as `search.modes` has them, which takes numpy; hybrid, which is made of the others, is last.
+MODES: Final = ("dense", "lexical", "bm25", "multi-vector", "hybrid")
 #: Options of which files of texts and documents are read, and what of them is a record.
 DOCUMENT_OPTIONS: Final = ("format", "include", "exclude", "records", "delimiter")
 

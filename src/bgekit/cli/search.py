@@ -47,8 +47,7 @@ _READING: Final = (
     "format", "encoding", "quoting", "delimiter", "records", "include", "exclude", "text_field", "title_field",
     "id_field", "keep",
 )  # fmt: skip
-#: Modes of search and parts of an index, as `search.modes` and `search.parts` have them.
-MODES: Final = ("dense", "lexical", "bm25", "multi-vector", "hybrid")
+#: Parts of an index, as `search.parts` has them.
 PARTS: Final = ("bm25", "lexical", "multi-vector")
 #: What is said where nothing is found, without a condition and with one.
 _EMPTY: Final = ("nothing: the index is empty", "nothing meets the condition")
@@ -80,7 +79,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--no-instruction", action="store_true", help="encode questions without the model's instruction"
     )
     parser.add_argument(
-        "--mode", choices=MODES, default="dense",
+        "--mode", choices=options.MODES, default="dense",
         help="compare by meaning (dense), by words (bm25), by the weights that models such as BGE-M3 give to tokens "
         "(lexical), token by token among the nearest (multi-vector), or by all that the index has (hybrid: with the "
         "weights that `bge calibrate --hybrid` fitted for it, else by reciprocal ranks) [dense]",
