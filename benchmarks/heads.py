@@ -1,6 +1,6 @@
 """What heads for lexical weights and multi-vectors bring: trained on bge-small, judged in and out of domain.
 
-    python benchmarks/heads.py train --work DIR [--languages en zh] [--seeds 0 1 2]
+    python benchmarks/heads.py train --work DIR [--languages en zh] [--seeds 0 1 2] [--steps 1000]
     python benchmarks/heads.py judge --work DIR [--languages en zh] [--seeds 0 1 2]
     python benchmarks/heads.py table --work DIR
 
@@ -38,9 +38,9 @@ DOCUMENT, QUERY = 256, 64
 MODES = ("dense", "lexical", "multi-vector", "BM25", "dense + BM25", "dense + lexical", "all")
 COMMON = (
     "--unified-finetuning", "true", "--fix-encoder", "true", "--query-instruction", "", "--query-max-length", "64",
-    "--passage-max-length", "128", "--train-group-size", "2", "--same-dataset-within-batch", "true", "--bf16", "true",
-    "--learning-rate", "1e-3", "--warmup-ratio", "0.1", "--batch-size", "32", "--max-steps", "100",
-    "--save-strategy", "no", "--logging-steps", "10", "--report-to", "none", "--no-progress",
+    "--passage-max-length", "128", "--train-group-size", "2", "--same-dataset-within-batch", "true",
+    "--learning-rate", "1e-3", "--warmup-ratio", "0.1", "--batch-size", "32",
+    "--save-strategy", "no", "--logging-steps", "50", "--report-to", "none", "--no-progress",
 )  # fmt: skip
 
 
@@ -111,7 +111,16 @@ def heads_folder(work: Path, language: str, seed: int, distil: bool) -> Path:
     return work / f"{language}-{'distilled' if distil else 'plain'}-{seed}"
 
 
-def train(work: Path, language: str, seed: int, distil: bool) -> None:
+def fast_precision() -> str:
+    """bfloat16 where this CPU is fast in it."""
+    import torch
+
+    from bgekit.networks.loading import half_precision
+
+    return half_precision(torch.device("cpu"))
+
+
+def train(work: Path, language: str, seed: int, distil: bool, steps: int) -> None:
     """Train a pair of heads, if they are not there."""
     folder, given = heads_folder(work, language, seed, distil), languages(work)[language]
     if (folder / "config.json").exists():
@@ -119,9 +128,10 @@ def train(work: Path, language: str, seed: int, distil: bool) -> None:
     from bgekit.cli.main import main as bge  # In one process: starting one takes longer than training.
 
     more = ("--use-self-distill", "true") if distil else ()
+    more += ("--bf16", "true") if fast_precision() == "bfloat16" else ()
     command = (
         "finetune", "--model", str(given.model), *given.train, "--output", str(folder), "--overwrite",
-        "--seed", str(seed), "--cache-path", str(work / "rows"), *COMMON, *more,
+        "--seed", str(seed), "--max-steps", str(steps), "--cache-path", str(work / "rows"), *COMMON, *more,
     )  # fmt: skip
     print("$ bge", *command, flush=True)
     if code := bge(list(command)):
@@ -153,7 +163,7 @@ def states(work: Path, model: Path, name: str, texts: Sequence[str], role: str) 
     packed, _ = collator.encode(texts, [Prompt()] * len(texts), role)
     paths = [work / f"{model.name}-{name}-{role}-{kind}.npy" for kind in ("hidden", "dense")]
     if not all(path.exists() for path in paths):
-        encoder = load_encoder(model, card, precision="bfloat16")
+        encoder = load_encoder(model, card, precision=fast_precision())
         shapes = ((len(packed.input_ids), card.dimension), (len(texts), card.dimension))
         temporary = [path.with_suffix(".tmp") for path in paths]
         hidden, dense = (
@@ -357,13 +367,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--languages", nargs="+", default=["en", "zh"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=1000)
     given = parser.parse_args()
     if given.command == "table":
         return table(given.work)
     for seed, distil in runs(given.seeds):
         for language in given.languages:
             if given.command == "train":
-                train(given.work, language, seed, distil)
+                train(given.work, language, seed, distil, given.steps)
     if given.command == "judge":
         for language in given.languages:
             for name in languages(given.work)[language].sets:

@@ -144,24 +144,25 @@ def run_flat(args: argparse.Namespace) -> None:
                 texts.write("\n")
         command = [sys.executable, "-m", "bgekit", "encode", file, "-o", out, "--model", args.model, "--no-progress"]
         process = subprocess.Popen(list(map(str, command)))
-        watched, marks = psutil.Process(process.pid), list[tuple[float, int, float]]()
+        watched, marks = psutil.Process(process.pid), list[tuple[float, int, float, float]]()
         while process.poll() is None:
             time.sleep(1.0)
             try:
-                memory = watched.memory_info().rss / 1e6
+                memory, used = watched.memory_info().rss / 1e6, sum(watched.cpu_times()[:2])
             except psutil.NoSuchProcess:
                 break
-            marks.append((time.time(), len(list(out.glob("*.npy"))) if out.exists() else 0, memory))
+            marks.append((time.time(), len(list(out.glob("*.npy"))) if out.exists() else 0, memory, used))
         manifest = json.loads((out / "manifest.json").read_bytes())
         tokens, step = [shard["tokens"] for shard in manifest["shards"]], max(1, len(manifest["shards"]) // 10)
         for first in range(0, len(tokens) - step + 1, step):
             during = [mark for mark in marks if first < mark[1] <= first + step]
             if len(during) > 1:
-                seconds = during[-1][0] - during[0][0]
-                rate = sum(tokens[during[0][1] : during[-1][1]]) / seconds
+                seconds, used = during[-1][0] - during[0][0], during[-1][3] - during[0][3]
+                encoded = sum(tokens[during[0][1] : during[-1][1]])
+                # The rate by CPU time says the same where other programs take part of the machine.
                 print(
-                    f"texts {first * 1024:,} to {(first + step) * 1024:,}: {rate:,.0f} tokens/s, "
-                    f"{max(mark[2] for mark in during):,.0f} MB", flush=True,
+                    f"texts {first * 1024:,} to {(first + step) * 1024:,}: {encoded / seconds:,.0f} tokens/s, "
+                    f"{encoded / used:,.0f} a second of CPU, {max(mark[2] for mark in during):,.0f} MB", flush=True,
                 )  # fmt: skip
 
 

@@ -328,6 +328,20 @@ def test_half_precision_on_a_cpu_is_what_it_computes_fast(
     assert choose_precision(CPU, dtype=None, use_fp16=False) == "float32"
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_who_asks_for_bfloat16_is_told_where_it_is_slow(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fast: bool
+) -> None:
+    monkeypatch.setattr(loading, "cpu_has_fast_bfloat16", lambda: fast)
+    assert choose_precision(CPU, dtype="bf16", use_fp16=True) == "bfloat16"
+    assert choose_precision(CPU, dtype=None, use_fp16=True, use_bf16=True) == "bfloat16"
+    told = [record.getMessage() for record in caplog.records]
+    assert [("no instructions for bfloat16" in line and "use_fp16=True" in line) for line in told] == [True] * (
+        0 if fast else 2
+    )
+    assert loading.slow_bfloat16(CUDA) == ""
+
+
 def test_half_precision_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert half_precision(CUDA, "bert") == "float16"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)

@@ -168,7 +168,7 @@ class FusedEncoder:
         if dtype not in (torch.float32, torch.bfloat16, "int8"):
             raise ArgumentError(f"dtype {dtype} is not supported: torch.float32, torch.bfloat16 or 'int8'")
         if dtype == "int8" and not has_fast_int8():
-            raise ArgumentError("dtype='int8' needs a CPU with VNNI: use dtype='bfloat16' or 'float32'")
+            raise ArgumentError("dtype='int8' needs a CPU with VNNI: leave dtype out, and what is fast here is taken")
         source: Any = model
         config, embeddings = source.config, source.embeddings
         self.kernels = kernels()

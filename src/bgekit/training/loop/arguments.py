@@ -12,6 +12,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from ...errors import ArgumentError, require_extra
+from ...networks.loading import slow_bfloat16
 from .options import EmbedderOptions, RerankerOptions, TrainerOptions, plain
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,8 @@ class TrainerArguments(TrainerOptions, TrainingArguments):
         own: Any = self
         if own.fp16 and own.device.type == "cpu":
             raise ArgumentError("--fp16 needs a GPU; --bf16 works on a CPU, too")
+        if own.bf16 and (remark := slow_bfloat16(own.device)):
+            logger.warning("--bf16: %s", remark)
         known = get_available_reporting_integrations()
         if missing := [name for name in own.report_to if name in INTEGRATION_TO_CALLBACK and name not in known]:
             remedy = f": pip install {missing[0]}" if missing[0] in _TRACKERS else ""
