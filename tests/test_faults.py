@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from bgekit import FlagModel
 from bgekit.errors import ArgumentError, CheckpointError, NumericalError, TextTypeError, WorkerError
+from precisions import BFLOAT16
 
 Texts = Callable[..., list[str]]
 Make = Callable[..., Path]
@@ -189,7 +190,7 @@ def test_contradictions_are_refused(model: FlagModel) -> None:
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", BFLOAT16])
 def test_damaged_weights_are_an_error_that_names_the_text(tiny_bert: Path, tmp_path: Path, precision: str) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_bert, folder)

@@ -14,6 +14,7 @@ import pytest
 
 from bgekit.cli.main import main
 from bgekit.inference.shards import load_shards
+from precisions import BFLOAT16
 
 BGE = [sys.executable, "-m", "bgekit", "encode"]
 POSIX = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
@@ -253,7 +254,7 @@ def wide_model(make_model):
     return make_model("bert", name="wide", hidden_size=384, num_attention_heads=12, intermediate_size=1536)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", BFLOAT16])
 def test_a_short_rest_has_the_same_bytes_when_it_is_encoded_alone(wide_model, texts, precision):
     """A whole run computes the last shard behind others, a resumed run perhaps by itself."""
     from bgekit import FlagModel

@@ -23,6 +23,7 @@ from transformers import AutoModel, BertTokenizer
 from bgekit import FlagModel, FlagReranker
 from bgekit.errors import ArgumentError, CardError, NumericalError, TextTypeError
 from bgekit.inference.engine import Engine
+from precisions import needs_bfloat16
 
 Texts = Callable[..., list[str]]
 WORDS = "the cat dog river mountain is of a large small red house and tree by walk".split()
@@ -194,6 +195,7 @@ def test_a_vector_does_not_depend_on_its_company(model: FlagModel, texts: Texts)
     assert np.abs(small_batches - together).max() < 1e-6
 
 
+@needs_bfloat16
 def test_half_precision_stays_close_whatever_the_company(tiny_bert: Path, texts: Texts) -> None:
     half = FlagModel(tiny_bert, dtype="bfloat16", devices="cpu")
     some = texts(200)

@@ -19,6 +19,7 @@ from bgekit.inference.tokenization import TextRequest, TextTokenizer
 from bgekit.models.card import Prompt
 from bgekit.models.card_reading import read_card
 from bgekit.networks.packing import Packed
+from precisions import BFLOAT16
 
 Texts = Callable[..., list[str]]
 PLAIN = TextRequest(Prompt(), 64)
@@ -72,14 +73,14 @@ def test_no_blocks_and_single_texts(engine: Engine) -> None:
     assert [len(result.vectors) for result in results] == [1, 2, 1]
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", BFLOAT16])
 def test_the_bytes_of_a_block_are_its_own(tiny_bert: Path, precision: str, texts: Texts) -> None:
     """Shards that are encoded after a restart must be those of an uninterrupted run."""
     engine = make_engine(tiny_bert, precision)
     check_own_bytes(engine, texts, 64)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", BFLOAT16])
 def test_the_bytes_of_a_block_are_its_own_in_a_real_model(bge_small_en: Path, precision: str, texts: Texts) -> None:
     check_own_bytes(make_engine(bge_small_en, precision), texts, 512)
 

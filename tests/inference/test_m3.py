@@ -25,6 +25,7 @@ from bgekit.models import read_card
 from bgekit.networks import TokenHeads
 from bgekit.networks.heads import write_heads
 from m3_models import make_m3
+from precisions import BFLOAT16
 
 ALL = {"return_dense": True, "return_sparse": True, "return_colbert_vecs": True}
 MODES = ("colbert", "sparse", "dense", "sparse+dense", "colbert+sparse+dense")
@@ -315,10 +316,8 @@ def with_heads(bge_small_en, tmp_path_factory) -> Path:
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", BFLOAT16])
 def test_all_outputs_depend_on_the_text_alone(with_heads, shared_path, dtype):
-    if dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        pytest.skip("needs bfloat16 in oneDNN")
     texts = [text[:1500] for text in real_texts(shared_path, 60)[::2]]
     model = BGEM3FlagModel(with_heads, dtype=dtype, devices="cpu")
     whole = model.encode(texts, **ALL)

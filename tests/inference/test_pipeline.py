@@ -23,6 +23,7 @@ from bgekit.display import terminal
 from bgekit.display.terminal import Progress
 from bgekit.errors import ArgumentError, NumericalError, TextTypeError
 from bgekit.inference.pipeline import Embeddings, Encoded, Origin, Pipeline
+from precisions import needs_bfloat16
 
 TEXTS = st.lists(st.sampled_from(["a", "b", "c", "d", "\ud800", "\ufffd"]), max_size=40)
 
@@ -335,6 +336,7 @@ def test_arithmetic_is_that_of_arrays(vectors: Embeddings) -> None:
     assert bool((vectors == plain).all())
 
 
+@needs_bfloat16
 def test_vectors_of_a_model_have_its_fingerprint_and_do_not_keep_it_alive(tiny_bert: Path) -> None:
     model = FlagModel(tiny_bert, devices="cpu", dtype="float32")
     found = model.encode(["a cat", "a dog"])

@@ -22,6 +22,7 @@ from bgekit.inference.tokenization import token_windows
 from bgekit.networks.encoder import FusedBackbone, PackedBackbone
 from bgekit.networks.loading import cpu_has_fast_bfloat16
 from bgekit.search.index import PairScorer
+from precisions import needs_bfloat16
 
 KINDS = ["bert", "roberta", "xlm-roberta", "modernbert", "distilbert", "mpnet"]
 
@@ -49,6 +50,7 @@ def test_equal_to_transformers(make_reranker, plain_logits, pairs, kind):
     np.testing.assert_allclose(reranker.compute_score(pairs, batch_size=1), expected, atol=1e-5)
 
 
+@needs_bfloat16
 @pytest.mark.parametrize("kind", ["bert", "xlm-roberta", "modernbert"])
 def test_half_precision_is_near(make_reranker, plain_logits, pairs, kind):
     folder = make_reranker(kind)
@@ -341,6 +343,7 @@ def test_infinite_scores_are_an_error(make_reranker, pairs):
         broken.compute_score(pairs)
 
 
+@needs_bfloat16
 def test_fingerprint_says_what_decides_a_score(tiny_reranker, make_reranker, reranker):
     assert FlagReranker(tiny_reranker).fingerprint == reranker.fingerprint
     others = [

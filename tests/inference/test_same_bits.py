@@ -23,17 +23,10 @@ from bgekit.data import read_records
 from bgekit.inference import encode_to_shards, load_shards
 from bgekit.networks import cpu_inference
 from bgekit.networks.cpu_inference import KERNELS
-from bgekit.networks.cpu_products import has_fast_int8
+from precisions import BFLOAT16, INT8
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
-FORMATS = (
-    "float32",
-    pytest.param(
-        "bfloat16",
-        marks=pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="needs bfloat16 in oneDNN"),
-    ),
-    pytest.param("int8", marks=pytest.mark.skipif(not has_fast_int8(), reason="needs a CPU with VNNI")),
-)
+FORMATS = ("float32", BFLOAT16, INT8)
 Shared = Callable[..., Path]
 
 

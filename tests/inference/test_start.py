@@ -18,19 +18,14 @@ from bgekit.inference import tokenization
 from bgekit.inference.stored_tokenizer import StoredTokenizer, stored_tokenizer
 from bgekit.inference.tokenization import backend_of, load_tokenizer, open_tokenizer
 from bgekit.networks import cross_encoder, encoder
-from bgekit.networks.cpu_inference import has_fast_int8
 from conftest import WORDS
+from precisions import AVAILABLE
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 WEIGHTS = "model.safetensors"
 HEAVY = ("transformers", "scipy", "torch._dynamo", "sklearn", "pandas", "sympy", "huggingface_hub", "jinja2")
 TEXTS = ["The cat, the dog.", "vector search " * 200, "x", "中文 模型 [PAD] [MASK] and  spaces ", "Élan VITAL <mask>"]
 PAIRS = [("cat", "the river"), ("what is a vector?", "a bird by the river " * 40), ("[PAD]", "中文")]
-PRECISIONS = ["float32"]
-if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-    PRECISIONS.append("bfloat16")
-if has_fast_int8():
-    PRECISIONS.append("int8")
 
 
 def through_transformers(patch):
@@ -53,7 +48,7 @@ def both_ways(monkeypatch):
     return call
 
 
-def check_vectors(folder, both_ways, precisions=PRECISIONS):
+def check_vectors(folder, both_ways, precisions=AVAILABLE):
     for precision in precisions:
         models = both_ways(lambda: FlagModel(folder, dtype=precision, devices="cpu"))  # noqa: B023
         direct, published = models
@@ -157,7 +152,7 @@ def test_other_activations(changed, both_ways, act):
 @pytest.mark.parametrize("labels", [1, 2])
 def test_scores_of_rerankers(make_reranker, both_ways, kind, labels):
     folder = make_reranker(kind, labels=labels)
-    for precision in PRECISIONS:
+    for precision in AVAILABLE:
         direct, published = both_ways(lambda: FlagReranker(folder, dtype=precision, devices="cpu"))  # noqa: B023
         assert direct._engine.network.backbone.folder is not None
         assert published._engine.network.backbone.folder is None
@@ -439,7 +434,7 @@ def test_garbage_collection_is_on_again_after_an_import():
 
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux")
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", AVAILABLE)
 def test_workers_share_weights_and_give_the_same_vectors(tiny_bert, texts, precision):
     many = texts(2300, longest=8)
     plain = FlagModel(tiny_bert, dtype=precision, devices="cpu")

@@ -33,6 +33,7 @@ from bgekit.models.checkpoint_files import (
     weight_files,
 )
 from bgekit.models.hub import resolve
+from precisions import needs_bfloat16
 
 
 @pytest.fixture
@@ -304,6 +305,7 @@ def test_a_file_that_vanishes_while_it_is_hashed_gives_no_fingerprint(
         fingerprint(copy)
 
 
+@needs_bfloat16
 def test_fingerprints_of_models_know_how_they_compute(copy: Path) -> None:
     variants = [
         FlagModel(copy, devices="cpu", use_fp16=False),

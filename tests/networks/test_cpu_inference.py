@@ -19,14 +19,11 @@ from bgekit.errors import ArgumentError
 from bgekit.networks import cpu_attention, cpu_inference
 from bgekit.networks.cpu_attention import OwnAttention, attend
 from bgekit.networks.cpu_inference import KERNELS, FusedEncoder, can_fuse
-from bgekit.networks.cpu_products import FEW, Int8Linear, has_fast_int8
+from bgekit.networks.cpu_products import FEW, Int8Linear
+from precisions import INT8, needs_bfloat16, needs_int8
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
-INT8 = pytest.param("int8", marks=pytest.mark.skipif(not has_fast_int8(), reason="needs a CPU with VNNI"))
-BF16 = pytest.param(
-    torch.bfloat16,
-    marks=pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="needs bfloat16 in oneDNN"),
-)
+BF16 = pytest.param(torch.bfloat16, marks=needs_bfloat16)
 FP32 = torch.float32
 #: Least cosine of a token's vector to plain transformers in float32, with weights drawn at random. Real models are
 #: held to 0.999 in bfloat16 (docs/performance.md); their int8 vectors have 0.9989.
@@ -195,7 +192,7 @@ def test_not_a_number_is_not_hidden(part: str, dtype: Any, kind_of_cpu: str) -> 
 # --- 8 bits
 
 
-@pytest.mark.skipif(not has_fast_int8(), reason="needs a CPU with VNNI")
+@needs_int8
 def test_a_linear_layer_in_8_bits() -> None:
     torch.manual_seed(3)
     weight, bias, x = torch.randn(48, 64), torch.randn(48), torch.randn(100, 64)
@@ -327,3 +324,9 @@ def test_kernels_follow_what_onednn_may_use(limit: str, kind: str, monkeypatch: 
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     assert cpu_inference.kernels() is KERNELS[kind]
+
+
+def test_bfloat16_is_refused_where_the_cpu_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_inference, "has_bfloat16", lambda: False)
+    with pytest.raises(ArgumentError, match="cannot compute in bfloat16: leave dtype out"):
+        FusedEncoder(make(), torch.bfloat16)

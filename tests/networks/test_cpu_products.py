@@ -10,12 +10,10 @@ import torch
 
 from bgekit.networks.arithmetic import arithmetic_of
 from bgekit.networks.cpu_products import FEW, MANY, Linear, RowCheck, row_check, threads_of
+from precisions import needs_bfloat16
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
-BF16 = pytest.param(
-    torch.bfloat16,
-    marks=pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="needs bfloat16 in oneDNN"),
-)
+BF16 = pytest.param(torch.bfloat16, marks=needs_bfloat16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])

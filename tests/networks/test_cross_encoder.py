@@ -19,6 +19,7 @@ from bgekit.networks.cross_encoder import load_cross_encoder, load_trainable
 from bgekit.networks.encoder import padded_inputs
 from bgekit.networks.packing import Packed
 from bgekit.networks.saving import write_reranker
+from precisions import needs_bfloat16
 
 IDS = [[2, 10, 11, 3, 20, 3], [2, 12, 3, 21, 22, 23, 24, 3], [2, 13, 14, 15, 3, 25, 3]]
 TYPES = [[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1, 1]]
@@ -98,6 +99,7 @@ def test_padded_batches_have_types_too():
     assert "token_type_ids" not in padded_inputs(batch("modernbert"), 0)
 
 
+@needs_bfloat16
 @pytest.mark.parametrize("kind", ["bert", "modernbert"])
 def test_the_head_stays_precise(make_reranker, kind):
     network = load_cross_encoder(make_reranker(kind), precision="bfloat16")

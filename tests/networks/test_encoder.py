@@ -29,6 +29,7 @@ from bgekit.networks.encoder import (
     load_transformer,
 )
 from bgekit.networks.packing import Packed
+from precisions import needs_bfloat16
 
 Make = Callable[..., Path]
 
@@ -162,6 +163,7 @@ def test_which_backbone_an_architecture_gets(make_model: Make) -> None:
         assert type(load_encoder(folder, read_card(folder)).backbone) is backbone
 
 
+@needs_bfloat16
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "modernbert", "mpnet"])
 def test_bfloat16_stays_near_float32(make_model: Make, kind: str) -> None:
     folder = make_model(kind, pooling="mean")

@@ -333,6 +333,7 @@ def test_who_asks_for_bfloat16_is_told_where_it_is_slow(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fast: bool
 ) -> None:
     monkeypatch.setattr(loading, "cpu_has_fast_bfloat16", lambda: fast)
+    monkeypatch.setattr(loading, "has_bfloat16", lambda: True)
     assert choose_precision(CPU, dtype="bf16", use_fp16=True) == "bfloat16"
     assert choose_precision(CPU, dtype=None, use_fp16=True, use_bf16=True) == "bfloat16"
     told = [record.getMessage() for record in caplog.records]
@@ -340,6 +341,15 @@ def test_who_asks_for_bfloat16_is_told_where_it_is_slow(
         0 if fast else 2
     )
     assert loading.slow_bfloat16(CUDA) == ""
+
+
+def test_a_wish_for_bfloat16_is_float32_where_the_cpu_lacks_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loading, "has_bfloat16", lambda: False)
+    assert choose_precision(CPU, dtype=None, use_fp16=True, use_bf16=True) == "float32"
+    assert "cannot compute in bfloat16: float32 is taken" in caplog.text
+    assert choose_precision(CUDA, dtype=None, use_fp16=True, use_bf16=True) == "bfloat16"
 
 
 def test_half_precision_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

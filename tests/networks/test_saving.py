@@ -17,6 +17,7 @@ from bgekit.errors import ArgumentError, CardError, CheckpointError, OutputError
 from bgekit.files import atomic
 from bgekit.models.card import Prompt
 from bgekit.networks import saving
+from precisions import BFLOAT16, INT8
 
 EXPECTED = {
     "1_Pooling/config.json", "README.md", "config.json", "config_sentence_transformers.json", "model.safetensors",
@@ -295,7 +296,7 @@ def test_saving_again_changes_nothing(saved, tmp_path):
 # --- the self-test ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", BFLOAT16, INT8])
 @pytest.mark.parametrize("truncate_dim", [None, 8])
 def test_selftest_is_computed_in_float32(make_model, tmp_path, dtype, truncate_dim):
     source = make_model(pooling="mean", seed=3)

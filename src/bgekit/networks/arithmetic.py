@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .cpu_inference import Norm, kernels
-from .cpu_products import ACTIVATIONS, FEW, MANY, Int8Linear, Linear, has_fast_int8, threads_of
+from .cpu_products import ACTIVATIONS, FEW, MANY, Int8Linear, Linear, has_bfloat16, has_fast_int8, threads_of
 
 #: Columns of x and of the result of each product, and what follows it.
 _PRODUCTS: Final = ((384, 384, "gelu"), (1536, 384, None), (768, 768, None))
@@ -61,7 +61,7 @@ def _results(precision: str) -> list[Tensor]:
     if not torch.backends.mkldnn.is_available():
         x = _numbers(16, 384)
         return [x @ _numbers(384, 384), ACTIVATIONS["gelu"][2](x), x.softmax(-1)]
-    bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    bf16 = has_bfloat16()
     dtype = torch.bfloat16 if precision in ("bfloat16", "int8") and bf16 else torch.float32
     results = []
     for inputs, outputs, activation in _PRODUCTS:

@@ -28,7 +28,7 @@ from torch.nn.functional import embedding, layer_norm, pad
 
 from ..errors import ArgumentError
 from .cpu_attention import Attention, OwnAttention, ShortAttention, TorchAttention
-from .cpu_products import ACTIVATIONS, FEW, MANY, Int8Linear, Linear, Product, has_fast_int8, round_up
+from .cpu_products import ACTIVATIONS, FEW, MANY, Int8Linear, Linear, Product, has_bfloat16, has_fast_int8, round_up
 from .packing import roberta_positions
 from .stored_bert import StoredBert, StoredLinear
 
@@ -169,12 +169,14 @@ class FusedEncoder:
             raise ArgumentError(f"dtype {dtype} is not supported: torch.float32, torch.bfloat16 or 'int8'")
         if dtype == "int8" and not has_fast_int8():
             raise ArgumentError("dtype='int8' needs a CPU with VNNI: leave dtype out, and what is fast here is taken")
+        if dtype == torch.bfloat16 and not has_bfloat16():
+            raise ArgumentError("this CPU cannot compute in bfloat16: leave dtype out, or use dtype='float32'")
         source: Any = model
         config, embeddings = source.config, source.embeddings
         self.kernels = kernels()
         self.heads: int = config.num_attention_heads
         self._layer = Int8Linear if dtype == "int8" else Linear
-        half = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+        half = torch.bfloat16 if has_bfloat16() else torch.float32
         #: What attention computes in, and what goes from layer to layer.
         self.dtype: torch.dtype = dtype if isinstance(dtype, torch.dtype) else half
         self.attention = self.kernels.attention_in(self.dtype)

@@ -324,6 +324,12 @@ _BLOCK: Final = 256
 _WHOLE: Final = 1.5 * (1 << 23)
 
 
+def has_bfloat16() -> bool:
+    """Whether oneDNN multiplies bfloat16 matrices on this CPU at all, fast or not: not with AVX2 alone."""
+    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return supported
+
+
 def has_fast_int8() -> bool:
     """Whether this CPU multiplies 8-bit integers faster than anything else, without saturating between steps."""
     return torch.cpu._is_vnni_supported()

@@ -30,6 +30,7 @@ from ..models.checkpoint_files import (
     weight_names,
     wrapper_prefix,
 )
+from .cpu_products import has_bfloat16
 from .packing import register
 
 if TYPE_CHECKING:
@@ -409,12 +410,15 @@ def choose_precision(
 ) -> str:  # fmt: skip
     """The format to compute in: `dtype`, else bfloat16 if `use_bf16`, else the fastest 16-bit one if `use_fp16`.
 
-    float32 where none of them is asked for.
+    float32 where none of them is asked for, and for `use_bf16` on a CPU that cannot compute in bfloat16.
 
     Raises:
         ArgumentError: `dtype` is no known format, or the device cannot compute in it.
     """
     if dtype is None and use_bf16:
+        if device.type == "cpu" and not has_bfloat16():
+            logger.warning("this CPU cannot compute in bfloat16: float32 is taken in place of it")
+            return "float32"
         dtype = "bfloat16"
     if dtype is None:
         return half_precision(device, model_type) if use_fp16 else "float32"

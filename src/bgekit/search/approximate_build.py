@@ -331,7 +331,9 @@ def nearest_centres(vectors: Floats, centres: Floats) -> Rows:
     """The number of the centre with the highest dot product for each vector, [n] int64."""
     import torch
 
-    half = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    from ..networks.cpu_products import has_bfloat16
+
+    half = has_bfloat16()
     columns = torch.from_numpy(centres).T
     columns = columns.bfloat16().contiguous() if half else columns.contiguous()
     own = np.empty(len(vectors), dtype=np.int64)

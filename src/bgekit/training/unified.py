@@ -18,6 +18,7 @@ from ..evaluation.tasks.retrieval import RetrievalTask
 from ..inference.embedder import FlagModel
 from ..inference.tokenization import special_ids
 from ..models.head_files import OUTPUTS, Output, head_paths, stored_heads
+from ..networks.cpu_products import has_bfloat16
 from ..networks.encoder import TrainableEncoder
 from ..networks.heads import TokenHeads
 from ..networks.unified import UnifiedEncoder, unified_encoder
@@ -50,7 +51,7 @@ def network_with_heads(network: TrainableEncoder, folder: Path, args: EmbedderAr
     others = [output for output in stored_heads(folder) if output not in args.heads]
     made = unified_encoder(network, folder, outputs_of(args), width, kept=others if args.fix_encoder else ())
     if args.fix_encoder:
-        made.fix_for_good(args.device, "bfloat16" if args.bf16 else "float32")
+        made.fix_for_good(args.device, "bfloat16" if args.bf16 and has_bfloat16() else "float32")
     else:
         warn_of_lost_heads(others)
     return made
