@@ -291,6 +291,10 @@ def test_cohere_shapes(ask, model):
         ({"texts": None}, 400, "empty"), ({"images": ["x"]}, 422, "texts"),
     ):  # fmt: skip
         assert said in ask("/v2/embed", {**body, **wrong}, status)["message"]
+    kept = {"model": "tiny", "texts": ["dog " * 90 + "cat"], "truncate": "START", "max_tokens": 10**6}
+    np.testing.assert_array_equal(
+        ask("/v2/embed", kept)["embeddings"]["float"], np.asarray(model.encode(["dog " * 61 + "cat"]))
+    )
 
 
 def test_a_long_answer_is_that_of_its_texts(ask, model):

@@ -608,7 +608,7 @@ class Served:
 
         def tokenize() -> Tokens:
             tokenizer = loaded.text_tokenizer(prompt)
-            length, left = max_length or card.max_length, side == "left"
+            length, left = min(max_length or card.max_length, card.max_length), side == "left"
             if isinstance(texts[0], str):
                 valid = [repair(text)[0] for text in texts]  # type: ignore[arg-type]
                 whole = length >= card.max_length and not left
