@@ -211,13 +211,17 @@ class Connection:
         return int(lines[0].split()[1]), body, headers
 
 
+async def opened(port: int) -> Connection:
+    return Connection(*await asyncio.open_connection("127.0.0.1", port, limit=2**26))
+
+
 @contextlib.asynccontextmanager
 async def connected(port: int) -> AsyncIterator[Connection]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**26)
+    connection = await opened(port)
     try:
-        yield Connection(reader, writer)
+        yield connection
     finally:
-        writer.close()
+        connection.writer.close()
 
 
 async def _one(port: int, request: bytes) -> tuple[int, bytes, dict[str, str]]:
@@ -308,16 +312,17 @@ async def open_loop(
 
     async def ask(place: int, due: float) -> None:
         request, tokens = requests[place % len(requests)]
-        try:
-            if free:
-                connection = free.pop()
-            else:
-                reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**26)
-                connection = Connection(reader, writer)
-            status, body, headers = await connection.ask(request)
-        except (OSError, asyncio.IncompleteReadError):
-            load.took(0, 0.0)
-            return
+        while True:
+            kept = free.pop() if free else None
+            try:
+                connection = kept or await opened(port)
+                status, body, headers = await connection.ask(request)
+                break
+            except (OSError, asyncio.IncompleteReadError):
+                if kept is None:
+                    load.took(0, 0.0)
+                    return
+                kept.writer.close()  # The server had closed it, as some do after seconds: another one.
         load.took(status, time.perf_counter() - due, tokens)
         if status == 200 and check is not None and not check(place % len(requests), body):
             load.wrong += 1
@@ -584,7 +589,7 @@ def wrk(running: Running, requests: Sequence[bytes], connections: int, seconds: 
         cpu, spent = running.cpu() - cpu, time.perf_counter() - begin
     found = {
         name: float(value) * _UNITS[unit]
-        for name, value, unit in re.findall(r"^\s+(50|99)%\s+([\d.]+)([a-z]+)$", said, re.MULTILINE)
+        for name, value, unit in re.findall(r"^\s+(50|99)%\s+([\d.]+)([a-z]+) *$", said, re.MULTILINE)
     }
     others, broken = re.search(r"Non-2xx or 3xx responses: (\d+)", said), re.search(r"Socket errors: (.*)", said)
     return {
