@@ -66,6 +66,8 @@ _TURN, _PAUSE = 25, 0.05
 _AGAIN = 0.1
 #: Seconds between looks at memory, and after which it counts as settled.
 _LOOK, _SETTLED = 10.0, 300.0
+#: Values of a list that is shown.
+_FEW = 10
 #: Passages of a query that a reranker reads, and queries.
 PASSAGES, RERANKED = 100, 20
 #: Layers, hidden size, heads and inner size of the random reranker: those of ms-marco-MiniLM-L6.
@@ -814,29 +816,35 @@ def run(args: argparse.Namespace) -> None:
             facts = SCENARIOS[scenario](peer, args, material)
             results["scenarios"].setdefault(scenario, {})[peer] = facts
             Path(args.out).write_text(json.dumps(results, indent=1) + "\n")
-            shown = {key: value for key, value in facts.items() if not (isinstance(value, list) and len(value) > 10)}
+            shown = {key: value for key, value in facts.items() if not (isinstance(value, list) and len(value) > _FEW)}
             print(f"{scenario}, {peer}: {json.dumps(shown)}", flush=True)
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results as markdown."""
+    """The results as markdown: of each scenario a row for each fact, a column for each server."""
     lines = [f"{results['model']}, {results['cpu']}", ""]
-    for scenario, peers in results["scenarios"].items():
-        columns = dict.fromkeys(
-            key for facts in peers.values() for key, value in facts.items() if isinstance(value, int | float | str)
-        )
-        lines += [f"**{scenario}**", "", f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    for scenario, facts in results["scenarios"].items():
+        peers = {peer: _flat(each) for peer, each in facts.items()}
+        lines += [f"**{scenario}**", "", f"| | {' | '.join(peers)} |", "|---|" + "--:|" * len(peers)]
         lines += [
-            f"| {peer} | {' | '.join(str(facts.get(column, '')) for column in columns)} |"
-            for peer, facts in peers.items()
+            f"| {row} | {' | '.join(str(each.get(row, '')) for each in peers.values())} |"
+            for row in dict.fromkeys(row for each in peers.values() for row in each)
         ]
-        for peer, facts in peers.items():
-            lines += [
-                f"| {peer}, {key} | {', '.join(f'{name} {each}' for name, each in value.items())} |"
-                for key, value in facts.items() if isinstance(value, dict)
-            ]  # fmt: skip
         lines.append("")
     return "\n".join(lines)
+
+
+def _flat(facts: dict[str, Any]) -> dict[str, Any]:
+    """Facts by their names, those within others with these in front; long lists are left out."""
+    found: dict[str, Any] = {}
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            found |= {f"{key}: {name}": each for name, each in _flat(value).items()}
+        elif isinstance(value, list):
+            found |= {key: ", ".join(map(str, value))} if len(value) <= _FEW else {}
+        else:
+            found[key] = value
+    return found
 
 
 def main() -> None:
