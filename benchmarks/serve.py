@@ -6,17 +6,20 @@
 
 Scenarios, each with a fresh server, one at a time:
 
-- start: from the start of the process until the first vector.
+- start: from the start of the process until the first right vector, --rounds times.
 - alone: one query after the other over one connection, against `FlagModel.encode` of the same queries in a process of
   the same settings, by turns of 25.
 - saturation: 16 clients with 32 texts each, one request after the other; against `FlagModel.encode` of the same texts,
   by turns in slices of some seconds. Tokens are counted once, by the model's tokenizer.
-- tool: saturation again, with the closed loop of wrk (Debian), which takes little CPU time.
+- tool: saturation again, and one query after the other over one connection, with the closed loop of wrk (Debian),
+  which takes little CPU time.
 - mixed: queries that come at random (a Poisson process, 20 a second unless told), alone and with 4 clients of 32 texts.
   What counts is from the time a query was due, whether or not the ones before it were answered.
-- overload: requests of 32 texts at 4 times the rate that saturation reached; every vector is compared.
-- rerank: a query with 100 passages, one request after the other.
-- soak: --minutes of queries and texts at 80 % of the saturated rate; resident memory is read every ten seconds.
+- overload: requests of 32 texts at 4 times the rate that 4 clients reach just before; every vector is compared.
+- rerank: queries with 100 passages each, one request after the other; against `FlagReranker.compute_score` by turns.
+  Without --reranker, of a cross-encoder of MiniLM's shape with random weights: it takes as long as a real one.
+- soak: --minutes of requests of 32 texts and of one query, by turns, at --load (0.8) of the tokens a second that 4
+  clients reach just before; every vector is compared, and resident memory is read every ten seconds.
 - profile: which share of the server's CPU time at saturation is spent outside of tokenisation and computation.
 
 The load comes from this process: asyncio, bodies made beforehand, plain HTTP/1.1 over kept connections, answers read to
@@ -30,6 +33,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import math
 import os
 import random
 import re
@@ -41,7 +45,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,9 +55,23 @@ from encode import HERE, SHARED, _cpu, environment_of, real_texts, setup
 ROOT = HERE.parent
 PEERS = ("bgekit", "infinity", "fastapi")
 CLIENTS, TEXTS = 16, 32
+#: The text whose vector ends the start of a server.
+FIRST = "a first text"
 BULK_CLIENTS, RATE = 4, 20.0
+#: Clients that show what a server can do: they keep it busy, and none of their requests waits for long.
+CAPACITY_CLIENTS = 4
 #: Queries of a turn of the scenario alone, and seconds between turns.
 _TURN, _PAUSE = 25, 0.05
+#: Seconds after which a client that was refused asks again.
+_AGAIN = 0.1
+#: Seconds between looks at memory, and after which it counts as settled.
+_LOOK, _SETTLED = 10.0, 300.0
+#: Values of a list that is shown.
+_FEW = 10
+#: Passages of a query that a reranker reads, and queries.
+PASSAGES, RERANKED = 100, 20
+#: Layers, hidden size, heads and inner size of the random reranker: those of ms-marco-MiniLM-L6.
+MINILM = (6, 384, 12, 1536)
 
 
 # Servers.
@@ -86,17 +104,17 @@ class Running:
         self.peer = peer
         self.process = subprocess.Popen([python, *command], env=environment, stdout=self.log, stderr=self.log)
 
-    def wait(self, first: bytes | None = None) -> float:
-        """Seconds until the first answer, that to a text unless another request is given."""
-        body = first or body_of(["a first text"])
+    def wait(self, first: bytes | None = None) -> tuple[float, bytes]:
+        """Seconds until the first answer, that to a text unless another request is given, and the answer."""
+        body = first or body_of([FIRST])
         while True:
             if self.process.poll() is not None:
                 self.log.seek(0)
                 raise SystemExit(f"{self.peer} has ended: {self.log.read().decode(errors='replace')[-2000:]}")
             with contextlib.suppress(OSError, RuntimeError):
-                status, _, _ = asyncio.run(_one(self.port, body))
+                status, answer, _ = asyncio.run(_one(self.port, body))
                 if status == 200:
-                    return time.perf_counter() - self.started
+                    return time.perf_counter() - self.started, answer
             time.sleep(0.02)
 
     def cpu(self) -> float:
@@ -195,13 +213,17 @@ class Connection:
         return int(lines[0].split()[1]), body, headers
 
 
+async def opened(port: int) -> Connection:
+    return Connection(*await asyncio.open_connection("127.0.0.1", port, limit=2**26))
+
+
 @contextlib.asynccontextmanager
 async def connected(port: int) -> AsyncIterator[Connection]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**26)
+    connection = await opened(port)
     try:
-        yield Connection(reader, writer)
+        yield connection
     finally:
-        writer.close()
+        connection.writer.close()
 
 
 async def _one(port: int, request: bytes) -> tuple[int, bytes, dict[str, str]]:
@@ -257,17 +279,26 @@ async def closed_loop(
     end = time.perf_counter() + seconds
 
     async def client(number: int) -> None:
-        async with connected(port) as connection:
-            turn = number * len(requests) // clients
-            while time.perf_counter() < end:
-                place = turn % len(requests)
-                request, tokens = requests[place]
-                start = time.perf_counter()
-                status, body, _ = await connection.ask(request)
-                load.took(status, time.perf_counter() - start, tokens)
-                if status == 200 and check is not None and not check(place, body):
-                    load.wrong += 1
-                turn += 1
+        turn = number * len(requests) // clients
+        while time.perf_counter() < end:
+            try:
+                async with connected(port) as connection:
+                    while time.perf_counter() < end:
+                        await asked(connection, turn % len(requests))
+                        turn += 1
+            except (OSError, asyncio.IncompleteReadError):  # The server has closed the connection: another one.
+                load.took(0, 0.0)
+                await asyncio.sleep(_AGAIN)
+
+    async def asked(connection: Connection, place: int) -> None:
+        request, tokens = requests[place]
+        start = time.perf_counter()
+        status, body, _ = await connection.ask(request)
+        load.took(status, time.perf_counter() - start, tokens)
+        if status != 200:
+            await asyncio.sleep(_AGAIN)
+        elif check is not None and not check(place, body):
+            load.wrong += 1
 
     await asyncio.gather(*(client(number) for number in range(clients)))
 
@@ -283,16 +314,17 @@ async def open_loop(
 
     async def ask(place: int, due: float) -> None:
         request, tokens = requests[place % len(requests)]
-        try:
-            if free:
-                connection = free.pop()
-            else:
-                reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**26)
-                connection = Connection(reader, writer)
-            status, body, headers = await connection.ask(request)
-        except (OSError, asyncio.IncompleteReadError):
-            load.took(0, 0.0)
-            return
+        while True:
+            kept = free.pop() if free else None
+            try:
+                connection = kept or await opened(port)
+                status, body, headers = await connection.ask(request)
+                break
+            except (OSError, asyncio.IncompleteReadError):
+                if kept is None:
+                    load.took(0, 0.0)
+                    return
+                kept.writer.close()  # The server had closed it, as some do after seconds: another one.
         load.took(status, time.perf_counter() - due, tokens)
         if status == 200 and check is not None and not check(place % len(requests), body):
             load.wrong += 1
@@ -307,6 +339,28 @@ async def open_loop(
     await asyncio.gather(*tasks)
     for connection in free:
         connection.writer.close()
+
+
+async def remembered(running: Running, work: Awaitable[None], load: Load, every: float) -> list[tuple[int, float]]:
+    """Do some work; seconds and MiB of the server meanwhile, which are told every minute."""
+    memory: list[tuple[int, float]] = []
+    begin = time.perf_counter()
+
+    async def watch() -> None:
+        told = 0
+        while True:
+            seconds = time.perf_counter() - begin
+            memory.append((round(seconds), round(running.resident(), 1)))
+            if seconds >= 60 * (told + 1):
+                told = int(seconds / 60)
+                print(f"minute {told}: {memory[-1][1]} MiB, {load.statuses}, {load.wrong} wrong", flush=True)
+            await asyncio.sleep(every)
+
+    watching = asyncio.create_task(watch())
+    await work
+    watching.cancel()
+    memory.append((round(time.perf_counter() - begin), round(running.resident(), 1)))
+    return memory
 
 
 @contextlib.contextmanager
@@ -343,40 +397,71 @@ class Material:
             source = words[number % len(words)]
             first = draw.randrange(len(source) - 8)
             self.queries.append(f"{' '.join(source[first : first + 8])} {number}")
+        self.single = [
+            (body_of([query]), len(ids))
+            for query, ids in zip(self.queries, backend(self.queries)["input_ids"], strict=True)
+        ]
 
-    def vectors(self) -> Any:
+    def vectors_of(self, texts: Sequence[str]) -> Any:
         """Those of `FlagModel.encode`, [n, d]."""
         import numpy as np
 
-        if not hasattr(self, "_vectors"):
-            self._vectors = np.asarray(self.model.encode(self.texts, show_progress=False))
-        return self._vectors
+        return np.asarray(self.model.encode(list(texts), show_progress=False))
 
-    def right(self, place: int, body: bytes) -> bool:
-        """Whether the vectors of an answer are those of `FlagModel.encode`."""
-        import numpy as np
+    def of_groups(self) -> list[Any]:
+        """The vectors of each request of 32 texts; they are computed before anything is due."""
+        vectors = self.vectors_of(self.texts)
+        return [vectors[rows] for rows in self.groups]
 
-        data = json.loads(body)["data"]
-        first = data[0]["embedding"]
-        rows = [
-            np.frombuffer(base64.b64decode(each["embedding"]), "<f4") if isinstance(first, str) else each["embedding"]
-            for each in data
-        ]
-        different = np.abs(np.asarray(rows, np.float32) - self.vectors()[self.groups[place]]).max(axis=1)
-        if not (right := bool(different.max() < 1e-6)):
-            tokens = [self.lengths[row] for row in self.groups[place]]
-            told = [(row, tokens[row], float(each)) for row, each in enumerate(different) if not each < 1e-6]
-            print(f"request {place}: of texts (place, tokens, difference) {told}", flush=True)
-        return right
+    def of_queries(self, count: int) -> list[Any]:
+        """The vector of each query, [1, d]."""
+        return [vector[None] for vector in self.vectors_of(self.queries[:count])]
+
+
+def vectors_in(body: bytes) -> Any:
+    """The vectors of an answer, [n, d]."""
+    import numpy as np
+
+    found = [each["embedding"] for each in json.loads(body)["data"]]
+    return np.asarray(
+        [np.frombuffer(base64.b64decode(each), "<f4") if isinstance(each, str) else each for each in found], np.float32
+    )
+
+
+def compared(expected: Sequence[Any]) -> Callable[[int, bytes], bool]:
+    """What says of the answer to a request by its place whether its vectors are the right ones, to 1e-6."""
+    import numpy as np
+
+    def right(place: int, body: bytes) -> bool:
+        different = np.abs(vectors_in(body) - expected[place]).max(axis=1)
+        if different.max() < 1e-6:
+            return True
+        told = [(row, float(each)) for row, each in enumerate(different) if not each < 1e-6]
+        print(f"request {place}: of texts (place, difference) {told}", flush=True)
+        return False
+
+    return right
 
 
 def start(peer: str, args: argparse.Namespace, material: Material) -> dict[str, Any]:
-    running = Running(peer, args.model, args.envs)
-    try:
-        seconds = running.wait()
-        return {"seconds": round(seconds, 2), "cpu": round(running.cpu(), 2), "resident_mib": round(running.resident())}
-    finally:
-        running.close()
+    """Seconds from the start of a process to its first vector, which is compared."""
+    expected = material.vectors_of([FIRST])[0]
+    rounds, cosines, cpu, resident = [], [], [], []
+    for _ in range(args.rounds):
+        running = Running(peer, args.model, args.envs)
+        try:
+            seconds, answer = running.wait()
+            cpu.append(running.cpu())
+            resident.append(running.resident())
+        finally:
+            running.close()
+        rounds.append(seconds)
+        cosines.append(float(vectors_in(answer)[0] @ expected))
+    return {
+        "seconds": round(statistics.median(rounds), 2), "seconds_rounds": [round(each, 2) for each in rounds],
+        "cpu": round(statistics.median(cpu), 2), "resident_mib": round(statistics.median(resident)),
+        "least_cosine": round(min(cosines), 6),
+    }  # fmt: skip
 
 
 def alone(peer: str, args: argparse.Namespace, material: Material) -> dict[str, Any]:
@@ -470,39 +555,57 @@ request = function()
   return wrk.format("POST", "/v1/embeddings", {["content-type"] = "application/json"}, bodies[turn])
 end
 """
+#: Its units of time in milliseconds.
+_UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 
 
 def tool(peer: str, args: argparse.Namespace, material: Material) -> dict[str, Any]:
-    """Saturation as wrk sees it."""
+    """Saturation, and one query after the other, as wrk sees them."""
     if shutil.which("wrk") is None:
         return {"skipped": "no wrk: apt-get install wrk"}
     patient = ("--max-wait", "600") if peer == "bgekit" else ()
-    with server(peer, args, *patient) as running, tempfile.TemporaryDirectory() as folder:
-        for number, (request, _) in enumerate(material.requests):
+    with server(peer, args, *patient) as running:
+        asyncio.run(closed_loop(running.port, material.requests, args.clients, args.slice / 2, Load()))  # Warm.
+        seconds = args.slice * args.rounds
+        batches = wrk(running, [request for request, _ in material.requests], args.clients, seconds)
+        time.sleep(1)
+        single = wrk(running, [request for request, _ in material.single[: args.queries]], 1, seconds)
+    tokens = statistics.mean(size for _, size in material.requests)
+    batches["tokens_per_second"] = round(batches["requests_per_second"] * tokens, 1)
+    return {"batches": batches, "single_queries": single}
+
+
+def wrk(running: Running, requests: Sequence[bytes], connections: int, seconds: float) -> dict[str, Any]:
+    """What wrk says of some seconds of requests over kept connections."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number, request in enumerate(requests):
             (Path(folder) / str(number)).write_bytes(request.partition(b"\r\n\r\n")[2])
         script = Path(folder) / "ask.lua"
-        script.write_text(_WRK.replace("COUNT", str(len(material.requests))).replace("FOLDER", folder))
-        asyncio.run(closed_loop(running.port, material.requests, args.clients, args.slice / 2, Load()))  # Warm.
+        script.write_text(_WRK.replace("COUNT", str(len(requests))).replace("FOLDER", folder))
         cpu, begin = running.cpu(), time.perf_counter()
         said = subprocess.run(
-            ["wrk", "-t", "1", "-c", str(args.clients), "-d", f"{round(args.slice * args.rounds)}s", "--timeout",
-             "120s", "--latency", "-s", str(script), f"http://127.0.0.1:{running.port}"],
+            ["wrk", "-t", "1", "-c", str(connections), "-d", f"{math.ceil(seconds)}s", "--timeout", "120s", "--latency",
+             "-s", str(script), f"http://127.0.0.1:{running.port}"],
             capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
-        cpu, seconds = running.cpu() - cpu, time.perf_counter() - begin
-    tokens = statistics.mean(size for _, size in material.requests)
-    rate = float(re.search(r"Requests/sec:\s+([\d.]+)", said)[1])  # type: ignore[index]
-    others = re.search(r"Non-2xx or 3xx responses: (\d+)", said)
+        cpu, spent = running.cpu() - cpu, time.perf_counter() - begin
+    found = {
+        name: float(value) * _UNITS[unit]
+        for name, value, unit in re.findall(r"^\s+(50|99)%\s+([\d.]+)([a-z]+) *$", said, re.MULTILINE)
+    }
+    others, broken = re.search(r"Non-2xx or 3xx responses: (\d+)", said), re.search(r"Socket errors: (.*)", said)
     return {
-        "requests_per_second": rate, "tokens_per_second": round(rate * tokens, 1),
-        "other_statuses": int(others[1]) if others else 0, "server_cpu": round(cpu, 2), "seconds": round(seconds, 2),
-        "latency": dict(re.findall(r"^\s+(50|99)%\s+(\S+)", said, re.MULTILINE)),
+        "requests_per_second": float(re.search(r"Requests/sec:\s+([\d.]+)", said)[1]),  # type: ignore[index]
+        "p50_ms": round(found["50"], 2), "p99_ms": round(found["99"], 2),
+        "other_statuses": int(others[1]) if others else 0, "socket_errors": broken[1] if broken else "none",
+        "server_cpu": round(cpu, 2), "seconds": round(spent, 2),
     }  # fmt: skip
 
 
 def mixed(peer: str, args: argparse.Namespace, material: Material) -> dict[str, Any]:
     """Delays of queries that come at random, alone and with bulk clients."""
-    queries = [(body_of([query]), 0) for query in material.queries[: args.queries]]
+    queries = material.single[: args.queries]
+    check = compared(material.of_queries(args.queries)) if peer == "bgekit" else None
     found: dict[str, Any] = {}
     with server(peer, args) as running:
         for name in ("without_bulk", "with_bulk"):
@@ -513,7 +616,7 @@ def mixed(peer: str, args: argparse.Namespace, material: Material) -> dict[str, 
                 if name == "with_bulk":
                     working = asyncio.create_task(closed_loop(running.port, material.requests, BULK_CLIENTS, 1e9, bulk))
                     await asyncio.sleep(2)
-                await open_loop(running.port, queries, args.rate, args.queries, load)
+                await open_loop(running.port, queries, args.rate, args.queries, load, check=check)
                 if working is not None:
                     working.cancel()
                     with contextlib.suppress(asyncio.CancelledError):
@@ -524,81 +627,121 @@ def mixed(peer: str, args: argparse.Namespace, material: Material) -> dict[str, 
             found[name] = load.facts()
             if name == "with_bulk":
                 found["bulk_tokens_per_second"] = round(bulk.tokens / load.seconds, 1)
+                found["bulk_statuses"] = bulk.statuses
     with_bulk, without = found["with_bulk"]["p99_ms"], found["without_bulk"]["p99_ms"]
     found["p99_ratio"] = round(with_bulk / without, 2) if with_bulk and without else None
     return found
 
 
+def capacity(running: Running, args: argparse.Namespace, material: Material) -> Load:
+    """What a server can do: it has just become warm."""
+    load = Load()
+    asyncio.run(closed_loop(running.port, material.requests, CAPACITY_CLIENTS, args.slice / 2, Load()))
+    with measured(running, load):
+        asyncio.run(closed_loop(running.port, material.requests, CAPACITY_CLIENTS, args.slice, load))
+    return load
+
+
 def overload(peer: str, args: argparse.Namespace, material: Material) -> dict[str, Any]:
     """Four times what it can do: what it answers, and its memory."""
-    material.vectors()  # Before anything is due.
-    with server(peer, args, *(("--max-wait", "3") if peer == "bgekit" else ())) as running:
-        capacity = Load()
-        with measured(running, capacity):
-            asyncio.run(closed_loop(running.port, material.requests, args.clients, args.slice, capacity))
-        rate = 4 * capacity.answered / capacity.seconds
-        before, load = running.resident(), Load()
+    check = compared(material.of_groups())
+    with server(peer, args, "--max-wait", "3") as running:
+        most = capacity(running, args, material)
+        rate = 4 * most.answered / most.seconds
+        load = Load()
         with measured(running, load):
-            check = material.right if peer == "bgekit" else None
-            asyncio.run(open_loop(
-                running.port, material.requests, rate, int(rate * args.slice * 3), load, check=check
-            ))  # fmt: skip
-        after = running.resident()
+            work = open_loop(running.port, material.requests, rate, int(rate * args.slice * 3), load, check=check)
+            memory = asyncio.run(remembered(running, work, load, 1.0))
         again = Load()
         asyncio.run(closed_loop(running.port, material.requests[:4], 4, 2.0, again, check))
+    sizes = [size for _, size in memory]
     return load.facts() | {
-        "rate": round(rate, 2), "resident_mib": [round(before), round(after)], "afterwards": again.statuses,
+        "rate": round(rate, 2), "resident_mib": [round(sizes[0]), round(max(sizes)), round(sizes[-1])],
+        "afterwards": again.statuses, "afterwards_wrong": again.wrong,
     }  # fmt: skip
 
 
 def rerank(peer: str, args: argparse.Namespace, material: Material) -> dict[str, Any]:
-    """A query with 100 passages, again and again."""
-    if args.reranker is None:
-        return {"skipped": "no --reranker"}
-    if peer == "fastapi":
-        return {"skipped": "it has embeddings alone"}
-    args = argparse.Namespace(**{**vars(args), "model": args.reranker})
-    load = Load()
-    request = body_of(
-        (), "/v1/rerank", model="small", query=material.queries[0], documents=material.texts[:100], top_n=10
+    """Queries with 100 passages each, by turns with `FlagReranker.compute_score` of the same pairs in process."""
+    import numpy as np
+
+    from bgekit import FlagReranker
+
+    with tempfile.TemporaryDirectory() as folder:
+        reranker = args.reranker or str(random_reranker(Path(args.model), Path(folder)))
+        judge = FlagReranker(reranker, devices="cpu", use_fp16=False)
+        draw = random.Random(2)
+        asked = [(query, draw.sample(material.texts, PASSAGES)) for query in material.queries[:RERANKED]]
+        requests = [
+            body_of((), "/v1/rerank", model="small", query=query, documents=passages) for query, passages in asked
+        ]
+        load, within, different = Load(), [], []
+        with server(peer, argparse.Namespace(**{**vars(args), "model": reranker}), first=requests[0]) as running:
+
+            async def ask() -> None:
+                async with connected(running.port) as connection:
+                    for request, (query, passages) in zip(requests, asked, strict=True):
+                        with measured(running, load):
+                            begin = time.perf_counter()
+                            status, body, _ = await connection.ask(request)
+                            load.took(status, time.perf_counter() - begin)
+                        time.sleep(_PAUSE)
+                        begin = time.perf_counter()
+                        scores = judge.compute_score([(query, each) for each in passages], normalize=True)
+                        within.append(time.perf_counter() - begin)
+                        time.sleep(_PAUSE)
+                        found = {each["index"]: each["relevance_score"] for each in json.loads(body)["results"]}
+                        different.append(max(abs(found[place] - score) for place, score in enumerate(scores)))
+
+            asyncio.run(ask())
+    return {key: value for key, value in load.facts().items() if "tokens" not in key} | {
+        "reranker": Path(args.reranker).name if args.reranker else "MiniLM's shape, random weights",
+        "pairs_per_second": round(PASSAGES * load.answered / load.seconds, 1),
+        "in_process_p50_ms": _quantile(within, 0.5), "largest_difference": float(np.format_float_scientific(
+            max(different), 2
+        )),
+    }  # fmt: skip
+
+
+def random_reranker(source: Path, folder: Path) -> Path:
+    """A cross-encoder of MiniLM's shape with the tokenizer of a model and random weights."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+    from transformers.utils import logging
+
+    layers, hidden, heads, inner = MINILM
+    logging.disable_progress_bar()
+    torch.manual_seed(0)
+    config = BertConfig(
+        num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads, intermediate_size=inner, num_labels=1
     )
-    with server(peer, args, first=request) as running:
-        with measured(running, load):
-            asyncio.run(closed_loop(running.port, [(request, sum(material.lengths[:100]))], 1, args.slice, load))
-    return load.facts()
+    BertForSequenceClassification(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return folder
 
 
 def soak(peer: str, args: argparse.Namespace, material: Material) -> dict[str, Any]:
-    """Resident memory over --minutes of load at 80 %."""
-    material.vectors()  # Before anything is due.
+    """Resident memory over --minutes of load at --load."""
+    count = len(material.requests)
+    requests = [each for both in zip(material.requests, material.single[:count], strict=True) for each in both]
+    vectors = zip(material.of_groups(), material.of_queries(count), strict=True)
+    check = compared([each for both in vectors for each in both])
     with server(peer, args) as running:
-        capacity = Load()
-        with measured(running, capacity):
-            asyncio.run(closed_loop(running.port, material.requests, args.clients, args.slice, capacity))
-        rate = 0.8 * capacity.answered / capacity.seconds
-        load, memory = Load(), []
-
-        async def watched() -> None:
-            async def watch() -> None:
-                while True:
-                    memory.append((round(time.perf_counter() - begin), round(running.resident(), 1)))
-                    await asyncio.sleep(10)
-
-            begin = time.perf_counter()
-            watching = asyncio.create_task(watch())
-            check = material.right if peer == "bgekit" else None
-            await open_loop(running.port, material.requests, rate, int(rate * 60 * args.minutes), load, check=check)
-            watching.cancel()
-
+        most = capacity(running, args, material)
+        rate = args.load * most.tokens / most.seconds / statistics.mean(tokens for _, tokens in requests)
+        load = Load()
         with measured(running, load):
-            asyncio.run(watched())
-    settled = [value for at, value in memory if at >= min(300, 30 * args.minutes)] or [memory[-1][1]]
+            work = open_loop(running.port, requests, rate, int(rate * 60 * args.minutes), load, check=check)
+            memory = asyncio.run(remembered(running, work, load, _LOOK))
+    settled = [size for at, size in memory if at >= min(_SETTLED, 30 * args.minutes)]
     growth = statistics.median(settled[-6:]) / statistics.median(settled[:6]) - 1
     return load.facts() | {
-        "rate": round(rate, 2),
-        "resident_mib": memory,
-        "growth_after_five_minutes": round(growth, 4),
-    }
+        "minutes": args.minutes, "load": args.load, "requests_due_per_second": round(rate, 2),
+        "capacity_tokens_per_second": round(most.tokens / most.seconds, 1),
+        "resident_mib_after_five_minutes": statistics.median(settled[:6]),
+        "resident_mib_at_the_end": statistics.median(settled[-6:]),
+        "growth_after_five_minutes": round(growth, 4), "resident_mib": memory,
+    }  # fmt: skip
 
 
 def profile(peer: str, args: argparse.Namespace, material: Material) -> dict[str, Any]:
@@ -673,29 +816,35 @@ def run(args: argparse.Namespace) -> None:
             facts = SCENARIOS[scenario](peer, args, material)
             results["scenarios"].setdefault(scenario, {})[peer] = facts
             Path(args.out).write_text(json.dumps(results, indent=1) + "\n")
-            shown = {key: value for key, value in facts.items() if not (isinstance(value, list) and len(value) > 10)}
+            shown = {key: value for key, value in facts.items() if not (isinstance(value, list) and len(value) > _FEW)}
             print(f"{scenario}, {peer}: {json.dumps(shown)}", flush=True)
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results as markdown."""
+    """The results as markdown: of each scenario a row for each fact, a column for each server."""
     lines = [f"{results['model']}, {results['cpu']}", ""]
-    for scenario, peers in results["scenarios"].items():
-        columns = dict.fromkeys(
-            key for facts in peers.values() for key, value in facts.items() if isinstance(value, int | float | str)
-        )
-        lines += [f"**{scenario}**", "", f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    for scenario, facts in results["scenarios"].items():
+        peers = {peer: _flat(each) for peer, each in facts.items()}
+        lines += [f"**{scenario}**", "", f"| | {' | '.join(peers)} |", "|---|" + "--:|" * len(peers)]
         lines += [
-            f"| {peer} | {' | '.join(str(facts.get(column, '')) for column in columns)} |"
-            for peer, facts in peers.items()
+            f"| {row} | {' | '.join(str(each.get(row, '')) for each in peers.values())} |"
+            for row in dict.fromkeys(row for each in peers.values() for row in each)
         ]
-        for peer, facts in peers.items():
-            lines += [
-                f"| {peer}, {key} | p50 {value['p50_ms']} ms, p99 {value['p99_ms']} ms |"
-                for key, value in facts.items() if isinstance(value, dict) and "p50_ms" in value
-            ]  # fmt: skip
         lines.append("")
     return "\n".join(lines)
+
+
+def _flat(facts: dict[str, Any]) -> dict[str, Any]:
+    """Facts by their names, those within others with these in front; long lists are left out."""
+    found: dict[str, Any] = {}
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            found |= {f"{key}: {name}": each for name, each in _flat(value).items()}
+        elif isinstance(value, list):
+            found |= {key: ", ".join(map(str, value))} if len(value) <= _FEW else {}
+        else:
+            found[key] = value
+    return found
 
 
 def main() -> None:
@@ -707,7 +856,7 @@ def main() -> None:
     measure.add_argument("--envs", type=Path, help="folder that setup filled; not needed for bgekit alone")
     measure.add_argument("--out", default="serve.json")
     measure.add_argument("--model", default=str(SHARED / "models" / "bge-small-en-v1.5"))
-    measure.add_argument("--reranker", help="folder of a cross-encoder, for the scenario rerank")
+    measure.add_argument("--reranker", help="folder of a cross-encoder, for the scenario rerank [random weights]")
     measure.add_argument(
         "--scenarios", nargs="+", choices=list(SCENARIOS), default=["start", "alone", "saturation", "mixed", "overload"]
     )
@@ -719,6 +868,7 @@ def main() -> None:
     measure.add_argument("--queries", type=int, default=1000)
     measure.add_argument("--rate", type=float, default=RATE, help="queries a second")
     measure.add_argument("--minutes", type=float, default=30.0, help="of the scenario soak")
+    measure.add_argument("--load", type=float, default=0.8, help="of the scenario soak, as a share of what it can do")
     inner = verbs.add_parser("profiled", help="the server of the scenario profile")
     inner.add_argument("model")
     inner.add_argument("port", type=int)

@@ -11,7 +11,7 @@ pytest.importorskip("starlette")
 from starlette.testclient import TestClient
 
 from bgekit import FlagModel, FlagReranker
-from bgekit.serving import create_app
+from bgekit.serving import bodies, create_app
 
 EN = "Represent this sentence for searching relevant passages: "
 TEXTS = ["the cat sat", "", "a line\nand 样例 \U0001f600", "river " * 90]
@@ -244,7 +244,7 @@ def test_rerank_shapes(ask, judge):
     for off in ({"raw_scores": True}, {"use_activation": False}):
         raw = judge.compute_score([("cat", each) for each in PASSAGES])
         assert ranks(ask("/rerank", {**body, **off})["results"]) == ordered(raw)
-    short = ask("/rerank", {**body, "documents": ["cat dog bird"], "max_tokens_per_doc": 1})["results"][0]
+    short = ask("/rerank", {**body, "documents": "cat dog bird", "max_tokens_per_doc": 1})["results"][0]
     assert short["relevance_score"] == pytest.approx(judge.compute_score(("cat", "cat"), normalize=True))
     for wrong, status, said in (
         ({"documents": []}, 400, "empty"), ({"documents": [{"a": 1}]}, 422, "`documents[0]`"),
@@ -291,6 +291,21 @@ def test_cohere_shapes(ask, model):
         ({"texts": None}, 400, "empty"), ({"images": ["x"]}, 422, "texts"),
     ):  # fmt: skip
         assert said in ask("/v2/embed", {**body, **wrong}, status)["message"]
+    kept = {"model": "tiny", "texts": ["dog " * 90 + "cat"], "truncate": "START", "max_tokens": 10**6}
+    np.testing.assert_array_equal(
+        ask("/v2/embed", kept)["embeddings"]["float"], np.asarray(model.encode(["dog " * 61 + "cat"]))
+    )
+
+
+def test_a_long_answer_is_that_of_its_texts(ask, model):
+    texts = [f"cat {number}" for number in range(1100)]
+    expected = np.asarray(model.encode(texts))
+    assert expected.size > bodies._SHORT
+    np.testing.assert_array_equal(vectors(ask("/v1/embeddings", {"input": texts})), expected)
+    np.testing.assert_array_equal(ask("/embed", {"inputs": texts}), expected)
+    answer = ask("/v2/embed", {"texts": texts, "embedding_types": ["float", "ubinary"]})["embeddings"]
+    np.testing.assert_array_equal(answer["float"], expected)
+    np.testing.assert_array_equal(np.unpackbits(np.asarray(answer["ubinary"], np.uint8), axis=1), expected >= 0)
 
 
 def test_bodies_that_are_none(ask, model):

@@ -125,7 +125,8 @@ def test_lone_jobs_are_computed_by_one_thread_after_the_other(started):
 
 
 def test_equal_sequences_in_the_queue_are_computed_once(started):
-    model, scheduler = Model(), started()
+    model, shared = Model(), []
+    scheduler = started(on_shared=shared.append)
     blocking = submit(scheduler, model, texts(1, length=300))
     wait_until(lambda: model.batches)
     jobs = [
@@ -140,7 +141,7 @@ def test_equal_sequences_in_the_queue_are_computed_once(started):
     assert [values(job) for job in jobs[1:]] == [[6, 7], [1]]
     assert values(blocking) == [1]
     computed = sorted(first for batch in model.batches for first in batch)
-    assert computed == [1, 6, 7]
+    assert computed == [1, 6, 7] and shared == [1, 1]
     assert scheduler.queued_tokens == scheduler.queued_jobs == 0 and not scheduler._known
 
 
@@ -170,6 +171,18 @@ def test_what_a_worker_died_with_is_computed_once_more(started):
         submit(scheduler, model, texts(50)).future.result(60)
     model.die = 0
     assert submit(scheduler, model, texts(51)).future.result(60)[0][0] == 51
+
+
+def test_what_a_worker_died_with_is_forgotten_where_nobody_waits_for_it(started):
+    model, scheduler = Model(), started(1, devices=2, stuck=3600)
+    jobs = [submit(scheduler, model, texts(first)) for first in (1, 2)]
+    wait_until(lambda: set(model.places) == {0, 1})
+    for job in jobs:
+        scheduler.drop(job)
+    model.killed.set()
+    wait_until(lambda: model.replaced == [1])
+    assert scheduler.queued_tokens == scheduler.queued_jobs == 0 and len(scheduler._known) == 1
+    model.go.set()
 
 
 def test_nan_is_an_error_for_those_alone_whose_text_it_is(started):

@@ -151,6 +151,11 @@ def test_a_new_state_is_seen_and_a_damaged_one_is_not_taken_up(bge_name, index_o
 
         before, ids = found()
         assert ids == ["d0", "d1"]
+        new = {"query": "cat", "where": "added = 1", "keep": ["added"]}
+        assert "no column 'added'" in client.post("/v1/search", json=new).json()["message"]
+        index_of(bge_name, [{**each, "added": 1} for each in DOCUMENTS[:3]], tmp_path)
+        [hits] = client.post("/v1/search", json=new).json()["results"]
+        assert sorted(each["id"] for each in hits) == ["d0", "d1", "d2"]
         index_of(bge_name, DOCUMENTS, tmp_path)
         after, ids = found()
         assert ids == ["d0", "d1", "d2", "d3"] and after != before

@@ -128,7 +128,7 @@ def test_keys_are_asked_for_where_work_is_done(address):
         status, answer, _ = ask(address, "/large/v1/embeddings", {"input": "x"}, headers)
         assert status == 404 and "small" not in json.dumps(answer)  # What is served is not told to everybody.
     assert ask(address, "/v1/embeddings", {"input": "x"}, {"authorization": "Bearer other"})[0] == 200
-    for path in ("/health", "/live", "/ready", "/metrics"):
+    for path in ("/", "/health", "/live", "/ready", "/metrics"):
         assert ask(address, path, headers={})[0] == 200
     assert ask(address, "/v1/embeddings", {"input": "x"}, {**KEY, "x-request-id": "my-1"})[2]["x-request-id"] == "my-1"
 
@@ -192,6 +192,32 @@ def test_reloading_takes_new_files_only_if_they_are_right(address, folder, model
     asking.join()
 
 
+def test_reloading_refuses_nan_and_takes_what_lies_beside_the_weights(make_model, make_reranker, tmp_path):
+    from safetensors.torch import load_file, save_file
+    from starlette.testclient import TestClient
+
+    from bgekit.serving import create_app
+
+    model, judge = tmp_path / "tiny", tmp_path / "judge"
+    shutil.copytree(make_model(), model)
+    shutil.copytree(make_reranker("bert", labels=2), judge)
+    with TestClient(create_app({"tiny": model, "judge": judge}, api_keys=["secret"]), headers=KEY) as client:
+        before = client.post("/embed", json={"inputs": "cat"}).json()
+        weights = load_file(model / "model.safetensors")
+        weights["embeddings.LayerNorm.weight"][0] = float("nan")
+        (model / "model.safetensors").unlink()
+        save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+        answer = client.post("/-/models/tiny/reload")
+        assert answer.status_code == 503 and "gives NaN" in answer.text
+        assert client.post("/embed", json={"inputs": "cat"}).json() == before
+        config = json.loads((judge / "config.json").read_text())
+        names = {"0": "no", "1": "yes"}
+        config |= {"id2label": names, "label2id": {name: int(place) for place, name in names.items()}}
+        (judge / "config.json").write_text(json.dumps(config))
+        assert client.post("/-/models/judge/reload").status_code == 200
+        assert client.get("/judge/info").json()["model_type"]["reranker"]["id2label"] == names
+
+
 def test_a_lazy_model_is_loaded_when_asked_for_and_let_go(make_model):
     from starlette.testclient import TestClient
 
@@ -244,6 +270,7 @@ def test_an_index_needs_its_model(make_model, index_of):
     with TestClient(create_app({"other": other, "own": own}, index=index)) as client:
         assert client.post("/v1/search", json={"query": "cat", "top_k": 2}).status_code == 200
     with TestClient(create_app({"other": other}, index=index)) as client:
+        assert client.get("/").status_code == 503
         answer = client.post("/v1/search", json={"query": "cat"})
         assert answer.status_code == 503 and "is not served" in answer.text
         assert client.get("/health").status_code == 503

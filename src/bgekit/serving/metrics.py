@@ -85,10 +85,10 @@ class Metrics:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)  # type: ignore[arg-type]
 
-    def count(self, name: str, more: float = 1, **labels: str) -> None:
-        """Count more of something."""
+    def shared(self, sequences: int) -> None:
+        """Sequences of a request were in the queue already."""
         with self._lock:
-            self._counters[name][tuple(labels.items())] += more
+            self._counters["bge_shared"][()] += sequences
 
     def batch(self, sequences: int, tokens: int) -> None:
         """A batch was computed."""

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.encodings import repair
-from ..errors import ArgumentError, BgekitError, UsageError
+from ..errors import ArgumentError, BgekitError, CheckpointError, UsageError
 from ..models.card import ModelCard, Prompt, RerankerCard
 from ..models.card_reading import is_classifier, read_card, read_reranker_card
 from ..models.checkpoint_files import hidden_size, read_config
@@ -140,7 +140,7 @@ class Loaded:
         """Start the workers, load heads, and compute a batch.
 
         Raises:
-            CheckpointError: a head is damaged.
+            CheckpointError: a head is damaged, or the model gives NaN.
         """
         from ..inference.tokenization import TokenRequest, Tokens
 
@@ -161,7 +161,12 @@ class Loaded:
         self.engine.spec.prepare(self.engine.network, TokenRequest(outputs=getattr(model, "outputs", ())))
         count, length = _TRIAL
         trial = Tokens([_FILLER[:length]] * count)
-        self.engine.batch(trial)  # What is compiled and tried at the first time is not what a token costs.
+        tried = self.engine.batch(trial)  # What is compiled and tried at the first time is not what a token costs.
+        if not np.isfinite(tried.vectors).all():
+            raise CheckpointError(
+                f"{model.card.name} gives NaN or infinity: its weights are damaged, or its number format "
+                f"({model.precision}) is too narrow (dtype: float32)"
+            )
         start = time.perf_counter()
         self.engine.batch(trial)
         self.seconds_per_token = max(1e-7, (time.perf_counter() - start) / (count * length))
@@ -304,7 +309,7 @@ class Served:
             self._given, self.id, self.card = path, str(path.card.name), path.card
             self.kind = "embedder" if isinstance(path.card, ModelCard) else "reranker"
             self._arguments: dict[str, Any] = {}
-            self._look_into(path.folder)
+            self.classes, self.heads = _beside(self.card, path.folder)
             return
         self.id = os.fspath(path)
         if is_hosted(self.id):
@@ -319,12 +324,7 @@ class Served:
         else:
             pooling = {"pooling": options["pooling"]} if "pooling" in options else {}
             self.card = read_card(folder, self.id, **length, **pooling)
-        self._look_into(folder)
-
-    def _look_into(self, folder: Path) -> None:
-        """Note what a checkpoint has beside what its card says."""
-        self.classes = _classes(self.card, folder)
-        self.heads = stored_heads(folder) if self.kind == "embedder" else ()
+        self.classes, self.heads = _beside(self.card, folder)
 
     def _checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The settings as arguments of the model's class."""
@@ -415,6 +415,7 @@ class Served:
     def _load_into(self, future: Future[Loaded]) -> None:
         try:
             loaded = self._make()
+            beside = _beside(loaded.model.card, loaded.model.folder)  # Other files may lie there by now.
         except BaseException as error:
             logger.error("%s cannot be loaded: %s", self.name, error, exc_info=not isinstance(error, BgekitError))
             with self._lock:
@@ -424,6 +425,7 @@ class Served:
         with self._lock:
             before, self._loaded, self._loading, self.error = self._loaded, loaded, None, ""
             self._was_loaded, self.card = True, loaded.model.card
+            self.classes, self.heads = beside
             self._last_used = time.monotonic()
         future.set_result(loaded)
         if before is not None:
@@ -606,7 +608,7 @@ class Served:
 
         def tokenize() -> Tokens:
             tokenizer = loaded.text_tokenizer(prompt)
-            length, left = max_length or card.max_length, side == "left"
+            length, left = min(max_length or card.max_length, card.max_length), side == "left"
             if isinstance(texts[0], str):
                 valid = [repair(text)[0] for text in texts]  # type: ignore[arg-type]
                 whole = length >= card.max_length and not left
@@ -762,13 +764,16 @@ def unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return scaled
 
 
-def _classes(card: ModelCard | RerankerCard, folder: Path) -> tuple[str, ...]:
-    """Names of a reranker's classes; where its config has none, those that transformers gives."""
+def _beside(card: ModelCard | RerankerCard, folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What a checkpoint has beside what its card says: names of a reranker's classes, heads of an embedder.
+
+    Classes that the config has no names for have those that transformers gives.
+    """
     if isinstance(card, ModelCard):
-        return ()
+        return (), stored_heads(folder)
     named = read_config(folder).get("id2label")
     given = named if isinstance(named, dict) else {}
-    return tuple(str(given.get(str(place), f"LABEL_{place}")) for place in range(card.labels))
+    return tuple(str(given.get(str(place), f"LABEL_{place}")) for place in range(card.labels)), ()
 
 
 def _a(kind: str) -> str:

@@ -155,7 +155,7 @@ class Scheduler:
     def __init__(
         self, streams: int, *, devices: int = 1, max_wait: float = 10.0, max_tokens: int = 4_000_000,
         stuck: float = 60.0, all_threads: int = 1, on_batch: Callable[[int, int], None] | None = None,
-        on_stuck: Callable[[str], None] | None = None,
+        on_shared: Callable[[int], None] | None = None, on_stuck: Callable[[str], None] | None = None,
     ) -> None:  # fmt: skip
         """Nothing started yet.
 
@@ -167,10 +167,12 @@ class Scheduler:
             stuck: Seconds after which a batch counts as stuck.
             all_threads: Threads that share a batch that is alone.
             on_batch: Told the sequences and tokens of each batch.
+            on_shared: Told how many sequences of a job another one had in the queue already, where there are some.
             on_stuck: Told, in words, that a batch in this process is stuck.
         """
         self.streams, self.devices, self.max_wait, self.max_tokens = streams, devices, max_wait, max_tokens
-        self.stuck, self._all_threads, self.on_batch, self.on_stuck = stuck, all_threads, on_batch, on_stuck
+        self.stuck, self._all_threads = stuck, all_threads
+        self.on_batch, self.on_shared, self.on_stuck = on_batch, on_shared, on_stuck
         self._lock = threading.RLock()
         #: What threads wait for: those that compute any job, the last one that came to wait at the end; and that of
         #: the lane of short jobs.
@@ -182,10 +184,16 @@ class Scheduler:
         self._threads: list[threading.Thread] = []
         self._clock = 0.0
         self._closed = False
-        #: Tokens that wait.
-        self.queued_tokens = 0
-        #: Tokens that were computed, and sequences that another request had in the queue already.
-        self.computed_tokens = self.shared_sequences = 0
+        #: Tokens that wait, of each model that has some.
+        self._waiting: dict[Computer, int] = {}
+        #: Tokens that were computed.
+        self.computed_tokens = 0
+
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens that wait."""
+        with self._lock:
+            return sum(self._waiting.values())
 
     @property
     def queued_jobs(self) -> int:
@@ -225,14 +233,16 @@ class Scheduler:
                 raise Unready("the server is being shut down: ask another one")
             if not self._jobs:
                 return
-            wait = self.wait_for(computer, tokens)
             own = tokens * computer.seconds_per_token / self.workers
             # A job that takes longer than all may wait is taken when it is not made to wait besides.
-            late = wait - max(self.max_wait, own)
+            most = max(self.max_wait, own)
+            every = sum(size * each.seconds_per_token for each, size in self._waiting.items()) / self.workers
+            # Only where the queue is long is added up, job by job, what would go first.
+            late = self.wait_for(computer, tokens) - most if every + own > most else 0.0
             if late > 0:
                 raise Overloaded(
                     f"the queue is full: {self.queued_tokens:,} tokens wait, this request would be answered in "
-                    f"{wait:.0f} s (--max-wait {self.max_wait:g})", retry_after=min(60.0, max(1.0, late)),
+                    f"{most + late:.0f} s (--max-wait {self.max_wait:g})", retry_after=min(60.0, max(1.0, late)),
                 )  # fmt: skip
             if self.queued_tokens + tokens > self.max_tokens:
                 rest = self.queued_tokens * computer.seconds_per_token / self.workers
@@ -252,7 +262,7 @@ class Scheduler:
             Overloaded: they would have to wait for too long.
             Unready: the server has ended.
         """
-        size = sum(map(len, tokens.ids))
+        size, shared = sum(map(len, tokens.ids)), 0
         with self._lock:
             self.admit(computer, size)
             job = Job(computer, output, tokens.prompt_length, size, len(tokens.ids))
@@ -269,9 +279,9 @@ class Scheduler:
                 if sequence is None:
                     types = None if tokens.types is None else tokens.types[place]
                     sequence = self._known[key] = Waiting(key, ids, types)
-                    self.queued_tokens += len(ids)
+                    self._count(computer, len(ids))
                 else:
-                    self.shared_sequences += 1
+                    shared += 1
                 sequence.waiters.append((job, place))
                 if not sequence.taken:
                     job.waiting.append(sequence)
@@ -283,7 +293,15 @@ class Scheduler:
                 job.begun = job.last = job.came
             self._start()
             self._wake(job.short)
+        if shared and self.on_shared is not None:
+            self.on_shared(shared)
         return job
+
+    def _count(self, computer: Computer, tokens: int) -> None:
+        """More tokens of a model wait, or fewer."""
+        self._waiting[computer] = self._waiting.get(computer, 0) + tokens
+        if not self._waiting[computer]:
+            del self._waiting[computer]
 
     def drop(self, job: Job) -> None:
         """Forget a job that nobody waits for any more; what others wait for, too, stays."""
@@ -294,7 +312,7 @@ class Scheduler:
                 sequence.waiters = [waiter for waiter in sequence.waiters if waiter[0] is not job]
                 if not sequence.waiters and not sequence.taken:
                     sequence.taken = True
-                    self.queued_tokens -= len(sequence.ids)
+                    self._count(job.computer, -len(sequence.ids))
                     self._known.pop(sequence.key, None)
             job.waiting = []
         _settle(job, error=Unready("the request was dropped"))
@@ -394,7 +412,7 @@ class Scheduler:
         self._jobs = [each for each in self._jobs if each.waiting]
         if not sequences:  # Others had taken all of them meanwhile; those jobs are gone now.
             return self._take(number, place, only_short)
-        self.queued_tokens -= size
+        self._count(first.computer, -size)
         self._clock += size * first.computer.seconds_per_token
         running = self._running[number] = _Running(
             first.computer, place, first.output, first.prompt_length, sequences, time.monotonic()
@@ -456,7 +474,7 @@ class Scheduler:
         with self._lock:
             self._running.pop(number, None)
             if results is None:
-                again = self._put_back(sequences) if isinstance(error, WorkerError) else []
+                again = self._put_back(batch) if isinstance(error, WorkerError) else []
                 sequences = [each for each in sequences if each not in again]
             else:
                 self.computed_tokens += size
@@ -484,19 +502,18 @@ class Scheduler:
                 logger.exception("the worker of device %d of %s does not start", batch.place, batch.computer.name)
                 time.sleep(1)
 
-    def _put_back(self, sequences: list[Waiting]) -> list[Waiting]:
-        """Queue sequences again that a worker died with; returns those that were."""
+    def _put_back(self, batch: _Running) -> list[Waiting]:
+        """Queue the sequences of a batch again that a worker died with; returns those that were."""
         again = []
-        for sequence in sequences:
+        for sequence in batch.sequences:
             sequence.tries += 1
-            if sequence.tries >= _TRIES or self._closed:
+            waiting = [job for job, _ in sequence.waiters if not job.future.done()]
+            if sequence.tries >= _TRIES or self._closed or not waiting:
                 continue
             again.append(sequence)
             sequence.taken = False
-            self.queued_tokens += len(sequence.ids)
-            for job, _ in sequence.waiters:
-                if job.future.done():
-                    continue
+            self._count(batch.computer, len(sequence.ids))
+            for job in waiting:
                 bisect.insort(job.waiting, sequence, key=_length)
                 job.unserved += len(sequence.ids)
                 if job not in self._jobs:

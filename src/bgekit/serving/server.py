@@ -58,6 +58,7 @@ class Server:
         self._lock = threading.Lock()
         self.metrics = Metrics(self._gauges)
         scheduler.on_batch = self.metrics.batch
+        scheduler.on_shared = self.metrics.shared
         scheduler.on_stuck = self.fail
         self._ended = threading.Event()
         if settings.keep_alive is not None:

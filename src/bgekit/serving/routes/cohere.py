@@ -11,7 +11,7 @@ import numpy.typing as npt
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ..bodies import as_json, decode
+from ..bodies import as_json, decode, written
 from ..calls import Call, endpoint
 from ..errors import BadRequest, Unprocessable
 from ..models import Side
@@ -47,17 +47,17 @@ class CohereEmbed(msgspec.Struct, kw_only=True):
     truncate: str | None = None
 
 
-def _packed(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+def _packed(vector: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """A bit for each dimension, set from 0 on, the first dimension the highest bit."""
-    return np.packbits(vectors >= 0, axis=1)
+    return np.packbits(vector >= 0)
 
 
-#: Type of embeddings -> what is made of vectors.
-_TYPES: Final[dict[str, Callable[[npt.NDArray[np.float32]], list[Any]]]] = {
-    "float": lambda vectors: vectors.tolist(),
+#: Type of embeddings -> what is made of a vector.
+_TYPES: Final[dict[str, Callable[[npt.NDArray[np.float32]], Any]]] = {
+    "float": np.ndarray.tolist,
     "base64": to_base64,
-    "ubinary": lambda vectors: _packed(vectors).tolist(),
-    "binary": lambda vectors: (_packed(vectors).astype(np.int16) - 128).tolist(),
+    "ubinary": lambda vector: _packed(vector).tolist(),
+    "binary": lambda vector: (_packed(vector).astype(np.int16) - 128).tolist(),
 }
 #: Types that take ranges of each dimension, measured by whoever trained the model.
 _CALIBRATED: Final = ("int8", "uint8")
@@ -105,7 +105,7 @@ async def _answer(call: Call, body: CohereEmbed, types: Sequence[str]) -> dict[s
         raise Unprocessable(f"vectors of {found.vectors.shape[1]} dimensions do not fill whole bytes: ask for float")
     return {
         "id": call.id,
-        "embeddings": {name: _TYPES[name](found.vectors) for name in types},
+        "embeddings": {name: await written(map(_TYPES[name], found.vectors), found.vectors.size) for name in types},
         "texts": [text.encode("utf-8", "replace").decode("utf-8") for text in texts],
         "meta": {
             "api_version": {"version": call.path.strip("/")[1:2]},

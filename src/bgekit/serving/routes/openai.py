@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -12,10 +12,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ...models.card import ModelCard
-from ..bodies import as_json, decode, inputs_of
+from ..bodies import as_json, decode, inputs_of, written
 from ..calls import Call, endpoint
 from ..errors import BadRequest, NotFound, ServingError
-from ..models import Embedded, Listed
+from ..models import Listed
 from ..server import Server
 from .embedding import embed, length_of
 
@@ -111,7 +111,12 @@ async def embeddings(call: Call) -> Response:
         truncate=body.truncate if cut is None else True, max_length=length_of(cut, BadRequest),
         dimensions=body.dimensions,
     )  # fmt: skip
-    return as_json(answer(found, body.model or served.name, in_base64=in_base64))
+    encoded = to_base64 if in_base64 else np.ndarray.tolist
+    rows = (EmbeddingObject(index=index, embedding=encoded(each)) for index, each in enumerate(found.vectors))
+    return as_json(EmbeddingList(
+        data=await written(rows, found.vectors.size), model=body.model or served.name,
+        usage=Usage.of(found.tokens, found.truncated),
+    ))  # fmt: skip
 
 
 def wants_base64(encoding_format: str | None) -> bool:
@@ -127,16 +132,9 @@ def wants_base64(encoding_format: str | None) -> bool:
     return encoding_format == "base64"
 
 
-def answer(found: Embedded, model: str, *, in_base64: bool) -> EmbeddingList:
-    """Vectors as OpenAI has them."""
-    values: list[Any] = to_base64(found.vectors) if in_base64 else found.vectors.tolist()
-    data = [EmbeddingObject(index=index, embedding=value) for index, value in enumerate(values)]
-    return EmbeddingList(data=data, model=model, usage=Usage.of(found.tokens, found.truncated))
-
-
-def to_base64(vectors: npt.NDArray[np.float32]) -> list[str]:
-    """Each vector's bytes as little-endian float32, in base64."""
-    return [base64.b64encode(row).decode("ascii") for row in np.ascontiguousarray(vectors, dtype="<f4")]
+def to_base64(numbers: npt.NDArray[np.float32]) -> str:
+    """Numbers as the bytes of little-endian float32, row after row, in base64."""
+    return base64.b64encode(np.ascontiguousarray(numbers, dtype="<f4").tobytes()).decode("ascii")
 
 
 async def models(call: Call) -> Response:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import time
 from collections.abc import Sequence
 from typing import Any, Final, Literal
@@ -14,13 +12,13 @@ import numpy.typing as npt
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ..bodies import decode, inputs_of
+from ..bodies import as_json, decode, inputs_of, written
 from ..calls import Call, endpoint
 from ..errors import BadRequest, Unprocessable
 from ..models import Output, unit
 from ..server import Server
 from .embedding import Named, embed, length_of, outputs
-from .openai import Usage, problem, wants_base64
+from .openai import Usage, problem, to_base64, wants_base64
 from .tei import side_of
 
 
@@ -81,21 +79,12 @@ async def pooling(call: Call) -> Response:
     in_base64 = wants_base64(body.encoding_format)
     found = call.server.models.find(body.model, "embedder", call=call)
     results, tokens, truncated = await _computed(call, found, texts, task, body)
-    answer = PoolingList(
-        id=f"pool-{call.id}", created=int(time.time()), model=body.model or found[0].name, data=[],
-        usage=Usage.of(tokens, truncated),
-    )  # fmt: skip
-
-    def written() -> bytes:
-        # A text after the other: each holds Python's lock, which others get in between.
-        parts = [
-            msgspec.Raw(msgspec.json.encode(PoolingObject(index=row, data=_data(each, in_base64=in_base64))))
-            for row, each in enumerate(results)
-        ]
-        return msgspec.json.encode(msgspec.structs.asdict(answer) | {"data": parts})
-
-    content = await asyncio.get_running_loop().run_in_executor(None, written)
-    return Response(content, media_type="application/json")
+    encoded = to_base64 if in_base64 else np.ndarray.tolist
+    rows = (PoolingObject(index=index, data=encoded(each)) for index, each in enumerate(results))
+    return as_json(PoolingList(
+        id=f"pool-{call.id}", created=int(time.time()), model=body.model or found[0].name,
+        data=await written(rows, sum(each.size for each in results)), usage=Usage.of(tokens, truncated),
+    ))  # fmt: skip
 
 
 async def _computed(
@@ -122,12 +111,6 @@ async def _computed(
     elif output == "hidden" and body.use_activation is not False:
         values = [unit(row) for row in values]
     return values, each.tokens, each.truncated
-
-
-def _data(values: npt.NDArray[np.float32], *, in_base64: bool) -> Any:
-    if in_base64:
-        return base64.b64encode(np.ascontiguousarray(values, dtype="<f4").tobytes()).decode("ascii")
-    return values.tolist()
 
 
 def routes(server: Server) -> list[Route]:

@@ -32,7 +32,7 @@ class Rerank(msgspec.Struct, kw_only=True):
 
     Attributes:
         query: The query.
-        documents: Texts, or objects with a text (`rank_fields` names others of their fields).
+        documents: Texts, or objects with a text (`rank_fields` names others of their fields); or one text alone.
         model: Name of the reranker.
         top_n: How many are wanted; null or 0 for all.
         return_documents: Whether results have their texts.
@@ -46,7 +46,7 @@ class Rerank(msgspec.Struct, kw_only=True):
     """
 
     query: str
-    documents: list[str | dict[str, Any]]
+    documents: str | list[str | dict[str, Any]]
     model: str | None = None
     top_n: int | None = None
     return_documents: bool | None = None
@@ -164,7 +164,8 @@ async def rerank(call: Call) -> Response:
         raise BadRequest("`documents` cannot be empty", param="documents")
     top_n = _checked_count(body.top_n)
     call.batch = True
-    texts = [_text(each, body.rank_fields, place) for place, each in enumerate(body.documents)]
+    given = [body.documents] if isinstance(body.documents, str) else body.documents
+    texts = [_text(each, body.rank_fields, place) for place, each in enumerate(given)]
     [query] = await _cut(served, [body.query], body.max_tokens_per_query, "max_tokens_per_query")
     pairs = [(query, text) for text in await _cut(served, texts, body.max_tokens_per_doc, "max_tokens_per_doc")]
     found = await served.score(

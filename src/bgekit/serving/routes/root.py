@@ -38,10 +38,10 @@ async def anything(call: Call) -> Response:
 
 
 async def front(call: Call) -> Response:
-    """Answer a GET of the address itself: a person gets the page, a client hears that the server is there."""
+    """Answer a GET of the address itself: a person gets the page, a client hears whether the server is ready."""
     if "text/html" in call.headers.get("accept", ""):
         return RedirectResponse("ui")
-    return Response()
+    return Response(status_code=503 if await call.server.readiness() else 200)
 
 
 def routes(server: Server) -> list[Route]:

@@ -37,7 +37,7 @@ from ..errors import Internal, NotFound, ServingError, Unprocessable, Unready
 from ..instructions import without_instruction
 from ..models import Served
 from ..server import Server
-from .embedding import embed, outputs
+from .embedding import Named, embed, outputs
 from .openai import problem as openai_problem
 
 if TYPE_CHECKING:
@@ -162,6 +162,11 @@ class OpenIndex:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")
         self.served: Served | None = None
         self._checked: weakref.ref[Embedder] | None = None
+
+    async def refresh(self) -> None:
+        """Go on with what the folder holds now, so that conditions are checked against that."""
+        if self._stamp_now() != self._stamp:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._refresh)
 
     async def search(
         self, queries: list[str], computed: Encoded, top_k: int, where: str | None, mode: Mode
@@ -364,6 +369,7 @@ async def search(call: Call) -> Response:
     index = _index(call)
     body = decode(call, Search)
     queries, call.batch = inputs_of(body.query, "query")
+    await index.refresh()
     mode: Any = body.mode or "dense"
     outputs_wanted = index.outputs_of(mode)
     top_k = _checked_count("top_k", body.top_k, 10)
@@ -376,7 +382,7 @@ async def search(call: Call) -> Response:
         wanted = max(top_k, _checked_count("rerank.top_k", rerank.top_k, _RERANKED))
     its_model = _its_model(call, index)
     queries = without_instruction(queries, its_model.card.prompt("query").prefix)  # type: ignore[union-attr]
-    computed = await _computed(call, f"{its_model.name}:query", queries, outputs_wanted)
+    computed = await _computed(call, (its_model, "query"), queries, outputs_wanted)
     hits, state = await index.search(queries, computed, wanted, body.where, mode)
     if reranker is not None:
         hits = await _reranked(call, reranker, queries, hits, top_k, raw=bool(body.raw_scores))
@@ -404,7 +410,7 @@ class _Computed:
         return self._model.encode_outputs(texts, outputs, role=role, **options)  # type: ignore[no-any-return]
 
 
-async def _computed(call: Call, model: str, queries: list[str], wanted: Sequence[Output]) -> Encoded:
+async def _computed(call: Call, model: Named, queries: list[str], wanted: Sequence[Output]) -> Encoded:
     """What a model makes of queries."""
     found = Encoded(np.empty((len(queries), 0), np.float32))
     for output in wanted:
@@ -425,7 +431,6 @@ def _its_model(call: Call, index: OpenIndex) -> Served:
         named, _ = call.server.models.find(None, "embedder", call=call)
         if named is not index.served:
             raise Unprocessable(f"the index was made with {index.served.name}: it cannot be searched with {named.name}")
-        call.name = None  # With or without an alias: queries are queries.
     return index.served
 
 

@@ -16,7 +16,7 @@ from ..._version import __version__
 from ...inference.reranker import sigmoid
 from ...models.card import ModelCard
 from ...models.sentence_transformers_files import shown_name
-from ..bodies import as_json, as_long_json, decode, inputs_of
+from ..bodies import as_json, decode, inputs_of, written
 from ..calls import Call, endpoint
 from ..errors import BadRequest, ServingError, Unprocessable
 from ..instructions import choose_role
@@ -156,14 +156,14 @@ async def embed_route(call: Call) -> Response:
         call, body.model, texts, prompt_name=body.prompt_name, truncate=body.truncate,
         side=side_of(body.truncation_direction), normalize=body.normalize, dimensions=body.dimensions,
     )  # fmt: skip
-    return as_json(found.vectors.tolist())
+    return as_json(await written(map(np.ndarray.tolist, found.vectors), found.vectors.size))
 
 
 async def embed_all(call: Call) -> Response:
     """Answer `/embed_all`: what the last layer gives for each token of each text, special ones included."""
     body = decode(call, TeiOutputs)
     found = await _outputs(call, body, "hidden")
-    return await as_long_json(found.values)
+    return as_json(await written((each.tolist() for each in found.values), sum(each.size for each in found.values)))
 
 
 async def embed_sparse(call: Call) -> Response:
