@@ -1,10 +1,16 @@
-"""`search.py approximate`: memory, time to build, latency and recall of each type of index, and of its peers."""
+"""`search.py approximate`: memory, time to build, latency and recall of each type of index, and of its peers.
+
+Every row of the table is built by one process and served by another. What came out is kept in `approximate.json` of the
+folder `--work`, as soon as it is known: an interrupted run goes on where it stopped, and a later one with the same
+options prints the whole table at once.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import resource
@@ -24,9 +30,23 @@ import pyarrow as pa
 ASKED, K = slice(1000, 2000), 10
 #: Percent of the rows that conditions keep, and queries that each is measured with.
 KEPT, KEPT_QUERIES = (50, 10, 1), 100
-#: Widths that a graph of a peer is searched with until it finds enough.
-WIDTHS = (16, 32, 64, 128, 256, 512, 1024)
-PEERS = ("faiss-hnsw", "faiss-ivfpq", "usearch")
+#: Vectors that exact search looks at in all for its row, which says how many queries it is asked.
+EXACTLY = 100_000_000
+#: Types whose graph of many vectors takes hours to build and more memory than there is, as those of peers do.
+GRAPHS = ("hnsw", "faiss-hnsw", "usearch", "hnswlib")
+#: Peers, and what each needs to be installed (requirements/search.txt). `faiss-ivfpq48` has codes of 48 bytes, and
+#: `+` behind it scores its candidates by the whole vectors, as our types do.
+PEERS = {
+    "faiss-hnsw": "faiss", "faiss-ivfpq48": "faiss", "faiss-ivfpq48+": "faiss", "faiss-ivfpq64": "faiss",
+    "faiss-ivfpq64+": "faiss", "usearch": "usearch", "hnswlib": "hnswlib",
+}  # fmt: skip
+#: Cells of IVF-PQ, as `binary` has them, and vectors a cell that it is trained with.
+CELLS, TRAINED = 4096, 48
+#: Neighbours of a vector in graphs.
+NEIGHBORS = 32
+#: How wide peers are searched until they find enough, candidates that are scored by whole vectors, and queries that
+#: it is chosen with; who finds no more than this share by a wider search has found what it can.
+WIDTHS, CANDIDATES, CHOSEN_BY, NO_MORE = (8, 16, 32, 64, 128, 256, 512, 1024), (50, 100, 200, 400), 200, 0.002
 
 
 def approximate_options(commands: Any) -> None:
@@ -34,19 +54,24 @@ def approximate_options(commands: Any) -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000_000])
     parser.add_argument("--types", nargs="*", default=["exact", "int8", "binary", "ivf", "hnsw"])
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--recall", type=float, help="as of bge search [0.99]")
+    parser.add_argument("--graphs-to", type=int, default=1_000_000, help="vectors above which no graph is built [10^6]")
+    parser.add_argument("--recall", type=float, default=0.99, help="as of bge search [0.99]")
+    parser.add_argument("--ef-construction", type=int, default=200, help="of the graphs of peers [200]")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cold", action="store_true", help="also with the vectors out of the system's cache")
     parser.add_argument("--work", type=Path, default=Path("build/search"), help="where vectors and indexes are kept")
+    parser.add_argument("--again", nargs="*", default=[], metavar="INDEX", help="types and peers to measure again")
     parser.set_defaults(run=approximate_search)
     for name, run in (
-        ("make-vectors", make_vectors), ("make-type", make_type), ("serve-type", serve_type), ("make-peer", make_peer)
+        ("make-vectors", make_vectors), ("make-type", make_type), ("serve-type", serve_type),
+        ("make-peer", make_peer), ("serve-peer", serve_peer),
     ):  # fmt: skip
         child = commands.add_parser(name, help="used by approximate, in a process of its own")
         child.add_argument("folder", type=Path)
         child.add_argument("kind")
         child.add_argument("queries", type=Path)
-        child.add_argument("--recall", type=float)
+        child.add_argument("--recall", type=float, default=0.99)
+        child.add_argument("--ef-construction", type=int, default=200)
         child.add_argument("--threads", type=int, default=2)
         child.add_argument("--cold", action="store_true")
         child.set_defaults(run=run)
@@ -55,26 +80,79 @@ def approximate_options(commands: Any) -> None:
 def approximate_search(args: argparse.Namespace) -> int:
     from search import real_vectors
 
+    if missing := {PEERS[kind] for kind in args.peers if importlib.util.find_spec(PEERS[kind]) is None}:
+        raise SystemExit(
+            f"not installed: {', '.join(sorted(missing))}; pip install -r benchmarks/requirements/search.txt, or name "
+            "other --peers"
+        )
     args.work.mkdir(parents=True, exist_ok=True)
     _, queries, what = real_vectors(args.work)
     files = args.work / "asked.npy"
     np.save(files, queries[ASKED])
     print(f"{what}; all vectors are copies of these with noise, cosine 0.8 to 0.9; {len(queries[ASKED]):,} real "
           f"queries, one at a time; best {K}; {args.threads} threads; {disk(args.work)}")  # fmt: skip
-    print(f"{'vectors':>10} {'index':<11} {'build, s':>8} {'CPU, s':>7} {'own MB':>7} {'on disk':>8} {'resident':>8} "
+    print(f"{'vectors':>10} {'index':<14} {'build, s':>8} {'CPU, s':>7} {'own MB':>7} {'on disk':>8} {'resident':>8} "
           f"{'vectors':>8} {'ms':>7} {'CPU ms':>7} {'cold ms':>7} {'recall':>7}  "
-          f"recall, ms where {KEPT} % are kept")  # fmt: skip
+          f"{f'recall, ms where {KEPT} % are kept':<38}  searched with")  # fmt: skip
+    known = Known(args.work / "approximate.json", args)
     for size in args.sizes:
         folder = args.work / f"copies-{size}"
-        made = child("make-vectors", folder, str(size), files, args)
-        if made["made"]:
-            print_row(size, "vectors", made)
+        truth = truth_file(folder, queries[ASKED])
+        there = lambda truth=truth: truth.exists()  # noqa: E731
+        made = known.row(size, "vectors", "make-vectors", there, folder, str(size), files)
+        print_row(size, "vectors", made)
         for kind in args.types:
-            made = child("make-type", folder, kind, files, args)
-            print_row(size, kind, made | child("serve-type", folder, kind, files, args))
+            if kind in GRAPHS and size > args.graphs_to:
+                continue
+            there = lambda folder=folder, kind=kind: type_of(folder) == kind  # noqa: E731
+            print_row(size, kind, known.both(size, kind, "type", there, folder, files))
         for kind in args.peers:
-            print_row(size, kind, child("make-peer", folder, kind, files, args))
+            if kind in GRAPHS and size > args.graphs_to:
+                continue
+            there = lambda folder=folder, kind=kind: peer_file(folder, kind).exists()  # noqa: E731
+            print_row(size, kind, known.both(size, kind, "peer", there, folder, files))
     return 0
+
+
+class Known:
+    """What has been measured, in a file.
+
+    Args:
+        path: The file.
+        args: Options of the run.
+    """
+
+    def __init__(self, path: Path, args: argparse.Namespace) -> None:
+        self._path, self._args = path, args
+        self._rows: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def both(self, size: int, kind: str, what: str, there: Callable[[], bool], folder: Path, files: Path) -> Any:
+        """What it took to make an index and to serve it."""
+        built = kind.removesuffix("+")  # The one index of a peer is served in two ways.
+        served = self._key(size, kind, f"serve-{what}")
+        # What is served need not be there any more.
+        is_there = there if served not in self._rows or kind in self._args.again else lambda: True
+        made = self.row(size, built, f"make-{what}", is_there, folder, built, files)
+        return made | self.row(size, kind, f"serve-{what}", lambda: True, folder, kind, files)
+
+    def row(
+        self, size: int, name: str, step: str, there: Callable[[], bool], folder: Path, kind: str, files: Path
+    ) -> dict[str, Any]:  # fmt: skip
+        """What a step printed: measured now unless it is known and what it made is there."""
+        key = self._key(size, name, step)
+        if key not in self._rows or name in self._args.again or not there():
+            found = child(step, folder, kind, files, self._args)
+            self._rows[key] = self._rows.get(key, {}) | found
+            working = self._path.with_suffix(".tmp")
+            working.write_text(json.dumps(self._rows, indent=1))
+            working.replace(self._path)
+        return dict(self._rows[key])
+
+    def _key(self, size: int, name: str, step: str) -> str:
+        args = self._args
+        graph = f", efConstruction {args.ef_construction}" if name in GRAPHS and step.endswith("peer") else ""
+        how = f", {args.threads} threads, recall {args.recall}{graph}{', cold' if args.cold else ''}"
+        return f"{size} {name}, {step}" + ("" if step == "make-vectors" else how)
 
 
 def print_row(size: int, kind: str, row: dict[str, Any]) -> None:
@@ -82,16 +160,17 @@ def print_row(size: int, kind: str, row: dict[str, Any]) -> None:
         return f"{row[name]:,.{digits}f}" if row.get(name) is not None else "-"
 
     kept = "  ".join(f"{recall:.3f} {ms:.1f}" for recall, ms in row.get("kept", []))
-    print(f"{size:10,} {kind:<11} {shown('build'):>8} {shown('cpu'):>7} {shown('own'):>7} {shown('disk'):>8} "
+    how = "; ".join(row[name] for name in ("plan", "how") if row.get(name))
+    print(f"{size:10,} {kind:<14} {shown('build'):>8} {shown('cpu'):>7} {shown('own'):>7} {shown('disk'):>8} "
           f"{shown('resident'):>8} {shown('mapped'):>8} {shown('ms', 2):>7} {shown('cpu_ms', 2):>7} "
-          f"{shown('cold', 2):>7} {shown('recall', 4):>7}  {kept}", flush=True)  # fmt: skip
+          f"{shown('cold', 2):>7} {shown('recall', 4):>7}  {kept:<38}  {how}", flush=True)  # fmt: skip
 
 
 def child(command: str, folder: Path, kind: str, queries: Path, args: argparse.Namespace) -> dict[str, Any]:
     """What a step of its own process printed: memory is that of this step alone."""
     line = [sys.executable, str(Path(__file__).with_name("search.py")), command, str(folder), kind, str(queries),
-            "--threads", str(args.threads)]  # fmt: skip
-    line += [] if args.recall is None else ["--recall", str(args.recall)]
+            "--threads", str(args.threads), "--recall", str(args.recall),
+            "--ef-construction", str(args.ef_construction)]  # fmt: skip
     line += ["--cold"] if args.cold else []
     done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True)
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
@@ -131,9 +210,9 @@ def make_vectors(args: argparse.Namespace) -> int:
 
     set_threads(args.threads)
     documents, _, _ = real_vectors(args.folder.parent)
-    row: dict[str, Any] = {"made": not (args.folder / "index.json").exists()}
+    row: dict[str, Any] = {}
     start, before = time.perf_counter(), cpu()
-    if row["made"]:
+    if not (args.folder / "index.json").exists():
         with own_pages() as most:
             write_copies(documents, int(args.kind), args.folder)
         row |= {"build": time.perf_counter() - start, "cpu": cpu() - before, "own": most[0] / 1e6}
@@ -219,11 +298,16 @@ def make_type(args: argparse.Namespace) -> int:
     set_threads(args.threads)
     start, before = time.perf_counter(), cpu()
     with own_pages() as most:
-        with_type(args.folder, args.kind, recall=args.recall)
+        with_type(args.folder, args.kind, recall=None if args.kind == "exact" else args.recall)
     row = {"build": time.perf_counter() - start, "cpu": cpu() - before, "own": most[0] / 1e6}
     files = [each for each in args.folder.rglob("index*") if each.name != "index.json"]
     print(json.dumps(row | {"disk": sum(each.stat().st_size for each in files) / 1e6}))
     return 0
+
+
+def type_of(folder: Path) -> str:
+    """The type of an index that is there."""
+    return str(json.loads((folder / "index.json").read_text())["index_type"])
 
 
 def serve_type(args: argparse.Namespace) -> int:
@@ -231,80 +315,175 @@ def serve_type(args: argparse.Namespace) -> int:
     from bgekit.search import SearchIndex
 
     set_threads(args.threads)
+    index, row = SearchIndex.load(args.folder), dict[str, Any]()
     queries = np.load(args.queries)
     truth = np.load(truth_file(args.folder, queries))
-    row: dict[str, Any] = {"cold": None}
-    index = SearchIndex.load(args.folder)
+    asked = queries[: max(EXACTLY // len(index), 20)] if args.kind == "exact" else queries
+
+    def nearest(where: str | None = None) -> Callable[[Any], Any]:
+        return lambda one: index.nearest(one, K, where)[1]
+
     if args.cold:
         forget(args.folder / "vectors.npy")
-        few = queries[:100] if args.kind != "exact" else queries[:3]
-        row["cold"], _, _ = one_by_one(few, lambda asked: index.nearest(asked, K)[1])
+        row["cold"], _, _ = one_by_one(asked[:100] if args.kind != "exact" else asked[:3], nearest())
     for _ in range(2):  # The second time all that is needed is in memory.
-        row["ms"], row["cpu_ms"], found = one_by_one(queries, lambda asked: index.nearest(asked, K)[1])
-    row["recall"] = recall(found, truth["all"])
-    resident = resident_mb()
-    row["mapped"] = resident.pop("vectors.npy", 0.0)
-    row["resident"] = sum(resident.values())
+        row["ms"], row["cpu_ms"], found = one_by_one(asked, nearest())
+    row["recall"] = recall(found, truth["all"][: len(asked)])
+    row |= resident_mb()
     row["kept"] = []
     for percent in KEPT:
         where = f"part < {percent}"
         index.nearest(queries[:1], K, where)  # The condition itself is computed once.
-        ms, _, found = one_by_one(queries[:KEPT_QUERIES], lambda asked, where=where: index.nearest(asked, K, where)[1])
-        row["kept"].append((recall(found, truth[str(percent)]), ms))
+        ms, _, found = one_by_one(asked[:KEPT_QUERIES], nearest(where))
+        row["kept"].append((recall(found, truth[str(percent)][: len(found)]), ms))
+    if tuning := index.describe()["measured"]:
+        row["how"] = ", ".join(f"{name} {tuning['points'][0][name]}" for name in ("width", "candidates"))
+    elif len(asked) < len(queries):
+        row["how"] = f"{len(asked)} queries"
     print(json.dumps(row))
     return 0
 
 
-def make_peer(args: argparse.Namespace) -> int:
-    """Build an index of a peer over the same vectors, and ask it one at a time."""
-    import faiss
+# Peers. Each gets the vectors in blocks, and lies in a file, from which it is loaded as a whole to be served.
 
+
+def peer_file(folder: Path, kind: str) -> Path:
+    """The file of an index of a peer."""
+    return folder / f"peer-{kind.removesuffix('+')}"
+
+
+def make_peer(args: argparse.Namespace) -> int:
+    """Build an index of a peer over the same vectors, and write it."""
     from search import own_pages
 
     set_threads(args.threads)
-    queries, vectors = np.load(args.queries), np.load(args.folder / "vectors.npy", mmap_mode="r")
-    truth = np.load(truth_file(args.folder, queries))["all"]
+    vectors = np.load(args.folder / "vectors.npy", mmap_mode="r")
     start, before = time.perf_counter(), cpu()
-    count, width = vectors.shape
     with own_pages() as most:
-        if args.kind == "usearch":
-            from usearch.index import Index
-
-            graph = Index(ndim=width, metric="ip", dtype="f32", connectivity=32, expansion_add=100)
-            for first in range(0, count, 1 << 16):
-                block = np.ascontiguousarray(vectors[first : first + (1 << 16)])
-                graph.add(np.arange(first, first + len(block)), block, threads=args.threads)
-        else:
-            cells = min(4096, count // 39)
-            plan = "HNSW32,Flat" if args.kind == "faiss-hnsw" else f"IVF{cells},PQ48"
-            index = faiss.index_factory(width, plan, faiss.METRIC_INNER_PRODUCT)
-            if args.kind == "faiss-hnsw":
-                index.hnsw.efConstruction = 100
-            else:
-                rows = np.sort(np.random.default_rng(0).permutation(count)[: cells * 48])
-                index.train(np.ascontiguousarray(vectors[rows]))
-            for first in range(0, count, 1 << 16):
-                index.add(np.ascontiguousarray(vectors[first : first + (1 << 16)]))
-    row: dict[str, Any] = {"build": time.perf_counter() - start, "cpu": cpu() - before, "own": most[0] / 1e6}
-
-    def ask(asked: Any) -> Any:
-        return graph.search(asked[0], K).keys[None] if args.kind == "usearch" else index.search(asked, K)[1]
-
-    for width_of_search in WIDTHS:
-        if args.kind == "usearch":
-            graph.expansion_search = width_of_search
-        elif args.kind == "faiss-hnsw":
-            index.hnsw.efSearch = width_of_search
-        else:
-            index.nprobe = width_of_search
-        row["ms"], row["cpu_ms"], found = one_by_one(queries, ask)
-        row["recall"] = recall(found, truth)
-        if row["recall"] >= (args.recall or 0.99):
-            break
-    resident = resident_mb()
-    row["mapped"] = resident.pop("vectors.npy", 0.0)
-    print(json.dumps(row | {"resident": sum(resident.values())}))
+        plan = built_peer(args, vectors)
+    row = {"build": time.perf_counter() - start, "cpu": cpu() - before, "own": most[0] / 1e6, "plan": plan}
+    print(json.dumps(row | {"disk": peer_file(args.folder, args.kind).stat().st_size / 1e6}))
     return 0
+
+
+def built_peer(args: argparse.Namespace, vectors: Any) -> str:
+    """Build and write it; returns how it was built."""
+    count, width = vectors.shape
+    file = str(peer_file(args.folder, args.kind))
+
+    def blocks() -> Iterator[tuple[int, Any]]:
+        for first in range(0, count, 1 << 16):
+            yield first, np.ascontiguousarray(vectors[first : first + (1 << 16)])
+
+    if args.kind == "usearch":
+        from usearch.index import Index
+
+        graph = Index(ndim=width, metric="ip", dtype="f32", connectivity=NEIGHBORS, expansion_add=args.ef_construction)
+        for first, block in blocks():
+            graph.add(np.arange(first, first + len(block)), block, threads=args.threads)
+        graph.save(file)
+    elif args.kind == "hnswlib":
+        import hnswlib
+
+        graph = hnswlib.Index(space="ip", dim=width)
+        graph.init_index(max_elements=count, ef_construction=args.ef_construction, M=NEIGHBORS)
+        for first, block in blocks():
+            graph.add_items(block, np.arange(first, first + len(block)), num_threads=args.threads)
+        graph.save_index(file)
+    else:
+        import faiss
+
+        cells = min(CELLS, count // 39)
+        plan = f"HNSW{NEIGHBORS},Flat" if args.kind == "faiss-hnsw" else f"IVF{cells},PQ{args.kind[-2:]}"
+        index = faiss.index_factory(width, plan, faiss.METRIC_INNER_PRODUCT)
+        if args.kind == "faiss-hnsw":
+            index.hnsw.efConstruction = args.ef_construction
+        else:
+            rows = np.sort(np.random.default_rng(0).permutation(count)[: cells * TRAINED])
+            index.train(np.ascontiguousarray(vectors[rows]))
+        for _, block in blocks():
+            index.add(block)
+        faiss.write_index(index, file)
+        if args.kind != "faiss-hnsw":
+            return plan
+    return f"M {NEIGHBORS}, efConstruction {args.ef_construction}"
+
+
+def serve_peer(args: argparse.Namespace) -> int:
+    """Answer queries one at a time from an index of a peer, as wide as it takes to find enough of the nearest.
+
+    How wide is chosen by some of the queries that it is measured with: an advantage that our types do not have.
+    """
+    set_threads(args.threads)
+    queries = np.load(args.queries)
+    truth = np.load(truth_file(args.folder, queries))["all"]
+    search = opened_peer(args)
+    best: tuple[float, int, int] = (-1.0, 0, 0)
+    for candidates in CANDIDATES if args.kind.endswith("+") else (K,):
+        before = -1.0
+        for width in WIDTHS:
+            _, _, found = one_by_one(queries[:CHOSEN_BY], lambda one, w=width, c=candidates: search(one, w, c))
+            reached = recall(found, truth[:CHOSEN_BY])
+            if reached > best[0]:
+                best = reached, width, candidates
+            if reached >= args.recall or reached < before + NO_MORE:
+                break
+            before = reached
+        if best[0] >= args.recall:
+            break
+    _, width, candidates = best
+    row: dict[str, Any] = {"how": f"width {width}" + (f", candidates {candidates}" if candidates > K else "")}
+    if args.cold and args.kind.endswith("+"):
+        forget(args.folder / "vectors.npy")
+        row["cold"], _, _ = one_by_one(queries[:100], lambda one: search(one, width, candidates))
+    for _ in range(2):
+        row["ms"], row["cpu_ms"], found = one_by_one(queries, lambda one: search(one, width, candidates))
+    row["recall"] = recall(found, truth)
+    print(json.dumps(row | resident_mb()))
+    return 0
+
+
+def opened_peer(args: argparse.Namespace) -> Callable[[Any, int, int], Any]:
+    """What finds the nearest rows [1, K] of a query [1, d] by so wide a search, and of so many candidates."""
+    file = str(peer_file(args.folder, args.kind))
+    if args.kind == "usearch":
+        from usearch.index import Index
+
+        graph = Index.restore(file)
+
+        def by_usearch(one: Any, width: int, _: int) -> Any:
+            graph.expansion_search = width
+            return graph.search(one[0], K).keys[None].astype(np.int64)
+
+        return by_usearch
+    if args.kind == "hnswlib":
+        import hnswlib
+
+        vectors = np.load(args.folder / "vectors.npy", mmap_mode="r")
+        graph = hnswlib.Index(space="ip", dim=vectors.shape[1])
+        graph.load_index(file)
+
+        def by_hnswlib(one: Any, width: int, _: int) -> Any:
+            graph.set_ef(max(width, K))
+            return graph.knn_query(one, K, num_threads=1)[0].astype(np.int64)
+
+        return by_hnswlib
+    import faiss
+
+    index, vectors = faiss.read_index(file), np.load(args.folder / "vectors.npy", mmap_mode="r")
+
+    def by_faiss(one: Any, width: int, candidates: int) -> Any:
+        if args.kind == "faiss-hnsw":
+            index.hnsw.efSearch = width
+        else:
+            index.nprobe = width
+        rows = index.search(one, candidates)[1]
+        if candidates == K:
+            return rows
+        rows = np.sort(rows[0][rows[0] >= 0])
+        return rows[np.argsort(-(vectors[rows] @ one[0]))[:K]][None]
+
+    return by_faiss
 
 
 def set_threads(threads: int) -> None:
@@ -342,13 +521,13 @@ def cpu() -> float:
 
 
 def resident_mb() -> dict[str, float]:
-    """Resident megabytes of this process, by the file that they map, "" for its own."""
-    found: dict[str, float] = {}
+    """Resident megabytes of this process: its own with all files that it maps, and those of the whole vectors apart."""
+    found = {"resident": 0.0, "mapped": 0.0}
     name = ""
     for line in Path("/proc/self/smaps").read_text().splitlines():
         parts = line.split()
         if "-" in parts[0] and not parts[0].endswith(":"):
             name = Path(parts[5]).name if len(parts) > 5 and parts[5].startswith("/") else ""
         elif parts[0] == "Rss:":
-            found[name] = found.get(name, 0.0) + int(parts[1]) * 1024 / 1e6
+            found["mapped" if name == "vectors.npy" else "resident"] += int(parts[1]) * 1024 / 1e6
     return found

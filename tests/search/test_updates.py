@@ -22,9 +22,9 @@ import pytest
 from bgekit.data.records import Record, read_records
 from bgekit.errors import ArgumentError, DataError, OutputError
 from bgekit.files.atomic import OutputFolder
-from bgekit.inference.shards import Chunks
+from bgekit.inference.shards import Chunks, encode_to_shards, load_shards
 from bgekit.search import updates
-from bgekit.search.build import index_records
+from bgekit.search.build import index_records, index_shards
 from bgekit.search.index import SearchIndex
 from bgekit.search.segments import STRUCTURE_FROM
 from bgekit.search.updates import _merged
@@ -129,6 +129,25 @@ def test_an_interrupted_addition_goes_on(index, embedder, tmp_path):
     assert (report.added, report.encoding.kept, fresh.encoded, len(index)) == (30, 20, 10, 50)
     assert not list(index.folder.glob("building*"))
     check(index, fresh)
+
+
+def test_what_is_one_shard_is_encoded_without_files(index, model, monkeypatch):
+    monkeypatch.setattr(updates, "encode_to_shards", lambda *_, **__: pytest.fail("written to shards"))
+    report = index.add(model, [record(f"n{n}", year=n) for n in range(3)])
+    encoding = report.encoding
+    assert (encoding.texts, encoding.kept, encoding.shards, encoding.skipped) == (3, 0, 1, 0)
+    assert content(index)["n2"] == ("text n2", {"year": 2})
+    check(index, model)
+
+
+@pytest.mark.parametrize("shard_size", [2, 1024])
+def test_an_index_without_texts_takes_documents(model, tmp_path, shard_size):
+    encode_to_shards(model, [record(n) for n in range(5)], tmp_path / "shards")
+    index = index_shards(load_shards(tmp_path / "shards"), tmp_path / "index")
+    index.add(model, [record(n, "another") for n in (3, 7, 8)], shard_size=shard_size)
+    assert content(index) == {str(n): (None, {}) for n in (0, 1, 2, 4, 3, 7, 8)}
+    scores, rows = index.nearest(model.vector("another")[None], 3, model=model)
+    assert (np.round(scores, 5) == 1).all() and sorted(rows[0].tolist()) == [4, 5, 6]
 
 
 def test_metadata_alone_costs_no_text(index, model):

@@ -129,10 +129,14 @@ def listing(names: Sequence[object]) -> str:
     return f"{first}, ..." if len(names) > 8 else first
 
 
+#: What `json.dumps(..., ensure_ascii=False)` makes anew for each call.
+_encoded: Final = json.JSONEncoder(ensure_ascii=False).encode
+
+
 def line_of(fields: Mapping[str, Any]) -> bytes:
     """A line of JSON in UTF-8."""
     try:
-        return (json.dumps(fields, ensure_ascii=False) + "\n").encode()
+        return (_encoded(fields) + "\n").encode()
     except UnicodeEncodeError:  # A lone surrogate of the input: only an escape can carry it.
         return (json.dumps(fields) + "\n").encode()
 

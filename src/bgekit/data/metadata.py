@@ -400,6 +400,13 @@ def extended(schema: Any, parts: Callable[[], Iterable[Part]], where: str) -> tu
     return whole, (columns.cast(table, rows, whole) for table, _, rows in parts())
 
 
+def joined_tables(schema: Any, tables: Iterable[Any]) -> Any:
+    """Tables of one schema as one, in memory."""
+    import pyarrow
+
+    return pyarrow.concat_tables([schema.empty_table(), *tables])
+
+
 def cast_table(table: Any, rows: int, schema: Any) -> Any:
     """A table with the types of a schema, which take its values, and nulls for columns that it lacks.
 

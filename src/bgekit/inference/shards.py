@@ -211,6 +211,45 @@ def encode_to_shards(
         return run.finish(planner)
 
 
+def encode_shard(
+    model: Embedder,
+    records: Sequence[Record],
+    *,
+    kind: str,
+    dtype: Dtype,
+    max_length: int | None,
+    batch_size: int | None,
+    progress: EncodeProgress | None = None,
+) -> tuple[npt.NDArray[Any], EncodeReport]:
+    """The dense vectors [n, dimension] that `encode_to_shards` would write of records as one shard; nothing is written.
+
+    Args:
+        model: What encodes.
+        records: The records, at least one.
+        kind: As in `encode_to_shards`; so are the others.
+        dtype: Number format of the vectors.
+        max_length: Tokens at which texts are cut.
+        batch_size: Maximum number of texts per batch.
+        progress: What to tell how far it is.
+
+    Raises:
+        NumericalError: a vector has NaN or infinity.
+    """
+    model.settle()
+    count = len(records)
+    shard = Shard(ShardPlan(0, 0, count, "", count), records)
+    told = None if progress is None else lambda texts, tokens: progress.computed(texts, tokens, texts)
+    computed = compute_shards(
+        model, [shard], kind=kind, max_length=max_length, batch_size=batch_size, progress=told
+    )  # fmt: skip
+    with closing(computed) as results:
+        ((_, encoded),) = results
+    if progress is not None:
+        progress.encoded(count, encoded.tokens, count)
+    report = EncodeReport(count, 0, 1, encoded.tokens, len(encoded.truncated), len(encoded.repaired), 0)
+    return _vectors_of(shard, encoded, dtype), report
+
+
 def prepared(
     model: Embedder, records: Iterable[Record], *, chunks: Chunks | None = None, outputs: Collection[Output] = DENSE,
     **settings: Any,
@@ -472,11 +511,7 @@ def write_shard(store: ShardStore, shard: Shard, encoded: Encoded, settings: Map
         NumericalError: a vector is too large for the number format of the output.
     """
     index, records = shard.plan.index, shard.records
-    with np.errstate(over="ignore"):  # Looked for in the next line.
-        vectors = encoded.vectors.astype(settings["dtype"])
-    if not np.isfinite(vectors).all():
-        row = int(np.argmin(np.isfinite(vectors).all(axis=1)))
-        raise NumericalError(f"the vector of {records[row].id!r} is too large for {vectors.dtype}")
+    vectors = _vectors_of(shard, encoded, settings["dtype"])
     with store.create(index, ".npy") as file:
         np.save(file, np.ascontiguousarray(vectors))  # type: ignore[arg-type]
         vectors_sha256 = file.sha256
@@ -503,6 +538,20 @@ def write_shard(store: ShardStore, shard: Shard, encoded: Encoded, settings: Map
             facts["metadata_sha256"] = file.sha256
     store.finish(index, facts)
     return facts
+
+
+def _vectors_of(shard: Shard, encoded: Encoded, dtype: Dtype) -> npt.NDArray[Any]:
+    """The vectors of a shard in the number format of the output.
+
+    Raises:
+        NumericalError: one is too large for it.
+    """
+    with np.errstate(over="ignore"):  # Looked for in the next line.
+        vectors: npt.NDArray[Any] = encoded.vectors.astype(dtype)
+    if not np.isfinite(vectors).all():
+        row = int(np.argmin(np.isfinite(vectors).all(axis=1)))
+        raise NumericalError(f"the vector of {shard.records[row].id!r} is too large for {vectors.dtype}")
+    return vectors
 
 
 def finished_facts(store: ShardStore, plan: ShardPlan) -> dict[str, Any] | None:

@@ -318,6 +318,17 @@ class Linear:
 _pointwise: Any = torch.ops.mkldnn._linear_pointwise.default if torch.backends.mkldnn.is_available() else None
 _plus: Any = torch.ops.mkldnn._linear_pointwise.binary if torch.backends.mkldnn.is_available() else None
 
+
+def products_of_rows(x: Tensor, others: Tensor) -> Tensor:
+    """The products [n, m] of all rows of x [n, d] with all of others [m, d], in float32.
+
+    By oneDNN where there is: `torch.mm` asks MKL, which on processors of other makers than Intel takes 1.1 to 1.3 times
+    as long (AMD Zen 3, one thread, 1,000 by 1,024 to 4,096 rows of 384).
+    """
+    result: Tensor = torch.mm(x, others.T) if _pointwise is None else _pointwise(x, others, None, "none", [], "")
+    return result
+
+
 #: Rows that go through 8-bit layers at a time: what lies between stays in the core's cache.
 _BLOCK: Final = 256
 #: Neighbouring float32 of this size are 1 apart: adding it rounds, and leaves a whole number in the lowest byte.

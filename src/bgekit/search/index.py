@@ -230,14 +230,14 @@ class SearchIndex:
         They are split and cut as those of the index. Texts that the replaced documents had already are not encoded
         again. Records of files without an id are numbered within their file, behind its name (`more.txt#0`). A column
         of metadata that is new is null in rows that are there. Until all is written, and if it fails, the index stays
-        what it was; an interrupted call with the same files goes on where it stopped.
+        what it was; an interrupted call with the same files goes on after the last shard that it has finished.
 
         Args:
             model: The model that the index was made with.
             records: The documents. Of files the columns are kept that the index keeps, and those that
                 `read_records(..., keep=...)` names.
             batch_size: Maximum number of texts per batch; by default sized from the device.
-            shard_size: Texts encoded between two signs of progress.
+            shard_size: Texts of a shard; of as many or fewer nothing is kept if their encode is interrupted.
             progress: As in `index_records`.
 
         Raises:

@@ -61,8 +61,10 @@ _NONE: Final = np.uint64(2**64 - 1)
 _MOST_ROWS: Final = 2**32 - 1
 #: Products of a sample of which only the best is looked at.
 _MAXIMA: Final = 4
-#: Vectors from which on a sample of them says what scores to expect; the sample's share, one in so many, and size.
-_SAMPLED_FROM, _SAMPLED, _SAMPLE_MOST = 1 << 16, 8, 1 << 16
+#: Vectors from which on a sample of them says what scores to expect; the sample's share, one in so many, and sizes.
+_SAMPLED_FROM, _SAMPLED, _SAMPLE_LEAST, _SAMPLE_MOST = 1 << 16, 8, 1 << 10, 1 << 16
+#: Products in float32 that are computed while one row is scored and kept.
+_SCORED: Final = 8
 
 
 class TopK:
@@ -138,6 +140,19 @@ class TopK:
             return
         for part in every:
             self._look(*part)
+
+    def sample_size(self, top_k: int, count: int) -> int:
+        """How large a sample of so many vectors is to be, which says what scores the best have.
+
+        The larger, the fewer rows pass that are not among them, and the more products are computed twice.
+        """
+        self._product = self._product or self._chosen_product()
+        sizes = np.asarray([count // _SAMPLED], np.int64)
+        if isinstance(self._product, _Product32):
+            sizes = np.append(sizes, 2 ** np.arange(_SAMPLE_LEAST.bit_length() - 1, _SAMPLE_MOST.bit_length()))
+        sizes = np.minimum(sizes, min(count // _SAMPLED, _SAMPLE_MOST))
+        passing = [_rank_in_sample(top_k, int(size), count) * count / size for size in sizes]
+        return int(sizes[np.argmin(sizes + _SCORED * np.asarray(passing))])
 
     def at_rank(self, rank: int, blocks: AnyBlocks) -> Floats:
         """About the score [n] that so many of the vectors of blocks reach; nothing is kept of them."""
@@ -416,18 +431,22 @@ def nearest(
     """
     expected = None
     if sample is not None and count >= _SAMPLED_FROM and len(queries) > _FEW:
-        size = min(count // _SAMPLED, _SAMPLE_MOST)
-        # So many of the best are in a sample, and seldom more than four standard deviations above that.
-        share = top_k * size / count
-        expected = TopK(queries, 1, cosine=cosine, longest=longest).at_rank(
-            math.ceil(share + 4 * math.sqrt(share) + 3), sample(size)
-        )
+        first = TopK(queries, 1, cosine=cosine, longest=longest)
+        size = first.sample_size(top_k, count)
+        expected = first.at_rank(_rank_in_sample(top_k, size, count), sample(size))
     best = TopK(queries, top_k, cosine=cosine, longest=longest, expected=expected)
     best.add_all(blocks())
     scores, rows = best.arrays()
     if expected is not None and len(few := best.unsure()):
         scores[few], rows[few] = nearest(queries[few], blocks, top_k, cosine=cosine, longest=longest)
     return scores, rows
+
+
+def _rank_in_sample(top_k: int, size: int, count: int) -> int:
+    """A rank in a sample of vectors that the score of the last row wanted of all is seldom below."""
+    # So many of the best are in a sample, and seldom more than four standard deviations above that.
+    share = top_k * size / count
+    return math.ceil(share + 4 * math.sqrt(share) + 3)
 
 
 class _Products:
@@ -497,18 +516,20 @@ class _Product32:
     def __call__(self, vectors: npt.NDArray[Any], longest: float | None, own: Any) -> _Products:
         import torch
 
+        from ..networks.cpu_products import products_of_rows
+
         floors = self._floors
         count, width = vectors.shape
         others = _tensor(vectors).float()
         if longest is None:
             # More than the longest has, and far quicker to find than its length.
             longest = math.sqrt(width) * max(float(others.max()), -float(others.min()))
-        memory = _memory(own, "products", len(self._queries) * count, torch.float32)
         if len(self._queries) <= _FEW:
+            memory = _memory(own, "products", len(self._queries) * count, torch.float32)
             # Few columns take up to half of the time that few rows do.
             products = torch.mm(others, self._queries.T, out=memory.view(count, -1)).numpy().T[: len(floors)]
         else:
-            products = torch.mm(self._queries, others.T, out=memory.view(-1, count)).numpy()
+            products = products_of_rows(self._queries, others).numpy()
         margin = self._lengths * longest * (width + 4) * _ROUNDING_32 + _TINY
         with np.errstate(over="ignore"):
             asked = (floors - margin).astype(np.float32)

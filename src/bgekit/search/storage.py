@@ -370,6 +370,37 @@ class Selected(Stored):
         return self._stored.line(int(self._rows[row]))
 
 
+class StoredArray(Stored):
+    """Vectors in memory; what else rows have is not known."""
+
+    metadata = None
+
+    def __init__(self, vectors: npt.NDArray[Any]) -> None:
+        self._vectors = vectors
+        self.count, self.dimension = vectors.shape
+
+    def blocks(self, rows: int = _BLOCK) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """Parts of the array."""
+        for first in range(0, self.count, rows):
+            yield first, self._vectors[first : first + rows]
+
+    def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """A copy of rows of the array."""
+        return self._vectors[rows]
+
+    def part_blocks(self, name: str) -> Iterator[Ragged]:
+        """There are none."""
+        raise KeyError(name)
+
+    def lines(self) -> Iterator[bytes]:
+        """There are none."""
+        raise NotImplementedError
+
+    def line(self, row: int) -> bytes:
+        """There is none."""
+        raise NotImplementedError
+
+
 #: Rows of metadata copied at once, and the share of rows, one in so many, below which each line is read alone.
 _SELECTED: Final = 1 << 16
 _SPARSE: Final = 16

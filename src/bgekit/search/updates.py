@@ -13,25 +13,35 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from ..data.formats import STDIN, line_of
-from ..data.metadata import Part, cast_table, extended, read_table, table_of, typed, write_table
+from ..data.metadata import Part, cast_table, extended, joined_tables, read_table, table_of, typed, write_table
 from ..data.records import Record, RecordReader
 from ..errors import ArgumentError, DataError, OutputError
-from ..files.atomic import OutputFolder
+from ..files.atomic import OutputFolder, failing
 from ..files.hashing import digest, file_status
 from ..files.remote import is_url
 from ..inference.ragged import Ragged
-from ..inference.shards import SHARD_SIZE, Chunks, EncodeReport, encode_to_shards, load_shards, prepared
+from ..inference.shards import (
+    SHARD_SIZE,
+    Chunks,
+    EncodeReport,
+    encode_shard,
+    encode_to_shards,
+    load_shards,
+    prepared,
+)
+from ..models.head_files import DENSE
 from .model_check import check_model
 from .parts import PARTS, outputs_of
 from .segments import (
@@ -53,12 +63,12 @@ from .segments import (
 )
 from .storage import (
     FACTS,
-    METADATA,
     Facts,
     Joined,
     Segment,
     Selected,
     Stored,
+    StoredArray,
     StoredFiles,
     StoredShards,
     columns_of,
@@ -77,8 +87,10 @@ logger = logging.getLogger(__name__)
 #: What folders of encodes under way are called: those of a build, and those of a change with what was read before.
 BUILDING: Final = "building"
 _CHANGING: Final = f"{BUILDING}-update"
-#: Records read at once.
+#: Records read at once, and rows whose metadata are kept in memory.
 _BLOCK: Final = 1024
+#: Bytes of new rows that are kept in memory.
+_LINES_IN_MEMORY: Final = 1 << 22
 #: Segments of about one size, a factor of this apart, that are kept beside each other: one more, and they are merged.
 _FEW: Final = 8
 #: Ids that messages name.
@@ -442,7 +454,7 @@ class _Change:
             keep: Segments that stay; of later ones the rows that are not deleted join the new ones.
             new: New rows.
         """
-        segments, marks, merged = list[Segment](), list[npt.NDArray[np.bool_]](), list[Stored]()
+        segments, marks, merged, schemas = list[Segment](), list[npt.NDArray[np.bool_]](), list[Stored](), list[Any]()
         for at, (segment, part, first) in enumerate(zip(self.facts.segments, self.parts, self.firsts, strict=False)):
             own = self.deleted[first : first + segment.count]
             if own.all():
@@ -450,13 +462,15 @@ class _Change:
             if at < keep:
                 segments.append(segment)
                 marks.append(own)
+                schemas.append(None if part.metadata is None else part.metadata.schema)
             else:
                 merged.append(Selected(part, np.flatnonzero(~own)) if own.any() else part)
         merged += [] if new is None else [new]
         written = 0
         if merged or not segments:
-            segment = self._write_segment(facts, Joined(merged, facts.dimension), alone=not segments)
+            segment, schema = self._write_segment(facts, Joined(merged, facts.dimension), alone=not segments)
             segments.append(segment)
+            schemas.append(schema)
             marks.append(np.zeros(segment.count, np.bool_))
             files = (self.path / segment.folder).rglob("*")
             written = sum(file.stat().st_size for file in files if file.is_file())
@@ -468,30 +482,29 @@ class _Change:
         count = sum(segment.count for segment in segments)
         facts = replace(
             facts, count=count - (0 if deleted is None else deleted["rows"]), generation=self.generation,
-            segments=tuple(segments), deleted=deleted, metadata=_metadata_of(self.path, segments),
+            segments=tuple(segments), deleted=deleted, metadata=_metadata_of(segments, schemas),
         )  # fmt: skip
         commit(self.output, facts)
         # Of this change, and of those that were interrupted and would now be others.
         remove_building(self.path, f"{_CHANGING}-*")
         return written + (self.path / FACTS).stat().st_size
 
-    def _write_segment(self, facts: Facts, rows: Stored, *, alone: bool) -> Segment:
-        name = segment_name(self.generation)
-        segment = write_segment(
-            self.output, name, rows, chunked=facts.chunked, metadata=typed(rows.metadata_parts), parts=facts.parts
-        )  # fmt: skip
+    def _write_segment(self, facts: Facts, rows: Stored, *, alone: bool) -> tuple[Segment, Any]:
+        """Write rows as a segment: it, and the schema of its metadata."""
+        name, metadata = segment_name(self.generation), typed(rows.metadata_parts)
+        segment = write_segment(self.output, name, rows, chunked=facts.chunked, metadata=metadata, parts=facts.parts)
         if facts.index_type != "exact" and (alone or segment.count >= STRUCTURE_FROM):
             stored = open_stored(self.path, replace(facts, segments=(segment,)))
             segment = write_structure(self.output, segment, stored, facts, facts.index_type, self.generation)
-        return segment
+        return segment, None if metadata is None else metadata[0]
 
 
-def _metadata_of(path: Path, segments: Sequence[Segment]) -> dict[str, Any] | None:
-    """What index.json says of the columns of all segments."""
+def _metadata_of(segments: Sequence[Segment], schemas: Sequence[Any]) -> dict[str, Any] | None:
+    """What index.json says of the columns of all segments, by the schema of each, None for one without columns."""
     tables = [
-        (read_table(path / segment.folder / METADATA, segment.count).slice(0, 0), segment.folder, 0)
-        for segment in segments
-        if segment.metadata is not None
+        (schema.empty_table(), segment.folder, 0)
+        for segment, schema in zip(segments, schemas, strict=True)
+        if schema is not None
     ]
     whole = typed(lambda: iter(tables))
     if whole is None:
@@ -610,16 +623,18 @@ class _Found:
         encoded: Those of these whose text the index had not.
     """
 
-    def __init__(self, change: _Change, folder: Path, key: str | None) -> None:
+    def __init__(self, change: _Change, folder: Path, key: str | None, lines: IO[bytes]) -> None:
         self._change, self._folder, self._key = change, folder, key
         self.kept = np.zeros(change.facts.rows, np.bool_)
         self.gone = np.zeros(change.facts.rows, np.bool_)
-        self.count, self._tables = 0, dict[int, int]()
-        #: Of each text the row that is the same, one with the same text, and whether its line lies in the file of new
-        #: ones, by blocks.
+        #: The metadata of each block that has any; None where a file has it.
+        self.count, self._tables = 0, dict[int, Any]()
+        #: Of each text the row that is the same, one with the same text, and whether its line is among the new ones, by
+        #: blocks.
         self._same, self._alike, self._is_new = list[Any](), list[Any](), list[Any]()
+        self._new_lines = lines
         self._table: Any = None
-        self._shards: StoredShards | None = None
+        self._vectors: Stored | None = None
 
     @classmethod
     @contextlib.contextmanager
@@ -639,8 +654,9 @@ class _Found:
         remove_building(change.path, f"{_CHANGING}-*", but=kept)
         with contextlib.ExitStack() as stack:
             stack.callback(remove_building, change.path, f"{_CHANGING}-*", but=kept)
-            change.output.create_folder(folder.name)
-            found = cls(change, folder, key)
+            # What is read is of use to this change alone: it need not be on the disk.
+            lines = stack.enter_context(tempfile.SpooledTemporaryFile(_LINES_IN_MEMORY, dir=change.path))
+            found = cls(change, folder, key, lines)
             found._read(texts, replacing)
             yield found
 
@@ -649,23 +665,21 @@ class _Found:
         chunked = change.facts.chunked
         table = None if replacing else _Texts(change.stored, np.flatnonzero(~change.deleted))
         replaced = np.zeros(change.facts.rows, np.bool_)
-        with change.output.create(f"{self._folder.name}/new.jsonl") as file:
-            while block := list(itertools.islice(source, _BLOCK)):
-                self._keep_metadata(block)
-                lines = [line_of({"id": each.id, "text": each.text}) for each in block]
-                looked_up = table
-                if looked_up is None:
-                    rows = self._rows_of({document_in(id_bytes(each.id), chunked) for each in block})
-                    replaced[rows] = True
-                    looked_up = _Texts(change.stored, rows)
-                same, alike = looked_up.find(lines, self.kept)
-                for line, row in zip(lines, same, strict=True):
-                    if row == _NONE:
-                        file.write(line)
-                self._same.append(np.asarray(same, np.int64))
-                self._alike.append(np.asarray(alike, np.int64))
-                self._is_new.append(self._same[-1] == _NONE)
-                self.count += len(block)
+        while block := list(itertools.islice(source, _BLOCK)):
+            self._keep_metadata(block)
+            lines = [line_of({"id": each.id, "text": each.text}) for each in block]
+            looked_up = table
+            if looked_up is None:
+                rows = self._rows_of({document_in(id_bytes(each.id), chunked) for each in block})
+                replaced[rows] = True
+                looked_up = _Texts(change.stored, rows)
+            same, alike = looked_up.find(lines, self.kept)
+            with failing(f"write to the folder {change.path}"):
+                self._new_lines.write(b"".join(line for line, row in zip(lines, same, strict=True) if row == _NONE))
+            self._same.append(np.asarray(same, np.int64))
+            self._alike.append(np.asarray(alike, np.int64))
+            self._is_new.append(self._same[-1] == _NONE)
+            self.count += len(block)
         self._candidates = replaced if replacing else ~change.deleted
 
     def _rows_of(self, documents: set[bytes]) -> npt.NDArray[np.int64]:
@@ -682,16 +696,26 @@ class _Found:
         table = table_of([record.metadata for record in block], places)
         if table is not None:
             number = len(self._same)
-            with self._change.output.create(f"{self._folder.name}/{number:06d}.arrow") as file:
-                write_table(file, table.schema, [table])
-            self._tables[number] = len(block)
+            self._tables[number] = table
+            if number:
+                self._write_table(number, table.schema, [table])
+                self._tables[number] = None
 
     def _parts(self) -> Iterator[Part]:
         for number, block in enumerate(self._same):
             if number in self._tables:
-                yield read_table(self._folder / f"{number:06d}.arrow", len(block)), "what is read", len(block)
+                table = self._tables[number]
+                yield self._read_table(number, len(block)) if table is None else table, "what is read", len(block)
             else:
                 yield None, "", len(block)
+
+    def _write_table(self, name: object, schema: Any, tables: Iterable[Any]) -> None:
+        self._change.output.create_folder(self._folder.name)
+        with self._change.output.create(f"{self._folder.name}/{name}.arrow") as file:
+            write_table(file, schema, tables)
+
+    def _read_table(self, name: object, rows: int) -> Any:
+        return read_table(self._folder / f"{name}.arrow", rows)
 
     def settle_metadata(self, *, all_of_it: bool) -> None:
         """Type the metadata of all texts, and see which rows of the index have other metadata than theirs.
@@ -706,10 +730,11 @@ class _Found:
         before = None if stored is None else stored.schema
         whole = typed(self._parts) if all_of_it else extended(before, self._parts, str(self._change.path))
         stays = True
-        if whole is not None:
-            with self._change.output.create(f"{self._folder.name}/typed.arrow") as file:
-                write_table(file, *whole)
-            self._table = read_table(self._folder / "typed.arrow", self.count)
+        if whole is not None and self.count <= _BLOCK:
+            self._table = joined_tables(*whole)
+        elif whole is not None:
+            self._write_table("typed", *whole)
+            self._table = self._read_table("typed", self.count)
         if all_of_it:  # Where columns come or go, or change their type, all rows are written again, in order.
             now = None if self._table is None else self._table.schema
             stays = columns_of(now or ()) == columns_of(before or ())
@@ -744,30 +769,49 @@ class _Found:
         """Encode the texts that the index has not; None where it has all."""
         if not self.encoded:
             return None
-        building = self._change.path / f"{_CHANGING}-{self._key or 'records'}"
-        given = {
-            name: settings[name] for name in ("shard_size", "kind", "dtype", "max_length", "batch_size", "store_texts")
-        } | {"outputs": settings.get("outputs", ("dense",))}
+        outputs = settings.get("outputs", DENSE)
+        given = {name: settings[name] for name in ("kind", "dtype", "max_length", "batch_size")}
         with contextlib.nullcontext() if progress is None else progress() as shown:
             bar: Any = None
             if shown is not None:
                 size = records.size if isinstance(records, RecordReader) else None
                 bar = _Scaled(shown, 1.0 if size is None else size / self.encoded)
+            # Of a change of one shard, whoever interrupts it leaves nothing to go on from.
+            if self.encoded <= settings["shard_size"] and set(outputs) == set(DENSE):
+                vectors, report = encode_shard(model, list(self._unknown()), progress=bar, **given)
+                self._vectors = StoredArray(vectors)
+                return report
+            building = self._change.path / f"{_CHANGING}-{self._key or 'records'}"
             report = encode_to_shards(
-                model, self._unknown(), building, overwrite=self._key is None, progress=bar, **given
+                model, self._unknown(), building, shard_size=settings["shard_size"], outputs=outputs,
+                overwrite=self._key is None, progress=bar, **given,
             )  # fmt: skip
-        self._shards = StoredShards(load_shards(building))
+        self._vectors = StoredShards(load_shards(building))
         return report
 
     def _lines(self) -> Iterator[tuple[bytes, int]]:
-        """Lines of the new rows, and the row that each takes its vector from, -1 for those that are encoded."""
-        with (self._folder / "new.jsonl").open("rb") as file:
-            for same, alike, is_new in zip(self._same, self._alike, self._is_new, strict=True):
-                for at in range(len(same)):
-                    if is_new[at]:
-                        yield file.readline(), int(alike[at])
-                    elif same[at] == _NONE:
-                        yield self._change.stored.line(int(alike[at])), int(alike[at])
+        """Lines of the new rows, and the row that each takes its vector from, -1 for those that are encoded.
+
+        One caller at a time reads them.
+        """
+        self._new_lines.seek(0)
+        for same, alike, is_new in zip(self._same, self._alike, self._is_new, strict=True):
+            for at in range(len(same)):
+                if is_new[at]:
+                    yield self._new_lines.readline(), int(alike[at])
+                elif same[at] == _NONE:
+                    yield self._change.stored.line(int(alike[at])), int(alike[at])
+
+    def _lines_of(self, *, reused: bool) -> Callable[[], Iterator[bytes]]:
+        """What gives the lines of the new rows that are encoded, or of the others, as the index keeps them."""
+        with_texts = self._change.facts.settings["store_texts"]
+
+        def lines() -> Iterator[bytes]:
+            for line, row in self._lines():
+                if (row != _NONE) == reused:
+                    yield line if with_texts else line_of({"id": json.loads(line)["id"]})
+
+        return lines
 
     def _unknown(self) -> Iterator[Record]:
         for line, row in self._lines():
@@ -778,15 +822,15 @@ class _Found:
     def rows(self) -> Stored | None:
         """The new rows: first those that were encoded, then those with vectors of the index; None without any."""
         parts: list[Stored] = []
-        if self._shards is not None:
-            parts.append(_NewRows(self._shards, None, self._tables_of(reused=False)))
+        if self._vectors is not None:
+            parts.append(_NewRows(self._vectors, self._lines_of(reused=False), self._tables_of(reused=False)))
         sources = [
             alike[(same == _NONE) & (alike != _NONE)] for same, alike in zip(self._same, self._alike, strict=True)
         ]
         rows = np.concatenate([np.empty(0, np.int64), *sources])
         if len(rows):
-            lines = lambda: (line for line, row in self._lines() if row != _NONE)  # noqa: E731
-            parts.append(_NewRows(Selected(self._change.stored, rows), lines, self._tables_of(reused=True)))
+            source = Selected(self._change.stored, rows)
+            parts.append(_NewRows(source, self._lines_of(reused=True), self._tables_of(reused=True)))
         return Joined(parts, self._change.facts.dimension) if parts else None
 
     def _tables_of(self, *, reused: bool) -> Callable[[], Iterator[Part]]:
@@ -837,7 +881,7 @@ class _NewRows(Stored):
     """Rows whose vectors are stored elsewhere, with lines and metadata of their own."""
 
     def __init__(
-        self, vectors: Stored, lines: Callable[[], Iterator[bytes]] | None, metadata: Callable[[], Iterator[Part]]
+        self, vectors: Stored, lines: Callable[[], Iterator[bytes]], metadata: Callable[[], Iterator[Part]]
     ) -> None:
         self._source, self._own_lines, self._parts = vectors, lines, metadata
         self.count, self.dimension = vectors.count, vectors.dimension
@@ -865,7 +909,7 @@ class _NewRows(Stored):
 
     def lines(self) -> Iterator[bytes]:
         """Their own."""
-        return self._source.lines() if self._own_lines is None else self._own_lines()
+        return self._own_lines()
 
     def line(self, row: int) -> bytes:
         """From the beginning: they are written in order."""
