@@ -199,8 +199,8 @@ def unified_encoder(
 def wake(network: UnifiedEncoder, batch: Packed, excluded: Tensor) -> None:
     """Move the bias of a new lexical head so that in each text of a batch at least half of the tokens get a weight.
 
-    A linear layer as torch makes it may be below 0 for nearly all tokens of an encoder, or of a text, whose vectors have
-    a large part in common. ReLU makes 0 of that, and lets no gradient through: such a head would learn nothing.
+    A linear layer as torch makes it may be below 0 for nearly all tokens of an encoder, or of a text, whose vectors
+    have a large part in common. ReLU makes 0 of that, and lets no gradient through: such a head would learn nothing.
 
     Args:
         network: The network, whose lexical head is new.

@@ -175,9 +175,7 @@ def _start(model: ModelArguments, data: DataArguments, args: EmbedderArguments) 
     )
 
 
-def _network(
-    start: FlagModel, model: ModelArguments, args: EmbedderArguments, steps: StepDataset
-) -> TrainableEncoder:
+def _network(start: FlagModel, model: ModelArguments, args: EmbedderArguments, steps: StepDataset) -> TrainableEncoder:
     network = load_trainable(
         start.folder, start.card, fix_position_embedding=args.fix_position_embedding,
         trust_remote_code=model.trust_remote_code, allow_pickle=model.allow_pickle,
