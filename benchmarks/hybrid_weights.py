@@ -4,6 +4,7 @@
     python benchmarks/hybrid_weights.py modes --data ../shared/data --work /tmp/hybrid       # dense, BM25 and hybrid
     python benchmarks/hybrid_weights.py scales --data ../shared/data --work /tmp/hybrid      # ways to weigh, and depths
     python benchmarks/hybrid_weights.py coverage --data ../shared/data --work /tmp/hybrid    # 500 draws of the queries
+    python benchmarks/hybrid_weights.py coverage --data ../shared/data --made-up             # the same without a model
 
 `encode` keeps the vectors of queries and documents (minutes), so that the others take seconds: these go through the
 functions that `bge eval` and `bge calibrate --hybrid` use. Each prints tables in markdown; `--sets` takes some of the
@@ -125,13 +126,53 @@ class Judged:
         ids = list(task.qrels)
         return score_table(ids, found, task.corpus.ids.__getitem__, task.qrels, task.main_metric, self.grid)
 
+    @cached_property
+    def words(self) -> Doubles:
+        """BM25's scores of all documents [queries, documents]."""
+        from bgekit.search.bm25 import Bm25
+
+        queries, documents = self.texts
+        index, none = Bm25.of_texts(documents), np.zeros(len(documents), np.float32)
+        words = np.stack([none if (own := index.of_rows(query)) is None else own for query in queries])
+        return words.astype(np.float64)
+
     @property
     def units(self) -> list[int] | list[str]:
         """What stands or falls together."""
         return self.task.groups or list(self.task.qrels)
 
 
+#: What is added to made-up similarities of relevant documents on average, and the deviation of their noise.
+_MADE_UP = {"SciFact": (0.13, 0.035), "Cranfield": (0.0, 0.01)}
+
+
+class MadeUp(Judged):
+    """A judged set with similarities that no model gave: latent semantic indexing, noise, and a part of the truth."""
+
+    @cached_property
+    def candidates(self) -> list[Candidates]:
+        """What BM25 and the similarities find for each query."""
+        from sklearn.decomposition import TruncatedSVD
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.preprocessing import normalize
+
+        queries, documents = self.texts
+        random, (more, noise) = np.random.default_rng(1), _MADE_UP[self.name]
+        found = TfidfVectorizer(sublinear_tf=True, stop_words="english", min_df=2).fit(documents)
+        sides = [found.transform(texts) for texts in (documents, queries)]
+        reduced = TruncatedSVD(200, random_state=0).fit(sides[0])
+        right, left = (normalize(reduced.transform(side)) for side in sides)
+        dense = 0.5 + 0.35 * (left @ right.T) + noise * random.normal(size=(len(queries), len(documents)))
+        place = {name: row for row, name in enumerate(self.task.corpus.ids)}
+        for row, judged in enumerate(self.task.qrels.values()):
+            for name in (name for name, grade in judged.items() if grade > 0):
+                dense[row, place[name]] += more * random.gamma(2.0) / 2
+        return [_listed(d, w, 100, True, "by the highest") for d, w in zip(dense, self.words, strict=True)]
+
+
 def _sets(args: argparse.Namespace) -> Iterator[Judged]:
+    if args.made_up:
+        return (MadeUp(name, args) for name in args.sets if name in _MADE_UP)
     return (Judged(name, args) for name in args.sets)
 
 
@@ -212,12 +253,8 @@ _SCALES: dict[str, tuple[Any, Any]] = {
 
 def _all_scores(each: Judged) -> tuple[Doubles, Doubles]:
     """Scores of all documents for all queries, by vectors and by words."""
-    from bgekit.search.bm25 import Bm25
-
-    stored, (queries, documents) = np.load(each.file), each.texts
-    index, none = Bm25.of_texts(documents), np.zeros(len(documents), np.float32)
-    words = np.stack([none if (own := index.of_rows(query)) is None else own for query in queries])
-    return (stored["q"] @ stored["d"].T).astype(np.float64), words.astype(np.float64)
+    stored = np.load(each.file)
+    return (stored["q"] @ stored["d"].T).astype(np.float64), each.words
 
 
 def _listed(dense: Doubles, words: Doubles, depth: int, whole: bool, scale: str) -> Candidates:
@@ -312,13 +349,16 @@ def main() -> None:
     parser.add_argument("command", choices=commands)
     parser.add_argument("--data", type=Path, required=True, help="folder of the judged sets")
     parser.add_argument("--models", type=Path, help="folder of the models, for encode")
-    parser.add_argument("--work", type=Path, required=True, help="where vectors are kept")
+    parser.add_argument("--work", type=Path, help="where vectors are kept")
+    parser.add_argument("--made-up", action="store_true", help="coverage with similarities that no model gave")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--draws", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.command == "encode" and args.models is None:
         parser.error("encode needs --models")
+    if args.made_up != (args.work is None) or (args.made_up and args.command != "coverage"):
+        parser.error("give --work, or coverage with --made-up")
     commands[args.command](args)
 
 

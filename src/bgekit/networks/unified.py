@@ -216,5 +216,5 @@ def wake(network: UnifiedEncoder, batch: Packed, excluded: Tensor) -> None:
         texts = zip(head(hidden.float()).squeeze(-1).split(batch.lengths), counted, strict=True)
         medians = [values[counts].median() for values, counts in texts if bool(counts.any())]
         if medians:
-            head.bias -= torch.stack(medians).min()
+            head.bias.sub_(torch.stack(medians).min())
     network.train(mode)
