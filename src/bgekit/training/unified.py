@@ -166,7 +166,7 @@ def measure_outputs(trained: FlagModel, tasks: Sequence[Task], loss: Unified, *,
 
     found: dict[str, float] = {}
     main = []
-    names = {MODES[output]: output for output in loss.heads}
+    names: dict[str, Output] = {MODES[output]: output for output in loss.heads}
     for result in measured(searches, _settings(trained, loss)) if searches else ():
         name = f"{result.task}_{result.main_metric}"
         if result.mode == "hybrid" or len(names) == 1:
