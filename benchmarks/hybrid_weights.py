@@ -4,6 +4,7 @@
     python benchmarks/hybrid_weights.py modes --data ../shared/data --work /tmp/hybrid       # dense, BM25 and hybrid
     python benchmarks/hybrid_weights.py scales --data ../shared/data --work /tmp/hybrid      # ways to weigh, and depths
     python benchmarks/hybrid_weights.py coverage --data ../shared/data --work /tmp/hybrid    # 500 draws of the queries
+    python benchmarks/hybrid_weights.py coverage --data ../shared/data --made-up             # the same without a model
 
 `encode` keeps the vectors of queries and documents (minutes), so that the others take seconds: these go through the
 functions that `bge eval` and `bge calibrate --hybrid` use. Each prints tables in markdown; `--sets` takes some of the
@@ -30,7 +31,15 @@ from simulations import shown, wilson
 from bgekit import FlagModel
 from bgekit.evaluation import Candidate, JudgedModel, Setting, evaluate, read_tasks
 from bgekit.evaluation.evidence import contrasts
-from bgekit.evaluation.hybrid import Candidates, cross_fit, deal, fitted_point, score_table, weight_grid
+from bgekit.evaluation.hybrid import (
+    Candidates,
+    cross_fit,
+    deal,
+    fitted_point,
+    promising_point,
+    score_table,
+    weight_grid,
+)
 from bgekit.evaluation.tasks.base import Items
 from bgekit.evaluation.tasks.retrieval import RetrievalTask
 from bgekit.search.fusion import Gain, over_better
@@ -117,13 +126,53 @@ class Judged:
         ids = list(task.qrels)
         return score_table(ids, found, task.corpus.ids.__getitem__, task.qrels, task.main_metric, self.grid)
 
+    @cached_property
+    def words(self) -> Doubles:
+        """BM25's scores of all documents [queries, documents]."""
+        from bgekit.search.bm25 import Bm25
+
+        queries, documents = self.texts
+        index, none = Bm25.of_texts(documents), np.zeros(len(documents), np.float32)
+        words = np.stack([none if (own := index.of_rows(query)) is None else own for query in queries])
+        return words.astype(np.float64)
+
     @property
     def units(self) -> list[int] | list[str]:
         """What stands or falls together."""
         return self.task.groups or list(self.task.qrels)
 
 
+#: What is added to made-up similarities of relevant documents on average, and the deviation of their noise.
+_MADE_UP = {"SciFact": (0.13, 0.035), "Cranfield": (0.0, 0.01)}
+
+
+class MadeUp(Judged):
+    """A judged set with similarities that no model gave: latent semantic indexing, noise, and a part of the truth."""
+
+    @cached_property
+    def candidates(self) -> list[Candidates]:
+        """What BM25 and the similarities find for each query."""
+        from sklearn.decomposition import TruncatedSVD
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.preprocessing import normalize
+
+        queries, documents = self.texts
+        random, (more, noise) = np.random.default_rng(1), _MADE_UP[self.name]
+        found = TfidfVectorizer(sublinear_tf=True, stop_words="english", min_df=2).fit(documents)
+        sides = [found.transform(texts) for texts in (documents, queries)]
+        reduced = TruncatedSVD(200, random_state=0).fit(sides[0])
+        right, left = (normalize(reduced.transform(side)) for side in sides)
+        dense = 0.5 + 0.35 * (left @ right.T) + noise * random.normal(size=(len(queries), len(documents)))
+        place = {name: row for row, name in enumerate(self.task.corpus.ids)}
+        for row, judged in enumerate(self.task.qrels.values()):
+            for name in (name for name, grade in judged.items() if grade > 0):
+                dense[row, place[name]] += more * random.gamma(2.0) / 2
+        return [_listed(d, w, 100, True, "by the highest") for d, w in zip(dense, self.words, strict=True)]
+
+
 def _sets(args: argparse.Namespace) -> Iterator[Judged]:
+    if args.made_up:
+        return (MadeUp(name, args) for name in args.sets if name in _MADE_UP)
     return (Judged(name, args) for name in args.sets)
 
 
@@ -204,12 +253,8 @@ _SCALES: dict[str, tuple[Any, Any]] = {
 
 def _all_scores(each: Judged) -> tuple[Doubles, Doubles]:
     """Scores of all documents for all queries, by vectors and by words."""
-    from bgekit.search.bm25 import Bm25
-
-    stored, (queries, documents) = np.load(each.file), each.texts
-    index, none = Bm25.of_texts(documents), np.zeros(len(documents), np.float32)
-    words = np.stack([none if (own := index.of_rows(query)) is None else own for query in queries])
-    return (stored["q"] @ stored["d"].T).astype(np.float64), words.astype(np.float64)
+    stored = np.load(each.file)
+    return (stored["q"] @ stored["d"].T).astype(np.float64), each.words
 
 
 def _listed(dense: Doubles, words: Doubles, depth: int, whole: bool, scale: str) -> Candidates:
@@ -227,10 +272,13 @@ def _listed(dense: Doubles, words: Doubles, depth: int, whole: bool, scale: str)
 
 
 def coverage(args: argparse.Namespace) -> None:
-    """How often the interval of hybrid minus the better part holds the truth, with a set as the population."""
-    print("| set | what is drawn | truth | mean found | interval given, % | holds the weights' own gain, % | "
-          "holds the gain of the set's weights, % |")  # fmt: skip
-    print("|---|---|--:|--:|--:|--:|--:|")
+    """How often the interval of hybrid minus the better part holds the truth, with a set as the population.
+
+    Two truths: what the weights that were fitted on a draw bring on the whole set, and what those of the set do.
+    """
+    print("| set | what is drawn | gain of the set's weights | of the draws' | mean found | interval given, % | "
+          "mean width | holds the draw's own gain, % | holds that of the set's weights, % |")  # fmt: skip
+    print("|---|---|--:|--:|--:|--:|--:|--:|--:|")
     broken = False
     for each in _sets(args):
         parts = [int(np.flatnonzero(each.grid[:, mode] == 1)[0]) for mode in range(len(MODES))]
@@ -238,25 +286,29 @@ def coverage(args: argparse.Namespace) -> None:
         own_best = population[fitted_point(each.table, each.grid)] - population[parts].max()
         groups = np.unique(each.units, return_inverse=True)[1]
         for what in ["queries", *(["groups"] if groups.max() + 1 < len(groups) else [])]:
-            given, holds, found = 0, [0, 0], []
+            given, holds, found, truths, widths = 0, [0, 0], [], [], []
             for draw in range(args.draws):
                 random = np.random.default_rng([args.seed, draw])
                 rows, units = _drawn(groups, what, random)
                 table = each.table[rows]
                 values = cross_fit(table, deal(units.tolist(), seed=draw), each.grid).values
-                gain = _gain(values, table, parts, units, random)
+                most = table[:, promising_point(table, each.grid, units.tolist())]
+                gain = _gain(values, most, table, parts, units, random)
+                fitted = population[fitted_point(table, each.grid)] - population[parts].max()
                 found.append(gain.difference)
+                truths.append(fitted)
                 if gain.low is None or gain.high is None:
                     continue
                 given += 1
-                fitted = population[fitted_point(table, each.grid)] - population[parts].max()
+                widths.append(gain.high - gain.low)
                 for place, truth in enumerate((fitted, own_best)):
                     holds[place] += gain.low <= truth + 1e-12 and truth - 1e-12 <= gain.high
             rates = " | ".join(shown(hits, given) for hits in holds)
-            broken |= given > 0 and wilson(holds[0], given)[1] < 0.95
+            broken |= given > 0 and any(wilson(hits, given)[1] < 0.95 for hits in holds)
             print(
-                f"| {each.name} | {what} | {100 * own_best:+.2f} | {100 * np.mean(found):+.2f} | "
-                f"{100 * given / args.draws:.1f} | {rates} |",
+                f"| {each.name} | {what} | {100 * own_best:+.2f} | {100 * np.mean(truths):+.2f} | "
+                f"{100 * np.mean(found):+.2f} | {100 * given / args.draws:.1f} | "
+                f"{100 * np.mean(widths) if widths else 0:.2f} | {rates} |",
                 flush=True,
             )
     if broken:
@@ -278,11 +330,12 @@ def _drawn(
 
 
 def _gain(
-    values: Doubles, table: Doubles, parts: Sequence[int], units: npt.NDArray[np.int64], random: np.random.Generator
-) -> Gain:
+    values: Doubles, most: Doubles, table: Doubles, parts: Sequence[int], units: npt.NDArray[np.int64],
+    random: np.random.Generator,
+) -> Gain:  # fmt: skip
     """Hybrid minus the better part, as `bge calibrate --hybrid` says it; as fractions."""
     ids, groups = list(map(str, range(len(values)))), units.tolist()
-    hybrid = Items(ids, "mean", {"value": values}, (), groups)
+    hybrid = Items(ids, "mean", {"value": values, "most": most}, (), groups)
     pairs = [(hybrid, Items(ids, "mean", {"value": table[:, part]}, (), groups)) for part in parts]
     return over_better([
         Gain(each.difference, *((None, None) if each.doubt or math.isnan(each.low) else (each.low, each.high)))
@@ -296,13 +349,16 @@ def main() -> None:
     parser.add_argument("command", choices=commands)
     parser.add_argument("--data", type=Path, required=True, help="folder of the judged sets")
     parser.add_argument("--models", type=Path, help="folder of the models, for encode")
-    parser.add_argument("--work", type=Path, required=True, help="where vectors are kept")
+    parser.add_argument("--work", type=Path, help="where vectors are kept")
+    parser.add_argument("--made-up", action="store_true", help="coverage with similarities that no model gave")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--draws", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.command == "encode" and args.models is None:
         parser.error("encode needs --models")
+    if args.made_up != (args.work is None) or (args.made_up and args.command != "coverage"):
+        parser.error("give --work, or coverage with --made-up")
     commands[args.command](args)
 
 

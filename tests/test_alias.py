@@ -105,10 +105,12 @@ def test_import_is_quick():
 
 #: Paths of the original that forward; all its others are refused with a sentence.
 RUN = {
+    "BGE_M3.run": "bgekit.training.embedder",
     "baai_general_embedding.finetune.run": "bgekit.training.embedder",
     "baai_general_embedding.retromae_pretrain.run": "bgekit.pretraining.run",
     "reranker.run": "bgekit.training.reranker",
     "finetune.embedder.encoder_only.base": "bgekit.training.embedder",
+    "finetune.embedder.encoder_only.m3": "bgekit.training.embedder",
     "finetune.embedder.decoder_only.base": "bgekit.training.embedder",
     "finetune.reranker.encoder_only.base": "bgekit.training.reranker",
 }
@@ -199,7 +201,8 @@ def test_mining_by_its_old_path(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("path", "says"), [("evaluation.mteb", "bge eval --benchmark mteb-en"), ("BGE_M3.run", "dense vectors of BGE-M3")]
+    ("path", "says"),
+    [("evaluation.mteb", "bge eval --benchmark mteb-en"), ("BGE_M3.split_data_by_length", "--group_by_length true")],
 )
 def test_what_cannot_be_run_is_one_line(path, says):
     done = python_m(path, "--model_name_or_path", "x")

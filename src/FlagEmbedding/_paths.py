@@ -18,12 +18,14 @@ PACKAGE: Final = "FlagEmbedding"
 
 #: Modules that are run -> the verb of the command line that does their work, with their arguments.
 _RUNS: Final = {
+    "BGE_M3.run": "finetune",
     "baai_general_embedding.finetune.run": "finetune",
     "baai_general_embedding.finetune.hn_mine": "mine",
     "baai_general_embedding.retromae_pretrain.run": "pretrain",
     "retromae_pretrain.run": "pretrain",
     "reranker.run": "finetune-reranker",
     "finetune.embedder.encoder_only.base.__main__": "finetune",
+    "finetune.embedder.encoder_only.m3.__main__": "finetune",
     "finetune.embedder.decoder_only.base.__main__": "finetune",
     "finetune.reranker.encoder_only.base.__main__": "finetune-reranker",
 }
@@ -44,7 +46,7 @@ _CLASSES: Final = {"BaseEmbedder": "FlagModel", "M3Embedder": "BGEM3FlagModel", 
 
 _M3: Final = (
     "`bge finetune` trains the dense vectors of BGE-M3, and with --unified_finetuning true its sparse and multi-vector "
-    "outputs, too; BGEM3FlagModel(name) computes all three"
+    "outputs, too (as `python -m FlagEmbedding.BGE_M3.run` does here); BGEM3FlagModel(name) computes all three"
 )
 _LANGUAGE_MODEL: Final = (
     "rerankers on language models are not in bgekit; FlagReranker(name) takes every cross-encoder with a "

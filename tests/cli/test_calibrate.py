@@ -190,6 +190,14 @@ def test_weights_of_a_hybrid_search_are_stored_in_the_index_and_used(tiny_bert, 
     assert sum(weights.values()) == pytest.approx(1) and content["queries"] == 60
     assert {"dense", "bm25"} == {*content["gains"]} and "hybrid" in content["scores"]
     assert "dense alone" in shown or "bm25 alone" in shown
+    # Weights that are there are replaced only by those who ask for it.
+    (index / "fusion.json").write_text("of others", "utf-8")
+    assert run("--hybrid", "--index", index, "--data", judged) == 1
+    assert "fusion.json exists; pass --overwrite" in capsys.readouterr().err
+    assert (index / "fusion.json").read_text("utf-8") == "of others"
+    assert run("--hybrid", "--index", index, "--data", judged, "--overwrite") == 0
+    assert json.loads((index / "fusion.json").read_text("utf-8")) == content
+    capsys.readouterr()
     assert main(["search", "--index", str(index), "--mode", "hybrid", "-q", "word7", "-k", "1", "--fp32"]) == 0
     said = capsys.readouterr()
     assert "d7" in said.out and f"weights dense {weights['dense']:.2f}" in said.out + said.err

@@ -294,3 +294,17 @@ def test_what_is_no_number_is_an_error_and_no_rank():
         compare(correlated("good", truth, truth), correlated("bad", broken, truth))
     with pytest.raises(NumericalError, match="bad on t: ndcg_at_10 is nan"):
         compare(good, replace(means("bad", values), main_score=float("nan")))
+
+
+def test_an_interval_reaches_as_far_as_the_best_weights_of_a_hybrid_may():
+    """On the side of the hybrid alone, and nothing else changes: neither the difference nor its p value."""
+    random = np.random.default_rng(0)
+    plain, other = random.random((2, 300))
+    most = plain + 0.1 * random.random(300)
+    hybrid = Items([str(i) for i in range(300)], "mean", {"value": plain, "most": most})
+    with_most, without = (compare(one, means("b", other)) for one in (result("a", hybrid), means("a", plain)))
+    assert with_most.difference == without.difference and with_most.p_value == without.p_value
+    assert with_most.ci_low == without.ci_low
+    assert with_most.ci_high == compare(means("a", most), means("b", other)).ci_high > without.ci_high
+    turned = compare(means("b", other), result("a", hybrid))
+    assert (turned.ci_low, turned.ci_high) == (-with_most.ci_high, -with_most.ci_low)

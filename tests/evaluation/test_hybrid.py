@@ -12,6 +12,7 @@ from bgekit.evaluation.hybrid import (
     cross_fit,
     deal,
     fitted_point,
+    promising_point,
     score_table,
     weight_grid,
 )
@@ -116,3 +117,27 @@ def test_queries_that_stand_or_fall_together_share_a_fold():
 def test_fewer_independent_queries_than_folds_are_refused():
     with pytest.raises(ArgumentError, match="at least 5 independent queries, and there are 4"):
         deal([0, 0, 1, 1, 2, 3])
+
+
+@pytest.mark.parametrize("units", [list(range(60)), [number // 3 for number in range(60)]])
+def test_the_most_that_weights_may_bring_is_the_highest_upper_end_of_all_points(units):
+    names, found, qrels = judged(60, 30)
+    grid = weight_grid(3)
+    table = score_table(names, found, lambda row: f"d{row}", qrels, "ndcg_at_10", grid)
+    alone = [int(np.flatnonzero(grid[:, mode] == 1)[0]) for mode in range(3)]
+    better = max(alone, key=lambda point: table[:, point].mean())
+    ends = []
+    for point in range(len(grid)):
+        gain = table[:, point] - table[:, better]
+        apart = gain - gain.mean()
+        together = [sum(apart[row] for row, unit in enumerate(units) if unit == each) for each in set(units)]
+        ends.append(gain.mean() + 2 * np.sqrt(np.square(together).sum()) / len(gain))
+    most = promising_point(table, grid, units)
+    assert ends[most] == pytest.approx(max(ends)) and max(ends) >= 0
+
+
+def test_weights_that_change_nothing_promise_nothing():
+    grid = weight_grid(2)
+    table = np.repeat(np.random.default_rng(0).random((20, 1)), len(grid), axis=1)
+    table[:, :100] -= 0.1 * np.random.default_rng(1).random((20, 1))
+    assert promising_point(table, grid, list(range(20))) == 100  # The better mode alone.

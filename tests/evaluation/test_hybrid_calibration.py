@@ -84,6 +84,7 @@ def test_scores_of_modes_come_from_the_cache(model, task, tmp_path):
     assert again.results[2].notes == first.results[2].notes
     page = (tmp_path / "report.html").read_text()
     assert "m [hybrid]" in page and "cross-fitted" in page
+    assert "Evaluation: 3 modes of m on pages" in page
 
 
 def test_tasks_that_do_not_search_are_measured_by_vectors_alone(model, task):

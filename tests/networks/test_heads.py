@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -18,6 +20,7 @@ from bgekit.networks.heads import (
     read_heads,
     write_heads,
 )
+from bgekit.networks.unified import unified_encoder, wake
 
 VOCABULARY, HIDDEN, SPECIAL = 50, 16, torch.tensor([0, 1, 2])
 TEXTS = [[0, 7, 9, 7, 2], [0, 2], [0, *range(3, 48), 2], [0, 9, 9, 9, 1, 2]]
@@ -184,3 +187,35 @@ def test_no_tensor_has_a_column_for_each_word_of_a_large_vocabulary(heads):
 def test_scores_of_vectors_laid_end_to_end_take_texts_of_any_length():
     vectors = TokenVectors(torch.eye(3), torch.tensor([1, 2]))
     assert multi_vector_scores(vectors, vectors).tolist() == [[1.0, 0.0], [0.0, 1.0]]
+
+
+def test_new_lexical_heads_of_a_real_model_begin_alive(bge_small_zh, shared_path):
+    """Whatever the seed, half of the tokens of each text that was looked at have a weight, and some of every other."""
+    from bgekit import FlagModel
+    from bgekit.inference.tokenization import special_ids
+    from bgekit.networks.encoder import load_trainable
+
+    lines = shared_path("data", "CMRC2018Retrieval", "corpus.jsonl").read_text(encoding="utf-8").splitlines()[:24]
+    model = FlagModel(str(bge_small_zh), devices="cpu")
+    special = torch.tensor(special_ids(model.tokenizer))
+    ids = [model.tokenizer(json.loads(line)["text"][:40])["input_ids"] for line in lines]
+    probe, others = Packed.of(ids[:12]), Packed.of(ids[12:])
+    network = load_trainable(model.folder, model.card)
+    with torch.no_grad():
+        hidden, _ = network.eval().encoder.backbone.with_all(others, "first")
+    born, woken = [], []
+    for seed in range(30):
+        torch.manual_seed(seed)
+        unified = unified_encoder(network, model.folder, ["dense", "sparse"], None)
+        for found in (born, woken):
+            found.append(float((unified.heads.token_weights(hidden, others) > 0).float().mean()))
+            if found is born:
+                wake(unified, probe, special)
+        assert unified.training
+        assert unified.heads.weights(hidden, others, special).counts.min() > 0
+    assert min(born) < 0.2 and min(woken) > 0.4
+    # The same of one seed, which is what processes that train together need.
+    torch.manual_seed(seed)
+    again = unified_encoder(network, model.folder, ["dense", "sparse"], None)
+    wake(again, probe, special)
+    assert torch.equal(again.heads.sparse.bias, unified.heads.sparse.bias)

@@ -56,7 +56,7 @@ def test_a_model_with_three_outputs_is_trained_judged_and_read(start, rows, tmp_
     (task / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
     output = tmp_path / "out"
     more = ["--max-steps", "4", "--eval-data", str(task), "--eval-steps", "4", "--heads-warmup-steps", "2",
-            "--colbert_dim", "8", "--save-strategy", "no"]  # fmt: skip
+            "--colbert_dim", "8", "--save-strategy", "no", "--same_task_within_batch", "True"]  # fmt: skip
     assert finetune(*arguments(start, rows, output, *UNIFIED, *more)) == 0
     said = capsys.readouterr().err
     assert "sparse accuracy" in said and "multi-vector loss" in said and "empty" in said
@@ -79,6 +79,25 @@ def test_heads_alone_leave_the_encoder_as_it_is_and_any_of_them_can_be_chosen(st
     assert finetune(*arguments(str(first), rows, second, *more, "--heads", "colbert")) == 0
     before, after = heads_of(first), heads_of(second)
     assert len(after) == 4 and all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_new_lexical_head_begins_alive(start, rows, tmp_path, monkeypatch):  # noqa: F811
+    """Whatever it is born as: here as one that gives a weight to no token."""
+
+    class Dead(TokenHeads):
+        def __init__(self, *args: object, **options: object) -> None:
+            super().__init__(*args, **options)
+            if self.sparse is not None:
+                torch.nn.init.constant_(self.sparse.bias, -100)
+
+    monkeypatch.setattr("bgekit.networks.unified.TokenHeads", Dead)
+    output = tmp_path / "out"
+    more = ["--unified-finetuning", "true", "--heads", "dense", "sparse", "--max-steps", "1", "--save-strategy", "no"]
+    assert finetune(*arguments(start, rows, output, *more)) == 0
+    model = BGEM3FlagModel(str(output), use_fp16=False)
+    passages = [passage for _, passage in PAIRS]
+    found = model.encode(passages, return_dense=False, return_sparse=True)["lexical_weights"]
+    assert sum(map(len, found)) > len(passages) / 2
 
 
 def test_killed_and_resumed_it_is_the_same_run(start, rows, tmp_path):  # noqa: F811

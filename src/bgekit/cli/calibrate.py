@@ -57,7 +57,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="write calibration.json, calibration.html and calibration.png here; with --hybrid the file of the weights",
     )  # fmt: skip
     parser.add_argument("--save", metavar="DIR", help="save a copy of the model with the calibration in its card here")
-    options.add_overwrite_option(parser, "calibration, and with --save a model (which may be --model itself)")
+    options.add_overwrite_option(
+        parser, "calibration, with --save a model (which may be --model itself), with --hybrid the weights of an index"
+    )
     wish = parser.add_argument_group("threshold").add_mutually_exclusive_group()
     wish.add_argument("--precision", type=float, metavar="P", help="at least this share of accepted pairs is related")
     wish.add_argument(
@@ -170,7 +172,7 @@ def _hybrid(args: argparse.Namespace) -> int:
     from ..evaluation.hybrid_calibration import calibrate_hybrid, modes_of, read_judged
     from ..evaluation.report.report import console
     from ..files.atomic import check_free, check_place
-    from ..search.fusion import write_fusion
+    from ..search.fusion import FUSION, write_fusion
     from ..search.index import SearchIndex
 
     if args.output:
@@ -180,6 +182,7 @@ def _hybrid(args: argparse.Namespace) -> int:
     if index is not None:
         modes_of(index)
         check_place(args.index, folder=True)
+        check_free(Path(args.index, FUSION), overwrite=args.overwrite)
         args.model = args.model or index.facts.model_name
     task = read_judged(args.data, split=args.split, **options.text_arguments(args))
     with options.load_model(args) as model:

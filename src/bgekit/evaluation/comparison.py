@@ -16,9 +16,10 @@ from ..errors import ArgumentError, NumericalError
 from .evidence import Contrast, contrasts, mean_contrast, randomisations, step_down
 from .metrics import metric_name, ranks
 from .results import Comparison, ItemChange, Result
+from .tasks.base import MOST, Items
 
 if TYPE_CHECKING:
-    from .tasks.base import Items, Task
+    from .tasks.base import Task
 
 Doubles: TypeAlias = npt.NDArray[np.float64]
 
@@ -130,7 +131,7 @@ def _common_items(a: Result, b: Result) -> tuple[Items, Items]:
         or not len(kept[0].ids)
         or list(kept[0].ids) != list(kept[1].ids)
         or kept[0].statistic != kept[1].statistic
-        or kept[0].columns.keys() != kept[1].columns.keys()
+        or kept[0].columns.keys() - {MOST} != kept[1].columns.keys() - {MOST}
     ):
         raise ArgumentError(f"{a.label} and {b.label} were not measured on the same items of {a.task}")
     for result, items in ((a, kept[0]), (b, kept[1])):

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..errors import import_extra
 from .metrics import MEASURES, ranks, standardised
-from .tasks.base import Items
+from .tasks.base import MOST, Items
 
 Doubles: TypeAlias = npt.NDArray[np.float64]
 Singles: TypeAlias = npt.NDArray[np.float32]
@@ -168,24 +168,35 @@ def _of_means(
     # Models are exchanged together, which keeps what comparisons share.
     null = _signed(scaled, count, random)
     found = []
-    for column, (unit, gain) in enumerate(zip(units, gains, strict=True)):
+    for column, ((a, b), unit, gain) in enumerate(zip(pairs, units, gains, strict=True)):
         present, sizes = unit_sizes(unit, total)
         own = sums[present, column]
-        difference, effective = float(gain.mean()), effective_units(sizes)
-        share = len(sizes) / len(gain)
-        changed = own != 0
-        low, high = interval_of(
-            difference + share * (own - difference * sizes), difference, effective - 1,
-            rare=share * math.sqrt(float((own[changed] ** 2).mean())) if changed.any() else 0.0,
-        )  # fmt: skip
+        effective, changed = effective_units(sizes), int((own != 0).sum())
+        low, high = _mean_interval(gain, unit, total)
+        if MOST in a.columns:
+            high = max(high, _mean_interval(a.columns[MOST] - b.columns["value"], unit, total)[1])
+        if MOST in b.columns:
+            low = min(low, _mean_interval(a.columns["value"] - b.columns[MOST], unit, total)[0])
         observed = float(own.sum() / scales[column]) if scales[column] else 0.0
         found.append(
             Contrast(
-                difference, low, high, observed, null[column], float(scales[column]) / len(gain), math.inf,
-                _share(null[column], observed), effective, int(changed.sum()), doubt_of(effective, int(changed.sum())),
+                float(gain.mean()), low, high, observed, null[column], float(scales[column]) / len(gain), math.inf,
+                _share(null[column], observed), effective, changed, doubt_of(effective, changed),
             )
         )  # fmt: skip
     return found
+
+
+def _mean_interval(gain: Doubles, unit: npt.NDArray[np.int64], total: int) -> tuple[float, float]:
+    """The 95 % interval of the mean of gains [n], of items that belong to units [n]."""
+    present, sizes = unit_sizes(unit, total)
+    own, difference = np.bincount(unit, gain, total)[present], float(gain.mean())
+    own[np.abs(own) < 1e-9] = 0.0
+    share, changed = len(sizes) / len(gain), own[own != 0]
+    return interval_of(
+        difference + share * (own - difference * sizes), difference, effective_units(sizes) - 1,
+        rare=share * math.sqrt(float((changed**2).mean())) if len(changed) else 0.0,
+    )  # fmt: skip
 
 
 def _of_statistics(

@@ -71,8 +71,6 @@ class HybridCalibration:
             found += f", 95 % interval {over.low:+.2f} to {over.high:+.2f}"
         if over.low is not None and over.low > 0:
             return f"hybrid beats {best} alone, the better part ({found})"
-        if over.high is not None and over.high < 0:
-            return f"hybrid is worse than {best} alone ({found}): search by that"
         if fitted.weights[best] == 1:
             return f"the weights are those of {best} alone: the other modes add nothing for these queries ({found})"
         return f"that hybrid beats {best} alone, the better part, cannot be concluded from these queries ({found})"

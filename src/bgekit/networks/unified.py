@@ -194,3 +194,27 @@ def unified_encoder(
         logger.info("%s has no head for %s: a new one is trained", folder, " and ".join(new))
     network.encoder.heads = heads
     return UnifiedEncoder(network.encoder, wanted).train()
+
+
+def wake(network: UnifiedEncoder, batch: Packed, excluded: Tensor) -> None:
+    """Move the bias of a new lexical head so that in each text of a batch at least half of the tokens get a weight.
+
+    A linear layer as torch makes it may be below 0 for nearly all tokens of an encoder, or of a text, whose vectors
+    have a large part in common. ReLU makes 0 of that, and lets no gradient through: such a head would learn nothing.
+
+    Args:
+        network: The network, whose lexical head is new.
+        batch: Texts of the kind that it will learn from.
+        excluded: int64 ids of tokens that get no weight.
+    """
+    head, mode = network.heads.sparse, network.training
+    assert head is not None, "whoever wakes a head has made it"
+    network.eval()
+    with torch.no_grad():
+        hidden, _ = network.encoder.backbone.with_all(batch, rows_needed(network.encoder.pooling))
+        counted = (~torch.isin(batch.input_ids, excluded)).split(batch.lengths)
+        texts = zip(head(hidden.float()).squeeze(-1).split(batch.lengths), counted, strict=True)
+        medians = [values[counts].median() for values, counts in texts if bool(counts.any())]
+        if medians:
+            head.bias.sub_(torch.stack(medians).min())
+    network.train(mode)

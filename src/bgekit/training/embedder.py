@@ -100,7 +100,7 @@ def finetune(model: ModelArguments, data: DataArguments, args: EmbedderArguments
     _warn_of_cuts(collator, data)
     steps = make_steps(args, data, rows, collator)
     idle = _idle(steps, args)
-    network = _network(start, model, args)
+    network = _network(start, model, args, steps)
     if args.dry_run:
         show_dry_run(steps, network, network.transformer.config, args)
         return None
@@ -175,7 +175,7 @@ def _start(model: ModelArguments, data: DataArguments, args: EmbedderArguments) 
     )
 
 
-def _network(start: FlagModel, model: ModelArguments, args: EmbedderArguments) -> TrainableEncoder:
+def _network(start: FlagModel, model: ModelArguments, args: EmbedderArguments, steps: StepDataset) -> TrainableEncoder:
     network = load_trainable(
         start.folder, start.card, fix_position_embedding=args.fix_position_embedding,
         trust_remote_code=model.trust_remote_code, allow_pickle=model.allow_pickle,
@@ -188,7 +188,7 @@ def _network(start: FlagModel, model: ModelArguments, args: EmbedderArguments) -
     if args.unified_finetuning:
         if args.fix_encoder and model.use_lora:
             raise ArgumentError("--use-lora trains the encoder, which --fix-encoder true keeps as it is: leave out one")
-        return network_with_heads(network, start.folder, args)
+        return network_with_heads(network, start.folder, args, steps)
     warn_of_lost_heads(stored_heads(start.folder))
     return network
 

@@ -5,43 +5,57 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
 from ..errors import DataError
 from ..evaluation.evaluator import Candidate, evaluate
-from ..evaluation.output_scores import TOGETHER, output_metrics
+from ..evaluation.judged_model import Setting
 from ..evaluation.tasks.retrieval import RetrievalTask
 from ..inference.embedder import FlagModel
 from ..inference.tokenization import special_ids
+from ..models.calibration_map import made_for_facts
 from ..models.head_files import OUTPUTS, Output, head_paths, stored_heads
 from ..networks.cpu_products import has_bfloat16
 from ..networks.encoder import TrainableEncoder
 from ..networks.heads import TokenHeads
-from ..networks.unified import UnifiedEncoder, unified_encoder
+from ..networks.packing import Packed
+from ..networks.unified import UnifiedEncoder, unified_encoder, wake
+from ..search.fusion import FittedWeights
+from ..search.modes import Mode
 from .loop.arguments import EmbedderArguments
 from .loop.training_run import scores_by_name
 from .losses.contrastive import Contrastive
 from .losses.unified import LOSS_WEIGHTS, SCORE_WEIGHTS, Unified
 
 if TYPE_CHECKING:
+    from ..evaluation.results import Result
     from ..evaluation.tasks.base import Task
-    from .batches.collator import Batch
+    from .batches.collator import Batch, StepDataset
     from .batches.datasets import TrainingData
 
 logger = logging.getLogger(__name__)
+#: The mode of search that compares by an output.
+MODES: Final[dict[Output, Mode]] = {"dense": "dense", "sparse": "lexical", "multi-vector": "multi-vector"}
+#: Rows that say how a new lexical head begins, and tokens of each of their passages.
+_PROBED_ROWS: Final = 16
+_PROBED_TOKENS: Final = 128
 
 
-def network_with_heads(network: TrainableEncoder, folder: Path, args: EmbedderArguments) -> UnifiedEncoder:
+def network_with_heads(
+    network: TrainableEncoder, folder: Path, args: EmbedderArguments, steps: StepDataset
+) -> UnifiedEncoder:
     """The network of a model with the heads that are trained, and of the model's others those that stay right.
 
     Args:
         network: The encoder of the model.
         folder: The model.
         args: How it is trained.
+        steps: What it is trained on.
 
     Raises:
         ArgumentError: the model's multi-vectors have other dimensions than `--colbert-dim` says.
@@ -50,11 +64,21 @@ def network_with_heads(network: TrainableEncoder, folder: Path, args: EmbedderAr
     width = None if args.colbert_dim == -1 else args.colbert_dim
     others = [output for output in stored_heads(folder) if output not in args.heads]
     made = unified_encoder(network, folder, outputs_of(args), width, kept=others if args.fix_encoder else ())
+    if "sparse" in args.heads and "sparse" not in stored_heads(folder):
+        wake(made, _probe(steps), torch.tensor(special_ids(steps.collator.tokenizer)))
     if args.fix_encoder:
         made.fix_for_good(args.device, "bfloat16" if args.bf16 and has_bfloat16() else "float32")
     else:
         warn_of_lost_heads(others)
     return made
+
+
+def _probe(steps: StepDataset) -> Packed:
+    """The beginnings of texts of a few training rows: the same in every process, however many there are."""
+    rows = np.concatenate([dataset.rows for dataset in steps.data.datasets])
+    chosen = rows[np.linspace(0, len(rows) - 1, min(_PROBED_ROWS, len(rows))).astype(int)]
+    texts, _ = steps.collator.encode_passages([steps.sampling.draw(steps.data[int(row)], 0) for row in chosen])
+    return Packed.of([ids[:_PROBED_TOKENS].tolist() for ids in texts.input_ids.split(texts.lengths)])
 
 
 def outputs_of(args: EmbedderArguments) -> tuple[Output, ...]:
@@ -131,24 +155,43 @@ def head_places(heads: TokenHeads) -> dict[str, str]:
 def measure_outputs(trained: FlagModel, tasks: Sequence[Task], loss: Unified, *, progress: bool) -> dict[str, float]:
     """Scores (x100) of a trained model on tasks: on retrieval of each output and of all together, else as it is used.
 
-    `score` is the mean over tasks, of all outputs together where there are several.
+    They are those of `bge eval --modes`, of a hybrid that has the weights of the loss for each score. `score` is the
+    mean over tasks, of all outputs together where there are several.
     """
+    searches = [task for task in tasks if isinstance(task, RetrievalTask)]
+    others = [task for task in tasks if not isinstance(task, RetrievalTask)]
+
+    def measured(some: Sequence[Task], settings: Sequence[Setting]) -> Sequence[Result]:
+        candidate = Candidate(trained.card.name, trained, settings=settings)
+        return evaluate(candidate, some, compare=False, progress=progress, log_scores=False).results
+
     found: dict[str, float] = {}
     main = []
-    others = [task for task in tasks if not isinstance(task, RetrievalTask)]
-    for task in tasks:
-        if isinstance(task, RetrievalTask):
-            values = output_metrics(trained, task, loss.heads, loss.score_weight)
-            name = f"{task.name}_{task.main_metric}"
-            whole = values.pop(TOGETHER) if TOGETHER in values else values.pop(loss.heads[0])
-            main.append(100 * whole)
-            found |= {name: 100 * whole, **{f"{output} {name}": 100 * value for output, value in values.items()}}
+    names: dict[str, Output] = {MODES[output]: output for output in loss.heads}
+    for result in measured(searches, _settings(trained, loss)) if searches else ():
+        name = f"{result.task}_{result.main_metric}"
+        if result.mode == "hybrid" or len(names) == 1:
+            main.append(result.main_score)
+            found[name] = result.main_score
+        if result.mode != "hybrid" and len(names) > 1:
+            found[f"{names[result.mode]} {name}"] = result.main_score
     if others:
-        report = evaluate(
-            Candidate(trained.card.name, trained), others, compare=False, progress=progress, log_scores=False
-        )
-        scores = scores_by_name(report.results)
+        scores = scores_by_name(measured(others, (Setting(),)))
         del scores["score"]
         main += scores.values()
         found |= scores
     return {"score": sum(main) / len(main), **found}
+
+
+def _settings(trained: FlagModel, loss: Unified) -> list[Setting]:
+    """A setting for each output, and one for all together where there are several."""
+    modes = [MODES[output] for output in loss.heads]
+    settings = [Setting(mode=mode) for mode in modes]
+    if len(modes) > 1:
+        weights = FittedWeights(
+            weights={MODES[output]: loss.score_weight[output] for output in loss.heads}, model=trained.card.name,
+            made_for=made_for_facts(trained.similarity_facts(), trained.card), data="--score-weights",
+            data_fingerprint="", queries=0, metric="", scores={},
+        )  # fmt: skip
+        settings.append(Setting(mode="hybrid", fused=tuple(modes), weights=weights))
+    return settings

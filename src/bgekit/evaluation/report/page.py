@@ -53,13 +53,12 @@ def html(report: ReportContent) -> str:
     view = View(report)
     look = looks(view.labels)
     scattered = {id(each) for each in sorted(report.comparisons, key=lambda each: each.p_value)[:_SCATTERS]}
-    models = "1 model" if len(view.labels) == 1 else f"{len(view.labels)} models or settings"
     tasks = "1 task" if len(view.tasks) == 1 else f"{len(view.tasks)} tasks"
     items = sum(task.results[0].count for task in view.tasks)
     return render_page(
         "evaluation/report/page.html.jinja", f"Evaluation: {view.title}", script=True,
         view=view, report=report, looks=look,
-        about=f"{models} on {tasks} with {items:,} items. Scores are x100; higher is better.",
+        about=f"{view.counted} on {tasks} with {items:,} items. Scores are x100; higher is better.",
         # The name of the only model is the title already.
         legend=view.labels if len(view.labels) > 1 else (),
         conclusions=_conclusions(view, look),

@@ -188,7 +188,7 @@ def in_short(report: ReportContent) -> str:
         return printable(compared[0].conclusion).rstrip(".")
     if compared:
         better = sum(map(decided, compared))
-        return f"{better} of {len(compared)} differences between {len(view.labels)} models are significant"
+        return f"{better} of {len(compared)} differences between {view.counted} are significant"
     shown = [printable(label) for label in view.labels]
     if len(view.tasks) == 1:
         task = view.tasks[0]

@@ -141,10 +141,26 @@ class View:
 
     @property
     def title(self) -> str:
-        """The heading, such as "2 models on SciFact"."""
+        """The heading, such as "2 models on SciFact" or "3 modes of my-model on SciFact"."""
         tasks = self.tasks[0].name if len(self.tasks) == 1 else f"{len(self.tasks)} tasks"
-        models = printable(self.labels[0]) if len(self.labels) == 1 else f"{len(self.labels)} models"
-        return f"{models} on {printable(tasks)}" if self.tasks else "No result"
+        compared = printable(self.labels[0]) if len(self.labels) == 1 else self.counted
+        models = {result.model for result in self.report.results}
+        if len(self.labels) > len(models) == 1:
+            compared += f" of {printable(*models)}"
+        return f"{compared} on {printable(tasks)}" if self.tasks else "No result"
+
+    @property
+    def counted(self) -> str:
+        """How many rows there are, and what they are: models, modes or settings of one, or both."""
+        results = [self.first(label) for label in self.labels]
+        models, modes = ({getattr(result, name) for result in results} for name in ("model", "mode"))
+        if len(models) == len(results):
+            what = "model" if len(results) == 1 else "models"
+        elif len(models) == 1:
+            what = "modes" if len(modes) == len(results) else "settings"
+        else:
+            what = "models or settings"
+        return f"{len(results):,} {what}"
 
     def first(self, label: str) -> Result:
         """A result of a model, for what is the same in all of them."""

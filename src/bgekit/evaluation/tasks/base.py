@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 #: How per-item values become the main score: their mean, or a statistic of prediction and label over all items.
 Statistic: TypeAlias = Literal["mean", "spearman", "pearson", "average_precision"]
 
+#: The column of `Items` that an interval reaches to, which other models' items need not have.
+MOST: Final = "most"
+
 
 @dataclass(frozen=True)
 class Items:
@@ -35,7 +38,8 @@ class Items:
         statistic: How the columns become the score.
         columns: `{"value": [n]}` for "mean"; `{"predicted": [n], "label": [n]}` for the others. Where a score is the
             mean over draws of training texts, `draws` [n, draws] has what each item adds in each, `value` how well it
-            was done.
+            was done. Where it is one of weights that were fitted on other items, `most` [n] has the values with the
+            weights that may bring most, to which intervals reach (`evaluation.hybrid.promising_point`).
         texts: A text to show for each item, such as the query.
         groups: For each item the group of those that stand or fall with it, the same for every model (`together`);
             None where all are independent.

@@ -24,10 +24,10 @@ from ...search.lexical import TokenWeights
 from ...search.modes import DEPTH, Mode, by_tokens
 from ...search.nearest import QUERIES, UNIT_LENGTH, TopK, pair_scores
 from ...search.postings import TokenPostings, best_rows
-from ..hybrid import Candidates, cross_fit, deal, fitted_point, score_table, weight_grid
+from ..hybrid import Candidates, cross_fit, deal, fitted_point, promising_point, score_table, weight_grid
 from ..judged_model import CorpusVectors, Floats, JudgedModel, Kind
 from ..metrics import DEPTHS, ranking, ranking_metrics
-from .base import Items, Scores, Task, together
+from .base import MOST, Items, Scores, Task, together
 from .pairs import checked_main, shortened
 
 T = TypeVar("T")
@@ -144,9 +144,9 @@ class RetrievalTask(Task):
     def score(self, model: JudgedModel) -> Scores:
         """Search and measure."""
         search = self.search(model)
-        mode, details = model.setting.mode, dict[str, Any]()
+        mode, details, most = model.setting.mode, dict[str, Any](), None
         if mode == "hybrid":
-            found, details = search.fused()
+            found, details, most = search.fused()
         else:
             found = search.found(mode)
         run = {
@@ -156,8 +156,8 @@ class RetrievalTask(Task):
         # Similarities of pairs are those of vectors; other modes give scores of other scales to what they find alone.
         unrelated = search.unrelated() if mode == "dense" else None
         if model.setting.reranker is not None:
-            run = self._reranked(run, model)
-        return self._measured(list(self.qrels), run, unrelated, details)
+            run, most = self._reranked(run, model), None
+        return self._measured(list(self.qrels), run, unrelated, details, most)
 
     def search(self, model: JudgedModel) -> TaskSearch:
         """The search for the queries with a model."""
@@ -181,8 +181,9 @@ class RetrievalTask(Task):
         }
 
     def _measured(
-        self, ids: list[str], run: dict[str, dict[str, float]], unrelated: Floats | None, more: dict[str, Any]
-    ) -> Scores:
+        self, ids: list[str], run: dict[str, dict[str, float]], unrelated: Floats | None, more: dict[str, Any],
+        most: npt.NDArray[np.float64] | None,
+    ) -> Scores:  # fmt: skip
         values = ranking_metrics(self.qrels, run, judged=self._judged)
         metrics = {name: float(column.mean()) for name, column in values.items()}
         checked_main(self, metrics)
@@ -197,9 +198,8 @@ class RetrievalTask(Task):
                 if self.qrels[query].get(document, 0) > 0
             ]  # fmt: skip
             details["scores"] = {"relevant": shortened(relevant), "other": shortened(unrelated)}
-        items = Items(
-            ids, "mean", {"value": values[self.main_metric]}, [self.queries[query] for query in ids], self.groups
-        )
+        columns = {"value": values[self.main_metric]} | ({} if most is None else {MOST: most})
+        items = Items(ids, "mean", columns, [self.queries[query] for query in ids], self.groups)
         return Scores(metrics, items, details)
 
     @cached_property
@@ -281,16 +281,16 @@ class TaskSearch:
             Candidates(own, np.stack([comparable(each[query]) for each in scores])) for query, own in enumerate(rows)
         ]
 
-    def fused(self) -> tuple[list[Found], dict[str, Any]]:
+    def fused(self) -> tuple[list[Found], dict[str, Any], npt.NDArray[np.float64] | None]:
         """Scores and rows of the best documents of each query by several modes, and how they were weighed.
 
         Without fitted weights, or with weights that were fitted on these very queries, each query's weights are fitted
-        on queries of other folds.
+        on queries of other folds. Then the last is the main metric of each query with the weights that may bring most.
         """
         task, setting = self._task, self._model.setting
         modes = setting.fused
         every = self.candidates(modes)
-        given, own = setting.weights, ""
+        given, own, most = setting.weights, "", None
         if given is not None and given.data_fingerprint == task.fingerprint:
             given, own = None, "the weights given were fitted on these very queries, so they were fitted anew: "
         if given is not None:
@@ -300,21 +300,22 @@ class TaskSearch:
         else:
             grid = weight_grid(len(modes))
             table = score_table(self._ids, every, task.corpus.ids.__getitem__, task.qrels, task.main_metric, grid)
-            fold = deal(task.groups or self._ids)
+            units = task.groups or self._ids
+            fold, most = deal(units), table[:, promising_point(table, grid, units)]
             points = cross_fit(table, fold, grid).points
             chosen = [dict(zip(modes, grid[point].tolist(), strict=True)) for point in points[fold]]
             whole = dict(zip(modes, grid[fitted_point(table, grid)].tolist(), strict=True))
             details = {"weights": whole, "weights of folds": grid[points].tolist()}
             note = (
                 f"{own}hybrid is cross-fitted: each fifth of the queries has weights that were fitted on the others "
-                f"(on all of them {_shown(whole)})"
+                f"(on all of them {_shown(whole)}); intervals reach as far as the best weights may"
             )
         found = list[Found]()
         for each, weights in zip(every, chosen, strict=True):
             scores, rows = each.weighed(np.array([[weights[mode] for mode in modes]]))
             best = np.argsort(-scores[0], kind="stable")[:_DEPTH]
             found.append((scores[0][best], rows[best]))
-        return found, {**details, "notes": [note]}
+        return found, {**details, "notes": [note]}, most
 
     # ------------------------------------------------------------------------------------------------ by vectors
 
@@ -438,11 +439,11 @@ class TaskSearch:
             return found
         # In one pass over the corpus: vectors of all tokens are more than a memory has.
         queries = self._outputs("multi-vector")
-        for first, block in self._encoded("multi-vector"):
+        for wanted, block in self._encoded("multi-vector", np.unique(np.concatenate(rows)) if rows else None):
             part = by_tokens(queries, partial(_rows_of, block))
             for query, own in enumerate(rows):
-                inside = np.flatnonzero((own >= first) & (own < first + len(block)))
-                found[query][inside] = part.score(query, own[inside] - first)
+                inside = np.flatnonzero(np.isin(own, wanted))
+                found[query][inside] = part.score(query, np.searchsorted(wanted, own[inside]))
         return found
 
     def _outputs(self, output: Output) -> list[npt.NDArray[Any]]:
@@ -457,13 +458,14 @@ class TaskSearch:
             ).ragged[output],
         )
 
-    def _encoded(self, output: Output) -> Iterator[tuple[int, list[npt.NDArray[Any]]]]:
-        """The first row of each block of the corpus, and what the model computes of it beside its vectors."""
-        records, first = iter(self._task.corpus.read()), 0
-        while texts := [record.text for record in itertools.islice(records, _BLOCK)]:
+    def _encoded(self, output: Output, rows: Rows | None = None) -> Iterator[tuple[Rows, list[npt.NDArray[Any]]]]:
+        """Rows of the corpus, ascending, all or some, and what the model computes of them, in blocks."""
+        some = None if rows is None else frozenset(rows.tolist())
+        records = ((row, own) for row, own in enumerate(self._task.corpus.read()) if some is None or row in some)
+        while block := list(itertools.islice(records, _BLOCK)):
+            texts = [record.text for _, record in block]
             encoded = self._model.embedder.encode_outputs(texts, [output], role="document", show_progress=False)
-            yield first, encoded.ragged[output]
-            first += len(texts)
+            yield np.array([row for row, _ in block]), encoded.ragged[output]
 
     # ------------------------------------------------------------------------------------------------ for both
 

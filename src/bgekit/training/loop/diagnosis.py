@@ -143,8 +143,8 @@ class Diagnosis(Findings):
             # A weight of 0 lets no gradient through: such a text stays as it is.
             found["dead lexical weights"] = (
                 f"{empty:.0%} of the texts just trained on have no lexical weight left: all of them are 0, and there "
-                "the head learns nothing more. Start again with another --seed for a new head, a lower "
-                "--learning-rate, or steps for the heads alone (--heads-warmup-steps) before the encoder moves"
+                "the head learns nothing more. Start again with a lower --learning-rate, or with steps for the heads "
+                "alone (--heads-warmup-steps) before the encoder moves"
             )
         return self.report(found)
 

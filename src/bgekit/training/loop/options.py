@@ -106,7 +106,9 @@ class DataArguments:
     )
     knowledge_distillation: bool = option("also learn from pos_scores and neg_scores", False)
     shuffle_ratio: float = option("share of positives whose three parts are put in another order", 0.0)
-    same_dataset_within_batch: bool = option("take all rows of a batch from one dataset", False)
+    same_dataset_within_batch: bool = option(
+        "take all rows of a batch from one dataset", False, aliases=["--same-task-within-batch"]
+    )
     small_threshold: int = option("datasets of a folder with fewer rows than this are put together", 0)
     drop_threshold: int = option("datasets that then still have fewer rows than this are left out", 0)
     group_by_length: bool = option("put rows of similar lengths into a batch", False)
