@@ -22,6 +22,11 @@ class ObjectStore:
         self._address = self._server.get_host_and_port()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        #: Environment of a process that reaches it.
+        self.environment = {
+            "AWS_ENDPOINT_URL": self.endpoint, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+        }  # fmt: skip
         #: Bytes that were answered.
         self.answered = 0
         #: How many further answers of at least 64 KiB break off in their middle.
@@ -87,10 +92,7 @@ def bucket(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path)
     import fsspec
     import s3fs
 
-    for name, value in {
-        "AWS_ENDPOINT_URL": object_store.endpoint, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true", "HF_HOME": str(tmp_path / "home"),
-    }.items():  # fmt: skip
+    for name, value in (object_store.environment | {"HF_HOME": str(tmp_path / "home")}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
     # What waits for an answer that never comes gives up soon.

@@ -17,21 +17,24 @@ class RayTaskError(RayError):
 class FakeRay:
     """What `bgekit.distributed.cluster` uses of the module `ray`.
 
-    `nodes_there` are names of nodes. `hurt(actor, method, argument)` is called before each call of a method; it raises
-    `RayError` to let the actor die.
+    `nodes_there` are names of nodes, `stopped` those that went because they were told to. `hurt(actor, method,
+    argument)` is called before each call of a method; it raises `RayError` to let the actor die.
     """
 
     exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
 
     def __init__(self, nodes_there, hurt=lambda *_: None, cores=1.0):
         self.nodes_there, self.hurt, self.cores = list(nodes_there), hurt, cores
-        self.killed, self._numbers = [], itertools.count()
+        self.killed, self.stopped, self._numbers = [], [], itertools.count()
 
     def nodes(self):
         return [
-            {"NodeID": name, "NodeManagerAddress": name, "Resources": {"CPU": self.cores}, "Alive": True}
-            for name in self.nodes_there
-        ]
+            {
+                "NodeID": name, "NodeManagerAddress": name, "Resources": {"CPU": self.cores},
+                "Alive": name in self.nodes_there, "DeathReason": int(name in self.stopped),
+            }
+            for name in (*self.nodes_there, *self.stopped)
+        ]  # fmt: skip
 
     def available_resources(self):
         return {}

@@ -118,6 +118,43 @@ def test_a_node_that_comes_gets_an_actor_and_one_that_goes_is_done_without():
     assert seen == [1, 2, 1]
 
 
+def test_an_actor_that_is_told_to_stop_hands_its_tasks_back_and_is_ended_when_it_has_none(caplog):
+    told = []
+
+    class Stopping(Doubler):
+        def work(self, task):
+            if task == 20 and not told:
+                told.append(self)
+            return None if self in told else super().work(task)
+
+    ray = FakeRay("ab")
+    with cluster_of(ray).crew(Stopping, []) as crew:
+        found = sorted(crew.run(task for task in range(50)))
+        assert [actor.object for actor in ray.killed] == told
+    assert found == [(task, task * 2) for task in range(50)]
+    assert [record.message for record in caplog.records] == [
+        f"an actor on {'ab'[ray.killed[0].number]} was told to stop: others do what it had not begun"
+    ]
+
+
+def test_a_task_is_not_to_blame_for_nodes_that_are_told_to_stop(caplog):
+    names = iter("bcdefg")
+    ray = FakeRay("a")
+
+    def hurt(actor, method, argument):
+        if method == "work" and argument == (3,) and (following := next(names, None)):
+            ray.stopped += ray.nodes_there
+            ray.nodes_there[:] = [following]
+            raise RayError("The actor died unexpectedly\n\tclass_name: Doubler\nIts node has died: received SIGTERM")
+
+    ray.hurt = hurt
+    assert sorted(results(ray, range(9))) == [(task, task * 2) for task in range(9)]
+    assert [record.message for record in caplog.records][:2] == [
+        "a was told to stop: 3 tasks are done again", "b was told to stop: 3 tasks are done again",
+    ]  # fmt: skip
+    assert len(caplog.records) == 6
+
+
 def test_the_end_does_not_wait_for_the_slowest():
     ray = FakeRay("ab")
 

@@ -139,6 +139,27 @@ def test_a_run_goes_on_with_what_is_finished_after_actors_died(tiny_bert, tmp_pa
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
 
+def test_shards_and_groups_that_are_handed_back_are_done_by_others(tiny_bert, tiny_reranker, tmp_path):
+    file, rows_to_score = as_lines(tmp_path / "corpus.jsonl"), training(tmp_path / "train.jsonl")
+    calls = []
+
+    def hurt(actor, method, argument):
+        calls.append(method)
+        if calls.count("work") in (1, 4):
+            actor.object.stop()
+
+    encode_to_shards(FlagModel(tiny_bert), read_records(file), tmp_path / "one", shard_size=8)
+    cluster = cluster_of("abc", hurt)
+    encode_on_cluster(cluster, ModelRecipe(str(tiny_bert)), read_records(file), tmp_path / "many", shard_size=8)
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+    score(FlagReranker(tiny_reranker), str(rows_to_score), str(tmp_path / "one.jsonl"))
+    calls.clear()
+    cluster = cluster_of("ab", hurt)
+    with RemoteTeacher(cluster, ModelRecipe(str(tiny_reranker))) as teacher:
+        score(teacher, str(rows_to_score), str(tmp_path / "many.jsonl"))
+    assert (tmp_path / "many.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+
+
 def test_a_row_that_cannot_be_used_is_named_and_the_shards_before_it_are_kept(tiny_bert, tmp_path):
     file = as_lines(tmp_path / "corpus.jsonl")
     lines = file.read_text().splitlines()
@@ -221,6 +242,60 @@ def test_nodes_of_two_kinds_are_refused_unless_allowed_and_then_recorded(tiny_be
     )
     manifest = json.loads((tmp_path / "many" / "manifest.json").read_text())
     assert [each["class"] for each in manifest["arithmetic"]] == ["cpu-3", "cpu-4"]
+
+
+class _OtherScores(FlagReranker):
+    """A reranker on another kind of CPU each time that it is loaded."""
+
+    loaded = 0
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        _OtherScores.loaded += 1
+        self.kind = f"cpu-{_OtherScores.loaded}"
+
+    @property
+    def arithmetic(self):
+        return {"class": self.kind, "torch": "2.13.0", "cpu": self.kind}
+
+
+def test_scores_of_two_kinds_are_refused_unless_allowed_on_a_cluster_and_where_a_run_goes_on(
+    tiny_reranker, tmp_path, monkeypatch, caplog
+):
+    file, output = training(tmp_path / "train.jsonl"), tmp_path / "many.jsonl"
+    monkeypatch.setattr(ModelRecipe, "load_reranker", lambda self: _OtherScores(self.name))
+    monkeypatch.setattr(logging.getLogger("bgekit"), "setLevel", lambda level: None)  # Which actors do.
+    recipe = ModelRecipe(str(tiny_reranker))
+    with pytest.raises(ArgumentError, match=r"the node b computes with .*cpu-2.*, the others with .*cpu-1.*-mixed"):
+        with RemoteTeacher(cluster_of(), recipe) as teacher:
+            score(teacher, str(file), str(output))
+    with RemoteTeacher(cluster_of(), recipe, allow_mixed=True) as teacher:
+        assert score(teacher, str(file), str(output)).scored == 140
+    assert "the node b computes with" in caplog.text
+
+    class Stop(Exception):
+        pass
+
+    def stop(done, rows):
+        raise Stop
+
+    output = tmp_path / "one.jsonl"
+    with pytest.raises(Stop):
+        score(_OtherScores(tiny_reranker), str(file), str(output), advance=stop)
+    with pytest.raises(OutputError, match=r"one.jsonl.partial was computed with .*cpu-5.*, this is .*cpu-6.*-mixed"):
+        score(_OtherScores(tiny_reranker), str(file), str(output))
+    assert score(_OtherScores(tiny_reranker), str(file), str(output), allow_mixed=True).resumed == 64
+
+
+def test_passages_to_mine_from_are_not_mixed_either(tiny_bert, tmp_path, monkeypatch):
+    monkeypatch.setattr(dense, "SHARD", 16)
+    monkeypatch.setattr(ModelRecipe, "load", lambda self: _Otherwise(self.name))
+    file, model = training(tmp_path / "train.jsonl"), FlagModel(tiny_bert)
+    task = Mining(str(file), str(tmp_path / "mined.jsonl"), choice=Choice(negatives=3, first=1, last=20))
+    with pytest.raises(ArgumentError, match=r"the node b computes with .*allow-mixed"):
+        mine(task, [model], encode=partial(encode_on_cluster, cluster_of()))
+    mine(task, [model], encode=partial(encode_on_cluster, cluster_of(), allow_mixed=True))
+    assert (tmp_path / "mined.jsonl").exists()
 
 
 def test_standard_input_and_hosted_models_are_refused(tiny_bert, tmp_path):

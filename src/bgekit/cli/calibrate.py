@@ -172,16 +172,19 @@ def _hybrid(args: argparse.Namespace) -> int:
     from ..evaluation.hybrid_calibration import calibrate_hybrid, modes_of, read_judged
     from ..evaluation.report.report import console
     from ..files.atomic import check_free, check_place
+    from ..files.remote import refuse_url
     from ..search.fusion import FUSION, write_fusion
     from ..search.index import SearchIndex
 
     if args.output:
         check_place(args.output, doing="write the weights to")
         check_free(args.output, overwrite=args.overwrite)
+    if args.index:
+        refuse_url(args.index, "an index keeps its weights")
+        check_place(args.index, folder=True)
     index = SearchIndex.load(args.index) if args.index else None
     if index is not None:
         modes_of(index)
-        check_place(args.index, folder=True)
         check_free(Path(args.index, FUSION), overwrite=args.overwrite)
         args.model = args.model or index.facts.model_name
     task = read_judged(args.data, split=args.split, **options.text_arguments(args))

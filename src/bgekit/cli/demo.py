@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import platform
 import sys
 import tempfile
@@ -64,7 +63,10 @@ def run(args: argparse.Namespace) -> int:
     """Encode, ask, show."""
     options.set_up_logging(args)
     from ..demo import standard_library
+    from ..files.remote import refuse_url
 
+    if args.index:
+        refuse_url(args.index, "an index is made")
     records = list(standard_library())
     if args.write_corpus is not None:
         _write(records, args.write_corpus)
@@ -92,12 +94,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(records: list[Record], file: str) -> None:
-    from ..files.atomic import failing
+    from ..data.training_rows import write_lines
 
-    with failing(f"write {file}"), open(file, "w", encoding="utf-8") as stream:
-        for record in records:
-            text = record.text.removeprefix(f"{record.id} ")
-            stream.write(json.dumps({"_id": record.id, "title": record.id, "text": text}) + "\n")
+    titled = ((record.id, record.text.removeprefix(f"{record.id} ")) for record in records)
+    write_lines(file, ({"_id": name, "title": name, "text": text} for name, text in titled))
 
 
 def _introduction(model: Embedder) -> str:

@@ -64,7 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_model_options(parser)
     options.add_input_options(parser)
     options.add_chunk_options(parser)
-    options.add_ray_options(parser)
+    options.add_ray_options(parser, mixed=False)
     options.add_report_options(parser)
 
 

@@ -105,12 +105,12 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluation.tasks.base import check_rerankable
     from ..files.remote import is_url
     from ..files.transfer import check_target
-    from ..inference.shards import encode_to_shards
+    from ..inference.shards import encode_for_now
 
     # What can fail at once does, before a model is loaded.
     if args.output:
         if args.keep_vectors and is_url(args.output):
-            raise ArgumentError("--keep-vectors keeps them in a local folder, and --output is a URL")
+            raise ArgumentError(f"--keep-vectors keeps them in a local folder, and --output {args.output} is a URL")
         check_target(args.output, folder=True)
     tasks, notes = _tasks(args)
     if args.reranker and not any(task.rerankable for task in tasks):
@@ -119,11 +119,11 @@ def run(args: argparse.Namespace) -> int:
     candidates = [candidate for name in args.model for candidate in _candidates(name, args, reranker)]
     cluster = options.ray_cluster(args)
     with contextlib.ExitStack() as stack:
-        encode = encode_to_shards
+        encode = encode_for_now
         if cluster is not None:
             from ..distributed.encoding import encode_on_cluster
 
-            encode = partial(encode_on_cluster, stack.enter_context(cluster))
+            encode = partial(encode_on_cluster, stack.enter_context(cluster), allow_mixed=bool(args.mixed_nodes))
         report = evaluate(
             candidates, tasks, output=args.output, keep_vectors=args.keep_vectors, seed=args.seed, notes=notes,
             progress=not args.no_progress, encode=encode,

@@ -155,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
     from .. import load_model
     from ..data.training_rows import check_output, check_training
     from ..display.terminal import EncodeProgress, RowProgress, loading
-    from ..inference.shards import encode_to_shards
+    from ..inference.shards import encode_for_now
     from ..mining.known_pairs import Judgements
     from ..mining.mining import check_task, mine, page_path
     from ..mining.mining_report import readable
@@ -181,11 +181,11 @@ def run(args: argparse.Namespace) -> int:
         reranker = stack.enter_context(options.load_reranker(args, args.reranker)) if args.reranker else None
         show = not args.no_progress
         advance = stack.enter_context(RowProgress("mine", "rows", show=show))
-        encode = encode_to_shards
+        encode = encode_for_now
         if cluster is not None:
             from ..distributed.encoding import encode_on_cluster
 
-            encode = partial(encode_on_cluster, stack.enter_context(cluster))
+            encode = partial(encode_on_cluster, stack.enter_context(cluster), allow_mixed=bool(args.mixed_nodes))
         content = mine(
             task, models, reranker=reranker, progress=EncodeProgress if show else None, advance=advance, encode=encode
         )  # fmt: skip

@@ -443,8 +443,13 @@ def add_chunk_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_ray_options(parser: argparse.ArgumentParser) -> None:
-    """Options of computing on many machines; `ray_cluster` obeys them."""
+def add_ray_options(parser: argparse.ArgumentParser, *, mixed: bool = True) -> None:
+    """Options of computing on many machines; `ray_cluster` obeys them.
+
+    Args:
+        parser: The verb's parser.
+        mixed: Whether one of them lets nodes of different kinds be mixed; otherwise the verb has its own.
+    """
     group = parser.add_argument_group("many machines")
     group.add_argument(
         "--ray", metavar="ADDRESS",
@@ -458,6 +463,11 @@ def add_ray_options(parser: argparse.ArgumentParser) -> None:
         "--ray-resources", metavar="JSON",
         help='what each of them gets, such as \'{"CPU": 8}\' [a GPU, else all cores of its node]',
     )  # fmt: skip
+    if mixed:
+        group.add_argument(
+            "--allow-mixed", dest="mixed_nodes", action="store_true", default=None,
+            help="let nodes with other kinds of CPU or torch compute, too, and say so [refuse them]",
+        )  # fmt: skip
 
 
 def ray_cluster(args: argparse.Namespace) -> RayCluster | None:
@@ -468,8 +478,8 @@ def ray_cluster(args: argparse.Namespace) -> RayCluster | None:
         MissingExtraError: the package `ray` is not installed.
     """
     if args.ray is None:
-        for name in ("ray_actors", "ray_resources"):
-            if getattr(args, name) is not None:
+        for name in ("ray_actors", "ray_resources", "mixed_nodes"):
+            if getattr(args, name, None) is not None:
                 raise ArgumentError(f"{listed_option(name)} goes with --ray")
         return None
     if args.devices:

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from ..recipes.spec import read_recipe
 
-    recipe = read_recipe(Path(args.file), dict(map(_setting, args.set or ())))
+    recipe = read_recipe(args.file, dict(map(_setting, args.set or ())))
     if args.stages:
         recipe = recipe.only(args.stages)
     work = Path(args.work or Path("runs", Path(args.file).stem))

@@ -30,8 +30,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_training_files(parser, "training data with scores")
     parser.add_argument("--overwrite-scores", action="store_true", help="replace scores that rows have [keep them]")
     parser.add_argument("--normalize", action="store_true", help="scores from 0 to 1, by a sigmoid [as they are]")
+    parser.add_argument(
+        "--allow-mixed", action="store_true",
+        help="go on with scores that another kind of CPU or torch computed, also on other nodes, and say so",
+    )  # fmt: skip
     options.add_reranker_options(parser)
-    options.add_ray_options(parser)
+    options.add_ray_options(parser, mixed=False)
     options.add_text_options(parser)
     options.add_report_options(parser)
 
@@ -58,11 +62,12 @@ def run(args: argparse.Namespace) -> int:
             from ..distributed.scoring import RemoteTeacher
 
             recipe = ModelRecipe(args.model, options.reranker_arguments(args))
-            reranker = stack.enter_context(RemoteTeacher(stack.enter_context(cluster), recipe))
+            entered = stack.enter_context(cluster)
+            reranker = stack.enter_context(RemoteTeacher(entered, recipe, allow_mixed=args.allow_mixed))
         advance = stack.enter_context(RowProgress("score", "rows", show=not args.no_progress))
         counts = score(
             reranker, args.input, args.output, overwrite_scores=args.overwrite_scores, normalize=args.normalize,
-            advance=advance, **options.text_arguments(args),
+            advance=advance, allow_mixed=args.allow_mixed, **options.text_arguments(args),
         )  # fmt: skip
     if not args.quiet:
         parts = [f"{counts.scored:,} of {counts.rows:,} rows scored"]

@@ -291,7 +291,7 @@ def _open_folder(args: argparse.Namespace, folder: str, stack: contextlib.ExitSt
     if is_index and (args.index_type or args.recall is not None):
         refuse_url(folder, "an index is changed")
         with_type(folder, args.index_type or read_facts(Path(folder)).index_type, recall=args.recall)
-    if is_index:
+    if is_index and args.parts:
         with_parts(folder, args.parts)
     shards = load_shards(folder) if args.sources and not is_index else None
     parts = [] if shards is None else _parts(args, shards.outputs)

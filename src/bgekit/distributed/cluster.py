@@ -4,15 +4,22 @@ A task is small (the description of a shard), and so is its result: neither text
 store. An actor has a few tasks at once, so that it reads the next one while it computes, and no more (back-pressure).
 What an actor that died had is given to others, and an actor is started where a node has room and none. Ray restarts
 nothing by itself here, as it does not know what was finished.
+
+A process that is told to stop (SIGTERM) finishes what it has read, hands back the rest, and is then ended. A node that
+is told to stop ends its processes at once (Ray does it): what they had goes to others, and is no task's fault.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import math
 import os
+import platform
+import re
+import signal
+import sys
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +42,10 @@ _LOOK, _POLL = 5.0, 1.0
 _PATIENCE, _AGAIN = 120.0, 600.0
 #: Processes that a task may end, alone in them, before it is the task that is at fault; and starts that may fail.
 _DEATHS: Final = 3
+#: Why Ray says that a node has gone (`NodeDeathInfo`), where somebody wanted it: SIGTERM, preemption, not needed.
+_WANTED: Final = frozenset((1, 3, 4))
+#: What Ray says of an actor that died, beside why.
+_WHICH: Final = re.compile(r"(class_name|actor_id|pid|name|namespace|ip): |The actor is ")
 #: Bytes of the object store of a cluster that is started here: what crosses it is small.
 _STORE: Final = 200 << 20
 Task = TypeVar("Task")
@@ -140,6 +151,10 @@ class RayCluster:
             if each["Alive"]
         ]
 
+    def was_stopped(self, node: Node) -> bool:
+        """Whether a node has gone because it was told to."""
+        return any(each["NodeID"] == node.id and each.get("DeathReason") in _WANTED for each in self.ray.nodes())
+
     def places(self) -> list[tuple[Node, dict[str, float]]]:
         """The node of each actor that there is to be, and what it gets.
 
@@ -182,6 +197,30 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def in_actor() -> bool:
+    """Whether this is a process that Ray has started for an actor."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
+
+
+class Actor:
+    """What the actors of a crew share. One that is told to stop (SIGTERM) finishes what it computes, and no more."""
+
+    def __init__(self) -> None:
+        self._told = threading.Event()
+        # Ray makes actors in the main thread, and ends a process at once by this signal.
+        if in_actor() and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *_: self.stop())
+
+    def hello(self) -> str:
+        """The name of its machine."""
+        return platform.node()
+
+    def stop(self) -> None:
+        """Hand back all tasks that are not begun, by None for their result."""
+        self._told.set()
+
+
 def _spread(nodes: Sequence[Node], count: int) -> list[tuple[Node, dict[str, float]]]:
     """So many places on nodes, each with an equal share of its node's GPUs or else cores."""
     kind = "GPU" if any(node.resources.get("GPU") for node in nodes) else "CPU"
@@ -207,7 +246,7 @@ def _in_words(resources: Mapping[str, float]) -> str:
 
 @dataclass
 class _Member(Generic[Task]):
-    """An actor on its way: it was asked for, says hello when it has a place, begins, and then works."""
+    """An actor on its way: it was asked for, says hello when it has a place, begins, works, and may leave."""
 
     handle: Any
     node: Node
@@ -219,11 +258,19 @@ class _Member(Generic[Task]):
     alone: bool = False
 
 
+@dataclass(frozen=True)
+class _Death:
+    """Why an actor died, and whether it was told to."""
+
+    reason: str
+    told: bool
+
+
 class Crew(Generic[Task]):
     """Actors on the nodes of a cluster, each with a few tasks at once; a context manager.
 
     The class of the actors has `hello()`, which answers at once, `begin(*arguments)`, which makes it ready and says
-    what it is, and `work(task)`, which runs in several threads.
+    what it is, and `work(task)`, which runs in several threads and returns None for a task that it hands back.
     """
 
     def __init__(
@@ -342,24 +389,33 @@ class Crew(Generic[Task]):
             for member, task, result, death in self._hear(_POLL):
                 if death is None:
                     member.alone = False
-                    if task not in done:
+                    if result is None:
+                        self._leave(member)
+                        if task not in done and not held(task):
+                            back.append(task)
+                    elif task not in done:
                         yield task, result
                         done.add(task)
                         if task in back:  # It was given twice, and who had it first died.
                             back.remove(task)
                     if not held(task):
                         done.discard(task)
+                    if member.state == "leaving" and not member.tasks:
+                        self._members.remove(member)
+                        self._end(member)
+                        self._looked = -math.inf
                     continue
-                suspects = [task for task in member.tasks.values() if task not in done and not held(task)]
-                if not suspects:
+                lost = [task for task in member.tasks.values() if task not in done and not held(task)]
+                if not lost:
                     continue
-                deaths[suspects[0]] += 1
-                if deaths[suspects[0]] > _DEATHS:
+                if not death.told:
+                    deaths[lost[0]] += 1
+                if deaths[lost[0]] > _DEATHS:
                     raise WorkerError(
-                        f"{name(suspects[0])} ended its process {deaths[suspects[0]]} times, last on "
-                        f"{member.node.address}: {death}"
+                        f"{name(lost[0])} ended its process {deaths[lost[0]]} times, last on "
+                        f"{member.node.address}: {death.reason}"
                     )
-                back.extendleft(reversed(suspects))
+                back.extendleft(reversed(lost))
 
     def _help(self, done: Collection[Task]) -> None:
         """Give idle actors tasks that one other has: the end does not wait for the slowest, or for one that hangs."""
@@ -414,7 +470,7 @@ class Crew(Generic[Task]):
     def _end(self, member: _Member[Task]) -> None:
         self._cluster.ray.kill(member.handle, no_restart=True)
 
-    def _hear(self, seconds: float) -> Iterator[tuple[_Member[Task], Task, Any, str | None]]:
+    def _hear(self, seconds: float) -> Iterator[tuple[_Member[Task], Task, Any, _Death | None]]:
         """What is done: member, task, result, and why the member died (its tasks are still with it); or nothing."""
         ray = self._cluster.ray
         owners = {ref: member for member in self._members for ref in (member.waiting, *member.tasks) if ref is not None}
@@ -448,18 +504,30 @@ class Crew(Generic[Task]):
         member.state, member.waiting, self._failed_starts = "ready", None, 0
         self._show()
 
-    def _dead(self, member: _Member[Task], reason: str) -> Iterator[tuple[_Member[Task], Task, Any, str]]:
+    def _leave(self, member: _Member[Task]) -> None:
+        """Give an actor nothing any more; it is ended when what it finishes is done."""
+        if member.state != "leaving":
+            member.state = "leaving"
+            logger.warning("an actor on %s was told to stop: others do what it had not begun", member.node.address)
+            self._show()
+
+    def _dead(self, member: _Member[Task], reason: str) -> Iterator[tuple[_Member[Task], Task, Any, _Death]]:
         self._members.remove(member)
         self._end(member)
         self._looked = -math.inf
-        logger.warning("an actor on %s has ended (%s)%s", member.node.address, reason, _again(len(member.tasks)))
-        if member.state != "ready":
+        stopped = self._cluster.was_stopped(member.node)
+        death = _Death(reason, stopped or member.state == "leaving")
+        what = f"{member.node.address} was told to stop" if stopped else (
+            f"an actor on {member.node.address} has ended ({reason})"
+        )  # fmt: skip
+        logger.warning("%s%s", what, _again(len(member.tasks)))
+        if member.state in ("asked", "beginning") and not death.told:
             self._failed_starts += 1
             if self._failed_starts > _DEATHS:
                 raise WorkerError(f"{self._failed_starts} actors ended before they were ready: {reason}")
         self._show()
         if member.tasks:
-            yield member, next(iter(member.tasks.values())), None, reason
+            yield member, next(iter(member.tasks.values())), None, death
 
     def _show(self) -> None:
         nodes = len({member.node.id for member in self._members if member.state == "ready"})
@@ -474,10 +542,8 @@ def _again(count: int) -> str:
 
 def _reason(error: BaseException) -> str:
     """The first lines of what Ray says."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "; ".join(itertools.islice((line for line in lines if not line.startswith("The actor is")), 2)) or repr(
-        error
-    )
+    lines = [line for each in str(error).splitlines() if (line := each.strip()) and not _WHICH.match(line)]
+    return " ".join(lines[:2]) or repr(error)
 
 
 def _own(error: Any, node: Node) -> BaseException:

@@ -40,7 +40,7 @@ from ..inference.shards import (
     write_shard,
 )
 from ..models.head_files import DENSE, Output
-from .cluster import RayCluster, cores
+from .cluster import Actor, RayCluster, cores, in_actor
 from .recipes import ModelRecipe
 
 if TYPE_CHECKING:
@@ -283,17 +283,14 @@ def _order(record: Record) -> tuple[int, int]:
     return record.place[:2]
 
 
-class ShardActor:
+class ShardActor(Actor):
     """A process that computes shards: as an actor of Ray, or any other way. Its model lives in a thread of its own."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._orders: SimpleQueue[tuple[Any, Future[Any]]] = SimpleQueue()
         self._model: Any = None
         self._max_length: int | None = None
-
-    def hello(self) -> str:
-        """The name of its machine."""
-        return platform.node()
 
     def begin(self, arguments: tuple[EncodeJob]) -> dict[str, Any]:
         """Load the model; what a manifest says of it and how it computes.
@@ -317,13 +314,17 @@ class ShardActor:
         """The tokenizer, for the process that plans."""
         return self._model.tokenizer
 
-    def work(self, plan: ShardPlan) -> dict[str, Any]:
+    def work(self, plan: ShardPlan) -> dict[str, Any] | None:
         """Read, compute and write a shard; its facts. Several may be asked for at once, from several threads.
+
+        Returns:
+            The facts; None if the process was told to stop before the shard was read.
 
         Raises:
             BgekitError: it cannot be read, computed or written.
         """
-        return dict(self._ask(plan))
+        facts = self._ask(plan)
+        return None if facts is None else dict(facts)
 
     def _ask(self, order: ShardPlan | None) -> Any:
         answer: Future[Any] = Future()
@@ -369,13 +370,16 @@ class ShardActor:
             following: tuple[Any, Future[Any]] | None = order
             while following is not None:
                 plan, answer = following
-                try:
-                    shard = reader.read(plan)
-                except BaseException as error:
-                    answer.set_exception(plain_error(error))
+                if self._told.is_set():
+                    answer.set_result(None)
                 else:
-                    waiting.append(answer)
-                    yield shard
+                    try:
+                        shard = reader.read(plan)
+                    except BaseException as error:
+                        answer.set_exception(plain_error(error))
+                    else:
+                        waiting.append(answer)
+                        yield shard
                 try:
                     following = self._orders.get(timeout=_PATIENCE)
                 except Empty:
@@ -396,10 +400,9 @@ class ShardActor:
 
 def share_of_cores() -> int:
     """Processors that this actor was given."""
-    ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
+    if not in_actor():
         return cores()
-    given = ray.get_runtime_context().get_assigned_resources().get("CPU")
+    given = sys.modules["ray"].get_runtime_context().get_assigned_resources().get("CPU")
     return max(1, int(given)) if given else cores()
 
 

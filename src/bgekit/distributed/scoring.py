@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ArgumentError, DataError
 from ..inference.shards import in_words
 from ..mining.teacher import GROUP, Scoring
-from .cluster import RayCluster
+from .cluster import Actor, RayCluster
 from .encoding import plain_error, share_of_cores
 from .recipes import ModelRecipe
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .cluster import Crew
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,17 @@ class RemoteTeacher:
         ...         score(teacher, "mined.jsonl", "scored.jsonl")
     """
 
-    def __init__(self, cluster: RayCluster, model: ModelRecipe) -> None:
+    def __init__(self, cluster: RayCluster, model: ModelRecipe, *, allow_mixed: bool = False) -> None:
         """A teacher whose actors start when it is entered.
 
         Args:
             cluster: The cluster, entered.
             model: The cross-encoder.
+            allow_mixed: Let nodes score that compute differently (another kind of CPU, another torch), with a warning.
         """
-        self._cluster, self._model = cluster, model
+        self._cluster, self._model, self._allow_mixed = cluster, model, allow_mixed
         self._said: dict[str, Any] = {}
+        self._kinds: list[dict[str, str]] = []
         self._stack = contextlib.ExitStack()
         self._crew: Crew[tuple[Scoring, GroupTask]] | None = None
 
@@ -82,12 +86,17 @@ class RemoteTeacher:
         """sha256 (hex) of all that decides a score."""
         return str(self._said["fingerprint"])
 
+    @property
+    def arithmetic(self) -> dict[str, str]:
+        """How the first of its actors computes."""
+        return self._kinds[0]
+
     def score_groups(self, scoring: Scoring, first_row: int) -> Iterator[Sequence[float]]:
         """The scores of the pairs of each group from a row on, in order.
 
         Raises:
             DataError: a node sees another file, or the file has changed.
-            ArgumentError: nodes compute differently.
+            ArgumentError: nodes compute differently, and may not.
         """
         assert self._crew is not None
         first = first_row // GROUP
@@ -111,27 +120,30 @@ class RemoteTeacher:
                 f"the node {where} has another model than the others, or computes in {said['precision']} and not in "
                 f"{self._said['precision']}: --dtype makes the precision the same everywhere"
             )
-        here, there = said["arithmetic"], self._said["arithmetic"]
-        if here["class"] != there["class"]:
-            raise ArgumentError(
-                f"the node {where} computes with {in_words([here])}, the others with {in_words([there])}, and the same "
-                "pair would have slightly other scores there; choose nodes of one kind"
-            )
+        here = said["arithmetic"]
+        if here["class"] in {each["class"] for each in self._kinds}:
+            return
+        if self._kinds:
+            what = f"the node {where} computes with {in_words([here])}, the others with {in_words(self._kinds)}"
+            if not self._allow_mixed:
+                raise ArgumentError(
+                    f"{what}, and the same pair would have slightly other scores there; choose nodes of one kind, or "
+                    "--allow-mixed, which says so"
+                )
+            logger.warning("%s", what)
+        self._kinds.append(here)
 
 
-class ScoreActor:
+class ScoreActor(Actor):
     """A process that scores groups of rows. Its model lives in a thread of its own."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._thread = ThreadPoolExecutor(1, "bgekit-score")
         self._model: Any = None
         self._scoring: Scoring | None = None
         self._groups: Iterator[tuple[int, Any]] = iter(())
         self._next = 0
-
-    def hello(self) -> str:
-        """The name of its machine."""
-        return platform.node()
 
     def begin(self, arguments: tuple[ModelRecipe, str, str | None]) -> dict[str, Any]:
         """Load the model; what decides its scores.
@@ -147,8 +159,8 @@ class ScoreActor:
             os.chdir(work_folder)
         return self._thread.submit(self._load, recipe, share_of_cores()).result()
 
-    def work(self, task: tuple[Scoring, GroupTask]) -> list[float]:
-        """The scores of the pairs of a group.
+    def work(self, task: tuple[Scoring, GroupTask]) -> list[float] | None:
+        """The scores of the pairs of a group; None if the process was told to stop before it was read.
 
         Raises:
             BgekitError: it cannot be read or scored.
@@ -162,7 +174,9 @@ class ScoreActor:
         self._model = model = recipe.load_reranker()
         return {"fingerprint": model.fingerprint, "precision": model.precision, "arithmetic": model.arithmetic}
 
-    def _scores(self, scoring: Scoring, task: GroupTask) -> list[float]:
+    def _scores(self, scoring: Scoring, task: GroupTask) -> list[float] | None:
+        if self._told.is_set():
+            return None
         try:
             if scoring != self._scoring or task.number < self._next:
                 self._scoring, self._next = scoring, task.number

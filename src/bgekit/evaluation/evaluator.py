@@ -30,7 +30,7 @@ from ..files.atomic import OutputFolder
 from ..files.hashing import digest
 from ..files.remote import is_url
 from ..files.transfer import local_place
-from ..inference.shards import EncodeShards, encode_to_shards
+from ..inference.shards import EncodeShards, encode_for_now
 from ..models.families import known_name, model_name
 from ..models.sentence_transformers_files import short_names, shown_name
 from .comparison import compare_all
@@ -115,7 +115,7 @@ def evaluate(
     notes: Sequence[str] = (),
     encoding: str | None = None,
     quoting: Quoting = "auto",
-    encode: EncodeShards = encode_to_shards,
+    encode: EncodeShards = encode_for_now,
     **options: Any,
 ) -> Report:
     """Measure models on data, and compare them.

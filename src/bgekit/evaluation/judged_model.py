@@ -17,7 +17,7 @@ from ..display.terminal import EncodeProgress, titled
 from ..errors import ArgumentError, check_count
 from ..files.hashing import digest
 from ..inference.shard_stores import MANIFEST, read_manifest
-from ..inference.shards import EncodeShards, encode_to_shards, load_shards
+from ..inference.shards import EncodeShards, encode_for_now, load_shards
 from ..inference.similarity import paired_similarity, unit
 from ..models.card import UNSET, ModelCard, Role, Unset
 from ..search.bm25 import DESCRIPTION as BM25
@@ -229,7 +229,7 @@ class JudgedModel:
     def __init__(
         self, embedder: Embedder, setting: Setting | None = None, *, folder: Path | None = None,
         progress: bool | None = None, memo: dict[str, Any] | None = None, place: str = "",
-        encode: EncodeShards = encode_to_shards,
+        encode: EncodeShards = encode_for_now,
     ) -> None:  # fmt: skip
         """A model in a setting.
 
@@ -326,9 +326,7 @@ class JudgedModel:
                     shows = sys.stderr.isatty() if self._progress is None else self._progress
                     shown.enter_context(titled(self._title(task, "document")))
                     bar = shown.enter_context(EncodeProgress(count)) if shows else None
-                    self._encode_shards(
-                        self.embedder, records, folder, kind=role or "plain", allow_mixed=True, progress=bar
-                    )
+                    self._encode_shards(self.embedder, records, folder, kind=role or "plain", progress=bar)
             yield CorpusVectors(folder, self._cut)
 
     def comparable(self, vectors: Floats) -> Floats:

@@ -17,6 +17,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -384,8 +385,10 @@ def _fresh(system: Any, path: str) -> Any:
 def _status_of(info: dict[str, Any]) -> Status:
     if info.get("type") == "directory":
         return Status(None, is_folder=True)
-    version = next((str(info[key]) for key in _VERSIONS if info.get(key) is not None), "")
-    return Status(info.get("size"), version.strip('"'))
+    version = next((info[key] for key in _VERSIONS if info.get(key) is not None), "")
+    if isinstance(version, datetime):  # In the lists of `memory://` the same time is a number.
+        version = version.timestamp()
+    return Status(info.get("size"), str(version).strip('"'))
 
 
 def _tried(url: str, operation: Callable[[], Answer], *, again: bool = True) -> Answer:

@@ -250,6 +250,10 @@ def encode_shard(
     return _vectors_of(shard, encoded, dtype), report
 
 
+#: For vectors that are gone when the work is done: a run goes on with those of another kind of CPU, and says so.
+encode_for_now: Final[EncodeShards] = partial(encode_to_shards, allow_mixed=True)
+
+
 def prepared(
     model: Embedder, records: Iterable[Record], *, chunks: Chunks | None = None, outputs: Collection[Output] = DENSE,
     **settings: Any,

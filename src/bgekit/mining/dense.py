@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ..errors import ArgumentError, require_extra
 from ..files.hashing import digest
 from ..inference.engine import resolve_devices
-from ..inference.shards import EncodeShards, encode_to_shards, load_shards
+from ..inference.shards import EncodeShards, encode_for_now, load_shards
 from ..inference.similarity import unit
 from ..search.approximate import Approximate
 from ..search.approximate_build import build_in_memory
@@ -45,7 +45,7 @@ class DenseMiner:
     """
 
     def __init__(self, embedder: Embedder, store: TextStore, folder: Path, *, index: IndexKind = "exact",
-                 device: str | None = None, encode: EncodeShards = encode_to_shards) -> None:  # fmt: skip
+                 device: str | None = None, encode: EncodeShards = encode_for_now) -> None:  # fmt: skip
         """A miner; `prepare` computes the vectors.
 
         Args:
@@ -77,9 +77,7 @@ class DenseMiner:
 
     def prepare(self, progress: EncodeProgress | None = None) -> None:
         """Encode all texts, as far as an earlier run has not, and build the index."""
-        self._encode(
-            self._embedder, self._store.records(), self._folder, shard_size=SHARD, allow_mixed=True, progress=progress
-        )
+        self._encode(self._embedder, self._store.records(), self._folder, shard_size=SHARD, progress=progress)
         self._shards = [vectors for _, vectors in load_shards(self._folder).iter_shards()]
         if self._kind != "exact" and self._store.candidates:
             self._index = build_in_memory(

@@ -30,7 +30,7 @@ from ..files.atomic import OutputFolder, check_place
 from ..files.hashing import digest, file_sha256
 from ..files.remote import is_url
 from ..files.transfer import check_target, local_place, write_files
-from ..inference.shards import EncodeShards, encode_to_shards
+from ..inference.shards import EncodeShards, encode_for_now
 from ..search.bm25 import Bm25
 from ..search.nearest import Rows
 from .dense import DenseMiner, Floats, IndexKind
@@ -135,7 +135,7 @@ def mine(
     reranker: Teacher | None = None,
     progress: MakeProgress | None = None,
     advance: Callable[[int, int], None] | None = None,
-    encode: EncodeShards = encode_to_shards,
+    encode: EncodeShards = encode_for_now,
 ) -> dict[str, Any]:
     """Mine negatives, and write them and a report: for `mined.jsonl` as `mined.report.json` and `mined.report.html`.
 

@@ -24,6 +24,7 @@ from ..files.atomic import OutputFolder
 from ..files.hashing import file_sha256
 from ..files.remote import is_url, write_url
 from ..files.transfer import local_place
+from ..inference.shards import ARITHMETIC, in_words
 from ..search.index import PairScorer
 from .known_pairs import Relevant
 
@@ -112,7 +113,7 @@ class ScoreCounts:
 def score(
     teacher: Teacher | GroupTeacher, input: str, output: str, *, overwrite_scores: bool = False,
     normalize: bool = False, advance: Callable[[int, int], None] | None = None,
-    encoding: str | None = None, quoting: Quoting = "auto",
+    encoding: str | None = None, quoting: Quoting = "auto", allow_mixed: bool = False,
 ) -> ScoreCounts:  # fmt: skip
     """Write a file of training data with `pos_scores` and `neg_scores`.
 
@@ -125,6 +126,7 @@ def score(
         advance: Called after each group with the rows that are done, and all rows.
         encoding: What the input is written in, as in `read_records`.
         quoting: Quoting of the input, as in `read_records`.
+        allow_mixed: Go on with scores that another kind of CPU or torch computed, with a warning.
 
     Raises:
         DataError: the input cannot be used; it names file and lines.
@@ -148,7 +150,8 @@ def score(
     work = Path(f"{output}.scoring") if beside else local_place("runs", f"{output}.scoring")
     partial = Path(f"{output}.partial") if beside else work / "partial"
     with OutputFolder(work) as folder:
-        done, size = _begun(folder, partial, facts, output)
+        kind: dict[str, str] | None = getattr(teacher, ARITHMETIC, None)
+        done, size = _begun(folder, partial, facts, [] if kind is None else [kind], allow_mixed)
         counts.resumed = done
         scoring = Scoring(input, dialect, overwrite_scores, normalize)
         try:
@@ -196,23 +199,43 @@ def _warn_of_positives(input: str, dialect: Dialect) -> None:
         )  # fmt: skip
 
 
-def _begun(folder: OutputFolder, partial: Path, facts: dict[str, Any], output: str) -> tuple[int, int]:
-    """Rows and bytes that an interrupted run has finished, if it was this one; without one, note what this one is."""
+def _begun(
+    folder: OutputFolder, partial: Path, facts: dict[str, Any], kinds: list[dict[str, str]], allow_mixed: bool
+) -> tuple[int, int]:
+    """Rows and bytes that an interrupted run has finished, if it was this one; note what this one is.
+
+    Args:
+        folder: The folder of what is known of the run.
+        partial: What it has written.
+        facts: What must be the same.
+        kinds: The arithmetic of this one, if it is known: another one has slightly other scores.
+        allow_mixed: Whether it may be another one.
+    """
     path = folder.path / _FACTS
     rows, size = _finished(partial) if path.exists() and partial.exists() else (0, 0)
     # A run that finished nothing binds nobody.
     if rows:
         before = json.loads(path.read_bytes())
-        if before == facts:
-            return rows, size
-        names = [name for name in facts if before.get(name) != facts[name]]
-        raise OutputError(
-            f"{partial} was begun by another run ({', '.join(names)} differ): remove it, or give another output"
-        )
-    partial.unlink(missing_ok=True)
+        there = before.pop(ARITHMETIC, [])
+        if before != facts:
+            names = [name for name in facts if before.get(name) != facts[name]]
+            raise OutputError(
+                f"{partial} was begun by another run ({', '.join(names)} differ): remove it, or give another output"
+            )
+        if there and kinds and kinds[0]["class"] not in {each["class"] for each in there}:
+            what = f"{partial} was computed with {in_words(there)}, this is {in_words(kinds)}"
+            if not allow_mixed:
+                raise OutputError(
+                    f"{what}, and the same pair would have slightly other scores in the rest; --allow-mixed continues, "
+                    "or remove it"
+                )
+            logger.warning("%s", what)
+        kinds = there + [each for each in kinds if each not in there]
+    else:
+        partial.unlink(missing_ok=True)
     with folder.create(_FACTS) as file:
-        file.write(json.dumps(facts).encode())
-    return 0, 0
+        file.write(json.dumps(facts | {ARITHMETIC: kinds}).encode())
+    return rows, size
 
 
 def _finished(partial: Path) -> tuple[int, int]:

@@ -16,6 +16,7 @@ import yaml  # type: ignore[import-untyped]
 
 from ..display.option_names import did_you_mean
 from ..errors import BgekitError
+from ..files.remote import is_url, open_binary
 
 
 @dataclass(frozen=True)
@@ -158,18 +159,19 @@ class Entries(dict[str, Any]):
         return next((key.line for key in self if key == name and isinstance(key, Text)), self.line)
 
 
-def read_yaml(path: Path) -> Entries:
-    """The mapping that a file holds: of `Text`, `Items`, `Entries`, and None where nothing is written.
+def read_yaml(path: Path | str) -> Entries:
+    """The mapping that a file or what is at a URL holds: of `Text`, `Items`, `Entries`, None where nothing is written.
 
     Raises:
         RecipeError: the file cannot be read, is not YAML, or has a key twice; names file and line.
     """
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        with open_binary(path) as file:
+            content = file.read().decode("utf-8-sig")
     except FileNotFoundError:
         raise RecipeError(f"there is no recipe {path}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read {path}: {error}") from error
+        raise RecipeError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     try:
         value = _Reader(path, content).root()
     except yaml.YAMLError as error:
@@ -193,7 +195,7 @@ def parse_scalar(text: str) -> Any:
 
 
 class _Reader:
-    def __init__(self, path: Path, content: str) -> None:
+    def __init__(self, path: Path | str, content: str) -> None:
         self._path, self._loader, self._count = path, yaml.SafeLoader(content), 0
 
     def root(self) -> Any:
@@ -245,7 +247,7 @@ class _Reader:
             lines[name] = line
 
 
-def _syntax(path: Path, content: str, error: Any) -> str:
+def _syntax(path: Path | str, content: str, error: Any) -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error)
     if mark is None:
@@ -319,7 +321,7 @@ class Recipe:
         ['clean']
     """
 
-    path: Path
+    path: Path | str
     about: str
     variables: Mapping[str, Any]
     stages: tuple[Stage, ...] = field(default=())
@@ -357,7 +359,7 @@ def read_recipe(path: str | os.PathLike[str], settings: Mapping[str, str] | None
     """Read a recipe.
 
     Args:
-        path: The file.
+        path: The file, which may be at a URL.
         settings: Values of variables that replace those of the file.
 
     Raises:
@@ -369,7 +371,7 @@ def read_recipe(path: str | os.PathLike[str], settings: Mapping[str, str] | None
         >>> [stage.name for stage in recipe.stages]
         ['clean']
     """
-    file = Path(path)
+    file = str(path) if is_url(path) else Path(path)
     return _Reading(file, read_yaml(file)).recipe(settings or {})
 
 
@@ -394,7 +396,7 @@ class _Draft:
 
 
 class _Reading:
-    def __init__(self, path: Path, content: Entries) -> None:
+    def __init__(self, path: Path | str, content: Entries) -> None:
         self._path, self._content = path, content
         self._variables: dict[str, Any] = {}
         self._drafts: dict[str, _Draft] = {}

@@ -287,6 +287,7 @@ def with_parts(folder: str | os.PathLike[str], parts: Sequence[str]) -> None:
         OutputError: the folder cannot be written, or another process writes to it.
     """
     check_parts(parts)
+    refuse_url(folder, "an index is changed")
     path = Path(folder)
     if set(parts) <= set(read_facts(path).parts or ()):
         return

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from ..errors import ArgumentError, OutputError, check_count
 from ..files.atomic import atomic_file
+from ..files.remote import is_folder, open_binary
 from ..models.calibration_map import other_model
 
 if TYPE_CHECKING:
@@ -221,11 +222,11 @@ def write_fusion(path: Path, fitted: FittedWeights) -> None:
         OutputError: it cannot be written.
     """
     content = {"version": _LAYOUT} | asdict(fitted)
-    with atomic_file(_file(path)) as file:
+    with atomic_file(Path(_file(path))) as file:
         file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def read_fusion(path: Path) -> FittedWeights | None:
+def read_fusion(path: str | os.PathLike[str]) -> FittedWeights | None:
     """The weights that `write_fusion` wrote; None where there is no such file.
 
     Raises:
@@ -233,7 +234,8 @@ def read_fusion(path: Path) -> FittedWeights | None:
     """
     file = _file(path)
     try:
-        content = json.loads(file.read_bytes())
+        with open_binary(file) as raw:
+            content = json.loads(raw.read())
         version = content.pop("version")
         if version != _LAYOUT:
             raise ValueError(f"version {version} is not {_LAYOUT}")
@@ -252,16 +254,16 @@ def read_fusion(path: Path) -> FittedWeights | None:
 
 
 def fitted_in(path: str | os.PathLike[str]) -> FittedWeights:
-    """The weights in a file or an index folder, which must be there.
+    """The weights in a file or an index folder, which must be there; both may be at a URL.
 
     Raises:
         OutputError: they are not, or cannot be read.
     """
-    fitted = read_fusion(Path(path))
+    fitted = read_fusion(path)
     if fitted is None:
-        raise OutputError(f"{_file(Path(path))} does not exist: bge calibrate --hybrid writes fitted weights")
+        raise OutputError(f"{_file(path)} does not exist: bge calibrate --hybrid writes fitted weights")
     return fitted
 
 
-def _file(path: Path) -> Path:
-    return path / FUSION if path.is_dir() else path
+def _file(path: str | os.PathLike[str]) -> str:
+    return os.path.join(path, FUSION) if is_folder(os.fspath(path)) else os.fspath(path)

@@ -17,6 +17,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from ..errors import DataError, UsageError
+from ..files.remote import open_binary
 from .models import OPTIONS
 from .settings import Settings
 
@@ -25,7 +26,7 @@ def read_config(path: str | Path) -> tuple[dict[str, str], dict[str, dict[str, A
     """The models of a file, their settings, and the server's.
 
     Args:
-        path: The file.
+        path: The file, which may be at a URL.
 
     Returns:
         Name -> model; name -> settings of that model; settings of the server, by their names in `Settings`.
@@ -34,9 +35,9 @@ def read_config(path: str | Path) -> tuple[dict[str, str], dict[str, dict[str, A
         DataError: it cannot be read, or something in it is not known.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(_text(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} must be a mapping with `models`, not {type(content).__name__}")
     settings = {str(key).replace("-", "_"): value for key, value in content.items() if key != "models"}
@@ -101,10 +102,15 @@ def read_keys(path: str | Path) -> list[str]:
         DataError: it cannot be read, or has none.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = _text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not keys:
         raise DataError(f"{path} has no key: write one a line")
     return keys
+
+
+def _text(path: str | Path) -> str:
+    with open_binary(path) as file:
+        return file.read().decode("utf-8")

@@ -1,4 +1,4 @@
-"""The tasks of a named benchmark from local folders."""
+"""The tasks of a named benchmark from folders, on the disk or at a URL."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from ...data.columns import normal
 from ...data.formats import USUAL, Dialect, Quoting
 from ...data.splits import repository_name, snapshot_of
 from ...errors import DataError, in_lines
+from ...files.remote import is_folder, names_in, open_binary
 from ..readers.detect import read_tasks
 from ..readers.hub import has_subset
 from ..readers.rows import Wanted
@@ -51,14 +51,14 @@ def find_tasks(
     Args:
         name: Name of the benchmark.
         tasks: Names of the wanted ones; by default all.
-        data_root: The folder.
+        data_root: The folder, or its URL.
         dialect: How text files in it are written.
 
     Raises:
         ArgumentError: there is no such benchmark or task.
         DataError: the folder does not exist, or data in it cannot be read.
     """
-    whole, folders = benchmark(name), _folders(Path(data_root))
+    whole, folders = benchmark(name), _folders(os.fspath(data_root))
     places = {wanted: _places(folders, wanted, whole.label(wanted)) for wanted in whole.select(tasks)}
     found: list[Task] = []
     for wanted, parts in places.items():
@@ -81,8 +81,8 @@ def benchmark_tasks(
     Args:
         name: Name of the benchmark.
         tasks: Names of the wanted ones; by default all (all that are there, with a data root).
-        data_root: Folder to read them from, `find_tasks` says where in it; without it they run through the package
-            mteb, with data from the hub.
+        data_root: Folder or URL to read them from, `find_tasks` says where in it; without it they run through the
+            package mteb, with data from the hub.
         encoding: What text files below the data root are written in, by a name that Python knows; by default UTF-8.
         quoting: Whether quotes in csv and tsv there enclose fields: `auto`, `csv` or `none`, see `read_records`.
 
@@ -98,7 +98,7 @@ def benchmark_tasks(
     wanted = None if tasks is None else list(tasks)
     found = find_tasks(name, wanted, data_root=data_root, dialect=Dialect(encoding, quoting))
     if not found.tasks or (wanted is not None and found.missing):
-        example = Path(data_root) / found.missing[0]
+        example = os.path.join(data_root, found.missing[0])
         place = f"in the folder of its name, such as {example}, or where dataset.json says its name"
         if len(found.missing) == 1:
             lacks = f"{found.missing[0]} of {benchmark(name).name}; a task"
@@ -112,24 +112,24 @@ def benchmark_tasks(
 class _Place:
     """Path of a task, and its name in reports."""
 
-    folder: Path
+    folder: str
     task: BenchmarkTask
     label: str
 
 
-_Folders: TypeAlias = "list[tuple[Path, dict[str, Any]]]"
+_Folders: TypeAlias = "list[tuple[str, dict[str, Any]]]"
 
 
-def _folders(root: Path) -> _Folders:
+def _folders(root: str) -> _Folders:
     """Each folder below a data root, two deep, with what its dataset.json says; those of an owner stand at the end."""
-    if not root.is_dir():
+    if not is_folder(root):
         raise DataError(f"the data root {root} is not a folder; it should hold a folder for each task")
     own = _below(root)
-    inner = [folder for above in own for folder in _below(Path(snapshot_of(str(above))))]
+    inner = [folder for above in own for folder in _below(snapshot_of(above))]
     return [(folder, _described(folder)) for folder in (*own, *inner)]
 
 
-def _find(folders: _Folders, task: BenchmarkTask, *, only: bool = True) -> Path | None:
+def _find(folders: _Folders, task: BenchmarkTask, *, only: bool = True) -> str | None:
     """The folder of a task; one that names the subset comes before one that does not.
 
     Args:
@@ -142,27 +142,30 @@ def _find(folders: _Folders, task: BenchmarkTask, *, only: bool = True) -> Path 
     return folder if score else None
 
 
-def _below(path: Path) -> list[Path]:
-    return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
-
-
-def _inner(folder: Path, name: str) -> Path | None:
-    return next((child for child in _below(folder) if child.name.lower() == name.lower()), None)
-
-
-def _described(folder: Path) -> dict[str, Any]:
-    file = folder / "dataset.json"
+def _below(path: str) -> list[str]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        return [os.path.join(path, name) for name in names_in(path)[0] if not name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _inner(folder: str, name: str) -> str | None:
+    return next((child for child in _below(folder) if os.path.basename(child).lower() == name.lower()), None)
+
+
+def _described(folder: str) -> dict[str, Any]:
+    try:
+        with open_binary(os.path.join(folder, "dataset.json")) as file:
+            content = json.loads(file.read())
     except (OSError, ValueError):
         # Whoever reads the data says what is wrong with it.
         return {}
     return content if isinstance(content, dict) else {}
 
 
-def _fit(task: BenchmarkTask, folder: Path, facts: Mapping[str, Any], only: bool) -> int:
+def _fit(task: BenchmarkTask, folder: str, facts: Mapping[str, Any], only: bool) -> int:
     """Fit of a folder to a task: 0 not at all, more is better."""
-    name, subset = repository_name(str(folder)).lower(), task.subset.lower()
+    name, subset = repository_name(folder).lower(), task.subset.lower()
     stated = str(facts.get("subset") or "").lower()
     own = names_of(task.name)
     named = normal(name) in own or str(facts.get("name", "")).lower() == task.name.lower()
@@ -173,9 +176,9 @@ def _fit(task: BenchmarkTask, folder: Path, facts: Mapping[str, Any], only: bool
     told = stated or suffix
     language = str(facts.get("language") or "").lower()
     if subset:
-        if told or has_subset(str(folder), task.subset):
+        if told or has_subset(folder, task.subset):
             return 2 * (not told or told == subset)
-        holds_data = any(child.is_file() for child in folder.iterdir())
+        holds_data = bool(names_in(folder)[1])
         return int(holds_data and (language in (task.language, subset) if language else only))
     # A suffix that is not a subset of the task makes it another task, unless dataset.json says it is this one.
     if suffix and str(facts.get("name", "")).lower() != task.name.lower() and suffix != task.language:

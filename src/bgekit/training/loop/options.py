@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final, Literal, TypeAlias
 from ...data.encodings import check_encoding
 from ...display.option_names import option_of
 from ...errors import ArgumentError, require_extra
+from ...files.remote import refuse_url
 from ...models.card import Pooling
 from ...models.head_files import OUTPUTS
 from .command_line import Command, first_name
@@ -178,6 +179,7 @@ class TrainerOptions:
 
         Raises:
             ArgumentError: one is impossible, has no effect in this kind of training, or is missing.
+            OutputError: the output is a URL.
         """
         own: Any = self
         check_supported(self)
@@ -187,6 +189,7 @@ class TrainerOptions:
         check_at_least_1(self, "early_stopping_patience")
         if not own.output_dir and not self.dry_run:
             raise ArgumentError("--output is needed: where the trained model is saved")
+        refuse_url(own.output_dir or "", "trained models are saved")
 
 
 @dataclass
