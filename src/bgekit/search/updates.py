@@ -655,7 +655,7 @@ class _Found:
         with contextlib.ExitStack() as stack:
             stack.callback(remove_building, change.path, f"{_CHANGING}-*", but=kept)
             # What is read is of use to this change alone: it need not be on the disk.
-            lines = stack.enter_context(tempfile.SpooledTemporaryFile(_LINES_IN_MEMORY, dir=change.path))
+            lines = stack.enter_context(tempfile.SpooledTemporaryFile(_LINES_IN_MEMORY, dir=str(change.path)))
             found = cls(change, folder, key, lines)
             found._read(texts, replacing)
             yield found
