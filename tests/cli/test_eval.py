@@ -5,8 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from bgekit.cli.main import main
+from bgekit.networks import cpu_products, loading
+from precisions import needs_int8
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +98,10 @@ def test_compare_dimension_and_precision(model, beir, tmp_path):
     )
     results = json.loads((tmp_path / "a" / "results.json").read_text())["results"]
     assert [r["setting"]["dimension"] for r in results] == [16, 8]
+
+
+@needs_int8
+def test_compare_precision(model, beir, tmp_path):
     assert (
         main(["eval", "--data", str(beir), "-m", model, "--compare", "precision", "-o", str(tmp_path / "b"), "--quiet"])
         == 0
@@ -160,6 +167,7 @@ def test_a_reranker_is_measured_only_where_there_are_passages(model, beir, tmp_p
     assert "a reranker cannot be measured on pairs (sts)" in capsys.readouterr().err
 
 
+@needs_int8
 def test_a_reranker_behind_every_precision(model, beir, tmp_path, make_reranker):
     arguments = ["--data", beir, "-m", model, "--compare", "precision", "--reranker", make_reranker("bert")]
     assert main(["eval", *map(str, arguments), "-o", str(tmp_path / "out"), "--quiet"]) == 0
@@ -167,6 +175,14 @@ def test_a_reranker_behind_every_precision(model, beir, tmp_path, make_reranker)
     assert [("reranker" in r["setting"], r["setting"].get("note")) for r in results] == [
         (reranked, note) for note in (None, "float32", "int8") for reranked in (False, True)
     ]
+
+
+def test_precisions_of_a_cpu_that_has_one(model, beir, monkeypatch, capsys):
+    monkeypatch.setattr(cpu_products, "has_fast_int8", lambda: False)
+    monkeypatch.setattr(loading, "cpu_has_fast_bfloat16", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert main(["eval", "--data", str(beir), "--model", model, "--compare", "precision"]) == 1
+    assert "nothing to compare: this CPU is fast in float32 alone" in capsys.readouterr().err
 
 
 def test_modes_are_compared_in_one_command(model, beir, tmp_path, capsys):

@@ -32,7 +32,10 @@ ROWS = [
     {"query": _text(n)[:12], "pos": [_text(n)], "neg": [_text(n + 20), _text(n + 21)], "query_id": f"q{n}"}
     for n in range(12)
 ]
-PAIRS = [{"sentence1": _text(n), "sentence2": _text(n + 3 if n % 2 else n + 400), "label": n % 2} for n in range(400)]
+PAIRS = [
+    {"sentence1": _text(n), "sentence2": f"{_text(n)} again" if n % 2 else _text(n + 17), "label": n % 2}
+    for n in range(400)
+]
 FILES = {
     "corpus.jsonl": _lines(CORPUS),
     "texts/a.txt": "".join(f"{_text(n)}\n" for n in range(30)),
