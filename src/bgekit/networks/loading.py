@@ -392,7 +392,7 @@ def slow_bfloat16(device: torch.device) -> str:
     """What to tell whoever asks for bfloat16 on this device; empty where it pays."""
     if device.type != "cpu" or cpu_has_fast_bfloat16():
         return ""
-    return "this CPU has no instructions for bfloat16, which makes it slower than float32 (6 to 10 times on AVX2)"
+    return "this CPU has no instructions for bfloat16, which makes it slower than float32"
 
 
 def half_precision(device: torch.device, model_type: str = "") -> str:
