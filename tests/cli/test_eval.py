@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bgekit.cli.main import main
-from bgekit.networks import cpu_products, loading
+from bgekit.networks import loading
 from precisions import needs_int8
 
 
@@ -178,7 +178,7 @@ def test_a_reranker_behind_every_precision(model, beir, tmp_path, make_reranker)
 
 
 def test_precisions_of_a_cpu_that_has_one(model, beir, monkeypatch, capsys):
-    monkeypatch.setattr(cpu_products, "has_fast_int8", lambda: False)
+    monkeypatch.setattr(loading, "has_fast_int8", lambda: False)
     monkeypatch.setattr(loading, "cpu_has_fast_bfloat16", lambda: False)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     assert main(["eval", "--data", str(beir), "--model", model, "--compare", "precision"]) == 1

@@ -201,24 +201,6 @@ def _tasks(args: argparse.Namespace) -> tuple[list[Task], list[str]]:
     return tasks_of(tasks), notes
 
 
-def _other_formats() -> list[str]:
-    """Number formats of this machine beside the one that it is fastest in.
-
-    Raises:
-        ArgumentError: there is none.
-    """
-    import torch
-
-    from ..networks.cpu_products import has_fast_int8
-    from ..networks.loading import half_precision
-
-    halves = torch.accelerator.is_available() or half_precision(torch.device("cpu")) != "float32"
-    found = [*(["float32"] if halves else []), *(["int8"] if has_fast_int8() else [])]
-    if not found:
-        raise ArgumentError("--compare precision has nothing to compare: this CPU is fast in float32 alone")
-    return found
-
-
 def _candidates(name: str, args: argparse.Namespace, reranker: FlagReranker | None) -> list[Candidate]:
     """A model in the settings that are to be compared."""
     from ..evaluation import Candidate, Setting
@@ -228,7 +210,11 @@ def _candidates(name: str, args: argparse.Namespace, reranker: FlagReranker | No
     formats: dict[str, dict[str, Any]] = {"": {}}
     settings = [Setting()]
     if args.compare == "precision":
-        formats |= {name: {"dtype": name} for name in _other_formats()}
+        from ..networks.loading import other_precisions
+
+        if not (others := other_precisions()):
+            raise ArgumentError("--compare precision has nothing to compare: this CPU is fast in float32 alone")
+        formats |= {precision: {"dtype": precision} for precision in others}
     elif args.compare == "instruction":
         settings.append(Setting(instruction=None))
     elif args.compare == "dimension":

@@ -30,7 +30,7 @@ from ..models.checkpoint_files import (
     weight_names,
     wrapper_prefix,
 )
-from .cpu_products import has_bfloat16
+from .cpu_products import has_bfloat16, has_fast_int8
 from .packing import register
 
 if TYPE_CHECKING:
@@ -402,6 +402,12 @@ def half_precision(device: torch.device, model_type: str = "") -> str:
     if device.type == "cuda" and model_type in _NEED_WIDE_RANGE:
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     return "float32" if model_type in _NEED_WIDE_RANGE else "float16"
+
+
+def other_precisions() -> list[str]:
+    """Formats that this machine is worth using in, beside the fastest 16-bit one that `use_fp16` takes."""
+    halves = torch.accelerator.is_available() or half_precision(torch.device("cpu")) != "float32"
+    return [*(["float32"] if halves else []), *(["int8"] if has_fast_int8() else [])]
 
 
 def choose_precision(
