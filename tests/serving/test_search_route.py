@@ -141,6 +141,21 @@ def test_every_mode_that_the_index_and_its_model_have(bge_name, tmp_path, index_
                     )
 
 
+def test_modes_are_told_once_the_model_is_there(tmp_path, index_of, monkeypatch):
+    m3 = make_m3(tmp_path / "bge-m3", [each["text"] for each in DOCUMENTS], vocabulary=128)
+    app = create_app({"own": m3}, index=index_of(m3, folder=tmp_path, parts=["lexical"]))
+    models, load = app.app.state.server.models, app.app.state.server.models.load
+
+    def slowly():
+        time.sleep(0.5)
+        load()
+
+    monkeypatch.setattr(models, "load", slowly)
+    with TestClient(app) as client:
+        modes = client.get("/v1/search/info").json()["modes"]
+    assert modes == ["dense", "lexical", "multi-vector", "hybrid"]
+
+
 def test_a_new_state_is_seen_and_a_damaged_one_is_not_taken_up(bge_name, index_of, tmp_path, caplog):
     folder = index_of(bge_name, DOCUMENTS[:2], tmp_path)
     with TestClient(create_app({"tiny": bge_name}, index=folder), raise_server_exceptions=False) as client:
