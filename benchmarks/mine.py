@@ -16,7 +16,6 @@ import argparse
 import gzip
 import json
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from worker import status_mib
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "shared" / "data"
@@ -104,8 +105,7 @@ def turn(contender: str, folder: Path, model: str) -> None:
         ours(folder, model, "--fp32")
     else:
         theirs(folder, model)
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"seconds": time.perf_counter() - start, "megabytes": kilobytes / 1024}))
+    print(json.dumps({"seconds": time.perf_counter() - start, "megabytes": status_mib("VmHWM")}))
 
 
 def run(args: argparse.Namespace) -> None:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from worker import status_mib
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -197,8 +198,8 @@ def run_driver(args: argparse.Namespace) -> None:
         run.finish(planner)
         seconds = time.perf_counter() - start
         size = (Path(folder) / "manifest.json").stat().st_size
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    print(f"{args.shards:,} shards: {peak:,.0f} MB, {args.shards / seconds:,.0f} shards/s, manifest {size:,} bytes")
+    peak = status_mib("VmHWM")
+    print(f"{args.shards:,} shards: {peak:,.0f} MiB, {args.shards / seconds:,.0f} shards/s, manifest {size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -196,6 +196,15 @@ PEERS: dict[str, tuple[str, Callable[..., Encode]]] = {
 }  # fmt: skip
 
 
+def status_mib(field: str) -> float:
+    """A field of /proc/self/status in MiB, such as VmHWM, the most that was resident.
+
+    `ru_maxrss` will not do: a new process begins with that of the one that started it.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
 class OwnPages:
     """The most memory that the process has of its own (Linux): without the pages of files, which it shares."""
 
@@ -213,9 +222,7 @@ class OwnPages:
 
     def _watch(self) -> None:
         while True:
-            with open("/proc/self/status") as status:
-                own = next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
-            self.peak_mib = max(self.peak_mib, own / 1024)
+            self.peak_mib = max(self.peak_mib, status_mib("RssAnon"))
             if self._done.wait(0.02):
                 return
 
@@ -253,10 +260,9 @@ def main() -> None:
             import numpy as np
 
             np.save(request["save"], np.asarray(result, dtype=np.float32))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         answer(
-            seconds=seconds, peak_mib=peak, cpu_seconds=_cpu_seconds() - cpu, rates=result if name == "limit" else None,
-            own_mib=None if pages is None else pages.peak_mib,
+            seconds=seconds, peak_mib=status_mib("VmHWM"), cpu_seconds=_cpu_seconds() - cpu,
+            rates=result if name == "limit" else None, own_mib=None if pages is None else pages.peak_mib,
         )  # fmt: skip
 
 

@@ -342,7 +342,7 @@ def test_blocks_give_the_dense_result() -> None:
 
 
 LARGE = """
-import resource, sys, torch
+import sys, torch
 from bgekit.training.losses import Contrastive
 from training.loss_cases import Rows
 n, m, d = (int(v) for v in sys.argv[1:])
@@ -353,18 +353,21 @@ def run(n, m, entries):
     vectors = [torch.nn.functional.normalize(torch.randn(k, d), dim=-1).requires_grad_() for k in (n, m)]
     Contrastive(0.02, entries=entries)(*vectors, rows).loss.backward()
 run(64, 128, 1 << 20)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def most():  # `ru_maxrss` of a process begins with that of the one that started it.
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+before = most()
 run(n, m, 1 << 20)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(most() - before)
 """
 
 
 def test_large_batches_take_the_memory_of_a_block() -> None:
-    """2,048 x 8,192 similarities are 64 MiB, and several times that once differentiated."""
-    command = [sys.executable, "-c", LARGE, "2048", "8192", "16"]
+    """4,096 x 16,384 similarities are 256 MiB, and several times that once differentiated; a block is 4 MiB."""
+    command = [sys.executable, "-c", LARGE, "4096", "16384", "16"]
     environment = {"PYTHONPATH": ":".join(sys.path), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    assert int(done.stdout) < 60 * 1024  # KiB
+    assert int(done.stdout) < 110 * 1024  # KiB; 68 to 75 MiB were measured
 
 
 @pytest.mark.parametrize("in_batch", [True, False])
