@@ -17,6 +17,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from bgekit.cli import serve
 from bgekit.cli.main import main
 
 #: A server whose batches take so many seconds once it is ready.
@@ -228,3 +229,13 @@ def test_a_missing_extra_is_named(monkeypatch, capsys, tiny_bert):
     assert (
         capsys.readouterr().err.strip() == "bge: error: this needs the package 'uvicorn': pip install 'bgekit[serve]'"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_of_openmp_sleep_soon_unless_the_user_said_how(monkeypatch, given, count):
+    monkeypatch.setattr(os, "environ", given)
+    serve._spin_briefly()
+    assert os.environ.get("GOMP_SPINCOUNT") == count
