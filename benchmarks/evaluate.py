@@ -14,10 +14,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from worker import OwnPages, status_mib
 
 DIMENSION, QUERIES = 384, 1000
 
@@ -84,7 +85,7 @@ def peer_bgekit(model: str, data: str) -> dict[str, Any]:
     from bgekit.evaluation import evaluate
 
     report = evaluate(model, data, progress=False)
-    return {"score": report.results[0].main_score, "peak": peak()}
+    return {"score": report.results[0].main_score, "peak": status_mib("VmHWM")}
 
 
 def peer_mteb(model: str, data: str) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def peer_mteb(model: str, data: str) -> dict[str, Any]:
     loaded.prompts = {"query": read_card(Path(model)).prompt("query").prefix, "document": ""}
     task = local_mteb_task(read_tasks(data)[0])
     result = mteb.evaluate(loaded, task, cache=None, overwrite_strategy="always")
-    return {"score": 100 * result.task_results[0].get_score(), "peak": peak()}
+    return {"score": 100 * result.task_results[0].get_score(), "peak": status_mib("VmHWM")}
 
 
 def peer_vectors(size: str) -> dict[str, Any]:
@@ -117,14 +118,14 @@ def peer_vectors(size: str) -> dict[str, Any]:
     qrels = {query: {f"d{count // QUERIES * number}": 1} for number, query in enumerate(queries)}
     task = RetrievalTask(name="synthetic", queries=queries, corpus=corpus, qrels=qrels)
     model = synthetic_embedder()
-    with tempfile.TemporaryDirectory() as folder, Memory() as memory:
+    with tempfile.TemporaryDirectory() as folder, OwnPages() as memory:
         judged = JudgedModel(model, folder=Path(folder), progress=False)
         start = time.perf_counter()
         with judged.corpus(corpus.read(), corpus.digest, "retrieval", task.name):
             made = time.perf_counter()
         task.score(judged)
         end = time.perf_counter()
-    return {"total": end - start, "search": end - made, "anonymous": memory.most / 2**20}
+    return {"total": end - start, "search": end - made, "anonymous": memory.peak_mib}
 
 
 def peer_search(size: str) -> dict[str, Any]:
@@ -164,34 +165,6 @@ def synthetic_embedder() -> Any:
         return np.random.default_rng(seed).standard_normal((len(texts), DIMENSION), dtype=np.float32)
 
     return Given("synthetic", DIMENSION, vectors_of)
-
-
-class Memory:
-    """The most anonymous memory of this process while it is entered (pages of mapped files are not the program's)."""
-
-    def __enter__(self) -> Memory:
-        self.most, self._done = 0, threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.05):
-            self.most = max(self.most, status("RssAnon"))
-
-
-def status(field: str) -> int:
-    """A field of /proc/self/status in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
-def peak() -> float:
-    return status("VmHWM") / 2**20
 
 
 PEERS = {"bgekit": peer_bgekit, "mteb": peer_mteb, "vectors": peer_vectors, "search": peer_search}

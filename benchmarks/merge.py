@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from worker import status_mib
+
 METHODS = ("average", "slerp", "task_arithmetic", "ties", "dare")
 WAYS = (*METHODS, "with data")
 MEGABYTE = 1e6
@@ -45,12 +47,6 @@ def make_model(folder: Path, seed: int) -> None:
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
 
 
-def memory(field: str) -> int:
-    """Bytes of this process: `VmRSS` now, `VmHWM` at most."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
-
-
 def turn(way: str, folders: list[str]) -> None:
     """One merge in this process; what it took goes to standard output."""
     import bgekit.inference.embedder
@@ -61,7 +57,7 @@ def turn(way: str, folders: list[str]) -> None:
     base, models = (folders[0], folders[1:]) if way in METHODS[2:] else (None, folders)
     words = [" ".join(f"word{7 * place + number}" for number in range(60)) for place in range(16)]
     rows = [{"query": text[:40], "pos": [text], "neg": words[8:15]} for text in words[:8]]
-    idle = memory("VmRSS")
+    idle = status_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="bge-merge-") as output:
@@ -70,7 +66,7 @@ def turn(way: str, folders: list[str]) -> None:
             weights=None if way == "with data" else [1 / len(models)] * len(models),
         )  # fmt: skip
         merge(task, Path(output) / "merged", examples=Examples(rows) if way == "with data" else None)
-    print(json.dumps({"seconds": time.perf_counter() - start, "idle": idle, "peak": memory("VmHWM")}))
+    print(json.dumps({"seconds": time.perf_counter() - start, "idle": idle, "peak": status_mib("VmHWM")}))
 
 
 def main() -> None:
@@ -100,7 +96,7 @@ def main() -> None:
                 if done.returncode:
                     raise SystemExit(f"{way} failed:\n{done.stderr}")
                 found = json.loads(done.stdout.splitlines()[-1])
-                above = found["peak"] - found["idle"]
+                above = 2**20 * (found["peak"] - found["idle"])  # Bytes.
                 print(
                     f"| {count} | {way} | {above / MEGABYTE:.0f} | {above / size:.2f} | {found['seconds']:.1f} |",
                     flush=True,

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from encode import _cpu_seconds
-from evaluate import Memory, status
+from worker import OwnPages, status_mib
 
 Turn = dict[str, Any]
 
 
-def watch(turn: Turn, memory: Memory) -> dict[str, Any]:
+def watch(turn: Turn, memory: OwnPages) -> dict[str, Any]:
     """Have every Trainer made from now on filled in: time of the steps behind the first ones, losses, memory."""
     from transformers import TrainerCallback, trainer
 
@@ -34,7 +34,7 @@ def watch(turn: Turn, memory: Memory) -> dict[str, Any]:
                 before[:] = now
             if state.global_step == turn["steps"]:
                 # Before anything is saved.
-                facts.update(peak_mib=status("VmHWM") / 2**20, anonymous_mib=memory.most / 2**20)
+                facts.update(peak_mib=status_mib("VmHWM"), anonymous_mib=memory.peak_mib)
                 if before:
                     seconds, busy, total, own = (after - start for after, start in zip(now, before, strict=True))
                     others = max(0.0, busy - own) / total if total else 0.0
@@ -152,7 +152,7 @@ TRAINERS: dict[str, Callable[[Turn], None]] = {
 
 def main() -> None:
     turn = json.loads(Path(sys.argv[1]).read_text())
-    with Memory() as memory:
+    with OwnPages() as memory:
         facts = watch(turn, memory)
         TRAINERS[turn["contender"].split()[0]](turn)
     print(json.dumps(facts))

@@ -467,8 +467,7 @@ class _Given:
 async def info(call: Call) -> Response:
     """Answer `/v1/search/info`; which modes there are depends on the model, which is waited for."""
     index = _index(call)
-    if not call.server.prepared:
-        await call.server.prepare()
+    await call.server.prepare()
     return as_json(await index.info())
 
 
