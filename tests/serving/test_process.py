@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import logging
 import os
 import signal
 import socket
@@ -34,6 +35,16 @@ def slow(self, tokens, **options):
 Engine.batch = slow
 sys.exit(run(app, port=port))
 """
+
+
+@pytest.fixture(autouse=True)
+def no_access_log():
+    """The access log is this process's; what a test had `bge serve` set up here, no later one is to write to."""
+    access = logging.getLogger("bgekit.access")
+    before = access.handlers[:], access.level, access.propagate
+    yield
+    access.handlers[:], access.propagate = before[0], before[2]
+    access.setLevel(before[1])
 
 
 @contextmanager
@@ -216,6 +227,7 @@ def test_what_is_wrong_is_one_line(arguments, said, tiny_bert, tmp_path, capsys)
         assert main(["serve", *(meant.get(each, each.replace("TINY", str(tiny_bert))) for each in arguments)])
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("bge: error: ") and said in line
+    assert not [each.name for each in threading.enumerate() if each.name.startswith("bgekit-load")]
 
 
 def test_a_missing_extra_is_named(monkeypatch, capsys, tiny_bert):

@@ -122,7 +122,8 @@ class App:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        self._preparation.start()
+        if not self._preparation.held:
+            self._preparation.start()
         try:
             yield
         finally:
@@ -150,6 +151,8 @@ class _Preparation:
         self._server, self._lock = server, threading.Lock()
         self._thread: threading.Thread | None = None
         self._done = threading.Event()
+        #: Whether whoever runs the application begins it later, when it is known that there is an address to listen on.
+        self.held = False
         self.on_failure: Callable[[BaseException], None] | None = None
 
     def start(self) -> None:

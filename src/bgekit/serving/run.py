@@ -82,6 +82,7 @@ class _Server(uvicorn.Server):
         self._shared = app.server
         self._preparation = app._preparation
         self._preparation.on_failure = self._not_loaded
+        self._preparation.held = True
         self.error: BaseException | None = None
         self._ending: asyncio.Task[None] | None = None
 
@@ -90,8 +91,9 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: Any = None) -> None:
-        """Listen, and say where."""
+        """Listen, say where, and only then load the models: where the address is taken, none is."""
         await super().startup(sockets)
+        self._preparation.start()
         for listening in getattr(self, "servers", []):
             for each in listening.sockets:
                 address = each.getsockname()
