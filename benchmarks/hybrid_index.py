@@ -8,12 +8,12 @@ import json
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from worker import OwnPages
 
 #: Packages of Debian 12 whose HTML pages are read: English but for the third and the last, which has many languages.
 PACKAGES = (
@@ -130,14 +130,14 @@ def build(args: argparse.Namespace) -> None:
     folder = args.work / f"index-{'-'.join(['dense', *args.parts])}-{args.texts}"
     subprocess.run(["rm", "-rf", str(folder)], check=True)
     shards = load_shards(args.work / f"vectors-{args.texts}")
-    with memory() as most:
+    with OwnPages() as pages:
         start, cpu = time.perf_counter(), time.process_time()
         index = index_shards(shards, folder, parts=args.parts)
         took, cpu = time.perf_counter() - start, time.process_time() - cpu
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(
         f"{' + '.join(['dense', *args.parts])}: {len(index):,} passages in {took:.1f} s, {cpu:.1f} s of CPU time; "
-        f"{size / 1e6:,.0f} MB; memory of the process at most {most[0]:,.0f} MB, without mapped files"
+        f"{size / 1e6:,.0f} MB; memory of the process at most {pages.peak_mb:,.0f} MB, without mapped files"
     )
 
 
@@ -166,23 +166,3 @@ def search(args: argparse.Namespace) -> None:
             ninety = statistics.quantiles((each[at] for each in times), n=10)[-1] * 1e3
             print(f"{mode}: median {medians[mode]:.1f} ms{what}, 90 % within {ninety:.1f} ms")
         print(f"hybrid / dense at the median{what}: {medians['hybrid'] / medians['dense']:.2f}")
-
-
-@contextmanager
-def memory() -> Iterator[list[float]]:
-    """Most anonymous memory of the process while the block runs, in MB; pages of mapped files are not its own."""
-    most, ended = [0.0], threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(0.02):
-            status = Path("/proc/self/status").read_text()
-            own = next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon"))
-            most[0] = max(most[0], int(own) / 1e3)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield most
-    finally:
-        ended.set()
-        watcher.join()

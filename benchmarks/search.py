@@ -11,15 +11,12 @@ import argparse
 import gzip
 import json
 import logging
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +25,7 @@ import numpy as np
 from given import Given
 from search_approximate import approximate_options
 from search_updates import updates_options
+from worker import OwnPages
 
 from bgekit.data import Record
 from bgekit.inference import encode_to_shards, load_shards
@@ -290,34 +288,10 @@ def memory_of_search(args: argparse.Namespace) -> int:
     small = torch.ones(64, 64, dtype=torch.bfloat16)
     torch.mm(small, small)  # What libraries take once.
     start = time.perf_counter()
-    with own_pages() as most:
+    with OwnPages(every=0.005) as pages:
         index.nearest(queries, 1000)
-    print(json.dumps({"mb": most[0] / 1e6, "seconds": time.perf_counter() - start}))
+    print(json.dumps({"mb": pages.grown_mb, "seconds": time.perf_counter() - start}))
     return 0
-
-
-@contextmanager
-def own_pages() -> Iterator[list[int]]:
-    """The most anonymous pages, in bytes, that the process had meanwhile beyond those that it had before."""
-    most, stop = [0], threading.Event()
-
-    def now() -> int:
-        status = Path(f"/proc/{os.getpid()}/status").read_text()
-        return 1024 * int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1])
-
-    before = now()
-
-    def watch() -> None:
-        while not stop.wait(0.005):
-            most[0] = max(most[0], now() - before)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield most
-    finally:
-        stop.set()
-        watcher.join()
 
 
 if __name__ == "__main__":

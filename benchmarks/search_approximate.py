@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from worker import OwnPages
 
 #: Queries that are asked one at a time, and nearest rows that are wanted of each. The first 1,000 were looked at when
 #: the ways of search were chosen: these are others.
@@ -206,16 +207,16 @@ def forget(file: Path) -> None:
 
 def make_vectors(args: argparse.Namespace) -> int:
     """Write the vectors, and what is nearest to each query; both are kept."""
-    from search import own_pages, real_vectors
+    from search import real_vectors
 
     set_threads(args.threads)
     documents, _, _ = real_vectors(args.folder.parent)
     row: dict[str, Any] = {}
     start, before = time.perf_counter(), cpu()
     if not (args.folder / "index.json").exists():
-        with own_pages() as most:
+        with OwnPages(every=0.005) as pages:
             write_copies(documents, int(args.kind), args.folder)
-        row |= {"build": time.perf_counter() - start, "cpu": cpu() - before, "own": most[0] / 1e6}
+        row |= {"build": time.perf_counter() - start, "cpu": cpu() - before, "own": pages.grown_mb}
         row["disk"] = sum(each.stat().st_size for each in args.folder.rglob("*")) / 1e6
     write_truth(args.folder, np.load(args.queries))
     print(json.dumps(row))
@@ -293,13 +294,12 @@ def truth_file(folder: Path, queries: Any) -> Path:
 def make_type(args: argparse.Namespace) -> int:
     """Build a type of index."""
     from bgekit.search.build import with_type
-    from search import own_pages
 
     set_threads(args.threads)
     start, before = time.perf_counter(), cpu()
-    with own_pages() as most:
+    with OwnPages(every=0.005) as pages:
         with_type(args.folder, args.kind, recall=None if args.kind == "exact" else args.recall)
-    row = {"build": time.perf_counter() - start, "cpu": cpu() - before, "own": most[0] / 1e6}
+    row = {"build": time.perf_counter() - start, "cpu": cpu() - before, "own": pages.grown_mb}
     files = [each for each in args.folder.rglob("index*") if each.name != "index.json"]
     print(json.dumps(row | {"disk": sum(each.stat().st_size for each in files) / 1e6}))
     return 0
@@ -354,14 +354,12 @@ def peer_file(folder: Path, kind: str) -> Path:
 
 def make_peer(args: argparse.Namespace) -> int:
     """Build an index of a peer over the same vectors, and write it."""
-    from search import own_pages
-
     set_threads(args.threads)
     vectors = np.load(args.folder / "vectors.npy", mmap_mode="r")
     start, before = time.perf_counter(), cpu()
-    with own_pages() as most:
+    with OwnPages(every=0.005) as pages:
         plan = built_peer(args, vectors)
-    row = {"build": time.perf_counter() - start, "cpu": cpu() - before, "own": most[0] / 1e6, "plan": plan}
+    row = {"build": time.perf_counter() - start, "cpu": cpu() - before, "own": pages.grown_mb, "plan": plan}
     print(json.dumps(row | {"disk": peer_file(args.folder, args.kind).stat().st_size / 1e6}))
     return 0
 

@@ -206,13 +206,31 @@ def status_mib(field: str) -> float:
 
 
 class OwnPages:
-    """The most memory that the process has of its own (Linux): without the pages of files, which it shares."""
+    """The most memory that the process has of its own (Linux): without the pages of files, which it shares.
 
-    def __init__(self) -> None:
-        self.peak_mib, self._done = 0.0, threading.Event()
+    Args:
+        every: Seconds between looks.
+
+    Attributes:
+        peak_mib: The most.
+    """
+
+    def __init__(self, every: float = 0.02) -> None:
+        self.peak_mib, self._before, self._every, self._done = 0.0, 0.0, every, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
+    @property
+    def peak_mb(self) -> float:
+        """The most, in 10^6 bytes."""
+        return self.peak_mib * 2**20 / 1e6
+
+    @property
+    def grown_mb(self) -> float:
+        """What the most is above what the process had when the watch began, in 10^6 bytes."""
+        return self.peak_mb - self._before * 2**20 / 1e6
+
     def __enter__(self) -> OwnPages:
+        self.peak_mib = self._before = status_mib("RssAnon")
         self._thread.start()
         return self
 
@@ -223,7 +241,7 @@ class OwnPages:
     def _watch(self) -> None:
         while True:
             self.peak_mib = max(self.peak_mib, status_mib("RssAnon"))
-            if self._done.wait(0.02):
+            if self._done.wait(self._every):
                 return
 
 
