@@ -12,7 +12,8 @@ split is in domain: 64 % of its relevant documents are positives of the training
 which every fourth question is judged; Cranfield and MLQuestions are other domains.
 
 `table` prints nDCG@10 by mode with 95 % intervals over queries (of means over seeds), and each mode's difference from
-dense with the house's paired test. Nothing is fitted to the judged sets: `dense + BM25` sums reciprocal ranks (k = 60),
+dense, and with self-distillation from without, with the house's paired test; for SciFact also of the queries that have
+no answer among the training rows. Nothing is fitted to the judged sets: `dense + BM25` sums reciprocal ranks (k = 60),
 `dense + lexical` and `all` sum scores with the weights that they were trained with (1, 0.3, 1).
 """
 
@@ -36,6 +37,10 @@ CANDIDATES = 50
 #: Tokens of documents and queries.
 DOCUMENT, QUERY = 256, 64
 MODES = ("dense", "lexical", "multi-vector", "BM25", "dense + BM25", "dense + lexical", "all")
+#: A mode, and "distilled" or "plain".
+Row = tuple[str, str]
+#: Modes that have no trained heads in them.
+WITHOUT_HEADS = ("dense", "BM25", "dense + BM25")
 COMMON = (
     "--unified-finetuning", "true", "--fix-encoder", "true", "--query-instruction", "", "--query-max-length", "64",
     "--passage-max-length", "128", "--train-group-size", "2", "--same-dataset-within-batch", "true",
@@ -314,41 +319,77 @@ def dense_width(side: States) -> int:
 
 
 def table(work: Path) -> None:
-    """Markdown: means over seeds with intervals over queries, and paired differences from dense."""
-    from bgekit.evaluation.evidence import contrasts, randomisations
-    from bgekit.evaluation.tasks.base import Items, together
-
+    """Markdown: means over seeds with intervals over queries, and paired differences."""
     for language, given in languages(work).items():
-        for name in given.sets:
+        for name, folder in given.sets.items():
+            read: dict[str, list[Any]] = {}
             for kind in ("distilled", "plain"):
                 files = sorted(work.glob(f"scores-{name}-{language}-{kind}-*.json"))
-                if not files:
-                    continue
-                read = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-                keys = list(zip(read[0]["texts"], map(tuple, read[0]["relevant"]), strict=True))
-                groups = together(keys)
-                means = {mode: np.mean([each["values"][mode] for each in read], axis=0) for mode in MODES}
-                seeds = {mode: [100 * np.mean(each["values"][mode]) for each in read] for mode in MODES}
-                print(f"\n{name}, {len(keys):,} queries, {len(files)} seeds, {kind}\n")
-                print("| mode | nDCG@10 | 95 % interval | seeds | minus dense | 95 % interval | p |")
-                print("|---|--:|---|---|--:|---|--:|")
-                items = {mode: Items(read[0]["ids"], "mean", {"value": means[mode]}, groups=groups) for mode in MODES}
-                others = [mode for mode in MODES if mode != "dense"]
-                found = contrasts(
-                    [(items[mode], items["dense"]) for mode in others], randomisations(len(others)),
-                    np.random.default_rng(0),
-                )  # fmt: skip
-                against = dict(zip(others, found, strict=True))
-                for mode in MODES:
-                    low, high = interval(means[mode], groups)
-                    spread = f"{min(seeds[mode]):.1f} to {max(seeds[mode]):.1f}" if len(files) > 1 else ""
-                    line = f"| {mode} | {100 * means[mode].mean():.2f} | {low:.1f} to {high:.1f} | {spread} |"
-                    if mode not in against:
-                        print(line + " | | |")
-                        continue
-                    low, high = 100 * against[mode].low, 100 * against[mode].high
-                    line += f" {100 * against[mode].difference:+.2f} | {low:+.2f} to {high:+.2f}"
-                    print(f"{line} | {against[mode].p_value:.3f} |")
+                read[kind] = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+            if not all(read.values()):
+                continue
+            block(name, read, np.ones(len(read["plain"][0]["ids"]), bool))
+            if (folder / "train.jsonl").exists():
+                block(f"{name}, answers that are in no training row", read, ~seen(folder, read["plain"][0]["relevant"]))
+
+
+def seen(folder: Path, relevant: Sequence[Sequence[str]]) -> Any:
+    """Whether a relevant document of each query is a positive of the set's training split."""
+    from bgekit.evaluation import read_tasks
+
+    (task,) = read_tasks(folder)
+    texts = {record.id: record.text for record in task.corpus.read()}
+    positives = {text for row in lines(folder / "train.jsonl") for text in row["pos"]}
+    return np.array([any(texts[each] in positives for each in documents) for documents in relevant])
+
+
+def block(title: str, read: dict[str, list[Any]], taken: Any) -> None:
+    """A set, or a part of its queries: each mode, compared with dense, and with itself without self-distillation."""
+    from bgekit.evaluation.tasks.base import together
+
+    ids, texts, relevant = (
+        [each for each, take in zip(read["plain"][0][field], taken, strict=True) if take]
+        for field in ("ids", "texts", "relevant")
+    )
+    groups = together(list(zip(texts, map(tuple, relevant), strict=True)))
+    rows = [(mode, "distilled") for mode in MODES if mode in WITHOUT_HEADS]
+    rows += [(mode, kind) for mode in MODES if mode not in WITHOUT_HEADS for kind in read]
+    values = {
+        (mode, kind): np.array([each["values"][mode] for each in read[kind]])[:, taken] for mode, kind in rows
+    }  # [seeds, queries]
+    means = {row: of_seeds.mean(axis=0) for row, of_seeds in values.items()}
+    pairs = [(row, rows[0]) for row in rows[1:]]
+    pairs += [(row, (row[0], "plain")) for row in rows if row[1] == "distilled" and (row[0], "plain") in rows]
+    differences = dict(zip(pairs, compared(pairs, means, ids, groups), strict=True))
+    print(f"\n{title}: {len(ids):,} queries, {len(read['plain'])} seeds\n")
+    print("| mode | self-distillation | nDCG@10 (95 %) | seeds | minus dense (95 %), p | minus without it (95 %), p |")
+    print("|---|---|---|---|---|---|")
+    for row in rows:
+        mode, learned = row[0], row[0] not in WITHOUT_HEADS
+        low, high = interval(means[row], groups)
+        seeds = 100 * values[row].mean(axis=1)
+        print(
+            f"| {mode} | {('yes' if row[1] == 'distilled' else 'no') if learned else ''} "
+            f"| {100 * means[row].mean():.2f} ({low:.1f} to {high:.1f}) "
+            f"| {f'{min(seeds):.1f} to {max(seeds):.1f}' if learned else ''} "
+            f"| {differences.get((row, rows[0]), '')} | {differences.get((row, (mode, 'plain')), '')} |"
+        )
+
+
+def compared(
+    pairs: Sequence[tuple[Row, Row]], means: dict[Row, Any], ids: Sequence[str], groups: Sequence[int | str] | None
+) -> list[str]:
+    """The difference of each pair in points, its interval and its p value, by the house's paired test."""
+    from bgekit.evaluation.evidence import contrasts, randomisations
+    from bgekit.evaluation.tasks.base import Items
+
+    items = {row: Items(ids, "mean", {"value": mean}, groups=groups) for row, mean in means.items()}
+    found = contrasts([(items[a], items[b]) for a, b in pairs], randomisations(len(pairs)), np.random.default_rng(0))
+    return [
+        f"{100 * each.difference:+.2f} ({100 * each.low:+.2f} to {100 * each.high:+.2f}), "
+        + ("< 0.001" if each.p_value < 0.001 else f"{each.p_value:.3f}")
+        for each in found
+    ]
 
 
 def interval(values: Any, groups: Sequence[int | str] | None) -> tuple[float, float]:
