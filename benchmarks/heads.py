@@ -381,13 +381,13 @@ def compared(
 ) -> list[str]:
     """The difference of each pair in points, its interval and its p value, by the house's paired test."""
     from bgekit.evaluation.evidence import contrasts, randomisations
+    from bgekit.evaluation.report.summary import p_value
     from bgekit.evaluation.tasks.base import Items
 
     items = {row: Items(ids, "mean", {"value": mean}, groups=groups) for row, mean in means.items()}
     found = contrasts([(items[a], items[b]) for a, b in pairs], randomisations(len(pairs)), np.random.default_rng(0))
     return [
-        f"{100 * each.difference:+.2f} ({100 * each.low:+.2f} to {100 * each.high:+.2f}), "
-        + ("< 0.001" if each.p_value < 0.001 else f"{each.p_value:.3f}")
+        f"{100 * each.difference:+.2f} ({100 * each.low:+.2f} to {100 * each.high:+.2f}), {p_value(each.p_value)}"
         for each in found
     ]
 

@@ -40,6 +40,7 @@ from bgekit.evaluation.hybrid import (
     score_table,
     weight_grid,
 )
+from bgekit.evaluation.report.summary import p_value
 from bgekit.evaluation.tasks.base import Items
 from bgekit.evaluation.tasks.retrieval import RetrievalTask
 from bgekit.search.fusion import Gain, over_better
@@ -201,7 +202,7 @@ def modes(args: argparse.Namespace) -> None:
         weights = ", ".join(f"{weight:.2f}" for weight in hybrid.details["weights"].values())
         numbers = " | ".join(f"{found[mode].main_score:.2f}" for mode in (*MODES, "hybrid"))
         between = "none" if gain.low is None else f"{gain.difference:+.2f} ({gain.low:+.2f} to {gain.high:+.2f})"
-        print(f"| {each.name} | {hybrid.count:,} | {numbers} | {weights} | {between} | {p:.3f} |", flush=True)
+        print(f"| {each.name} | {hybrid.count:,} | {numbers} | {weights} | {between} | {p_value(p)} |", flush=True)
 
 
 def scales(args: argparse.Namespace) -> None:
