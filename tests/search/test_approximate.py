@@ -77,6 +77,18 @@ def test_what_meets_a_condition_and_lies_elsewhere_than_the_query(folder, monkey
     assert np.isin(best, found).mean() >= 0.7
 
 
+def test_mapped_cells_are_read_by_those_who_search(folder):
+    """faiss would start up to 32 threads for every search, which read its cells once more."""
+    import faiss
+
+    with_type(folder, "binary")
+    (segment,) = SearchIndex.load(folder).facts.segments
+    opened = approximate.open_structure(folder, segment.structure, ROWS, WIDTH)
+    for each in (opened._index, opened._again):
+        lists = faiss.downcast_InvertedLists(faiss.extract_index_ivf(each).invlists)
+        assert isinstance(lists, faiss.OnDiskInvertedLists) and lists.prefetch_nthread == 0
+
+
 def test_a_build_that_was_interrupted_goes_on(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(approximate_build, "_PART", 700)
     with_type(folder, "binary")
