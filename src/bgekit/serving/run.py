@@ -93,7 +93,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: Any = None) -> None:
         """Listen, say where, and only then load the models: where the address is taken, none is."""
         await super().startup(sockets)
-        self._preparation.start()
+        if not self.should_exit:
+            self._preparation.start()
         for listening in getattr(self, "servers", []):
             for each in listening.sockets:
                 address = each.getsockname()
