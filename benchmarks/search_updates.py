@@ -3,9 +3,10 @@
 python benchmarks/search.py updates --sizes 100000 1000000 --types exact --share 0.01
 
 An index is built of texts with ready-made vectors (a model that only looks them up, and whose own time is left out).
-New documents, 1 % of its size, are added, as many are replaced and removed, and the input as a whole, with 1 % of its
-texts changed, is synchronised. Times are CPU times of the process, in one run, beside those of the build; bytes are
-what the process handed to the system, temporary files included, and what the change left.
+New documents, 1 % of its size, are added eight times, of which one merges segments; as many as at one time are replaced
+and removed; and the input as a whole, with 1 % of its texts changed, is synchronised. Times are CPU times of the
+process, in one run, beside those of the build; bytes are what the process handed to the system, temporary files
+included, and what the change left.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from bgekit.search import SearchIndex, index_records, index_shards
 
 #: Texts are about as long as passages of MS MARCO.
 WORDS = "the of a to and in is for with on as are by from at or an be this that it".split()
+#: Times that documents are added: the last one merges what they left.
+ADDITIONS = 8
 TAILS = [" ".join(WORDS[(own * (at + 7)) % 21] for at in range(100)) for own in range(997)]
 
 
@@ -85,18 +88,22 @@ def report(place: Path, size: int, index_type: str, share: float, dimension: int
         model, lambda: index_records(model, records(range(size)), folder, index_type=index_type)
     )
     print(f"\n{size:,} texts of {dimension} dimensions, {index_type}; changes of {share:.1%}", flush=True)
-    print(f"{'':34}{'CPU s':>8}{'of build':>10}{'MB written':>12}{'MB left':>9}")
+    print(f"{'':38}{'CPU s':>8}{'of build':>10}{'MB written':>12}{'MB left':>9}")
 
-    def line(name: str, seconds: float, written_: int, left: int) -> None:
-        print(f"{name:34}{seconds:8.2f}{seconds / build:10.2%}{written_ / 1e6:12.1f}{left / 1e6:9.1f}", flush=True)
+    def line(name: str, seconds: float, written_: float, left: float) -> None:
+        print(f"{name:38}{seconds:8.2f}{seconds / build:10.2%}{written_ / 1e6:12.1f}{left / 1e6:9.1f}", flush=True)
 
     line("build", build, bytes_, size_of(folder))
     line("  of encoded shards alone", alone, 0, 0)
-    rows = range(size, size + part)
-    added, bytes_, made = measured(model, lambda: index.add(model, records(rows)))
-    assert made.added == part == made.encoded
-    line("add new documents", added, bytes_, made.bytes_written)
-    print(f"{'':34}{added / alone:18.2%} of the build from shards")
+    costs = []
+    for number in range(ADDITIONS):
+        rows = range(size + number * part, size + (number + 1) * part)
+        seconds, bytes_, made = measured(model, lambda rows=rows: index.add(model, records(rows)))
+        assert made.added == part == made.encoded
+        costs.append((seconds, bytes_, made.bytes_written))
+    added, bytes_, left = np.mean(costs, axis=0)
+    line(f"add new documents, mean of {ADDITIONS} times", added, bytes_, left)
+    print(f"{'':38}{added / alone:18.2%} of the build from shards")
     some = range(0, size, max(size // part, 1))
     seconds, bytes_, made = measured(model, lambda: index.add(model, records(some, offset=10 * size)))
     assert made.removed == len(some)
@@ -104,6 +111,7 @@ def report(place: Path, size: int, index_type: str, share: float, dimension: int
     before = size_of(folder)
     seconds, bytes_, made = measured(model, lambda: index.remove([f"doc-{number:09d}" for number in rows]))
     assert made.rows == part
+    index.remove([f"doc-{number:09d}" for number in range(size, rows[0])])
     line("remove documents", seconds, bytes_, max(size_of(folder) - before, 0))
     chosen = set(some)
     texts = (next(records([number], 20 * size if number in chosen else 0)) for number in range(size))
