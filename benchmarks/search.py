@@ -190,8 +190,12 @@ def exact_search(args: argparse.Namespace) -> int:
     return 0
 
 
-def in_turns(contenders: dict[str, Callable[[], Any]], rounds: int) -> tuple[Any, Any, Any]:
-    """Median milliseconds and CPU time of each, and what it found; a round gives each one turn, in changing order."""
+def in_turns(contenders: dict[str, Callable[[], Any]], rounds: int, pause: float = 0.05) -> tuple[Any, Any, Any]:
+    """Median milliseconds and CPU time of each, and what it found; a round gives each one turn, in changing order.
+
+    The pause before a turn is for the threads of another one's OpenMP, which spin for milliseconds after their work. Where
+    both have the same threads there should be none: after a pause the second thread may begin 10 ms late.
+    """
     wall: dict[str, list[float]] = {name: [] for name in contenders}
     cpu: dict[str, list[float]] = {name: [] for name in contenders}
     found = {}
@@ -201,7 +205,7 @@ def in_turns(contenders: dict[str, Callable[[], Any]], rounds: int) -> tuple[Any
             # numpy takes long: one round is enough where it is.
             if name == "numpy" and number > 0 and wall[name][0] > 2000:
                 continue
-            time.sleep(0.05)  # Threads of OpenMP spin for some milliseconds after their work, whoever's turn it is.
+            time.sleep(pause)
             start, start_cpu = time.perf_counter(), time.process_time()
             found[name] = contenders[name]()
             wall[name].append(1000 * (time.perf_counter() - start))
@@ -242,7 +246,7 @@ def print_hits(index: SearchIndex, queries: Any, rounds: int) -> None:
     """What texts and metadata cost."""
     one = queries[:1]
     wall, _, _ = in_turns(
-        {"nearest": lambda: index.nearest(one, 10), "search": lambda: index.search(one, 10)}, max(rounds, 9)
+        {"nearest": lambda: index.nearest(one, 10), "search": lambda: index.search(one, 10)}, 10 * rounds, pause=0
     )
     print(f"{'':10} one query, k = 10: search with texts and metadata {wall['search']:.1f} ms, "
           f"nearest {wall['nearest']:.1f} ms, {wall['search'] / wall['nearest']:.2f} times")  # fmt: skip
