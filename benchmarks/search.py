@@ -193,8 +193,8 @@ def exact_search(args: argparse.Namespace) -> int:
 def in_turns(contenders: dict[str, Callable[[], Any]], rounds: int, pause: float = 0.05) -> tuple[Any, Any, Any]:
     """Median milliseconds and CPU time of each, and what it found; a round gives each one turn, in changing order.
 
-    The pause before a turn is for the threads of another one's OpenMP, which spin for milliseconds after their work. Where
-    both have the same threads there should be none: after a pause the second thread may begin 10 ms late.
+    The pause before a turn is for the threads of another one's OpenMP, which spin for milliseconds after their work.
+    Where both have the same threads there should be none: after a pause the second thread may begin 10 ms late.
     """
     wall: dict[str, list[float]] = {name: [] for name in contenders}
     cpu: dict[str, list[float]] = {name: [] for name in contenders}
