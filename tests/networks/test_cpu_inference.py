@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import platform
 import random
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -330,3 +334,30 @@ def test_bfloat16_is_refused_where_the_cpu_lacks_it(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(cpu_inference, "has_bfloat16", lambda: False)
     with pytest.raises(ArgumentError, match="cannot compute in bfloat16: leave dtype out"):
         FusedEncoder(make(), torch.bfloat16)
+
+
+#: Page faults of 20 times two blocks of 8 MiB that are written and freed, and how many one block has.
+FAULTS = """
+import resource
+import torch
+from bgekit.networks.cpu_inference import keep_freed_memory
+keep_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def write():
+    torch.ones(1 << 21), torch.ones(1 << 21)
+write()
+before = faults()
+for _ in range(20):
+    write()
+print(faults() - before, (1 << 23) // resource.getpagesize())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_freed_memory_is_kept_for_the_next_batch() -> None:
+    """By itself glibc gives such blocks back to the system: 8,000 to 81,000 faults were seen."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUN"))}
+    done = subprocess.run([sys.executable, "-c", FAULTS], env=environment, check=True, capture_output=True, text=True)
+    found, of_one_block = map(int, done.stdout.split())
+    assert found < of_one_block

@@ -44,7 +44,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, ForkError, WorkerError
 from ..models.head_files import DENSE
-from ..networks.cpu_inference import Trimmer, kernels, return_freed_memory
+from ..networks.cpu_inference import Trimmer, keep_freed_memory, kernels, return_freed_memory
 from ..networks.cpu_products import threads_of
 from ..networks.heads import Outputs
 from ..networks.packing import Packed, plan_batches
@@ -212,6 +212,8 @@ class Engine(Generic[N_co]):
         self.network: N_co = spec.load_network(self.device) if network is None else network
         self.padded = self.network.padded
         on_cpu = self.device.type == "cpu"
+        if on_cpu:
+            keep_freed_memory()
         threads = torch.get_num_threads()
         self._shares, self.threads_per_stream = (threads, 1) if on_cpu else (1, threads)
         self.streams = streams or self._shares
