@@ -318,7 +318,7 @@ class FusedEncoder:
 _MALLOC_TRIM: Final = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
 #: Seconds between two returns of freed memory: what they cost is then less than a two-hundredth of the whole.
 _TRIM_SECONDS: Final = 5.0
-#: Bytes of a block that glibc is not yet too large to keep, its own few bytes and alignment apart.
+#: Bytes of the largest block that glibc ever keeps: 32 MiB, less room for what it writes before it and for alignment.
 _LARGEST_KEPT: Final = (32 << 20) - (8 << 10)
 
 

@@ -242,8 +242,6 @@ class Cells(Approximate):
         self._largest = max(lists.list_size(cell) for cell in range(self._ivf.nlist))
         if again is not None:
             faiss.extract_index_ivf(again).parallel_mode = 1
-        for each in (index, again):
-            _read_when_needed(each)
         self._parameters = (
             faiss.IVFRaBitQSearchParameters
             if isinstance(self._ivf, faiss.IndexIVFRaBitQ)
@@ -334,19 +332,6 @@ class Scan(Approximate):
         return Effort(self.count, 4 * k + 64)
 
 
-def _read_when_needed(index: Any) -> None:
-    """Have faiss read mapped cells as it comes to them.
-
-    It would start up to 32 threads for every search, which touch all of its cells once more: of ten million vectors in
-    memory that was three quarters of the CPU time of a query and half of its latency, and gained nothing without.
-    """
-    if index is not None:
-        faiss = import_extra("faiss", "faiss")
-        lists = faiss.downcast_InvertedLists(faiss.extract_index_ivf(index).invlists)
-        if hasattr(lists, "prefetch_nthread"):
-            lists.prefetch_nthread = 0
-
-
 def _selector(selected: Selected | None) -> tuple[Any, Any]:
     """What faiss asks whether a row may be found, and the bits that it reads, which must stay while it does."""
     if selected is None:
@@ -388,6 +373,22 @@ def has_cells(index_type: str, count: int) -> bool:
     return index_type in CELL_CODES
 
 
+def _opened(file: Path) -> Any:
+    """An index of faiss whose cells stay in their file, which is mapped: what is not searched is not read.
+
+    By itself faiss starts up to 32 threads for every search of such an index, which touch all of its cells once more
+    (findings/faiss_mmap_starts_threads.sh): half of the time of a query where they are in the system's cache, and no
+    gain from a disk that reads 2 GB/s.
+    """
+    faiss = import_extra("faiss", "faiss")
+    index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP)
+    if (cells := faiss.try_extract_index_ivf(index)) is not None:
+        lists = faiss.downcast_InvertedLists(cells.invlists)
+        if hasattr(lists, "prefetch_nthread"):  # Old files, and systems that do not map, have another kind.
+            lists.prefetch_nthread = 0
+    return index
+
+
 def open_structure(folder: Path, structure: Mapping[str, Any], count: int, dimension: int) -> Approximate:
     """The approximate index of a segment.
 
@@ -416,10 +417,9 @@ def open_structure(folder: Path, structure: Mapping[str, Any], count: int, dimen
         return Scan(codes, scales, tuning)
     faiss = import_extra("faiss", "faiss")
     try:
-        # Cells stay in their file, which is mapped; what is not searched is not read.
-        index = faiss.read_index(str(files[0]), faiss.IO_FLAG_MMAP)
+        index = _opened(files[0])
         graph = isinstance(index, faiss.IndexHNSW)
-        again = None if graph else faiss.read_index(str(files[0]), faiss.IO_FLAG_MMAP)
+        again = None if graph else _opened(files[0])
     except RuntimeError as error:
         raise OutputError(f"{files[0]} is missing or damaged; build the index again") from error
     if index.ntotal != count or index.d != dimension:

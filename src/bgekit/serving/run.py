@@ -93,13 +93,13 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: Any = None) -> None:
         """Listen, say where, and only then load the models: where the address is taken, none is."""
         await super().startup(sockets)
-        if not self.should_exit:
-            self._preparation.start()
         for listening in getattr(self, "servers", []):
             for each in listening.sockets:
                 address = each.getsockname()
                 where = address if isinstance(address, str) else f"http://{address[0]}:{address[1]}"
                 logger.info("listening on %s (process %d)", where, os.getpid())
+        if not self.should_exit:
+            self._preparation.start()
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: end where a batch is stuck."""
