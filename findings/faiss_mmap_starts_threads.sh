@@ -2,10 +2,9 @@
 # faiss-cpu 1.15.1: an IVF index that is read with IO_FLAG_MMAP starts up to 32 threads for every search.
 #
 # `read_index(file, IO_FLAG_MMAP)` makes the cells `OnDiskInvertedLists`, whose `prefetch_nthread` is 32. Every search then
-# starts as many threads as it looks into cells, 32 at most, which touch the pages of these cells while the search itself
-# reads them; the next search waits for them to end. That is meant for cells that come from a disk. Where they are in the
-# system's cache, as they are after a while, nothing is gained, and a query costs several times its CPU time. The same
-# index read as a whole into memory starts none. `prefetch_nthread` is reached by `downcast_InvertedLists(ivf.invlists)`;
+# starts as many threads as it looks into cells, 32 at most, to read these cells ahead. That is meant for cells that come
+# from a disk. Where they are in the system's cache, as they are after a while, nothing is gained, and a query costs
+# several times its CPU time. The same index read as a whole into memory starts none. `prefetch_nthread` is reached by `downcast_InvertedLists(ivf.invlists)`;
 # bgekit sets it to 0.
 #
 # Threads are counted by the kernel (`processes` of /proc/stat, which counts what other programs start, too), so this runs
