@@ -393,9 +393,12 @@ class Engine(Generic[N_co]):
 
     def _plan(self, tokens: Tokens, request: Request) -> list[list[int]]:
         lengths = list(map(len, tokens.ids))
-        # A small block is shared evenly between the streams of the device instead of filling the first one's budget.
-        budget = min(self.token_budget, max(_SMALL, -(-sum(lengths) // self._shares)))
-        return list(plan_batches(lengths, budget, batch_size=request.batch_size, padded=self.padded))
+        streams = min(self._shares, -(-sum(lengths) // _SMALL))
+        return list(
+            plan_batches(
+                lengths, self.token_budget, batch_size=request.batch_size, padded=self.padded, streams=max(1, streams)
+            )
+        )
 
     def _forward_or_split(self, tokens: Tokens, batch: list[int], request: Request) -> _Results:
         try:

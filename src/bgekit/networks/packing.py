@@ -8,6 +8,7 @@ interface of transformers, so every architecture that uses that interface runs p
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -286,7 +287,7 @@ def register() -> None:
 
 
 def plan_batches(
-    lengths: Sequence[int], token_budget: int, *, batch_size: int | None = None, padded: bool = False
+    lengths: Sequence[int], token_budget: int, *, batch_size: int | None = None, padded: bool = False, streams: int = 1
 ) -> Iterator[list[int]]:
     """Positions of the sequences of each batch, longest sequences first.
 
@@ -298,16 +299,25 @@ def plan_batches(
         token_budget: Maximum number of tokens per batch; a longer sequence stands alone.
         batch_size: Maximum number of sequences per batch.
         padded: Count a batch as its longest sequence times its size, as architectures that pad compute it.
+        streams: Batches that are computed at once. Several get as many batches as keep all of them busy to the end,
+            of equally many tokens give or take half a sequence, by which one may be over the budget.
     """
     order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
+    total = sum(lengths)
+    share = total / (streams * -(-total // (streams * token_budget))) if streams > 1 and total else math.inf
+    limit = token_budget if streams == 1 or padded else math.inf
     batch: list[int] = []
-    tokens = 0
+    tokens = planned = 0
+    end = share
     for position in order:
-        cost = lengths[batch[0]] if batch and padded else lengths[position]
-        if batch and (tokens + cost > token_budget or len(batch) == batch_size):
+        own = lengths[position]
+        cost = lengths[batch[0]] if batch and padded else own
+        if batch and (tokens + cost > limit or len(batch) == batch_size or planned + own / 2 > end):
             yield batch
-            batch, tokens, cost = [], 0, lengths[position]
+            batch, tokens, cost = [], 0, own
+            end = share * (round(planned / share) + 1)
         batch.append(position)
         tokens += cost
+        planned += own
     if batch:
         yield batch
