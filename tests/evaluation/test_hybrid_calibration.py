@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -233,6 +234,62 @@ def test_weights_of_tokens_and_their_vectors_are_measured_as_an_index_searches_b
     assert {*found.fitted.weights} == {*MODES} and sum(found.fitted.weights.values()) == pytest.approx(1)
     few = calibrate_hybrid(model, task, modes=("lexical", "multi-vector"), show_progress=False)
     assert {*few.fitted.weights} == {"lexical", "multi-vector"}
+
+
+class CountingEmbedder(HeadedEmbedder):
+    """Counts how often each text is computed, and for which outputs."""
+
+    def __init__(self, dimension):
+        super().__init__(dimension)
+        self.computed = Counter()
+
+    def _compute(self, blocks, prompt, max_length, batch_size):
+        for texts in blocks:
+            self.computed.update((text, ("dense",)) for text in texts)
+            yield from super()._compute([texts], prompt, max_length, batch_size)
+
+    def _compute_outputs(self, blocks, prompt, max_length, batch_size, outputs):
+        for texts in blocks:
+            before = self.computed.copy()
+            found = list(super()._compute_outputs([texts], prompt, max_length, batch_size, outputs))
+            self.computed = before + Counter((text, tuple(outputs)) for text in texts)
+            yield from found
+
+
+FUSED = Setting(mode="hybrid", fused=MODES)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [*(Setting(mode=mode) for mode in MODES), FUSED],
+        [FUSED, *(Setting(mode=mode) for mode in MODES)],
+        [Setting(mode="multi-vector"), Setting(mode="hybrid", fused=("lexical", "multi-vector"))],
+        [FUSED],
+    ],
+)
+def test_what_modes_take_from_a_document_is_computed_in_two_passes_and_scores_are_those_of_each_alone(task, settings):
+    model = CountingEmbedder(16)
+    report = evaluate(model, task, settings=settings, progress=False, compare=False)
+    documents = {record.text for record in task.corpus.read()}
+    computed = {key: count for key, count in model.computed.items() if key[0] in documents}
+    assert {*computed.values()} == {1}
+    assert {outputs for _, outputs in computed} == {("dense", "sparse"), ("multi-vector",)}
+    for setting, result in zip(settings, report.results, strict=True):
+        (alone,) = evaluate(HeadedEmbedder(16), task, settings=[setting], progress=False, compare=False).results
+        assert result.metrics == alone.metrics
+        assert result.details["top"] == alone.details["top"]
+
+
+def test_vectors_of_a_run_with_lexical_weights_serve_a_later_run_without(task, tmp_path):
+    model = CountingEmbedder(16)
+    both = [Setting(), Setting(mode="lexical")]
+    evaluate(model, task, settings=both, output=tmp_path, keep_vectors=True, progress=False, compare=False)
+    model.computed.clear()
+    later = replace(task, queries={name: f"{text}?" for name, text in task.queries.items()})
+    report = evaluate(model, later, output=tmp_path, keep_vectors=True, progress=False, compare=False)
+    documents = {record.text for record in task.corpus.read()}
+    assert report.results[0].reused and not documents & {text for text, _ in model.computed}
 
 
 def test_a_model_without_heads_is_refused_before_anything_is_computed(model, task):

@@ -282,13 +282,14 @@ def _judge(
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bgekit-")))
         for task in tasks:
             memo: dict[str, Any] = {}
-            for setting in candidate.settings:
-                if setting.reranker is not None and not task.rerankable:
-                    continue
-                if not setting.modes <= {*task.modes}:
-                    continue
+            settings = [
+                setting for setting in candidate.settings
+                if setting.modes <= {*task.modes} and (setting.reranker is None or task.rerankable)
+            ]  # fmt: skip
+            for setting in settings:
                 model = JudgedModel(
-                    embedder, setting, folder=folder, progress=progress, memo=memo, place=place, encode=encode
+                    embedder, setting, folder=folder, progress=progress, memo=memo, place=place, encode=encode,
+                    settings=settings,
                 )  # fmt: skip
                 yield _result(candidate, model, task, cache, said)
 

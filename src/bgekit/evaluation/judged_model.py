@@ -20,6 +20,7 @@ from ..inference.shard_stores import MANIFEST, read_manifest
 from ..inference.shards import EncodeShards, encode_for_now, load_shards
 from ..inference.similarity import paired_similarity, unit
 from ..models.card import UNSET, ModelCard, Role, Unset
+from ..models.head_files import DENSE
 from ..search.bm25 import DESCRIPTION as BM25
 from ..search.modes import Mode, check_mode
 from ..search.parts import check_heads
@@ -28,6 +29,7 @@ from ..search.storage import StoredShards
 if TYPE_CHECKING:
     from ..data.records import Record
     from ..inference.model import Embedder
+    from ..inference.ragged import Ragged
     from ..search.fusion import FittedWeights
     from ..search.index import PairScorer
 
@@ -177,8 +179,8 @@ def role_of(card: ModelCard, kind: Kind, task: str, side: Role) -> str | None:
     return card.default_prompt or ("query" if card.prompt("document") else None)
 
 
-class CorpusVectors:
-    """The vectors of a corpus on disk: block by block, or those of some rows.
+class EncodedCorpus:
+    """What a model computed of a corpus, on disk: vectors block by block or of some rows, and lexical weights.
 
     Args:
         folder: Folder of its shards.
@@ -205,6 +207,15 @@ class CorpusVectors:
         """The vectors [n, d] of some rows."""
         return self._cut(self._stored.vectors(rows))
 
+    def lexical(self) -> Iterator[Ragged]:
+        """The lexical weights of all rows, block by block."""
+        return self._stored.part_blocks("lexical")
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether all of a corpus is encoded in a folder."""
+    return (folder / MANIFEST).exists() and bool(read_manifest(folder / MANIFEST)["complete"])
+
 
 class JudgedModel:
     """An embedder in a setting, for the protocols of `tasks/`.
@@ -215,6 +226,7 @@ class JudgedModel:
     Attributes:
         embedder: What encodes.
         setting: How it is used.
+        settings: All in which it is measured on the task.
         cosine: Whether similarity is the cosine; otherwise the dot product.
         reused: Whether vectors that were asked for were there already, of another setting or an earlier run.
 
@@ -229,7 +241,7 @@ class JudgedModel:
     def __init__(
         self, embedder: Embedder, setting: Setting | None = None, *, folder: Path | None = None,
         progress: bool | None = None, memo: dict[str, Any] | None = None, place: str = "",
-        encode: EncodeShards = encode_for_now,
+        encode: EncodeShards = encode_for_now, settings: Sequence[Setting] = (),
     ) -> None:  # fmt: skip
         """A model in a setting.
 
@@ -241,8 +253,11 @@ class JudgedModel:
             memo: What settings of one model share on a task, so that it is computed once.
             place: Which of the models it is, such as `model 2 of 2`, for the bars.
             encode: Encodes corpora: `encode_to_shards`, or the same with more machines.
+            settings: All in which the model is measured on the task, this one among them: what several of them take
+                from a text is computed in one pass.
         """
         self.embedder, self.setting = embedder, setting or Setting()
+        self.settings = settings or (self.setting,)
         card = embedder.card
         # Of vectors of length 1 the Euclidean distance has the order of the cosine.
         self.cosine = card.similarity == "cosine" or (card.similarity == "euclidean" and card.normalize)
@@ -300,8 +315,9 @@ class JudgedModel:
 
     @contextlib.contextmanager
     def corpus(
-        self, records: Iterable[Record], content: str, kind: Kind, task: str, *, count: int | None = None
-    ) -> Iterator[CorpusVectors]:
+        self, records: Iterable[Record], content: str, kind: Kind, task: str, *, count: int | None = None,
+        lexical: bool = False,
+    ) -> Iterator[EncodedCorpus]:  # fmt: skip
         """The vectors of a corpus, on disk; not more than a block is in memory.
 
         Args:
@@ -310,24 +326,33 @@ class JudgedModel:
             kind: Kind of the task.
             task: Name of the task.
             count: Number of the records, for the bar; None if nobody knows.
+            lexical: Whether lexical weights are read, too; they come with the vectors where any setting takes them.
         """
         role = role_of(self.embedder.card, kind, task, "document")
+        lexical = lexical or any("lexical" in each.modes for each in self.settings)
         with contextlib.ExitStack() as stack:
             if self._folder is None:
                 parent = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bgekit-")))
             else:
                 parent = self._folder
-            folder = parent / digest(self.embedder.fingerprint, content, str(role))[:32]
-            # Its name has the digest of the corpus in it.
-            complete = (folder / MANIFEST).exists() and bool(read_manifest(folder / MANIFEST)["complete"])
+            # Their names have the digest of the corpus in them. One with lexical weights serves for vectors, too.
+            known = self.embedder.fingerprint, content, str(role)
+            folders = [] if lexical else [parent / digest(*known)[:32]]
+            if lexical or "sparse" in self.embedder.outputs:
+                folders.append(parent / digest(*known, self.embedder.output_fingerprint("sparse"))[:32])
+            folder = next(filter(_is_complete, folders), folders[0])
+            complete = _is_complete(folder)
             self.reused |= complete
             if not complete:
                 with contextlib.ExitStack() as shown:
                     shows = sys.stderr.isatty() if self._progress is None else self._progress
                     shown.enter_context(titled(self._title(task, "document")))
                     bar = shown.enter_context(EncodeProgress(count)) if shows else None
-                    self._encode_shards(self.embedder, records, folder, kind=role or "plain", progress=bar)
-            yield CorpusVectors(folder, self._cut)
+                    self._encode_shards(
+                        self.embedder, records, folder, kind=role or "plain", progress=bar,
+                        outputs=(*DENSE, "sparse") if lexical else DENSE,
+                    )  # fmt: skip
+            yield EncodedCorpus(folder, self._cut)
 
     def comparable(self, vectors: Floats) -> Floats:
         """The vectors, whose dot products are the similarities: of length 1 where the cosine counts."""

@@ -15,7 +15,6 @@ import numpy.typing as npt
 from ...data.records import Record
 from ...display.terminal import printable, wrapped
 from ...errors import NumericalError
-from ...inference.ragged import Ragged
 from ...models.card import Role
 from ...models.head_files import Output
 from ...search.bm25 import Bm25
@@ -25,7 +24,7 @@ from ...search.modes import DEPTH, Mode, by_tokens
 from ...search.nearest import QUERIES, UNIT_LENGTH, TopK, pair_scores
 from ...search.postings import TokenPostings, best_rows
 from ..hybrid import Candidates, cross_fit, deal, fitted_point, promising_point, score_table, weight_grid
-from ..judged_model import CorpusVectors, Floats, JudgedModel, Kind
+from ..judged_model import EncodedCorpus, Floats, JudgedModel, Kind
 from ..metrics import DEPTHS, ranking, ranking_metrics
 from .base import MOST, Items, Scores, Task, together
 from .pairs import checked_main, shortened
@@ -268,18 +267,24 @@ class TaskSearch:
 
     def candidates(self, modes: Sequence[Mode]) -> list[Candidates]:
         """What any of the modes found for each query, with the scores that every one of them gives to it."""
-        place, finding = self._order, [mode for mode in modes if mode != "multi-vector"] or modes
+        place = self._order
         with contextlib.ExitStack() as stack:
             # One pass over the corpus where nothing is kept of it.
-            vectors = stack.enter_context(self._corpus()) if "dense" in modes else None
-            lists = {mode: self._dense_found(vectors)[0] if mode == "dense" else self.found(mode) for mode in finding}
-            rows = [candidates({mode: own[query] for mode, own in lists.items()}) for query in range(len(self._ids))]
-            rows = [own[np.argsort(place[own])] for own in rows]
-            scores = [self._similarities(rows, vectors) if vectors and mode == "dense" else self._scores(mode, rows)
+            corpus = stack.enter_context(self._corpus(modes)) if {"dense", "lexical"} & {*modes} else None
+            rows = [own[np.argsort(place[own])] for own in self._candidate_rows(modes, corpus)]
+            scores = [self._similarities(rows, corpus) if corpus and mode == "dense" else self._scores(mode, rows)
                       for mode in modes]  # fmt: skip
         return [
             Candidates(own, np.stack([comparable(each[query]) for each in scores])) for query, own in enumerate(rows)
         ]
+
+    def _candidate_rows(self, modes: Sequence[Mode], corpus: EncodedCorpus | None = None) -> list[Rows]:
+        """The rows that any of the modes found for each query; multi-vectors find none where others do."""
+        if corpus is not None and "lexical" in modes:
+            self._weights_of(corpus)
+        finding = [mode for mode in modes if mode != "multi-vector"] or modes
+        lists = {mode: self._dense_found(corpus)[0] if mode == "dense" else self.found(mode) for mode in finding}
+        return [candidates({mode: own[query] for mode, own in lists.items()}) for query in range(len(self._ids))]
 
     def fused(self) -> tuple[list[Found], dict[str, Any], npt.NDArray[np.float64] | None]:
         """Scores and rows of the best documents of each query by several modes, and how they were weighed.
@@ -326,13 +331,15 @@ class TaskSearch:
         encode = model.queries if task.query_instruction else model.plain
         return model.comparable(encode([task.queries[query] for query in self._ids], task.kind, task.name))
 
-    def _corpus(self) -> contextlib.AbstractContextManager[CorpusVectors]:
+    def _corpus(self, modes: Sequence[Mode] = ()) -> contextlib.AbstractContextManager[EncodedCorpus]:
+        """What the model computes of all documents, as far as some modes take it."""
         corpus = self._task.corpus
         return self._model.corpus(
-            corpus.read(), corpus.digest, self._task.kind, self._task.name, count=len(corpus)
+            corpus.read(), corpus.digest, self._task.kind, self._task.name, count=len(corpus),
+            lexical="lexical" in modes,
         )  # fmt: skip
 
-    def _dense_found(self, vectors: CorpusVectors | None = None) -> tuple[list[Found], Floats]:
+    def _dense_found(self, vectors: EncodedCorpus | None = None) -> tuple[list[Found], Floats]:
         """What is found by vectors, and similarities of random pairs.
 
         Args:
@@ -349,7 +356,7 @@ class TaskSearch:
         setting = self._model.setting
         return self._once(f"found by vectors {setting.instruction!r} {setting.dimension}", search)
 
-    def _nearest(self, vectors: CorpusVectors) -> tuple[list[Found], Floats]:
+    def _nearest(self, vectors: EncodedCorpus) -> tuple[list[Found], Floats]:
         task, model, queries = self._task, self._model, self._queries
         longest = UNIT_LENGTH if model.cosine else None
         best = [
@@ -377,7 +384,7 @@ class TaskSearch:
         ]
         return np.einsum("nd,nd->n", self._queries[rows[kept]], documents[columns[kept]])
 
-    def _similarities(self, rows: Sequence[Rows], vectors: CorpusVectors) -> list[npt.NDArray[np.float64]]:
+    def _similarities(self, rows: Sequence[Rows], vectors: EncodedCorpus) -> list[npt.NDArray[np.float64]]:
         """Scores that vectors give to rows of each query."""
         found = []
         for query, own in zip(self._queries.astype(np.float64), rows, strict=True):
@@ -392,7 +399,7 @@ class TaskSearch:
     def _of_rows(self, mode: Mode, query: int) -> npt.NDArray[np.float32] | None:
         """The scores of all rows by words or by weights of tokens; None where nothing is shared with any."""
         if mode == "lexical":
-            return self._tokens.of_rows(self._outputs("sparse")[query])
+            return self._weights_of().of_rows(self._outputs("sparse")[query])
         return self._words.of_rows(self._task.queries[self._ids[query]])
 
     def _by_terms(self, mode: Mode, query: int) -> Found:
@@ -409,42 +416,98 @@ class TaskSearch:
             "words of the corpus", lambda: Bm25.of_texts(record.text for record in self._task.corpus.read())
         )
 
-    @property
-    def _tokens(self) -> TokenWeights:
+    def _weights_of(self, corpus: EncodedCorpus | None = None) -> TokenWeights:
+        """The lexical weights of the documents.
+
+        Args:
+            corpus: What was computed of them, where it is at hand.
+        """
+
         def weigh() -> TokenWeights:
             postings = TokenPostings()
-            for _, block in self._encoded("sparse"):
-                postings.add(Ragged.of(block))
+            with self._corpus(["lexical"]) if corpus is None else contextlib.nullcontext(corpus) as own:
+                for block in own.lexical():
+                    postings.add(block)
             postings.finish()
             return TokenWeights(postings.blocks, len(self._task.corpus))
 
         return self._once("weights of the corpus", weigh)
 
+    def _scores(self, mode: Mode, rows: Sequence[Rows]) -> list[npt.NDArray[np.float64]]:
+        """Scores that a mode gives to rows of each query, other than by vectors of texts."""
+        if mode == "multi-vector":
+            return self._by_tokens(rows)
+        found = [np.zeros(len(own)) for own in rows]
+        for query, own in enumerate(rows):
+            if (scores := self._of_rows(mode, query)) is not None:
+                found[query] = scores[own].astype(np.float64)
+        return found
+
+    # ------------------------------------------------------------------------------------------- token by token
+
     def _in_second_stage(self) -> list[Found]:
         """The nearest documents by vectors, in the order of what their tokens' vectors say."""
-        nearest = [rows[:_SECOND] for _, rows in self._dense_found()[0]]
+        nearest = self._nearest_rows()
         found = list[Found]()
-        for rows, scores in zip(nearest, self._scores("multi-vector", nearest), strict=True):
+        for rows, scores in zip(nearest, self._by_tokens(nearest), strict=True):
             order = np.lexsort((rows, -scores))
             found.append((scores[order], rows[order]))
         return found
 
-    def _scores(self, mode: Mode, rows: Sequence[Rows]) -> list[npt.NDArray[np.float64]]:
-        """Scores that a mode gives to rows of each query, other than by vectors of texts."""
-        found = [np.zeros(len(own)) for own in rows]
-        if mode != "multi-vector":
-            for query, own in enumerate(rows):
-                if (scores := self._of_rows(mode, query)) is not None:
-                    found[query] = scores[own].astype(np.float64)
-            return found
-        # In one pass over the corpus: vectors of all tokens are more than a memory has.
+    def _nearest_rows(self) -> list[Rows]:
+        """The documents that are compared token by token where that is the mode."""
+        return [rows[:_SECOND] for _, rows in self._dense_found()[0]]
+
+    def _by_tokens(self, rows: Sequence[Rows]) -> list[npt.NDArray[np.float64]]:
+        """Scores of rows of each query by the vectors of their tokens, each of which is computed once for all settings.
+
+        They are more than a memory or a disk has, so what stays is the scores.
+        """
+        known: list[tuple[npt.NDArray[np.float64], Rows]] = self._once(
+            f"by tokens {self._model.setting.instruction!r}", lambda: [(np.empty(0), np.empty(0, np.int64))] * len(rows)
+        )
+        new = [np.setdiff1d(own, there) for own, (_, there) in zip(rows, known, strict=True)]
+        if any(map(len, new)):
+            for more in self._by_tokens_in_settings():
+                new = [np.union1d(own, np.setdiff1d(other, there))
+                       for own, other, (_, there) in zip(new, more, known, strict=True)]  # fmt: skip
+            for query, (own, (scores, there)) in enumerate(zip(self._token_scores(new), known, strict=True)):
+                every = np.concatenate([there, new[query]])
+                order = np.argsort(every)
+                known[query] = np.concatenate([scores, own])[order], every[order]
+        return [scores[np.searchsorted(there, own)] for own, (scores, there) in zip(rows, known, strict=True)]
+
+    def _by_tokens_in_settings(self) -> Iterator[list[Rows]]:
+        """What the model's settings of the same queries and vectors compare token by token, setting by setting."""
+        own = self._model.setting
+        for each in self._model.settings:
+            if (each.instruction, each.dimension) == (own.instruction, own.dimension):
+                if each.mode == "multi-vector":
+                    yield self._nearest_rows()
+                elif each.mode == "hybrid" and "multi-vector" in each.fused:
+                    yield self._candidate_rows(each.fused)
+
+    def _token_scores(self, rows: Sequence[Rows]) -> list[npt.NDArray[np.float64]]:
+        """Scores of rows of each query, in one pass over the corpus."""
         queries = self._outputs("multi-vector")
-        for wanted, block in self._encoded("multi-vector", np.unique(np.concatenate(rows)) if rows else None):
+        found = [np.zeros(len(own)) for own in rows]
+        for wanted, block in self._token_vectors(np.unique(np.concatenate(rows))):
             part = by_tokens(queries, partial(_rows_of, block))
             for query, own in enumerate(rows):
                 inside = np.flatnonzero(np.isin(own, wanted))
                 found[query][inside] = part.score(query, np.searchsorted(wanted, own[inside]))
         return found
+
+    def _token_vectors(self, rows: Rows) -> Iterator[tuple[Rows, list[npt.NDArray[Any]]]]:
+        """Some rows of the corpus, ascending, and the vectors of their tokens, in blocks."""
+        some = frozenset(rows.tolist())
+        records = ((row, own) for row, own in enumerate(self._task.corpus.read()) if row in some)
+        while block := list(itertools.islice(records, _BLOCK)):
+            texts = [record.text for _, record in block]
+            encoded = self._model.embedder.encode_outputs(texts, ["multi-vector"], role="document", show_progress=False)
+            yield np.array([row for row, _ in block]), encoded.ragged["multi-vector"]
+
+    # ------------------------------------------------------------------------------------------------ for all
 
     def _outputs(self, output: Output) -> list[npt.NDArray[Any]]:
         """What the model computes of the queries beside their vectors."""
@@ -457,17 +520,6 @@ class TaskSearch:
                 texts, [output], role=role, instruction=setting.instruction, show_progress=False
             ).ragged[output],
         )
-
-    def _encoded(self, output: Output, rows: Rows | None = None) -> Iterator[tuple[Rows, list[npt.NDArray[Any]]]]:
-        """Rows of the corpus, ascending, all or some, and what the model computes of them, in blocks."""
-        some = None if rows is None else frozenset(rows.tolist())
-        records = ((row, own) for row, own in enumerate(self._task.corpus.read()) if some is None or row in some)
-        while block := list(itertools.islice(records, _BLOCK)):
-            texts = [record.text for _, record in block]
-            encoded = self._model.embedder.encode_outputs(texts, [output], role="document", show_progress=False)
-            yield np.array([row for row, _ in block]), encoded.ragged[output]
-
-    # ------------------------------------------------------------------------------------------------ for both
 
     def _once(self, what: str, make: Callable[[], T]) -> T:
         return self._model.once(f"{what}, {self._task.fingerprint}", make)
