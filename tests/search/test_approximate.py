@@ -65,6 +65,16 @@ def test_what_is_found(folder, monkeypatch, kind, files):
     assert (folder / segment.structure["files"][0]).stat().st_mtime_ns == before  # Only measured again.
 
 
+@pytest.mark.parametrize("most", [1, 3, 20])
+def test_rows_that_are_all_looked_at_are_not_added_up_one_by_one(folder, monkeypatch, most):
+    """Where a condition keeps so little that cells are of no use, one pass compares what it keeps."""
+    with_type(folder, "int8")
+    monkeypatch.setattr(approximate.Approximate, "worthwhile", lambda *_: False)
+    monkeypatch.setattr(SearchIndex, "_scored", None)
+    every = np.arange(ROWS)
+    assert recall_of(SearchIndex.load(folder), every[every % 100 < most], where=f"part < {most}") == 1
+
+
 def test_what_meets_a_condition_and_lies_elsewhere_than_the_query(folder, monkeypatch):
     """More cells are looked into until enough of the rows that may be found are."""
     monkeypatch.setattr(approximate.Approximate, "worthwhile", lambda *_: True)

@@ -897,11 +897,12 @@ class SearchIndex:
             return none
         found = [[each] for each in none]
         row_bytes = 4 * self.dimension
+        total = self.stored.count if kept is None else len(kept)
         for (first, count, structure), inside in zip(self._state.structures, self._state.inside(kept), strict=True):
             rows = count if inside is None else int(np.count_nonzero(inside))
             if structure is None or not structure.worthwhile(min(top_k, rows), rows, row_bytes):
-                if count * 2 > self.stored.count and rows * 8 > count:
-                    return none  # One pass over all vectors looks at these as quickly.
+                if rows * 2 > total:
+                    return none  # One pass over all that may be found looks at these as well.
                 every = np.arange(count) if inside is None else np.flatnonzero(inside)
                 for each in found:
                     each.append(first + every)
