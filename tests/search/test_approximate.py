@@ -65,14 +65,17 @@ def test_what_is_found(folder, monkeypatch, kind, files):
     assert (folder / segment.structure["files"][0]).stat().st_mtime_ns == before  # Only measured again.
 
 
+@pytest.mark.parametrize("segments", [1, 2, 3])
 @pytest.mark.parametrize("most", [1, 3, 20])
-def test_rows_that_are_all_looked_at_are_not_added_up_one_by_one(folder, monkeypatch, most):
+def test_rows_that_are_all_looked_at_are_not_added_up_one_by_one(folder, monkeypatch, most, segments):
     """Where a condition keeps so little that cells are of no use, one pass compares what it keeps."""
     with_type(folder, "int8")
     monkeypatch.setattr(approximate.Approximate, "worthwhile", lambda *_: False)
     monkeypatch.setattr(SearchIndex, "_scored", None)
-    every = np.arange(ROWS)
-    assert recall_of(SearchIndex.load(folder), every[every % 100 < most], where=f"part < {most}") == 1
+    index, every, size = SearchIndex.load(folder), np.arange(ROWS), ROWS // segments
+    ((_, _, structure),) = index._state.structures
+    index._state.structures[:] = [(first, size, structure) for first in range(0, ROWS, size)]
+    assert recall_of(index, every[every % 100 < most], where=f"part < {most}") == 1
 
 
 def test_what_meets_a_condition_and_lies_elsewhere_than_the_query(folder, monkeypatch):

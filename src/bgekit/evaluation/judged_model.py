@@ -20,10 +20,9 @@ from ..inference.shard_stores import MANIFEST, read_manifest
 from ..inference.shards import EncodeShards, encode_for_now, load_shards
 from ..inference.similarity import paired_similarity, unit
 from ..models.card import UNSET, ModelCard, Role, Unset
-from ..models.head_files import DENSE
 from ..search.bm25 import DESCRIPTION as BM25
 from ..search.modes import Mode, check_mode
-from ..search.parts import check_heads
+from ..search.parts import check_heads, outputs_of
 from ..search.storage import StoredShards
 
 if TYPE_CHECKING:
@@ -340,17 +339,17 @@ class JudgedModel:
             folders = [] if lexical else [parent / digest(*known)[:32]]
             if lexical or "sparse" in self.embedder.outputs:
                 folders.append(parent / digest(*known, self.embedder.output_fingerprint("sparse"))[:32])
-            folder = next(filter(_is_complete, folders), folders[0])
-            complete = _is_complete(folder)
-            self.reused |= complete
-            if not complete:
+            complete = next(filter(_is_complete, folders), None)
+            folder = complete or folders[0]
+            self.reused |= complete is not None
+            if complete is None:
                 with contextlib.ExitStack() as shown:
                     shows = sys.stderr.isatty() if self._progress is None else self._progress
                     shown.enter_context(titled(self._title(task, "document")))
                     bar = shown.enter_context(EncodeProgress(count)) if shows else None
                     self._encode_shards(
                         self.embedder, records, folder, kind=role or "plain", progress=bar,
-                        outputs=(*DENSE, "sparse") if lexical else DENSE,
+                        outputs=outputs_of(["lexical"] if lexical else []),
                     )  # fmt: skip
             yield EncodedCorpus(folder, self._cut)
 

@@ -393,11 +393,10 @@ class Engine(Generic[N_co]):
 
     def _plan(self, tokens: Tokens, request: Request) -> list[list[int]]:
         lengths = list(map(len, tokens.ids))
-        streams = min(self._shares, -(-sum(lengths) // _SMALL))
+        # Few tokens are not worth a stream of their own.
+        streams = max(1, min(self._shares, -(-sum(lengths) // _SMALL)))
         return list(
-            plan_batches(
-                lengths, self.token_budget, batch_size=request.batch_size, padded=self.padded, streams=max(1, streams)
-            )
+            plan_batches(lengths, self.token_budget, batch_size=request.batch_size, padded=self.padded, streams=streams)
         )
 
     def _forward_or_split(self, tokens: Tokens, batch: list[int], request: Request) -> _Results:

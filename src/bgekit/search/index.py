@@ -898,17 +898,21 @@ class SearchIndex:
         found = [[each] for each in none]
         row_bytes = 4 * self.dimension
         total = self.stored.count if kept is None else len(kept)
+        asked, looked_at = [], 0
         for (first, count, structure), inside in zip(self._state.structures, self._state.inside(kept), strict=True):
             rows = count if inside is None else int(np.count_nonzero(inside))
-            if structure is None or not structure.worthwhile(min(top_k, rows), rows, row_bytes):
-                if rows * 2 > total:
-                    return none  # One pass over all that may be found looks at these as well.
-                every = np.arange(count) if inside is None else np.flatnonzero(inside)
-                for each in found:
-                    each.append(first + every)
-            else:
-                for each, some in zip(found, structure.candidates(queries, top_k, inside), strict=True):
-                    each.append(first + some)
+            if structure is not None and structure.worthwhile(min(top_k, rows), rows, row_bytes):
+                asked.append((first, structure, inside))
+                continue
+            looked_at += rows
+            if looked_at * 2 > total:
+                return none  # One pass over all that may be found looks at these as well.
+            every = np.arange(count) if inside is None else np.flatnonzero(inside)
+            for each in found:
+                each.append(first + every)
+        for first, structure, inside in asked:
+            for each, some in zip(found, structure.candidates(queries, top_k, inside), strict=True):
+                each.append(first + some)
         return [np.concatenate(each) for each in found]
 
     def _scored(self, query: Floats, rows: Rows, cosine: bool) -> tuple[Floats, Rows]:

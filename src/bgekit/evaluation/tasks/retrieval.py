@@ -270,7 +270,7 @@ class TaskSearch:
         place = self._order
         with contextlib.ExitStack() as stack:
             # One pass over the corpus where nothing is kept of it.
-            corpus = stack.enter_context(self._corpus(modes)) if {"dense", "lexical"} & {*modes} else None
+            corpus = stack.enter_context(self._corpus(modes)) if "dense" in modes else None
             rows = [own[np.argsort(place[own])] for own in self._candidate_rows(modes, corpus)]
             scores = [self._similarities(rows, corpus) if corpus and mode == "dense" else self._scores(mode, rows)
                       for mode in modes]  # fmt: skip
